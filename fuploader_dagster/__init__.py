@@ -1,0 +1,1 @@
+"""From the message queue to verified archives in object storage, as a Dagster project."""

@@ -1,0 +1,116 @@
+"""What can go wrong, sorted by what the person on call can do about it.
+
+    FuploaderError
+    +-- TemporaryError       try again later; the pipeline does so by itself
+    |   +-- SourceUnavailable    the queue does not answer
+    |   +-- StateUnavailable     the state store does not answer
+    |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
+    |   +-- SlotInUse            another process writes this slot at the moment
+    |   +-- DiskFull             free space is below the configured mark, or the disk said ENOSPC
+    +-- PermanentError       a person has to change something first
+    |   +-- ConfigError          a setting is unknown, missing or impossible
+    |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
+    |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
+    |   +-- ObjectConflict       an object with other content lies under our key
+    |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
+    +-- DamagedData          bytes are not what they must be
+        +-- BadMessage           a message that cannot become a file: goes to the dead letters
+        +-- DamagedSlot          a slot directory contradicts its index or its seal
+        +-- DamagedArchive       an archive contradicts its manifest
+        +-- DigestMismatch       what the object store holds is not what was sent
+
+Every error says what was tried, on what, and what happened; `hint` says what to do next.
+"""
+
+
+class FuploaderError(Exception):
+    """Base of all errors of this package.
+
+    `hint` is one sentence for the person on call; it is part of `str(error)`.
+    Neither the message nor the hint ever holds a secret.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class TemporaryError(FuploaderError):
+    """Trying again later can help."""
+
+
+class SourceUnavailable(TemporaryError):
+    """The queue cannot be reached or dropped the connection."""
+
+
+class StateUnavailable(TemporaryError):
+    """The state store cannot be reached."""
+
+
+class StoreUnavailable(TemporaryError):
+    """The object store cannot be reached, failed, or asked to slow down.
+
+    `retry_after_seconds` is what the server asked for, if it said so.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class SlotInUse(TemporaryError):
+    """Another live process owns the slot (or the storage root)."""
+
+
+class DiskFull(TemporaryError):
+    """Too little free space to take more messages."""
+
+
+class PermanentError(FuploaderError):
+    """Trying again without a change cannot help."""
+
+
+class ConfigError(PermanentError):
+    """A setting is unknown, missing or impossible. The message names it."""
+
+
+class SourceRefused(PermanentError):
+    """The queue refused the login, the rights or the queue's name."""
+
+
+class StoreRefused(PermanentError):
+    """The object store refused the request for good."""
+
+
+class ObjectConflict(PermanentError):
+    """An object with other content already lies under the key. It was not touched."""
+
+
+class StrategyError(PermanentError):
+    """A user's function raised or returned something unusable."""
+
+
+class DamagedData(FuploaderError):
+    """Bytes are not what they must be."""
+
+
+class BadMessage(DamagedData):
+    """A message that can never become a file. Its raw bytes go to the dead letters."""
+
+
+class DamagedSlot(DamagedData):
+    """A slot directory contradicts its own index or seal."""
+
+
+class DamagedArchive(DamagedData):
+    """An archive contradicts its own manifest or digest."""
+
+
+class DigestMismatch(DamagedData):
+    """The object store holds other bytes than were sent. Local data was kept."""

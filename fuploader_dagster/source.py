@@ -1,0 +1,115 @@
+"""MessageSource: where messages come from. One implementation per file in `resources/`.
+
+What must always hold:
+
+- A message stays in the queue until `settle` was called with a `CommittedBatch` that covers it;
+  a process that dies before that gets it delivered again (to itself or to another).
+- `settle` covers *every* message received so far up to `batch.last`, in the order in which
+  `receive` returned them: one acknowledgement per batch, not per message.
+- Only a durable commit (`fuploader_dagster.drain`) makes a `CommittedBatch`.
+
+Errors: `SourceUnavailable` for what may pass, `SourceRefused` for what needs a person. After
+`SourceUnavailable` the source is closed; `open` may be called again, and everything that was
+received and not settled will be delivered again with `redelivered` set where the queue knows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Message(NamedTuple):
+    """One message as the queue delivered it."""
+
+    body: bytes
+    receipt: int
+    """The source's own number of this delivery; grows with each delivery of one `open`."""
+    redelivered: bool
+    message_id: str | None
+    attributes: Any = None
+    """The source's own view of headers and properties; `MessageSource.describe` renders it."""
+
+
+@dataclass(frozen=True)
+class CommittedBatch:
+    """Messages that are durable on this disk: as slot files, or as dead letters."""
+
+    last: Message
+    """All messages received up to and including this one are covered."""
+    messages: int
+    dead_letters: Sequence[Message] = ()
+    """Those of them that went to the dead letters."""
+
+
+class MessageSource(ABC):
+    """A queue that is being consumed by one worker. Not thread-safe."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and begin consuming. Safe to call again after `close` or an error."""
+
+    @abstractmethod
+    def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
+        """Return up to `limit` messages, in the queue's order.
+
+        Returns as soon as at least one message is there, and an empty list when none came
+        within `timeout_seconds`. Keeps the connection alive (heartbeats) while it waits.
+        """
+
+    @abstractmethod
+    def settle(self, batch: CommittedBatch) -> None:
+        """Tell the queue that everything up to `batch.last` is done. It forgets those messages."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave. Messages not settled go back to the queue. Never raises, may be repeated."""
+
+    @abstractmethod
+    def describe(self, message: Message) -> dict[str, Any]:
+        """Headers and properties of a message as JSON-ready values, for a dead letter."""
+
+
+class MessagePublisher(ABC):
+    """Puts messages into a queue and knows that they arrived."""
+
+    @abstractmethod
+    def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        """Publish (body, headers) pairs; return how many the queue confirmed as durable.
+
+        Returns only when all are confirmed. Raises `SourceUnavailable` otherwise; some of the
+        messages may then be in the queue already.
+        """
+
+    @abstractmethod
+    def backlog(self) -> int:
+        """Messages that wait in the queue, as the queue counts them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave. Never raises, may be repeated."""
+
+
+class SourceSettings(BaseModel):
+    """What a configuration says about a queue; subclasses add fields and build the parts.
+
+    Opening nothing is part of the contract: both methods only construct.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def source(self, *, prefetch: int) -> MessageSource:
+        """A consumer that takes at most `prefetch` unsettled messages. Not yet connected."""
+        raise NotImplementedError
+
+    def publisher(self) -> MessagePublisher:
+        """A publisher, which connects at its first use."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Address and queue in words, without secrets, for logs and error messages."""
+        raise NotImplementedError

@@ -1,0 +1,125 @@
+"""StateStore: who writes which slot, what is in it, and what is sealed but not yet registered.
+
+What must always hold:
+
+- The store coordinates and counts; it is never the only place of anything. Losing all of it loses
+  no message: a starting worker gives it back what the directories say.
+- One committed batch costs one round trip (`record`), however many messages it has.
+- A slot is claimed by one storage root at a time. Within a storage root a file lock decides; the
+  claim catches two machines that were given the same node name. A claim is released or renewed
+  only by the root that holds it, and it lapses by itself after its time to live.
+
+All methods raise `StateUnavailable` when the store does not answer. Each is atomic, and safe to
+repeat, except that repeating `record` counts its totals twice (they are for people to look at).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class SlotCount:
+    """What an active directory holds."""
+
+    slot: int
+    number: int
+    """The directory's number within the slot; never used again once used."""
+    messages: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one durable commit changed. Totals are differences, slots are absolute."""
+
+    slots: Sequence[SlotCount] = ()
+    sealed: Sequence[str] = ()
+    """Partition keys of slots that were sealed in this step."""
+    stored_messages: int = 0
+    stored_bytes: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything the store knows about one pipeline on one node, for status displays."""
+
+    slots: Sequence[SlotCount] = ()
+    owners: dict[int, str] = field(default_factory=dict)
+    """Slot number to the storage root's id that holds its claim."""
+    sealed_waiting: int = 0
+    stored_messages: int = 0
+    stored_bytes: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+
+
+class StateStore(ABC):
+    """State of one pipeline on one node. Thread-safe."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and check that the store answers. May be repeated."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect. Never raises, may be repeated."""
+
+    @abstractmethod
+    def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
+        """Claim the slots for a storage root, all or none; renews what the root already holds.
+
+        Raises `SlotInUse`, naming the holder, if another root holds one of them.
+        """
+
+    @abstractmethod
+    def release(self, slots: Sequence[int], root_id: str) -> None:
+        """Give claims back. Claims of other roots are left alone."""
+
+    @abstractmethod
+    def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
+        """Store a commit's counts, queue its sealed keys and renew its slots' claims: one round trip.
+
+        A slot that appears in `commit.slots` replaces what was stored for it. If another root
+        holds a claim on one of these slots nothing is changed and `SlotInUse` is raised.
+        """
+
+    @abstractmethod
+    def highest_number(self, slot: int) -> int:
+        """The highest directory number ever recorded for the slot; 0 if none."""
+
+    @abstractmethod
+    def add_sealed(self, keys: Sequence[str]) -> None:
+        """Queue partition keys for registration. A key that is queued already stays as it is."""
+
+    @abstractmethod
+    def sealed(self, limit: int) -> list[str]:
+        """Up to `limit` keys that wait for registration, in lexical order. Removes nothing."""
+
+    @abstractmethod
+    def forget_sealed(self, keys: Sequence[str]) -> None:
+        """Take registered keys out of the queue. Unknown keys are ignored."""
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """What is known now. An empty store gives an empty snapshot."""
+
+
+class StateSettings(BaseModel):
+    """What a configuration says about the state store; subclasses add fields and build it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def store(self, *, pipeline: str, node: str) -> StateStore:
+        """The store of one pipeline on one node. Not yet connected."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Address in words, without secrets."""
+        raise NotImplementedError
