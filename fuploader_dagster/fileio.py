@@ -1,0 +1,181 @@
+"""Durable writes: the only place that calls fsync, rename and remove.
+
+What must always hold: when a function here returns, a power cut does not undo it. A file appears
+under its final name only with all its bytes (write to a temporary name, fsync, rename, fsync of
+the directory). Temporary names start with `.tmp-`, so that what a dead process left is known.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fuploader_dagster.errors import DiskFull, SlotInUse
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file that somebody else wrote durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_dirs(path: Path) -> None:
+    """Create the directory and its missing parents, durably."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        fsync_dir(directory.parent)
+
+
+def temporary_name(final: Path) -> Path:
+    """A name beside `final` under which it is written before it counts."""
+    return final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Give a file whose bytes are already synced its final name, over an older one if there is."""
+    temporary.replace(final)
+    fsync_dir(final.parent)
+
+
+def rename_dir_durably(source: Path, target: Path) -> None:
+    """Move a directory in one step. The target must not exist (`OSError` if it does)."""
+    make_dirs(target.parent)
+    if target.exists():  # rename(2) would silently take the place of an empty directory
+        raise FileExistsError(errno.EEXIST, "a directory of this name is there already", target)
+    source.rename(target)
+    fsync_dir(target.parent)
+    fsync_dir(source.parent)
+
+
+def write_durably(final: Path, content: bytes) -> None:
+    """Write a whole file, replacing an older one in one step."""
+    temporary = temporary_name(final)
+    with naming_full_disks(final), temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    replace_durably(temporary, final)
+
+
+def append_durably(path: Path, content: bytes) -> None:
+    """Append in one write and sync; creates the file if it is missing.
+
+    Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
+    """
+    new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        with naming_full_disks(path):
+            write_all(descriptor, content)
+            os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        fsync_dir(path.parent)
+
+
+def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
+    """`os.write` until everything is written (a signal or a full disk makes it write less)."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file and make it durable; a missing one is no error."""
+    path.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with everything in it; a missing one is no error.
+
+    It gets a temporary name first: a crash in between leaves something that is recognised as
+    garbage, never a directory with half of its files.
+    """
+    if not path.exists():
+        return
+    doomed = temporary_name(path)
+    path.rename(doomed)
+    fsync_dir(path.parent)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def naming_full_disks(path: Path) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left while writing {path}", hint="free some space; nothing was lost"
+            ) from error
+        raise
+
+
+class FileLock:
+    """An exclusive lock that the kernel gives back when the process dies.
+
+    Not re-entrant; other locks of the same process count as somebody else's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock now. Raises `SlotInUse`, naming the holder, if it is taken."""
+        make_dirs(self.path.parent)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise SlotInUse(
+                f"{self.path} is held by {holder or 'another process'}",
+                hint="it is given back when that process leaves",
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
