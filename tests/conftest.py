@@ -1,0 +1,3 @@
+"""Fixtures of all tests: the private servers, each started at its first use."""
+
+pytest_plugins = ["tests.servers.queue_fixtures"]
