@@ -60,11 +60,11 @@ def replace_durably(temporary: Path, final: Path) -> None:
     fsync_dir(final.parent)
 
 
-def rename_dir_durably(source: Path, target: Path) -> None:
-    """Move a directory in one step. The target must not exist (`OSError` if it does)."""
+def rename_durably(source: Path, target: Path) -> None:
+    """Move a file or directory in one step. The target must not exist (`OSError` if it does)."""
     make_dirs(target.parent)
-    if target.exists():  # rename(2) would silently take the place of an empty directory
-        raise FileExistsError(errno.EEXIST, "a directory of this name is there already", target)
+    if target.exists():  # rename(2) would silently take the place of a file or an empty directory
+        raise FileExistsError(errno.EEXIST, "something of this name is there already", target)
     source.rename(target)
     fsync_dir(target.parent)
     fsync_dir(source.parent)
@@ -78,6 +78,30 @@ def write_durably(final: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     replace_durably(temporary, final)
+
+
+def create_durably(final: Path, content: bytes) -> bool:
+    """Write a whole file unless there is one of this name already; False if there is."""
+    temporary = temporary_name(final)
+    with naming_full_disks(final), temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+        fsync_dir(final.parent)
+    return True
+
+
+def write_for_readers(final: Path, content: bytes) -> None:
+    """Replace a file in one step, without waiting for the disk: for displays, not for data."""
+    temporary = temporary_name(final)
+    temporary.write_bytes(content)
+    temporary.replace(final)
 
 
 def append_durably(path: Path, content: bytes) -> None:

@@ -84,7 +84,7 @@ class StateStore(ABC):
 
     @abstractmethod
     def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
-        """Store a commit's counts, queue its sealed keys and renew its slots' claims: one round trip.
+        """Store a commit's counts, queue its sealed keys, renew its slots' claims: one round trip.
 
         A slot that appears in `commit.slots` replaces what was stored for it. If another root
         holds a claim on one of these slots nothing is changed and `SlotInUse` is raised.

@@ -17,11 +17,13 @@ A missing object is `None` from `head` and `StoreRefused` from `get_range`.
 
 from __future__ import annotations
 
+import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Progress = Callable[[int, int], None]
 """Called with (bytes confirmed so far, total bytes) while a large archive is being sent."""
@@ -62,6 +64,16 @@ class ObjectInfo:
     """The digest kept with the object, if it has one (ours always have)."""
 
 
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """What an interrupted put left at the service; it costs money until it is aborted."""
+
+    key: str
+    upload_id: str
+    begun_at: datetime
+    """UTC, by the service's clock."""
+
+
 class ObjectStore(ABC):
     """One bucket (or folder), below an optional prefix. Thread-safe."""
 
@@ -97,7 +109,43 @@ class ObjectStore(ABC):
     def address(self, key: str) -> str:
         """The full address of a key, for people."""
 
+    def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
+        """Uploads below the prefix that were begun and neither completed nor aborted.
 
+        Always empty where a put leaves nothing behind.
+        """
+        return []
+
+    def abort(self, upload: UnfinishedUpload) -> None:  # noqa: B027 - where nothing is left behind
+        """Forget an unfinished upload with its parts; one that is gone is no error.
+
+        A put that is just going on with it fails and begins anew: abort only old ones.
+        """
+
+    def abort_unfinished(
+        self,
+        *,
+        older_than: timedelta,
+        now: datetime,
+        prefix: str = "",
+        needed: Collection[str] = (),
+    ) -> builtins.list[UnfinishedUpload]:
+        """Abort uploads begun longer ago than `older_than`, except those of `needed` keys.
+
+        `needed` are the keys of archives that still lie here and will go on. Returns what was
+        aborted.
+        """
+        doomed = [
+            upload
+            for upload in self.unfinished(prefix)
+            if now - upload.begun_at > older_than and upload.key not in needed
+        ]
+        for upload in doomed:
+            self.abort(upload)
+        return doomed
+
+
+@runtime_checkable
 class OpensObjectStore(Protocol):
     """What a pipeline needs of its store setting; the Dagster resources of `resources/` are such."""
 

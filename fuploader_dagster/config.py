@@ -1,0 +1,158 @@
+"""Settings of a pipeline: one validated model, from Python, YAML and the environment.
+
+`Intake` is the half that a drain worker needs (queue to sealed slot), `Pipeline` adds the other
+half (sealed slot to stored object). A worker gets its `Intake` as JSON through its stdin, so it
+never loads Dagster, a store's client library, or a file that may have changed meanwhile.
+
+Unknown keys and impossible values fail at load, and so do traps between options.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SerializeAsAny,
+    model_validator,
+)
+
+from fuploader_dagster.layout import NO_NODE, Layout
+from fuploader_dagster.source import SourceSettings
+from fuploader_dagster.state import StateSettings
+from fuploader_dagster.storage import OpensObjectStore
+from fuploader_dagster.strategies import KeyStrategy, Strategy
+
+MIB = 1024 * 1024
+DEFAULT_PREFETCH = 2000
+DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Intake(BaseModel):
+    """Everything between the queue and a sealed slot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    """Names folders, asset keys, partition sets and sensors: lower case, digits, underscores."""
+    node_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
+    """This machine's name, where several share a queue. Part of partition keys and asset keys."""
+    storage_root: Path = Path("data")
+    """Local folder for slots and archives, on a disk that honours fsync."""
+    source: SerializeAsAny[InstanceOf[SourceSettings]]
+    state: SerializeAsAny[InstanceOf[StateSettings]]
+
+    message_format: Literal["envelope", "json", "raw"] = "envelope"
+    """`envelope`: FUploader's; `json`: the body is the file, named by a field of it; `raw`: the
+    body is the file, named by the message id or by its own digest."""
+    name_fields: tuple[str, ...] = ("file_name", "file_id", "aweme_id")
+    """Fields that name the file, the first non-empty one wins."""
+    max_unpacked_bytes: Count = 64 * MIB
+    """A message that unpacks to more goes to the dead letters."""
+    parser: Strategy | None = None
+    """Own message parser `(bytes) -> dict | bytes | str | envelope`, sync or async."""
+    file_name: Strategy | None = None
+    """Own file name generator: gets what the parser returned, returns the name."""
+    key: KeyStrategy = DEFAULT_KEY
+    """Object key: a template with {pipeline} {node} {slot} {number} {sealed_at:%Y%m%d} {partition}
+    {archive}, or a function `(archive name) -> key`. Fixed when the slot is sealed."""
+    archive_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]{1,10}){1,3}$")] = ".tar.zst"
+    """Ending of archive names; a custom packer must produce files of this ending."""
+
+    slot_format: Literal["segment", "files"] = "segment"
+    """`segment`: one append-only tar per directory, fast; `files`: one file per message."""
+    process_count: Count = 1
+    """Worker processes that drain side by side; each owns its slots."""
+    slots_per_worker: Count = 1
+    """With more than one, a stable hash of the file name picks the slot."""
+    max_tasks_per_child: Annotated[int, Field(ge=0)] = 0
+    """A worker is replaced after this many messages; 0 means never."""
+    drain_by: Literal["sensor", "command"] = "sensor"
+    """`command`: `fuploader drain` runs the workers, the sensor only registers sealed slots."""
+
+    prefetch_count: Annotated[int, Field(ge=2)] = DEFAULT_PREFETCH
+    """Unacknowledged messages the queue hands a worker; more than `commit_messages`."""
+    commit_messages: Count = 500
+    """Messages per durable commit, and so per acknowledgement."""
+    commit_bytes: Count = 16 * MIB
+    flush_interval_seconds: Seconds = 1.0
+    """A slow queue's messages wait at most this long for their commit."""
+
+    seal_messages: Count = 10_000
+    """A slot costs Dagster about 40 ms: smaller slots soon cost more than their messages."""
+    seal_bytes: Count = 128 * MIB
+    seal_age_seconds: Seconds = 300.0
+    residue_file_upload: bool = False
+    """Seal what is left when a worker is told to leave, so that it ships without a restart."""
+
+    min_free_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
+    """Below this the drain pauses and leaves messages in the queue."""
+    lease_seconds: Seconds = 8.5
+    """Workers leave by themselves when no sensor tick came for this long; ticks come every 5 s."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.storage_root.absolute() / self.name)
+
+    @property
+    def node(self) -> str:
+        return self.node_id or NO_NODE
+
+    def slots_of(self, worker: int) -> range:
+        """Slot numbers that a worker owns."""
+        return range(worker * self.slots_per_worker, (worker + 1) * self.slots_per_worker)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_batch_to_prefetch(cls, values: Any) -> Any:
+        """A batch that nobody set is at most half of what the queue hands out."""
+        if isinstance(values, dict) and "commit_messages" not in values:
+            prefetch = values.get("prefetch_count", DEFAULT_PREFETCH)
+            if str(prefetch).isdigit():
+                values = {**values, "commit_messages": max(1, min(500, int(prefetch) // 2))}
+        return values
+
+    @model_validator(mode="after")
+    def _check_traps(self) -> Intake:
+        if self.prefetch_count <= self.commit_messages:
+            raise ValueError(
+                f"prefetch_count ({self.prefetch_count}) must be larger than commit_messages "
+                f"({self.commit_messages}): otherwise the queue stops delivering before a batch "
+                f"is full, and every commit waits for flush_interval_seconds"
+            )
+        if self.lease_seconds > 60 or self.lease_seconds < 6:
+            raise ValueError(
+                f"lease_seconds ({self.lease_seconds:g}) must lie between 6 and 60: sensor ticks "
+                f"come every 5 s, and switching the sensor off takes this long to stop the drain"
+            )
+        return self
+
+
+class Pipeline(Intake):
+    """One queue's whole way into one object store."""
+
+    store: InstanceOf[OpensObjectStore]
+    packer: Strategy | None = None
+    """Own packer `(Path) -> Path | None`, sync or async: gets a directory with real files."""
+    compression_level: Annotated[int, Field(ge=1, le=19)] = 3
+    pack_threads: Count = 2
+    upload_threads: Count = 4
+    """Archives uploaded at once within a run."""
+    partitions_per_run: Annotated[int, Field(ge=1, le=1000)] = 64
+    max_retries: Annotated[int, Field(ge=0)] = 2
+    """Attempts after the first, within a run; the recovery schedule goes on after that."""
+    retry_delay_seconds: Seconds = 5.0
+    recovery_base_seconds: Seconds = 60.0
+    """Pause before a failed slot is asked for again; doubles with each attempt."""
+    recovery_cap_seconds: Seconds = 3600.0
+
+    def intake(self) -> Intake:
+        """The half that a worker needs."""
+        return Intake.model_construct(**{name: getattr(self, name) for name in Intake.model_fields})

@@ -1,0 +1,175 @@
+"""From a message to a named file: the built-in formats, or a user's parser and name generator.
+
+What must always hold: each message of a batch gives either a `File` or a `BadMessage`; whatever a
+user's function does to one message, the others flow on. Without a parser the content is the
+payload's bytes as received; with one, it is what the parser returned, written as FUploader writes
+it (bytes as they are, text as UTF-8, anything else as JSON).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.envelope import (
+    Envelope,
+    check_file_name,
+    decode_envelope,
+    decode_json,
+    decode_raw,
+)
+from fuploader_dagster.errors import BadMessage
+from fuploader_dagster.messages import DecodedFilePayload, serialize_file_payload
+from fuploader_dagster.source import Message
+from fuploader_dagster.strategies import name_of
+
+
+class File(NamedTuple):
+    """A message that can be stored. The name is checked."""
+
+    name: str
+    content: bytes
+
+
+class Decoder:
+    """Turns messages into files, as one pipeline's settings say."""
+
+    def __init__(self, settings: Intake) -> None:
+        self._settings = settings
+        self._parser = settings.parser
+        self._namer = settings.file_name
+        self._built_in: Callable[[Message], Envelope] = {
+            "envelope": self._envelope,
+            "json": self._json,
+            "raw": self._raw,
+        }[settings.message_format]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def decode(self, messages: Sequence[Message]) -> list[File | BadMessage]:
+        """One result per message, in their order."""
+        if self._parser is None:
+            return [self._attempt(self._plain, message, message) for message in messages]
+        parsed = self._parse(self._parser, messages)
+        return [
+            self._attempt(self._named, result, message)
+            for message, result in zip(messages, parsed, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Give back what an async parser needed. May be repeated."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    @staticmethod
+    def _attempt(
+        step: Callable[[Any, Message], File], parsed: Any, message: Message
+    ) -> File | BadMessage:
+        try:
+            return step(parsed, message)
+        except BadMessage as error:
+            return error
+
+    def _plain(self, _: Any, message: Message) -> File:
+        envelope = self._built_in(message)
+        name = envelope.file_name if self._namer is None else _ask_name(self._namer, envelope)
+        return File(check_file_name(name), envelope.content)
+
+    def _named(self, parsed: Any, message: Message) -> File:
+        if isinstance(parsed, BadMessage):
+            raise parsed
+        if self._namer is not None:
+            name = _ask_name(self._namer, parsed)
+        else:  # a message without any name gets the one that a redelivery of it gets too
+            name = _name_in(parsed, self._settings.name_fields) or self._raw(message).file_name
+        return File(check_file_name(name), _content_of(parsed))
+
+    def _parse(self, parser: Callable[..., Any], messages: Sequence[Message]) -> list[Any]:
+        """What the user's parser makes of each body; awaitables of a batch run side by side."""
+        results: list[Any] = []
+        for message in messages:
+            try:
+                results.append(_ask(parser, message.body))
+            except BadMessage as error:
+                results.append(error)
+        waiting = [n for n, result in enumerate(results) if inspect.isawaitable(result)]
+        if waiting:
+            answers = self._await_all([results[n] for n in waiting])
+            for n, answer in zip(waiting, answers, strict=True):
+                failed = isinstance(answer, BaseException)
+                results[n] = _misbehaved("parser", parser, answer) if failed else answer
+        return [
+            BadMessage(f"the parser {name_of(parser)} returned None") if result is None else result
+            for result in results
+        ]
+
+    def _await_all(self, awaitables: Sequence[Any]) -> list[Any]:
+        async def gather() -> list[Any]:
+            return await asyncio.gather(*awaitables, return_exceptions=True)
+
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(gather())
+
+    def _envelope(self, message: Message) -> Envelope:
+        return decode_envelope(
+            message.body,
+            name_fields=self._settings.name_fields,
+            max_bytes=self._settings.max_unpacked_bytes,
+        )
+
+    def _json(self, message: Message) -> Envelope:
+        return decode_json(message.body, name_fields=self._settings.name_fields)
+
+    def _raw(self, message: Message) -> Envelope:
+        return decode_raw(message.body, message.message_id)
+
+
+def _ask(parser: Callable[..., Any], body: bytes) -> Any:
+    try:
+        return parser(body)
+    except Exception as error:
+        raise _misbehaved("parser", parser, error) from error
+
+
+def _ask_name(namer: Callable[..., Any], parsed: Any) -> str:
+    try:
+        name = namer(parsed)
+    except Exception as error:
+        raise _misbehaved("file name generator", namer, error) from error
+    if not isinstance(name, str):
+        raise BadMessage(
+            f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
+            f"not a string"
+        )
+    return name
+
+
+def _name_in(parsed: Any, fields: Sequence[str]) -> str:
+    for field in fields:
+        value = parsed.get(field) if isinstance(parsed, Mapping) else getattr(parsed, field, None)
+        if name := str(value or "").strip():
+            return name
+    return ""
+
+
+def _content_of(parsed: Any) -> bytes:
+    if isinstance(parsed, Envelope):
+        return parsed.content
+    if isinstance(parsed, bytes):
+        return parsed
+    try:
+        if isinstance(parsed, DecodedFilePayload):
+            return serialize_file_payload(parsed.payload, content_type=parsed.content_type)
+        if isinstance(parsed, str):
+            return parsed.encode("utf-8")
+        return json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadMessage(f"what the parser returned cannot be written: {error}") from error
+
+
+def _misbehaved(what: str, function: Any, error: BaseException) -> BadMessage:
+    return BadMessage(f"the {what} {name_of(function)} raised {type(error).__name__}: {error}")

@@ -1,0 +1,269 @@
+"""Draining: from the queue to sealed slots, in one worker process.
+
+What must always hold, in this order for each batch:
+
+    receive -> decode -> dead letters durable -> slots durable -> settle -> record -> seal
+
+Nothing is settled before it is durable, and everything received is settled or given back. Trouble
+(broker, state store, disk) ends the session: what was not settled goes back to the queue, the
+worker says what is wrong, pauses, and begins anew from what is on disk. The pauses grow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
+from fuploader_dagster.decoding import Decoder
+from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError
+from fuploader_dagster.fileio import create_durably, make_dirs
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.lease import Lease
+from fuploader_dagster.sealing import Reason, sealed_partitions
+from fuploader_dagster.slots import Slot
+from fuploader_dagster.source import CommittedBatch, Message, MessageSource
+from fuploader_dagster.state import Commit, StateStore
+from fuploader_dagster.worker_status import StatusReport
+
+log = logging.getLogger(__name__)
+
+CLAIM_SECONDS = 30.0
+"""How long a claim outlives its last renewal."""
+HOUSEKEEPING_SECONDS = 1.0
+RECEIVE_SECONDS = 0.25
+"""Longest wait for a message, and so for noticing the end of the lease."""
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+MAX_REASON_CHARACTERS = 500
+
+
+class Drain:
+    """One worker's drain. `run` returns when the lease is over or the quota is used up."""
+
+    def __init__(
+        self,
+        settings: Intake,
+        worker: int,
+        *,
+        source: MessageSource,
+        state: StateStore,
+        lease: Lease,
+    ) -> None:
+        self.settings = settings
+        self.layout = settings.layout
+        self.source = source
+        self.state = state
+        self.lease = lease
+        self.report = StatusReport(self.layout, worker)
+        self.status = self.report.status
+        self._owned = settings.slots_of(worker)
+        self._decoder = Decoder(settings)
+        self._dead_letters = DeadLetterBox(self.layout, worker)
+        self._root_id = ""
+        self._housekeeping_at = 0.0
+        self._recorded_at = 0.0
+        self._seal_requested_at = 0.0
+
+    def run(self) -> None:
+        """Drain; after trouble pause and begin anew, as long as the lease runs."""
+        troubles = 0
+        while not self._finished():
+            handled = self.status.messages
+            try:
+                self._session()
+            except FuploaderError as error:
+                troubles = troubles + 1 if self.status.messages == handled else 1
+                pause = pause_seconds(troubles, random.random())  # noqa: S311  jitter, no secret
+                log.warning("draining paused for %.1f s: %s", pause, error)
+                self.report.doing("trouble", error)
+                self.lease.wait(pause)
+        self._decoder.close()
+        self.report.remove()
+
+    def _finished(self) -> bool:
+        quota = self.settings.max_tasks_per_child
+        return bool(self.lease.over()) or 0 < quota <= self.status.messages
+
+    def _session(self) -> None:
+        self._check_disk()
+        make_dirs(self.layout.root)
+        self._root_id = root_id(self.layout)
+        with self._closing_parts(), self._slots() as slots:
+            self.source.open()
+            self.report.doing("draining")
+            while not self._finished():
+                self._check_disk()
+                batch = self._receive_batch()
+                if batch:
+                    self._commit(batch, slots)
+                self._seal_due(slots)
+                self._keep_house(slots)
+            self._leave(slots)
+
+    @contextmanager
+    def _closing_parts(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.source.close()
+            self.state.close()
+
+    @contextmanager
+    def _slots(self) -> Iterator[Sequence[Slot]]:
+        """Lock, claim and recover the slots of this worker, and tell the state what they hold."""
+        self.state.open()
+        with ExitStack() as stack:
+            slots = [
+                stack.enter_context(
+                    Slot(self.settings, slot, highest_number=self.state.highest_number(slot))
+                )
+                for slot in self._owned
+            ]
+            self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
+            self._seal_requested_at = self._seal_request()
+            self.state.add_sealed(sealed_partitions(self.layout))
+            self._record(Commit(slots=[slot.count for slot in slots]))
+            yield slots
+
+    def _receive_batch(self) -> list[Message]:
+        """Messages for one commit: full, or as old as the flush interval, or what there is."""
+        batch: list[Message] = []
+        size, due_at = 0, 0.0
+        while len(batch) < self.settings.commit_messages and size < self.settings.commit_bytes:
+            received = self.source.receive(
+                self.settings.commit_messages - len(batch), RECEIVE_SECONDS
+            )
+            if received and not batch:
+                due_at = time.monotonic() + self.settings.flush_interval_seconds
+            batch += received
+            size += sum(len(message.body) for message in received)
+            if not batch or time.monotonic() >= due_at or self.lease.over():
+                break
+        return batch
+
+    def _commit(self, batch: Sequence[Message], slots: Sequence[Slot]) -> None:
+        dead: list[tuple[Message, BadMessage]] = []
+        stored = stored_bytes = 0
+        for message, file in zip(batch, self._decoder.decode(batch), strict=True):
+            if isinstance(file, BadMessage):
+                dead.append((message, file))
+            elif _slot_for(file.name, slots).add(file.name, file.content):
+                stored += 1
+                stored_bytes += len(file.content)
+        self._dead_letters.keep([self._letter(message, error) for message, error in dead])
+        for slot in slots:
+            slot.commit()
+        self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
+        duplicates = len(batch) - stored - len(dead)
+        self._count(len(batch), stored_bytes, duplicates, dead)
+        commit = Commit(
+            slots=[slot.count for slot in slots],
+            stored_messages=stored,
+            stored_bytes=stored_bytes,
+            duplicates=duplicates,
+            dead_letters=len(dead),
+        )
+        self._record(commit)
+
+    def _letter(self, message: Message, error: BadMessage) -> DeadLetter:
+        return DeadLetter(
+            time=self._dead_letters.now(),
+            reason=str(error)[:MAX_REASON_CHARACTERS],
+            redelivered=message.redelivered,
+            message_id=message.message_id,
+            attributes=self.source.describe(message),
+            body=message.body,
+        )
+
+    def _count(
+        self, handled: int, size: int, duplicates: int, dead: Sequence[tuple[Message, BadMessage]]
+    ) -> None:
+        self.status.messages += handled
+        self.status.stored_bytes += size
+        self.status.duplicates += duplicates
+        self.status.dead_letters += len(dead)
+        if dead:
+            self.status.last_dead_reason = str(dead[-1][1])[:MAX_REASON_CHARACTERS]
+
+    def _record(self, commit: Commit) -> None:
+        self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
+        self._recorded_at = time.monotonic()
+
+    def _seal_due(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            reason = slot.due()
+            if reason is not None:
+                self._seal(slot, reason)
+
+    def _seal(self, slot: Slot, reason: Reason) -> None:
+        sealed = slot.seal(reason)
+        if sealed is not None:
+            self.status.sealed += 1
+            self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
+
+    def _keep_house(self, slots: Sequence[Slot]) -> None:
+        """What is due about once a second: the status file, seal requests, the claims."""
+        now = time.monotonic()
+        if now - self._housekeeping_at < HOUSEKEEPING_SECONDS:
+            return
+        self._housekeeping_at = now
+        self.report.write()
+        requested_at = self._seal_request()
+        if requested_at > self._seal_requested_at:
+            self._seal_requested_at = requested_at
+            for slot in slots:
+                self._seal(slot, "request")
+        if now - self._recorded_at > CLAIM_SECONDS / 3:
+            self._record(Commit(slots=[slot.count for slot in slots]))
+
+    def _seal_request(self) -> float:
+        request = self.layout.seal_request
+        return request.stat().st_mtime if request.exists() else 0.0
+
+    def _leave(self, slots: Sequence[Slot]) -> None:
+        reason = self.lease.over()
+        log.info("worker %d leaves: %s", self.status.worker, reason or "its quota is used up")
+        self.report.doing("leaving")
+        if reason and self.settings.residue_file_upload:
+            for slot in slots:
+                self._seal(slot, "shutdown")
+        self.state.release(self._owned, self._root_id)
+
+    def _check_disk(self) -> None:
+        folder = self.settings.storage_root.absolute()
+        make_dirs(folder)
+        stat = os.statvfs(folder)
+        free = stat.f_bavail * stat.f_frsize
+        if free < self.settings.min_free_bytes:
+            raise DiskFull(
+                f"{folder} has {free:,} bytes free, less than min_free_bytes "
+                f"({self.settings.min_free_bytes:,})",
+                hint="free some space; messages wait in the queue meanwhile",
+            )
+
+
+def _slot_for(name: str, slots: Sequence[Slot]) -> Slot:
+    if len(slots) == 1:
+        return slots[0]
+    return slots[zlib.crc32(name.encode("utf-8")) % len(slots)]
+
+
+def pause_seconds(troubles: int, jitter: float) -> float:
+    """How long to pause after so many troubles in a row; `jitter` from 0 to 1."""
+    pause = FIRST_PAUSE_SECONDS * 2.0 ** min(troubles - 1, 16)
+    return min(pause, LONGEST_PAUSE_SECONDS) * (0.75 + jitter / 2)
+
+
+def root_id(layout: Layout) -> str:
+    """The identity of a pipeline's folder, made once: what claims slots in the state store."""
+    if not layout.root_id.exists():
+        create_durably(layout.root_id, uuid.uuid4().hex.encode())
+    return layout.root_id.read_text().strip()

@@ -1,0 +1,142 @@
+"""Names on disk: folders of a pipeline, directory numbers, partition keys.
+
+    {storage_root}/{pipeline}/
+      root-id                        identity of this folder, for claims in the state store
+      active/slot-0/dir-000001/      one writer, growing
+      active/slot-0/next-number      highest directory number handed out
+      sealed/slot-0/dir-000001/      the same directory, renamed in one step
+      archives/                      packed, not yet confirmed by the store; failures beside them
+      receipts/                      what the object store has confirmed, one line per archive
+      dead-letters/                  messages that could not become files
+      set-aside/                     what recovery found and did not recognise; never deleted
+      workers/                       what each worker is doing, for ticks and `fuploader status`
+      locks/                         held by the kernel for live processes only
+
+A partition key reads `20261120T234501123Z-node1-s0-000017`: sealing time in UTC with
+milliseconds, node, slot, number. It stays unique even if disk and state store were wiped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+NO_NODE = "local"
+"""Stands in partition keys where no node id is set."""
+
+_PARTITION_KEY = re.compile(
+    r"(?P<time>\d{8}T\d{9}Z)-(?P<node>.+)-s(?P<slot>\d+)-(?P<number>\d{6,})"
+)
+_NUMBERED_DIR = re.compile(r"dir-(\d{6,})")
+_SLOT_DIR = re.compile(r"slot-(\d+)")
+
+
+@dataclass(frozen=True)
+class PartitionKey:
+    """What a partition key says."""
+
+    sealed_at: datetime
+    node: str
+    slot: int
+    number: int
+
+    def __str__(self) -> str:
+        milliseconds = self.sealed_at.microsecond // 1000
+        return (
+            f"{self.sealed_at:%Y%m%dT%H%M%S}{milliseconds:03d}Z"
+            f"-{self.node}-s{self.slot}-{self.number:06d}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> PartitionKey | None:
+        """The key's parts, or None if the text is no partition key of ours."""
+        match = _PARTITION_KEY.fullmatch(text)
+        if match is None:
+            return None
+        try:
+            moment = datetime.strptime(match["time"] + "000+0000", "%Y%m%dT%H%M%S%fZ000%z")
+        except ValueError:
+            return None
+        return cls(moment, match["node"], int(match["slot"]), int(match["number"]))
+
+
+def utc(seconds: float) -> datetime:
+    """A moment of `time.time()` as an aware datetime, cut to milliseconds."""
+    return datetime.fromtimestamp(int(seconds * 1000) / 1000, tz=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one pipeline. Computes names; creates and reads nothing but listings."""
+
+    root: Path
+    """`{storage_root}/{pipeline}`."""
+
+    @property
+    def archives(self) -> Path:
+        return self.root / "archives"
+
+    @property
+    def receipts(self) -> Path:
+        return self.root / "receipts"
+
+    @property
+    def dead_letters(self) -> Path:
+        return self.root / "dead-letters"
+
+    @property
+    def set_aside(self) -> Path:
+        return self.root / "set-aside"
+
+    @property
+    def workers(self) -> Path:
+        return self.root / "workers"
+
+    @property
+    def root_id(self) -> Path:
+        return self.root / "root-id"
+
+    @property
+    def seal_request(self) -> Path:
+        """Touched by whoever wants all active slots sealed now."""
+        return self.root / "seal-request"
+
+    def slot_lock(self, slot: int) -> Path:
+        return self.root / "locks" / f"slot-{slot}.lock"
+
+    def partition_lock(self, partition: str) -> Path:
+        return self.root / "locks" / f"{partition}.lock"
+
+    def active_slot(self, slot: int) -> Path:
+        return self.root / "active" / f"slot-{slot}"
+
+    def active(self, slot: int, number: int) -> Path:
+        return self.active_slot(slot) / f"dir-{number:06d}"
+
+    def sealed(self, slot: int, number: int) -> Path:
+        return self.root / "sealed" / f"slot-{slot}" / f"dir-{number:06d}"
+
+    def active_slots(self) -> list[int]:
+        """Numbers of all slots that have an active folder."""
+        return sorted(_numbers(self.root / "active", _SLOT_DIR))
+
+    def active_numbers(self, slot: int) -> list[int]:
+        """Numbers of a slot's active directories; more than one only after a crash."""
+        return sorted(_numbers(self.active_slot(slot), _NUMBERED_DIR))
+
+    def sealed_dirs(self) -> list[Path]:
+        """All sealed directories, by slot and number."""
+        sealed = self.root / "sealed"
+        return [
+            self.sealed(slot, number)
+            for slot in sorted(_numbers(sealed, _SLOT_DIR))
+            for number in sorted(_numbers(sealed / f"slot-{slot}", _NUMBERED_DIR))
+        ]
+
+
+def _numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(match[1]) for entry in folder.iterdir() if (match := pattern.fullmatch(entry.name))]

@@ -1,0 +1,76 @@
+"""The lease: a worker drains only while somebody who may switch it off keeps renewing.
+
+What must always hold: a worker leaves by itself, soon, when its supervisor stops renewing, closes
+the pipe, or dies in any way (the kernel closes the pipe then). A worker never outlives its lease.
+
+Protocol, over the worker's stdin: one line of JSON (the worker's job), then a line `renew SECONDS`
+per renewal; the lease runs SECONDS from its arrival. End of file ends the lease at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+
+class Lease:
+    """The worker's end of the pipe."""
+
+    def __init__(self, descriptor: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._descriptor = descriptor
+        self._clock = clock
+        self._ends_at = 0.0
+        self._buffer = b""
+        self._ended = ""
+
+    def read_job(self) -> bytes:
+        """The first line, waiting for it. Empty if the pipe closed before it was complete."""
+        while b"\n" not in self._buffer and not self._ended:
+            select.select([self._descriptor], [], [])
+            self._read()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def renew(self, seconds: float) -> None:
+        """Let the lease run `seconds` from now."""
+        self._ends_at = self._clock() + seconds
+
+    def end(self, reason: str) -> None:
+        """End it now, for example on SIGTERM. Safe to call from a signal handler."""
+        self._ended = self._ended or reason
+
+    def over(self) -> str:
+        """Why the lease is over; empty while it runs. Cheap: called once per batch."""
+        while not self._ended and select.select([self._descriptor], [], [], 0)[0]:
+            self._read()
+        self._take_renewals()
+        if not self._ended and self._clock() >= self._ends_at:
+            self._ended = "no sensor tick renewed the lease"
+        return self._ended
+
+    def wait(self, seconds: float) -> str:
+        """Pause, but not beyond the lease. Returns what `over` returns."""
+        until = self._clock() + seconds
+        while not (reason := self.over()) and (left := until - self._clock()) > 0:
+            select.select([self._descriptor], [], [], min(left, 0.2))
+        return reason
+
+    def _read(self) -> None:
+        received = os.read(self._descriptor, 65536)
+        if not received:
+            self.end("the supervising process left")
+        self._buffer += received
+
+    def _take_renewals(self) -> None:
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            word, _, seconds = line.partition(b" ")
+            if word == b"renew":
+                self.renew(float(seconds))
+
+
+def renewal(seconds: float) -> bytes:
+    """The line that renews a lease."""
+    return b"renew %.3f\n" % seconds

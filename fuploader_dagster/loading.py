@@ -1,0 +1,194 @@
+"""From `fuploader.yaml` and the environment to validated pipelines, and over a pipe to a worker.
+
+A file looks like this; everything else has a default:
+
+    storage_root: data
+    pipelines:
+      documents:
+        source: {kind: rabbitmq, url: {env: RABBITMQ_URL}, queue: documents}
+        state: {kind: redis, url: {env: REDIS_URL}}
+        store: {kind: s3, bucket: archives, secret_access_key: {env: S3_SECRET}}
+
+Settings beside `pipelines` apply to all of them. Environment variables win over the file:
+`FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`, and FUploader's own names for all pipelines.
+
+`kind` is a short name of `KINDS` or `package.module:Class` for a backend of your own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.strategies import load_reference, reference_to
+
+CONFIG_VARIABLE = "FUPLOADER_CONFIG"
+DEFAULT_FILE = "fuploader.yaml"
+
+KINDS: dict[str, dict[str, str]] = {
+    "source": {
+        "rabbitmq": "fuploader_dagster.resources.rabbitmq:RabbitMQ",
+        "embedded": "fuploader_dagster.resources.embedded:EmbeddedQueue",
+    },
+    "state": {
+        "redis": "fuploader_dagster.resources.redis_state:RedisState",
+        "sqlite": "fuploader_dagster.resources.sqlite_state:SqliteState",
+    },
+    "store": {
+        "s3": "fuploader_dagster.resources.object_stores.s3:S3",
+        "cos": "fuploader_dagster.resources.object_stores.cos:COS",
+        "oss": "fuploader_dagster.resources.object_stores.oss:OSS",
+        "local": "fuploader_dagster.resources.object_stores.local:Local",
+    },
+}
+
+
+class _File(BaseSettings):
+    """The raw file with the environment laid over it; values are validated by `Pipeline`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FUPLOADER_", env_nested_delimiter="__", extra="allow"
+    )
+
+    pipelines: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+
+def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
+    """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
+
+    Raises `ConfigError`, naming every setting that is wrong, and never a secret's content.
+    """
+    path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    raw = _read(path)
+    try:
+        settings = _File(**raw)
+    except ValidationError as error:
+        raise _config_error(error, str(path)) from None
+    shared = {**(settings.model_extra or {}), **_fuploader_environment(os.environ)}
+    if not settings.pipelines:
+        raise ConfigError(
+            f"{path} defines no pipeline",
+            hint="add one below `pipelines:`, or write an example with `fuploader init`",
+        )
+    return {
+        name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
+        for name, values in settings.pipelines.items()
+    }
+
+
+def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
+    """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
+    parts = {part: _load_part(part, values.get(part), f"{where}.{part}") for part in KINDS}
+    try:
+        return Pipeline(**{**values, **parts})
+    except ValidationError as error:
+        raise _config_error(error, where) from None
+
+
+def _load_part(part: str, values: Any, where: str) -> Any:
+    known = ", ".join(KINDS[part])
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str):
+        raise ConfigError(
+            f"{where} must be a mapping with a `kind`",
+            hint=f"kinds are {known}, or package.module:Class",
+        )
+    reference = KINDS[part].get(kind, kind)
+    try:
+        backend = load_reference(reference)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}.kind: {error}", hint=f"kinds are {known}, or package.module:Class"
+        ) from error
+    try:
+        return backend(**{name: value for name, value in values.items() if name != "kind"})
+    except ValidationError as error:
+        raise _config_error(error, where) from None
+
+
+def dump_intake(intake: Intake) -> bytes:
+    """Settings as one line of JSON, secrets included: only ever for a worker's stdin."""
+    plain = intake.model_dump(
+        mode="json", exclude={"source", "state"}, context={"reveal_secrets": True}
+    )
+    for part in ("source", "state"):
+        plain[part] = _dump_part(getattr(intake, part))
+    return msgspec.json.encode(plain)
+
+
+def load_intake(line: bytes) -> Intake:
+    """What `dump_intake` wrote."""
+    values = msgspec.json.decode(line, type=dict[str, Any])
+    for part in ("source", "state"):
+        values[part] = _load_part(part, values[part], part)
+    return Intake(**values)
+
+
+def _dump_part(part: BaseModel) -> dict[str, Any]:
+    dumped = part.model_dump(mode="json", context={"reveal_secrets": True})
+    return {"kind": reference_to(type(part)), **dumped}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}",
+            hint=f"name one with {CONFIG_VARIABLE}, or write one with `fuploader init`",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must be a mapping with `pipelines:`")
+    return cast(dict[str, Any], raw)
+
+
+def _config_error(error: ValidationError, where: str) -> ConfigError:
+    """All complaints in one sentence each, without the values (they may be secrets)."""
+    complaints = []
+    for detail in error.errors(include_input=False, include_url=False, include_context=False):
+        place = ".".join(str(part) for part in detail["loc"])
+        complaints.append(f"{place}: {detail['msg']}" if place else detail["msg"])
+    return ConfigError(f"{where}: " + "; ".join(complaints))
+
+
+def _fuploader_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """FUploader's variables, as settings of ours. Empty ones do not count, as there."""
+    names = {
+        "NODE_ID": "node_id",
+        "META_WRITER_PROCESS_COUNT": "process_count",
+        "META_WRITER_MAX_TASKS_PER_CHILD": "max_tasks_per_child",
+        "META_WRITER_RABBITMQ_PREFETCH_COUNT": "prefetch_count",
+        "RESIDUE_FILE_UPLOAD": "residue_file_upload",
+        "RESIDUE_FILE_UPLOADE": "residue_file_upload",
+    }
+    return {
+        setting: environment[variable].strip()
+        for variable, setting in names.items()
+        if environment.get(variable, "").strip()
+    }

@@ -1,0 +1,217 @@
+"""Sealing: an active directory becomes a sealed slot, for ever.
+
+What must always hold:
+
+- `seal.json` is written into the active directory, durably, and then the directory is renamed: one
+  step. A crash in between leaves an active directory with a seal in it; the next owner renames it.
+- From then on nothing in it changes. Its partition key and object key stand in the seal, and the
+  seal holds the digest of the index, which holds the digest of every message.
+- `SealedSlot` is the only way to reach the data of a sealed directory, and it has no `append`.
+
+A slot whose key generator failed is sealed without an object key; the key is asked for again when
+it is shipped, and once it is there it stands in `object-key` beside the seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.errors import DamagedSlot, StrategyError
+from fuploader_dagster.fileio import rename_durably, write_durably
+from fuploader_dagster.index import INDEX_NAME, IndexEntry, read_index
+from fuploader_dagster.layout import Layout, PartitionKey, utc
+from fuploader_dagster.segment import FILES_NAME, SEGMENT_NAME
+from fuploader_dagster.strategies import object_key
+
+log = logging.getLogger(__name__)
+
+SEAL_NAME = "seal.json"
+OBJECT_KEY_NAME = "object-key"
+SEAL_VERSION = 1
+
+Reason = Literal["count", "bytes", "age", "request", "shutdown", "adopted"]
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `seal.json` says. Times are UTC, ISO 8601; sizes are bytes."""
+
+    version: int = SEAL_VERSION
+    partition: str
+    pipeline: str
+    node: str
+    slot: int
+    number: int
+    sealed_at: str
+    reason: Reason
+    slot_format: Literal["segment", "files"]
+    messages: int
+    payload_bytes: int
+    index_sha256: str
+    archive: str
+    """The archive's file name."""
+    object_key: str | None
+    key_problem: str = ""
+    """Why there is no object key, if there is none."""
+
+
+def seal_due(
+    *, messages: int, size_bytes: int, age_seconds: float, settings: Intake
+) -> Reason | None:
+    """Which limit an active directory has reached, if any. An empty one is never sealed."""
+    if messages == 0:
+        return None
+    if messages >= settings.seal_messages:
+        return "count"
+    if size_bytes >= settings.seal_bytes:
+        return "bytes"
+    if age_seconds >= settings.seal_age_seconds:
+        return "age"
+    return None
+
+
+def make_seal(
+    settings: Intake,
+    *,
+    slot: int,
+    number: int,
+    slot_format: Literal["segment", "files"],
+    index_content: bytes,
+    reason: Reason,
+    now: float,
+) -> Seal:
+    """Decide everything that a sealed slot fixes: partition key, archive name, object key."""
+    entries = read_index(index_content).entries
+    partition = PartitionKey(utc(now), settings.node, slot, number)
+    archive = f"{partition}{settings.archive_suffix}"
+    key, problem = None, ""
+    try:
+        key = object_key(settings.key, pipeline=settings.name, partition=partition, archive=archive)
+    except StrategyError as error:
+        problem = str(error)
+        log.error("slot %s is sealed without an object key: %s", partition, error)
+    return Seal(
+        partition=str(partition),
+        pipeline=settings.name,
+        node=settings.node,
+        slot=slot,
+        number=number,
+        sealed_at=partition.sealed_at.isoformat(timespec="milliseconds"),
+        reason=reason,
+        slot_format=slot_format,
+        messages=len(entries),
+        payload_bytes=sum(entry.size_bytes for entry in entries),
+        index_sha256=hashlib.sha256(index_content).hexdigest(),
+        archive=archive,
+        object_key=key,
+        key_problem=problem,
+    )
+
+
+def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
+    """Write the seal into a committed, closed active directory and move it to the sealed ones."""
+    content = msgspec.json.format(msgspec.json.encode(seal), indent=1)
+    write_durably(directory / SEAL_NAME, content + b"\n")
+    return finish_seal(directory, layout)
+
+
+def finish_seal(directory: Path, layout: Layout) -> SealedSlot:
+    """The second half of a seal, also for one that a crash interrupted."""
+    seal = read_seal(directory)
+    target = layout.sealed(seal.slot, seal.number)
+    rename_durably(directory, target)
+    return SealedSlot(target, seal)
+
+
+def read_seal(directory: Path) -> Seal:
+    """Read `seal.json`. Raises `DamagedSlot` if it is missing or unreadable."""
+    path = directory / SEAL_NAME
+    try:
+        seal = msgspec.json.decode(path.read_bytes(), type=Seal)
+    except FileNotFoundError:
+        raise DamagedSlot(f"{path} is missing", hint="the directory was not sealed by us") from None
+    except msgspec.DecodeError as error:
+        raise DamagedSlot(f"{path} cannot be read: {error}") from error
+    if seal.version != SEAL_VERSION:
+        raise DamagedSlot(f"{path} has version {seal.version}, this software reads {SEAL_VERSION}")
+    return seal
+
+
+@dataclass(frozen=True)
+class SealedSlot:
+    """A directory that never changes again."""
+
+    directory: Path
+    seal: Seal
+
+    @property
+    def partition(self) -> PartitionKey:
+        partition = PartitionKey.parse(self.seal.partition)
+        if partition is None:
+            raise DamagedSlot(f"{self.directory} is sealed as {self.seal.partition!r}")
+        return partition
+
+    @property
+    def segment(self) -> Path:
+        """The tar stream without its end; only in the `segment` format."""
+        return self.directory / SEGMENT_NAME
+
+    @property
+    def files(self) -> Path:
+        """The folder of files; only in the `files` format."""
+        return self.directory / FILES_NAME
+
+    def entries(self) -> Sequence[IndexEntry]:
+        """All messages, in the order of their arrival.
+
+        Raises `DamagedSlot` if the index is not the one that was sealed.
+        """
+        content = (self.directory / INDEX_NAME).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
+            raise DamagedSlot(
+                f"the index in {self.directory} is not the one that was sealed",
+                hint="something changed a sealed directory, or the disk is failing",
+            )
+        return read_index(content).entries
+
+    def object_key(self, key: Any) -> str:
+        """The key fixed at sealing, or asked for now and fixed, if the generator failed then.
+
+        Raises `StrategyError` if it fails again.
+        """
+        if self.seal.object_key is not None:
+            return self.seal.object_key
+        late = self.directory / OBJECT_KEY_NAME
+        if not late.exists():
+            made = object_key(
+                key,
+                pipeline=self.seal.pipeline,
+                partition=self.partition,
+                archive=self.seal.archive,
+            )
+            write_durably(late, made.encode("utf-8"))
+        return late.read_text("utf-8")
+
+
+def find_sealed(layout: Layout, partition: str) -> SealedSlot | None:
+    """The sealed slot of a partition key on this disk, or None if it is not (or no longer) here."""
+    key = PartitionKey.parse(partition)
+    if key is None:
+        return None
+    directory = layout.sealed(key.slot, key.number)
+    if not directory.is_dir():
+        return None
+    seal = read_seal(directory)
+    return SealedSlot(directory, seal) if seal.partition == partition else None
+
+
+def sealed_partitions(layout: Layout) -> list[str]:
+    """Partition keys of everything sealed on this disk, oldest first."""
+    return sorted(read_seal(directory).partition for directory in layout.sealed_dirs())

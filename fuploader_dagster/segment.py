@@ -1,0 +1,248 @@
+"""How the bytes of an active directory are written: two formats behind one small interface.
+
+What must always hold (both formats):
+
+- After `commit` returned, every message added before it is durable, bytes and index record; the
+  worker acknowledges only then.
+- Whatever a crash leaves beyond the last commit is either whole and kept, or cut off; it was
+  never acknowledged and will come again.
+
+`segment`: the directory holds `segment.tar`, a tar stream without its end, to which each message's
+header and payload are appended, and `index`. A commit is one write and one `fdatasync` for each.
+
+`files`: the directory holds `files/NAME` for each message, and `index`. A commit writes the files,
+syncs the file system once (`syncfs`), then appends to the index and syncs that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from fuploader_dagster import index
+from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.fileio import fsync_dir, make_dirs, naming_full_disks, write_all
+from fuploader_dagster.index import INDEX_NAME, IndexEntry
+from fuploader_dagster.tarstream import member_header, padding
+
+SEGMENT_NAME = "segment.tar"
+FILES_NAME = "files"
+_CLOSED = -1
+
+SetAside = Callable[[Path], object]
+"""Moves a file that recovery does not recognise out of the way, deleting nothing."""
+
+
+class SlotWriter(ABC):
+    """Appends messages to one active directory. The directory must be locked by the caller."""
+
+    slot_format: ClassVar[Literal["segment", "files"]]
+    data_name: ClassVar[str]
+    """What tells a directory of this format from others."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._records: list[bytes] = []
+        self._index_end = 0
+        self._index = _CLOSED
+
+    def open(self, set_aside: SetAside) -> list[IndexEntry]:
+        """Open or create the directory, cut it back to what is whole, return what it holds.
+
+        Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
+        """
+        make_dirs(self.directory)
+        self._index = os.open(self.directory / INDEX_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        found = index.read_index((self.directory / INDEX_NAME).read_bytes())
+        self._open_data(list(found.entries), set_aside)
+        if found.end == 0:
+            os.pwrite(self._index, index.header(), 0)
+        self._index_end = max(found.end, index.HEADER_BYTES)
+        os.ftruncate(self._index, self._index_end)
+        self._sync_index()
+        fsync_dir(self.directory)
+        return list(found.entries)
+
+    @abstractmethod
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        """Open the data, check it against the index, cut off what the index does not name."""
+
+    @abstractmethod
+    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        """Take a message into the next commit. Writes nothing yet."""
+
+    @abstractmethod
+    def _write_data(self) -> None:
+        """Make the data of all added messages durable."""
+
+    def commit(self) -> None:
+        """Make everything added so far durable.
+
+        On an error nothing of the batch counts: call `close` and open the directory again.
+        """
+        if not self._records:
+            return
+        with naming_full_disks(self.directory):
+            self._write_data()
+            records = b"".join(self._records)
+            os.lseek(self._index, self._index_end, os.SEEK_SET)
+            write_all(self._index, records)
+            self._sync_index()
+        self._index_end += len(records)
+        self._records.clear()
+
+    def close(self) -> None:
+        """Close the files. What was added and not committed is forgotten."""
+        self._records.clear()
+        if self._index != _CLOSED:
+            os.close(self._index)
+            self._index = _CLOSED
+
+    def _sync_index(self) -> None:
+        os.fdatasync(self._index)
+
+
+class SegmentWriter(SlotWriter):
+    """The `segment` format."""
+
+    slot_format = "segment"
+    data_name = SEGMENT_NAME
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._parts: list[bytes] = []
+        self._data = _CLOSED
+        self._committed_end = 0
+        self._end = 0
+
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        self._data = os.open(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        end = check_entries(self._data, entries)
+        os.ftruncate(self._data, end)
+        os.fdatasync(self._data)
+        self._committed_end = self._end = end
+
+    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        head = member_header(name, len(content))
+        tail = padding(len(content))
+        self._parts += (head, content, tail)
+        self._records.append(
+            index.record(name.encode("utf-8"), self._end, len(head), len(content), sha256)
+        )
+        self._end += len(head) + len(content) + len(tail)
+
+    def _write_data(self) -> None:
+        os.lseek(self._data, self._committed_end, os.SEEK_SET)
+        write_all(self._data, b"".join(self._parts))
+        os.fdatasync(self._data)
+        self._committed_end = self._end
+        self._parts.clear()
+
+    def close(self) -> None:
+        super().close()
+        self._parts.clear()
+        if self._data != _CLOSED:
+            os.close(self._data)
+            self._data = _CLOSED
+
+
+def check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
+    """Check every message against its record; return where the last one ends.
+
+    Raises `DamagedSlot` at the first that differs. A record is written only after its data was
+    synced, so a difference is never a torn tail: these bytes were acknowledged.
+    """
+    end = 0
+    for entry in entries:
+        start = entry.offset + entry.header_bytes
+        tail = padding(entry.size_bytes)
+        head = os.pread(descriptor, entry.header_bytes, entry.offset)
+        content = os.pread(descriptor, entry.size_bytes, start)
+        if (
+            entry.offset != end
+            or head != member_header(entry.name, entry.size_bytes)
+            or hashlib.sha256(content).digest() != entry.sha256
+            or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
+        ):
+            raise DamagedSlot(
+                f"message {entry.name!r} at offset {entry.offset} is not what was committed",
+                hint="the disk returned other bytes than were synced; the directory was kept",
+            )
+        end = start + entry.size_bytes + len(tail)
+    return end
+
+
+class FilesWriter(SlotWriter):
+    """The `files` format."""
+
+    slot_format = "files"
+    data_name = FILES_NAME
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._pending: list[tuple[str, bytes]] = []
+        self._folder = _CLOSED
+
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        folder = self.directory / FILES_NAME
+        make_dirs(folder)
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        for entry in entries:
+            check_file(folder / entry.name, entry)
+        known = {entry.name for entry in entries}
+        for path in folder.iterdir():
+            if path.name not in known:
+                set_aside(path)
+
+    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        self._pending.append((name, content))
+        self._records.append(index.record(name.encode("utf-8"), 0, 0, len(content), sha256))
+
+    def _write_data(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        for name, content in self._pending:
+            descriptor = os.open(name, flags, 0o644, dir_fd=self._folder)
+            try:
+                write_all(descriptor, content)
+            finally:
+                os.close(descriptor)
+        _syncfs(self._folder)
+        self._pending.clear()
+
+    def close(self) -> None:
+        super().close()
+        self._pending.clear()
+        if self._folder != _CLOSED:
+            os.close(self._folder)
+            self._folder = _CLOSED
+
+
+def check_file(path: Path, entry: IndexEntry) -> None:
+    """Check one file of the `files` format against its record. Raises `DamagedSlot`."""
+    if (
+        path.is_symlink()
+        or not path.is_file()
+        or hashlib.sha256(path.read_bytes()).digest() != entry.sha256
+    ):
+        raise DamagedSlot(
+            f"{path} is missing or is not what was committed",
+            hint="somebody changed it, or the disk is failing; the directory was kept",
+        )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _syncfs(descriptor: int) -> None:
+    """Sync the whole file system of an open file: one journal commit for a batch of files."""
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+WRITERS: dict[str, type[SlotWriter]] = {"segment": SegmentWriter, "files": FilesWriter}

@@ -1,0 +1,255 @@
+"""Slots: who writes where, under which names, and when a directory is full.
+
+What must always hold:
+
+- One writer per slot: a `Slot` exists only while its process holds the slot's file lock, which the
+  kernel takes back when the process dies. Reloads, overlaps and second code servers wait.
+- A directory number is handed out once: `next-number` is durable before the directory is made.
+- Within a directory a name with the same bytes is stored once; the same name with other bytes gets
+  a name of its own (`name~2.json`). Nothing is ever overwritten.
+
+A slot is opened from what is on disk: an interrupted seal is finished, the newest directory goes
+on after its last commit, older ones (which only a crash leaves) are sealed as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.fileio import FileLock, make_dirs, rename_durably, write_durably
+from fuploader_dagster.index import INDEX_NAME
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.sealing import (
+    SEAL_NAME,
+    Reason,
+    SealedSlot,
+    finish_seal,
+    make_seal,
+    seal_directory,
+    seal_due,
+)
+from fuploader_dagster.segment import WRITERS, SlotWriter
+from fuploader_dagster.state import SlotCount
+
+log = logging.getLogger(__name__)
+
+MAX_NAME_BYTES = 255
+
+
+@dataclass
+class _Variants:
+    """What arrived under one name: the digests seen, and the next number to try."""
+
+    digests: set[bytes]
+    next_number: int = 2
+
+
+class Slot:
+    """One slot of this process, with its active directory. Use as a context manager."""
+
+    def __init__(
+        self,
+        settings: Intake,
+        slot: int,
+        *,
+        highest_number: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`highest_number`: the highest directory number that the state store remembers."""
+        self.settings = settings
+        self.slot = slot
+        self.layout: Layout = settings.layout
+        self.found_sealed: list[SealedSlot] = []
+        """What opening found full, or half sealed, and sealed."""
+        self._clock = clock
+        self._highest = highest_number
+        self._lock = FileLock(self.layout.slot_lock(slot))
+        self._number = 0
+        self._writer: SlotWriter | None = None
+        self._entries = 0
+        self._bytes = 0
+        self._opened_at = 0.0
+        self._digests: dict[str, bytes] = {}
+        self._variants: dict[str, _Variants] = {}
+
+    def __enter__(self) -> Slot:
+        self._lock.acquire()
+        try:
+            self._recover()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_directory()
+        self._lock.release()
+
+    @property
+    def count(self) -> SlotCount:
+        """What the active directory holds, uncommitted messages included."""
+        return SlotCount(self.slot, self._number, self._entries, self._bytes)
+
+    def add(self, name: str, content: bytes) -> bool:
+        """Take a message into the next commit; False if the directory has it already."""
+        digest = hashlib.sha256(content).digest()
+        known = self._digests.get(name)
+        if known is not None:
+            free_name = None if known == digest else self._free_name(name, digest)
+            if free_name is None:
+                return False
+            name = free_name
+        writer = self._writer or self._open_directory()
+        self._digests[name] = digest
+        writer.add(name, content, digest)
+        self._entries += 1
+        self._bytes += len(content)
+        return True
+
+    def _free_name(self, name: str, digest: bytes) -> str | None:
+        """A free name for other bytes under a known name; None if these bytes are here already."""
+        variants = self._variants.get(name)
+        if variants is None:
+            variants = self._variants[name] = _Variants({self._digests[name]})
+        while digest not in variants.digests:
+            candidate = numbered_name(name, variants.next_number)
+            variants.next_number += 1
+            taken_by = self._digests.get(candidate)
+            variants.digests.add(digest if taken_by is None else taken_by)
+            if taken_by is None:
+                return candidate
+        return None
+
+    def commit(self) -> None:
+        """Make all added messages durable. After an error the slot must be opened anew."""
+        if self._writer is not None:
+            self._writer.commit()
+
+    def due(self) -> Reason | None:
+        """Which seal limit the active directory has reached."""
+        age = self._clock() - self._opened_at
+        return seal_due(
+            messages=self._entries,
+            size_bytes=self._bytes,
+            age_seconds=age,
+            settings=self.settings,
+        )
+
+    def seal(self, reason: Reason) -> SealedSlot | None:
+        """Commit and seal the active directory; None if it is empty."""
+        if self._writer is None or self._entries == 0:
+            return None
+        self._writer.commit()
+        directory = self._writer.directory
+        seal = make_seal(
+            self.settings,
+            slot=self.slot,
+            number=self._number,
+            slot_format=self._writer.slot_format,
+            index_content=(directory / INDEX_NAME).read_bytes(),
+            reason=reason,
+            now=self._clock(),
+        )
+        self._close_directory()
+        sealed = seal_directory(directory, seal, self.layout)
+        log.info("sealed %s: %d messages, %s", seal.partition, seal.messages, reason)
+        return sealed
+
+    def _close_directory(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._entries = self._bytes = 0
+        self._digests = {}
+        self._variants = {}
+
+    def _recover(self) -> None:
+        make_dirs(self.layout.active_slot(self.slot))
+        numbers = self.layout.active_numbers(self.slot)
+        for number in numbers:
+            directory = self.layout.active(self.slot, number)
+            if (directory / SEAL_NAME).exists():
+                self._finish_seal(directory)
+                continue
+            if self._resume(directory, number) and number != numbers[-1]:
+                sealed = self.seal("adopted")
+                if sealed is not None:
+                    self.found_sealed.append(sealed)
+                self._close_directory()
+
+    def _finish_seal(self, directory: Path) -> None:
+        try:
+            self.found_sealed.append(finish_seal(directory, self.layout))
+        except DamagedSlot as error:
+            target = self._set_aside(directory)
+            log.error("%s is damaged and was moved to %s: %s", directory, target, error)
+
+    def _resume(self, directory: Path, number: int) -> bool:
+        """Go on in a directory; one that is damaged is moved aside, whole, and not touched."""
+        writer = _writer_for(directory, self.settings.slot_format)
+        try:
+            entries = writer.open(self._set_aside)
+        except DamagedSlot as error:
+            writer.close()
+            target = self._set_aside(directory)
+            log.error("%s is damaged and was moved to %s: %s", directory, target, error)
+            return False
+        self._writer, self._number = writer, number
+        self._digests = {entry.name: entry.sha256 for entry in entries}
+        self._entries = len(entries)
+        self._bytes = sum(entry.size_bytes for entry in entries)
+        # The directory's own entries are made when it is opened first, and never after that.
+        self._opened_at = directory.stat().st_mtime
+        return True
+
+    def _open_directory(self) -> SlotWriter:
+        number = self._take_number()
+        directory = self.layout.active(self.slot, number)
+        writer = WRITERS[self.settings.slot_format](directory)
+        writer.open(self._set_aside)
+        self._writer, self._number = writer, number
+        self._opened_at = self._clock()
+        return writer
+
+    def _take_number(self) -> int:
+        counter = self.layout.active_slot(self.slot) / "next-number"
+        counted = int(counter.read_text()) if counter.exists() else 0
+        number = max(counted, self._highest, self._number) + 1
+        while self.layout.sealed(self.slot, number).exists() or (
+            self.layout.active(self.slot, number).exists()
+        ):
+            number += 1
+        write_durably(counter, str(number).encode())
+        return number
+
+    def _set_aside(self, path: Path) -> Path:
+        relative = path.relative_to(self.layout.root / "active")
+        target = self.layout.set_aside / f"{time.time_ns()}-{'-'.join(relative.parts)}"
+        rename_durably(path, target)
+        log.warning("%s was not recognised and was moved to %s", path, target)
+        return target
+
+
+def _writer_for(directory: Path, default: str) -> SlotWriter:
+    """A writer of the format the directory was begun in; the setting may have changed since."""
+    for writer in WRITERS.values():
+        if (directory / writer.data_name).exists():
+            return writer(directory)
+    return WRITERS[default](directory)
+
+
+def numbered_name(name: str, number: int) -> str:
+    """`name.json` -> `name~2.json`, cut at a character so that it stays a legal file name."""
+    stem, dot, ending = name.rpartition(".")
+    if not stem or len(ending) > 20:
+        stem, dot, ending = name, "", ""
+    tail = f"~{number}{dot}{ending}"
+    room = MAX_NAME_BYTES - len(tail.encode("utf-8"))
+    return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + tail

@@ -1,0 +1,114 @@
+"""What each worker is doing: small files that ticks, `fuploader status` and people read.
+
+`workers/{worker}-{pid}.json`, replaced in one step about once a second. Display only: nothing is
+decided by them that matters for data.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.fileio import make_dirs, write_for_readers
+from fuploader_dagster.layout import Layout
+
+WRITE_INTERVAL_SECONDS = 1.0
+
+Doing = Literal["starting", "draining", "trouble", "leaving"]
+
+
+class WorkerStatus(msgspec.Struct, kw_only=True):
+    """One worker, as it saw itself at `updated_at` (seconds since 1970)."""
+
+    worker: int
+    pid: int
+    doing: Doing
+    updated_at: float
+    problem: str = ""
+    problem_since: float = 0.0
+    messages: int = 0
+    stored_bytes: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    last_dead_reason: str = ""
+    sealed: int = 0
+    messages_per_second: float = 0.0
+
+
+class StatusReport:
+    """The file of one worker. `status` is changed freely and written by `write`."""
+
+    def __init__(
+        self, layout: Layout, worker: int, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._path = layout.workers / f"{worker}-{os.getpid()}.json"
+        self._written_at = 0.0
+        self._written_messages = 0
+        self.status = WorkerStatus(
+            worker=worker, pid=os.getpid(), doing="starting", updated_at=clock()
+        )
+        make_dirs(layout.workers)
+
+    def doing(self, doing: Doing, problem: FuploaderError | None = None) -> None:
+        """Change what the worker is doing and write it now."""
+        self.status.doing = doing
+        if problem is None:
+            self.status.problem, self.status.problem_since = "", 0.0
+        else:
+            self.status.problem = str(problem)
+            self.status.problem_since = self.status.problem_since or self._clock()
+        self.write(now=True)
+
+    def write(self, *, now: bool = False) -> None:
+        """Write the file, at most once a second unless `now`."""
+        elapsed = self._clock() - self._written_at
+        if not now and elapsed < WRITE_INTERVAL_SECONDS:
+            return
+        if elapsed >= WRITE_INTERVAL_SECONDS:
+            handled = self.status.messages - self._written_messages
+            self.status.messages_per_second = handled / elapsed
+            self._written_at, self._written_messages = self._clock(), self.status.messages
+        self.status.updated_at = self._clock()
+        write_for_readers(self._path, msgspec.json.encode(self.status))
+
+    def remove(self) -> None:
+        """The worker leaves in good order."""
+        self._path.unlink(missing_ok=True)
+
+
+def read_statuses(layout: Layout) -> list[WorkerStatus]:
+    """All workers that are alive; files of dead ones are removed."""
+    found = []
+    for path in sorted(layout.workers.glob("*.json")) if layout.workers.is_dir() else []:
+        status = _read(path)
+        if status is None:
+            continue
+        if _alive(status.pid):
+            found.append(status)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _read(path: Path) -> WorkerStatus | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=WorkerStatus)
+    except FileNotFoundError:
+        return None  # its worker left in this moment
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
