@@ -51,6 +51,18 @@ def member_header(name: str, size: int) -> bytes:
     return _with_pax(name, size)
 
 
+def header_bytes(name: str, size: int) -> int:
+    """`len(member_header(name, size))`, cheaper."""
+    if name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
+        return BLOCK
+    return len(_with_pax(name, size))
+
+
+def member_bytes(name: str, size: int) -> int:
+    """Length of a whole member in the stream: header, payload and padding."""
+    return header_bytes(name, size) + (size + BLOCK - 1) // BLOCK * BLOCK
+
+
 def _ustar(name: bytes, size: int, tail: bytes) -> bytes:
     field = name.ljust(_NAME_LIMIT, b"\0")
     middle, fixed_sum = _middle(size, tail)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fuploader_dagster.errors import BadMessage
-from fuploader_dagster.tarstream import END, member_header, padding
+from fuploader_dagster.tarstream import END, header_bytes, member_bytes, member_header, padding
 
 NAMES = [
     "a",
@@ -67,6 +67,8 @@ def test_tarfile_reads_back_any_name_and_size(name: str, size: int) -> None:
     """What tarfile parses is what was written, and nothing else is set."""
     header = member_header(name, size)
     assert len(header) % 512 == 0
+    assert header_bytes(name, size) == len(header)
+    assert member_bytes(name, size) == len(header) + size + len(padding(size))
     with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
         member = tar.next()
     assert member is not None

@@ -1,0 +1,42 @@
+"""Members for the archive tests: every kind of name and size."""
+
+from __future__ import annotations
+
+import random
+from hashlib import sha256
+from pathlib import Path
+
+from fuploader_dagster.archive_members import Member, SegmentMembers
+from fuploader_dagster.tarstream import member_header, padding
+
+
+def payloads(count: int = 60, seed: int = 1) -> dict[str, bytes]:
+    """Ordinary messages, and each special case once. Compresses like JSON does."""
+    rng = random.Random(seed)
+    words = [rng.randbytes(3).hex() for _ in range(400)]
+    members = {
+        f"{rng.randrange(10**18)}.json": " ".join(rng.choices(words, k=rng.randrange(300))).encode()
+        for _ in range(count)
+    }
+    return members | {
+        "empty.json": b"",
+        "one block": b"x" * 512,
+        "n" * 100: b"a name that just fits",
+        "n" * 255: b"a long name",
+        "消息.json": "内容".encode(),
+        "large.bin": rng.randbytes(40_000),
+        "very large.bin": rng.randbytes(200_000),
+        "last.json": b"{}",
+    }
+
+
+def members(contents: dict[str, bytes]) -> list[Member]:
+    return [Member(n, len(b), sha256(b).digest()) for n, b in contents.items()]
+
+
+def segment(path: Path, contents: dict[str, bytes]) -> SegmentMembers:
+    """A segment file that holds the contents, opened for packing."""
+    path.write_bytes(
+        b"".join(member_header(n, len(b)) + b + padding(len(b)) for n, b in contents.items())
+    )
+    return SegmentMembers(path, members(contents))
