@@ -147,7 +147,7 @@ class ObjectStore(ABC):
 
 @runtime_checkable
 class OpensObjectStore(Protocol):
-    """What a pipeline needs of its store setting; the Dagster resources of `resources/` are such."""
+    """What a pipeline needs of its store setting; the resources in `resources/` are such."""
 
     def open(self) -> ObjectStore:
         """The store behind the setting, with retries around it."""

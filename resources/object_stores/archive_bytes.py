@@ -1,0 +1,190 @@
+"""The archive's bytes on this side: parts of the file, and digests as each service states them.
+
+What must always hold:
+
+- What is sent is what was packed: each put reads the file through and compares its sha256 with
+  the one that was computed when it was packed. A disk that rots is noticed here.
+- Memory stays bounded: a part is a view of the file, read while it is sent.
+
+Services state different digests of what they hold. The algorithms, by the names used here:
+
+    md5           of the whole object                                     (S3, one request)
+    md5-of-parts  md5 of the parts' binary md5s, "-", number of parts     (S3, in parts)
+    crc64ecma     CRC-64/XZ (ECMA-182, reflected), as a decimal number    (COS, OSS)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, Protocol
+
+from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.storage import ArchiveFile
+
+CHUNK_BYTES = 1 << 20
+
+Algorithm = Literal["md5", "md5-of-parts", "crc64ecma", "sha256"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the archive. Numbers begin at 1, as with all three services."""
+
+    number: int
+    offset: int
+    size_bytes: int
+
+
+def cut(size_bytes: int, wanted_part_bytes: int, max_parts: int) -> Sequence[Part]:
+    """Parts of equal size (the last at most a little smaller), at least the wanted size each.
+
+    One part means: in one request. Equal sizes, because the last part shows for which archive an
+    upload was begun, and a last part of a few bytes would show little.
+    """
+    count = max(1, min(size_bytes // wanted_part_bytes, max_parts))
+    each = -(-size_bytes // count)
+    return [
+        Part(index + 1, index * each, min(each, size_bytes - index * each))
+        for index in range(count)
+    ]
+
+
+def open_archive(archive: ArchiveFile) -> BinaryIO:
+    """The file. Raises `DamagedArchive` if it is gone or has another size than when packed."""
+    try:
+        file = archive.path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise DamagedArchive(
+            f"{archive.path} is gone", hint="the slot will be packed again"
+        ) from None
+    size = os.fstat(file.fileno()).st_size
+    if size != archive.size_bytes:
+        file.close()
+        refuse_changed(archive, size, "not computed")
+    return file
+
+
+def refuse_changed(archive: ArchiveFile, size_bytes: int, sha256: str) -> None:
+    """Raise `DamagedArchive` unless size and digest are those of the time of packing."""
+    if (size_bytes, sha256) != (archive.size_bytes, archive.sha256):
+        raise DamagedArchive(
+            f"{archive.path} has {size_bytes} bytes, sha256 {sha256}; when packed it had "
+            f"{archive.size_bytes} bytes, sha256 {archive.sha256}",
+            hint="nothing was stored; remove the archive, the slot will be packed again",
+        )
+
+
+class View(io.RawIOBase):
+    """A part of the archive as a file of its own: for clients that want something to read."""
+
+    def __init__(self, archive: ArchiveFile, part: Part) -> None:
+        super().__init__()
+        self._file = open_archive(archive)
+        self._part = part
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._part.size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size_bytes}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._part.size_bytes - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        data = os.pread(self._file.fileno(), wanted, self._part.offset + self._position)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class Hash(Protocol):
+    """What `hashlib` and `Crc64` have in common."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class Crc64:
+    """CRC-64/XZ. `hexdigest` is decimal, which is how COS and OSS write it."""
+
+    def __init__(self) -> None:
+        import crcmod  # noqa: PLC0415 - comes with the clients of COS and OSS, and only with them
+
+        self._crc = crcmod.Crc(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFFF, rev=True)
+
+    def update(self, data: bytes, /) -> None:
+        self._crc.update(data)
+
+    def hexdigest(self) -> str:
+        return str(self._crc.crcValue)
+
+
+_HASHES: dict[str, Callable[[], Hash]] = {
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc64ecma": Crc64,
+}
+
+
+class Digests:
+    """Digests of one archive during one put, each computed at most once. Thread-safe."""
+
+    def __init__(self, archive: ArchiveFile) -> None:
+        self._archive = archive
+        self._whole: dict[str, str] = {}
+        self._parts: dict[Part, bytes] = {}
+
+    def read_through(self, algorithms: Iterable[str]) -> None:
+        """Compare the file's sha256 with the archive's; compute others in the same pass."""
+        sha256, size = hashlib.sha256(), 0
+        others = {name: _HASHES[name]() for name in algorithms if name in _HASHES}
+        with open_archive(self._archive) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                size += len(chunk)
+                for digest in (sha256, *others.values()):
+                    digest.update(chunk)
+        refuse_changed(self._archive, size, sha256.hexdigest())
+        self._whole |= {name: digest.hexdigest() for name, digest in others.items()}
+
+    def md5_of(self, part: Part) -> bytes:
+        """Binary md5 of a part."""
+        if part not in self._parts:
+            digest = hashlib.md5(usedforsecurity=False)
+            with View(self._archive, part) as view:
+                while chunk := view.read(CHUNK_BYTES):
+                    digest.update(chunk)
+            self._parts[part] = digest.digest()
+        return self._parts[part]
+
+    def whole(self, algorithm: Algorithm, part_bytes: int) -> str:
+        """The digest as the service would state it for our bytes, cut at `part_bytes`."""
+        if algorithm == "md5-of-parts":
+            size = self._archive.size_bytes
+            parts = [
+                Part(number + 1, offset, min(part_bytes, size - offset))
+                for number, offset in enumerate(range(0, size, part_bytes))
+            ]
+            joined = b"".join(self.md5_of(part) for part in parts)
+            return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+        if algorithm not in self._whole:
+            self.read_through([algorithm])
+        return self._whole[algorithm]

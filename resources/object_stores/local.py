@@ -1,0 +1,245 @@
+"""Objects as files below a folder: for one machine, a mounted share, or to try things out.
+
+What must always hold:
+
+- An object appears under its key with all its bytes, durable, or not at all: it is written under
+  a temporary name, synced, read back, and only then linked to its name.
+- `link` is what makes a put create-only: unlike rename it never takes the place of a file.
+
+The folder keeps no metadata: `head` reads the file and states the digest of what is there.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import Field
+
+from fuploader_dagster import fileio
+from fuploader_dagster.errors import (
+    DigestMismatch,
+    DiskFull,
+    FuploaderError,
+    ObjectConflict,
+    StoreRefused,
+    StoreUnavailable,
+)
+from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
+from fuploader_dagster.resources.object_stores.keys import full_key
+from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.storage import (
+    ArchiveFile,
+    ObjectInfo,
+    ObjectStore,
+    Progress,
+    StoredObject,
+    UnfinishedUpload,
+)
+
+CHUNK_BYTES = 1 << 20
+
+_NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class Local(ObjectStoreResource):
+    """A folder as an object store."""
+
+    path: str = Field(description="The folder; it is created if it is missing.")
+
+    def connect(self) -> ObjectStore:
+        return LocalObjectStore(Path(self.path).expanduser().absolute())
+
+    def describe(self) -> str:
+        return f"folder {self.shown('path')}"
+
+
+class LocalObjectStore(ObjectStore):
+    """See the module's docstring."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
+        final = self._path(key)
+        with _telling(f"storing {archive.path}", final):
+            if final.is_dir():
+                raise StoreRefused(
+                    f"{final} is a folder, it cannot be an object as well",
+                    hint="give the archive another key",
+                )
+            if final.exists():
+                return self._judge(key, archive)
+            fileio.make_dirs(final.parent)
+            temporary = final.with_name(f"{fileio.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+            try:
+                _copy(archive, temporary, progress)
+                fileio.fsync_file(temporary)
+                _compare(archive, temporary)
+                created = _link(temporary, final)
+            finally:
+                fileio.remove_file(temporary)
+        if not created:  # somebody else was quicker
+            return self._judge(key, archive)
+        return StoredObject(self.address(key), key, archive.size_bytes, archive.sha256)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        path = self._path(key)
+        with _telling("reading", path):
+            try:
+                size, digest = _measure(path)
+            except _NO_OBJECT:
+                return None
+        return ObjectInfo(key, size, digest)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        path = self._path(key)
+        with _telling("reading", path):
+            try:
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    return file.read(length)
+            except _NO_OBJECT:
+                raise StoreRefused(f"there is no object {self.address(key)}") from None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with _telling("listing", self.folder):
+            found = sorted(
+                (path.relative_to(self.folder).as_posix(), path)
+                for path in self._files()
+                if not path.name.startswith(fileio.TEMPORARY_PREFIX)
+            )
+            for key, path in found:
+                if key.startswith(prefix):
+                    yield ObjectInfo(key, path.stat().st_size, None)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _telling("removing", path):
+            if path.is_file():
+                fileio.remove_file(path)
+
+    def check(self) -> None:
+        with _telling("creating a file", self.folder):
+            fileio.make_dirs(self.folder)
+            probe = self.folder / f"{fileio.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            probe.touch()
+            fileio.remove_file(probe)
+
+    def address(self, key: str) -> str:
+        return self._path(key).as_uri()
+
+    def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
+        """Temporary files that a killed put left; `prefix` is a prefix of their folder's key."""
+        found = []
+        for path in self._files():
+            key = path.relative_to(self.folder).as_posix()
+            if path.name.startswith(fileio.TEMPORARY_PREFIX) and key.startswith(prefix):
+                begun = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+                found.append(UnfinishedUpload(key, path.name, begun))
+        return found
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        path = self.folder / upload.key
+        if path.name.startswith(fileio.TEMPORARY_PREFIX) and path.parent.is_dir():
+            fileio.remove_file(path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / full_key("", key)
+
+    def _files(self) -> Iterator[Path]:
+        return (path for path in self.folder.rglob("*") if path.is_file())
+
+    def _judge(self, key: str, archive: ArchiveFile) -> StoredObject:
+        """The receipt if the file that is there is the archive, else `ObjectConflict`."""
+        there = self.head(key)
+        if there is None:
+            raise StoreUnavailable(f"{self.address(key)} was there and is gone")
+        if there.sha256 != archive.sha256:
+            raise ObjectConflict(
+                f"{self.address(key)} has {there.size_bytes} bytes, sha256 {there.sha256}; "
+                f"{archive.path} has {archive.size_bytes} bytes, sha256 {archive.sha256}",
+                hint="nothing was changed; find out who wrote it, or give the archive another key",
+            )
+        return StoredObject(
+            self.address(key), key, archive.size_bytes, archive.sha256, already_there=True
+        )
+
+
+def _copy(archive: ArchiveFile, target: Path, progress: Progress | None) -> None:
+    """Copy, and check that the archive still is what its digest says."""
+    digest, copied = hashlib.sha256(), 0
+    with open_archive(archive) as source, target.open("xb") as file:
+        while chunk := source.read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            copied += len(chunk)
+            if progress is not None:
+                progress(copied, archive.size_bytes)
+    refuse_changed(archive, copied, digest.hexdigest())
+
+
+def _compare(archive: ArchiveFile, copy: Path) -> None:
+    size, digest = _measure(copy)
+    if (size, digest) != (archive.size_bytes, archive.sha256):
+        raise DigestMismatch(
+            f"{copy} reads back as {size} bytes, sha256 {digest}; {archive.size_bytes} bytes, "
+            f"sha256 {archive.sha256} were written",
+            hint="the copy was removed, local data was kept; check the disk",
+        )
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _link(temporary: Path, final: Path) -> bool:
+    """Give the file its name; False if the name is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # FAT and some shares know no links. Looking first and renaming is all that they offer;
+        # an object still appears whole or not at all.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if final.exists():
+            return False
+        fileio.replace_durably(temporary, final)
+    fileio.fsync_dir(final.parent)
+    return True
+
+
+@contextmanager
+def _telling(doing: str, path: Path) -> Iterator[None]:
+    """Turn what the file system says into what the person on call has to know."""
+    try:
+        with fileio.naming_full_disks(path):
+            yield
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise StoreRefused(
+            f"{doing}: {path}: {error.strerror}", hint="check the folder and its owner"
+        ) from error
+    except DiskFull as error:
+        raise StoreUnavailable(error.message, hint="free some space; nothing was lost") from error
+    except FuploaderError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EROFS):
+            raise StoreRefused(f"{doing}: {path}: {error.strerror}") from error
+        raise StoreUnavailable(
+            f"{doing}: {path}: {error.strerror}", hint="check the disk or the mount"
+        ) from error

@@ -1,0 +1,330 @@
+"""What every object store must do, written once. A backend's test module subclasses both classes.
+
+`ObjectStoreContract` is for all, `PartsContract` for those that send large archives in parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from fuploader_dagster.errors import (
+    DamagedArchive,
+    FuploaderError,
+    ObjectConflict,
+    StoreRefused,
+    StoreUnavailable,
+)
+from fuploader_dagster.storage import ArchiveFile, ObjectStore, StoredObject
+
+MIB = 1 << 20
+
+OpenStore = Callable[..., ObjectStore]
+"""Opens a store on the test's own empty bucket or folder; keywords are the backend's settings."""
+
+
+def make_archive(folder: Path, size_bytes: int, seed: int = 0, **metadata: str) -> ArchiveFile:
+    """An archive of incompressible bytes that depend on the seed alone."""
+    path = folder / f"archive-{seed}-{size_bytes}.tar.zst"
+    content = random.Random(seed).randbytes(size_bytes)
+    path.write_bytes(content)
+    return ArchiveFile(path, size_bytes, hashlib.sha256(content).hexdigest(), metadata)
+
+
+def read_all(store: ObjectStore, key: str, size_bytes: int) -> bytes:
+    return store.get_range(key, 0, size_bytes + 1)
+
+
+class ObjectStoreContract:
+    """Needs a fixture `open_store` of type `OpenStore`."""
+
+    def test_a_stored_archive_comes_back_with_its_exact_bytes(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 100_000, pipeline="aweme")
+        receipt = store.put("a/b/one.tar.zst", archive)
+        assert (receipt.key, receipt.size_bytes, receipt.sha256, receipt.already_there) == (
+            "a/b/one.tar.zst",
+            100_000,
+            archive.sha256,
+            False,
+        )
+        assert receipt.address == store.address("a/b/one.tar.zst")
+        assert read_all(store, "a/b/one.tar.zst", 100_000) == archive.path.read_bytes()
+
+    def test_an_empty_archive_is_an_object_like_any_other(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 0)
+        store.put("empty", archive)
+        head = store.head("empty")
+        assert head is not None
+        assert (head.size_bytes, head.sha256) == (0, archive.sha256)
+        assert store.put("empty", archive).already_there
+
+    def test_repeating_a_put_succeeds_and_says_that_nothing_was_sent(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 5_000)
+        first, second = store.put("k", archive), store.put("k", archive)
+        assert not first.already_there
+        assert second.already_there
+        assert second.address == first.address
+
+    @pytest.mark.parametrize("other_size", [5_000, 5_001, 0])
+    def test_an_object_with_other_content_is_a_conflict_and_stays(
+        self, open_store: OpenStore, tmp_path: Path, other_size: int
+    ) -> None:
+        store = open_store()
+        mine, other = make_archive(tmp_path, 5_000), make_archive(tmp_path, other_size, seed=1)
+        store.put("k", other)
+        with pytest.raises(ObjectConflict) as caught:
+            store.put("k", mine)
+        assert mine.sha256 in str(caught.value)
+        assert other.sha256 in str(caught.value)
+        assert read_all(store, "k", other_size) == other.path.read_bytes()
+
+    def test_an_archive_that_changed_since_it_was_packed_is_not_stored(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 5_000)
+        content = bytearray(archive.path.read_bytes())
+        content[4_000] ^= 1
+        archive.path.write_bytes(content)
+        with pytest.raises(DamagedArchive):
+            store.put("k", archive)
+        assert store.head("k") is None
+
+    @pytest.mark.parametrize("what", ["gone", "truncated"])
+    def test_an_archive_that_is_gone_or_cut_is_damaged_not_stored(
+        self, open_store: OpenStore, tmp_path: Path, what: str
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 5_000)
+        if what == "gone":
+            archive.path.unlink()
+        else:
+            archive.path.write_bytes(archive.path.read_bytes()[:-1])
+        with pytest.raises(DamagedArchive):
+            store.put("k", archive)
+        assert store.head("k") is None
+
+    def test_head_states_size_and_digest_and_none_for_a_missing_object(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 777)
+        store.put("x/y", archive)
+        head = store.head("x/y")
+        assert head is not None
+        assert (head.key, head.size_bytes, head.sha256) == ("x/y", 777, archive.sha256)
+        assert store.head("x") is None
+        assert store.head("x/y/z") is None
+        assert store.head("missing") is None
+
+    def test_ranges_are_exact_and_shorter_only_at_the_end(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 1_000)
+        content = archive.path.read_bytes()
+        store.put("k", archive)
+        for offset, length in [(0, 1), (0, 1_000), (500, 100), (999, 1), (900, 500)]:
+            assert store.get_range("k", offset, length) == content[offset : offset + length]
+        assert store.get_range("k", 10, 0) == b""
+        assert store.get_range("k", 1_000, 10) == b""
+        assert store.get_range("k", 5_000, 10) == b""
+
+    def test_a_range_of_a_missing_object_is_refused(self, open_store: OpenStore) -> None:
+        with pytest.raises(StoreRefused, match="missing"):
+            open_store().get_range("missing", 0, 10)
+
+    def test_a_listing_is_complete_in_key_order_and_below_its_prefix(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store = open_store()
+        keys = ["a", "a-1/x", "a/1", "a/10", "a/2", "b/ü/1", "b/z"]
+        for number, key in enumerate(k for k in keys if k != "a"):
+            store.put(key, make_archive(tmp_path, number + 1))
+        found = [(each.key, each.size_bytes) for each in store.list()]
+        assert [key for key, _ in found] == sorted(k for k in keys if k != "a")
+        assert [each.key for each in store.list("a/")] == ["a/1", "a/10", "a/2"]
+        assert [each.key for each in store.list("a/1")] == ["a/1", "a/10"]
+        assert dict(found)["a-1/x"] == 1
+        assert list(store.list("nothing/")) == []
+
+    def test_delete_removes_and_may_be_repeated(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store = open_store()
+        store.put("k", make_archive(tmp_path, 10))
+        store.delete("k")
+        assert store.head("k") is None
+        store.delete("k")
+        store.delete("never/there")
+
+    @pytest.mark.parametrize(
+        "key",
+        ["with space", "plus+sign", "per%20cent", "ü/日本", "a&b=c?d#e", "x" * 200, "~;,@!'()*"],
+    )
+    def test_keys_with_unusual_characters_are_kept_exactly(
+        self, open_store: OpenStore, tmp_path: Path, key: str
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 100)
+        store.put(key, archive)
+        assert [each.key for each in store.list()] == [key]
+        assert read_all(store, key, 100) == archive.path.read_bytes()
+        store.delete(key)
+        assert store.head(key) is None
+
+    @pytest.mark.parametrize(
+        "key", ["", "/a", "a//b", "a/", "../a", "a/../b", ".", "a/./b", "a\0b", "a\nb", "é" * 600]
+    )
+    def test_keys_that_could_leave_the_prefix_or_break_are_refused(
+        self, open_store: OpenStore, tmp_path: Path, key: str
+    ) -> None:
+        store = open_store()
+        with pytest.raises(StoreRefused, match="cannot be an object key"):
+            store.put(key, make_archive(tmp_path, 10))
+        assert list(store.list()) == []
+
+    def test_of_many_puts_of_one_archive_at_once_all_get_a_receipt(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 200_000)
+        with ThreadPoolExecutor(4) as pool:
+            receipts = list(pool.map(lambda _: store.put("k", archive), range(4)))
+        assert {receipt.sha256 for receipt in receipts} == {archive.sha256}
+        assert read_all(store, "k", 200_000) == archive.path.read_bytes()
+
+    def test_of_different_archives_put_at_once_under_one_key_exactly_one_wins_whole(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store = open_store()
+        archives = [make_archive(tmp_path, 200_000, seed=seed) for seed in range(4)]
+
+        def put(archive: ArchiveFile) -> StoredObject | FuploaderError:
+            try:
+                return store.put("k", archive)
+            except (ObjectConflict, StoreUnavailable) as error:
+                return error
+
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(put, archives))
+        winners = [each for each in results if isinstance(each, StoredObject)]
+        assert len(winners) == 1
+        stored = read_all(store, "k", 200_000)
+        assert hashlib.sha256(stored).hexdigest() == winners[0].sha256
+
+    def test_a_working_store_passes_its_check_and_the_check_leaves_nothing(
+        self, open_store: OpenStore
+    ) -> None:
+        store = open_store()
+        store.check()
+        assert list(store.list()) == []
+        assert store.unfinished() == []
+
+
+class PartsContract:
+    """Needs `open_store` with parts of 5 MiB by default, and `parts_sent`.
+
+    `parts_sent()` counts the part uploads that the server received so far.
+    """
+
+    size_bytes = 17 * MIB + 4_321  # three parts
+
+    def test_a_large_archive_is_stored_in_parts_and_confirmed_as_a_whole(
+        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, self.size_bytes)
+        seen: list[tuple[int, int]] = []
+        receipt = store.put("big", archive, lambda done, total: seen.append((done, total)))
+        assert receipt.sha256 == archive.sha256
+        assert parts_sent() == 3
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+        assert seen[-1] == (self.size_bytes, self.size_bytes)
+        assert len(seen) >= 3
+        assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
+        assert store.unfinished() == []
+        assert store.put("big", archive).already_there
+
+    def test_an_interrupted_upload_goes_on_with_the_parts_that_are_there(
+        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+    ) -> None:
+        store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
+        _interrupt(store, archive, after_parts=2)
+        assert parts_sent() == 2
+        assert [each.key for each in store.unfinished()] == ["big"]
+        first: list[int] = []
+        store.put("big", archive, lambda done, _: first.append(done))
+        assert parts_sent() == 3
+        assert first[0] > self.size_bytes // 2
+        assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
+        assert store.unfinished() == []
+
+    def test_parts_of_another_archive_of_the_same_size_are_not_taken_for_ours(
+        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+    ) -> None:
+        store = open_store(concurrency=1)
+        _interrupt(store, make_archive(tmp_path, self.size_bytes, seed=1), after_parts=2)
+        archive = make_archive(tmp_path, self.size_bytes, seed=2)
+        store.put("big", archive)
+        assert parts_sent() == 5
+        assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
+
+    def test_only_old_unfinished_uploads_that_nobody_needs_are_aborted(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
+        _interrupt(store, archive, after_parts=1)
+        now, hour = datetime.now(timezone.utc), timedelta(hours=1)
+        assert store.abort_unfinished(older_than=hour, now=now) == []
+        later = now + timedelta(hours=2)
+        assert store.abort_unfinished(older_than=hour, now=later, needed={"big"}) == []
+        assert store.abort_unfinished(older_than=hour, now=later, prefix="other/") == []
+        aborted = store.abort_unfinished(older_than=hour, now=later)
+        assert [each.key for each in aborted] == ["big"]
+        assert store.unfinished() == []
+        store.abort(aborted[0])  # may be repeated
+
+    def test_a_large_archive_that_changed_since_it_was_packed_never_becomes_an_object(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, self.size_bytes)
+        with archive.path.open("r+b") as file:
+            file.seek(1_000)
+            file.write(b"rot")
+        with pytest.raises(DamagedArchive):
+            store.put("big", archive)
+        assert store.head("big") is None
+
+    def test_a_large_archive_never_replaces_an_object_of_other_content(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store = open_store()
+        small = make_archive(tmp_path, 10)
+        store.put("big", small)
+        with pytest.raises(ObjectConflict):
+            store.put("big", make_archive(tmp_path, self.size_bytes))
+        assert read_all(store, "big", 10) == small.path.read_bytes()
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a put in the middle."""
+
+
+def _interrupt(store: ObjectStore, archive: ArchiveFile, after_parts: int) -> None:
+    """A put that ends after some parts are confirmed."""
+    reports = 0
+
+    def stop(confirmed: int, total: int) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == after_parts:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        store.put("big", archive, stop)

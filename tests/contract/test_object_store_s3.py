@@ -1,0 +1,112 @@
+"""The contract on S3 as OpenStack Swift speaks it, and what only S3 has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.errors import StoreRefused, StoreUnavailable
+from fuploader_dagster.resources.object_stores import S3
+from fuploader_dagster.storage import ObjectStore
+from tests.contract.object_store_contract import (
+    MIB,
+    ObjectStoreContract,
+    OpenStore,
+    make_archive,
+)
+from tests.servers.swift import SwiftServer
+
+
+@pytest.fixture
+def settings(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("TEST_S3_SECRET", swift.secret_key)
+    return {
+        "bucket": swift.fresh_bucket(),
+        "prefix": "archives/of-node-1",
+        "endpoint_url": swift.endpoint,
+        "region": swift.region,
+        "addressing_style": "path",
+        "access_key_id": swift.access_key,
+        "secret_access_key": dg.EnvVar("TEST_S3_SECRET"),
+        "part_size_bytes": 5 * MIB,
+        "retry_budget_seconds": 0,
+    }
+
+
+@pytest.fixture
+def open_store(settings: dict[str, Any]) -> OpenStore:
+    def open_it(**more: Any) -> ObjectStore:
+        return S3(**{**settings, **more}).open()
+
+    return open_it
+
+
+class TestS3OnSwift(ObjectStoreContract):
+    pass
+
+
+def test_everything_lies_below_the_prefix_and_other_prefixes_stay_invisible(
+    open_store: OpenStore, swift: SwiftServer, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    store, other = open_store(), open_store(prefix="elsewhere/")
+    store.put("k", make_archive(tmp_path, 10))
+    other.put("k", make_archive(tmp_path, 20, seed=1))
+    answer = swift.client().list_objects_v2(Bucket=settings["bucket"])
+    assert [each["Key"] for each in answer["Contents"]] == ["archives/of-node-1/k", "elsewhere/k"]
+    assert [each.size_bytes for each in store.list()] == [10]
+    assert store.address("k") == f"s3://{settings['bucket']}/archives/of-node-1/k"
+
+
+def test_digest_and_the_archives_own_metadata_travel_with_the_object(
+    open_store: OpenStore, swift: SwiftServer, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 10, messages="12", pipeline="aweme")
+    open_store().put("k", archive)
+    answer = swift.client().head_object(Bucket=settings["bucket"], Key="archives/of-node-1/k")
+    assert answer["Metadata"] == {"messages": "12", "pipeline": "aweme", "sha256": archive.sha256}
+
+
+def test_an_object_that_somebody_put_without_our_metadata_counts_if_its_content_is_ours(
+    open_store: OpenStore, swift: SwiftServer, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 5_000)
+    swift.client().put_object(
+        Bucket=settings["bucket"], Key="archives/of-node-1/k", Body=archive.path.read_bytes()
+    )
+    assert open_store().put("k", archive).already_there
+
+
+@pytest.mark.parametrize("what", ["key", "secret", "bucket"])
+def test_a_refusal_names_address_code_and_what_to_check_but_no_secret(
+    open_store: OpenStore,
+    swift: SwiftServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+) -> None:
+    monkeypatch.setenv("TEST_WRONG_SECRET", "wrong-" + swift.secret_key)
+    wrong, hint = {
+        "key": ({"access_key_id": "test:nobody"}, "check the access key"),
+        "secret": ({"secret_access_key": dg.EnvVar("TEST_WRONG_SECRET")}, "check the secret key"),
+        "bucket": ({"bucket": "there-is-no-such-bucket"}, "check the bucket's name"),
+    }[what]
+    store = open_store(**wrong)
+    for attempt in (store.check, lambda: store.put("k", make_archive(tmp_path, 10))):
+        with pytest.raises(StoreRefused) as caught:
+            attempt()
+        text = str(caught.value)
+        assert "s3://" in text
+        assert swift.secret_key not in text
+    assert hint in text or "rights" in text
+
+
+def test_a_store_that_is_not_there_is_unavailable_and_the_error_names_its_address(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = open_store(endpoint_url="http://127.0.0.1:1")
+    with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1") as caught:
+        store.put("k", make_archive(tmp_path, 10))
+    assert "check that the address" in caught.value.hint
