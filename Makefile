@@ -1,0 +1,60 @@
+# Everything from a fresh clone: `make run`, `make test`, `make check`. `make help` lists the rest.
+#
+# The environment in .venv is made from requirements/*.txt alone: exact versions with the digests of
+# their files, installed in the order build, run (or dev), the project itself. pip's own settings
+# (PIP_*, pip.conf) are honoured. The stamps in .venv say what is in it.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation
+PYTEST ?=
+BENCH ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-C stops it
+	@exec $(BIN)/fuploader dev
+
+test: $(VENV)/.dev ## All tests, on real servers of their own; PYTEST="-k name" chooses
+	@tools/install_test_servers.sh
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.dev ## Format, lint, strict types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p fuploader_dagster
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## Measure; BENCH="..." passes arguments
+	@tools/install_test_servers.sh
+	$(BIN)/python -m benchmarks $(BENCH)
+
+lock: $(VENV)/.dev ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
+	tools/lock.sh $(if $(UPGRADE),--upgrade)
+
+clean: ## Remove the environment and caches; data and history stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.build: requirements/build.txt tools/make_venv.sh
+	@tools/make_venv.sh $(VENV) $(PYTHON)
+	@$(PIP_INSTALL) --require-hashes -r requirements/build.txt
+	@touch $@
+
+$(VENV)/.run: requirements/run.txt pyproject.toml $(VENV)/.build
+	@echo "Installing what requirements/run.txt lists, about a minute"
+	@$(PIP_INSTALL) --require-hashes -r requirements/run.txt
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml $(VENV)/.build
+	@echo "Installing what requirements/dev.txt lists, one to three minutes"
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@$(PIP_INSTALL) --editable .
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Install the servers and tools that the tests start themselves, where they are missing.
+# Nothing is started here: the tests run private instances on free ports.
+set -euo pipefail
+
+# What is looked for, and the Debian package that brings it.
+needed=(
+    rabbitmq-server:rabbitmq-server
+    redis-server:redis-server
+    zstd:zstd
+    bsdtar:libarchive-tools
+)
+
+PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin
+packages=()
+for pair in "${needed[@]}"; do
+    command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+done
+[[ ${#packages[@]} -gt 0 ]] || exit 0
+
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+    as_root=(sudo -n)
+    if ! sudo -n true 2>/dev/null; then
+        echo "The tests need ${packages[*]}, and installing them needs root or sudo without a password." >&2
+        echo "Let someone who may run: apt-get install ${packages[*]}" >&2
+        exit 1
+    fi
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "The tests need what Debian calls ${packages[*]}, and there is no apt-get here." >&2
+    echo "Install them by this system's own means, then run this again." >&2
+    exit 1
+fi
+
+# Debian starts a server as soon as it is installed, on its well-known port, unless a policy says no.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    "${as_root[@]}" chmod 755 "$policy"
+fi
+
+install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --quiet --no-install-recommends "${packages[@]}"
+}
+echo "Installing ${packages[*]} for the tests"
+if ! install >/dev/null 2>&1; then # the package lists are missing or old
+    "${as_root[@]}" apt-get update --quiet >/dev/null
+    install >/dev/null
+fi

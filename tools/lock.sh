@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Write requirements/*.txt from pyproject.toml: one set of versions for every supported Python.
+#   tools/lock.sh [--upgrade]
+# Without --upgrade, versions that still fit are kept. The files hold no address of an index, so
+# that each machine installs from the index it is set up for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+compile() {
+    "${UV:-.venv/bin/uv}" pip compile --universal --python-version 3.10 \
+        --generate-hashes --no-annotate --no-emit-index-url \
+        --custom-compile-command "make lock" --quiet "$@" >/dev/null
+}
+compile "$@" --group build --output-file requirements/build.txt
+compile "$@" pyproject.toml --all-extras \
+    --constraint requirements/build.txt --output-file requirements/run.txt
+compile "$@" pyproject.toml --all-extras --group test --group check \
+    --constraint requirements/build.txt --constraint requirements/run.txt \
+    --output-file requirements/dev.txt
