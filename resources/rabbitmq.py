@@ -1,0 +1,276 @@
+"""RabbitMQ as a message source, on pika: its settings and its consumer.
+
+What must always hold:
+
+- A message is acknowledged only by `settle`, one multiple ack per batch. Whatever was not
+  acknowledged when the connection goes is delivered again by the broker.
+- Receipts are never used on another connection than their own: a delivery tag means another
+  message there. They grow across reconnections, and older ones are refused.
+- A queue that exists is used as it is, whatever its type and arguments; it is declared (durable)
+  only when it is missing and `declare` is on.
+- Nothing is done per message beyond building the `Message`: everything else is per batch.
+
+pika reads what the socket holds and calls back for each message, so more can arrive than was asked
+for: the surplus, at most `prefetch` messages, waits here for the next `receive`. A channel that
+the broker closed (consumer time-out, for example) raises nothing by itself in pika's event loop,
+so it is looked at after each step.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import deque
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+from urllib.parse import unquote, urlsplit
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from fuploader_dagster.errors import ConfigError, SourceUnavailable
+from fuploader_dagster.resources.rabbitmq_connection import (
+    PIKA_ERRORS,
+    Address,
+    closing_reason,
+    connect,
+    disconnect,
+    explained,
+)
+from fuploader_dagster.resources.rabbitmq_publisher import RabbitMQPublisher
+from fuploader_dagster.secret import Secret
+from fuploader_dagster.source import CommittedBatch, Message, MessageSource, SourceSettings
+
+LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
+_LONGEST_WITHOUT_IO_SECONDS = 1.0
+_PARTS_OF_URL = ("host", "port", "vhost", "user", "password", "tls")
+
+
+class RabbitMQ(SourceSettings):
+    """A queue on RabbitMQ: either `url`, or host, port, vhost, user, password and tls."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    queue: str
+    """The queue's name, at most 255 bytes."""
+    url: Secret | None = None
+    """`amqp://user:password@host:5672/vhost` (`%2F` is the default vhost) or `amqps://…`."""
+    host: str = "localhost"
+    port: int | None = Field(default=None, ge=1, le=65_535)
+    """5672, or 5671 with TLS, if not given."""
+    vhost: str = "/"
+    user: str = "guest"
+    password: Secret = SecretStr("guest")
+    tls: bool = False
+    ca_file: Path | None = None
+    """Certificates to trust instead of the system's (with TLS)."""
+    queue_type: Literal["classic", "quorum"] = "classic"
+    """Type of a queue that we declare. Classic, because producers that declare the queue too
+    mostly do so without a type, and the broker refuses them when the types differ."""
+    declare: bool = True
+    """Declare the queue, durable, when it is missing. Off: a missing queue is an error."""
+    reject_dead_letters: bool = False
+    """Reject dead letters without requeue, so that the broker's own dead-letter exchange gets
+    them too. They are kept on this disk either way."""
+    heartbeat_seconds: int = Field(default=30, ge=2, le=3_600)
+    """A cut network is noticed within about two of these."""
+    connect_timeout_seconds: float = Field(default=10, gt=0, le=300)
+    blocked_timeout_seconds: float = Field(default=60, gt=0, le=3_600)
+    """How long a publisher waits while the broker blocks it (memory or disk alarm)."""
+
+    @field_validator("queue")
+    @classmethod
+    def _usable_name(cls, queue: str) -> str:
+        if not 1 <= len(queue.encode()) <= 255:
+            raise ValueError("queue must be a name of 1 to 255 bytes")
+        return queue
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url.get_secret_value())
+            usable = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0
+            options = bool(parts.query or parts.fragment)
+        except ValueError:  # not passed on: its text may quote the password
+            usable, options = False, False
+        if options:
+            raise ValueError("url takes no ?options; set heartbeat_seconds and the like instead")
+        if not usable:
+            raise ValueError("url must look like amqp://user:password@host:5672/vhost, or amqps://")
+        return url
+
+    @model_validator(mode="after")
+    def _one_address(self) -> RabbitMQ:
+        doubled = [name for name in _PARTS_OF_URL if name in self.model_fields_set]
+        if self.url is not None and doubled:
+            raise ValueError(f"url already says it all: remove {', '.join(doubled)}")
+        if self.ca_file is not None and not self.address().tls:
+            raise ValueError("ca_file is given, but neither tls: true nor an amqps:// url")
+        return self
+
+    def source(self, *, prefetch: int) -> RabbitMQSource:
+        if not 1 <= prefetch <= LARGEST_PREFETCH:
+            raise ConfigError(f"prefetch is {prefetch}; RabbitMQ takes 1 to {LARGEST_PREFETCH}")
+        return RabbitMQSource(self, prefetch)
+
+    def publisher(self) -> RabbitMQPublisher:
+        return RabbitMQPublisher(self)
+
+    def describe(self) -> str:
+        return f"queue {self.queue!r} on RabbitMQ ({self.address()})"
+
+    def address(self) -> Address:
+        """Where to connect, whichever way it was configured."""
+        if self.url is None:
+            host, port, vhost, user, tls = self.host, self.port, self.vhost, self.user, self.tls
+            password = self.password.get_secret_value()
+        else:
+            parts = urlsplit(self.url.get_secret_value())
+            host, port, tls = parts.hostname or "", parts.port, parts.scheme == "amqps"
+            user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+            vhost = unquote(parts.path[1:]) or "/"
+        default_port = 5671 if tls else 5672
+        return Address(host, port or default_port, vhost, user, password, tls)
+
+
+class RabbitMQSource(MessageSource):
+    """One consumer on one connection."""
+
+    def __init__(self, settings: RabbitMQ, prefetch: int) -> None:
+        self._settings = settings
+        self._prefetch = prefetch
+        self._connection: pika.BlockingConnection | None = None
+        self._channel: BlockingChannel | None = None
+        self._surplus: deque[Message] = deque()
+        self._start = 0
+        """A receipt is the channel's delivery tag plus this."""
+        self._last_receipt = 0
+        self._settled = 0
+        self._last_io = 0.0
+        self._cancelled = False
+
+    def open(self) -> None:
+        self.close()
+        self._connection, self._channel = connect(self._settings, "drain")
+        self._start = self._settled = self._last_receipt
+        self._cancelled = False
+        try:
+            self._channel.basic_qos(prefetch_count=self._prefetch)
+            self._channel.add_on_cancel_callback(self._on_cancelled)
+            self._channel.basic_consume(self._settings.queue, self._collector())
+        except PIKA_ERRORS as error:
+            self._give_up("consume from", error)
+        self._last_io = time.monotonic()
+
+    def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
+        """As the contract says; with limit 0 it only waits and keeps the connection alive."""
+        deadline = time.monotonic() + timeout_seconds
+        surplus = self._surplus
+        if len(surplus) < limit or self._io_is_due():
+            self._process_io(0)
+        while not (surplus and limit):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return []
+            self._process_io(remaining)
+        if len(surplus) <= limit:
+            messages = list(surplus)
+            surplus.clear()
+        else:
+            messages = [surplus.popleft() for _ in range(limit)]
+        self._last_receipt = messages[-1].receipt
+        return messages
+
+    def settle(self, batch: CommittedBatch) -> None:
+        channel, last = self._channel, batch.last.receipt
+        if channel is None or last <= self._start:
+            self.close()
+            raise SourceUnavailable(
+                f"the connection on which these messages came from {self._settings.describe()} "
+                "is gone, so they cannot be acknowledged",
+                hint="nothing is lost: the broker delivers them again",
+            )
+        rejected: set[int] = set()
+        if self._settings.reject_dead_letters:
+            rejected = {message.receipt for message in batch.dead_letters}
+        while last in rejected:  # the broker forgets a rejected tag and refuses an ack of it
+            last -= 1
+        try:
+            for receipt in sorted(rejected):
+                channel.basic_reject(receipt - self._start, requeue=False)
+            if last > self._settled:
+                channel.basic_ack(last - self._start, multiple=True)
+        except PIKA_ERRORS as error:
+            self._give_up("acknowledge messages of", error)
+        self._settled = batch.last.receipt
+
+    def close(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if self._surplus:
+            self._last_receipt = self._surplus[-1].receipt
+        self._surplus = deque()
+        disconnect(connection)
+
+    def describe(self, message: Message) -> dict[str, Any]:
+        properties = vars(message.attributes)
+        return {name: _json_ready(value) for name, value in properties.items() if value is not None}
+
+    def _collector(self) -> Any:
+        """pika's callback for each message: the hot path of the drain."""
+        start, append, build = self._start, self._surplus.append, Message._make
+
+        def collect(_channel: object, method: Any, properties: Any, body: bytes) -> None:
+            receipt = start + method.delivery_tag
+            append(build((body, receipt, method.redelivered, properties.message_id, properties)))
+
+        return collect
+
+    def _on_cancelled(self, _frame: object) -> None:
+        self._cancelled = True
+
+    def _io_is_due(self) -> bool:
+        return time.monotonic() - self._last_io > _LONGEST_WITHOUT_IO_SECONDS
+
+    def _process_io(self, seconds: float) -> None:
+        """Let pika read, write and answer heartbeats; returns early when something came."""
+        if self._connection is None or self._channel is None:
+            raise SourceUnavailable(f"{self._settings.describe()} is not open")
+        try:
+            self._connection.process_data_events(seconds)
+        except PIKA_ERRORS as error:
+            self._give_up("receive from", error)
+        self._last_io = time.monotonic()
+        if self._cancelled:
+            self.close()
+            raise SourceUnavailable(
+                f"the broker ended our consumer on {self._settings.describe()}",
+                hint="was the queue deleted, or did the node that has it fail?",
+            )
+        if not self._channel.is_open:
+            self._give_up("receive from", closing_reason(self._channel))
+
+    def _give_up(self, tried: str, error: BaseException) -> NoReturn:
+        self.close()
+        raise explained(tried, self._settings, error) from error
+
+
+def _json_ready(value: Any) -> Any:
+    """A header's value as JSON has it; bytes that are no text become `{"base64": …}`."""
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Decimal) else value
