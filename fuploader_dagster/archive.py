@@ -76,9 +76,11 @@ def write_archive(
         raise DamagedSlot(f"two members of one name cannot be packed into {path}")
     temporary = temporary_name(path)
     try:
-        jobs = _jobs(source, frame_bytes, _FrameEncoder(level))
+        encoder = _FrameEncoder(level)
+        jobs = _jobs(source, frame_bytes, encoder)
         with naming_full_disks(path), closing(_in_order(jobs, threads)) as frames:
-            written = _write(temporary, source, frames, metadata or {})
+            end = encoder.encode(END, b"").data
+            written = _write(temporary, source, frames, end, metadata or {})
             fsync_file(temporary)
         _read_back(temporary, written)
         replace_durably(temporary, path)
@@ -103,7 +105,11 @@ class _Frame(NamedTuple):
 
 
 def _write(
-    path: Path, source: MemberSource, frames: Iterator[_Frame], metadata: Mapping[str, str]
+    path: Path,
+    source: MemberSource,
+    frames: Iterator[_Frame],
+    end_frame: bytes,
+    metadata: Mapping[str, str],
 ) -> _Written:
     whole = sha256()
     size = 0
@@ -136,11 +142,13 @@ def _write(
             frame_sizes=frame_sizes,
             frame_tar_sizes=frame_tar_sizes,
             frame_digests=bytes(frame_digests),
+            end_frame=end_frame,
         )
         closing = encode(manifest)
         if decode(closing, where=f"{path}, offset {size}") != manifest:
             raise DamagedArchive(f"the manifest of {path} does not decode to what was encoded")
         put(closing)
+        put(end_frame)
         put(seek_table(manifest, len(closing)))
     return _Written(size, whole.digest())
 
@@ -234,7 +242,6 @@ def _jobs(
             raw = source.read_part(cut.first, cut.start, cut.stop)
             found = large.add(raw, last=cut.stop == source.lengths[cut.first])
             yield lambda raw=raw, found=found: encoder.encode(raw, found)  # type: ignore[misc]
-    yield lambda: encoder.encode(END, b"")
 
 
 def _in_order(jobs: Iterator[Callable[[], _Frame]], threads: int) -> Generator[_Frame, None, None]:

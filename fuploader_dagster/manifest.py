@@ -4,10 +4,12 @@ What must always hold: the manifest and the seek table behind it vouch for every
 archive. Frames carry their own digests, members theirs; the manifest carries its own; the seek
 table follows from the manifest. So a change anywhere is found, and is found by name and offset.
 
-Two skippable zstd frames close an archive (any zstd steps over them; docs/formats.md has the
-bytes): the manifest, then the standard seek table of zstd's seekable format, in which the
-manifest appears as a frame that decompresses to nothing. A reader starts at the end: footer, seek
-table, manifest.
+An archive is: frames of members, manifest, end frame, seek table (docs/formats.md has the bytes).
+Manifest and seek table are skippable frames, any zstd steps over them. The seek table is the
+standard one of zstd's seekable format, in which the manifest appears as a frame that decompresses
+to nothing. A reader starts at the end: footer, seek table, manifest. The end frame holds the tar
+stream's end and comes behind the manifest, so that wherever an archive is cut off, either tar's
+end is missing or the seek table that a manifest promises.
 
 Members are kept as columns, which encode ten times as fast and compress better than records.
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
@@ -54,8 +56,8 @@ class MemberEntry(NamedTuple):
 
     name: str
     size_bytes: int
-    digest: bytes
-    """The first 16 bytes of the payload's SHA-256."""
+    digest: bytes | None
+    """The first 16 bytes of the payload's SHA-256; None in archives without a manifest."""
     offset: int
     """Where its header begins in the decompressed tar stream."""
     header_bytes: int
@@ -96,6 +98,8 @@ class Manifest(msgspec.Struct, frozen=True):
     frame_sizes: list[int]
     frame_tar_sizes: list[int]
     frame_digests: bytes
+    end_frame: bytes
+    """The end frame as it lies in the archive."""
 
     def members(self) -> list[MemberEntry]:
         digests = self.member_digests
@@ -140,12 +144,12 @@ def encode(manifest: Manifest) -> bytes:
 def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
     """The seek table's frame: the last bytes of an archive."""
     sizes = zip(
-        [*manifest.frame_sizes, manifest_frame_bytes],
-        [*manifest.frame_tar_sizes, 0],
+        [*manifest.frame_sizes, manifest_frame_bytes, len(manifest.end_frame)],
+        [*manifest.frame_tar_sizes, 0, len(END)],
         strict=True,
     )
     body = b"".join(_SEEK_ENTRY.pack(*entry) for entry in sizes)
-    body += _SEEK_FOOTER.pack(len(manifest.frame_sizes) + 1, 0, _SEEKABLE_MAGIC)
+    body += _SEEK_FOOTER.pack(len(manifest.frame_sizes) + 2, 0, _SEEKABLE_MAGIC)
     return FRAME_HEADER.pack(SEEK_TABLE_MAGIC, len(body)) + body
 
 
@@ -158,14 +162,16 @@ def seek_table_bytes(footer: bytes) -> int | None:
     return int(FRAME_HEADER.size + count * entry_bytes + _SEEK_FOOTER.size)
 
 
-def last_frame_bytes(table: bytes) -> int:
-    """Compressed size of the last frame in a seek table: the manifest's, in our archives."""
-    flags = table[-5]
-    entry_bytes = _SEEK_ENTRY.size + (4 if flags & 0x80 else 0)
-    if len(table) < FRAME_HEADER.size + entry_bytes + _SEEK_FOOTER.size:
-        return 0
-    (size,) = struct.unpack_from("<I", table, len(table) - _SEEK_FOOTER.size - entry_bytes)
-    return int(size)
+def closing_frames(table: bytes) -> tuple[int, int]:
+    """Compressed sizes of the last two frames in a seek table: in our archives, the manifest and
+    the end frame. (0, 0) for a table with fewer frames."""
+    entry = _SEEK_ENTRY.size + (4 if table[-5] & 0x80 else 0)
+    entries = table[FRAME_HEADER.size : -_SEEK_FOOTER.size]
+    if len(entries) < 2 * entry:
+        return 0, 0
+    manifest_bytes, _ = _SEEK_ENTRY.unpack_from(entries, len(entries) - 2 * entry)
+    end_bytes, _ = _SEEK_ENTRY.unpack_from(entries, len(entries) - entry)
+    return manifest_bytes, end_bytes
 
 
 def is_manifest(frame: bytes) -> bool:
@@ -228,7 +234,7 @@ def _contradiction(manifest: Manifest) -> str | None:
     if len(set(manifest.names)) != count:
         return "two members with one name"
     tar_bytes = sum((size + BLOCK - 1) // BLOCK for size in manifest.sizes) * BLOCK
-    tar_bytes += sum(manifest.header_blocks) * BLOCK + len(END)
+    tar_bytes += sum(manifest.header_blocks) * BLOCK
     if tar_bytes != sum(manifest.frame_tar_sizes):
         return "members and frames add up to different sizes"
     return None
