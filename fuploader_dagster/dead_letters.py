@@ -10,7 +10,6 @@ can leave a torn last line: its message was not acknowledged and comes again.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from fuploader_dagster.fileio import append_durably, make_dirs
+from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class DeadLetterBox:
         make_dirs(self._folder)
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
         path = self.path()
-        append_durably(path, lines if _ends_whole(path) else b"\n" + lines)
+        append_durably(path, lines if ends_whole(path) else b"\n" + lines)
 
     def path(self) -> Path:
         """The file that is written today."""
@@ -77,12 +76,3 @@ def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
                     log.warning("passed over a torn line in %s: %s", path, error)
                 else:
                     yield letter
-
-
-def _ends_whole(path: Path) -> bool:
-    """False where a crash left half a line at the end."""
-    if not path.exists() or path.stat().st_size == 0:
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

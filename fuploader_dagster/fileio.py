@@ -121,6 +121,15 @@ def append_durably(path: Path, content: bytes) -> None:
         fsync_dir(path.parent)
 
 
+def ends_whole(path: Path) -> bool:
+    """False where a crash left half a line at the end of a file of lines."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
 def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
     """`os.write` until everything is written (a signal or a full disk makes it write less)."""
     view = memoryview(content)
@@ -187,6 +196,20 @@ class FileLock:
         except BaseException:
             os.close(descriptor)
             raise
+        self._take(descriptor)
+
+    def wait(self) -> None:
+        """Take the lock, waiting for whoever has it."""
+        make_dirs(self.path.parent)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._take(descriptor)
+
+    def _take(self, descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
         self._descriptor = descriptor

@@ -90,7 +90,7 @@ def read_statuses(layout: Layout) -> list[WorkerStatus]:
         status = _read(path)
         if status is None:
             continue
-        if _alive(status.pid):
+        if is_alive(status.pid):
             found.append(status)
         else:
             path.unlink(missing_ok=True)
@@ -104,7 +104,8 @@ def _read(path: Path) -> WorkerStatus | None:
         return None  # its worker left in this moment
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """True while a process of this number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,0 +1,167 @@
+"""The assets of a pipeline: queue -> sealed_slot -> packed_archive -> uploaded_archive.
+
+The queue and the sealed slots are made outside of Dagster (by the drain workers); the other two
+take the partitions of a run, call one function of the engine, and say per partition what came out.
+
+A partition that fails takes no other with it. While attempts are left the step raises and reports
+nothing: the next attempt finds what is done and skips it. After the last attempt it reports the
+good partitions and fails for the others, which stay on disk for the recovery schedule.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.shipping import Done, Failed, Outcome, pack_partitions, upload_partitions
+from fuploader_dagster.storage import Progress
+
+PROGRESS_SECONDS = 5.0
+MAX_LISTED_FAILURES = 10
+
+
+def build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
+    """The four assets of a pipeline, in one group that is named for it."""
+    names = Names.of(pipeline)
+    partitions = names.partitions()
+    backfill_policy = dg.BackfillPolicy.multi_run(pipeline.partitions_per_run)
+    retry_policy = dg.RetryPolicy(
+        max_retries=pipeline.max_retries,
+        delay=pipeline.retry_delay_seconds,
+        backoff=dg.Backoff.EXPONENTIAL,
+        jitter=dg.Jitter.PLUS_MINUS,
+    )
+    queue = dg.AssetSpec(
+        names.queue,
+        group_name=names.scope,
+        kinds={type(pipeline.source).__name__.lower()},
+        description=f"Messages that wait: {pipeline.source.describe()}",
+    )
+    sealed_slot = dg.AssetSpec(
+        names.sealed_slot,
+        deps=[names.queue],
+        partitions_def=partitions,
+        group_name=names.scope,
+        kinds={"file"},
+        description="Full slots on the local disk, reported by the drain sensor.",
+    )
+
+    @dg.asset(
+        key=names.packed_archive,
+        deps=[sealed_slot],
+        kinds={"zstandard"},
+        description="Each sealed slot as one archive, read back after writing.",
+        partitions_def=partitions,
+        group_name=names.scope,
+        backfill_policy=backfill_policy,
+        retry_policy=retry_policy,
+        output_required=False,
+    )
+    def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        outcomes = pack_partitions(context.partition_keys, pipeline)
+        yield from _report(context, pipeline, names.packed_archive, outcomes)
+
+    @dg.asset(
+        key=names.uploaded_archive,
+        deps=[packed_archive],
+        kinds={type(pipeline.store).__name__.lower()},
+        description=f"Archives that the store has confirmed: {pipeline.store.describe()}",
+        required_resource_keys={names.store},
+        partitions_def=partitions,
+        group_name=names.scope,
+        backfill_policy=backfill_policy,
+        retry_policy=retry_policy,
+        output_required=False,
+    )
+    def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        store = getattr(context.resources, names.store).open()
+        outcomes = upload_partitions(
+            context.partition_keys, pipeline, store, _log_progress(context.log)
+        )
+        yield from _report(context, pipeline, names.uploaded_archive, outcomes)
+
+    return [queue, sealed_slot, packed_archive, uploaded_archive]
+
+
+def _report(
+    context: dg.AssetExecutionContext,
+    pipeline: Pipeline,
+    asset: dg.AssetKey,
+    outcomes: Iterable[Outcome],
+) -> Iterator[Any]:
+    done: list[Done] = []
+    failed: list[Failed] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            failed.append(outcome)
+            context.log.error(f"{outcome.partition} failed and was kept: {outcome.error}")
+        else:
+            done.append(outcome)
+    if not failed:
+        for one in done:
+            context.add_asset_metadata(_metadata(one), partition_key=one.partition)
+        yield dg.MaterializeResult(metadata={"partitions": len(done)})
+        return
+    attempts_left = context.retry_number < pipeline.max_retries
+    if attempts_left and not all(one.permanent for one in failed):
+        raise dg.Failure(_failure_text(failed), metadata={"failed": len(failed)})
+    for one in done:
+        yield dg.AssetMaterialization(asset, partition=one.partition, metadata=_metadata(one))
+    raise dg.Failure(_failure_text(failed), metadata={"failed": len(failed)}, allow_retries=False)
+
+
+def _failure_text(failed: Sequence[Failed]) -> str:
+    listed = "; ".join(f"{one.partition}: {one.error}" for one in failed[:MAX_LISTED_FAILURES])
+    more = len(failed) - MAX_LISTED_FAILURES
+    tail = f"; and {more} more" if more > 0 else ""
+    return f"{len(failed)} partitions failed, their data is kept: {listed}{tail}"
+
+
+def _metadata(done: Done) -> dict[str, Any]:
+    about = done.receipt or done.packed
+    if about is None:
+        return {}
+    metadata: dict[str, Any] = {
+        "messages": about.messages,
+        "payload_bytes": about.payload_bytes,
+        "archive_bytes": about.size_bytes,
+        "ratio": round(about.payload_bytes / max(1, about.size_bytes), 2),
+        "sha256": about.sha256,
+        "seconds": round(done.seconds, 3),
+    }
+    if done.receipt is not None:
+        metadata["address"] = _address(done.receipt.address)
+        metadata["object_key"] = done.receipt.key
+        metadata["stored_at"] = done.receipt.stored_at
+    if done.packed is None:
+        metadata["note"] = "stored before; nothing was left to do"
+    return metadata
+
+
+def _address(address: str) -> dg.MetadataValue[Any]:
+    if address.startswith("file://"):
+        return dg.MetadataValue.path(address.removeprefix("file://"))
+    return dg.MetadataValue.url(address)
+
+
+def _log_progress(log: logging.Logger) -> Callable[[str], Progress]:
+    """Progress of large uploads, a line every few seconds each."""
+
+    def of(partition: str) -> Progress:
+        last = time.monotonic()
+
+        def report(sent: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PROGRESS_SECONDS:
+                last = time.monotonic()
+                log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
+
+        return report
+
+    return of

@@ -1,0 +1,60 @@
+"""One place where the parts of a code location meet.
+
+    defs = build_definitions(Pipeline(name="documents", source=..., state=..., store=...))
+
+The result merges with other definitions: every name in it begins with the pipeline's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from fuploader_dagster.assets import build_assets
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.seal_job import build_seal_job
+from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
+from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
+
+
+def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:
+    """Assets, jobs, sensors, schedules and store resources of the pipelines.
+
+    `running`: sensors and schedules are on as soon as Dagster loads them. Raises `ConfigError`
+    where two pipelines would share a name or a folder.
+    """
+    _check_apart(pipelines)
+    return dg.Definitions.merge(*(_definitions_of(pipeline, running) for pipeline in pipelines))
+
+
+def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
+    names = Names.of(pipeline)
+    ship = dg.define_asset_job(
+        names.ship_job,
+        selection=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
+        executor_def=dg.in_process_executor,
+        description="Packs sealed slots and uploads their archives.",
+    )
+    resources: dict[str, Any] = {names.store: pipeline.store}
+    return dg.Definitions(
+        assets=build_assets(pipeline),
+        jobs=[ship, build_seal_job(pipeline)],
+        sensors=[build_drain_sensor(pipeline, running=running)],
+        schedules=[build_recovery_schedule(pipeline, running=running)],
+        resources=resources,
+    )
+
+
+def _check_apart(pipelines: tuple[Pipeline, ...]) -> None:
+    scopes = [Names.of(pipeline).scope for pipeline in pipelines]
+    folders = [str(pipeline.layout.root) for pipeline in pipelines]
+    for what, seen in (("name", scopes), ("folder", folders)):
+        twice = {one for one in seen if seen.count(one) > 1}
+        if twice:
+            raise ConfigError(
+                f"two pipelines have the same {what}: {', '.join(sorted(twice))}",
+                hint="give each pipeline a name of its own",
+            )

@@ -1,0 +1,173 @@
+"""Packing: a sealed slot becomes one archive.
+
+What must always hold: packing the same slot twice gives the same bytes (with the built-in packer),
+an archive counts only once it was read back and its `.packed.json` lies beside it, and nothing in
+the sealed slot changes. A custom packer works on a copy with real files and can spoil nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fuploader_dagster.archive import write_archive
+from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import DamagedSlot, StrategyError
+from fuploader_dagster.fileio import fsync_file, make_dirs, rename_durably, write_durably
+from fuploader_dagster.index import IndexEntry
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.segment import check_file
+from fuploader_dagster.storage import ArchiveFile
+from fuploader_dagster.strategies import call_packer, name_of
+
+_SUFFIX = ".packed.json"
+_WORK_PREFIX = ".tmp-work-"
+
+
+class Packed(msgspec.Struct, frozen=True, kw_only=True):
+    """An archive that is finished and waits for its upload."""
+
+    partition: str
+    archive: str
+    size_bytes: int
+    sha256: str
+    messages: int
+    payload_bytes: int
+
+    def file(self, layout: Layout) -> ArchiveFile:
+        """The archive as an object store takes it."""
+        metadata = {
+            "fuploader-partition": self.partition,
+            "fuploader-messages": str(self.messages),
+        }
+        return ArchiveFile(layout.archives / self.archive, self.size_bytes, self.sha256, metadata)
+
+
+def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
+    """Pack the slot, unless that was done already. The caller holds the partition's lock.
+
+    Raises `DamagedSlot` where the slot contradicts its index, `StrategyError` where a custom
+    packer misbehaves, `DiskFull`; the slot is untouched in each case.
+    """
+    layout = settings.layout
+    done = find_packed(layout, slot.seal.partition)
+    if done is not None:
+        return done
+    make_dirs(layout.archives)
+    target = layout.archives / slot.seal.archive
+    entries = slot.entries()
+    if settings.packer is None:
+        written = _pack_built_in(slot, entries, target, settings)
+    else:
+        written = _pack_custom(slot, entries, target, settings.packer, settings)
+    packed = Packed(
+        partition=slot.seal.partition,
+        archive=slot.seal.archive,
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        messages=slot.seal.messages,
+        payload_bytes=slot.seal.payload_bytes,
+    )
+    write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
+    return packed
+
+
+def find_packed(layout: Layout, partition: str) -> Packed | None:
+    """The finished archive of a partition, or None if it has to be packed (again)."""
+    try:
+        packed = msgspec.json.decode(_path(layout, partition).read_bytes(), type=Packed)
+        size = (layout.archives / packed.archive).stat().st_size
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    return packed if size == packed.size_bytes else None
+
+
+def forget_packed(layout: Layout, partition: str, archive: str) -> None:
+    """Remove a stored archive and what is noted about it. May be repeated."""
+    (layout.archives / archive).unlink(missing_ok=True)
+    _path(layout, partition).unlink(missing_ok=True)
+
+
+def _pack_built_in(
+    slot: SealedSlot, entries: Sequence[IndexEntry], target: Path, settings: Pipeline
+) -> ArchiveFile:
+    with _members(slot, entries) as members:
+        return write_archive(
+            target, members, level=settings.compression_level, threads=settings.pack_threads
+        )
+
+
+def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
+    members = [Member(entry.name, entry.size_bytes, entry.sha256) for entry in entries]
+    if slot.seal.slot_format == "segment":
+        return SegmentMembers(slot.segment, members, [entry.offset for entry in entries])
+    return FolderMembers(slot.files, members)
+
+
+def _pack_custom(
+    slot: SealedSlot,
+    entries: Sequence[IndexEntry],
+    target: Path,
+    packer: Callable[..., Any],
+    settings: Pipeline,
+) -> ArchiveFile:
+    work = settings.layout.archives / f"{_WORK_PREFIX}{slot.seal.partition}"
+    shutil.rmtree(work, ignore_errors=True)
+    folder = work / slot.seal.partition
+    make_dirs(folder)
+    try:
+        _lay_out_files(slot, entries, folder)
+        made = call_packer(packer, folder)
+        if not made.name.endswith(settings.archive_suffix):
+            raise StrategyError(
+                f"the packer {name_of(packer)} wrote {made.name}, which does not end in "
+                f"{settings.archive_suffix}",
+                hint="set archive_suffix to the ending that the packer produces",
+            )
+        fsync_file(made)
+        digest, size = _digest(made)
+        target.unlink(missing_ok=True)
+        rename_durably(made, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return ArchiveFile(target, size, digest)
+
+
+def _lay_out_files(slot: SealedSlot, entries: Sequence[IndexEntry], folder: Path) -> None:
+    """Copies of all messages as files of their own, each compared with the index."""
+    if slot.seal.slot_format == "files":
+        for entry in entries:
+            check_file(slot.files / entry.name, entry)
+            shutil.copyfile(slot.files / entry.name, folder / entry.name)
+        return
+    with slot.segment.open("rb") as segment:
+        for entry in entries:
+            start = entry.offset + entry.header_bytes
+            content = os.pread(segment.fileno(), entry.size_bytes, start)
+            if hashlib.sha256(content).digest() != entry.sha256:
+                raise DamagedSlot(
+                    f"message {entry.name!r} in {slot.segment} is not what was committed",
+                    hint="the disk is failing or somebody changed the slot; it was kept",
+                )
+            (folder / entry.name).write_bytes(content)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    whole, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            whole.update(block)
+            size += len(block)
+    return whole.hexdigest(), size
+
+
+def _path(layout: Layout, partition: str) -> Path:
+    return layout.archives / f"{partition}{_SUFFIX}"

@@ -1,0 +1,123 @@
+"""Names and partitions of a pipeline in Dagster, and which keys go into which run.
+
+One run takes many slots, as a contiguous range of the partition set (Dagster lists dynamic
+partitions in the order in which they were added, and a run's range is read in that order).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from fuploader_dagster.config import Intake
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+PARTITION_TAG = "dagster/partition"
+PIPELINE_TAG = "fuploader/pipeline"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a pipeline's parts are called in Dagster. They carry the node where one is set."""
+
+    pipeline: str
+    node: str | None
+
+    @classmethod
+    def of(cls, settings: Intake) -> Names:
+        node = re.sub(r"\W", "_", settings.node_id) if settings.node_id else None
+        return cls(settings.name, node)
+
+    @property
+    def scope(self) -> str:
+        return f"{self.pipeline}_{self.node}" if self.node else self.pipeline
+
+    def asset(self, name: str) -> dg.AssetKey:
+        return dg.AssetKey([self.pipeline, *([self.node] if self.node else []), name])
+
+    @property
+    def queue(self) -> dg.AssetKey:
+        return self.asset("queue")
+
+    @property
+    def sealed_slot(self) -> dg.AssetKey:
+        return self.asset("sealed_slot")
+
+    @property
+    def packed_archive(self) -> dg.AssetKey:
+        return self.asset("packed_archive")
+
+    @property
+    def uploaded_archive(self) -> dg.AssetKey:
+        return self.asset("uploaded_archive")
+
+    @property
+    def partition_set(self) -> str:
+        return f"{self.scope}_slots"
+
+    @property
+    def store(self) -> str:
+        """The resource key of the object store."""
+        return f"{self.scope}_store"
+
+    @property
+    def ship_job(self) -> str:
+        return f"{self.scope}_ship"
+
+    @property
+    def seal_job(self) -> str:
+        return f"{self.scope}_seal_now"
+
+    def partitions(self) -> dg.DynamicPartitionsDefinition:
+        return dg.DynamicPartitionsDefinition(name=self.partition_set)
+
+
+def chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The keys in runs of at most `size`."""
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+def contiguous_ranges(
+    keys: Sequence[str], all_keys: Sequence[str], size: int
+) -> Iterator[Sequence[str]]:
+    """The keys as ranges that lie together in the partition set, each of at most `size`.
+
+    Keys that are not in the set are left out: no run can ask for them.
+    """
+    wanted = set(keys)
+    gathered: list[str] = []
+    for key in all_keys:
+        if key in wanted:
+            gathered.append(key)
+        if gathered and (key not in wanted or len(gathered) == size):
+            yield gathered
+            gathered = []
+    if gathered:
+        yield gathered
+
+
+def run_request(names: Names, keys: Sequence[str], *, run_key: str) -> dg.RunRequest:
+    """A run for neighbouring keys of the partition set."""
+    return dg.RunRequest(
+        run_key=run_key,
+        tags={
+            RANGE_START_TAG: keys[0],
+            RANGE_END_TAG: keys[-1],
+            PIPELINE_TAG: names.scope,
+        },
+    )
+
+
+def keys_of_run(tags: Mapping[str, str], all_keys: Sequence[str]) -> Sequence[str]:
+    """Which partitions a run handles, read from its tags."""
+    if PARTITION_TAG in tags:
+        return [tags[PARTITION_TAG]]
+    start, end = tags.get(RANGE_START_TAG), tags.get(RANGE_END_TAG)
+    if start not in all_keys or end not in all_keys:
+        return []
+    return all_keys[all_keys.index(start) : all_keys.index(end) + 1]

@@ -1,0 +1,71 @@
+"""Receipts: what the object store has confirmed, kept after the local data is gone.
+
+What must always hold: a receipt is durable before any local data of its slot is removed, so at any
+moment a slot has its data, or its receipt, or both. Whoever finds both removes the data.
+
+Format: `receipts/YYYYMMDDTHH.jsonl` by the hour of sealing, one JSON object a line, appended in one
+write. A crash can leave a torn line; its slot still has its data and is uploaded again, which the
+store answers with the object that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
+from fuploader_dagster.layout import Layout, PartitionKey
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """One archive that the object store confirmed by size and digest."""
+
+    partition: str
+    address: str
+    key: str
+    size_bytes: int
+    sha256: str
+    messages: int
+    payload_bytes: int
+    stored_at: str
+    """UTC, ISO 8601."""
+
+
+def keep_receipt(layout: Layout, receipt: Receipt) -> None:
+    """Make the receipt durable."""
+    path = _path(layout, receipt.partition)
+    make_dirs(path.parent)
+    line = msgspec.json.encode(receipt) + b"\n"
+    append_durably(path, line if ends_whole(path) else b"\n" + line)
+
+
+def find_receipt(layout: Layout, partition: str) -> Receipt | None:
+    """The receipt of a partition, or None if the store never confirmed it to this machine."""
+    wanted = f'"{partition}"'.encode()
+    for line in _lines(_path(layout, partition)):
+        if wanted in line:
+            receipt = _decode(line)
+            if receipt is not None and receipt.partition == partition:
+                return receipt
+    return None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as lines:
+            yield from lines
+
+
+def _decode(line: bytes) -> Receipt | None:
+    try:
+        return msgspec.json.decode(line, type=Receipt)
+    except msgspec.DecodeError:
+        return None  # torn: see above
+
+
+def _path(layout: Layout, partition: str) -> Path:
+    key = PartitionKey.parse(partition)
+    hour = f"{key.sealed_at:%Y%m%dT%H}" if key else "other"
+    return layout.receipts / f"{hour}.jsonl"

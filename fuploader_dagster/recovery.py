@@ -1,0 +1,143 @@
+"""Recovery: what dead processes and failed runs left, found from the disk alone.
+
+What must always hold: looking changes nothing; the plan is a pure function of what was found and
+of the time; each step of it may be repeated and may be killed at any point. Only what is provably
+nobody's is touched, and nothing that is not recognised is ever removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.failures import Failure, all_failures, due_at
+from fuploader_dagster.fileio import TEMPORARY_PREFIX
+from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.receipts import Receipt, find_receipt
+from fuploader_dagster.sealing import SealedSlot, sealed_partitions
+from fuploader_dagster.slots import Slot
+from fuploader_dagster.upload import PartitionLock
+from fuploader_dagster.worker_status import is_alive
+
+log = logging.getLogger(__name__)
+
+_OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d+)-.+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on the disk."""
+
+    sealed: Sequence[str] = ()
+    """Partition keys of sealed directories, oldest first."""
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Those of them that the store has confirmed already."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    leftovers: Sequence[Path] = ()
+    """Temporary files and folders of processes that are dead."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about it."""
+
+    finish: Sequence[str] = ()
+    """Stored, but the local data was not removed."""
+    ask: Sequence[str] = ()
+    """To be packed and uploaded, again or at last."""
+    remove: Sequence[Path] = ()
+
+
+def look(settings: Pipeline) -> Found:
+    """Read what lies there; changes nothing."""
+    layout = settings.layout
+    sealed = sealed_partitions(layout)
+    receipts = {key: receipt for key in sealed if (receipt := find_receipt(layout, key))}
+    failures = {failure.partition: failure for failure in all_failures(layout)}
+    return Found(sealed, receipts, failures, _leftovers(settings))
+
+
+def plan(found: Found, settings: Pipeline, *, busy: Collection[str], now: float) -> Plan:
+    """Decide. `busy` are partitions that a run is about to handle."""
+    ask = [
+        key
+        for key in found.sealed
+        if key not in found.receipts and key not in busy and _due(key, found, settings, now)
+    ]
+    return Plan(finish=list(found.receipts), ask=ask, remove=found.leftovers)
+
+
+def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
+    failure = found.failures.get(key)
+    if failure is not None:
+        return now >= due_at(
+            failure,
+            base_seconds=settings.recovery_base_seconds,
+            cap_seconds=settings.recovery_cap_seconds,
+        )
+    partition = PartitionKey.parse(key)
+    if partition is None:
+        return False
+    return now - partition.sealed_at.timestamp() >= settings.recovery_base_seconds
+
+
+def apply(plan: Plan, settings: Pipeline) -> None:
+    """Do what needs no run: finish removals, remove leftovers."""
+    for partition in plan.finish:
+        with PartitionLock(settings.layout, partition):
+            log.info("removed the local data of %s, which the store has", partition)
+    for path in plan.remove:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        log.info("removed %s, left by a dead process", path)
+
+
+def seal_abandoned(settings: Intake) -> list[SealedSlot]:
+    """Seal what lies in slots that no worker owns any more (there were more workers once)."""
+    owned = settings.process_count * settings.slots_per_worker
+    return seal_unowned(settings, [n for n in settings.layout.active_slots() if n >= owned])
+
+
+def seal_on_request(settings: Intake) -> list[SealedSlot]:
+    """Have all active slots sealed: live workers see the request, the other slots are sealed here.
+
+    Returns those that were sealed here.
+    """
+    settings.layout.seal_request.touch()
+    return seal_unowned(settings, settings.layout.active_slots())
+
+
+def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
+    """Seal the slots that no live process writes; those of live ones are left alone."""
+    sealed: list[SealedSlot] = []
+    for number in slots:
+        try:
+            with Slot(settings, number) as slot:
+                sealed += slot.found_sealed
+                one = slot.seal("adopted")
+                if one is not None:
+                    sealed.append(one)
+        except SlotInUse as error:
+            log.debug("left alone: %s", error)
+    return sealed
+
+
+def _leftovers(settings: Intake) -> list[Path]:
+    layout = settings.layout
+    folders = [layout.archives, layout.receipts, layout.workers, layout.root]
+    folders += {directory.parent for directory in layout.sealed_dirs()}
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if (match := _OWN_TEMPORARY.fullmatch(path.name)) and not is_alive(int(match[1]))
+    ]

@@ -1,0 +1,111 @@
+"""Shipping: packing and uploading many partitions, each on its own.
+
+What must always hold: every partition that was asked for gives one outcome; one that fails is
+noted, keeps all its data, and takes no other with it. Partitions that the store has confirmed
+already are done, and say so.
+
+Without Dagster: `ship(settings, store)` packs and uploads everything that lies sealed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import DamagedData, FuploaderError, PermanentError
+from fuploader_dagster.failures import Stage, note_failure
+from fuploader_dagster.packing import Packed, pack
+from fuploader_dagster.receipts import Receipt
+from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.storage import ObjectStore, Progress
+from fuploader_dagster.upload import PartitionLock, upload
+
+
+@dataclass(frozen=True)
+class Done:
+    """A partition that got through a stage."""
+
+    partition: str
+    seconds: float
+    packed: Packed | None
+    """The finished archive; None if it had been stored before."""
+    receipt: Receipt | None
+    """What the store confirmed; None as long as it is only packed."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A partition that did not. Its data is kept and the failure is noted."""
+
+    partition: str
+    seconds: float
+    error: str
+    permanent: bool
+    """Trying again without a change cannot help."""
+
+
+Outcome = Done | Failed
+_Step = Callable[[SealedSlot], tuple[Packed | None, Receipt | None]]
+
+
+def pack_partitions(partitions: Sequence[str], settings: Pipeline) -> Iterator[Outcome]:
+    """Pack one after the other (the compression of each uses `pack_threads`)."""
+    for partition in partitions:
+        yield _attempt(partition, settings, "pack", lambda slot: (pack(slot, settings), None))
+
+
+def upload_partitions(
+    partitions: Sequence[str],
+    settings: Pipeline,
+    store: ObjectStore,
+    progress: Callable[[str], Progress] | None = None,
+) -> Iterator[Outcome]:
+    """Upload side by side; a partition that was not packed yet is packed first.
+
+    `progress` gives the callback for a partition. Outcomes come in the order of `partitions`.
+    """
+
+    def ship_one(partition: str) -> Outcome:
+        def step(slot: SealedSlot) -> tuple[Packed | None, Receipt | None]:
+            packed = pack(slot, settings)
+            report = progress(partition) if progress else None
+            return packed, upload(slot, packed, store, settings, progress=report)
+
+        return _attempt(partition, settings, "upload", step)
+
+    with ThreadPoolExecutor(settings.upload_threads, "upload") as threads:
+        yield from threads.map(ship_one, partitions)
+
+
+def ship(settings: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
+    """Pack and upload everything that lies sealed on this disk now."""
+    yield from upload_partitions(sealed_partitions(settings.layout), settings, store)
+
+
+def _attempt(partition: str, settings: Pipeline, stage: Stage, step: _Step) -> Outcome:
+    started = time.monotonic()
+    try:
+        with PartitionLock(settings.layout, partition) as stored_before:
+            packed, receipt = (
+                (None, stored_before) if stored_before else step(_sealed(partition, settings))
+            )
+    except (FuploaderError, OSError) as error:
+        text = str(error) or type(error).__name__
+        note_failure(settings.layout, partition, stage=stage, error=text, now=time.time())
+        permanent = isinstance(error, (PermanentError, DamagedData))
+        return Failed(partition, time.monotonic() - started, text, permanent)
+    return Done(partition, time.monotonic() - started, packed, receipt)
+
+
+def _sealed(partition: str, settings: Pipeline) -> SealedSlot:
+    slot = find_sealed(settings.layout, partition)
+    if slot is None:
+        raise PermanentError(
+            f"there is no data of partition {partition} below {settings.layout.root}",
+            hint="it belongs to another node or storage root; nothing of it was ever stored "
+            "from here",
+        )
+    return slot

@@ -1,0 +1,87 @@
+"""Uploading: a finished archive becomes a verified object, and only then local data goes.
+
+What must always hold, in this order: the object store confirms size and digest; the receipt is
+durable; the local data is removed. A crash between any two of them is finished by the next attempt
+or by recovery, and no step of it can be done wrongly by doing it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.failures import clear_failure
+from fuploader_dagster.fileio import FileLock, remove_tree
+from fuploader_dagster.layout import Layout, utc
+from fuploader_dagster.packing import Packed, forget_packed
+from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
+from fuploader_dagster.sealing import SealedSlot, find_sealed
+from fuploader_dagster.storage import ObjectStore, Progress, StoredObject
+
+
+def upload(
+    slot: SealedSlot,
+    packed: Packed,
+    store: ObjectStore,
+    settings: Pipeline,
+    *,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Receipt:
+    """Store the archive, keep the receipt, remove the local data. The caller holds the lock.
+
+    Raises what `ObjectStore.put` raises, or `StrategyError` where there is still no usable key;
+    local data is kept in each case.
+    """
+    key = slot.object_key(settings.key)
+    stored = store.put(key, packed.file(settings.layout), progress)
+    receipt = _receipt(packed, stored, clock())
+    keep_receipt(settings.layout, receipt)
+    remove_local_data(settings.layout, receipt)
+    return receipt
+
+
+def _receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
+    return Receipt(
+        partition=packed.partition,
+        address=stored.address,
+        key=stored.key,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        messages=packed.messages,
+        payload_bytes=packed.payload_bytes,
+        stored_at=utc(now).isoformat(timespec="milliseconds"),
+    )
+
+
+def remove_local_data(layout: Layout, receipt: Receipt) -> None:
+    """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock."""
+    slot = find_sealed(layout, receipt.partition)
+    if slot is not None:
+        forget_packed(layout, receipt.partition, slot.seal.archive)
+        remove_tree(slot.directory)
+    clear_failure(layout, receipt.partition)
+
+
+class PartitionLock:
+    """One partition is packed and uploaded by one thread at a time; the others wait, and then find
+    the work done. Use as a context manager, which gives the receipt if there is one by now.
+    """
+
+    def __init__(self, layout: Layout, partition: str) -> None:
+        self._layout = layout
+        self._partition = partition
+        self._lock = FileLock(layout.partition_lock(partition))
+
+    def __enter__(self) -> Receipt | None:
+        self._lock.wait()
+        receipt = find_receipt(self._layout, self._partition)
+        if receipt is not None:  # and a crash may have come before the data was removed
+            remove_local_data(self._layout, receipt)
+        return receipt
+
+    def __exit__(self, *_: object) -> None:
+        if find_receipt(self._layout, self._partition) is not None:
+            self._lock.path.unlink(missing_ok=True)
+        self._lock.release()

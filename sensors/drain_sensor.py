@@ -1,0 +1,137 @@
+"""The drain sensor: each tick keeps the workers alive and turns sealed slots into runs.
+
+What must always hold: a tick takes milliseconds, whatever the queue, the disk or the store do. The
+workers' lease is renewed first, so trouble with anything else does not stop the drain. Keys leave
+the state store's waiting list only when a later tick sees their partitions in the instance; so a
+tick whose answer was lost is simply repeated.
+"""
+
+import time
+
+import dagster as dg
+import msgspec
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.partitions import Names, chunks, run_request
+from fuploader_dagster.sealing import find_sealed
+from fuploader_dagster.state import Snapshot, StateStore
+from fuploader_dagster.supervisor import supervisor_for
+
+TICK_SECONDS = 5
+"""The daemon looks at sensors every 5 s; a shorter interval would change nothing."""
+KEYS_PER_TICK = 320
+"""A registered key costs the daemon about 10 ms; the rest waits for the next tick."""
+
+
+class DrainTrouble(Exception):
+    """What keeps the drain from draining. The tick fails with it, so that the UI shows it."""
+
+
+class _Cursor(msgspec.Struct):
+    """What the last tick saw, for rates."""
+
+    at: float = 0.0
+    stored_messages: int = 0
+
+
+def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
+    """The drain sensor of a pipeline; `running`: on without anybody switching it on."""
+    names = Names.of(pipeline)
+    partitions = names.partitions()
+
+    @dg.sensor(
+        name=f"{names.scope}_drain",
+        job_name=names.ship_job,
+        minimum_interval_seconds=TICK_SECONDS,
+        default_status=(
+            dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
+        ),
+        description="Keeps the drain workers running; registers sealed slots and asks for runs.",
+    )
+    def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        problems = _renew(pipeline)
+        state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+        try:
+            state.open()
+            new = _unregistered(state, context.instance, names)
+            snapshot = state.snapshot()
+        finally:
+            state.close()
+        for problem in problems:
+            context.log.error(problem)
+        if problems and not new:
+            raise DrainTrouble("; ".join(problems))
+        cursor, summary = _summary(context.cursor, snapshot, now=time.time())
+        context.log.info(summary)
+        if not new:
+            return dg.SensorResult(skip_reason=summary, cursor=cursor)
+        return dg.SensorResult(
+            dynamic_partitions_requests=[partitions.build_add_request(new)],
+            run_requests=[
+                run_request(names, keys, run_key=f"sealed:{keys[0]}:{keys[-1]}")
+                for keys in chunks(new, pipeline.partitions_per_run)
+            ],
+            asset_events=[_sealed_event(names, pipeline.layout, key) for key in new],
+            cursor=cursor,
+        )
+
+    return drain
+
+
+def _renew(pipeline: Pipeline) -> list[str]:
+    if pipeline.drain_by != "sensor":
+        return []
+    supervisor = supervisor_for(pipeline.intake())
+    supervisor.renew()
+    return supervisor.problems()
+
+
+def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names) -> list[str]:
+    waiting = state.sealed(KEYS_PER_TICK)
+    known = [key for key in waiting if instance.has_dynamic_partition(names.partition_set, key)]
+    if known:
+        state.forget_sealed(known)
+    return [key for key in waiting if key not in set(known)]
+
+
+def _summary(cursor: str | None, snapshot: Snapshot, *, now: float) -> tuple[str, str]:
+    """The next cursor, and what is going on in a sentence."""
+    try:
+        last = msgspec.json.decode(cursor or "{}", type=_Cursor)
+    except msgspec.DecodeError:
+        last = _Cursor()
+    handled = max(0, snapshot.stored_messages - last.stored_messages)
+    rate = handled / (now - last.at) if last.at and now > last.at else 0.0
+    growing = sum(slot.messages for slot in snapshot.slots)
+    summary = (
+        f"{rate:,.0f} messages/s; {growing:,} in {len(snapshot.slots)} active slots; "
+        f"{snapshot.stored_messages:,} stored, {snapshot.duplicates:,} duplicates, "
+        f"{snapshot.dead_letters:,} dead letters in all"
+    )
+    following = _Cursor(now, snapshot.stored_messages)
+    return msgspec.json.encode(following).decode(), summary
+
+
+def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterialization:
+    """What the UI shows of a sealed slot; a slot that is shipped already has only its name."""
+    try:
+        slot = find_sealed(layout, key)
+    except FuploaderError as error:
+        return dg.AssetMaterialization(
+            names.sealed_slot, partition=key, metadata={"problem": str(error)}
+        )
+    metadata = (
+        {
+            "messages": slot.seal.messages,
+            "payload_bytes": slot.seal.payload_bytes,
+            "reason": slot.seal.reason,
+            "sealed_at": slot.seal.sealed_at,
+            "object_key": slot.seal.object_key or slot.seal.key_problem,
+            "directory": dg.MetadataValue.path(str(slot.directory)),
+        }
+        if slot is not None
+        else {}
+    )
+    return dg.AssetMaterialization(names.sealed_slot, partition=key, metadata=metadata)

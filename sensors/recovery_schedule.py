@@ -1,0 +1,81 @@
+"""The recovery schedule: asks again for whatever lies on the disk without a verified object.
+
+It needs no memory: what failed, was never registered, or was interrupted is found from the
+directories, and what a queued or running run is about to handle is left to it.
+"""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+
+from fuploader_dagster import recovery
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.partitions import (
+    PIPELINE_TAG,
+    Names,
+    contiguous_ranges,
+    keys_of_run,
+    run_request,
+)
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
+    """The recovery schedule of a pipeline, once a minute."""
+    names = Names.of(pipeline)
+
+    @dg.schedule(
+        name=f"{names.scope}_recovery",
+        job_name=names.ship_job,
+        cron_schedule="* * * * *",
+        execution_timezone="UTC",
+        default_status=(
+            dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+        ),
+        description="Asks again for slots that lie sealed or packed without a verified object.",
+    )
+    def recover(
+        context: dg.ScheduleEvaluationContext,
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        registered = context.instance.get_dynamic_partitions(names.partition_set)
+        found = recovery.look(pipeline)
+        busy = _busy(context.instance, names, registered)
+        plan = recovery.plan(found, pipeline, busy=busy, now=time.time())
+        recovery.apply(plan, pipeline)
+        forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
+        forgotten += sorted(set(plan.ask) - set(registered))
+        if forgotten:
+            _hand_to_sensor(pipeline, forgotten)
+        ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
+        if not ranges:
+            return dg.SkipReason(
+                f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
+                f"{len(found.failures):,} failed and waiting for their next attempt"
+            )
+        moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
+        return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
+
+    return recover
+
+
+def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:
+    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags={PIPELINE_TAG: names.scope}))
+    return {key for run in runs for key in keys_of_run(run.tags, registered)}
+
+
+def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
+    """Queue keys that no tick has registered: the state store may have been lost."""
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    try:
+        state.open()
+        state.add_sealed(keys)
+    finally:
+        state.close()

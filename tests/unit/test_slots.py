@@ -1,0 +1,233 @@
+"""Slots: one writer, no name twice, nothing beyond the last commit, sealed for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fuploader_dagster.errors import DamagedSlot, SlotInUse
+from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.segment import SEGMENT_NAME
+from fuploader_dagster.slots import Slot, numbered_name
+from tests.settings import intake
+
+FORMATS = ["segment", "files"]
+
+
+def contents(sealed: SealedSlot) -> dict[str, bytes]:
+    """What a sealed slot holds, read without the code under test."""
+    entries = sealed.entries()
+    if sealed.seal.slot_format == "files":
+        return {e.name: (sealed.files / e.name).read_bytes() for e in entries}
+    data = sealed.segment.read_bytes()
+    starts = {e.name: e.offset + e.header_bytes for e in entries}
+    return {e.name: data[starts[e.name] : starts[e.name] + e.size_bytes] for e in entries}
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_a_sealed_slot_holds_every_committed_message(tmp_path: Path, slot_format: str) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    files = {f"m{n}.json": f"content {n}".encode() * n for n in range(50)}
+    with Slot(settings, 0) as slot:
+        for name, content in files.items():
+            assert slot.add(name, content)
+        slot.commit()
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert contents(sealed) == files
+    assert sealed.seal.messages == 50
+    assert sealed_partitions(settings.layout) == [sealed.seal.partition]
+    found = find_sealed(settings.layout, sealed.seal.partition)
+    assert found == sealed
+
+
+def test_tar_lists_a_slot_that_is_still_growing(tmp_path: Path) -> None:
+    with Slot(intake(tmp_path), 0) as slot:
+        slot.add("a.json", b"{}")
+        slot.add("ü" * 100, b"x" * 5000)
+        slot.commit()
+        segment = slot.layout.active(0, 1) / SEGMENT_NAME
+        listed = subprocess.run(["tar", "-tf", str(segment)], capture_output=True, check=False)
+    assert listed.stdout.decode("unicode_escape").encode("latin-1").decode().split() == [
+        "a.json",
+        "ü" * 100,
+    ]
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_a_name_keeps_every_different_content_and_no_content_twice(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        taken = [slot.add("a.json", content) for content in (b"1", b"1", b"2", b"3", b"2", b"1")]
+        slot.commit()
+    with Slot(settings, 0) as slot:
+        taken += [slot.add("a.json", content) for content in (b"2", b"4", b"3", b"4")]
+        sealed = slot.seal("request")
+    assert taken == [True, False, True, True, False, False, False, True, False, False]
+    assert sealed is not None
+    assert contents(sealed) == {
+        "a.json": b"1",
+        "a~2.json": b"2",
+        "a~3.json": b"3",
+        "a~4.json": b"4",
+    }
+
+
+def test_a_numbered_name_is_always_a_legal_file_name() -> None:
+    assert numbered_name("a.json", 2) == "a~2.json"
+    assert numbered_name("a", 3) == "a~3"
+    assert numbered_name(".hidden", 2) == ".hidden~2"
+    assert numbered_name("x." + "y" * 200, 2) == "x." + "y" * 200 + "~2"
+    long = numbered_name("ü" * 125 + ".json", 12)
+    assert long.endswith("~12.json")
+    assert len(long.encode()) <= 255
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_what_a_crash_leaves_beyond_the_last_commit_is_cut_off(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        slot.add("kept.json", b"kept")
+        slot.commit()
+        directory = slot.layout.active(0, 1)
+    if slot_format == "segment":
+        with (directory / SEGMENT_NAME).open("ab") as segment:
+            segment.write(b"half a message")
+    else:
+        (directory / "files" / "half.json").write_bytes(b"half a mess")
+    with (directory / "index").open("ab") as index:
+        index.write(b"half a record")
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 1
+        slot.add("later.json", b"later")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert contents(sealed) == {"kept.json": b"kept", "later.json": b"later"}
+    if slot_format == "files":  # what is not recognised is moved, not deleted
+        assert [p.read_bytes() for p in settings.layout.set_aside.iterdir()] == [b"half a mess"]
+
+
+@pytest.mark.parametrize("cut", ["segment", "index"])
+def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
+    tmp_path: Path, cut: str
+) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0) as slot:
+        for n in range(3):
+            slot.add(f"{n}.json", b"x" * 300)
+        slot.commit()
+        directory = slot.layout.active(0, 1)
+    path = directory / ("index" if cut == "index" else SEGMENT_NAME)
+    whole = path.read_bytes()
+    other = directory / (SEGMENT_NAME if cut == "index" else "index")
+    kept = other.read_bytes()
+    for length in range(0, len(whole), 7):
+        directory.mkdir(exist_ok=True)
+        path.write_bytes(whole[:length])
+        other.write_bytes(kept)
+        with Slot(settings, 0) as slot:
+            if cut == "segment":  # committed bytes are gone: set aside whole, nothing pretended
+                assert slot.count.messages == 0
+                assert not directory.exists()
+            else:
+                assert slot.count.messages == max(0, (length - 16) // 62)
+
+
+def test_a_damaged_message_sets_the_directory_aside_and_deletes_nothing(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a" * 100)
+        slot.add("b.json", b"b" * 100)
+        slot.commit()
+        segment = slot.layout.active(0, 1) / SEGMENT_NAME
+    damaged = bytearray(segment.read_bytes())
+    damaged[520] ^= 1
+    segment.write_bytes(damaged)
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 0
+        slot.add("c.json", b"c")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.seal.number == 2
+    (aside,) = settings.layout.set_aside.iterdir()
+    assert (aside / SEGMENT_NAME).read_bytes() == damaged
+
+
+def test_two_writers_never_share_a_slot(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0), pytest.raises(SlotInUse, match="process"), Slot(settings, 0):
+        pytest.fail("the slot was opened twice")
+    with Slot(settings, 0):
+        pass
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_a_seal_interrupted_before_the_rename_is_finished_by_the_next_owner(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("count")
+    assert sealed is not None
+    sealed.directory.rename(settings.layout.active(0, 1))
+    with Slot(settings, 0) as slot:
+        assert slot.found_sealed == [sealed]
+        assert slot.count.messages == 0
+    assert contents(sealed) == {"a.json": b"a"}
+
+
+def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    numbers = []
+    for _ in range(3):
+        with Slot(settings, 0, highest_number=7) as slot:
+            slot.add("a.json", b"a")
+            sealed = slot.seal("request")
+        assert sealed is not None
+        numbers.append(sealed.seal.number)
+    assert numbers == [8, 9, 10]
+
+
+def test_an_index_that_was_changed_after_the_seal_is_noticed(tmp_path: Path) -> None:
+    with Slot(intake(tmp_path), 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    index = sealed.directory / "index"
+    index.write_bytes(index.read_bytes() + b"x")
+    with pytest.raises(DamagedSlot, match="not the one that was sealed"):
+        sealed.entries()
+
+
+def test_a_key_generator_that_fails_delays_the_key_and_loses_nothing(tmp_path: Path) -> None:
+    settings = intake(tmp_path, key="tests.strategies_for_tests:key_from_file")
+    switch = tmp_path / "key"
+    from tests import strategies_for_tests  # noqa: PLC0415
+
+    strategies_for_tests.KEY_FILE = switch
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.seal.object_key is None
+    assert "FileNotFoundError" in sealed.seal.key_problem
+    switch.write_text("late/{}")
+    assert sealed.object_key(settings.key) == f"late/{sealed.seal.archive}"
+    switch.write_text("other/{}")
+    assert sealed.object_key(settings.key) == f"late/{sealed.seal.archive}"
+
+
+def test_the_digest_in_the_index_is_the_payloads(tmp_path: Path) -> None:
+    with Slot(intake(tmp_path), 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.entries()[0].sha256 == hashlib.sha256(b"a").digest()
