@@ -1,23 +1,67 @@
-"""Settings for tests: embedded parts in a temporary folder, small limits."""
+"""Settings for tests: parts in a temporary folder."""
 
 from __future__ import annotations
 
+import io
+import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.resources.object_stores.local import Local
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.sqlite_state import SqliteState
+from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.slots import Slot
 
 
 def intake(folder: Path, **values: Any) -> Intake:
-    """An `Intake` named `docs` on embedded parts below the folder."""
+    """An `Intake` named `docs` whose source is never opened."""
     return Intake(
         **{
             "name": "docs",
             "storage_root": folder / "data",
-            "source": EmbeddedQueue(path=folder / "queue"),
+            "source": RabbitMQ(queue="never-opened"),
             "state": SqliteState(path=folder / "state.sqlite"),
             **values,
         }
     )
+
+
+def pipeline(folder: Path, **values: Any) -> Pipeline:
+    """A `Pipeline` named `docs` that stores into a folder, without pauses between retries."""
+    return Pipeline(
+        **{
+            "name": "docs",
+            "storage_root": folder / "data",
+            "source": RabbitMQ(queue="never-opened"),
+            "state": SqliteState(path=folder / "state.sqlite"),
+            "store": Local(path=str(folder / "objects")),
+            "retry_delay_seconds": 0.01,
+            **values,
+        }
+    )
+
+
+def sealed(settings: Intake, files: dict[str, bytes], *, slot: int = 0) -> SealedSlot:
+    """A sealed slot that holds the files."""
+    with Slot(settings, slot) as writer:
+        for name, content in files.items():
+            writer.add(name, content)
+        one = writer.seal("request")
+    assert one is not None
+    return one
+
+
+def archived_files(folder: Path) -> dict[str, list[bytes]]:
+    """Everything in the `.tar.zst` archives below the folder, read by zstd and tar themselves."""
+    found: dict[str, list[bytes]] = {}
+    for archive in sorted(folder.rglob("*.tar.zst")):
+        tar = subprocess.run(["zstd", "-dc", str(archive)], capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+            for member in members:
+                file = members.extractfile(member)
+                assert file is not None
+                found.setdefault(member.name, []).append(file.read())
+    return found

@@ -1,0 +1,133 @@
+"""The assets: one run for many slots, one bad slot fails alone, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.sealing import sealed_partitions
+from tests.settings import archived_files, pipeline, sealed
+
+
+class Location:
+    """A pipeline's definitions in an instance of their own."""
+
+    def __init__(self, settings: Pipeline) -> None:
+        self.settings = settings
+        self.names = Names.of(settings)
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.definitions = build_definitions(settings)
+
+    def ship(self, keys: list[str]) -> dg.ExecuteInProcessResult:
+        self.instance.add_dynamic_partitions(self.names.partition_set, keys)
+        job = self.definitions.resolve_job_def(self.names.ship_job)
+        return job.execute_in_process(
+            instance=self.instance,
+            tags={RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1]},
+            raise_on_error=False,
+        )
+
+    def materialized(self, asset: dg.AssetKey) -> dict[str, dict[str, Any]]:
+        """Partition to metadata of its materialisations."""
+        records = self.instance.fetch_materializations(asset, limit=1000).records
+        return {
+            str(record.partition_key): {
+                name: value.value for name, value in record.asset_materialization.metadata.items()
+            }
+            for record in reversed(records)
+            if record.asset_materialization
+        }
+
+
+def test_one_run_ships_many_slots_and_says_of_each_what_came_out(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path))
+    slots = [
+        sealed(location.settings, {f"{n}-{m}.json": b"x" * m for m in range(5)}) for n in range(4)
+    ]
+    keys = [slot.seal.partition for slot in slots]
+    result = location.ship(keys)
+    assert result.success
+    packed = location.materialized(location.names.packed_archive)
+    uploaded = location.materialized(location.names.uploaded_archive)
+    assert packed.keys() == uploaded.keys() == set(keys)
+    for slot in slots:
+        metadata = uploaded[slot.seal.partition]
+        assert metadata["messages"] == 5
+        assert metadata["payload_bytes"] == 10
+        assert metadata["object_key"] == slot.seal.object_key
+        assert metadata["sha256"] == packed[slot.seal.partition]["sha256"]
+        assert Path(metadata["address"]).is_file()
+    files = archived_files(tmp_path / "objects")
+    assert files == {f"{n}-{m}.json": [b"x" * m] for n in range(4) for m in range(5)}
+    assert sealed_partitions(location.settings.layout) == []
+    assert list(location.settings.layout.archives.iterdir()) == []
+
+
+def test_a_bad_slot_fails_alone_and_gets_through_once_it_is_mended(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path))
+    slots = [sealed(location.settings, {f"{n}.json": b"content"}) for n in range(3)]
+    keys = [slot.seal.partition for slot in slots]
+    segment = slots[1].segment
+    good = segment.read_bytes()
+    segment.write_bytes(good.replace(b"content", b"c0ntent"))
+    result = location.ship(keys)
+    assert not result.success
+    assert location.materialized(location.names.packed_archive).keys() == {keys[0], keys[2]}
+    assert set(sealed_partitions(location.settings.layout)) == set(keys)
+    segment.write_bytes(good)
+    assert location.ship(keys).success
+    assert location.materialized(location.names.uploaded_archive).keys() == set(keys)
+    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in range(3)}
+
+
+def test_shipping_what_is_stored_does_nothing_and_says_so(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path))
+    key = sealed(location.settings, {"a.json": b"a"}).seal.partition
+    assert location.ship([key]).success
+    (archive,) = (tmp_path / "objects").rglob("*.tar.zst")
+    before = archive.stat().st_mtime_ns
+    assert location.ship([key]).success
+    assert archive.stat().st_mtime_ns == before
+    note = location.materialized(location.names.uploaded_archive)[key]["note"]
+    assert note == "stored before; nothing was left to do"
+
+
+def test_a_partition_without_data_fails_with_a_sentence(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path))
+    result = location.ship(["20260101T000000000Z-local-s0-000009"])
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    assert "there is no data of partition" in json.dumps(str(failure.event_specific_data))
+
+
+def test_an_object_of_other_content_is_never_overwritten(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path))
+    slot = sealed(location.settings, {"a.json": b"a"})
+    assert slot.seal.object_key is not None
+    there = tmp_path / "objects" / slot.seal.object_key
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"somebody's")
+    assert not location.ship([slot.seal.partition]).success
+    assert there.read_bytes() == b"somebody's"
+    assert sealed_partitions(location.settings.layout) == [slot.seal.partition]
+
+
+def test_two_pipelines_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="same name"):
+        build_definitions(pipeline(tmp_path / "a"), pipeline(tmp_path / "b"))
+
+
+def test_the_graph_reads_from_the_queue_to_the_store(tmp_path: Path) -> None:
+    names = Names.of(pipeline(tmp_path, node_id="node-1.a"))
+    graph = build_definitions(pipeline(tmp_path, node_id="node-1.a")).resolve_asset_graph()
+    chain = [names.queue, names.sealed_slot, names.packed_archive, names.uploaded_archive]
+    assert graph.get_all_asset_keys() == set(chain)
+    for parent, child in zip(chain, chain[1:], strict=False):
+        assert graph.get(child).parent_keys == {parent}
