@@ -2,7 +2,8 @@
 #
 # The environment in .venv is made from requirements/*.txt alone: exact versions with the digests of
 # their files, installed in the order build, run (or dev), the project itself. pip's own settings
-# (PIP_*, pip.conf) are honoured. The stamps in .venv say what is in it.
+# (PIP_*, pip.conf) are honoured. The stamps in .venv say what is in it. PYTHON=/path/to/python3
+# chooses the interpreter of a new environment (after `make clean`).
 
 PYTHON ?=
 VENV := .venv

@@ -33,11 +33,15 @@ if ! command -v apt-get >/dev/null; then
     exit 1
 fi
 
+log=$(mktemp)
+cleanup=("$log")
+trap '"${as_root[@]}" rm -f "${cleanup[@]}"' EXIT
+
 # Debian starts a server as soon as it is installed, on its well-known port, unless a policy says no.
 policy=/usr/sbin/policy-rc.d
 if [[ ! -e $policy ]]; then
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
-    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    cleanup+=("$policy")
     "${as_root[@]}" chmod 755 "$policy"
 fi
 
@@ -45,8 +49,13 @@ install() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --quiet --no-install-recommends "${packages[@]}"
 }
+update() {
+    "${as_root[@]}" apt-get update --quiet
+}
 echo "Installing ${packages[*]} for the tests"
-if ! install >/dev/null 2>&1; then # the package lists are missing or old
-    "${as_root[@]}" apt-get update --quiet >/dev/null
-    install >/dev/null
+# Where the first try fails, the package lists are missing or old.
+if ! install >"$log" 2>&1 && ! { update && install; } >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "The tests need ${packages[*]}, and apt-get could not install them (its words are above)." >&2
+    exit 1
 fi

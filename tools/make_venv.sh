@@ -39,7 +39,7 @@ if [[ -z $found && -n $incomplete ]]; then
     echo "On Debian and Ubuntu: apt-get install python3-venv. Or name another: make PYTHON=/path/to/python3" >&2
     exit 1
 elif [[ -z $found ]]; then
-    echo "Python 3.10 to 3.14 is needed; found:${seen:- none}." >&2
+    echo "Python 3.10 to 3.14 is needed; found:${seen:- none of ${candidates[*]}}." >&2
     echo "Install one, or name one that is not on the PATH: make PYTHON=/path/to/python3" >&2
     exit 1
 fi
