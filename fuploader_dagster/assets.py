@@ -12,6 +12,7 @@ good partitions and fails for the others, which stay on disk for the recovery sc
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ MAX_LISTED_FAILURES = 10
 
 def build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
     """The four assets of a pipeline, in one group that is named for it."""
+    with warnings.catch_warnings():  # its one warning, that it is in beta, is known
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return _build_assets(pipeline)
+
+
+def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
     names = Names.of(pipeline)
     partitions = names.partitions()
     backfill_policy = dg.BackfillPolicy.multi_run(pipeline.partitions_per_run)

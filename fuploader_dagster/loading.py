@@ -149,7 +149,7 @@ def load_intake(line: bytes) -> Intake:
 
 
 def _dump_part(part: BaseModel) -> dict[str, Any]:
-    dumped = part.model_dump(mode="json", context={"reveal_secrets": True})
+    dumped = part.model_dump(mode="json", exclude_unset=True, context={"reveal_secrets": True})
     return {"kind": reference_to(type(part)), **dumped}
 
 

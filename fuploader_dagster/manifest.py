@@ -162,25 +162,27 @@ def seek_table_bytes(footer: bytes) -> int | None:
     return int(FRAME_HEADER.size + count * entry_bytes + _SEEK_FOOTER.size)
 
 
-def closing_frames(table: bytes) -> tuple[int, int]:
-    """Compressed sizes of the last two frames in a seek table: in our archives, the manifest and
-    the end frame. (0, 0) for a table with fewer frames."""
+def closing_frames(table: bytes) -> tuple[int, int] | None:
+    """Compressed sizes of manifest and end frame, from a seek table.
+
+    None for the seek tables of other programs: in ours, and as good as never in theirs, the last
+    frame but one decompresses to nothing and the last to tar's end.
+    """
     entry = _SEEK_ENTRY.size + (4 if table[-5] & 0x80 else 0)
     entries = table[FRAME_HEADER.size : -_SEEK_FOOTER.size]
     if len(entries) < 2 * entry:
-        return 0, 0
-    manifest_bytes, _ = _SEEK_ENTRY.unpack_from(entries, len(entries) - 2 * entry)
-    end_bytes, _ = _SEEK_ENTRY.unpack_from(entries, len(entries) - entry)
-    return manifest_bytes, end_bytes
+        return None
+    manifest_bytes, nothing = _SEEK_ENTRY.unpack_from(entries, len(entries) - 2 * entry)
+    end_bytes, end = _SEEK_ENTRY.unpack_from(entries, len(entries) - entry)
+    return (manifest_bytes, end_bytes) if (nothing, end) == (0, len(END)) else None
 
 
 def is_manifest(frame: bytes) -> bool:
-    """Whether the frame claims to be a manifest of ours, of any version."""
+    """Whether a frame claims to be a manifest of ours, of any version; its beginning suffices."""
     at = FRAME_HEADER.size
     return (
-        len(frame) >= _MANIFEST_PREFIX_BYTES
-        and FRAME_HEADER.unpack_from(frame)[0] == MANIFEST_MAGIC
-        and frame[at : at + 7] == _MARK[:7]
+        frame[:4] == MANIFEST_MAGIC.to_bytes(4, "little")
+        and frame[at : at + len(_MARK) - 1] == _MARK[:-1]
     )
 
 
@@ -191,7 +193,11 @@ def decode(frame: bytes, *, where: str) -> Manifest:
     """
     at = FRAME_HEADER.size
     mark = frame[at : at + len(_MARK)]
-    if not is_manifest(frame) or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at:
+    if (
+        not is_manifest(frame)
+        or len(frame) < _MANIFEST_PREFIX_BYTES
+        or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at
+    ):
         raise DamagedArchive(f"no manifest at {where}")
     if mark != _MARK:
         raise DamagedArchive(

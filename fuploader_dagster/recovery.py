@@ -17,7 +17,7 @@ from pathlib import Path
 from fuploader_dagster.config import Intake, Pipeline
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.failures import Failure, all_failures, due_at
-from fuploader_dagster.fileio import TEMPORARY_PREFIX
+from fuploader_dagster.fileio import TEMPORARY_PREFIX, make_dirs
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.receipts import Receipt, find_receipt
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
@@ -111,6 +111,7 @@ def seal_on_request(settings: Intake) -> list[SealedSlot]:
 
     Returns those that were sealed here.
     """
+    make_dirs(settings.layout.root)
     settings.layout.seal_request.touch()
     return seal_unowned(settings, settings.layout.active_slots())
 

@@ -138,7 +138,6 @@ class Supervisor:
             worker=worker.number,
             lease_seconds=max(0.0, self._ends_at - time.monotonic()),
             sys_path=[path or str(Path.cwd()) for path in sys.path],
-            log_level=logging.getLevelName(max(log.getEffectiveLevel(), logging.INFO)),
             intake=msgspec.Raw(dump_intake(self.settings)),
         )
         worker.process = subprocess.Popen(

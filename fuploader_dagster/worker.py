@@ -25,7 +25,6 @@ class Job(msgspec.Struct, frozen=True):
     lease_seconds: float
     sys_path: list[str]
     """Where the supervisor imports from: strategies must be found the same way."""
-    log_level: str
     intake: msgspec.Raw
     """`loading.dump_intake`."""
 
@@ -40,7 +39,7 @@ def main() -> int:
         return 0
     job = msgspec.json.decode(line, type=Job)
     lease.renew(job.lease_seconds)
-    logging.basicConfig(level=job.log_level, format=LOG_FORMAT, stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
     sys.path[:] = [*job.sys_path, *(path for path in sys.path if path not in job.sys_path)]
 

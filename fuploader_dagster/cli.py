@@ -1,0 +1,318 @@
+"""The command line: `fuploader --help`.
+
+Every command reads the same configuration as the code location (`$FUPLOADER_CONFIG`, else
+`fuploader.yaml`). Exit codes:
+
+    0  done
+    1  something unforeseen: a bug, with its traceback
+    2  wrong usage or wrong configuration
+    3  something does not answer: try again later
+    4  something refuses us, or slots failed: a person has to act
+    5  damaged data
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fuploader_dagster import recovery
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import (
+    ConfigError,
+    DamagedData,
+    FuploaderError,
+    TemporaryError,
+)
+from fuploader_dagster.failures import all_failures
+from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.publishing import bodies
+from fuploader_dagster.samples import sample_messages
+from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.shipping import Failed, ship
+from fuploader_dagster.supervisor import Supervisor
+from fuploader_dagster.worker_status import read_statuses
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From the message queue to verified archives in object storage.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file; default $FUPLOADER_CONFIG."),
+]
+PipelineOption = Annotated[
+    str | None,
+    typer.Option("--pipeline", "-p", help="Which pipeline; needed where there are several."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+
+RENEW_SECONDS = 1.0
+
+
+@app.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="A file of JSON lines; - for standard input.")],
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+) -> None:
+    """Publish messages to a pipeline's queue, confirmed by it."""
+    settings = _pipeline(config, pipeline)
+    with _open_lines(file) as lines, _progress() as progress:
+        total = None if file == Path("-") else _count_lines(file)
+        task = progress.add_task("publishing", total=total)
+        publisher = settings.source.publisher()
+        try:
+            confirmed = publisher.publish(
+                _counted(bodies(lines, settings), lambda: progress.advance(task))
+            )
+        finally:
+            publisher.close()
+    console.print(f"{confirmed:,} messages are confirmed by {settings.source.describe()}")
+
+
+@app.command()
+def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
+    """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = _pipeline(config, pipeline)
+    told_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_stop.set())
+    supervisor = Supervisor(settings.intake())
+    while not told_to_stop.is_set():
+        supervisor.renew()
+        told_to_stop.wait(RENEW_SECONDS)
+    supervisor.stop()
+
+
+@app.command(name="ship")
+def ship_command(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
+    """Pack and upload everything that lies sealed, without Dagster."""
+    settings = _pipeline(config, pipeline)
+    failed = 0
+    with _progress() as progress:
+        task = progress.add_task("shipping", total=len(sealed_partitions(settings.layout)))
+        for outcome in ship(settings, settings.store.open()):
+            progress.advance(task)
+            if isinstance(outcome, Failed):
+                failed += 1
+                errors.print(f"{outcome.partition} failed and was kept: {outcome.error}")
+    if failed:
+        raise typer.Exit(4)
+
+
+@app.command()
+def seal(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
+    """Seal all active slots now, however full they are."""
+    settings = _pipeline(config, pipeline)
+    sealed = recovery.seal_on_request(settings)
+    state = settings.state.store(pipeline=settings.name, node=settings.node)
+    try:
+        state.open()
+        state.add_sealed([slot.seal.partition for slot in sealed])
+    finally:
+        state.close()
+    console.print(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+
+
+@app.command()
+def status(
+    config: ConfigOption = None, pipeline: PipelineOption = None, as_json: JsonOption = False
+) -> None:
+    """What the pipelines are doing, and what waits or failed."""
+    chosen = [_pipeline(config, pipeline)] if pipeline else list(load_pipelines(config).values())
+    found = [_status_of(settings) for settings in chosen]
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        return
+    for one in found:
+        _print_status(one)
+
+
+@app.command()
+def dev(
+    samples: Annotated[int, typer.Option(help="Sample messages for an empty queue.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the UI; 0: the first free from 3000.")] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """Start everything on this machine: sample messages, daemon, UI, workers."""
+    pipelines = load_pipelines(config)
+    if config is not None:
+        os.environ["FUPLOADER_CONFIG"] = str(config.absolute())
+    for settings in pipelines.values():
+        publisher = settings.source.publisher()
+        try:
+            if samples and publisher.backlog() == 0:
+                count = publisher.publish(sample_messages(samples, seed=_next_seed(settings)))
+                console.print(f"put {count:,} sample messages into {settings.source.describe()}")
+        finally:
+            publisher.close()
+    port = port or _free_port()
+    console.print(f"UI:       http://127.0.0.1:{port}", highlight=False)
+    for settings in pipelines.values():
+        console.print(f"archives: {settings.store.describe()}", highlight=False)
+    console.print("Ctrl-C stops everything; starting again goes on where this stopped.")
+    dagster = Path(sys.executable).with_name("dagster")
+    arguments = [
+        "dev",
+        "-w",
+        "workspace.yaml",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
+    sys.stdout.flush()
+    os.execv(dagster, [str(dagster), *arguments])  # noqa: S606  so that signals reach it
+
+
+def _pipeline(config: Path | None, name: str | None) -> Pipeline:
+    pipelines = load_pipelines(config)
+    if name is None and len(pipelines) == 1:
+        return next(iter(pipelines.values()))
+    if name not in pipelines:
+        raise ConfigError(
+            f"there is no pipeline {name!r}" if name else "there are several pipelines",
+            hint=f"name one of {', '.join(pipelines)} with --pipeline",
+        )
+    return pipelines[name]
+
+
+def _status_of(settings: Pipeline) -> dict[str, Any]:
+    state = settings.state.store(pipeline=settings.name, node=settings.node)
+    try:
+        state.open()
+        snapshot = state.snapshot()
+    finally:
+        state.close()
+    return {
+        "pipeline": settings.name,
+        "node": settings.node,
+        "workers": read_statuses(settings.layout),
+        "slots": list(snapshot.slots),
+        "sealed": len(sealed_partitions(settings.layout)),
+        "stored_messages": snapshot.stored_messages,
+        "duplicates": snapshot.duplicates,
+        "dead_letters": snapshot.dead_letters,
+        "failures": list(all_failures(settings.layout)),
+    }
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    console.print(
+        f"[bold]{found['pipeline']}[/bold] on {found['node']}: {found['stored_messages']:,} "
+        f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
+        f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
+    )
+    table = Table("worker", "pid", "doing", "messages/s", "messages", "problem")
+    for worker in found["workers"]:
+        table.add_row(
+            str(worker.worker),
+            str(worker.pid),
+            worker.doing,
+            f"{worker.messages_per_second:,.0f}",
+            f"{worker.messages:,}",
+            worker.problem,
+        )
+    console.print(table)
+    for failure in found["failures"]:
+        console.print(
+            f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
+            f"{failure.error}"
+        )
+
+
+def _next_seed(settings: Pipeline) -> int:
+    """Another set of samples each time, so that a second start has something new to show."""
+    return sum(1 for _ in settings.layout.receipts.glob("*.jsonl")) + 1
+
+
+def _free_port(first: int = 3000) -> int:
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError(f"no port from {first} to {first + 99} is free", hint="name one with --port")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+    )
+
+
+def _counted(pairs: Iterator[Any], advance: Any) -> Iterator[Any]:
+    for pair in pairs:
+        yield pair
+        advance()
+
+
+@contextmanager
+def _open_lines(file: Path) -> Iterator[Any]:
+    if file == Path("-"):
+        yield sys.stdin.buffer
+        return
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    with opened:
+        yield opened
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def main() -> None:
+    """The entry point: one sentence and an exit code for every error of ours."""
+    try:
+        app()
+    except FuploaderError as error:
+        errors.print(f"[red]error:[/red] {error}", highlight=False)
+        raise SystemExit(_exit_code(error)) from None
+
+
+def _exit_code(error: FuploaderError) -> int:
+    if isinstance(error, ConfigError):
+        return 2
+    if isinstance(error, TemporaryError):
+        return 3
+    if isinstance(error, DamagedData):
+        return 5
+    return 4
+
+
+if __name__ == "__main__":
+    main()
