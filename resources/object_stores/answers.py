@@ -18,6 +18,14 @@ class AlreadyThere(Exception):
     """A create-only request found an object under its key."""
 
 
+class Missing(Exception):
+    """There is no such object."""
+
+
+class PastTheEnd(Exception):
+    """The range begins behind the object's end."""
+
+
 class UploadGone(Exception):
     """The service does not know the multipart upload (any more)."""
 
@@ -37,10 +45,12 @@ _PASSING = {
     "ClientDisconnected": "the connection broke",
     "ConditionalRequestConflict": "another request for the key was under way",
     "IncompleteBody": "bytes were lost on the way",
+    "InternalError": "the service failed",
     "InvalidDigest": "bytes were damaged on the way",
     "OperationAborted": "another request for the bucket was under way",
     "RequestTimeout": "the connection was too slow",
     "RequestTimeTooSkewed": "check this machine's clock (timedatectl)",
+    "ServiceUnavailable": "the service failed",
     "SlowDown": "the service asks to slow down",
     "XAmzContentSHA256Mismatch": "bytes were damaged on the way",
 }
@@ -104,7 +114,18 @@ def unreachable(tried: str, address: str, reason: str) -> FuploaderError:
     )
 
 
+def untrusted(tried: str, address: str, reason: str) -> FuploaderError:
+    """The error for a server whose certificate nobody vouches for."""
+    return StoreRefused(
+        f"{tried}: the certificate of {address} is not trusted: {reason}",
+        hint="set ca_bundle to the authority's PEM file",
+    )
+
+
 def _is_server_side(answer: Answer) -> bool:
+    # Completing an upload may answer 200 and then, in the body, that it failed.
+    if answer.status < 300:
+        return True
     # 501 says "I do not know this", and 507 "the quota is used up": no later attempt changes it.
     return answer.status >= 500 and answer.status not in (501, 507)
 

@@ -72,7 +72,10 @@ class Stated:
 
 @dataclass(frozen=True)
 class ConfirmedPart:
-    """A part that the service holds. `tag` is what completing asks for."""
+    """A part that the service holds. `tag` is what completing asks for.
+
+    `md5` is empty where the service does not state it (some encryptions).
+    """
 
     number: int
     size_bytes: int
@@ -102,7 +105,9 @@ class Service(ABC):
     @abstractmethod
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
-    ) -> ConfirmedPart: ...
+    ) -> ConfirmedPart:
+        """The md5 in the result is what the service answered, not what was sent."""
+
     @abstractmethod
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]: ...
     @abstractmethod
@@ -242,11 +247,12 @@ class _Put:
         upload_id, confirmed = self._begun_earlier(parts) or self._begin(parts[-1], metadata)
         done = sum(part.size_bytes for part in confirmed.values())
         self._progress(done, self._archive.size_bytes)
-        pool = ThreadPoolExecutor(self._store._concurrency + 1, "upload")
+        reader = ThreadPoolExecutor(1, "read-through")
+        sender = ThreadPoolExecutor(self._store._concurrency, "send-part")
         try:
-            read_through = pool.submit(self._digests.read_through, [self._service.sent_whole])
+            read_through = reader.submit(self._digests.read_through, [self._service.sent_whole])
             missing = [part for part in parts if part.number not in confirmed]
-            sending = [pool.submit(self._send_part, upload_id, part) for part in missing]
+            sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
             for future in as_completed(sending):
                 part = future.result()
                 confirmed[part.number] = part
@@ -254,7 +260,8 @@ class _Put:
                 self._progress(done, self._archive.size_bytes)
             read_through.result()
         finally:  # the first failure ends the attempt; what is confirmed stays at the service
-            pool.shutdown(cancel_futures=True)
+            sender.shutdown(cancel_futures=True)
+            reader.shutdown(cancel_futures=True)
         ordered = [confirmed[part.number] for part in parts]
         if self._service.stat(self.full) is not None:  # not every service checks when completing
             raise AlreadyThere(self.full)
@@ -310,7 +317,14 @@ class _Put:
     def _send_part(self, upload_id: str, part: Part) -> ConfirmedPart:
         md5 = self._digests.md5_of(part)
         with View(self._archive, part) as body:
-            return self._service.put_part(self.full, upload_id, part, body, md5)
+            confirmed = self._service.put_part(self.full, upload_id, part, body, md5)
+        if confirmed.md5 not in ("", md5.hex()):
+            raise StoreUnavailable(
+                f"part {part.number} of {self._store.address(self.key)}: the service confirmed "
+                f"md5 {confirmed.md5}, {md5.hex()} was sent",
+                hint="the part is sent again",
+            )
+        return confirmed
 
     def refuse_conflict(self, there: Stated) -> None:
         """Raise `ObjectConflict` if what was there before us is another archive."""

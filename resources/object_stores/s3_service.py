@@ -25,7 +25,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from fuploader_dagster.errors import ConfigError, StoreRefused
-from fuploader_dagster.resources.object_stores.answers import Answer, error_for, unreachable
+from fuploader_dagster.resources.object_stores.answers import (
+    Answer,
+    Missing,
+    PastTheEnd,
+    error_for,
+    unreachable,
+    untrusted,
+)
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.resources.object_stores.cloud import ConfirmedPart, Service, Stated
 from fuploader_dagster.storage import UnfinishedUpload
@@ -47,6 +54,8 @@ class S3Service(Service):
         self._client = _client(settings)
         self._endpoint = self._client.meta.endpoint_url
         self._own_key = _customer_key(settings)
+        # With these an ETag is not the md5 of the content.
+        self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
         self._new = _options_of_new_objects(settings) | self._own_key
 
     def address(self, key: str) -> str:
@@ -56,7 +65,7 @@ class S3Service(Service):
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key, **self._own_key)
-        except _Missing:
+        except Missing:
             return None
         algorithm, digest = _stated_digest(answer)
         metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
@@ -95,7 +104,8 @@ class S3Service(Service):
                 ContentMD5=_base64(md5),
                 **self._own_key,
             )
-        return ConfirmedPart(part.number, part.size_bytes, md5.hex(), answer["ETag"])
+        md5_stated = "" if self._encrypted else answer["ETag"].strip('"').lower()
+        return ConfirmedPart(part.number, part.size_bytes, md5_stated, answer["ETag"])
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
         with self._asking("listing the parts of", key):
@@ -143,9 +153,9 @@ class S3Service(Service):
                     Bucket=self._bucket, Key=key, Range=wanted, **self._own_key
                 )
                 return answer["Body"].read()
-        except _Missing:
+        except Missing:
             return None
-        except _PastTheEnd:
+        except PastTheEnd:
             return b""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -173,22 +183,14 @@ class S3Service(Service):
             raise _meaning_without_answer(error, tried, self._endpoint) from error
 
 
-class _Missing(Exception):
-    """There is no such object."""
-
-
-class _PastTheEnd(Exception):
-    """The range begins behind the object's end."""
-
-
 def _meaning(error: ClientError, tried: str) -> Exception:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
     code = said.get("Code", "")
     if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound", "")):
-        return _Missing(tried)
+        return Missing(tried)
     if status == 416 or code == "InvalidRange":
-        return _PastTheEnd(tried)
+        return PastTheEnd(tried)
     retry_after = meta.get("HTTPHeaders", {}).get("retry-after")
     code = "" if code == str(status) else code  # an answer without a body, as to HEAD
     return error_for(tried, Answer(status, code, said.get("Message", ""), retry_after), time.time())
@@ -197,10 +199,7 @@ def _meaning(error: ClientError, tried: str) -> Exception:
 def _meaning_without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
     reason = str(error)
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in reason:
-        return StoreRefused(
-            f"{tried}: the certificate of {endpoint} is not trusted: {reason}",
-            hint="set ca_bundle to the authority's PEM file",
-        )
+        return untrusted(tried, endpoint, reason)
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
         return StoreRefused(
             f"{tried}: {reason}",

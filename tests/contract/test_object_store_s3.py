@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from tests.contract.object_store_contract import (
     MIB,
     ObjectStoreContract,
     OpenStore,
+    PartsContract,
     make_archive,
 )
+from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.swift import SwiftServer
 
 
@@ -44,7 +47,13 @@ def open_store(settings: dict[str, Any]) -> OpenStore:
     return open_it
 
 
-class TestS3OnSwift(ObjectStoreContract):
+@pytest.fixture
+def parts_sent(settings: dict[str, Any], swift_proxy: FaultyProxy) -> Callable[[], int]:
+    settings["endpoint_url"] = swift_proxy.endpoint
+    return lambda: swift_proxy.forwarded["part"]
+
+
+class TestS3OnSwift(ObjectStoreContract, PartsContract):
     pass
 
 

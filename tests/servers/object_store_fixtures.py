@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
+from tests.servers.fake_cos import FakeCOS
+from tests.servers.fake_oss import FakeOSS
+from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.swift import SwiftServer
 
 
@@ -16,3 +20,30 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def swift_proxy(swift: SwiftServer) -> Iterator[FaultyProxy]:
+    """A proxy in front of Swift that counts requests and plays faults."""
+    proxy = FaultyProxy(swift.port)
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def fake_cos() -> Iterator[FakeCOS]:
+    """An empty COS bucket that checks signatures."""
+    fake = FakeCOS("bucket-1250000000", "AKIDexample", "s" + secrets.token_hex(8))
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def fake_oss() -> Iterator[FakeOSS]:
+    """An empty OSS bucket that checks signatures, V1 and V4."""
+    fake = FakeOSS("bucket-test", "LTAIexample", "s" + secrets.token_hex(8))
+    fake.start()
+    yield fake
+    fake.stop()

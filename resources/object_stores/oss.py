@@ -1,0 +1,69 @@
+"""OSS: the settings of a bucket of Alibaba Cloud's Object Storage Service.
+
+The API itself is in `oss_service`, which needs oss2 and is imported only when a store is opened.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fuploader_dagster.resources.object_stores.cloud import CloudObjectStore
+from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource, needing
+from fuploader_dagster.storage import ObjectStore
+
+MIB = 1 << 20
+
+
+class OSS(ObjectStoreResource):
+    """A bucket of Alibaba OSS.
+
+    Without keys, OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET and OSS_SESSION_TOKEN of the
+    environment are used, or the machine's role if `instance_role_url` is set.
+    """
+
+    SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
+
+    bucket: str
+    prefix: str = Field(default="", description="All keys are below it.")
+    endpoint: str = Field(description="Such as https://oss-cn-hangzhou.aliyuncs.com.")
+    region: str | None = Field(
+        default=None, description="Such as cn-hangzhou: signatures V4. Without it: V1."
+    )
+    addressing_style: Literal["virtual", "path", "cname"] = "virtual"
+    access_key_id: str | None = None
+    access_key_secret: str | None = Field(default=None, repr=False)
+    security_token: str | None = Field(default=None, repr=False, description="Of STS.")
+    instance_role_url: str | None = Field(
+        default=None, description="http://100.100.100.200/latest/meta-data/ram/.../<role>"
+    )
+    verify_tls: bool = True
+    ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
+    proxy_url: str | None = Field(default=None, repr=False)
+    storage_class: str | None = None
+    encryption: Literal["default", "AES256", "KMS", "SM4"] = "default"
+    kms_key_id: str | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+    part_size_bytes: int = Field(
+        default=16 * MIB, ge=100 << 10, le=2048 * MIB, description="At least; larger if need be."
+    )
+    concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
+    connect_timeout_seconds: float = Field(default=10, gt=0)
+    read_timeout_seconds: float = Field(default=60, gt=0)
+
+    def connect(self) -> ObjectStore:
+        with needing("oss2", extra="oss"):
+            from fuploader_dagster.resources.object_stores.oss_service import (  # noqa: PLC0415
+                OssService,
+            )
+        return CloudObjectStore(
+            OssService(self),
+            prefix=self.prefix,
+            part_size_bytes=self.part_size_bytes,
+            concurrency=self.concurrency,
+        )
+
+    def describe(self) -> str:
+        where = self.shown("endpoint")
+        return f"oss://{self.shown('bucket')}/{self.shown('prefix')} at {where}"

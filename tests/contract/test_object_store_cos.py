@@ -1,0 +1,114 @@
+"""The contract on Tencent COS, against a fake that checks signatures, and what only COS has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.errors import ConfigError, StoreRefused, StoreUnavailable
+from fuploader_dagster.resources.object_stores import COS
+from fuploader_dagster.storage import ObjectStore
+from tests.contract.object_store_contract import (
+    MIB,
+    ObjectStoreContract,
+    OpenStore,
+    PartsContract,
+    make_archive,
+)
+from tests.servers.fake_cos import FakeCOS
+
+
+@pytest.fixture
+def open_store(fake_cos: FakeCOS, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
+    monkeypatch.setenv("TEST_COS_SECRET", fake_cos.secret)
+    settings = {
+        "bucket": fake_cos.bucket,
+        "prefix": "archives/of-node-1",
+        "region": fake_cos.region,
+        "address": f"127.0.0.1:{fake_cos.port}",
+        "scheme": "http",
+        "secret_id": fake_cos.key_id,
+        "secret_key": dg.EnvVar("TEST_COS_SECRET"),
+        "part_size_bytes": 5 * MIB,
+        "retry_budget_seconds": 0,
+    }
+
+    def open_it(**more: Any) -> ObjectStore:
+        return COS(**{**settings, **more}).open()
+
+    return open_it
+
+
+@pytest.fixture
+def parts_sent(fake_cos: FakeCOS) -> Callable[[], int]:
+    return lambda: fake_cos.counts["part"]
+
+
+class TestCOS(ObjectStoreContract, PartsContract):
+    pass
+
+
+@pytest.mark.parametrize("what", ["key", "secret", "bucket"])
+def test_a_refusal_names_address_and_what_to_check_but_no_secret(
+    open_store: OpenStore,
+    fake_cos: FakeCOS,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+) -> None:
+    monkeypatch.setenv("TEST_WRONG_SECRET", "wrong-" + fake_cos.secret)
+    wrong, code = {
+        "key": ({"secret_id": "nobody"}, "InvalidAccessKeyId"),
+        "secret": ({"secret_key": dg.EnvVar("TEST_WRONG_SECRET")}, "SignatureDoesNotMatch"),
+        "bucket": ({"bucket": "other-1250000000"}, "NoSuchBucket"),
+    }[what]
+    store = open_store(**wrong)
+    with pytest.raises(StoreRefused, match=code) as caught:
+        store.check() if what == "bucket" else list(store.list())
+    assert "cos://" in str(caught.value)
+    assert caught.value.hint
+    with pytest.raises(StoreRefused) as caught:
+        store.put("k", make_archive(tmp_path, 10))
+    assert fake_cos.secret not in str(caught.value)
+
+
+def test_temporary_credentials_send_their_token(
+    open_store: OpenStore, fake_cos: FakeCOS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_cos.token = "token-of-sts"
+    with pytest.raises(StoreRefused):
+        open_store().put("k", make_archive(tmp_path, 10))
+    monkeypatch.setenv("TEST_COS_TOKEN", fake_cos.token)
+    open_store(token=dg.EnvVar("TEST_COS_TOKEN")).put("k", make_archive(tmp_path, 10))
+
+
+def test_storage_class_encryption_and_tags_are_asked_for(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
+) -> None:
+    store = open_store(storage_class="STANDARD_IA", encryption="AES256", tags={"team": "a b"})
+    store.put("k", make_archive(tmp_path, 10, pipeline="aweme"))
+    headers = fake_cos.files["archives/of-node-1/k"].headers
+    assert headers["x-cos-storage-class"] == "STANDARD_IA"
+    assert headers["x-cos-server-side-encryption"] == "AES256"
+    assert headers["x-cos-meta-pipeline"] == "aweme"
+
+
+def test_an_error_that_comes_with_status_200_is_an_error(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 11 * MIB)
+    fake_cos.fail_late_once = True
+    with pytest.raises(StoreUnavailable):
+        open_store().put("k", archive)
+    assert not fake_cos.fail_late_once
+    assert not open_store().put("k", archive).already_there
+    assert fake_cos.counts["part"] == 2
+
+
+def test_neither_region_nor_endpoint_is_a_configuration_error(open_store: OpenStore) -> None:
+    with pytest.raises(ConfigError, match="bucket-1250000000"):
+        open_store(region=None)

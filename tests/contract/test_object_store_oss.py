@@ -1,0 +1,135 @@
+"""The contract on Alibaba OSS, against a fake that checks signatures, and what only OSS has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.errors import ConfigError, StoreRefused, StoreUnavailable
+from fuploader_dagster.resources.object_stores import OSS
+from fuploader_dagster.storage import ObjectStore
+from tests.contract.object_store_contract import (
+    MIB,
+    ObjectStoreContract,
+    OpenStore,
+    PartsContract,
+    make_archive,
+)
+from tests.servers.fake_oss import FakeOSS
+
+
+@pytest.fixture
+def open_store(fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
+    monkeypatch.setenv("TEST_OSS_SECRET", fake_oss.secret)
+    settings = {
+        "bucket": fake_oss.bucket,
+        "prefix": "archives/of-node-1",
+        "endpoint": fake_oss.endpoint,
+        "region": fake_oss.region,
+        "access_key_id": fake_oss.key_id,
+        "access_key_secret": dg.EnvVar("TEST_OSS_SECRET"),
+        "part_size_bytes": 5 * MIB,
+        "retry_budget_seconds": 0,
+    }
+
+    def open_it(**more: Any) -> ObjectStore:
+        return OSS(**{**settings, **more}).open()
+
+    return open_it
+
+
+@pytest.fixture
+def parts_sent(fake_oss: FakeOSS) -> Callable[[], int]:
+    return lambda: fake_oss.counts["part"]
+
+
+class TestOSS(ObjectStoreContract, PartsContract):
+    pass
+
+
+@pytest.mark.parametrize("what", ["key", "secret", "bucket"])
+def test_a_refusal_names_address_and_what_to_check_but_no_secret(
+    open_store: OpenStore,
+    fake_oss: FakeOSS,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+) -> None:
+    monkeypatch.setenv("TEST_WRONG_SECRET", "wrong-" + fake_oss.secret)
+    wrong, code = {
+        "key": ({"access_key_id": "nobody"}, "InvalidAccessKeyId"),
+        "secret": ({"access_key_secret": dg.EnvVar("TEST_WRONG_SECRET")}, "SignatureDoesNotMatch"),
+        "bucket": ({"bucket": "other-bucket"}, "NoSuchBucket"),
+    }[what]
+    store = open_store(**wrong)
+    with pytest.raises(StoreRefused, match=code) as caught:
+        store.check() if what == "bucket" else list(store.list())
+    assert "oss://" in str(caught.value)
+    assert caught.value.hint
+    with pytest.raises(StoreRefused) as caught:
+        store.put("k", make_archive(tmp_path, 10))
+    assert fake_oss.secret not in str(caught.value)
+
+
+def test_temporary_credentials_send_their_token(
+    open_store: OpenStore, fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_oss.token = "token-of-sts"
+    with pytest.raises(StoreRefused):
+        open_store().put("k", make_archive(tmp_path, 10))
+    monkeypatch.setenv("TEST_OSS_TOKEN", fake_oss.token)
+    open_store(security_token=dg.EnvVar("TEST_OSS_TOKEN")).put("k", make_archive(tmp_path, 10))
+
+
+def test_storage_class_encryption_and_tags_are_asked_for(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
+) -> None:
+    store = open_store(storage_class="IA", encryption="AES256", tags={"team": "a b"})
+    store.put("k", make_archive(tmp_path, 10, pipeline="aweme"))
+    headers = fake_oss.files["archives/of-node-1/k"].headers
+    assert headers["x-oss-storage-class"] == "IA"
+    assert headers["x-oss-server-side-encryption"] == "AES256"
+    assert headers["x-oss-meta-pipeline"] == "aweme"
+
+
+def test_an_error_that_comes_with_status_200_is_an_error(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 11 * MIB)
+    fake_oss.fail_late_once = True
+    with pytest.raises(StoreUnavailable):
+        open_store().put("k", archive)
+    assert not fake_oss.fail_late_once
+    assert not open_store().put("k", archive).already_there
+    assert fake_oss.counts["part"] == 2
+
+
+def test_without_a_region_requests_are_signed_by_v1(
+    open_store: OpenStore, fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, archive = open_store(region=None), make_archive(tmp_path, 11 * MIB)
+    store.put("a b/ü", archive)
+    assert [each.key for each in store.list()] == ["a b/ü"]
+    assert store.unfinished() == []
+    monkeypatch.setenv("TEST_WRONG_SECRET", "wrong-" + fake_oss.secret)
+    wrong = open_store(region=None, access_key_secret=dg.EnvVar("TEST_WRONG_SECRET"))
+    with pytest.raises(StoreRefused, match="SignatureDoesNotMatch"):
+        list(wrong.list())
+
+
+def test_without_keys_the_environments_own_are_used(
+    open_store: OpenStore, fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", fake_oss.key_id)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", fake_oss.secret)
+    store = open_store(access_key_id=None, access_key_secret=None)
+    assert not store.put("k", make_archive(tmp_path, 10)).already_there
+
+
+def test_an_impossible_endpoint_is_a_configuration_error(open_store: OpenStore) -> None:
+    with pytest.raises(ConfigError, match="endpoint"):
+        open_store(endpoint="http://bad endpoint/")
