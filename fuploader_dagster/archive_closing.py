@@ -37,7 +37,10 @@ def find_manifest(source: RangeSource) -> Manifest | None:
     manifest_bytes, end_bytes = closing
     offset = size - table_bytes - end_bytes - manifest_bytes
     if offset < 0:
-        raise DamagedArchive(f"the seek table of {source.address} leads to offset {offset}")
+        raise DamagedArchive(
+            f"the seek table at offset {size - table_bytes} of {source.address} states more bytes "
+            "than there are"
+        )
     frame = source.read(offset, manifest_bytes)
     manifest = decode(frame, where=f"offset {offset} of {source.address}")
     if manifest.offset != offset or len(manifest.end_frame) != end_bytes:

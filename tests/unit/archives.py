@@ -40,3 +40,22 @@ def segment(path: Path, contents: dict[str, bytes]) -> SegmentMembers:
         b"".join(member_header(n, len(b)) + b + padding(len(b)) for n, b in contents.items())
     )
     return SegmentMembers(path, members(contents))
+
+
+class InMemory:
+    """An archive as a remote one is seen: range reads, which are counted."""
+
+    def __init__(self, content: bytes) -> None:
+        self.address = "memory"
+        self.content = content
+        self.size_bytes = len(content)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert offset >= 0
+        assert length >= 0
+        self.reads.append((offset, length))
+        return self.content[offset : offset + length]
+
+    def close(self) -> None:
+        pass
