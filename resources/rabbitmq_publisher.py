@@ -107,14 +107,14 @@ class RabbitMQPublisher(MessagePublisher):
         try:
             channel._impl.confirm_delivery(self._on_confirmed, callback=selected.append)
             while not selected:
-                connection.process_data_events(1)
+                connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
                 self._check(channel)
         except PIKA_ERRORS as error:
             self._give_up("publish to", error)
         return connection, channel
 
     def _send(self, channel: BlockingChannel, body: bytes, headers: Mapping[str, Any]) -> None:
-        others = {name: value for name, value in headers.items() if name != "message_id"}
+        others = {name: _sendable(value) for name, value in headers.items() if name != "message_id"}
         message_id = headers.get("message_id")
         properties = pika.BasicProperties(
             delivery_mode=_PERSISTENT,
@@ -124,7 +124,9 @@ class RabbitMQPublisher(MessagePublisher):
         try:
             channel._impl.basic_publish("", self._settings.queue, body, properties, mandatory=True)
         except UnsupportedAMQPFieldException as error:
-            raise BadMessage(f"a header cannot be sent to RabbitMQ: {error}") from error
+            raise BadMessage(
+                f"a header of type {type(error.args[-1]).__name__} cannot be sent to RabbitMQ"
+            ) from error
         self._unconfirmed[self._next_tag] = None
         self._next_tag += 1
 
@@ -173,3 +175,14 @@ class RabbitMQPublisher(MessagePublisher):
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:
         self.close()
         raise explained(tried, self._settings, error) from error
+
+
+def _sendable(value: Any) -> Any:
+    """pika reads floating-point headers but cannot write them: they go as text."""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, dict):
+        return {name: _sendable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sendable(item) for item in value]
+    return value
