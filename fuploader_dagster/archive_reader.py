@@ -102,7 +102,7 @@ class Archive:
             self.closing_damage = Damage(e.message)
         self._lock = threading.Lock()
         self._listing: Listing | None = None
-        self._by_name: dict[str, MemberEntry] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         self._frames: list[FrameEntry] = self.manifest.frames() if self.manifest else []
 
     @classmethod
@@ -133,7 +133,6 @@ class Archive:
                 self._listing = (
                     Listing(self.manifest.members(), ()) if self.manifest else self._scan_listing()
                 )
-                self._by_name = {m.name: m for m in self._listing.members}
             return self._listing
 
     def _scan_listing(self) -> Listing:
@@ -171,15 +170,21 @@ class Archive:
         if self.manifest is None:
             yield from self._stream_by_scan(name)
             return
-        self.listing()
-        member = self._by_name.get(name)
-        if member is None:
-            raise self._no_member(name)
+        member = self._find(self.manifest, name)
         reader = FrameReader(self._source, self._frames, member.offset, member.end)
         try:
             yield from reader.payload(member)
         except DamagedArchive as e:
             raise DamagedArchive(f"{name!r}: {e.message}", hint=e.hint) from e
+
+    def _find(self, manifest: Manifest, name: str) -> MemberEntry:
+        with self._lock:
+            if not self._places:
+                self._places = dict(zip(manifest.names, enumerate(manifest.offsets()), strict=True))
+        place = self._places.get(name)
+        if place is None:
+            raise self._no_member(name)
+        return manifest.member(*place)
 
     def _stream_by_scan(self, name: str) -> Iterator[memoryview]:
         damage = None

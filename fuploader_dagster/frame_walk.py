@@ -30,7 +30,7 @@ _ZSTD_MAGIC_BYTES = _ZSTD_MAGIC.to_bytes(4, "little")
 _FRAME_HEADER_LIMIT = 18  # the longest header of a zstd frame
 _HOLD_BYTES = 64 * 2**20
 """Frames that state at most this size are decoded whole before they are given out."""
-_HELD_STEP, _STREAMED_STEP = 2**18, 2**13  # what is lost before damage is at most one step
+_STREAMED_STEP = 2**13  # of compressed bytes: what comes before damage is lost up to one step
 _SEARCH_BYTES = 2**20
 
 
@@ -93,17 +93,19 @@ def _decode(
 ) -> Generator[Chunk, None, int]:
     """Decode one frame; returns where it ends."""
     try:
-        hold = zstandard.get_frame_parameters(head).content_size <= _HOLD_BYTES
+        content_size = zstandard.get_frame_parameters(head).content_size
     except zstandard.ZstdError as e:
         raise _damaged_frame(source, offset, offset, e) from e
+    hold = content_size <= _HOLD_BYTES  # an unknown size is a very large number
     if must_hold and not hold:
         raise DamagedArchive(f"the frame at offset {offset} of {source.address} has no size")
+    step = min(content_size // 2 + 64, 2**18) if hold else _STREAMED_STEP
     decoder = zstandard.ZstdDecompressor().decompressobj()
     held = []
     at = offset
     first = True
     while not decoder.eof:
-        block = source.read(at, _HELD_STEP if hold else _STREAMED_STEP)
+        block = source.read(at, step)
         if not block:
             raise _cut_off(source, offset)
         try:

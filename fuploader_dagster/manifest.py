@@ -101,18 +101,27 @@ class Manifest(msgspec.Struct, frozen=True):
     end_frame: bytes
     """The end frame as it lies in the archive."""
 
+    def offsets(self) -> list[int]:
+        """Where each member's header begins in the tar stream."""
+        lengths = (
+            (blocks + (size + BLOCK - 1) // BLOCK) * BLOCK
+            for blocks, size in zip(self.header_blocks, self.sizes, strict=True)
+        )
+        return list(accumulate(lengths, initial=0))[:-1]
+
+    def member(self, index: int, offset: int) -> MemberEntry:
+        """One member, without making a record of each."""
+        at = index * DIGEST_BYTES
+        return MemberEntry(
+            self.names[index],
+            self.sizes[index],
+            self.member_digests[at : at + DIGEST_BYTES],
+            offset,
+            self.header_blocks[index] * BLOCK,
+        )
+
     def members(self) -> list[MemberEntry]:
-        digests = self.member_digests
-        entries = []
-        offset = 0
-        for i, (name, size, blocks) in enumerate(
-            zip(self.names, self.sizes, self.header_blocks, strict=True)
-        ):
-            at = i * DIGEST_BYTES
-            header = blocks * BLOCK
-            entries.append(MemberEntry(name, size, digests[at : at + DIGEST_BYTES], offset, header))
-            offset += header + (size + BLOCK - 1) // BLOCK * BLOCK
-        return entries
+        return [self.member(i, offset) for i, offset in enumerate(self.offsets())]
 
     def frames(self) -> list[FrameEntry]:
         digests = self.frame_digests
