@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
+from xml.sax.saxutils import unescape
 
 import requests
 from qcloud_cos import CosClientError, CosConfig, CosS3Client, CosServiceError
@@ -216,15 +218,23 @@ class CosService(Service):
 
 
 def _meaning(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
-    said = error.get_digest_msg()
-    said = said if isinstance(said, dict) else {}  # headers, or a sentence of the SDK
-    status, code = error.get_status_code(), said.get("code", "")
+    status, said = error.get_status_code(), error.get_digest_msg()
+    code, message = _in_xml(error.get_origin_msg())
+    if not code and isinstance(said, dict):  # of a HEAD: what the SDK made up
+        code = said.get("code", "")
     if code in ("NoSuchKey", "NoSuchResource"):
         return Missing(tried)
     if status == 416 or code == "InvalidRange":
         return PastTheEnd(tried)
-    answer = Answer(status, code, said.get("message", ""), retry_after)
-    return error_for(tried, answer, time.time())
+    return error_for(tried, Answer(status, code, message, retry_after), time.time())
+
+
+def _in_xml(body: str | bytes) -> tuple[str, str]:
+    """Code and message of an error's body. The SDK gives up if any other field is missing."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    found = [re.search(f"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message")]
+    code, message = (unescape(each[1]) if each else "" for each in found)
+    return code, message
 
 
 def _client(settings: COS, hook: Any) -> CosS3Client:
@@ -262,7 +272,7 @@ def _options_of_new_objects(settings: COS) -> dict[str, str]:
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": encryption,
         "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": urlencode(settings.tags) or None,
+        "Tagging": urlencode(settings.tags, quote_via=quote) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
+from xml.etree.ElementTree import ParseError
 
 import oss2
 import requests
@@ -178,7 +179,7 @@ class OssService(Service):
             ) from error
         except (
             oss2.exceptions.RequestError,
-            oss2.exceptions.ResponseParseError,
+            ParseError,
             requests.RequestException,
             HTTPError,
         ) as error:
@@ -239,7 +240,7 @@ def _options_of_new_objects(settings: OSS) -> dict[str, str]:
         "x-oss-storage-class": settings.storage_class,
         "x-oss-server-side-encryption": encryption,
         "x-oss-server-side-encryption-key-id": settings.kms_key_id,
-        "x-oss-tagging": urlencode(settings.tags) or None,
+        "x-oss-tagging": urlencode(settings.tags, quote_via=quote) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

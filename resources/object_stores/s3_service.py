@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import boto3
 from botocore import exceptions as boto
@@ -282,7 +282,7 @@ def _options_of_new_objects(settings: S3) -> dict[str, Any]:
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": None if settings.encryption == "default" else settings.encryption,
         "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": urlencode(settings.tags) or None,
+        "Tagging": urlencode(settings.tags, quote_via=quote) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -95,6 +95,7 @@ def test_storage_class_encryption_and_tags_are_asked_for(
     assert headers["x-cos-storage-class"] == "STANDARD_IA"
     assert headers["x-cos-server-side-encryption"] == "AES256"
     assert headers["x-cos-meta-pipeline"] == "aweme"
+    assert headers["x-cos-tagging"] == "team=a%20b"
 
 
 def test_an_error_that_comes_with_status_200_is_an_error(

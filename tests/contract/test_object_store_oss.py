@@ -94,6 +94,7 @@ def test_storage_class_encryption_and_tags_are_asked_for(
     assert headers["x-oss-storage-class"] == "IA"
     assert headers["x-oss-server-side-encryption"] == "AES256"
     assert headers["x-oss-meta-pipeline"] == "aweme"
+    assert headers["x-oss-tagging"] == "team=a%20b"
 
 
 def test_an_error_that_comes_with_status_200_is_an_error(

@@ -287,7 +287,9 @@ class FakeBucket(ABC):
 
     def _kept(self, request: Request) -> dict[str, str]:
         """Headers that stay with the object."""
-        kept = (f"{self.prefix}meta-", f"{self.prefix}storage-class", f"{self.prefix}server-side")
+        kept = tuple(
+            self.prefix + name for name in ("meta-", "storage-class", "server-side", "tagging")
+        )
         return {name: value for name, value in request.headers.items() if name.startswith(kept)}
 
     def _crc(self, content: bytes) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Fault:
     truncated        half of the body reaches the server, then both connections break
     damaged          one byte of the body is changed on its way to the server
     truncated_answer half of the answer's body comes back
+    damaged_answer   one byte of the answer's body is changed on its way back
     wrong_digest     the answer's digest headers are changed
     trickle          the answer comes a few bytes at a time
     hang             the request is read and never answered
@@ -228,6 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 lines.append(f"{name}: {value}")
         lines.append(f"Content-Length: {length}")
+        if kind == "damaged_answer":
+            body = bytes([body[0] ^ 1]) + body[1:]
         data = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
         if kind == "truncated_answer":
             self.wfile.write(data[: len(data) - len(body) // 2 - 1])

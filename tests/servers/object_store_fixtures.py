@@ -10,6 +10,7 @@ import pytest
 from tests.servers.fake_cos import FakeCOS
 from tests.servers.fake_oss import FakeOSS
 from tests.servers.faulty_proxy import FaultyProxy
+from tests.servers.radosgw import RadosGateway
 from tests.servers.swift import SwiftServer
 
 
@@ -47,3 +48,12 @@ def fake_oss() -> Iterator[FakeOSS]:
     fake.start()
     yield fake
     fake.stop()
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RadosGateway]:
+    """Ceph's object gateway, over http and TLS."""
+    server = RadosGateway(tmp_path_factory.mktemp("radosgw"))
+    server.start()
+    yield server
+    server.stop()

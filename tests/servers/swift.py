@@ -132,6 +132,7 @@ class SwiftServer:
         self._ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['proxy']}"
         self._configured = False
+        self._client: Any = None
 
     @property
     def port(self) -> int:
@@ -139,7 +140,9 @@ class SwiftServer:
 
     def client(self) -> Any:
         """A plain boto3 client, to prepare and to look behind the store's back."""
-        return plain_client(self.endpoint, self.access_key, self.secret_key)
+        if self._client is None:
+            self._client = plain_client(self.endpoint, self.access_key, self.secret_key)
+        return self._client
 
     def fresh_bucket(self) -> str:
         """A new, empty bucket."""

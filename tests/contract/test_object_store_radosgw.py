@@ -1,0 +1,137 @@
+"""The contract on S3 as Ceph's gateway speaks it, over http and over TLS, and encryption."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.errors import DigestMismatch, StoreRefused
+from fuploader_dagster.resources.object_stores import S3
+from fuploader_dagster.storage import ObjectStore
+from tests.contract.object_store_contract import (
+    MIB,
+    ObjectStoreContract,
+    OpenStore,
+    PartsContract,
+    make_archive,
+    read_all,
+)
+from tests.servers.faulty_proxy import Fault, FaultyProxy
+from tests.servers.radosgw import RadosGateway
+
+
+@pytest.fixture
+def settings(radosgw: RadosGateway, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("TEST_S3_SECRET", radosgw.secret_key)
+    return {
+        "bucket": radosgw.fresh_bucket(),
+        "endpoint_url": radosgw.endpoint,
+        "region": radosgw.region,
+        "addressing_style": "path",
+        "access_key_id": radosgw.access_key,
+        "secret_access_key": dg.EnvVar("TEST_S3_SECRET"),
+        "part_size_bytes": 5 * MIB,
+        "retry_budget_seconds": 0,
+    }
+
+
+@pytest.fixture
+def open_store(settings: dict[str, Any]) -> OpenStore:
+    def open_it(**more: Any) -> ObjectStore:
+        return S3(**{**settings, **more}).open()
+
+    return open_it
+
+
+@pytest.fixture
+def proxy(radosgw: RadosGateway) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(radosgw.port)
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def parts_sent(settings: dict[str, Any], proxy: FaultyProxy) -> Callable[[], int]:
+    settings["endpoint_url"] = proxy.endpoint
+    return lambda: proxy.forwarded["part"]
+
+
+class TestS3OnRadosgw(ObjectStoreContract, PartsContract):
+    pass
+
+
+class TestS3OnRadosgwOverTLS(ObjectStoreContract):
+    @pytest.fixture
+    def open_store(self, settings: dict[str, Any], radosgw: RadosGateway) -> OpenStore:
+        tls = {"endpoint_url": radosgw.tls_endpoint, "ca_bundle": radosgw.ca_bundle}
+
+        def open_it(**more: Any) -> ObjectStore:
+            return S3(**{**settings, **tls, **more}).open()
+
+        return open_it
+
+    def test_a_large_archive_goes_in_parts_over_tls(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 12 * MIB)
+        store.put("big", archive)
+        assert read_all(store, "big", 12 * MIB) == archive.path.read_bytes()
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused_with_what_to_set(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        with pytest.raises(StoreRefused, match="ca_bundle"):
+            open_store(ca_bundle=None).put("k", make_archive(tmp_path, 10))
+
+
+@pytest.mark.parametrize("size", [100_000, 12 * MIB])
+@pytest.mark.parametrize("how", ["customer key", "kms"])
+def test_an_encrypted_object_is_verified_by_reading_it_back(  # noqa: PLR0917 - fixtures
+    open_store: OpenStore,
+    proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    how: str,
+    size: int,
+) -> None:
+    monkeypatch.setenv("TEST_SSE_KEY", base64.b64encode(os.urandom(32)).decode())
+    more: dict[str, Any] = {
+        "customer key": {"customer_key": dg.EnvVar("TEST_SSE_KEY")},
+        "kms": {"encryption": "aws:kms", "kms_key_id": "testkey"},
+    }[how]
+    store, archive = open_store(**more, endpoint_url=proxy.endpoint), make_archive(tmp_path, size)
+    receipt = store.put("k", archive)
+    assert receipt.sha256 == archive.sha256
+    assert proxy.forwarded["get"] >= 1
+    assert read_all(store, "k", size) == archive.path.read_bytes()
+    assert store.put("k", archive).already_there
+    if how == "customer key":
+        with pytest.raises(StoreRefused):
+            open_store().get_range("k", 0, 10)
+
+
+def test_what_is_read_back_and_differs_is_a_mismatch(
+    open_store: OpenStore, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = open_store(encryption="aws:kms", kms_key_id="testkey", endpoint_url=proxy.endpoint)
+    proxy.play(Fault("damaged_answer", "get"))
+    with pytest.raises(DigestMismatch, match="sha256"):
+        store.put("k", make_archive(tmp_path, 1_000))
+    assert proxy.hits["damaged_answer", "get"] == 1
+
+
+def test_tags_and_storage_class_arrive(
+    open_store: OpenStore, radosgw: RadosGateway, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    open_store(tags={"team": "data & more"}, storage_class="STANDARD").put(
+        "k", make_archive(tmp_path, 10)
+    )
+    answer = radosgw.client().get_object_tagging(Bucket=settings["bucket"], Key="k")
+    assert answer["TagSet"] == [{"Key": "team", "Value": "data & more"}]
