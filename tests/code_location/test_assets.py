@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -129,5 +130,5 @@ def test_the_graph_reads_from_the_queue_to_the_store(tmp_path: Path) -> None:
     graph = build_definitions(pipeline(tmp_path, node_id="node-1.a")).resolve_asset_graph()
     chain = [names.queue, names.sealed_slot, names.packed_archive, names.uploaded_archive]
     assert graph.get_all_asset_keys() == set(chain)
-    for parent, child in zip(chain, chain[1:], strict=False):
+    for parent, child in itertools.pairwise(chain):
         assert graph.get(child).parent_keys == {parent}

@@ -121,8 +121,8 @@ def test_every_message_of_fuploader_is_found_once_with_its_bytes_in_the_s3_serve
     assert found == {name: [content] for name, content in files.items()}
     assert waiting(rabbitmq, queue) == 0
     root = tmp_path / "project" / "data" / "docs"
-    assert not [path for path in root.glob("sealed/*/*")]
-    assert not [path for path in root.glob("active/*/dir-*")]
+    assert not list(root.glob("sealed/*/*"))
+    assert not list(root.glob("active/*/dir-*"))
     assert not list((root / "archives").iterdir())
     assert not list(root.glob("dead-letters/*"))
     secrets = (swift.secret_key, rabbitmq.url, redis_server.url())

@@ -55,6 +55,13 @@ class DagsterDev:
             )
         self.wait_for(self._loaded, "the UI to answer", START_SECONDS)
 
+    @property
+    def group(self) -> int:
+        """The process group of everything it started."""
+        if self._process is None:
+            raise AssertionError("it is not running")
+        return self._process.pid
+
     def stop(self, seconds: float = 40.0) -> None:
         """Ctrl-C: SIGINT to the whole group. Fails if anything of it is still there afterwards."""
         process, self._process = self._process, None
