@@ -10,15 +10,21 @@ A file looks like this; everything else has a default:
         store: {kind: s3, bucket: archives, secret_access_key: {env: S3_SECRET}}
 
 Settings beside `pipelines` apply to all of them. Environment variables win over the file:
-`FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`, and FUploader's own names for all pipelines.
+FUploader's own names for all pipelines, and `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500` for
+one, over those too.
 
 `kind` is a short name of `KINDS` or `package.module:Class` for a backend of your own.
+
+What must always hold: whatever is wrong gives a `ConfigError` that names the setting with its path
+and says what would be right, and no error quotes a value: it may be a secret in a wrong place.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,10 +35,14 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fuploader_dagster.config import Intake, Pipeline
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.source import SourceSettings
+from fuploader_dagster.state import StateSettings
+from fuploader_dagster.storage import OpensObjectStore
 from fuploader_dagster.strategies import load_reference, reference_to
 
 CONFIG_VARIABLE = "FUPLOADER_CONFIG"
@@ -54,6 +64,22 @@ KINDS: dict[str, dict[str, str]] = {
         "local": "fuploader_dagster.resources.object_stores.local:Local",
     },
 }
+_BASES: dict[str, type] = {
+    "source": SourceSettings,
+    "state": StateSettings,
+    "store": OpensObjectStore,
+}
+_FUPLOADER_VARIABLES = {
+    "NODE_ID": "node_id",
+    "META_WRITER_PROCESS_COUNT": "process_count",
+    "META_WRITER_MAX_TASKS_PER_CHILD": "max_tasks_per_child",
+    "META_WRITER_RABBITMQ_PREFETCH_COUNT": "prefetch_count",
+    "RESIDUE_FILE_UPLOAD": "residue_file_upload",
+    "RESIDUE_FILE_UPLOADE": "residue_file_upload",
+}
+"""FUploader asks for the misspelled name first, so the later one of the two wins here as there."""
+_NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
+"""FUploader's own worker processes see their number behind the node's name."""
 
 
 class _File(BaseSettings):
@@ -84,11 +110,22 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
     """
     path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     raw = _read(path)
+    of_fuploader = _fuploader_environment(os.environ)
+    if isinstance(raw.get("pipelines"), dict):  # below the pipeline's own variables
+        raw["pipelines"] = {
+            name: {**values, **of_fuploader} if isinstance(values, dict) else values
+            for name, values in raw["pipelines"].items()
+        }
     try:
         settings = _File(**raw)
     except ValidationError as error:
         raise _config_error(error, str(path)) from None
-    shared = {**(settings.model_extra or {}), **_fuploader_environment(os.environ)}
+    except SettingsError as error:
+        raise ConfigError(
+            f"FUPLOADER_PIPELINES in the environment cannot be read: {error}",
+            hint="unset it, or name one setting: FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES",
+        ) from None
+    shared = {**(settings.model_extra or {}), **of_fuploader}
     if not settings.pipelines:
         raise ConfigError(
             f"{path} defines no pipeline",
@@ -102,32 +139,42 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
 
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
+    _check_names(values, where)
     parts = {part: _load_part(part, values.get(part), f"{where}.{part}") for part in KINDS}
     try:
         return Pipeline(**{**values, **parts})
     except ValidationError as error:
-        raise _config_error(error, where) from None
+        raise _config_error(error, where, Pipeline.model_fields) from None
 
 
 def _load_part(part: str, values: Any, where: str) -> Any:
-    known = ", ".join(KINDS[part])
+    hint = f"kinds are {', '.join(KINDS[part])}, or package.module:Class"
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str):
-        raise ConfigError(
-            f"{where} must be a mapping with a `kind`",
-            hint=f"kinds are {known}, or package.module:Class",
-        )
-    reference = KINDS[part].get(kind, kind)
+        raise ConfigError(f"{where} must be a mapping with a `kind`", hint=hint)
+    _check_names(values, where)
     try:
-        backend = load_reference(reference)
+        backend = load_reference(KINDS[part].get(kind, kind))
     except ValueError as error:
-        raise ConfigError(
-            f"{where}.kind: {error}", hint=f"kinds are {known}, or package.module:Class"
-        ) from error
+        raise ConfigError(f"{where}.kind: {error}", hint=hint) from None
+    base = _BASES[part]
+    if not (isinstance(backend, type) and issubclass(backend, base)):
+        raise ConfigError(f"{where}.kind: {kind} is no {base.__name__}", hint=hint)
     try:
         return backend(**{name: value for name, value in values.items() if name != "kind"})
     except ValidationError as error:
-        raise _config_error(error, where) from None
+        raise _config_error(error, where, getattr(backend, "model_fields", ())) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+
+
+def _check_names(values: Mapping[Any, Any], where: str) -> None:
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{where} has a setting whose name is a {type(name).__name__}, not a string",
+                hint="YAML reads on, off, yes and no as booleans; quote a name that is meant",
+            )
 
 
 def dump_intake(intake: Intake) -> bytes:
@@ -161,34 +208,51 @@ def _read(path: Path) -> dict[str, Any]:
             f"there is no configuration file {path}",
             hint=f"name one with {CONFIG_VARIABLE}, or write one with `fuploader init`",
         ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:  # its own text would quote the line
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must be a mapping with `pipelines:`")
+    _check_names(raw, str(path))
     return cast(dict[str, Any], raw)
 
 
-def _config_error(error: ValidationError, where: str) -> ConfigError:
+def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
     """All complaints in one sentence each, without the values (they may be secrets)."""
     complaints = []
     for detail in error.errors(include_input=False, include_url=False, include_context=False):
         place = ".".join(str(part) for part in detail["loc"])
-        complaints.append(f"{place}: {detail['msg']}" if place else detail["msg"])
+        said = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place, known, n=1)
+            said = "there is no such setting" + (f", did you mean {near[0]}?" if near else "")
+        if variables := _set_by(place):
+            place = f"{place} (from {variables} in the environment)"
+        complaints.append(f"{place}: {said}" if place else said)
     return ConfigError(f"{where}: " + "; ".join(complaints))
+
+
+def _set_by(setting: str) -> str:
+    """Which of FUploader's variables give the setting its value, if any does."""
+    return " or ".join(
+        variable
+        for variable, name in _FUPLOADER_VARIABLES.items()
+        if name == setting and os.environ.get(variable, "").strip()
+    )
 
 
 def _fuploader_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """FUploader's variables, as settings of ours. Empty ones do not count, as there."""
-    names = {
-        "NODE_ID": "node_id",
-        "META_WRITER_PROCESS_COUNT": "process_count",
-        "META_WRITER_MAX_TASKS_PER_CHILD": "max_tasks_per_child",
-        "META_WRITER_RABBITMQ_PREFETCH_COUNT": "prefetch_count",
-        "RESIDUE_FILE_UPLOAD": "residue_file_upload",
-        "RESIDUE_FILE_UPLOADE": "residue_file_upload",
-    }
-    return {
+    found = {
         setting: environment[variable].strip()
-        for variable, setting in names.items()
+        for variable, setting in _FUPLOADER_VARIABLES.items()
         if environment.get(variable, "").strip()
     }
+    if "node_id" in found:
+        found["node_id"] = _NODE_ID_OF_WORKER.sub("", found["node_id"])
+    return found

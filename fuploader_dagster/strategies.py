@@ -16,6 +16,7 @@ import inspect
 import re
 import string
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,21 +25,26 @@ from pydantic import BeforeValidator, PlainSerializer
 from fuploader_dagster.errors import StrategyError
 from fuploader_dagster.layout import PartitionKey
 
+USER_ERRORS = (Exception, SystemExit)
+"""What a user's function may raise. `sys.exit()` is among it: it would take the worker with it, and
+the next one too, for the same message comes again."""
+
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _KEY_FIELDS = {"pipeline", "node", "slot", "number", "sealed_at", "partition", "archive"}
 _MAX_KEY_BYTES = 1024
 """S3, COS and OSS allow 1,024 (OSS 1,023) bytes of UTF-8."""
+_SAMPLE = PartitionKey(datetime(2026, 1, 1, tzinfo=timezone.utc), "node", 0, 1)
 
 
 def load_reference(reference: str) -> Any:
     """What `package.module:name` names. Raises `ValueError` with what is wrong."""
     if not _REFERENCE.fullmatch(reference):
-        raise ValueError(f"{reference!r} is not of the form package.module:name")
+        raise ValueError("it is not of the form package.module:name")  # may be a secret: not shown
     module_name, _, qualified_name = reference.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module_name!r} of {reference!r}: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        raise ValueError(f"cannot import {module_name!r}: {raised(error)}") from error
     for part in qualified_name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"module {module_name!r} has no {qualified_name!r}")
@@ -52,11 +58,11 @@ def reference_to(function: Any) -> str:
     name = getattr(function, "__qualname__", None)
     if not module or not name or module == "__main__" or "<" in name:
         raise ValueError(
-            f"{function!r} cannot be imported by a worker process; "
-            f"define it at the top level of a module that can be imported"
+            f"{name or f'an object of type {type(function).__name__}'} cannot be imported by a "
+            f"worker process; define a function at the top level of a module that can be imported"
         )
     reference = f"{module}:{name}"
-    if load_reference(reference) is not function:
+    if load_reference(reference) != function:
         raise ValueError(f"{reference} is another object than the one given")
     return reference
 
@@ -64,7 +70,7 @@ def reference_to(function: Any) -> str:
 def _as_function(value: Any) -> Any:
     function = load_reference(value) if isinstance(value, str) else value
     if not callable(function):
-        raise ValueError(f"{value!r} is not a function")
+        raise ValueError("it is neither a function nor the package.module:name of one")
     reference_to(function)
     return function
 
@@ -79,12 +85,12 @@ Strategy = Annotated[
 
 def as_key_strategy(key: Any) -> Any:
     """A key setting as it is kept: a checked template, or a function."""
-    if not isinstance(key, str) or "{" not in key:
+    if not isinstance(key, str) or (":" in key and "{" not in key):
         return _as_function(key)
     try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(key) if field}
+        fields = {field for _, field, _, _ in string.Formatter().parse(key) if field is not None}
     except ValueError as error:
-        raise ValueError(f"key template {key!r} is malformed: {error}") from error
+        raise ValueError(f"key template is malformed: {error}") from error
     if unknown := fields - _KEY_FIELDS:
         raise ValueError(
             f"key template has unknown fields {sorted(unknown)}; known are {sorted(_KEY_FIELDS)}"
@@ -94,6 +100,12 @@ def as_key_strategy(key: Any) -> Any:
             "key template must contain {archive} or {partition}, "
             "otherwise archives would collide under one key"
         )
+    try:  # what fails here would fail at every seal
+        made = _fill(key, pipeline="p", partition=_SAMPLE, archive=f"{_SAMPLE}.tar.zst")
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"key template cannot be filled in: {error}") from error
+    if problem := _problem_of_key(made):
+        raise ValueError(f"key template makes unusable keys: {problem}")
     return key
 
 
@@ -115,15 +127,7 @@ def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str
     Raises `StrategyError` if the function raises or the result is no usable key.
     """
     if isinstance(key, str):
-        made: Any = key.format(
-            pipeline=pipeline,
-            node=partition.node,
-            slot=partition.slot,
-            number=partition.number,
-            sealed_at=partition.sealed_at,
-            partition=str(partition),
-            archive=archive,
-        )
+        made: Any = _fill(key, pipeline=pipeline, partition=partition, archive=archive)
     else:
         made = call(key, archive, what="key generator")
     problem = _problem_of_key(made)
@@ -133,6 +137,18 @@ def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str
             hint="correct the pipeline's `key`; the slot is kept and can be retried",
         )
     return str(made)
+
+
+def _fill(template: str, *, pipeline: str, partition: PartitionKey, archive: str) -> str:
+    return template.format(
+        pipeline=pipeline,
+        node=partition.node,
+        slot=partition.slot,
+        number=partition.number,
+        sealed_at=partition.sealed_at,
+        partition=str(partition),
+        archive=archive,
+    )
 
 
 def _problem_of_key(key: Any) -> str:
@@ -157,10 +173,8 @@ def call(function: Callable[..., Any], argument: Any, *, what: str) -> Any:
         result = function(argument)
         if inspect.isawaitable(result):
             result = asyncio.run(_wait_for(result))
-    except Exception as error:  # a user may raise anything
-        raise StrategyError(
-            f"the {what} {name_of(function)} raised {type(error).__name__}: {error}"
-        ) from error
+    except USER_ERRORS as error:
+        raise StrategyError(f"the {what} {name_of(function)} raised {raised(error)}") from error
     return result
 
 
@@ -173,6 +187,12 @@ def call_packer(packer: Callable[[Path], Any], directory: Path) -> Path:
             hint="a packer returns the path of the archive it wrote; the slot is kept",
         )
     return Path(made)
+
+
+def raised(error: BaseException) -> str:
+    """An exception of a user's function in words that every log and file can hold."""
+    text = f"{type(error).__name__}: {error}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 async def _wait_for(awaitable: Awaitable[Any]) -> Any:
