@@ -155,7 +155,8 @@ class RabbitMQPublisher(MessagePublisher):
         if self._refused:
             raise SourceUnavailable(
                 f"{self._settings.describe()} refused {self._refused} messages",
-                hint="is the queue at its length limit (x-overflow: reject-publish)?",
+                hint="is it at its length limit (x-overflow: reject-publish), or a quorum queue "
+                "without a leader?",
             )
 
     def _on_confirmed(self, frame: Any) -> None:

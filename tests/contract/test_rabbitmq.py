@@ -1,0 +1,423 @@
+"""What RabbitMQ does alone: killed, hanging, blocked, refusing; queues deleted or full."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fuploader_dagster.errors import BadMessage, FuploaderError, SourceRefused, SourceUnavailable
+from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
+from fuploader_dagster.source import CommittedBatch, Message
+from tests.servers.ports import LOOPBACK, free_port
+from tests.servers.queue_fixtures import channel, new_queue, waiting
+from tests.servers.rabbitmq import RabbitMQServer
+
+
+def on(server: RabbitMQServer, queue: str, **others: object) -> RabbitMQ:
+    return RabbitMQ.model_validate({"url": server.url, "queue": queue, **others})
+
+
+@pytest.fixture
+def queue(rabbitmq: RabbitMQServer) -> str:
+    return new_queue(rabbitmq)
+
+
+@pytest.fixture
+def opened(rabbitmq: RabbitMQServer) -> Iterator[Callable[..., RabbitMQSource]]:
+    """Call it for an open source, which is closed after the test."""
+    made: list[RabbitMQSource] = []
+
+    def make(queue: str, *, prefetch: int = 100, **settings: object) -> RabbitMQSource:
+        made.append(on(rabbitmq, queue, **settings).source(prefetch=prefetch))
+        made[-1].open()
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
+
+
+def publish(server: RabbitMQServer, queue: str, count: int) -> None:
+    publisher = on(server, queue).publisher()
+    publisher.publish((b"%d" % number, {}) for number in range(count))
+    publisher.close()
+
+
+def collect(source: RabbitMQSource, count: int) -> list[Message]:
+    messages: list[Message] = []
+    deadline = time.monotonic() + 15
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"only {len(messages)} of {count} messages came"
+        messages += source.receive(count - len(messages), 0.5)
+    return messages
+
+
+def fails_within(seconds: float, call: Callable[[], object]) -> FuploaderError:
+    """Repeat a call until it raises one of our errors."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            call()
+        except FuploaderError as error:
+            return error
+    raise AssertionError(f"no error within {seconds} s")
+
+
+# The broker goes away and comes back
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_after_a_killed_broker_is_back_everything_unsettled_comes_again(
+    rabbitmq: RabbitMQServer, queue_type: str
+) -> None:
+    queue = new_queue(rabbitmq, queue_type)
+    settings = on(rabbitmq, queue)
+    source, publisher = settings.source(prefetch=100), settings.publisher()
+    publisher.publish((b"%d" % number, {}) for number in range(50))
+    source.open()
+    messages = collect(source, 50)
+    source.settle(CommittedBatch(last=messages[19], messages=20))
+    # The broker writes acks down a moment later, and a quorum queue that it made less than a second
+    # before it was killed comes back broken for good.
+    time.sleep(2)
+    rabbitmq.kill()
+    try:
+        for call in (
+            lambda: source.receive(10, 1),
+            lambda: source.settle(CommittedBatch(last=messages[-1], messages=30)),
+            source.open,
+            publisher.backlog,
+            lambda: publisher.publish([(b"x", {})]),
+        ):
+            with pytest.raises(SourceUnavailable) as caught:
+                call()
+            assert rabbitmq.password not in str(caught.value)
+        assert f"{LOOPBACK}:{rabbitmq.port}" in str(caught.value)
+        assert queue in str(caught.value)
+        assert "is the broker running" in str(caught.value)
+    finally:
+        rabbitmq.start()
+    publisher.publish([(b"50", {})])
+    source.open()
+    again = collect(source, 31)
+    assert [message.body for message in again] == [b"%d" % number for number in range(20, 51)]
+    source.settle(CommittedBatch(last=again[-1], messages=31))
+    source.close()
+    publisher.close()
+    assert waiting(rabbitmq, queue) == 0
+
+
+def test_a_publisher_that_was_idle_while_the_broker_closed_its_connection_goes_on(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    publisher = on(rabbitmq, queue).publisher()
+    publisher.publish([(b"a", {})])
+    rabbitmq.ctl("close_all_connections", "a test does this")
+    time.sleep(0.2)
+    assert publisher.publish([(b"b", {})]) == 1
+    rabbitmq.ctl("close_all_connections", "a test does this")
+    time.sleep(0.2)
+    assert publisher.backlog() == 2
+    publisher.close()
+
+
+def test_a_connection_that_the_broker_closes_is_an_error_with_its_reason(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource]
+) -> None:
+    source = opened(queue)
+    rabbitmq.ctl("close_all_connections", "maintenance")
+    error = fails_within(5, lambda: source.receive(10, 0.5))
+    assert isinstance(error, SourceUnavailable)
+    assert "maintenance" in str(error)
+
+
+def test_a_broker_that_hangs_is_noticed_by_the_heartbeat_and_nothing_waits_for_ever(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    settings = on(rabbitmq, queue, heartbeat_seconds=2, connect_timeout_seconds=1)
+    source = settings.source(prefetch=10)
+    source.open()
+    rabbitmq.pause()
+    try:
+        begun = time.monotonic()
+        error = fails_within(30, lambda: source.receive(10, 1))
+        assert isinstance(error, SourceUnavailable)
+        assert "heartbeat" in str(error).lower()
+        with pytest.raises(SourceUnavailable):
+            source.open()
+        assert time.monotonic() - begun < 30
+    finally:
+        rabbitmq.resume()
+    source.open()
+    source.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_receives_without_a_timeout_keep_the_connection_alive(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource], busy: bool
+) -> None:
+    if busy:
+        publish(rabbitmq, queue, 100)
+    source = opened(queue, heartbeat_seconds=2)
+    for _ in range(16):
+        time.sleep(0.5)
+        source.receive(1, 0)
+    publish(rabbitmq, queue, 1)
+    assert source.receive(1, 5)
+
+
+def test_a_consumer_that_holds_messages_for_too_long_may_open_again(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource]
+) -> None:
+    publish(rabbitmq, queue, 3)
+    rabbitmq.ctl(
+        "eval",
+        "application:set_env(rabbit, consumer_timeout, 500), "
+        "application:set_env(rabbit, channel_tick_interval, 300).",
+    )
+    try:
+        source = opened(queue)
+        collect(source, 3)
+        error = fails_within(20, lambda: source.receive(1, 0.5))
+        assert isinstance(error, SourceUnavailable)
+        assert "timed out" in str(error)
+    finally:
+        rabbitmq.ctl(
+            "eval",
+            "application:set_env(rabbit, consumer_timeout, 1800000), "
+            "application:set_env(rabbit, channel_tick_interval, 60000).",
+        )
+    source.open()
+    assert all(message.redelivered for message in collect(source, 3))
+
+
+def test_a_deleted_queue_is_said_and_declared_anew_by_open(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource]
+) -> None:
+    source = opened(queue)
+    with channel(rabbitmq) as open_channel:
+        open_channel.queue_delete(queue)
+    error = fails_within(5, lambda: source.receive(1, 0.5))
+    assert isinstance(error, SourceUnavailable)
+    assert "deleted" in str(error)
+    source.open()
+    publish(rabbitmq, queue, 1)
+    assert collect(source, 1)
+
+
+# The broker refuses
+
+
+def test_a_wrong_password_needs_a_person_and_is_not_shown(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    settings = RabbitMQ.model_validate(
+        {
+            "host": LOOPBACK,
+            "port": rabbitmq.port,
+            "user": rabbitmq.user,
+            "password": "wrong-secret",
+            "queue": queue,
+        }
+    )
+    with pytest.raises(SourceRefused, match="check user, password") as caught:
+        settings.source(prefetch=1).open()
+    assert "wrong-secret" not in str(caught.value)
+    assert rabbitmq.user in str(caught.value)
+
+
+def test_an_unknown_vhost_needs_a_person(rabbitmq: RabbitMQServer) -> None:
+    url = rabbitmq.url.replace("%2F", "nowhere")
+    with pytest.raises(SourceRefused, match="vhost nowhere"):
+        on(rabbitmq, "q", url=url).source(prefetch=1).open()
+
+
+def test_a_missing_queue_needs_a_person_when_it_is_not_to_be_declared(
+    rabbitmq: RabbitMQServer,
+) -> None:
+    settings = on(rabbitmq, "never-declared", declare=False)
+    for call in (settings.source(prefetch=1).open, settings.publisher().backlog):
+        with pytest.raises(SourceRefused, match="declare: true"):
+            call()
+
+
+def test_missing_rights_need_a_person(rabbitmq: RabbitMQServer, queue: str) -> None:
+    rabbitmq.ctl("add_user", "reader", "reader-secret")
+    rabbitmq.ctl("set_permissions", "reader", "^$", "^$", "^$")
+    url = f"amqp://reader:reader-secret@{LOOPBACK}:{rabbitmq.port}/%2F"
+    with pytest.raises(SourceRefused, match="permissions") as caught:
+        on(rabbitmq, queue, url=url).source(prefetch=1).open()
+    assert "reader-secret" not in str(caught.value)
+
+
+def test_an_unreachable_address_is_said(rabbitmq: RabbitMQServer) -> None:
+    port = free_port()
+    settings = RabbitMQ(host=LOOPBACK, port=port, queue="q")
+    with pytest.raises(SourceUnavailable, match=f"{LOOPBACK}:{port}.*refused"):
+        settings.source(prefetch=1).open()
+    with pytest.raises(SourceUnavailable, match=r"nowhere\.invalid"):
+        RabbitMQ(host="nowhere.invalid", queue="q").source(prefetch=1).open()
+
+
+def test_a_server_that_accepts_and_says_nothing_is_an_error_after_the_timeout() -> None:
+    with socket.socket() as silent:
+        silent.bind((LOOPBACK, 0))
+        silent.listen(1)
+        settings = RabbitMQ(
+            host=LOOPBACK, port=silent.getsockname()[1], queue="q", connect_timeout_seconds=0.5
+        )
+        begun = time.monotonic()
+        with pytest.raises(SourceUnavailable):
+            settings.source(prefetch=1).open()
+        assert time.monotonic() - begun < 5
+
+
+# Queues of every kind
+
+
+@pytest.mark.parametrize("existing", ["classic", "quorum"])
+@pytest.mark.parametrize("configured", ["classic", "quorum"])
+def test_a_queue_that_exists_is_used_whatever_its_type(
+    rabbitmq: RabbitMQServer,
+    opened: Callable[..., RabbitMQSource],
+    existing: str,
+    configured: str,
+) -> None:
+    queue = new_queue(rabbitmq, existing, x_max_length=1_000)
+    source = opened(queue, queue_type=configured)
+    publish(rabbitmq, queue, 1)
+    assert collect(source, 1)
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_missing_queue_is_declared_durable_with_the_configured_type(
+    rabbitmq: RabbitMQServer, opened: Callable[..., RabbitMQSource], queue_type: str
+) -> None:
+    queue = f"declared-{queue_type}"
+    opened(queue, queue_type=queue_type)
+    listed = rabbitmq.ctl("list_queues", "name", "durable", "type", "--silent")
+    row = next(line for line in listed.splitlines() if line.startswith(f"{queue}\t"))
+    assert row.split("\t")[1:] == ["true", queue_type]
+
+
+@pytest.mark.parametrize("last_is_dead", [False, True])
+@pytest.mark.parametrize("all_are_dead", [False, True])
+def test_rejected_dead_letters_reach_the_brokers_own_dead_letter_queue(
+    rabbitmq: RabbitMQServer,
+    opened: Callable[..., RabbitMQSource],
+    last_is_dead: bool,
+    all_are_dead: bool,
+) -> None:
+    graveyard = new_queue(rabbitmq)
+    queue = new_queue(rabbitmq, x_dead_letter_exchange="", x_dead_letter_routing_key=graveyard)
+    publish(rabbitmq, queue, 20)
+    source = opened(queue, reject_dead_letters=True)
+    messages = collect(source, 20)
+    batch = messages[:10]
+    dead = batch if all_are_dead else [batch[2], batch[9 if last_is_dead else 5]]
+    source.settle(CommittedBatch(last=batch[-1], messages=10, dead_letters=dead))
+    source.settle(CommittedBatch(last=messages[-1], messages=10))
+    source.receive(0, 0.2)
+    source.close()
+    assert waiting(rabbitmq, queue) == 0
+    buried = opened(graveyard)
+    assert {message.body for message in collect(buried, len(dead))} == {m.body for m in dead}
+    assert buried.receive(1, 0.2) == []
+
+
+def test_headers_of_every_kind_are_described_as_json_values(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource]
+) -> None:
+    publisher = on(rabbitmq, queue).publisher()
+    publisher.publish([(b"x", {"text": b"plain", "raw": b"\xff\x00", "ratio": 0.5})])
+    with pytest.raises(BadMessage, match="object"):
+        publisher.publish([(b"x", {"bad": object()})])
+    publisher.close()
+    source = opened(queue)
+    (message,) = collect(source, 1)
+    assert source.describe(message) == {
+        "headers": {"text": "plain", "raw": {"base64": "/wA="}, "ratio": "0.5"},
+        "delivery_mode": 2,
+    }
+
+
+# Publishing
+
+
+def test_a_message_that_finds_no_queue_is_an_error(rabbitmq: RabbitMQServer, queue: str) -> None:
+    publisher = on(rabbitmq, queue).publisher()
+    publisher.publish([(b"x", {})])
+    with channel(rabbitmq) as open_channel:
+        open_channel.queue_delete(queue)
+    with pytest.raises(SourceRefused, match="deleted"):
+        publisher.publish([(b"y", {})])
+    assert publisher.publish([(b"z", {})]) == 1
+    publisher.close()
+
+
+def test_messages_that_a_full_queue_refuses_are_an_error(rabbitmq: RabbitMQServer) -> None:
+    queue = new_queue(rabbitmq, x_max_length=10, x_overflow="reject-publish")
+    publisher = on(rabbitmq, queue).publisher()
+    with pytest.raises(SourceUnavailable, match="length limit"):
+        publisher.publish((b"x", {}) for _ in range(500))
+    publisher.close()
+
+
+def test_a_publisher_that_the_broker_blocks_says_so_after_its_timeout(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    publisher = on(rabbitmq, queue, blocked_timeout_seconds=1).publisher()
+    rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        with pytest.raises(SourceUnavailable, match="alarm"):
+            publisher.publish((b"x" * 1_000, {}) for _ in range(5_000))
+    finally:
+        rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    assert publisher.publish([(b"y", {})]) == 1
+    publisher.close()
+
+
+def test_an_error_in_the_callers_messages_leaves_the_publisher_usable(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    def broken() -> Iterator[tuple[bytes, dict[str, object]]]:
+        yield b"a", {}
+        raise ValueError("the caller's own")
+
+    publisher = on(rabbitmq, queue).publisher()
+    with pytest.raises(ValueError, match="the caller's own"):
+        publisher.publish(broken())
+    assert publisher.publish([(b"b", {})]) == 1
+    publisher.close()
+
+
+# TLS
+
+
+def test_amqps_works_with_the_brokers_certificate_and_not_without(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    url = rabbitmq.url.replace("amqp:", "amqps:").replace(
+        f":{rabbitmq.port}/", f":{rabbitmq.tls_port}/"
+    )
+    settings = on(rabbitmq, queue, url=url, ca_file=rabbitmq.ca_file)
+    publisher, source = settings.publisher(), settings.source(prefetch=10)
+    publisher.publish([(b"x" * 100_000, {})])
+    source.open()
+    assert collect(source, 1)[0].body == b"x" * 100_000
+    source.close()
+    publisher.close()
+    with pytest.raises(SourceRefused, match="set ca_file"):
+        on(rabbitmq, queue, url=url).source(prefetch=1).open()
+    with pytest.raises(SourceRefused, match="PEM"):
+        on(rabbitmq, queue, url=url, ca_file="/nowhere.pem").source(prefetch=1).open()
+
+
+def test_a_port_that_speaks_the_other_protocol_is_hinted_at(rabbitmq: RabbitMQServer) -> None:
+    for port, tls in ((rabbitmq.tls_port, False), (rabbitmq.port, True)):
+        settings = RabbitMQ(host=LOOPBACK, port=port, tls=tls, queue="q")
+        with pytest.raises(SourceUnavailable, match="belong together"):
+            settings.source(prefetch=1).open()
