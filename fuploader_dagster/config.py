@@ -9,11 +9,14 @@ Unknown keys and impossible values fail at load, and so do traps between options
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -29,10 +32,22 @@ from fuploader_dagster.strategies import KeyStrategy, Strategy
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
+BUILT_IN_SUFFIXES = (".tar.zst", ".tzst")
 DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
 
-Seconds = Annotated[float, Field(gt=0)]
+FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
+LONGEST_FLUSH_SECONDS = 10.0
+"""Between two batches a worker renews its claims (they last 30 s) and says what it is doing."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _names(value: Any) -> Any:
+    """`file_name, id` as a list: environment variables hold no lists."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
 
 
 class Intake(BaseModel):
@@ -44,7 +59,7 @@ class Intake(BaseModel):
     """Names folders, asset keys, partition sets and sensors: lower case, digits, underscores."""
     node_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
     """This machine's name, where several share a queue. Part of partition keys and asset keys."""
-    storage_root: Path = Path("data")
+    storage_root: Annotated[Path, AfterValidator(Path.expanduser)] = Path("data")
     """Local folder for slots and archives, on a disk that honours fsync."""
     source: SerializeAsAny[InstanceOf[SourceSettings]]
     state: SerializeAsAny[InstanceOf[StateSettings]]
@@ -52,12 +67,18 @@ class Intake(BaseModel):
     message_format: Literal["envelope", "json", "raw"] = "envelope"
     """`envelope`: FUploader's; `json`: the body is the file, named by a field of it; `raw`: the
     body is the file, named by the message id or by its own digest."""
-    name_fields: tuple[str, ...] = ("file_name", "file_id", "aweme_id")
-    """Fields that name the file, the first non-empty one wins."""
+    name_fields: Annotated[tuple[str, ...], BeforeValidator(_names)] = (
+        "file_name",
+        "file_id",
+        "aweme_id",
+    )
+    """Fields that name the file, the first non-empty one wins; with none of them, and so for all
+    messages where this is empty, the name is made from the body."""
     max_unpacked_bytes: Count = 64 * MIB
     """A message that unpacks to more goes to the dead letters."""
     parser: Strategy | None = None
-    """Own message parser `(bytes) -> dict | bytes | str | envelope`, sync or async."""
+    """Own message parser, sync or async: takes the body, returns bytes, text, an envelope, or
+    anything that JSON can write."""
     file_name: Strategy | None = None
     """Own file name generator: gets what the parser returned, returns the name."""
     key: KeyStrategy = DEFAULT_KEY
@@ -86,7 +107,8 @@ class Intake(BaseModel):
     """A slow queue's messages wait at most this long for their commit."""
 
     seal_messages: Count = 10_000
-    """A slot costs Dagster about 40 ms: smaller slots soon cost more than their messages."""
+    """A slot costs Dagster about 40 ms: smaller slots soon cost more than their messages. Looked
+    at after each commit, so a slot can hold up to `commit_messages` more."""
     seal_bytes: Count = 128 * MIB
     seal_age_seconds: Seconds = 300.0
     residue_file_upload: bool = False
@@ -115,7 +137,7 @@ class Intake(BaseModel):
         """A batch that nobody set is at most half of what the queue hands out."""
         if isinstance(values, dict) and "commit_messages" not in values:
             prefetch = values.get("prefetch_count", DEFAULT_PREFETCH)
-            if str(prefetch).isdigit():
+            if str(prefetch).isdecimal():
                 values = {**values, "commit_messages": max(1, min(500, int(prefetch) // 2))}
         return values
 
@@ -131,6 +153,19 @@ class Intake(BaseModel):
             raise ValueError(
                 f"lease_seconds ({self.lease_seconds:g}) must lie between 6 and 60: sensor ticks "
                 f"come every 5 s, and switching the sensor off takes this long to stop the drain"
+            )
+        if self.flush_interval_seconds > LONGEST_FLUSH_SECONDS:
+            raise ValueError(
+                f"flush_interval_seconds ({self.flush_interval_seconds:g}) must be at most "
+                f"{LONGEST_FLUSH_SECONDS:g}: a worker renews its claims between two batches"
+            )
+        if inspect.iscoroutinefunction(self.file_name):
+            raise ValueError("file_name must be a plain function, not an async one")
+        taken = FIELDS_OF_ENVELOPE & set(self.name_fields)
+        if taken and self.message_format == "envelope":
+            raise ValueError(
+                f"name_fields cannot contain {', '.join(sorted(taken))}: an envelope uses it "
+                f"otherwise"
             )
         return self
 
@@ -152,6 +187,20 @@ class Pipeline(Intake):
     recovery_base_seconds: Seconds = 60.0
     """Pause before a failed slot is asked for again; doubles with each attempt."""
     recovery_cap_seconds: Seconds = 3600.0
+
+    @model_validator(mode="after")
+    def _check_shipping_traps(self) -> Pipeline:
+        if self.packer is None and self.archive_suffix not in BUILT_IN_SUFFIXES:
+            raise ValueError(
+                f"archive_suffix is {self.archive_suffix}, but without a packer of your own "
+                f"archives are {' or '.join(BUILT_IN_SUFFIXES)}"
+            )
+        if self.recovery_base_seconds > self.recovery_cap_seconds:
+            raise ValueError(
+                f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be longer than "
+                f"recovery_cap_seconds ({self.recovery_cap_seconds:g})"
+            )
+        return self
 
     def intake(self) -> Intake:
         """The half that a worker needs."""

@@ -23,9 +23,9 @@ from fuploader_dagster.envelope import (
     decode_raw,
 )
 from fuploader_dagster.errors import BadMessage
-from fuploader_dagster.messages import DecodedFilePayload, serialize_file_payload
+from fuploader_dagster.messages import serialize_file_payload
 from fuploader_dagster.source import Message
-from fuploader_dagster.strategies import name_of
+from fuploader_dagster.strategies import USER_ERRORS, name_of, raised
 
 
 class File(NamedTuple):
@@ -85,31 +85,39 @@ class Decoder:
         if self._namer is not None:
             name = _ask_name(self._namer, parsed)
         else:  # a message without any name gets the one that a redelivery of it gets too
-            name = _name_in(parsed, self._settings.name_fields) or self._raw(message).file_name
-        return File(check_file_name(name), _content_of(parsed))
+            fields = self._settings.name_fields
+            found = _ask("looking for a name in what the parser returned", _name_in, parsed, fields)
+            name = found or self._raw(message).file_name
+        content = _ask("writing what the parser returned", _content_of, parsed)
+        return File(check_file_name(name), content)
 
     def _parse(self, parser: Callable[..., Any], messages: Sequence[Message]) -> list[Any]:
         """What the user's parser makes of each body; awaitables of a batch run side by side."""
         results: list[Any] = []
         for message in messages:
             try:
-                results.append(_ask(parser, message.body))
+                results.append(_ask(f"the parser {name_of(parser)}", parser, message.body))
             except BadMessage as error:
                 results.append(error)
         waiting = [n for n, result in enumerate(results) if inspect.isawaitable(result)]
         if waiting:
-            answers = self._await_all([results[n] for n in waiting])
+            answers = self._await_all(parser, [results[n] for n in waiting])
             for n, answer in zip(waiting, answers, strict=True):
-                failed = isinstance(answer, BaseException)
-                results[n] = _misbehaved("parser", parser, answer) if failed else answer
+                results[n] = answer
         return [
             BadMessage(f"the parser {name_of(parser)} returned None") if result is None else result
             for result in results
         ]
 
-    def _await_all(self, awaitables: Sequence[Any]) -> list[Any]:
+    def _await_all(self, parser: Callable[..., Any], awaitables: Sequence[Any]) -> list[Any]:
+        async def answer_of(awaitable: Any) -> Any:
+            try:
+                return await awaitable
+            except (*USER_ERRORS, asyncio.CancelledError) as error:
+                return _misbehaved(f"the parser {name_of(parser)}", error)
+
         async def gather() -> list[Any]:
-            return await asyncio.gather(*awaitables, return_exceptions=True)
+            return await asyncio.gather(*map(answer_of, awaitables))
 
         self._loop = self._loop or asyncio.new_event_loop()
         return self._loop.run_until_complete(gather())
@@ -128,18 +136,16 @@ class Decoder:
         return decode_raw(message.body, message.message_id)
 
 
-def _ask(parser: Callable[..., Any], body: bytes) -> Any:
+def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a user's code, which may be hidden in an object that a parser returned."""
     try:
-        return parser(body)
-    except Exception as error:
-        raise _misbehaved("parser", parser, error) from error
+        return function(*arguments)
+    except USER_ERRORS as error:
+        raise _misbehaved(what, error) from error
 
 
 def _ask_name(namer: Callable[..., Any], parsed: Any) -> str:
-    try:
-        name = namer(parsed)
-    except Exception as error:
-        raise _misbehaved("file name generator", namer, error) from error
+    name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
     if not isinstance(name, str):
         raise BadMessage(
             f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
@@ -158,18 +164,16 @@ def _name_in(parsed: Any, fields: Sequence[str]) -> str:
 
 def _content_of(parsed: Any) -> bytes:
     if isinstance(parsed, Envelope):
-        return parsed.content
+        parsed = parsed.content
     if isinstance(parsed, bytes):
         return parsed
-    try:
-        if isinstance(parsed, DecodedFilePayload):
-            return serialize_file_payload(parsed.payload, content_type=parsed.content_type)
-        if isinstance(parsed, str):
-            return parsed.encode("utf-8")
-        return json.dumps(parsed, ensure_ascii=False).encode("utf-8")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadMessage(f"what the parser returned cannot be written: {error}") from error
+    if hasattr(parsed, "payload") and hasattr(parsed, "content_type"):
+        # `DecodedFilePayload`, ours or that of FUploader's package
+        return serialize_file_payload(parsed.payload, content_type=parsed.content_type)
+    if isinstance(parsed, str):
+        return parsed.encode("utf-8")
+    return json.dumps(parsed, ensure_ascii=False).encode("utf-8")
 
 
-def _misbehaved(what: str, function: Any, error: BaseException) -> BadMessage:
-    return BadMessage(f"the {what} {name_of(function)} raised {type(error).__name__}: {error}")
+def _misbehaved(what: str, error: BaseException) -> BadMessage:
+    return BadMessage(f"{what} raised {raised(error)}")
