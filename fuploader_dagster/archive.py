@@ -31,20 +31,20 @@ from typing import NamedTuple
 
 import zstandard
 
+from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_members import MemberSource
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot
 from fuploader_dagster.fileio import fsync_file, naming_full_disks, replace_durably, temporary_name
 from fuploader_dagster.manifest import (
     DIGEST_BYTES,
     Manifest,
-    decode,
     digest,
     encode,
-    seek_table,
+    encode_pages,
+    pages_frame,
 )
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.tarstream import (
-    BLOCK,
     END,
     member_header,
     padding,
@@ -130,26 +130,25 @@ def _write(
             frame_tar_sizes.append(frame.tar_bytes)
             frame_digests += frame.digest
             member_digests += frame.member_digests
+        names = [m.name for m in source.members]
+        sizes = [m.size_bytes for m in source.members]
+        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests))
         manifest = Manifest(
             metadata=dict(sorted(metadata.items())),
-            names=[m.name for m in source.members],
-            sizes=[m.size_bytes for m in source.members],
-            header_blocks=[
-                (length - m.size_bytes) // BLOCK
-                for m, length in zip(source.members, source.lengths, strict=True)
-            ],
-            member_digests=bytes(member_digests),
+            member_count=len(names),
+            payload_bytes=sum(sizes),
+            page_sizes=[len(page) for page in pages],
+            page_digests=b"".join(digest(page) for page in pages),
             frame_sizes=frame_sizes,
             frame_tar_sizes=frame_tar_sizes,
             frame_digests=bytes(frame_digests),
             end_frame=end_frame,
         )
-        closing = encode(manifest)
-        if decode(closing, where=f"{path}, offset {size}") != manifest:
-            raise DamagedArchive(f"the manifest of {path} does not decode to what was encoded")
-        put(closing)
+        put(pages_frame(pages))
+        packed = encode(manifest)
+        put(packed)
         put(end_frame)
-        put(seek_table(manifest, len(closing)))
+        put(seek_table(manifest, len(packed)))
     return _Written(size, whole.digest())
 
 

@@ -21,13 +21,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from fuploader_dagster.archive_closing import closing_damages, find_manifest
+from fuploader_dagster.archive_closing import closing_damages, find_manifest, read_page, read_pages
+from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
 from fuploader_dagster.frame_reader import FrameReader, Stretch, stretches
 from fuploader_dagster.frame_walk import Damage
@@ -39,49 +39,6 @@ from fuploader_dagster.tar_scan import ScannedMember, scan
 
 _TAIL_BYTES = 2**16
 """Read first: the seek table of an archive of 8 GiB, and often the whole manifest."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What could be listed, and what is wrong."""
-
-    members: Sequence[MemberEntry]
-    damages: Sequence[Damage]
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What a verification found. `damages` is empty if every byte is as it was written."""
-
-    members: int
-    """Members that are whole."""
-    size_bytes: int
-    """Of their payloads."""
-    damages: Sequence[Damage]
-    has_digests: bool
-    """False for archives without a manifest: only zstd's own checksums could be compared."""
-
-    def raise_if_damaged(self) -> None:
-        """Raise `DamagedArchive` with the first damage and the number of the others."""
-        if self.damages:
-            more = f" (and {len(self.damages) - 1} more)" if len(self.damages) > 1 else ""
-            raise DamagedArchive(
-                f"{self.damages[0]}{more}", hint="fuploader restore gets out what is intact"
-            )
-
-
-@dataclass
-class RestoreReport:
-    """What a restore did."""
-
-    restored: int = 0
-    """Members that are in the folder now, whole."""
-    unchanged: int = 0
-    """Those of them that were there already with the same content."""
-    size_bytes: int = 0
-    damages: list[Damage] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    """Members that were not written, with the reason: names that lead out, links, conflicts."""
 
 
 class Archive:
@@ -102,7 +59,7 @@ class Archive:
             self.closing_damage = Damage(e.message)
         self._lock = threading.Lock()
         self._listing: Listing | None = None
-        self._places: dict[str, tuple[int, int]] = {}
+        self._pages: dict[int, dict[str, MemberEntry]] = {}
         self._frames: list[FrameEntry] = self.manifest.frames() if self.manifest else []
 
     @classmethod
@@ -129,11 +86,18 @@ class Archive:
     def listing(self) -> Listing:
         """All members that can be listed. From the manifest, or by reading everything."""
         with self._lock:
+            if self._listing is None and self.manifest:
+                try:
+                    self._listing = Listing(read_pages(self._source, self.manifest), ())
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
             if self._listing is None:
-                self._listing = (
-                    Listing(self.manifest.members(), ()) if self.manifest else self._scan_listing()
-                )
+                self._listing = self._scan_listing()
             return self._listing
+
+    def _give_up_manifest(self, damage: DamagedArchive) -> None:
+        """From here on this archive is read from front to back."""
+        self.manifest, self.closing_damage = None, Damage(damage.message)
 
     def _scan_listing(self) -> Listing:
         members: list[MemberEntry] = []
@@ -159,7 +123,7 @@ class Archive:
         return listing.members
 
     def read(self, name: str) -> bytes:
-        """One member, whole and verified: one range request if the archive has a manifest.
+        """One member, whole and verified: by two reads if the archive has a manifest.
 
         Raises `StoreRefused` if there is no such member, `DamagedArchive` if it is damaged.
         """
@@ -167,24 +131,35 @@ class Archive:
 
     def stream(self, name: str) -> Iterator[memoryview]:
         """One member in pieces. Damage may show only behind the last piece."""
-        if self.manifest is None:
+        member = self._find(name)
+        if member is None:
             yield from self._stream_by_scan(name)
             return
-        member = self._find(self.manifest, name)
         reader = FrameReader(self._source, self._frames, member.offset, member.end)
         try:
             yield from reader.payload(member)
         except DamagedArchive as e:
             raise DamagedArchive(f"{name!r}: {e.message}", hint=e.hint) from e
 
-    def _find(self, manifest: Manifest, name: str) -> MemberEntry:
+    def _find(self, name: str) -> MemberEntry | None:
+        """A member by its page; None if there is no manifest that can be used."""
         with self._lock:
-            if not self._places:
-                self._places = dict(zip(manifest.names, enumerate(manifest.offsets()), strict=True))
-        place = self._places.get(name)
-        if place is None:
+            if self.manifest is None:
+                return None
+            if not self.manifest.page_sizes:
+                raise self._no_member(name)
+            index = self.manifest.page_of(name)
+            if index not in self._pages:
+                try:
+                    page = read_page(self._source, self.manifest, index)
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
+                    return None
+                self._pages[index] = {m.name: m for m in page}
+            found = self._pages[index].get(name)
+        if found is None:
             raise self._no_member(name)
-        return manifest.member(*place)
+        return found
 
     def _stream_by_scan(self, name: str) -> Iterator[memoryview]:
         damage = None
@@ -212,16 +187,16 @@ class Archive:
 
     def verify(self, *, threads: int = 2, progress: Progress | None = None) -> VerifyReport:
         """Read everything and compare every byte with what the manifest vouches for."""
-        count = _Counter(progress, self._total())
+        members = self._indexed_members()
+        count = _Counter(progress, sum(m.size_bytes for m in members or ()))
         damages = []
-        if self.manifest is None:
+        if self.manifest is None or members is None:
             for item in self._scan():
                 if isinstance(item, Damage):
                     damages.append(item)
                 elif _is_whole(item) and item.kind == "file":
                     count.add(item.size_bytes)
         else:
-            members = self.listing().members
             for found in self._in_threads(
                 lambda _, payload: _drain(payload), members, threads, count
             ):
@@ -255,8 +230,12 @@ class Archive:
         with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="read-archive") as pool:
             yield from pool.map(run, stretches(members, self._frames))
 
-    def _total(self) -> int:
-        return sum(self.manifest.sizes) if self.manifest else 0
+    def _indexed_members(self) -> Sequence[MemberEntry] | None:
+        """All members by the manifest; None if there is none that can be used."""
+        if self.manifest is None:
+            return None
+        members = self.listing().members
+        return members if self.manifest else None
 
     # -- restoring -----------------------------------------------------------------------------
 
@@ -275,10 +254,12 @@ class Archive:
         report = RestoreReport()
         target = RestoreFolder(folder)
         try:
-            if self.manifest is None:
+            members = self._indexed_members()
+            if members is None:
                 self._restore_by_scan(target, pattern, report, progress)
             else:
-                self._restore_by_manifest(target, pattern, report, threads, progress)
+                chosen = [m for m in members if _matches(m.name, pattern)]
+                self._restore_by_manifest(target, chosen, report, threads, progress)
         finally:
             target.close()
         return report
@@ -286,12 +267,11 @@ class Archive:
     def _restore_by_manifest(
         self,
         target: RestoreFolder,
-        pattern: str | None,
+        members: Sequence[MemberEntry],
         report: RestoreReport,
         threads: int,
         progress: Progress | None,
     ) -> None:
-        members = [m for m in self.listing().members if _matches(m.name, pattern)]
         count = _Counter(progress, sum(m.size_bytes for m in members))
 
         unchanged: list[str] = []

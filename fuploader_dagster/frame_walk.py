@@ -17,16 +17,14 @@ from typing import NamedTuple
 import zstandard
 
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.manifest import (
-    FRAME_HEADER,
-    MANIFEST_MAGIC,
-    SEEK_TABLE_MAGIC,
-    is_manifest,
-)
+from fuploader_dagster.manifest import FRAME_HEADER, is_manifest
 from fuploader_dagster.range_source import RangeSource
 
 _ZSTD_MAGIC = 0xFD2FB528
-_ZSTD_MAGIC_BYTES = _ZSTD_MAGIC.to_bytes(4, "little")
+_SKIPPABLE_MAGIC = 0x184D2A50  # to 0x184D2A5F
+_MARKS = [_ZSTD_MAGIC.to_bytes(4, "little")] + [
+    (_SKIPPABLE_MAGIC + n).to_bytes(4, "little") for n in range(16)
+]
 _FRAME_HEADER_LIMIT = 18  # the longest header of a zstd frame
 _HOLD_BYTES = 64 * 2**20
 """Frames that state at most this size are decoded whole before they are given out."""
@@ -73,7 +71,7 @@ def walk_frames(source: RangeSource) -> Iterator[Chunk | Skipped | Damage]:
             if magic == _ZSTD_MAGIC and len(head) > 4:
                 offset = yield from _decode(source, offset, head, must_hold=damaged)
                 damaged = False
-            elif magic & ~0xF == 0x184D2A50 and len(head) >= FRAME_HEADER.size:
+            elif magic & ~0xF == _SKIPPABLE_MAGIC and len(head) >= FRAME_HEADER.size:
                 end = offset + FRAME_HEADER.size + FRAME_HEADER.unpack_from(head)[1]
                 if end > source.size_bytes:
                     raise _cut_off(source, offset)
@@ -125,13 +123,8 @@ def _decode(
 
 def _next_frame(source: RangeSource, offset: int) -> int:
     """Where the next thing that looks like a whole frame begins; the archive's end if nowhere."""
-    marks = [
-        _ZSTD_MAGIC_BYTES,
-        MANIFEST_MAGIC.to_bytes(4, "little"),
-        SEEK_TABLE_MAGIC.to_bytes(4, "little"),
-    ]
     while block := source.read(offset, _SEARCH_BYTES):
-        found = [at for at in map(block.find, marks) if at >= 0]
+        found = [at for at in map(block.find, _MARKS) if at >= 0]
         if found:
             return offset + min(found)
         if offset + len(block) >= source.size_bytes:

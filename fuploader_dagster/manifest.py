@@ -1,17 +1,19 @@
 """The manifest: what is in an archive, where, and how each byte of it is checked.
 
 What must always hold: the manifest and the seek table behind it vouch for every byte of the
-archive. Frames carry their own digests, members theirs; the manifest carries its own; the seek
-table follows from the manifest. So a change anywhere is found, and is found by name and offset.
+archive. Frames and pages have their digests in the manifest, members theirs in a page, the
+manifest its own; the seek table follows from the manifest. So a change anywhere is found, and is
+found by name and offset.
 
-An archive is: frames of members, manifest, end frame, seek table (docs/formats.md has the bytes).
-Manifest and seek table are skippable frames, any zstd steps over them. The seek table is the
-standard one of zstd's seekable format, in which the manifest appears as a frame that decompresses
-to nothing. A reader starts at the end: footer, seek table, manifest. The end frame holds the tar
-stream's end and comes behind the manifest, so that wherever an archive is cut off, either tar's
-end is missing or the seek table that a manifest promises.
+An archive is: frames of members, pages, manifest, end frame, seek table (docs/formats.md has the
+bytes). Pages, manifest and seek table are skippable frames, any zstd steps over them. The end
+frame holds the tar stream's end and comes behind the manifest, so that wherever an archive is cut
+off, either tar's end is missing or the seek table that a manifest promises.
 
-Members are kept as columns, which encode ten times as fast and compress better than records.
+The members are listed in pages of about 4,096, each member in the page that a checksum of its name
+selects. So one member of millions is found by reading one page of some hundred kilobytes. Within
+a page they are kept as columns, which encode ten times as fast and compress better than records.
+
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
 would make archives of small messages 4 % larger. The digest of the whole archive is kept in full
 beside the object.
@@ -23,27 +25,26 @@ import struct
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from zlib import crc32
 
 import msgspec
 import zstandard
 
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.tarstream import BLOCK, END, padding
+from fuploader_dagster.tarstream import BLOCK, padding
 
 DIGEST_BYTES = 16
 FORMAT_VERSION = 1
+PAGE_MEMBERS = 4096
 
 FRAME_HEADER = struct.Struct("<II")  # magic, length of what follows
+PAGES_MAGIC = 0x184D2A5C
 MANIFEST_MAGIC = 0x184D2A5D
-SEEK_TABLE_MAGIC = 0x184D2A5E
 _MARK = b"FUPLMAN" + bytes([FORMAT_VERSION])
-_MANIFEST_PREFIX_BYTES = FRAME_HEADER.size + len(_MARK) + 32
+_PREFIX_BYTES = FRAME_HEADER.size + len(_MARK) + 32
 
-_SEEK_ENTRY = struct.Struct("<II")  # compressed size, decompressed size
-_SEEK_FOOTER = struct.Struct("<IBI")  # number of frames, flags, magic
-_SEEKABLE_MAGIC = 0x8F92EAB1
-SEEK_FOOTER_BYTES = _SEEK_FOOTER.size
+_Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -86,42 +87,46 @@ class FrameEntry(NamedTuple):
     """The first 16 bytes of the SHA-256 of the compressed bytes."""
 
 
-class Manifest(msgspec.Struct, frozen=True):
-    """The columns, as they are encoded. `members` and `frames` give them as records."""
+class Page(msgspec.Struct, frozen=True):
+    """Some of the members, as columns, in the order of the archive."""
 
-    metadata: dict[str, str]
     names: list[str]
     sizes: list[int]
+    distances: list[int]
+    """From the header of the member before (the first: from the start of the tar stream) to this
+    one's, in blocks of 512 bytes."""
     header_blocks: list[int]
-    """Length of each member's header in blocks of 512 bytes: 1, or more with pax."""
-    member_digests: bytes
+    """Length of the header in blocks: 1, or more with pax."""
+    digests: bytes
+
+    def members(self) -> list[MemberEntry]:
+        digests = self.digests
+        return [
+            MemberEntry(name, size, digests[at : at + DIGEST_BYTES], position * BLOCK, n * BLOCK)
+            for name, size, at, position, n in zip(
+                self.names,
+                self.sizes,
+                range(0, len(digests), DIGEST_BYTES),
+                accumulate(self.distances),
+                self.header_blocks,
+                strict=True,
+            )
+        ]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What leads to everything else in the archive."""
+
+    metadata: dict[str, str]
+    member_count: int
+    payload_bytes: int
+    page_sizes: list[int]
+    page_digests: bytes
     frame_sizes: list[int]
     frame_tar_sizes: list[int]
     frame_digests: bytes
     end_frame: bytes
     """The end frame as it lies in the archive."""
-
-    def offsets(self) -> list[int]:
-        """Where each member's header begins in the tar stream."""
-        lengths = (
-            (blocks + (size + BLOCK - 1) // BLOCK) * BLOCK
-            for blocks, size in zip(self.header_blocks, self.sizes, strict=True)
-        )
-        return list(accumulate(lengths, initial=0))[:-1]
-
-    def member(self, index: int, offset: int) -> MemberEntry:
-        """One member, without making a record of each."""
-        at = index * DIGEST_BYTES
-        return MemberEntry(
-            self.names[index],
-            self.sizes[index],
-            self.member_digests[at : at + DIGEST_BYTES],
-            offset,
-            self.header_blocks[index] * BLOCK,
-        )
-
-    def members(self) -> list[MemberEntry]:
-        return [self.member(i, offset) for i, offset in enumerate(self.offsets())]
 
     def frames(self) -> list[FrameEntry]:
         digests = self.frame_digests
@@ -138,52 +143,73 @@ class Manifest(msgspec.Struct, frozen=True):
         ]
 
     @property
+    def pages_offset(self) -> int:
+        """Where the frame of the pages begins in the archive file."""
+        return sum(self.frame_sizes)
+
+    @property
     def offset(self) -> int:
         """Where the manifest's own frame begins in the archive file."""
-        return sum(self.frame_sizes)
+        return self.pages_offset + FRAME_HEADER.size + sum(self.page_sizes)
+
+    def page_of(self, name: str) -> int:
+        """The page that has the member of this name, if there is one."""
+        return _page_of(name, len(self.page_sizes))
+
+
+def _page_of(name: str, pages: int) -> int:
+    return crc32(name.encode("utf-8", "surrogatepass")) * pages >> 32
+
+
+# -- encoding ----------------------------------------------------------------------------------
+
+
+def encode_pages(
+    names: Sequence[str], sizes: Sequence[int], lengths: Sequence[int], digests: bytes
+) -> list[bytes]:
+    """The pages of these members; `lengths` in the tar stream, `digests` of 16 bytes each."""
+    count = -(-len(names) // PAGE_MEMBERS)
+    chosen: list[list[int]] = [[] for _ in range(count)]
+    for i, name in enumerate(names):
+        chosen[_page_of(name, count)].append(i)
+    positions = [offset // BLOCK for offset in accumulate(lengths, initial=0)]
+    pages = []
+    for members in chosen:
+        at = [positions[i] for i in members]
+        page = Page(
+            names=[names[i] for i in members],
+            sizes=[sizes[i] for i in members],
+            distances=[b - a for a, b in zip([0, *at], at, strict=False)],
+            header_blocks=[(lengths[i] - sizes[i]) // BLOCK for i in members],
+            digests=b"".join(digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in members),
+        )
+        pages.append(_packed(page))
+    return pages
+
+
+def pages_frame(pages: Sequence[bytes]) -> bytes:
+    body = b"".join(pages)
+    return FRAME_HEADER.pack(PAGES_MAGIC, len(body)) + body
 
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest's frame."""
-    packed = zstandard.ZstdCompressor(level=3).compress(msgspec.msgpack.encode(manifest))
+    packed = _packed(manifest)
     body = _MARK + sha256(packed).digest() + packed
     return FRAME_HEADER.pack(MANIFEST_MAGIC, len(body)) + body
 
 
-def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
-    """The seek table's frame: the last bytes of an archive."""
-    sizes = zip(
-        [*manifest.frame_sizes, manifest_frame_bytes, len(manifest.end_frame)],
-        [*manifest.frame_tar_sizes, 0, len(END)],
-        strict=True,
-    )
-    body = b"".join(_SEEK_ENTRY.pack(*entry) for entry in sizes)
-    body += _SEEK_FOOTER.pack(len(manifest.frame_sizes) + 2, 0, _SEEKABLE_MAGIC)
-    return FRAME_HEADER.pack(SEEK_TABLE_MAGIC, len(body)) + body
+def _packed(record: msgspec.Struct) -> bytes:
+    packed = zstandard.ZstdCompressor(level=3).compress(msgspec.msgpack.encode(record))
+    if _unpacked(packed, type(record), "memory") != record:
+        raise DamagedArchive(
+            "the manifest of a new archive does not decode to what was encoded",
+            hint="nothing was written; check this machine's memory",
+        )
+    return packed
 
 
-def seek_table_bytes(footer: bytes) -> int | None:
-    """Length of the whole seek table frame, from an archive's last 9 bytes; None if it has none."""
-    count, flags, magic = _SEEK_FOOTER.unpack(footer)
-    if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
-        return None
-    entry_bytes = _SEEK_ENTRY.size + (4 if flags & 0x80 else 0)  # with a checksum each
-    return int(FRAME_HEADER.size + count * entry_bytes + _SEEK_FOOTER.size)
-
-
-def closing_frames(table: bytes) -> tuple[int, int] | None:
-    """Compressed sizes of manifest and end frame, from a seek table.
-
-    None for the seek tables of other programs: in ours, and as good as never in theirs, the last
-    frame but one decompresses to nothing and the last to tar's end.
-    """
-    entry = _SEEK_ENTRY.size + (4 if table[-5] & 0x80 else 0)
-    entries = table[FRAME_HEADER.size : -_SEEK_FOOTER.size]
-    if len(entries) < 2 * entry:
-        return None
-    manifest_bytes, nothing = _SEEK_ENTRY.unpack_from(entries, len(entries) - 2 * entry)
-    end_bytes, end = _SEEK_ENTRY.unpack_from(entries, len(entries) - entry)
-    return (manifest_bytes, end_bytes) if (nothing, end) == (0, len(END)) else None
+# -- decoding ----------------------------------------------------------------------------------
 
 
 def is_manifest(frame: bytes) -> bool:
@@ -201,55 +227,68 @@ def decode(frame: bytes, *, where: str) -> Manifest:
     `where` names the archive and offset for the error.
     """
     at = FRAME_HEADER.size
-    mark = frame[at : at + len(_MARK)]
     if (
         not is_manifest(frame)
-        or len(frame) < _MANIFEST_PREFIX_BYTES
+        or len(frame) < _PREFIX_BYTES
         or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at
     ):
         raise DamagedArchive(f"no manifest at {where}")
-    if mark != _MARK:
+    if frame[at : at + len(_MARK)] != _MARK:
         raise DamagedArchive(
-            f"the manifest at {where} has format version {mark[-1]}, this program reads "
-            f"{FORMAT_VERSION}",
+            f"the manifest at {where} has format version {frame[at + len(_MARK) - 1]}, this "
+            f"program reads {FORMAT_VERSION}",
             hint="a newer fuploader_dagster may read it; zstd and tar do in any case",
         )
-    packed = frame[_MANIFEST_PREFIX_BYTES:]
-    if sha256(packed).digest() != frame[at + len(_MARK) : _MANIFEST_PREFIX_BYTES]:
+    packed = frame[_PREFIX_BYTES:]
+    if sha256(packed).digest() != frame[at + len(_MARK) : _PREFIX_BYTES]:
         raise DamagedArchive(f"the manifest at {where} does not have its own digest")
-    try:
-        content = zstandard.ZstdDecompressor().decompress(packed)
-        manifest = msgspec.msgpack.decode(content, type=Manifest)
-    except (zstandard.ZstdError, msgspec.MsgspecError) as e:
-        raise DamagedArchive(f"the manifest at {where} cannot be decoded: {e}") from e
-    contradiction = _contradiction(manifest)
-    if contradiction:
-        raise DamagedArchive(f"the manifest at {where} contradicts itself: {contradiction}")
+    manifest = _unpacked(packed, Manifest, where)
+    sizes = (manifest.frame_sizes, manifest.frame_tar_sizes, manifest.page_sizes)
+    if not (
+        len(manifest.frame_sizes) == len(manifest.frame_tar_sizes)
+        and len(manifest.frame_digests) == len(manifest.frame_sizes) * DIGEST_BYTES
+        and len(manifest.page_digests) == len(manifest.page_sizes) * DIGEST_BYTES
+        and all(size > 0 for column in sizes for size in column)
+    ):
+        raise _contradiction(where, "columns of different lengths, or empty frames")
     return manifest
 
 
-def _contradiction(manifest: Manifest) -> str | None:
-    """What a manifest with a right digest can still have wrong: a faulty writer's work."""
-    count, frames = len(manifest.names), len(manifest.frame_sizes)
+def decode_page(
+    manifest: Manifest, index: int, packed: bytes | memoryview, *, where: str
+) -> list[MemberEntry]:
+    """The members of a page, in the order of the archive. Errors as in `decode`."""
+    if digest(packed) != manifest.page_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
+        raise DamagedArchive(f"page {index} of the manifest at {where} does not have its digest")
+    page = _unpacked(packed, Page, where)
+    count = len(page.names)
     if not (
-        len(manifest.sizes) == len(manifest.header_blocks) == count
-        and len(manifest.member_digests) == count * DIGEST_BYTES
-        and len(manifest.frame_tar_sizes) == frames
-        and len(manifest.frame_digests) == frames * DIGEST_BYTES
+        count == len(page.sizes) == len(page.distances) == len(page.header_blocks)
+        and len(page.digests) == count * DIGEST_BYTES
     ):
-        return "columns of different lengths"
-    numbers: Sequence[Sequence[int]] = (
-        manifest.sizes,
-        manifest.header_blocks,
-        manifest.frame_sizes,
-        manifest.frame_tar_sizes,
-    )
-    if any(column and min(column) < 0 for column in numbers):
-        return "a negative size"
-    if len(set(manifest.names)) != count:
-        return "two members with one name"
-    tar_bytes = sum((size + BLOCK - 1) // BLOCK for size in manifest.sizes) * BLOCK
-    tar_bytes += sum(manifest.header_blocks) * BLOCK
-    if tar_bytes != sum(manifest.frame_tar_sizes):
-        return "members and frames add up to different sizes"
-    return None
+        raise _contradiction(where, "columns of different lengths")
+    return page.members()
+
+
+def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
+    """Compare all members with the manifest: a right digest can cover a faulty writer's work."""
+    if len({m.name for m in members}) != len(members):
+        raise _contradiction(where, "two members with one name")
+    end = 0
+    for member in members:
+        if member.offset != end or member.size_bytes < 0 or member.header_bytes < BLOCK:
+            raise _contradiction(where, f"{member.name!r} does not follow the member before")
+        end = member.end
+    if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
+        raise _contradiction(where, "members and frames add up to different sizes")
+
+
+def _unpacked(packed: bytes | memoryview, kind: type[_Record], where: str) -> _Record:
+    try:
+        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(packed), type=kind)
+    except (zstandard.ZstdError, msgspec.MsgspecError) as e:
+        raise DamagedArchive(f"the manifest at {where} cannot be decoded: {e}") from e
+
+
+def _contradiction(where: str, what: str) -> DamagedArchive:
+    return DamagedArchive(f"the manifest at {where} contradicts itself: {what}")

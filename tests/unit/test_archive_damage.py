@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuploader_dagster.archive import write_archive
-from fuploader_dagster.archive_reader import Archive, RestoreReport, verify_archive
+from fuploader_dagster.archive_reader import Archive, verify_archive
+from fuploader_dagster.archive_reports import RestoreReport
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.manifest import Manifest
 from tests.unit.archives import InMemory, payloads, segment
@@ -157,7 +158,7 @@ def test_damage_in_the_middle_of_an_archive_without_its_end_costs_one_frame(
     sound: Sound, tmp_path: Path
 ) -> None:
     """No manifest and a damaged frame: reading goes on at the next frame."""
-    cut = sound.manifest.offset - 10
+    cut = sound.manifest.pages_offset - 10
     last = sound.in_frames(cut, len(sound.bytes))
     for number, at in enumerate(range(0, cut - 1, cut // 20)):
         content = bytearray(sound.bytes[:cut])

@@ -62,17 +62,26 @@ def test_every_member_is_read_by_name(tmp_path: Path, frame_bytes: int) -> None:
 
 
 def test_a_member_of_a_remote_archive_takes_three_small_reads(tmp_path: Path) -> None:
-    """Tail, manifest, and the frames of the member: also for a member of many frames."""
-    contents = payloads(4000)
-    source = InMemory(packed(tmp_path, contents, 2**16).read_bytes())
-    archive = Archive.open(source)
-    assert len(archive.members) == len(contents)
-    assert len(source.reads) == 2
+    """Tail, page, and the frames of the member: however many members there are."""
+    contents = payloads(20_000)
+    content = packed(tmp_path, contents, 2**16).read_bytes()
     for name in ("消息.json", next(iter(contents)), "very large.bin"):
-        source.reads.clear()
+        source = InMemory(content)
+        archive = Archive.open(source)
+        assert archive.manifest is not None
+        assert len(archive.manifest.page_sizes) == 5
         assert archive.read(name) == contents[name]
-        assert len(source.reads) == 1
-        assert source.reads[0][1] < len(contents[name]) + 2**16
+        assert len(source.reads) == 3
+        assert sum(length for _, length in source.reads) < len(contents[name]) + 300_000
+        assert archive.read(name) == contents[name]
+        assert len(source.reads) == 4  # the page is known by now
+
+
+def test_listing_a_remote_archive_takes_two_reads(tmp_path: Path) -> None:
+    contents = payloads(9000)
+    source = InMemory(packed(tmp_path, contents).read_bytes())
+    assert [m.name for m in Archive.open(source).members] == list(contents)
+    assert len(source.reads) == 2
 
 
 def test_a_small_remote_archive_takes_one_read(tmp_path: Path) -> None:
@@ -107,6 +116,8 @@ def test_verify_reads_everything_and_reports_progress(tmp_path: Path) -> None:
 def test_an_empty_archive_reads_as_empty(tmp_path: Path) -> None:
     with Archive.open(packed(tmp_path, {})) as archive:
         assert list(archive.members) == []
+        with pytest.raises(StoreRefused, match="has no member 'a'"):
+            archive.read("a")
         assert archive.verify().damages == []
 
 
@@ -131,12 +142,12 @@ class FolderStore:
 
 
 def test_an_object_in_a_store_is_read_by_range(tmp_path: Path) -> None:
-    contents = payloads(3000)
+    contents = payloads(6000)
     packed(tmp_path, contents, 2**16)
     store = FolderStore(tmp_path)
     archive = Archive.open(StoredArchive(store, "a.tar.zst"))  # type: ignore[arg-type]
     assert archive.read("消息.json") == contents["消息.json"]
-    assert store.requests == 4  # its size, tail, manifest, frame
+    assert store.requests == 4  # its size, tail, page, frame
     with pytest.raises(StoreRefused, match="there is no archive folder://b"):
         StoredArchive(store, "b")  # type: ignore[arg-type]
 

@@ -1,0 +1,53 @@
+"""What listing, verifying and restoring an archive found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.frame_walk import Damage
+from fuploader_dagster.manifest import MemberEntry
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What could be listed, and what is wrong."""
+
+    members: Sequence[MemberEntry]
+    damages: Sequence[Damage]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found. `damages` is empty if every byte is as it was written."""
+
+    members: int
+    """Members that are whole."""
+    size_bytes: int
+    """Of their payloads."""
+    damages: Sequence[Damage]
+    has_digests: bool
+    """False for archives without a manifest: only zstd's own checksums could be compared."""
+
+    def raise_if_damaged(self) -> None:
+        """Raise `DamagedArchive` with the first damage and the number of the others."""
+        if self.damages:
+            more = f" (and {len(self.damages) - 1} more)" if len(self.damages) > 1 else ""
+            raise DamagedArchive(
+                f"{self.damages[0]}{more}", hint="fuploader restore gets out what is intact"
+            )
+
+
+@dataclass
+class RestoreReport:
+    """What a restore did."""
+
+    restored: int = 0
+    """Members that are in the folder now, whole."""
+    unchanged: int = 0
+    """Those of them that were there already with the same content."""
+    size_bytes: int = 0
+    damages: list[Damage] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """Members that were not written, with the reason: names that lead out, links, conflicts."""
