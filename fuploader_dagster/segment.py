@@ -56,6 +56,14 @@ class SlotWriter(ABC):
 
         Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
         """
+        try:
+            with naming_full_disks(self.directory):
+                return self._open(set_aside)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, set_aside: SetAside) -> list[IndexEntry]:
         make_dirs(self.directory)
         self._index = os.open(self.directory / INDEX_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         found = index.read_index((self.directory / INDEX_NAME).read_bytes())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,7 +198,6 @@ class Slot:
         try:
             entries = writer.open(self._set_aside)
         except DamagedSlot as error:
-            writer.close()
             target = self._set_aside(directory)
             log.error("%s is damaged and was moved to %s: %s", directory, target, error)
             return False
@@ -231,7 +231,8 @@ class Slot:
 
     def _set_aside(self, path: Path) -> Path:
         relative = path.relative_to(self.layout.root / "active")
-        target = self.layout.set_aside / f"{time.time_ns()}-{'-'.join(relative.parts)}"
+        name = os.fsencode(f"{time.time_ns()}-{'-'.join(relative.parts)}")[:MAX_NAME_BYTES]
+        target = self.layout.set_aside / os.fsdecode(name)
         rename_durably(path, target)
         log.warning("%s was not recognised and was moved to %s", path, target)
         return target
