@@ -40,7 +40,7 @@ SEAL_VERSION = 1
 Reason = Literal["count", "bytes", "age", "request", "shutdown", "adopted"]
 
 
-class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
     """What `seal.json` says. Times are UTC, ISO 8601; sizes are bytes."""
 
     version: int = SEAL_VERSION
@@ -206,12 +206,31 @@ def find_sealed(layout: Layout, partition: str) -> SealedSlot | None:
     if key is None:
         return None
     directory = layout.sealed(key.slot, key.number)
-    if not directory.is_dir():
-        return None
-    seal = read_seal(directory)
-    return SealedSlot(directory, seal) if seal.partition == partition else None
+    seal = _seal_if_there(directory)
+    return SealedSlot(directory, seal) if seal and seal.partition == partition else None
 
 
 def sealed_partitions(layout: Layout) -> list[str]:
-    """Partition keys of everything sealed on this disk, oldest first."""
-    return sorted(read_seal(directory).partition for directory in layout.sealed_dirs())
+    """Partition keys of everything sealed on this disk, oldest first.
+
+    A directory whose seal cannot be read is left out, and said in the log: it holds up itself only.
+    """
+    found = []
+    for directory in layout.sealed_dirs():
+        try:
+            seal = _seal_if_there(directory)
+        except DamagedSlot as error:
+            log.error("passed over a damaged slot: %s", error)
+        else:
+            found += [seal.partition] if seal else []
+    return sorted(found)
+
+
+def _seal_if_there(directory: Path) -> Seal | None:
+    """The seal, or None where there is no such directory, or none any more: runs remove them."""
+    try:
+        return read_seal(directory)
+    except DamagedSlot:
+        if directory.is_dir():
+            raise
+        return None
