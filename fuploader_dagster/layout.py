@@ -27,7 +27,7 @@ NO_NODE = "local"
 """Stands in partition keys where no node id is set."""
 
 _PARTITION_KEY = re.compile(
-    r"(?P<time>\d{8}T\d{9}Z)-(?P<node>.+)-s(?P<slot>\d+)-(?P<number>\d{6,})"
+    r"(?P<time>\d{8}T\d{9}Z)-(?P<node>[A-Za-z0-9_.-]+)-s(?P<slot>\d+)-(?P<number>\d{6,})"
 )
 _NUMBERED_DIR = re.compile(r"dir-(\d{6,})")
 _SLOT_DIR = re.compile(r"slot-(\d+)")

@@ -9,6 +9,7 @@ Without Dagster: `ship(settings, store)` packs and uploads everything that lies 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,14 @@ from dataclasses import dataclass
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedData, FuploaderError, PermanentError
 from fuploader_dagster.failures import Stage, note_failure
+from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, pack
 from fuploader_dagster.receipts import Receipt
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.storage import ObjectStore, Progress
 from fuploader_dagster.upload import PartitionLock, upload
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,31 @@ def ship(settings: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
 def _attempt(partition: str, settings: Pipeline, stage: Stage, step: _Step) -> Outcome:
     started = time.monotonic()
     try:
+        if PartitionKey.parse(partition) is None:
+            raise PermanentError(
+                f"{partition!r} is no partition key of ours",
+                hint="somebody added it to the partition set by hand; delete it there",
+            )
         with PartitionLock(settings.layout, partition) as stored_before:
             packed, receipt = (
                 (None, stored_before) if stored_before else step(_sealed(partition, settings))
             )
     except (FuploaderError, OSError) as error:
         text = str(error) or type(error).__name__
-        note_failure(settings.layout, partition, stage=stage, error=text, now=time.time())
+        _note(partition, settings, stage, text)
         permanent = isinstance(error, (PermanentError, DamagedData))
         return Failed(partition, time.monotonic() - started, text, permanent)
     return Done(partition, time.monotonic() - started, packed, receipt)
+
+
+def _note(partition: str, settings: Pipeline, stage: Stage, error: str) -> None:
+    """Count the failure of a slot that is here; losing the count loses nothing else."""
+    try:
+        key = PartitionKey.parse(partition)
+        if key is not None and settings.layout.sealed(key.slot, key.number).is_dir():
+            note_failure(settings.layout, partition, stage=stage, error=error, now=time.time())
+    except (FuploaderError, OSError) as trouble:
+        log.warning("the failure of %s could not be noted: %s", partition, trouble)
 
 
 def _sealed(partition: str, settings: Pipeline) -> SealedSlot:
