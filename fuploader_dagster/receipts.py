@@ -10,7 +10,7 @@ store answers with the object that is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -43,13 +43,20 @@ def keep_receipt(layout: Layout, receipt: Receipt) -> None:
 
 def find_receipt(layout: Layout, partition: str) -> Receipt | None:
     """The receipt of a partition, or None if the store never confirmed it to this machine."""
-    wanted = f'"{partition}"'.encode()
-    for line in _lines(_path(layout, partition)):
-        if wanted in line:
-            receipt = _decode(line)
-            if receipt is not None and receipt.partition == partition:
-                return receipt
-    return None
+    return find_receipts(layout, [partition]).get(partition)
+
+
+def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
+    """Those of the partitions that have a receipt; each file is read once."""
+    wanted: dict[Path, set[str]] = {}
+    for partition in partitions:
+        wanted.setdefault(_path(layout, partition), set()).add(partition)
+    return {
+        receipt.partition: receipt
+        for path, keys in wanted.items()
+        for line in _lines(path)
+        if (receipt := _decode(line)) is not None and receipt.partition in keys
+    }
 
 
 def _lines(path: Path) -> Iterator[bytes]:

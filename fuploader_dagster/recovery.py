@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.failures import Failure, all_failures, due_at
 from fuploader_dagster.fileio import TEMPORARY_PREFIX, make_dirs
 from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.receipts import Receipt, find_receipt
+from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.upload import PartitionLock
@@ -27,7 +28,7 @@ from fuploader_dagster.worker_status import is_alive
 
 log = logging.getLogger(__name__)
 
-_OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d+)-.+")
+_OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"([0-9]{1,9})-.+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def look(settings: Pipeline) -> Found:
     """Read what lies there; changes nothing."""
     layout = settings.layout
     sealed = sealed_partitions(layout)
-    receipts = {key: receipt for key in sealed if (receipt := find_receipt(layout, key))}
+    receipts = find_receipts(layout, sealed)
     failures = {failure.partition: failure for failure in all_failures(layout)}
     return Found(sealed, receipts, failures, _leftovers(settings))
 
@@ -93,11 +94,12 @@ def apply(plan: Plan, settings: Pipeline) -> None:
         with PartitionLock(settings.layout, partition):
             log.info("removed the local data of %s, which the store has", partition)
     for path in plan.remove:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        log.info("removed %s, left by a dead process", path)
+        with suppress(FileNotFoundError):  # somebody else removes it at the same time
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            log.info("removed %s, left by a dead process", path)
 
 
 def seal_abandoned(settings: Intake) -> list[SealedSlot]:
@@ -109,11 +111,13 @@ def seal_abandoned(settings: Intake) -> list[SealedSlot]:
 def seal_on_request(settings: Intake) -> list[SealedSlot]:
     """Have all active slots sealed: live workers see the request, the other slots are sealed here.
 
-    Returns those that were sealed here.
+    Returns those that were sealed here. A request speaks to workers that had their slots before it
+    was made, so it is made after the slots were tried.
     """
     make_dirs(settings.layout.root)
+    sealed = seal_unowned(settings, settings.layout.active_slots())
     settings.layout.seal_request.touch()
-    return seal_unowned(settings, settings.layout.active_slots())
+    return sealed
 
 
 def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
@@ -134,7 +138,7 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
 def _leftovers(settings: Intake) -> list[Path]:
     layout = settings.layout
     folders = [layout.archives, layout.receipts, layout.workers, layout.root]
-    folders += {directory.parent for directory in layout.sealed_dirs()}
+    folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]
     return [
         path
         for folder in folders
