@@ -20,7 +20,15 @@ from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedSlot, StrategyError
-from fuploader_dagster.fileio import fsync_file, make_dirs, rename_durably, write_durably
+from fuploader_dagster.fileio import (
+    fsync_file,
+    make_dirs,
+    naming_full_disks,
+    remove_file,
+    replace_durably,
+    temporary_name,
+    write_durably,
+)
 from fuploader_dagster.index import IndexEntry
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.sealing import SealedSlot
@@ -29,7 +37,6 @@ from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.strategies import call_packer, name_of
 
 _SUFFIX = ".packed.json"
-_WORK_PREFIX = ".tmp-work-"
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,9 +98,10 @@ def find_packed(layout: Layout, partition: str) -> Packed | None:
 
 
 def forget_packed(layout: Layout, partition: str, archive: str) -> None:
-    """Remove a stored archive and what is noted about it. May be repeated."""
-    (layout.archives / archive).unlink(missing_ok=True)
+    """Remove a stored archive and what is noted about it, durably. May be repeated."""
     _path(layout, partition).unlink(missing_ok=True)
+    if layout.archives.is_dir():
+        remove_file(layout.archives / archive)
 
 
 def _pack_built_in(
@@ -119,12 +127,13 @@ def _pack_custom(
     packer: Callable[..., Any],
     settings: Pipeline,
 ) -> ArchiveFile:
-    work = settings.layout.archives / f"{_WORK_PREFIX}{slot.seal.partition}"
+    work = temporary_name(settings.layout.archives / slot.seal.partition)
     shutil.rmtree(work, ignore_errors=True)
     folder = work / slot.seal.partition
-    make_dirs(folder)
     try:
-        _lay_out_files(slot, entries, folder)
+        with naming_full_disks(work):
+            make_dirs(folder)
+            _lay_out_files(slot, entries, folder)
         made = call_packer(packer, folder)
         if not made.name.endswith(settings.archive_suffix):
             raise StrategyError(
@@ -132,10 +141,13 @@ def _pack_custom(
                 f"{settings.archive_suffix}",
                 hint="set archive_suffix to the ending that the packer produces",
             )
+        with naming_full_disks(work):  # the packer may have written to another file system
+            made = Path(shutil.move(made.resolve(), work / f"made{settings.archive_suffix}"))
         fsync_file(made)
         digest, size = _digest(made)
-        target.unlink(missing_ok=True)
-        rename_durably(made, target)
+        if size == 0:
+            raise StrategyError(f"the packer {name_of(packer)} wrote an empty file")
+        replace_durably(made, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return ArchiveFile(target, size, digest)

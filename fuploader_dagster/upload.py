@@ -56,12 +56,15 @@ def _receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
 
 
 def remove_local_data(layout: Layout, receipt: Receipt) -> None:
-    """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock."""
+    """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock.
+
+    The slot goes last: as long as it lies there, recovery sees that something is left to remove.
+    """
+    clear_failure(layout, receipt.partition)
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
         remove_tree(slot.directory)
-    clear_failure(layout, receipt.partition)
 
 
 class PartitionLock:
@@ -76,12 +79,18 @@ class PartitionLock:
 
     def __enter__(self) -> Receipt | None:
         self._lock.wait()
-        receipt = find_receipt(self._layout, self._partition)
-        if receipt is not None:  # and a crash may have come before the data was removed
-            remove_local_data(self._layout, receipt)
+        try:
+            receipt = find_receipt(self._layout, self._partition)
+            if receipt is not None:  # and a crash may have come before the data was removed
+                remove_local_data(self._layout, receipt)
+        except BaseException:  # or the next attempt in this process would wait for ever
+            self._lock.release()
+            raise
         return receipt
 
     def __exit__(self, *_: object) -> None:
-        if find_receipt(self._layout, self._partition) is not None:
-            self._lock.path.unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            if find_receipt(self._layout, self._partition) is not None:
+                self._lock.path.unlink(missing_ok=True)
+        finally:
+            self._lock.release()
