@@ -37,9 +37,9 @@ def _body(text: bytes, number: int, settings: Intake) -> bytes:
         if not isinstance(item, dict):
             raise ValueError("it is no JSON object")
         envelope = encode_file_message(item)
-    except ValueError as error:
+        return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadMessage(
             f"line {number} cannot become a message: {error}",
             hint='a line reads {"file_name": "1.json", "payload": ...}',
         ) from error
-    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
