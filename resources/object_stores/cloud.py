@@ -139,7 +139,6 @@ class CloudObjectStore(ObjectStore):
         put = _Put(self, key, full_key(self._prefix, key), archive, progress)
         there = self._service.stat(put.full)
         if there is not None:
-            put.refuse_conflict(there)
             return put.receipt(there, already_there=True)
         try:
             put.send(cut(archive.size_bytes, self._part_size_bytes, self._service.max_parts))
@@ -157,7 +156,6 @@ class CloudObjectStore(ObjectStore):
         there = self._service.stat(put.full)
         if there is None:
             raise StoreUnavailable(f"{self.address(put.key)} was there a moment ago and is gone")
-        put.refuse_conflict(there)
         return put.receipt(there, already_there=True)
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -326,34 +324,27 @@ class _Put:
             )
         return confirmed
 
-    def refuse_conflict(self, there: Stated) -> None:
-        """Raise `ObjectConflict` if what was there before us is another archive."""
-        kept = there.metadata.get(SHA256)
-        same_size = there.size_bytes == self._archive.size_bytes
-        if same_size and kept == self._archive.sha256:
-            return
-        if same_size and kept is None and self._states_our_digest(there):
-            return
-        raise ObjectConflict(
-            f"{self._store.address(self.key)} has {there.size_bytes} bytes, "
-            f"sha256 {kept or 'not stated'}; {self._archive.path} has "
-            f"{self._archive.size_bytes} bytes, sha256 {self._archive.sha256}",
-            hint="nothing was changed; find out who wrote it, or give the archive another key",
-        )
-
     def _states_our_digest(self, there: Stated) -> bool:
+        if there.size_bytes != self._archive.size_bytes:
+            return False
         algorithm, part_bytes = self._comparable(there)
         return algorithm is not None and there.digest == self._digests.whole(algorithm, part_bytes)
 
     def receipt(self, there: Stated, *, already_there: bool) -> StoredObject:
-        """Compare everything that the service states with what is here."""
-        address, archive = self._store.address(self.key), self._archive
+        """Compare everything that the service states with what is here.
+
+        Raises `ObjectConflict` for somebody else's archive, and `DigestMismatch` for what
+        claims to be ours and is not.
+        """
+        archive, kept = self._archive, there.metadata.get(SHA256)
+        if kept not in (None, archive.sha256):
+            raise self._conflict(there, f"sha256 {kept}")
+        if kept is None and not (already_there and self._states_our_digest(there)):
+            if already_there:
+                raise self._conflict(there, "another digest")
+            raise self._mismatch("no sha256 in the metadata", f"sha256 {archive.sha256}")
         ours, stated = f"{archive.size_bytes} bytes", f"{there.size_bytes} bytes"
         if there.size_bytes == archive.size_bytes:
-            if not already_there and there.metadata.get(SHA256) != archive.sha256:
-                raise self._mismatch(
-                    f"sha256 {there.metadata.get(SHA256)} in its metadata", archive.sha256
-                )
             algorithm, part_bytes = self._comparable(there)
             if algorithm is None:
                 ours, stated = f"sha256 {archive.sha256}", f"sha256 {self._read_back()}"
@@ -363,7 +354,19 @@ class _Put:
         if ours != stated:
             raise self._mismatch(stated, ours)
         return StoredObject(
-            address, self.key, archive.size_bytes, archive.sha256, already_there=already_there
+            self._store.address(self.key),
+            self.key,
+            archive.size_bytes,
+            archive.sha256,
+            already_there=already_there,
+        )
+
+    def _conflict(self, there: Stated, digest: str) -> ObjectConflict:
+        return ObjectConflict(
+            f"{self._store.address(self.key)} has {there.size_bytes} bytes, {digest}; "
+            f"{self._archive.path} has {self._archive.size_bytes} bytes, "
+            f"sha256 {self._archive.sha256}",
+            hint="nothing was changed; find out who wrote it, or give the archive another key",
         )
 
     def _mismatch(self, stated: str, ours: str) -> DigestMismatch:

@@ -44,6 +44,9 @@ def read_all(store: ObjectStore, key: str, size_bytes: int) -> bytes:
 class ObjectStoreContract:
     """Needs a fixture `open_store` of type `OpenStore`."""
 
+    create_only_is_atomic = True
+    """False: the server looks whether something is there only when a put begins."""
+
     def test_a_stored_archive_comes_back_with_its_exact_bytes(
         self, open_store: OpenStore, tmp_path: Path
     ) -> None:
@@ -200,7 +203,7 @@ class ObjectStoreContract:
         assert {receipt.sha256 for receipt in receipts} == {archive.sha256}
         assert read_all(store, "k", 200_000) == archive.path.read_bytes()
 
-    def test_of_different_archives_put_at_once_under_one_key_exactly_one_wins_whole(
+    def test_of_different_archives_put_at_once_under_one_key_one_wins_whole(
         self, open_store: OpenStore, tmp_path: Path
     ) -> None:
         store = open_store()
@@ -215,9 +218,11 @@ class ObjectStoreContract:
         with ThreadPoolExecutor(4) as pool:
             results = list(pool.map(put, archives))
         winners = [each for each in results if isinstance(each, StoredObject)]
-        assert len(winners) == 1
         stored = read_all(store, "k", 200_000)
-        assert hashlib.sha256(stored).hexdigest() == winners[0].sha256
+        assert hashlib.sha256(stored).hexdigest() in {archive.sha256 for archive in archives}
+        if self.create_only_is_atomic:
+            assert len(winners) == 1
+            assert hashlib.sha256(stored).hexdigest() == winners[0].sha256
 
     def test_a_working_store_passes_its_check_and_the_check_leaves_nothing(
         self, open_store: OpenStore
@@ -255,7 +260,7 @@ class PartsContract:
         self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
     ) -> None:
         store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
-        _interrupt(store, archive, after_parts=2)
+        interrupt(store, archive, after_parts=2)
         before = parts_sent()
         assert 2 <= before < 6
         assert [each.key for each in store.unfinished()] == ["big"]
@@ -270,7 +275,7 @@ class PartsContract:
         self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
     ) -> None:
         store = open_store(concurrency=1)
-        _interrupt(store, make_archive(tmp_path, self.size_bytes, seed=1), after_parts=2)
+        interrupt(store, make_archive(tmp_path, self.size_bytes, seed=1), after_parts=2)
         before = parts_sent()
         archive = make_archive(tmp_path, self.size_bytes, seed=2)
         store.put("big", archive)
@@ -281,7 +286,7 @@ class PartsContract:
         self, open_store: OpenStore, tmp_path: Path
     ) -> None:
         store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
-        _interrupt(store, archive, after_parts=1)
+        interrupt(store, archive, after_parts=1)
         now, hour = datetime.now(timezone.utc), timedelta(hours=1)
         assert store.abort_unfinished(older_than=hour, now=now) == []
         later = now + timedelta(hours=2)
@@ -318,7 +323,7 @@ class Interrupted(Exception):
     """Stands for whatever ends a put in the middle."""
 
 
-def _interrupt(store: ObjectStore, archive: ArchiveFile, after_parts: int) -> None:
+def interrupt(store: ObjectStore, archive: ArchiveFile, after_parts: int) -> None:
     """A put that ends after some parts are confirmed."""
     reports = 0
 

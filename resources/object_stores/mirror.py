@@ -1,0 +1,150 @@
+"""Mirror: two stores of which both must have an archive before it counts as stored.
+
+What must always hold:
+
+- `put` gives a receipt only when both have given theirs. What one has confirmed stays there; the
+  next attempt finds it and sends to the other only.
+- `head` and `list` tell what *both* have: an archive that one of them lacks is not stored yet, so
+  the recovery schedule asks for it again.
+- Reading takes the first and falls back to the second: that is what a mirror is for.
+
+Each store has its own retries, so that a slow one does not make the other repeat anything. For
+more than two, mirror a mirror.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from fuploader_dagster.errors import DigestMismatch, FuploaderError, StoreRefused, TemporaryError
+from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.storage import (
+    ArchiveFile,
+    ObjectInfo,
+    ObjectStore,
+    Progress,
+    StoredObject,
+    UnfinishedUpload,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Mirror(ObjectStoreResource):
+    """Two object stores, of different providers if wanted."""
+
+    first: ObjectStoreResource
+    second: ObjectStoreResource
+
+    def connect(self) -> ObjectStore:
+        return MirroredObjectStore([self.first.connect(), self.second.connect()])
+
+    def open(self) -> ObjectStore:
+        return MirroredObjectStore([self.first.open(), self.second.open()])
+
+    def describe(self) -> str:
+        return f"{self.first.describe()}, mirrored to {self.second.describe()}"
+
+
+class MirroredObjectStore(ObjectStore):
+    """See the module's docstring."""
+
+    def __init__(self, stores: Sequence[ObjectStore]) -> None:
+        self._stores = tuple(stores)
+
+    def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
+        reports = _Slowest(progress, len(self._stores))
+        receipts = self._all(
+            lambda number, store: store.put(key, archive, reports.of(number)),
+        )
+        return StoredObject(
+            self.address(key),
+            key,
+            archive.size_bytes,
+            archive.sha256,
+            already_there=all(receipt.already_there for receipt in receipts),
+        )
+
+    def head(self, key: str) -> ObjectInfo | None:
+        found = self._all(lambda _, store: store.head(key))
+        first = found[0]
+        if first is None or None in found:
+            return None
+        if any(each != first for each in found):
+            raise DigestMismatch(
+                f"{self.address(key)} differ: {' and '.join(str(each) for each in found)}",
+                hint="look at both objects; remove the wrong one, it is uploaded again",
+            )
+        return first
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        errors: builtins.list[FuploaderError] = []
+        for store in self._stores:
+            try:
+                return store.get_range(key, offset, length)
+            except (TemporaryError, StoreRefused) as error:
+                log.warning("reading from the next mirror: %s", error)
+                errors.append(error)
+        raise errors[0]
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        first, *others = self._stores
+        keys = [{each.key for each in store.list(prefix)} for store in others]
+        return (each for each in first.list(prefix) if all(each.key in found for found in keys))
+
+    def delete(self, key: str) -> None:
+        self._all(lambda _, store: store.delete(key))
+
+    def check(self) -> None:
+        self._all(lambda _, store: store.check())
+
+    def address(self, key: str) -> str:
+        return " and ".join(store.address(key) for store in self._stores)
+
+    def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
+        return [
+            replace(upload, upload_id=f"{number}:{upload.upload_id}")
+            for number, store in enumerate(self._stores)
+            for upload in store.unfinished(prefix)
+        ]
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        number, _, upload_id = upload.upload_id.partition(":")
+        self._stores[int(number)].abort(replace(upload, upload_id=upload_id))
+
+    def _all(self, action: Callable[[int, ObjectStore], T]) -> builtins.list[T]:
+        """Do it with all at once. All are waited for; then the first error is raised."""
+        with ThreadPoolExecutor(len(self._stores), "mirror") as pool:
+            futures = [
+                pool.submit(action, number, store) for number, store in enumerate(self._stores)
+            ]
+        failed = [future.exception() for future in futures if future.exception() is not None]
+        for error in failed[1:]:
+            log.warning("the other mirror failed as well: %s", error)
+        return [future.result() for future in futures]
+
+
+class _Slowest:
+    """Of several progress reports, passes on what all have confirmed."""
+
+    def __init__(self, progress: Progress | None, count: int) -> None:
+        self._progress = progress
+        self._confirmed = [0] * count
+        self._lock = threading.Lock()
+
+    def of(self, number: int) -> Progress:
+        def report(confirmed: int, total: int) -> None:
+            with self._lock:  # one at a time, or a smaller figure could come after a larger one
+                self._confirmed[number] = confirmed
+                if self._progress is not None:
+                    self._progress(min(self._confirmed), total)
+
+        return report
