@@ -113,7 +113,7 @@ def _report(
     if not failed:
         for one in done:
             context.add_asset_metadata(_metadata(one), partition_key=one.partition)
-        yield dg.MaterializeResult(metadata={"partitions": len(done)})
+        yield dg.MaterializeResult()
         return
     attempts_left = context.retry_number < pipeline.max_retries
     if attempts_left and not all(one.permanent for one in failed):

@@ -185,6 +185,8 @@ def dev(
         "warning",
     ]
     sys.stdout.flush()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has it ignored, for ever after
     os.execv(dagster, [str(dagster), *arguments])  # noqa: S606  so that signals reach it
 
 

@@ -19,9 +19,6 @@ from fuploader_dagster.seal_job import build_seal_job
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 
-QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
-"""The code server's console shows trouble only; the UI shows every event of a run."""
-
 
 def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:
     """Assets, jobs, sensors, schedules and store resources of the pipelines.
@@ -39,7 +36,6 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
         names.ship_job,
         selection=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
         executor_def=dg.in_process_executor,
-        config=QUIET_CONSOLE,
         description="Packs sealed slots and uploads their archives.",
     )
     resources: dict[str, Any] = {names.store: pipeline.store}

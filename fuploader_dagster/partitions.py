@@ -18,6 +18,8 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 PIPELINE_TAG = "fuploader/pipeline"
+_QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
+"""The code server's console shows trouble only; the UI shows every event of a run."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def run_request(names: Names, keys: Sequence[str], *, run_key: str) -> dg.RunReq
     """A run for neighbouring keys of the partition set."""
     return dg.RunRequest(
         run_key=run_key,
+        run_config=_QUIET_CONSOLE,
         tags={
             RANGE_START_TAG: keys[0],
             RANGE_END_TAG: keys[-1],
