@@ -6,7 +6,8 @@ What must always hold, in this order for each batch:
 
 Nothing is settled before it is durable, and everything received is settled or given back. Trouble
 (broker, state store, disk) ends the session: what was not settled goes back to the queue, the
-worker says what is wrong, pauses, and begins anew from what is on disk. The pauses grow.
+worker says what is wrong, pauses, and begins anew from what is on disk. The pauses grow; only a
+slot that somebody else still writes is looked at often, because he is mostly just leaving.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from fuploader_dagster.config import Intake
 from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.decoding import Decoder
-from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError
+from fuploader_dagster.errors import BadMessage, DamagedSlot, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.fileio import create_durably, make_dirs
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.lease import Lease
-from fuploader_dagster.sealing import Reason, sealed_partitions
+from fuploader_dagster.sealing import Reason, read_seal
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.state import Commit, StateStore
@@ -42,6 +43,10 @@ RECEIVE_SECONDS = 0.25
 """Longest wait for a message, and so for noticing the end of the lease."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+HANDOVER_PAUSE_SECONDS = 0.25
+STANDBY_PAUSE_SECONDS = 1.0
+HANDOVER_TRIES = 40
+DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
 MAX_REASON_CHARACTERS = 500
 
 
@@ -71,6 +76,8 @@ class Drain:
         self._housekeeping_at = 0.0
         self._recorded_at = 0.0
         self._seal_requested_at = 0.0
+        self._dead_logged_at = 0.0
+        self._dead_logged = 0
 
     def run(self) -> None:
         """Drain; after trouble pause and begin anew, as long as the lease runs."""
@@ -81,12 +88,19 @@ class Drain:
                 self._session()
             except FuploaderError as error:
                 troubles = troubles + 1 if self.status.messages == handled else 1
-                pause = pause_seconds(troubles, random.random())  # noqa: S311  jitter, no secret
-                log.warning("draining paused for %.1f s: %s", pause, error)
-                self.report.doing("trouble", error)
-                self.lease.wait(pause)
+                self._pause(error, troubles)
         self._decoder.close()
         self.report.remove()
+
+    def _pause(self, error: FuploaderError, troubles: int) -> None:
+        if isinstance(error, SlotInUse):
+            pause = HANDOVER_PAUSE_SECONDS if troubles < HANDOVER_TRIES else STANDBY_PAUSE_SECONDS
+        else:
+            pause = pause_seconds(troubles, random.random())  # noqa: S311  jitter, no secret
+        if self.status.problem != str(error) or not isinstance(error, SlotInUse):
+            log.warning("draining paused for %.1f s: %s", pause, error)
+        self.report.doing("trouble", error)
+        self.lease.wait(pause)
 
     def _finished(self) -> bool:
         quota = self.settings.max_tasks_per_child
@@ -129,9 +143,22 @@ class Drain:
             ]
             self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
             self._seal_requested_at = self._seal_request()
-            self.state.add_sealed(sealed_partitions(self.layout))
+            self.state.add_sealed(self._sealed_here())
             self._record(Commit(slots=[slot.count for slot in slots]))
             yield slots
+
+    def _sealed_here(self) -> list[str]:
+        """Partition keys of this worker's sealed slots: the state may have lost them.
+
+        Runs ship and remove them meanwhile, and one that is damaged is theirs to report.
+        """
+        folders = {f"slot-{slot}" for slot in self._owned}
+        keys = []
+        for directory in self.layout.sealed_dirs():
+            if directory.parent.name in folders:
+                with suppress(DamagedSlot):
+                    keys.append(read_seal(directory).partition)
+        return keys
 
     def _receive_batch(self) -> list[Message]:
         """Messages for one commit: full, or as old as the flush interval, or what there is."""
@@ -216,6 +243,7 @@ class Drain:
             return
         self._housekeeping_at = now
         self.report.write()
+        self._log_dead_letters(now)
         requested_at = self._seal_request()
         if requested_at > self._seal_requested_at:
             self._seal_requested_at = requested_at
@@ -223,6 +251,14 @@ class Drain:
                 self._seal(slot, "request")
         if now - self._recorded_at > CLAIM_SECONDS / 3:
             self._record(Commit(slots=[slot.count for slot in slots]))
+
+    def _log_dead_letters(self, now: float) -> None:
+        """Once in a while, however many there are: a flood of them must not flood the log."""
+        new = self.status.dead_letters - self._dead_logged
+        if new and now - self._dead_logged_at >= DEAD_LETTERS_LOGGED_EVERY_SECONDS:
+            self._dead_logged_at, self._dead_logged = now, self.status.dead_letters
+            reason = self.status.last_dead_reason
+            log.warning("%d messages became dead letters, the last one because %s", new, reason)
 
     def _seal_request(self) -> float:
         request = self.layout.seal_request

@@ -30,8 +30,8 @@ class Lease:
         while b"\n" not in self._buffer and not self._ended:
             select.select([self._descriptor], [], [])
             self._read()
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+        line, end, self._buffer = self._buffer.partition(b"\n")
+        return line if end else b""
 
     def renew(self, seconds: float) -> None:
         """Let the lease run `seconds` from now."""

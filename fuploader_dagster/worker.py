@@ -2,20 +2,37 @@
 
 Started by `supervisor`. Ctrl-C goes to the whole process group, so SIGINT is ignored here: the end
 of the lease is what ends a worker, in good order. SIGTERM ends the lease at once.
+
+A worker that dies of an error writes what it died of, in a sentence, into a pipe that its
+supervisor reads. One that hangs (a user's parser, a disk that does not answer) ends itself some
+time after its supervisor is gone: nobody else would, and it holds its slots until then.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
+import threading
+import time
 
 import msgspec
+from pydantic import ValidationError
 
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.lease import Lease
 
+log = logging.getLogger(__name__)
+
 LOG_FORMAT = "%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s"
+LEAVING_SECONDS = 30.0
+"""How long a worker may take to leave before it is killed. Nothing is lost then: what it had not
+acknowledged comes again."""
+MAX_LAST_WORDS = 1000
+"""Less than what a pipe takes without a reader."""
+EXIT_ERROR, EXIT_HUNG = 1, 2
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -25,6 +42,8 @@ class Job(msgspec.Struct, frozen=True):
     lease_seconds: float
     sys_path: list[str]
     """Where the supervisor imports from: strategies must be found the same way."""
+    last_words: int
+    """The descriptor into which the worker writes what it died of."""
     intake: msgspec.Raw
     """`loading.dump_intake`."""
 
@@ -41,6 +60,19 @@ def main() -> int:
     lease.renew(job.lease_seconds)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
+    threading.Thread(target=_leave_at_last, args=[sys.stdin.fileno()], daemon=True).start()
+    try:
+        _drain(job, lease)
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        foreseen = isinstance(error, (FuploaderError, ValidationError))
+        log.error("worker %d ends: %s", job.worker, sentence, exc_info=not foreseen)
+        os.write(job.last_words, sentence.encode("utf-8", "replace")[:MAX_LAST_WORDS])
+        return EXIT_ERROR
+    return 0
+
+
+def _drain(job: Job, lease: Lease) -> None:
     sys.path[:] = [*job.sys_path, *(path for path in sys.path if path not in job.sys_path)]
 
     # Only now: a user's parser may come from a folder that just became importable.
@@ -55,12 +87,25 @@ def main() -> int:
         state=intake.state.store(pipeline=intake.name, node=intake.node),
         lease=lease,
     )
-    try:
-        drain.run()
-    except Exception:
-        logging.getLogger(__name__).exception("worker %d ends on an error", job.worker)
-        return 1
-    return 0
+    drain.run()
+
+
+def _leave_at_last(pipe: int) -> None:
+    """End the process if it is still there long after its supervisor closed the pipe."""
+    closed = select.poll()
+    closed.register(pipe, 0)  # reads nothing: only the other end's closing is reported
+    closed.poll()
+    time.sleep(LEAVING_SECONDS)
+    log.error("the worker hung for %.0f s after it was to leave, and ends now", LEAVING_SECONDS)
+    os._exit(EXIT_HUNG)
+
+
+def in_a_sentence(error: Exception) -> str:
+    """What went wrong, without the values of settings (they may be secrets)."""
+    if isinstance(error, ValidationError):
+        details = error.errors(include_input=False, include_url=False, include_context=False)
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details)
+    return str(error) if isinstance(error, FuploaderError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ decided by them that matters for data.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.fileio import make_dirs, write_for_readers
+from fuploader_dagster.fileio import TEMPORARY_PREFIX, make_dirs, write_for_readers
 from fuploader_dagster.layout import Layout
+
+log = logging.getLogger(__name__)
 
 WRITE_INTERVAL_SECONDS = 1.0
 
@@ -76,17 +80,23 @@ class StatusReport:
             self.status.messages_per_second = handled / elapsed
             self._written_at, self._written_messages = self._clock(), self.status.messages
         self.status.updated_at = self._clock()
-        write_for_readers(self._path, msgspec.json.encode(self.status))
+        try:
+            write_for_readers(self._path, msgspec.json.encode(self.status))
+        except OSError as error:  # a full disk is no reason to die, and the worker says so itself
+            log.warning("the status file %s could not be written: %s", self._path, error)
 
     def remove(self) -> None:
         """The worker leaves in good order."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # readers remove the file of a dead worker themselves
+            self._path.unlink(missing_ok=True)
 
 
 def read_statuses(layout: Layout) -> list[WorkerStatus]:
     """All workers that are alive; files of dead ones are removed."""
     found = []
     for path in sorted(layout.workers.glob("*.json")) if layout.workers.is_dir() else []:
+        if path.name.startswith(TEMPORARY_PREFIX):  # just being written, or left by a dead worker
+            continue
         status = _read(path)
         if status is None:
             continue
@@ -102,6 +112,9 @@ def _read(path: Path) -> WorkerStatus | None:
         return msgspec.json.decode(path.read_bytes(), type=WorkerStatus)
     except FileNotFoundError:
         return None  # its worker left in this moment
+    except msgspec.DecodeError as error:  # of another version, or cut by a power failure
+        log.debug("passed over %s: %s", path, error)
+        return None
 
 
 def is_alive(pid: int) -> bool:

@@ -18,12 +18,16 @@ from fuploader_dagster.partitions import Names, chunks, run_request
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.state import Snapshot, StateStore
 from fuploader_dagster.supervisor import supervisor_for
+from fuploader_dagster.worker_status import read_statuses
 
 MINIMUM_INTERVAL_SECONDS = 1
-"""The daemon looks at sensors every 5 s and skips those whose interval has not passed; with 5 s here
-a tick that came a moment late would be followed by a gap of 10 s, longer than the lease."""
+"""The daemon looks at sensors every 5 s and skips those whose interval has not passed; with 5 s
+here a tick that came a moment late would be followed by a gap of 10 s, longer than the lease."""
 KEYS_PER_TICK = 320
 """A registered key costs the daemon about 10 ms; the rest waits for the next tick."""
+KEYS_LOOKED_AT = 10_000
+"""A worker that starts queues all that lies sealed, also what was registered long ago and waits
+for a store that is down. New keys come last and must not wait until all those were passed over."""
 
 
 class DrainTrouble(Exception):
@@ -35,6 +39,7 @@ class _Cursor(msgspec.Struct):
 
     at: float = 0.0
     stored_messages: int = 0
+    dead_letters: int = 0
 
 
 def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
@@ -53,18 +58,16 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
     )
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         problems = _renew(pipeline)
-        state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
         try:
-            state.open()
-            new = _unregistered(state, context.instance, names)
-            snapshot = state.snapshot()
-        finally:
-            state.close()
+            new, snapshot = _look(pipeline, context.instance, names)
+        except FuploaderError as error:
+            others = [problem for problem in problems if str(error) not in problem]
+            raise DrainTrouble("; ".join([*others, str(error)])) from error
         for problem in problems:
             context.log.error(problem)
         if problems and not new:
             raise DrainTrouble("; ".join(problems))
-        cursor, summary = _summary(context.cursor, snapshot, now=time.time())
+        cursor, summary = _summary(context.cursor, snapshot, pipeline.layout, now=time.time())
         context.log.info(summary)
         if not new:
             return dg.SensorResult(skip_reason=summary, cursor=cursor)
@@ -89,19 +92,34 @@ def _renew(pipeline: Pipeline) -> list[str]:
     return supervisor.problems()
 
 
+def _look(
+    pipeline: Pipeline, instance: dg.DagsterInstance, names: Names
+) -> tuple[list[str], Snapshot]:
+    """Sealed slots to be registered, and what the state store knows."""
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    try:
+        state.open()
+        return _unregistered(state, instance, names), state.snapshot()
+    finally:
+        state.close()
+
+
 def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names) -> list[str]:
-    waiting = state.sealed(KEYS_PER_TICK)
-    known = [key for key in waiting if instance.has_dynamic_partition(names.partition_set, key)]
-    if known:
-        state.forget_sealed(known)
-    return [key for key in waiting if key not in set(known)]
+    waiting = state.sealed(KEYS_LOOKED_AT)
+    if not waiting:
+        return []
+    registered = set(instance.get_dynamic_partitions(names.partition_set))
+    state.forget_sealed([key for key in waiting if key in registered])
+    return [key for key in waiting if key not in registered][:KEYS_PER_TICK]
 
 
-def _summary(cursor: str | None, snapshot: Snapshot, *, now: float) -> tuple[str, str]:
+def _summary(
+    cursor: str | None, snapshot: Snapshot, layout: Layout, *, now: float
+) -> tuple[str, str]:
     """The next cursor, and what is going on in a sentence."""
     try:
         last = msgspec.json.decode(cursor or "{}", type=_Cursor)
-    except msgspec.DecodeError:
+    except ValueError:
         last = _Cursor()
     handled = max(0, snapshot.stored_messages - last.stored_messages)
     rate = handled / (now - last.at) if last.at and now > last.at else 0.0
@@ -111,7 +129,14 @@ def _summary(cursor: str | None, snapshot: Snapshot, *, now: float) -> tuple[str
         f"{snapshot.stored_messages:,} stored, {snapshot.duplicates:,} duplicates, "
         f"{snapshot.dead_letters:,} dead letters in all"
     )
-    following = _Cursor(now, snapshot.stored_messages)
+    new_dead = snapshot.dead_letters - last.dead_letters
+    if new_dead > 0 and last.at:
+        reasons = [s.last_dead_reason for s in read_statuses(layout) if s.last_dead_reason]
+        because = f", the last one because {reasons[-1]}" if reasons else ""
+        summary = (
+            f"{new_dead:,} messages became dead letters since the last tick{because}; {summary}"
+        )
+    following = _Cursor(now, snapshot.stored_messages, snapshot.dead_letters)
     return msgspec.json.encode(following).decode(), summary
 
 

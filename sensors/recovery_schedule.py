@@ -11,6 +11,7 @@ import dagster as dg
 
 from fuploader_dagster import recovery
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.partitions import (
     PIPELINE_TAG,
     Names,
@@ -52,9 +53,13 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         recovery.apply(plan, pipeline)
         forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
         forgotten += sorted(set(plan.ask) - set(registered))
-        if forgotten:
-            _hand_to_sensor(pipeline, forgotten)
         ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
+        try:
+            _hand_to_sensor(pipeline, forgotten)
+        except FuploaderError as error:
+            if not ranges:
+                raise
+            context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
         if not ranges:
             return dg.SkipReason(
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
@@ -73,6 +78,8 @@ def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str])
 
 def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
     """Queue keys that no tick has registered: the state store may have been lost."""
+    if not keys:
+        return
     state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
