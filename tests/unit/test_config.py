@@ -1,0 +1,141 @@
+"""Settings: impossible values and traps between options are refused with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from tests.settings import intake, pipeline
+
+
+def packer_of_a_user(directory: Path) -> Path:
+    return directory
+
+
+async def async_name(_: Any) -> str:
+    return "name"
+
+
+def refusal(folder: Path, values: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        pipeline(folder, **values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"prefetch_count": 500, "commit_messages": 500}, "prefetch_count (500) must be larger"),
+        ({"prefetch_count": 1}, "greater than or equal to 2"),
+        ({"lease_seconds": 5}, "lease_seconds (5) must lie between 6 and 60"),
+        ({"lease_seconds": 61}, "lease_seconds (61) must lie between 6 and 60"),
+        ({"flush_interval_seconds": 10.5}, "flush_interval_seconds (10.5) must be at most 10"),
+        ({"flush_interval_seconds": 0}, "greater than 0"),
+        ({"seal_age_seconds": float("inf")}, "finite number"),
+        ({"seal_messages": 0}, "greater than or equal to 1"),
+        ({"name_fields": ("id", "payload")}, "name_fields cannot contain payload"),
+        ({"file_name": async_name}, "file_name must be a plain function"),
+        ({"archive_suffix": ".7z"}, "without a packer of your own archives are .tar.zst or .tzst"),
+        ({"archive_suffix": "7z"}, "should match pattern"),
+        ({"recovery_base_seconds": 60, "recovery_cap_seconds": 30}, "must not be longer than"),
+        ({"name": "Docs"}, "should match pattern"),
+        ({"name": "../docs"}, "should match pattern"),
+        ({"node_id": "a/b"}, "should match pattern"),
+        ({"node_id": ""}, "should match pattern"),
+        ({"compression_level": 20}, "less than or equal to 19"),
+        ({"message_format": "xml"}, "'envelope', 'json' or 'raw'"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+        ({"store": None}, "instance of OpensObjectStore"),
+    ],
+)
+def test_an_impossible_value_or_combination_is_refused_with_what_would_be_right(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "commit_messages"),
+    [
+        ({}, 500),
+        ({"prefetch_count": 50}, 25),
+        ({"prefetch_count": "50"}, 25),
+        ({"prefetch_count": 2}, 1),
+        ({"prefetch_count": 10_000}, 500),
+        ({"prefetch_count": 50, "commit_messages": 49}, 49),
+    ],
+)
+def test_a_batch_that_nobody_set_follows_the_prefetch(
+    tmp_path: Path, values: dict[str, Any], commit_messages: int
+) -> None:
+    assert intake(tmp_path, **values).commit_messages == commit_messages
+
+
+@pytest.mark.parametrize(
+    "node_id", ["node_id-10.0.0.1", "node_id-10.0.0.1-meta-p0", "node-1.a_B", "n" * 64]
+)
+def test_node_names_as_fuploader_makes_them_are_taken(tmp_path: Path, node_id: str) -> None:
+    assert intake(tmp_path, node_id=node_id).node == node_id
+
+
+def test_without_a_node_name_partition_keys_say_local(tmp_path: Path) -> None:
+    assert intake(tmp_path).node == "local"
+
+
+def test_an_own_packer_may_have_its_own_suffix(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, packer=packer_of_a_user, archive_suffix=".7z")
+    assert settings.archive_suffix == ".7z"
+
+
+def test_name_fields_are_taken_as_a_list_and_as_one_line(tmp_path: Path) -> None:
+    assert intake(tmp_path, name_fields="id, file_name").name_fields == ("id", "file_name")
+    assert intake(tmp_path, name_fields=["id"]).name_fields == ("id",)
+    assert intake(tmp_path, name_fields=[]).name_fields == ()
+    allowed = intake(tmp_path, name_fields=["payload"], message_format="json")
+    assert allowed.name_fields == ("payload",)
+
+
+def test_a_home_folder_is_meant_as_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = intake(tmp_path, storage_root="~/data")
+    assert settings.layout.root == tmp_path / "data" / "docs"
+
+
+def test_workers_own_disjoint_slots(tmp_path: Path) -> None:
+    settings = intake(tmp_path, process_count=3, slots_per_worker=4)
+    owned = [slot for worker in range(3) for slot in settings.slots_of(worker)]
+    assert owned == list(range(12))
+
+
+def test_no_printed_form_of_the_settings_shows_a_secret(tmp_path: Path) -> None:
+    source = RabbitMQ(queue="q", user="u", password="hunter2")
+    settings = pipeline(tmp_path, source=source)
+    for shown in (
+        repr(settings),
+        str(settings),
+        repr(settings.intake()),
+        str(settings.model_dump(exclude={"store"})),
+        settings.intake().model_dump_json(),
+        source.describe(),
+    ):
+        assert "hunter2" not in shown
+
+
+def test_a_worker_gets_its_half_of_the_settings_and_nothing_of_the_store(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, seal_messages=7, node_id="n")
+    half = settings.intake()
+    assert type(half) is Intake
+    assert half == Intake(**{name: getattr(settings, name) for name in Intake.model_fields})
+    assert not set(half.model_dump()) & (set(Pipeline.model_fields) - set(Intake.model_fields))
+
+
+def test_settings_cannot_be_changed_after_they_were_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        intake(tmp_path).seal_messages = 1  # type: ignore[misc]
