@@ -17,7 +17,7 @@ import zstandard
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.manifest import DIGEST_BYTES, FrameEntry, MemberEntry, digest
 from fuploader_dagster.range_source import RangeSource, ReadAhead
-from fuploader_dagster.tarstream import member_header
+from fuploader_dagster.tarstream import member_header, padding
 
 _READ_AHEAD_BYTES = 8 * 2**20
 _GAP_BYTES = 4 * 2**20
@@ -91,6 +91,27 @@ class FrameReader:
     def payload(self, member: MemberEntry) -> Iterator[memoryview]:
         """A member's payload in pieces. Raises `DamagedArchive`, at the latest behind the last
         piece, if the member is not what the manifest states."""
+        index = bisect_right(self._starts, member.offset) - 1
+        frame = self._frames[index]
+        if member.end <= frame.tar_offset + frame.tar_bytes:
+            yield self._within(self._content(index), member, member.offset - frame.tar_offset)
+        else:
+            yield from self._over_frames(member)
+
+    def _within(self, content: bytes, member: MemberEntry, start: int) -> memoryview:
+        """The payload of a member that lies in one frame: nearly all, so this is the quick way."""
+        begin = start + member.header_bytes
+        end = begin + member.size_bytes
+        payload = memoryview(content)[begin:end]
+        if content[start:begin] != member_header(member.name, member.size_bytes):
+            raise _wrong_member(self._address, member, "its tar header is another one")
+        if not content.startswith(padding(member.size_bytes), end):
+            raise _wrong_member(self._address, member, "its padding is not zero")
+        if sha256(payload).digest()[:DIGEST_BYTES] != member.digest:
+            raise _wrong_member(self._address, member, "it does not have its digest")
+        return payload
+
+    def _over_frames(self, member: MemberEntry) -> Iterator[memoryview]:
         header = b"".join(self.tar_bytes(member.offset, member.payload_offset))
         if header != member_header(member.name, member.size_bytes):
             raise _wrong_member(self._address, member, "its tar header is another one")

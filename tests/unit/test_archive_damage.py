@@ -6,15 +6,17 @@ import random
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuploader_dagster.archive import write_archive
+from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_reader import Archive, verify_archive
 from fuploader_dagster.archive_reports import RestoreReport
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.manifest import Manifest
+from fuploader_dagster.manifest import Manifest, digest, encode, encode_pages, pages_frame
 from tests.unit.archives import InMemory, payloads, segment
 from tests.unit.test_archive_reader import files_below
 
@@ -205,3 +207,79 @@ def test_no_bytes_whatever_cause_an_error_that_is_not_ours(data: st.DataObject) 
     archive = Archive.open(InMemory(content))
     assert archive.verify().damages
     assert archive.listing().damages
+
+
+def rebuilt(sound: Sound, **changes: object) -> bytes:
+    """The archive with another manifest: right digests over wrong statements."""
+    manifest = msgspec.structs.replace(sound.manifest, **changes)
+    packed = encode(manifest)
+    return b"".join(
+        [
+            sound.bytes[: sound.manifest.offset],
+            packed,
+            manifest.end_frame,
+            seek_table(manifest, len(packed)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("wrong", ["digest", "name", "size"])
+@pytest.mark.parametrize("name", ["消息.json", "very large.bin"])
+def test_a_manifest_that_states_something_else_is_believed_in_nothing(
+    sound: Sound, name: str, wrong: str
+) -> None:
+    """Frames are sound, but a member has another digest, name or size than the manifest says."""
+    members = [*sound.members]
+    i = next(i for i, m in enumerate(members) if m.name == name)
+    digests = [m.digest or b"" for m in members]
+    names = [m.name for m in members]
+    sizes = [m.size_bytes for m in members]
+    if wrong == "digest":
+        digests[i] = bytes(16)
+    elif wrong == "name":
+        names[i] = "other" + names[i][5:]
+    else:
+        sizes[i] -= 1
+    lengths = [m.end - m.offset for m in members]
+    pages = encode_pages(names, sizes, lengths, b"".join(digests))
+    manifest = msgspec.structs.replace(
+        sound.manifest,
+        page_sizes=[len(p) for p in pages],
+        page_digests=b"".join(map(digest, pages)),
+    )
+    packed = encode(manifest)
+    content = b"".join(
+        [
+            sound.bytes[: sound.manifest.pages_offset],
+            pages_frame(pages),
+            packed,
+            manifest.end_frame,
+            seek_table(manifest, len(packed)),
+        ]
+    )
+    archive = Archive.open(InMemory(content))
+    assert [d.member for d in archive.verify().damages] == [names[i]]
+    with pytest.raises(DamagedArchive, match="of the tar stream of memory is wrong"):
+        archive.read(names[i])
+    assert archive.read("last.json") == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frame_digests": b""}, "columns of different lengths"),
+        ({"page_digests": b""}, "columns of different lengths"),
+        ({"member_count": 7}, "add up to different sizes"),
+        ({"end_frame": b"x" * 23}, "end of tar|bytes are missing|end frame"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_damage(
+    sound: Sound, changes: dict[str, object], words: str
+) -> None:
+    assert re.search(words, damage_of(rebuilt(sound, **changes)))
+
+
+def test_a_newer_version_of_the_format_is_named(sound: Sound) -> None:
+    content = bytearray(sound.bytes)
+    content[sound.manifest.offset + 15] = 2
+    assert "format version 2, this program reads 1" in damage_of(bytes(content))
