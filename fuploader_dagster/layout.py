@@ -59,7 +59,8 @@ class PartitionKey:
             moment = datetime.strptime(match["time"] + "000+0000", "%Y%m%dT%H%M%S%fZ000%z")
         except ValueError:
             return None
-        return cls(moment, match["node"], int(match["slot"]), int(match["number"]))
+        key = cls(moment, match["node"], int(match["slot"]), int(match["number"]))
+        return key if str(key) == text else None  # strptime takes 61 minutes for 6 and some
 
 
 def utc(seconds: float) -> datetime:
