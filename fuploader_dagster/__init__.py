@@ -1,1 +1,61 @@
-"""From the message queue to verified archives in object storage, as a Dagster project."""
+"""From the message queue to verified archives in object storage, as a Dagster project.
+
+The names that projects use are importable from here; each is loaded when it is first asked for, so
+that a worker process or a producer does not load Dagster or a client library that it does not use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuploader_dagster.config import Pipeline as Pipeline
+    from fuploader_dagster.definitions import build_definitions as build_definitions
+    from fuploader_dagster.messages import DecodedFilePayload as DecodedFilePayload
+    from fuploader_dagster.messages import FileMessage as FileMessage
+    from fuploader_dagster.messages import FileMessagePublisher as FileMessagePublisher
+    from fuploader_dagster.messages import encode_file_message as encode_file_message
+    from fuploader_dagster.messages import file_message_name as file_message_name
+    from fuploader_dagster.messages import parse_file_message as parse_file_message
+    from fuploader_dagster.messages import publish_file_messages as publish_file_messages
+    from fuploader_dagster.messages import serialize_file_payload as serialize_file_payload
+    from fuploader_dagster.resources.embedded import EmbeddedQueue as EmbeddedQueue
+    from fuploader_dagster.resources.object_stores.cos import COS as COS
+    from fuploader_dagster.resources.object_stores.local import Local as Local
+    from fuploader_dagster.resources.object_stores.oss import OSS as OSS
+    from fuploader_dagster.resources.object_stores.s3 import S3 as S3
+    from fuploader_dagster.resources.rabbitmq import RabbitMQ as RabbitMQ
+    from fuploader_dagster.resources.redis_state import RedisState as RedisState
+    from fuploader_dagster.resources.sqlite_state import SqliteState as SqliteState
+
+_HOMES = {
+    "Pipeline": "config",
+    "build_definitions": "definitions",
+    "DecodedFilePayload": "messages",
+    "FileMessage": "messages",
+    "FileMessagePublisher": "messages",
+    "encode_file_message": "messages",
+    "file_message_name": "messages",
+    "parse_file_message": "messages",
+    "publish_file_messages": "messages",
+    "serialize_file_payload": "messages",
+    "EmbeddedQueue": "resources.embedded",
+    "COS": "resources.object_stores.cos",
+    "Local": "resources.object_stores.local",
+    "OSS": "resources.object_stores.oss",
+    "S3": "resources.object_stores.s3",
+    "RabbitMQ": "resources.rabbitmq",
+    "RedisState": "resources.redis_state",
+    "SqliteState": "resources.sqlite_state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

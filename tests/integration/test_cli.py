@@ -1,0 +1,142 @@
+"""The commands, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.servers.queue_fixtures import waiting
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.settings import archived_files
+
+FUPLOADER = Path(sys.executable).with_name("fuploader")
+
+
+def configure(folder: Path, **values: Any) -> None:
+    """Write a configuration on embedded parts into the folder."""
+    pipeline = {
+        "source": {"kind": "embedded", "path": "queue"},
+        "state": {"kind": "sqlite", "path": "state.sqlite"},
+        "store": {"kind": "local", "path": "objects"},
+        **values,
+    }
+    configuration = {"storage_root": "data", "pipelines": {"docs": pipeline}}
+    (folder / "fuploader.yaml").write_text(yaml.safe_dump(configuration))
+
+
+def fuploader(
+    folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the folder."""
+    return subprocess.run(
+        [str(FUPLOADER), *arguments],
+        cwd=folder,
+        env={**os.environ, **environment, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """`fuploader status --json` of the one pipeline."""
+    answer = fuploader(folder, "status", "--json")
+    assert answer.returncode == 0, answer.stderr
+    (found,) = json.loads(answer.stdout)
+    return dict(found)
+
+
+def until(met: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something, or fail."""
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_publish_drain_seal_and_ship_bring_lines_into_an_archive(tmp_path: Path) -> None:
+    configure(tmp_path)
+    documents = {f"{n}.json": {"n": n, "text": "ü"} for n in range(300)}
+    lines = [json.dumps({"file_name": n, "payload": d}) for n, d in documents.items()]
+    (tmp_path / "messages.jsonl").write_text("\n".join(lines) + "\n\n")
+    published = fuploader(tmp_path, "publish", "messages.jsonl")
+    assert published.returncode == 0, published.stderr
+    assert "300 messages are confirmed" in published.stdout
+    with subprocess.Popen([str(FUPLOADER), "drain"], cwd=tmp_path) as drain:
+        until(lambda: status(tmp_path)["stored_messages"] == 300)
+        found = status(tmp_path)
+        assert [worker["doing"] for worker in found["workers"]] == ["draining"]
+        assert fuploader(tmp_path, "seal").returncode == 0
+        until(lambda: status(tmp_path)["sealed"] == 1)
+        drain.send_signal(signal.SIGTERM)
+        assert drain.wait(15) == 0
+    assert status(tmp_path)["workers"] == []
+    shipped = fuploader(tmp_path, "ship")
+    assert shipped.returncode == 0, shipped.stderr
+    expected = {
+        name: [json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()]
+        for name, document in documents.items()
+    }
+    assert archived_files(tmp_path / "objects") == expected
+    assert status(tmp_path)["sealed"] == 0
+
+
+def test_publish_reaches_rabbitmq_and_is_confirmed(
+    rabbitmq: RabbitMQServer, fresh_queue: Callable[..., str], tmp_path: Path
+) -> None:
+    queue = fresh_queue()
+    source = {"kind": "rabbitmq", "url": {"env": "URL"}, "queue": queue}
+    configure(tmp_path, source=source, message_format="json")
+    (tmp_path / "lines").write_text('{"file_id": 1}\n{"file_id": 2}\n')
+    published = fuploader(tmp_path, "publish", "lines", URL=rabbitmq.url)
+    assert published.returncode == 0, published.stderr
+    assert waiting(rabbitmq, queue) == 2
+
+
+def test_a_bad_line_is_named_and_ends_with_its_exit_code(tmp_path: Path) -> None:
+    configure(tmp_path)
+    (tmp_path / "lines").write_text('{"file_name": "a", "payload": 1}\n[1]\n')
+    published = fuploader(tmp_path, "publish", "lines")
+    assert published.returncode == 5
+    assert "line 2 cannot become a message" in published.stderr
+    assert "Traceback" not in published.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"seal_message": 5}, "seal_message"),
+        ({"seal_messages": 0}, "seal_messages"),
+        ({"prefetch_count": 10, "commit_messages": 10}, "prefetch_count"),
+        ({"store": {"kind": "cloud"}}, "kinds are s3, cos, oss, local"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, values: dict[str, Any], sentence: str
+) -> None:
+    configure(tmp_path, **values)
+    answer = fuploader(tmp_path, "status")
+    assert answer.returncode == 2
+    assert sentence in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_queue_that_does_not_answer_is_exit_code_3_without_the_password(tmp_path: Path) -> None:
+    source = {"kind": "rabbitmq", "url": "amqp://me:hidden@127.0.0.1:1/", "queue": "q"}
+    configure(tmp_path, source=source)
+    (tmp_path / "lines").write_text('{"file_name": "a", "payload": 1}\n')
+    answer = fuploader(tmp_path, "publish", "lines")
+    assert answer.returncode == 3
+    assert "127.0.0.1:1" in answer.stderr
+    assert "hidden" not in answer.stderr
