@@ -1,0 +1,221 @@
+"""A slot's life against a plain dict: whatever happens in whatever order, each committed message is
+there once, with its bytes, under its own or its numbered name, and what is sealed never changes.
+
+Crashes are made from what the writing process leaves on the disk at kill -9: the committed files as
+they are, and behind them any part of what the next commit would have written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots import Slot, numbered_name
+from tests.settings import intake
+
+NAMES = st.sampled_from(
+    ["a.json", "a~2.json", "a", "ü" * 127, "x" * 255, "x" * 251 + ".y~2", ".json", "a b"]
+)
+CONTENTS = st.sampled_from([b"", b"1", b"2", b"3", b"x" * 511, b"x" * 512, b"x" * 5000])
+FORMATS = st.sampled_from(["segment", "files"])
+Files = dict[str, bytes]
+
+
+def files_of(sealed: SealedSlot) -> Files:
+    """What a sealed slot holds, read without the code under test but for the index."""
+    entries = sealed.entries()
+    assert len({entry.name for entry in entries}) == len(entries)
+    if sealed.seal.slot_format == "files":
+        assert {path.name for path in sealed.files.iterdir()} == {entry.name for entry in entries}
+        return {entry.name: (sealed.files / entry.name).read_bytes() for entry in entries}
+    data = sealed.segment.read_bytes()
+    starts = {entry.name: entry.offset + entry.header_bytes for entry in entries}
+    return {e.name: data[starts[e.name] : starts[e.name] + e.size_bytes] for e in entries}
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def stored_name(files: Files, name: str, content: bytes) -> str | None:
+    """Where a message goes by the rules, said plainly; None if it is there already."""
+    if name not in files:
+        return name
+    if files[name] == content:
+        return None
+    number = 2
+    while (candidate := numbered_name(name, number)) in files:
+        if files[candidate] == content:
+            return None
+        number += 1
+    return candidate
+
+
+class SlotLife(RuleBasedStateMachine):
+    """`committed` and `added` are the active directory, `sealed` all that was sealed."""
+
+    @initialize(slot_format=FORMATS)
+    def begin(self, slot_format: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="slot-model-"))
+        self.settings: Intake = intake(self.folder, slot_format=slot_format)
+        self.committed: Files = {}
+        self.added: Files = {}
+        self.sealed: dict[str, tuple[Files, dict[str, bytes]]] = {}
+        self.numbers: list[int] = []
+        self.moment = 1_795_262_400.0
+        self.slot = self.opened()
+
+    def opened(self) -> Slot:
+        self.moment += 1
+        return Slot(self.settings, 0, clock=lambda: self.moment).__enter__()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.slot.__exit__()
+            shutil.rmtree(self.folder)
+
+    @rule(name=NAMES, content=CONTENTS)
+    def add(self, name: str, content: bytes) -> None:
+        stored = stored_name({**self.committed, **self.added}, name, content)
+        assert self.slot.add(name, content) is (stored is not None)
+        if stored is not None:
+            self.added[stored] = content
+
+    @rule()
+    def commit(self) -> None:
+        self.slot.commit()
+        self.committed.update(self.added)
+        self.added = {}
+
+    @rule()
+    def seal(self) -> None:
+        self.moment += 1
+        sealed = self.slot.seal("request")
+        self.committed.update(self.added)
+        self.added = {}
+        assert (sealed is None) is (not self.committed)
+        if sealed is not None:
+            self.take(sealed)
+
+    def take(self, sealed: SealedSlot) -> None:
+        """The active directory has become this one."""
+        assert files_of(sealed) == self.committed
+        assert sealed.seal.messages == len(self.committed)
+        self.sealed[sealed.seal.partition] = (self.committed, everything_in(sealed.directory))
+        self.numbers.append(sealed.seal.number)
+        self.committed = {}
+
+    @rule()
+    def leave_and_come_back(self) -> None:
+        self.slot.__exit__()
+        self.added = {}
+        self.slot = self.opened()
+
+    @rule(other=FORMATS)
+    def come_back_with_another_format(self, other: Literal["segment", "files"]) -> None:
+        self.slot.__exit__()
+        self.added = {}
+        self.settings = self.settings.model_copy(update={"slot_format": other})
+        self.slot = self.opened()
+
+    @precondition(lambda self: self.added)
+    @rule(data=st.data())
+    def crash_in_a_commit(self, data: st.DataObject) -> None:
+        """Any part of the data may be on the disk; of the index only once the data is whole."""
+        directory = self.settings.layout.active(0, self.slot.count.number)
+        before = everything_in(directory)
+        self.slot.commit()
+        after = everything_in(directory)
+        self.slot.__exit__()
+        grown = {name: after[name] for name in after if after[name] != before.get(name)}
+        index = grown.pop("index")
+        written = data.draw(st.sampled_from(["some data", "some index", "all"]))
+        if written == "some data":
+            for name, content in grown.items():
+                self.cut(directory / name, before.get(name), content, data)
+            (directory / "index").write_bytes(before["index"])
+        elif written == "some index":
+            self.cut(directory / "index", before["index"], index, data)
+        self.slot = self.opened()
+        kept = list(self.added)[: self.slot.count.messages - len(self.committed)]
+        if written != "some index":
+            assert len(kept) == (0 if written == "some data" else len(self.added))
+        self.committed.update({name: self.added[name] for name in kept})
+        self.added = {}
+
+    @staticmethod
+    def cut(path: Path, before: bytes | None, after: bytes, data: st.DataObject) -> None:
+        """Leave a beginning of what was appended, or garbage, or, of a new file, nothing."""
+        start = before or b""
+        end = data.draw(st.integers(len(start), len(after) - 1 if len(after) > len(start) else 0))
+        how = data.draw(st.sampled_from(["cut", "zeros", "absent"]))
+        if how == "absent" and before is None:
+            path.unlink()
+        else:
+            path.write_bytes(after[:end] + bytes(len(after) - end if how == "zeros" else 0))
+
+    @precondition(lambda self: self.committed or self.added)
+    @rule(renamed=st.booleans())
+    def crash_in_a_seal(self, renamed: bool) -> None:
+        self.moment += 1
+        sealed = self.slot.seal("count")
+        assert sealed is not None
+        self.committed.update(self.added)
+        self.added = {}
+        self.slot.__exit__()
+        if not renamed:
+            sealed.directory.rename(self.settings.layout.active(0, sealed.seal.number))
+        self.slot = self.opened()
+        assert self.slot.found_sealed == ([] if renamed else [sealed])
+        self.take(sealed)
+
+    @rule()
+    def lose_the_counter(self) -> None:
+        """The number is found from what lies there; only shipped slots' numbers need it."""
+        (self.settings.layout.active_slot(0) / "next-number").unlink(missing_ok=True)
+
+    @invariant()
+    def the_slot_counts_what_it_holds(self) -> None:
+        if hasattr(self, "slot"):
+            held: Iterable[bytes] = [*self.committed.values(), *self.added.values()]
+            count = self.slot.count
+            assert (count.messages, count.size_bytes) == (len(list(held)), sum(map(len, held)))
+
+    @invariant()
+    def what_is_sealed_never_changes(self) -> None:
+        if hasattr(self, "slot"):
+            assert sealed_partitions(self.settings.layout) == sorted(self.sealed)
+            assert len(set(self.numbers)) == len(self.numbers)
+            for partition, (files, content) in self.sealed.items():
+                found = find_sealed(self.settings.layout, partition)
+                assert found is not None
+                assert files_of(found) == files
+                assert everything_in(found.directory) == content
+
+
+SlotLife.TestCase.settings = settings(
+    max_examples=40,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestSlotLife = SlotLife.TestCase

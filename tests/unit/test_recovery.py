@@ -1,0 +1,381 @@
+"""Recovery: a plan from what lies there, and steps that may be killed and repeated anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuploader_dagster import fileio, recovery, upload
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import DiskFull, StoreUnavailable
+from fuploader_dagster.failures import Failure, all_failures, note_failure
+from fuploader_dagster.layout import PartitionKey, utc
+from fuploader_dagster.packing import pack
+from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
+from fuploader_dagster.recovery import Found, Plan, look, plan, seal_abandoned, seal_on_request
+from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.shipping import Done, Failed, ship, upload_partitions
+from fuploader_dagster.slots import Slot
+from fuploader_dagster.storage import ObjectStore
+from tests.settings import archived_files, pipeline, sealed
+
+NOW = 1_795_262_400.0
+OLD, YOUNG = (str(PartitionKey(utc(NOW - age), "local", 0, n)) for n, age in ((1, 61), (2, 59)))
+FILES = {"a.json": b"a", "b.json": b"b" * 1000}
+
+
+def receipt(partition: str) -> Receipt:
+    return Receipt(
+        partition=partition,
+        address="file:///x",
+        key="k",
+        size_bytes=1,
+        sha256="00",
+        messages=2,
+        payload_bytes=3,
+        stored_at="2026-11-21T12:00:00.000+00:00",
+    )
+
+
+def failure(partition: str, *, attempts: int, ago: float) -> Failure:
+    return Failure(
+        partition=partition, stage="upload", attempts=attempts, failed_at=NOW - ago, error="e"
+    )
+
+
+def dead_pid() -> int:
+    """The number of a process that has just ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("found", "busy", "wanted"),
+    [
+        (Found(), [], Plan()),
+        (Found([OLD]), [], Plan(ask=[OLD])),
+        (Found([YOUNG]), [], Plan()),
+        (Found([OLD, YOUNG]), [OLD], Plan()),
+        (Found([OLD], {OLD: receipt(OLD)}), [], Plan(finish=[OLD])),
+        (Found([OLD], failures={OLD: failure(OLD, attempts=1, ago=61)}), [], Plan(ask=[OLD])),
+        (Found([OLD], failures={OLD: failure(OLD, attempts=1, ago=59)}), [], Plan()),
+        (Found([OLD], failures={OLD: failure(OLD, attempts=3, ago=239)}), [], Plan()),
+        (Found([OLD], failures={OLD: failure(OLD, attempts=3, ago=241)}), [], Plan(ask=[OLD])),
+        (Found([OLD], failures={OLD: failure(OLD, attempts=99, ago=3601)}), [], Plan(ask=[OLD])),
+        (
+            Found([YOUNG], failures={YOUNG: failure(YOUNG, attempts=1, ago=61)}),
+            [],
+            Plan([], [YOUNG]),
+        ),
+        (Found([], failures={OLD: failure(OLD, attempts=1, ago=999)}), [], Plan()),
+        (Found(["no key of ours"]), [], Plan()),
+        (Found(leftovers=[Path("x")]), [], Plan(remove=[Path("x")])),
+    ],
+)
+def test_the_plan_is_a_function_of_what_was_found_and_of_the_time(
+    tmp_path: Path, found: Found, busy: list[str], wanted: Plan
+) -> None:
+    settings = pipeline(tmp_path, recovery_base_seconds=60, recovery_cap_seconds=3600)
+    made = plan(found, settings, busy=busy, now=NOW)
+    assert (list(made.finish), list(made.ask), list(made.remove)) == (
+        list(wanted.finish),
+        list(wanted.ask),
+        list(wanted.remove),
+    )
+
+
+def test_looking_at_nothing_finds_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    assert look(pipeline(tmp_path)) == Found([], leftovers=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_finds_slots_receipts_and_failures(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    slots = [sealed(settings, FILES) for _ in range(3)]
+    keys = [slot.seal.partition for slot in slots]
+    keep_receipt(settings.layout, receipt(keys[0]))
+    noted = note_failure(settings.layout, keys[1], stage="pack", error="e", now=NOW)
+    found = look(settings)
+    assert found == Found(keys, {keys[0]: receipt(keys[0])}, {keys[1]: noted}, [])
+
+
+def test_a_slot_with_an_unreadable_seal_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = pipeline(tmp_path)
+    bad, good = (sealed(settings, FILES) for _ in range(2))
+    (bad.directory / "seal.json").write_bytes(b"{")
+    assert look(settings).sealed == [good.seal.partition]
+    assert str(bad.directory) in caplog.text
+    assert [type(one) for one in ship(settings, settings.store.open())] == [Done]
+    assert (bad.directory / "segment.tar").exists()
+
+
+def test_a_slot_that_is_removed_while_all_are_listed_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = pipeline(tmp_path)
+    gone, there = (sealed(settings, FILES) for _ in range(2))
+    listed = settings.layout.sealed_dirs()
+    shutil.rmtree(gone.directory)
+    monkeypatch.setattr(type(settings.layout), "sealed_dirs", lambda _: listed)
+    assert sealed_partitions(settings.layout) == [there.seal.partition]
+    assert caplog.text == ""
+
+
+def test_leftovers_of_dead_processes_go_and_everything_else_stays(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    slot = sealed(settings, FILES)
+    layout = settings.layout
+    dead, alive = dead_pid(), os.getpid()
+    folders = [
+        layout.root,
+        layout.archives,
+        layout.receipts,
+        layout.workers,
+        layout.active_slot(0),
+        layout.active_slot(7),
+        slot.directory.parent,
+        layout.root / "sealed" / "slot-9",
+    ]
+    gone, kept = [], []
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        gone += [folder / f".tmp-{dead}-file.json", folder / f".tmp-{dead}-dir-000001"]
+        kept += [
+            folder / f".tmp-{alive}-file.json",
+            folder / f".tmp-{dead}",
+            folder / f"tmp-{dead}-x",
+            folder / ".tmp-x-file",
+            folder / f".tmp-{'9' * 30}-file",
+            folder / "somebody's",
+        ]
+    for path in (*gone, *kept):
+        if path.name.endswith("dir-000001"):
+            (path / "deep").mkdir(parents=True)
+            (path / "deep" / "file").write_bytes(b"x")
+        else:
+            path.write_bytes(b"x")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    link = layout.archives / f".tmp-{dead}-link"
+    link.symlink_to(outside)
+    found = look(settings)
+    assert set(found.leftovers) == {*gone, link}
+    made = plan(found, settings, busy=[], now=0)
+    for _ in range(2):
+        recovery.apply(made, settings)
+    assert not any(path.exists() for path in gone)
+    assert not link.is_symlink()
+    assert all(path.exists() for path in kept)
+    assert (outside / "file").exists()
+    assert find_sealed(layout, slot.seal.partition) == slot
+
+
+def own_packer(directory: Path) -> Path:
+    """Dies as by kill -9 while `DIE` is set."""
+    if DIE:
+        os._exit(9)
+    made = directory.with_suffix(".7z")
+    made.write_bytes(b"packed")
+    return made
+
+
+DIE: list[bool] = []
+
+
+def test_the_work_folder_of_a_packer_that_was_killed_is_found(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, packer=own_packer, archive_suffix=".7z")
+    slot = sealed(settings, FILES)
+    DIE.append(True)
+    try:
+        child = os.fork()
+        if child == 0:
+            pack(slot, settings)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    finally:
+        DIE.clear()
+    (left,) = settings.layout.archives.iterdir()
+    assert look(settings).leftovers == [left]
+    recovery.apply(plan(look(settings), settings, busy=[], now=0), settings)
+    assert list(settings.layout.archives.iterdir()) == []
+    assert pack(slot, settings).size_bytes == len(b"packed")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours may catch it and go on."""
+
+
+STEPS = [
+    (fileio, "replace_durably"),
+    (fileio, "fsync_dir"),
+    (upload, "keep_receipt"),
+    (upload, "remove_local_data"),
+    (upload, "clear_failure"),
+    (upload, "forget_packed"),
+    (upload, "remove_tree"),
+    (fileio.shutil, "rmtree"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("module", "name"), STEPS, ids=[name for _, name in STEPS])
+def test_an_upload_killed_around_any_step_is_finished_by_recovery_with_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, after: bool
+) -> None:
+    settings = pipeline(tmp_path)
+    slot = sealed(settings, FILES)
+    store = settings.store.open()
+    note_failure(settings.layout, slot.seal.partition, stage="pack", error="e", now=0)
+    step = getattr(module, name)
+
+    def killed(*arguments: Any, **values: Any) -> None:
+        if after:
+            step(*arguments, **values)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, killed)
+        with pytest.raises(Killed):
+            list(upload_partitions([slot.seal.partition], settings, store))
+    assert settings.layout.sealed(0, 1).exists() or find_receipt(
+        settings.layout, slot.seal.partition
+    )
+    monkeypatch.setattr(recovery, "is_alive", lambda _: False)  # this process, as if it were dead
+    for _ in range(2):
+        made = plan(look(settings), settings, busy=[], now=2**32)
+        recovery.apply(made, settings)
+        list(upload_partitions(made.ask, settings, store))
+    assert archived_files(tmp_path / "objects") == {name: [c] for name, c in FILES.items()}
+    assert find_receipt(settings.layout, slot.seal.partition) is not None
+    assert list(all_failures(settings.layout)) == []
+    left = [path for path in settings.layout.root.rglob("*") if path.is_file()]
+    assert {path.relative_to(settings.layout.root).parts[0] for path in left} <= {
+        "active",  # next-number
+        "locks",
+        "receipts",
+    }
+
+
+def test_an_attempt_that_failed_inside_the_lock_lets_the_next_one_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pipeline(tmp_path)
+    slot = sealed(settings, FILES)
+    keep_receipt(settings.layout, receipt(slot.seal.partition))
+
+    def no_luck(*_: object) -> None:
+        raise PermissionError(13, "not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upload, "remove_tree", no_luck)
+        (failed,) = upload_partitions([slot.seal.partition], settings, settings.store.open())
+    assert isinstance(failed, Failed)
+    outcomes: list[Any] = []
+    again = threading.Thread(
+        target=lambda: outcomes.extend(
+            upload_partitions([slot.seal.partition], settings, settings.store.open())
+        ),
+        daemon=True,
+    )
+    again.start()
+    again.join(20)
+    assert [type(outcome) for outcome in outcomes] == [Done]
+
+
+class Unreachable:
+    """A store that never answers."""
+
+    def put(self, *_: object) -> None:
+        raise StoreUnavailable("the store does not answer", hint="look at its address")
+
+
+def test_a_store_that_does_not_answer_costs_nothing_and_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pipeline(tmp_path)
+    slots = [sealed(settings, FILES) for _ in range(2)]
+    keys = [slot.seal.partition for slot in slots]
+    unreachable: ObjectStore = Unreachable()  # type: ignore[assignment]
+    failed = list(upload_partitions(keys, settings, unreachable))
+    assert [type(one) for one in failed] == [Failed] * 2
+    assert [one.attempts for one in all_failures(settings.layout)] == [1, 1]
+
+    def full(*_: object, **__: object) -> None:
+        raise DiskFull("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fuploader_dagster.shipping.note_failure", full)
+        failed = list(upload_partitions(keys, settings, unreachable))
+    assert [type(one) for one in failed] == [Failed] * 2
+    assert [find_sealed(settings.layout, key) for key in keys] == slots
+    assert plan(look(settings), settings, busy=[], now=2**32).ask == keys
+
+
+@pytest.mark.parametrize("key", ["../../x", "a/b", "", "20261120T234501123Z-../x-s0-000017"])
+def test_a_partition_that_somebody_made_up_touches_no_file(tmp_path: Path, key: str) -> None:
+    settings = pipeline(tmp_path)
+    (failed,) = upload_partitions([key], settings, settings.store.open())
+    assert isinstance(failed, Failed)
+    assert failed.permanent
+    assert "is no partition key of ours" in failed.error
+    assert not settings.layout.root.exists()
+
+
+def test_a_partition_without_data_fails_and_leaves_no_failure_behind(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    (failed,) = upload_partitions([OLD], settings, settings.store.open())
+    assert isinstance(failed, Failed)
+    assert "there is no data of partition" in failed.error
+    assert list(all_failures(settings.layout)) == []
+
+
+def fill(settings: Pipeline, slot: int, name: str) -> None:
+    """An active directory with one committed message, as a dead worker leaves it."""
+    with Slot(settings, slot) as writer:
+        writer.add(name, b"x")
+        writer.commit()
+
+
+def names(slots: list[SealedSlot]) -> list[str]:
+    return sorted(entry.name for slot in slots for entry in slot.entries())
+
+
+def test_slots_that_no_worker_owns_any_more_are_sealed_and_owned_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    settings = pipeline(tmp_path, process_count=2, slots_per_worker=2)
+    for slot in range(6):
+        fill(settings, slot, f"{slot}.json")
+    abandoned = seal_abandoned(settings)
+    assert names(abandoned) == ["4.json", "5.json"]
+    assert {slot.seal.reason for slot in abandoned} == {"adopted"}
+    assert seal_abandoned(settings) == []
+
+
+def test_a_request_seals_what_nobody_writes_and_tells_those_who_write(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    for slot in range(3):
+        fill(settings, slot, f"{slot}.json")
+    with Slot(settings, 1) as busy:
+        assert names(seal_on_request(settings)) == ["0.json", "2.json"]
+        assert busy.count.messages == 1
+    first = settings.layout.seal_request.stat().st_mtime_ns
+    os.utime(settings.layout.seal_request, ns=(0, 0))
+    assert names(seal_on_request(settings)) == ["1.json"]
+    assert settings.layout.seal_request.stat().st_mtime_ns >= first
+
+
+def test_a_request_on_an_empty_root_is_remembered(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    assert seal_on_request(settings) == []
+    assert settings.layout.seal_request.exists()
