@@ -82,6 +82,7 @@ class Drain:
     def run(self) -> None:
         """Drain; after trouble pause and begin anew, as long as the lease runs."""
         troubles = 0
+        self.report.doing("starting")
         while not self._finished():
             handled = self.status.messages
             try:
@@ -112,6 +113,7 @@ class Drain:
         self._root_id = root_id(self.layout)
         with self._closing_parts(), self._slots() as slots:
             self.source.open()
+            self.lease.in_hand = True
             self.report.doing("draining")
             while not self._finished():
                 self._check_disk()
@@ -127,6 +129,7 @@ class Drain:
         try:
             yield
         finally:
+            self.lease.in_hand = False
             self.source.close()
             self.state.close()
 

@@ -24,6 +24,9 @@ class Lease:
         self._ends_at = 0.0
         self._buffer = b""
         self._ended = ""
+        self.in_hand = False
+        """Whether the worker has messages that it is about to commit: then leaving takes as long
+        as it takes. Otherwise nothing is left but goodbyes, and somebody may be hanging."""
 
     def read_job(self) -> bytes:
         """The first line, waiting for it. Empty if the pipe closed before it was complete."""

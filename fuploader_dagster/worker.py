@@ -5,7 +5,8 @@ of the lease is what ends a worker, in good order. SIGTERM ends the lease at onc
 
 A worker that dies of an error writes what it died of, in a sentence, into a pipe that its
 supervisor reads. One that hangs (a user's parser, a disk that does not answer) ends itself some
-time after its supervisor is gone: nobody else would, and it holds its slots until then.
+time after its supervisor is gone: nobody else would, and it holds its slots until then. With
+nothing in hand, connecting or saying goodbye to a broker that hangs, it does so at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s
 LEAVING_SECONDS = 30.0
 """How long a worker may take to leave before it is killed. Nothing is lost then: what it had not
 acknowledged comes again."""
+GOODBYE_SECONDS = 1.0
+"""How long it may take to connect or to say goodbye to a broker that hangs, once it is over."""
 MAX_LAST_WORDS = 1000
 """Less than what a pipe takes without a reader."""
 EXIT_ERROR, EXIT_HUNG = 1, 2
@@ -60,7 +63,7 @@ def main() -> int:
     lease.renew(job.lease_seconds)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
-    threading.Thread(target=_leave_at_last, args=[sys.stdin.fileno()], daemon=True).start()
+    threading.Thread(target=_leave_at_last, args=[lease], daemon=True).start()
     try:
         _drain(job, lease)
     except Exception as error:
@@ -90,14 +93,18 @@ def _drain(job: Job, lease: Lease) -> None:
     drain.run()
 
 
-def _leave_at_last(pipe: int) -> None:
+def _leave_at_last(lease: Lease) -> None:
     """End the process if it is still there long after its supervisor closed the pipe."""
     closed = select.poll()
-    closed.register(pipe, 0)  # reads nothing: only the other end's closing is reported
+    closed.register(sys.stdin.fileno(), 0)  # reads nothing: only the other end's closing shows
     closed.poll()
-    time.sleep(LEAVING_SECONDS)
-    log.error("the worker hung for %.0f s after it was to leave, and ends now", LEAVING_SECONDS)
-    os._exit(EXIT_HUNG)
+    until = time.monotonic() + LEAVING_SECONDS
+    time.sleep(GOODBYE_SECONDS)
+    while lease.in_hand and time.monotonic() < until:
+        time.sleep(0.1)
+    if lease.in_hand:
+        log.error("the worker hung for %.0f s when it was to leave, and ends now", LEAVING_SECONDS)
+    os._exit(EXIT_HUNG if lease.in_hand else 0)
 
 
 def in_a_sentence(error: Exception) -> str:

@@ -118,11 +118,21 @@ def _read(path: Path) -> WorkerStatus | None:
 
 
 def is_alive(pid: int) -> bool:
-    """True while a process of this number runs on this machine."""
+    """True while a process of this number runs on this machine.
+
+    One that ended and that nobody has waited for does not run: in a container whose first process
+    waits for nobody, those stay for ever.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    try:
+        state = (
+            Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0]
+        )
+    except (OSError, IndexError):  # it ended in this moment, or this is no Linux
+        return not Path("/proc/self").exists()
+    return state not in "ZX"
