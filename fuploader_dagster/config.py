@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from fuploader_dagster.layout import NO_NODE, Layout
+from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import SourceSettings
 from fuploader_dagster.state import StateSettings
 from fuploader_dagster.storage import OpensObjectStore
@@ -187,6 +188,12 @@ class Pipeline(Intake):
     recovery_base_seconds: Seconds = 60.0
     """Pause before a failed slot is asked for again; doubles with each attempt."""
     recovery_cap_seconds: Seconds = 3600.0
+    retention_days: Seconds = 30.0
+    """Verified partitions older than this are folded away; their history stays."""
+    retention_partitions: Count = 20_000
+    """So many verified partitions are kept at most, whatever their age."""
+    failure_webhook: Secret | None = None
+    """Gets a POST of JSON for each run that failed after its retries."""
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:

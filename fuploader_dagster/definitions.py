@@ -17,7 +17,9 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.seal_job import build_seal_job
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
+from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
+from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 
 
 def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:
@@ -42,8 +44,14 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
     return dg.Definitions(
         assets=build_assets(pipeline),
         jobs=[ship, build_seal_job(pipeline)],
-        sensors=[build_drain_sensor(pipeline, running=running)],
-        schedules=[build_recovery_schedule(pipeline, running=running)],
+        sensors=[
+            build_drain_sensor(pipeline, running=running),
+            build_failure_sensor(pipeline, running=running),
+        ],
+        schedules=[
+            build_recovery_schedule(pipeline, running=running),
+            build_retention_schedule(pipeline, running=running),
+        ],
         resources=resources,
     )
 

@@ -1,1 +1,1 @@
-"""What runs by itself: the drain sensor and the recovery schedule."""
+"""What runs by itself: draining, recovery, retention, and telling a person."""

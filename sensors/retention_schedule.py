@@ -1,0 +1,59 @@
+"""The retention schedule: folds away old partitions that the object store has confirmed.
+
+Dagster lists all keys of a partition set for many things it does, so the set has to stay small (its
+own advice is 100,000 at most). Deleting a key deletes no history: materialisations, runs and
+receipts stay. A partition without a receipt is never folded away.
+"""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.receipts import find_receipts
+
+KEYS_PER_EVALUATION = 5_000
+_DAY_SECONDS = 86_400.0
+
+
+def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
+    """The retention schedule of a pipeline, once an hour. It launches no runs."""
+    names = Names.of(pipeline)
+
+    @dg.schedule(
+        name=f"{names.scope}_retention",
+        job_name=names.ship_job,
+        cron_schedule="17 * * * *",
+        execution_timezone="UTC",
+        default_status=(
+            dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+        ),
+        description="Folds away old partitions that are verified in the object store.",
+    )
+    def fold(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
+        registered = context.instance.get_dynamic_partitions(names.partition_set)
+        candidates = foldable(registered, pipeline, now=time.time())[:KEYS_PER_EVALUATION]
+        stored = find_receipts(pipeline.layout, candidates)
+        for key in stored:
+            context.instance.delete_dynamic_partition(names.partition_set, key)
+        return dg.SkipReason(
+            f"folded away {len(stored):,} of {len(registered):,} partitions; their history stays"
+        )
+
+    return fold
+
+
+def foldable(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> list[str]:
+    """Keys that are too old, or too many, oldest first. Keys of other shapes are left alone."""
+    parsed = [(key, PartitionKey.parse(key)) for key in registered]
+    ours = sorted((partition.sealed_at, key) for key, partition in parsed if partition)
+    surplus = len(ours) - pipeline.retention_partitions
+    oldest_kept = now - pipeline.retention_days * _DAY_SECONDS
+    return [
+        key
+        for position, (sealed_at, key) in enumerate(ours)
+        if position < surplus or sealed_at.timestamp() < oldest_kept
+    ]

@@ -1,0 +1,113 @@
+"""Old verified partitions are folded away, nothing else; a failed run reaches a person."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
+from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable
+from fuploader_dagster.shipping import ship
+from tests.settings import pipeline, sealed
+
+DAY = 86_400.0
+
+
+def persistent_instance(folder: Path) -> dg.DagsterInstance:
+    """An instance in a folder: evaluation contexts take no ephemeral one."""
+    home = folder / "home"
+    home.mkdir()
+    return dg.DagsterInstance.local_temp(str(home))
+
+
+def test_only_verified_partitions_are_folded_away_and_their_history_stays(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, retention_days=1e-9)
+    names = Names.of(settings)
+    stored = [sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(2)]
+    assert len(list(ship(settings, settings.store.open()))) == 2
+    unshipped = sealed(settings, {"later": b"x"}).seal.partition
+    with persistent_instance(tmp_path) as instance:
+        instance.add_dynamic_partitions(names.partition_set, [*stored, unshipped, "a person's"])
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(names.uploaded_archive, partition=stored[0])
+        )
+        context = dg.build_schedule_context(instance=instance)
+        result = build_retention_schedule(settings, running=True)(context)
+        assert isinstance(result, dg.SkipReason)
+        left = instance.get_dynamic_partitions(names.partition_set)
+        assert sorted(left) == sorted([unshipped, "a person's"])
+        assert instance.fetch_materializations(names.uploaded_archive, limit=5).records
+
+
+def test_the_oldest_go_when_there_are_too_many_and_the_rest_by_age(tmp_path: Path) -> None:
+    keys = [f"202601{day:02d}T000000000Z-local-s0-{day:06d}" for day in range(1, 11)]
+    now = time.mktime((2026, 1, 11, 0, 0, 0, 0, 0, 0)) - time.timezone
+    many = pipeline(tmp_path, retention_days=100, retention_partitions=7)
+    assert foldable(keys, many, now=now) == keys[:3]
+    old = pipeline(tmp_path, retention_days=5)
+    assert foldable(list(reversed(keys)), old, now=now) == keys[:5]
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a small web server, and what was posted to it."""
+    posted: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook?token=hidden", posted
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_failed_run_reaches_the_webhook_with_what_failed_and_why(
+    tmp_path: Path, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, posted = webhook
+    settings = pipeline(tmp_path, failure_webhook=url, max_retries=0)
+    assert "hidden" not in repr(settings)
+    names = Names.of(settings)
+    slot = sealed(settings, {"a.json": b"content"})
+    slot.segment.write_bytes(slot.segment.read_bytes().replace(b"content", b"c0ntent"))
+    key = slot.seal.partition
+    definitions = build_definitions(settings)
+    with persistent_instance(tmp_path) as instance:
+        instance.add_dynamic_partitions(names.partition_set, [key])
+        result = definitions.resolve_job_def(names.ship_job).execute_in_process(
+            instance=instance,
+            tags={RANGE_START_TAG: key, RANGE_END_TAG: key},
+            raise_on_error=False,
+        )
+        context = dg.build_run_status_sensor_context(
+            sensor_name="docs_failures",
+            dagster_event=result.get_run_failure_event(),
+            dagster_instance=instance,
+            dagster_run=result.dagster_run,
+        ).for_run_failure()
+        build_failure_sensor(settings, running=True)(context)
+    (message,) = posted
+    assert message["slots_waiting"] == 1
+    assert message["failures"][0]["partition"] == key
+    assert "a.json" in message["failures"][0]["error"]
+    assert "data is kept" in message["text"]
