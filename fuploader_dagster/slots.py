@@ -232,7 +232,7 @@ class Slot:
     def _set_aside(self, path: Path) -> Path:
         relative = path.relative_to(self.layout.root / "active")
         name = os.fsencode(f"{time.time_ns()}-{'-'.join(relative.parts)}")[:MAX_NAME_BYTES]
-        target = self.layout.set_aside / os.fsdecode(name)
+        target = self.layout.set_aside / name.decode("utf-8", "ignore")
         rename_durably(path, target)
         log.warning("%s was not recognised and was moved to %s", path, target)
         return target
