@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
 )
 
@@ -33,7 +32,9 @@ NAMES = st.sampled_from(
 )
 CONTENTS = st.sampled_from([b"", b"1", b"2", b"3", b"x" * 511, b"x" * 512, b"x" * 5000])
 FORMATS = st.sampled_from(["segment", "files"])
+MESSAGES = st.lists(st.tuples(NAMES, CONTENTS), min_size=1, max_size=6)
 Files = dict[str, bytes]
+Messages = list[tuple[str, bytes]]
 
 
 def files_of(sealed: SealedSlot) -> Files:
@@ -93,15 +94,17 @@ class SlotLife(RuleBasedStateMachine):
             self.slot.__exit__()
             shutil.rmtree(self.folder)
 
-    @rule(name=NAMES, content=CONTENTS)
-    def add(self, name: str, content: bytes) -> None:
-        stored = stored_name({**self.committed, **self.added}, name, content)
-        assert self.slot.add(name, content) is (stored is not None)
-        if stored is not None:
-            self.added[stored] = content
+    @rule(messages=MESSAGES)
+    def add(self, messages: Messages) -> None:
+        for name, content in messages:
+            stored = stored_name({**self.committed, **self.added}, name, content)
+            assert self.slot.add(name, content) is (stored is not None)
+            if stored is not None:
+                self.added[stored] = content
 
-    @rule()
-    def commit(self) -> None:
+    @rule(messages=MESSAGES)
+    def commit(self, messages: Messages) -> None:
+        self.add(messages)
         self.slot.commit()
         self.committed.update(self.added)
         self.added = {}
@@ -137,10 +140,12 @@ class SlotLife(RuleBasedStateMachine):
         self.settings = self.settings.model_copy(update={"slot_format": other})
         self.slot = self.opened()
 
-    @precondition(lambda self: self.added)
-    @rule(data=st.data())
-    def crash_in_a_commit(self, data: st.DataObject) -> None:
+    @rule(messages=MESSAGES, data=st.data())
+    def crash_in_a_commit(self, messages: Messages, data: st.DataObject) -> None:
         """Any part of the data may be on the disk; of the index only once the data is whole."""
+        self.add(messages)
+        if not self.added:
+            return
         directory = self.settings.layout.active(0, self.slot.count.number)
         before = everything_in(directory)
         self.slot.commit()
@@ -173,9 +178,9 @@ class SlotLife(RuleBasedStateMachine):
         else:
             path.write_bytes(after[:end] + bytes(len(after) - end if how == "zeros" else 0))
 
-    @precondition(lambda self: self.committed or self.added)
-    @rule(renamed=st.booleans())
-    def crash_in_a_seal(self, renamed: bool) -> None:
+    @rule(messages=MESSAGES, renamed=st.booleans())
+    def crash_in_a_seal(self, messages: Messages, renamed: bool) -> None:
+        self.add(messages)
         self.moment += 1
         sealed = self.slot.seal("count")
         assert sealed is not None
@@ -213,8 +218,8 @@ class SlotLife(RuleBasedStateMachine):
 
 
 SlotLife.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=25,
+    max_examples=100,
+    stateful_step_count=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
