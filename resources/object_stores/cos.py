@@ -35,9 +35,6 @@ class COS(ObjectStoreResource):
     secret_id: str | None = None
     secret_key: str | None = Field(default=None, repr=False)
     token: str | None = Field(default=None, repr=False, description="Of temporary credentials.")
-    instance_role: str | None = Field(
-        default=None, description="CAM role of this machine, instead of keys."
-    )
     verify_tls: bool = True
     ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
     proxy_url: str | None = Field(default=None, repr=False)

@@ -20,10 +20,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fuploader_dagster.errors import DigestMismatch, FuploaderError, StoreRefused, TemporaryError
+from fuploader_dagster.errors import (
+    ConfigError,
+    DigestMismatch,
+    FuploaderError,
+    StoreRefused,
+    TemporaryError,
+)
+from fuploader_dagster.resources.object_stores.cos import COS
+from fuploader_dagster.resources.object_stores.local import Local
+from fuploader_dagster.resources.object_stores.oss import OSS
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.resources.object_stores.s3 import S3
 from fuploader_dagster.storage import (
     ArchiveFile,
     ObjectInfo,
@@ -35,6 +45,8 @@ from fuploader_dagster.storage import (
 
 log = logging.getLogger(__name__)
 
+KINDS: dict[str, type[ObjectStoreResource]] = {"s3": S3, "cos": COS, "oss": OSS, "local": Local}
+
 T = TypeVar("T")
 
 
@@ -44,6 +56,9 @@ class Mirror(ObjectStoreResource):
     first: ObjectStoreResource
     second: ObjectStoreResource
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: _from_yaml(name, value) for name, value in values.items()})
+
     def connect(self) -> ObjectStore:
         return MirroredObjectStore([self.first.connect(), self.second.connect()])
 
@@ -52,6 +67,19 @@ class Mirror(ObjectStoreResource):
 
     def describe(self) -> str:
         return f"{self.first.describe()}, mirrored to {self.second.describe()}"
+
+
+def _from_yaml(name: str, value: Any) -> Any:
+    """`{kind: s3, bucket: ...}` becomes the settings of that kind."""
+    if not isinstance(value, dict) or "kind" not in value:
+        return value
+    kind = KINDS.get(str(value["kind"]))
+    if kind is None:
+        raise ConfigError(
+            f"Mirror.{name} is of the kind {value['kind']!r}, which does not exist",
+            hint=f"there are {', '.join(KINDS)}",
+        )
+    return kind(**{key: each for key, each in value.items() if key != "kind"})
 
 
 class MirroredObjectStore(ObjectStore):

@@ -36,7 +36,7 @@ from fuploader_dagster.resources.object_stores.answers import (
     untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.cloud import ConfirmedPart, Service, Stated
+from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:

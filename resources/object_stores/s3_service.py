@@ -34,7 +34,7 @@ from fuploader_dagster.resources.object_stores.answers import (
     untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.cloud import ConfirmedPart, Service, Stated
+from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class S3Service(Service):
             )
             return [
                 ConfirmedPart(
-                    part["PartNumber"], part["Size"], part["ETag"].strip('"'), part["ETag"]
+                    part["PartNumber"], part["Size"], part["ETag"].strip('"').lower(), part["ETag"]
                 )
                 for page in pages
                 for part in page.get("Parts", ())

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pydantic
 import pytest
 
-from fuploader_dagster.errors import DigestMismatch, ObjectConflict, StoreUnavailable
+from fuploader_dagster.errors import ConfigError, DigestMismatch, ObjectConflict, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS, Local, Mirror
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 from tests.contract.object_store_contract import (
@@ -138,3 +139,14 @@ def test_a_mirror_works_as_a_dagster_resource(settings: Mirror, tmp_path: Path) 
     assert addresses[0].startswith("cos://")
     assert "file://" in addresses[0]
     assert "mirrored to folder" in settings.describe()
+
+
+def test_a_mirror_is_built_from_yaml_values(tmp_path: Path) -> None:
+    stores = {
+        "first": {"kind": "s3", "bucket": "b", "secret_access_key": {"env": "TEST_SECRET"}},
+        "second": {"kind": "local", "path": str(tmp_path)},
+    }
+    built = pydantic.TypeAdapter(Mirror).validate_python(stores)
+    assert built.describe() == f"s3://b/, mirrored to folder {tmp_path}"
+    with pytest.raises(ConfigError, match="floppy"):
+        Mirror(first={"kind": "floppy"}, second=Local(path="x"))

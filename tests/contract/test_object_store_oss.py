@@ -134,3 +134,12 @@ def test_without_keys_the_environments_own_are_used(
 def test_an_impossible_endpoint_is_a_configuration_error(open_store: OpenStore) -> None:
     with pytest.raises(ConfigError, match="endpoint"):
         open_store(endpoint="http://bad endpoint/")
+
+
+def test_a_machines_role_gives_temporary_credentials(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
+) -> None:
+    fake_oss.token = "token-of-the-role"
+    url = fake_oss.serve_role()
+    store = open_store(access_key_id=None, access_key_secret=None, instance_role_url=url)
+    assert not store.put("k", make_archive(tmp_path, 10)).already_there

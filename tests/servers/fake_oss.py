@@ -14,6 +14,7 @@ import base64
 import calendar
 import hashlib
 import hmac
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -30,6 +31,27 @@ class FakeOSS(FakeBucket):
     prefix = "x-oss-"
     min_part_bytes = 100 << 10
     region = "cn-test"
+    _role_path = ""
+
+    def serve_role(self) -> str:
+        """From now on the metadata service of a machine is here as well; returns its address."""
+        self._role_path = "/latest/meta-data/ram/security-credentials/role"
+        return self.endpoint + self._role_path
+
+    def answer(self, request: Request, operation: str) -> Answer:
+        if self._role_path and request.path == self._role_path:
+            later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            credentials = {
+                "Code": "Success",
+                "AccessKeyId": self.key_id,
+                "AccessKeySecret": self.secret,
+                "SecurityToken": self.token,
+                "Expiration": later,
+                "LastUpdated": now,
+            }
+            return Answer(200, {}, json.dumps(credentials).encode())
+        return super().answer(request, operation)
 
     def check_signature(self, request: Request) -> None:
         if self.token and request.headers.get("x-oss-security-token") != self.token:

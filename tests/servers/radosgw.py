@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.servers.swift import answers_http, free_ports, plain_client
+from tests.servers.swift import answers_http, dying_with_us, free_ports, plain_client
 
 PACKAGES = "ceph-mon ceph-osd radosgw ceph-common"
 
@@ -43,7 +43,7 @@ admin socket = {folder}/run/$name.asok
 pid file = {folder}/run/$name.pid
 crash dir = {folder}/run
 osd objectstore = memstore
-memstore device bytes = 2147483648
+memstore device bytes = 4294967296
 osd class load list = *
 osd class default list = *
 [mon.a]
@@ -55,6 +55,8 @@ rgw frontends = beast endpoint=127.0.0.1:{http} ssl_endpoint=127.0.0.1:{tls} \
 ssl_certificate={folder}/tls.crt ssl_private_key={folder}/tls.key
 rgw data = {folder}/rgw
 rgw run sync thread = false
+rgw gc obj min wait = 1
+rgw gc processor period = 2
 rgw crypt require ssl = false
 rgw crypt s3 kms backend = testing
 rgw crypt s3 kms encryption keys = testkey={kms_key}
@@ -168,7 +170,7 @@ class RadosGateway:
     def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command[0]}.log").open("ab") as log:
             process = subprocess.Popen(
-                command,
+                dying_with_us(*command),
                 env=self._environment(),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

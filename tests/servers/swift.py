@@ -12,6 +12,7 @@ from __future__ import annotations
 import getpass
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -159,7 +160,9 @@ class SwiftServer:
         for name in SERVERS:
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
-                    [sys.executable, "-c", _SERVE, f"{name}-server", etc / f"{name}-server.conf"],
+                    dying_with_us(
+                        sys.executable, "-c", _SERVE, f"{name}-server", f"{etc}/{name}-server.conf"
+                    ),
                     env={**os.environ, "SWIFT_CONF": str(etc / "swift.conf")},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -246,6 +249,12 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def dying_with_us(*command: str) -> list[str]:
+    """The command, run so that the kernel kills it when this process dies (where that is known)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
 
 
 def answers_http(port: int) -> bool:

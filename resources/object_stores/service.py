@@ -1,0 +1,79 @@
+"""Service: what a cloud's API must offer so that the verified put can stand on it.
+
+A backend implements this and nothing else: each method is one request, or one listing read to
+its end. Looking, comparing, cutting into parts, going on and retrying are done above it, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.storage import UnfinishedUpload
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a service says about an object."""
+
+    size_bytes: int
+    metadata: Mapping[str, str]
+    algorithm: Algorithm | None
+    """How the service's own digest is made; None: it states none that can be computed here."""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class ConfirmedPart:
+    """A part that the service holds. `tag` is what completing asks for.
+
+    `md5` is empty where the service does not state it (some encryptions).
+    """
+
+    number: int
+    size_bytes: int
+    md5: str
+    tag: str
+
+
+class Service(ABC):
+    """One bucket in the service's own words: each method is one request (or one listing).
+
+    Keys are full keys. Nothing is retried here. Errors as in `storage`, and for create-only
+    requests `AlreadyThere`, for those about an upload `UploadGone`.
+    """
+
+    max_parts = 10_000
+    sent_whole: Algorithm
+    """The digest that this service states for what came in one request."""
+
+    @abstractmethod
+    def address(self, key: str) -> str: ...
+    @abstractmethod
+    def stat(self, key: str) -> Stated | None: ...
+    @abstractmethod
+    def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None: ...
+    @abstractmethod
+    def begin(self, key: str, metadata: Mapping[str, str]) -> str: ...
+    @abstractmethod
+    def put_part(
+        self, key: str, upload_id: str, part: Part, body: View, md5: bytes
+    ) -> ConfirmedPart:
+        """The md5 in the result is what the service answered, not what was sent."""
+
+    @abstractmethod
+    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]: ...
+    @abstractmethod
+    def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None: ...
+    @abstractmethod
+    def abort(self, key: str, upload_id: str) -> None: ...
+    @abstractmethod
+    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]: ...
+    @abstractmethod
+    def read(self, key: str, offset: int, length: int) -> bytes | None: ...
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    @abstractmethod
+    def delete(self, key: str) -> None: ...

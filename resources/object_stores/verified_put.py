@@ -1,0 +1,288 @@
+"""The verified put of all clouds: look, send, look again, compare.
+
+What must always hold:
+
+- Create-only: the request says "only if nothing is there" where the service understands it, and
+  a look goes before and after where it does not.
+- A receipt is given only for what the service itself states about the object: its size, our
+  sha256 in its metadata, and a digest that the service computed from the bytes it holds. If it
+  states no digest that can be computed here too (some encryptions), the object is read back.
+- An upload in parts that was interrupted goes on with the parts whose size and md5, as the
+  service lists them, are those of the file here. No note about it is kept on this side, so it
+  goes on from any machine that has the archive.
+
+How an unfinished upload is recognised: parts are about equally large and the last one is sent
+first. An archive ends with its manifest, so the last part's digest says for which archive
+the upload was begun. Unfinished uploads that do not match are left alone (`abort_unfinished`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from fuploader_dagster.errors import (
+    DigestMismatch,
+    FuploaderError,
+    ObjectConflict,
+    StoreUnavailable,
+)
+from fuploader_dagster.resources.object_stores.answers import AlreadyThere, UploadGone
+from fuploader_dagster.resources.object_stores.archive_bytes import (
+    Algorithm,
+    Digests,
+    Part,
+    View,
+    cut,
+)
+from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.storage import ArchiveFile, Progress, StoredObject
+
+log = logging.getLogger(__name__)
+
+READ_BACK_BYTES = 8 << 20
+SHA256 = "sha256"
+PART_BYTES = "part-bytes"
+"""Metadata: how the archive was cut, so that anybody can compute a digest made of parts."""
+
+
+class VerifiedPut:
+    """One put of one archive: the steps, and the digests that they share."""
+
+    def __init__(
+        self,
+        service: Service,
+        key: str,
+        full: str,
+        archive: ArchiveFile,
+        progress: Progress | None,
+    ) -> None:
+        self._service = service
+        self._key = key
+        self._full = full
+        self._address = service.address(full)
+        self._archive = archive
+        self._digests = Digests(archive)
+        self._progress = progress or (lambda confirmed, total: None)
+        self._part_bytes = archive.size_bytes
+
+    def run(self, part_size_bytes: int, concurrency: int) -> StoredObject:
+        """The whole put."""
+        there = self._service.stat(self._full)
+        if there is not None:
+            return self._receipt(there, already_there=True)
+        try:
+            self._send(
+                cut(self._archive.size_bytes, part_size_bytes, self._service.max_parts),
+                concurrency,
+            )
+        except AlreadyThere:
+            return self._receipt(self._stated_now(), already_there=True)
+        return self._receipt(self._stated_now(), already_there=False)
+
+    def _stated_now(self) -> Stated:
+        there = self._service.stat(self._full)
+        if there is None:
+            raise StoreUnavailable(
+                f"{self._address}: the service said that it is there and does not have it",
+                hint="local data was kept; it is tried again",
+            )
+        return there
+
+    def _send(self, parts: Sequence[Part], concurrency: int) -> None:
+        """Everything from here to the service. Raises `AlreadyThere` if somebody was quicker."""
+        self._part_bytes = parts[0].size_bytes
+        metadata = {**self._archive.metadata, SHA256: self._archive.sha256}
+        if len(parts) == 1:
+            self._digests.read_through(["md5", self._service.sent_whole])
+            md5 = bytes.fromhex(self._digests.whole("md5", 0))
+            with View(self._archive, parts[0]) as body:
+                self._service.put(self._full, body, md5, metadata)
+            self._progress(self._archive.size_bytes, self._archive.size_bytes)
+            return
+        metadata[PART_BYTES] = str(self._part_bytes)
+        try:
+            self._send_parts(parts, concurrency, metadata)
+        except UploadGone as gone:
+            raise StoreUnavailable(
+                f"{self._address}: the unfinished upload was aborted by somebody",
+                hint="it is begun anew",
+            ) from gone
+
+    def _send_parts(
+        self, parts: Sequence[Part], concurrency: int, metadata: Mapping[str, str]
+    ) -> None:
+        upload_id, confirmed = self._begun_earlier(parts) or self._begin(metadata)
+        if confirmed:
+            self._report(confirmed)
+        try:
+            self._send_missing(parts, concurrency, upload_id, confirmed)
+        except BaseException:
+            if parts[-1].number not in confirmed:  # nobody could recognise it
+                self._give_up(upload_id)
+            raise
+        ordered = [confirmed[part.number] for part in parts]
+        try:
+            if self._service.stat(self._full) is not None:  # not every service checks by itself
+                raise AlreadyThere(self._full)
+            self._service.complete(self._full, upload_id, ordered)
+        except AlreadyThere:
+            self._give_up(upload_id)
+            raise
+
+    def _begun_earlier(self, parts: Sequence[Part]) -> tuple[str, dict[int, ConfirmedPart]] | None:
+        """The unfinished upload of this very archive, with the parts that need not be sent."""
+        for upload in self._service.unfinished(self._full):
+            if upload.key != self._full:
+                continue
+            try:
+                held = {
+                    part.number: part for part in self._service.parts(upload.key, upload.upload_id)
+                }
+            except UploadGone:
+                continue
+            if not self._is_held(parts[-1], held):
+                continue
+            confirmed = {
+                part.number: held[part.number] for part in parts if self._is_held(part, held)
+            }
+            log.info(
+                "%s: going on with an unfinished upload, %d of %d parts are there",
+                self._address,
+                len(confirmed),
+                len(parts),
+            )
+            return upload.upload_id, confirmed
+        return None
+
+    def _is_held(self, part: Part, held: Mapping[int, ConfirmedPart]) -> bool:
+        there = held.get(part.number)
+        return (
+            there is not None
+            and there.size_bytes == part.size_bytes
+            and there.md5 == self._digests.md5_of(part).hex()
+        )
+
+    def _begin(self, metadata: Mapping[str, str]) -> tuple[str, dict[int, ConfirmedPart]]:
+        return self._service.begin(self._full, metadata), {}
+
+    def _send_missing(
+        self,
+        parts: Sequence[Part],
+        concurrency: int,
+        upload_id: str,
+        confirmed: dict[int, ConfirmedPart],
+    ) -> None:
+        """Send what is not confirmed yet, the last part first; adds to `confirmed`."""
+        missing = [part for part in (parts[-1], *parts[:-1]) if part.number not in confirmed]
+        reader = ThreadPoolExecutor(1, "read-through")
+        sender = ThreadPoolExecutor(concurrency, "send-part")
+        try:
+            read_through = reader.submit(self._digests.read_through, [self._service.sent_whole])
+            sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
+            for future in as_completed(sending):
+                part = future.result()
+                confirmed[part.number] = part
+                self._report(confirmed)
+            read_through.result()
+        finally:  # the first failure ends the attempt; what is confirmed stays at the service
+            sender.shutdown(cancel_futures=True)
+            reader.shutdown(cancel_futures=True)
+            for future in sending:
+                if not future.cancelled() and future.exception() is None:
+                    confirmed[future.result().number] = future.result()
+
+    def _report(self, confirmed: Mapping[int, ConfirmedPart]) -> None:
+        done = sum(part.size_bytes for part in confirmed.values())
+        self._progress(done, self._archive.size_bytes)
+
+    def _give_up(self, upload_id: str) -> None:
+        """Do not leave behind what nobody will go on with; if that fails, housekeeping does it."""
+        try:
+            self._service.abort(self._full, upload_id)
+        except UploadGone:
+            log.debug("the unfinished upload of %s is gone already", self._key)
+        except FuploaderError as error:
+            log.warning("an unfinished upload of %s stays behind: %s", self._key, error)
+
+    def _send_part(self, upload_id: str, part: Part) -> ConfirmedPart:
+        md5 = self._digests.md5_of(part)
+        with View(self._archive, part) as body:
+            confirmed = self._service.put_part(self._full, upload_id, part, body, md5)
+        if confirmed.md5 not in ("", md5.hex()):
+            raise StoreUnavailable(
+                f"part {part.number} of {self._address}: the service confirmed "
+                f"md5 {confirmed.md5}, {md5.hex()} was sent",
+                hint="the part is sent again",
+            )
+        return confirmed
+
+    def _states_our_digest(self, there: Stated) -> bool:
+        if there.size_bytes != self._archive.size_bytes:
+            return False
+        algorithm, part_bytes = self._comparable(there)
+        return algorithm is not None and there.digest == self._digests.whole(algorithm, part_bytes)
+
+    def _receipt(self, there: Stated, *, already_there: bool) -> StoredObject:
+        """Compare everything that the service states with what is here.
+
+        Raises `ObjectConflict` for somebody else's archive, and `DigestMismatch` for what
+        claims to be ours and is not.
+        """
+        archive, kept = self._archive, there.metadata.get(SHA256)
+        if kept not in (None, archive.sha256):
+            raise self._conflict(there, f"sha256 {kept}")
+        if kept is None and not (already_there and self._states_our_digest(there)):
+            if already_there:
+                raise self._conflict(there, "another digest")
+            raise self._mismatch("no sha256 in the metadata", f"sha256 {archive.sha256}")
+        ours, stated = f"{archive.size_bytes} bytes", f"{there.size_bytes} bytes"
+        if there.size_bytes == archive.size_bytes:
+            algorithm, part_bytes = self._comparable(there)
+            if algorithm is None:
+                ours, stated = f"sha256 {archive.sha256}", f"sha256 {self._read_back()}"
+            else:
+                ours = f"{algorithm} {self._digests.whole(algorithm, part_bytes)}"
+                stated = f"{algorithm} {there.digest}"
+        if ours != stated:
+            raise self._mismatch(stated, ours)
+        return StoredObject(
+            self._address,
+            self._key,
+            archive.size_bytes,
+            archive.sha256,
+            already_there=already_there,
+        )
+
+    def _conflict(self, there: Stated, digest: str) -> ObjectConflict:
+        return ObjectConflict(
+            f"{self._address} has {there.size_bytes} bytes, {digest}; "
+            f"{self._archive.path} has {self._archive.size_bytes} bytes, "
+            f"sha256 {self._archive.sha256}",
+            hint="nothing was changed; find out who wrote it, or give the archive another key",
+        )
+
+    def _mismatch(self, stated: str, ours: str) -> DigestMismatch:
+        return DigestMismatch(
+            f"{self._address}: the service states {stated}; {self._archive.path} has {ours}",
+            hint="local data was kept; look at the object, remove it, and upload again",
+        )
+
+    def _comparable(self, there: Stated) -> tuple[Algorithm | None, int]:
+        """Which digest to compare, and the size of the parts that it is made of."""
+        if there.algorithm != "md5-of-parts":
+            return there.algorithm, 0
+        noted = there.metadata.get(PART_BYTES, "")
+        part_bytes = int(noted) if noted.isdecimal() else self._part_bytes
+        count = int(there.digest.rpartition("-")[2])
+        if part_bytes > 0 and -(-there.size_bytes // part_bytes) == count:
+            return there.algorithm, part_bytes
+        return None, 0  # cut in a way that is not known: read it back
+
+    def _read_back(self) -> str:
+        digest = hashlib.sha256()
+        for offset in range(0, self._archive.size_bytes, READ_BACK_BYTES):
+            digest.update(self._service.read(self._full, offset, READ_BACK_BYTES) or b"")
+        return digest.hexdigest()
