@@ -5,6 +5,10 @@ raw bytes, the queue's headers and properties, and the reason.
 
 Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object a line; `body` is base64. A crash
 can leave a torn last line: its message was not acknowledged and comes again.
+
+A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
+the queue stay where they are; their ids stand in `dead-letters/requeued`, appended after the queue
+confirmed them. A crash in between sends them twice, never not at all.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import msgspec
 
 from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
+from fuploader_dagster.source import MessagePublisher
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +70,51 @@ class DeadLetterBox:
 
 def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
     """All dead letters of a pipeline, by day. A torn line is passed over, with a warning."""
+    for _, letter in numbered_dead_letters(layout):
+        yield letter
+
+
+def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
+    """All dead letters with their ids, by day, those that were sent back included."""
     if not layout.dead_letters.is_dir():
         return
     for path in sorted(layout.dead_letters.glob("*.jsonl")):
         with path.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, start=1):
                 try:
                     letter = msgspec.json.decode(line, type=DeadLetter)
                 except msgspec.DecodeError as error:
                     log.warning("passed over a torn line in %s: %s", path, error)
                 else:
-                    yield letter
+                    yield f"{path.stem}:{number}", letter
+
+
+def requeued_ids(layout: Layout) -> set[str]:
+    """Ids of the letters that were sent back to the queue."""
+    path = _requeued(layout)
+    return set(path.read_text("utf-8").split()) if path.exists() else set()
+
+
+def requeue(
+    layout: Layout, letters: Sequence[tuple[str, DeadLetter]], publisher: MessagePublisher
+) -> int:
+    """Send letters back to the queue with their bodies and headers; returns how many.
+
+    Raises what `MessagePublisher.publish` raises; then none of them counts as sent back.
+    """
+    sent = publisher.publish((one.body, _headers(one)) for _, one in letters)
+    lines = "".join(f"{letter_id}\n" for letter_id, _ in letters).encode("utf-8")
+    if lines:
+        path = _requeued(layout)
+        append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+    return sent
+
+
+def _headers(letter: DeadLetter) -> dict[str, Any]:
+    headers = letter.attributes.get("headers")
+    named = dict(headers) if isinstance(headers, dict) else {}
+    return {**named, **({"message_id": letter.message_id} if letter.message_id else {})}
+
+
+def _requeued(layout: Layout) -> Path:
+    return layout.dead_letters / "requeued"

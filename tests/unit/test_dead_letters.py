@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
+from fuploader_dagster.dead_letters import (
+    DeadLetter,
+    DeadLetterBox,
+    numbered_dead_letters,
+    read_dead_letters,
+    requeue,
+    requeued_ids,
+)
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00:00Z
 DAY = 86_400.0
@@ -71,3 +81,29 @@ def test_a_line_torn_at_any_byte_costs_no_other_letter(
         # without its line break, a last letter is whole all the same
         assert found == [b"one"] + [b"one"] * (cut == len(whole) - 1) + [b"two"]
         assert bool(caplog.records) == (0 < cut < len(whole) - 1)
+
+
+def test_letters_sent_back_carry_body_and_headers_and_are_remembered(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "docs")
+    DeadLetterBox(layout, 0).keep([letter(b"first"), letter(b"second")])
+    queue = EmbeddedQueue(path=tmp_path / "queue")
+    numbered = list(numbered_dead_letters(layout))
+    publisher = queue.publisher()
+    assert requeue(layout, numbered[1:], publisher) == 1
+    publisher.close()
+    assert requeued_ids(layout) == {numbered[1][0]}
+    source = queue.source(prefetch=10)
+    source.open()
+    (message,) = source.receive(10, 5)
+    assert (message.body, message.message_id) == (b"second", "id-1")
+    assert source.describe(message)["headers"] == {"x": [1, None, "ü"]}
+    source.close()
+
+
+def test_letters_that_the_queue_did_not_confirm_are_not_taken_for_sent(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    DeadLetterBox(layout, 0).keep([letter(b"kept")])
+    publisher = RabbitMQ(url="amqp://127.0.0.1:1/", queue="q").publisher()
+    with pytest.raises(SourceUnavailable):
+        requeue(layout, list(numbered_dead_letters(layout)), publisher)
+    assert requeued_ids(layout) == set()
