@@ -72,8 +72,14 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
 
 
 def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:
-    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags={PIPELINE_TAG: names.scope}))
-    return {key for run in runs for key in keys_of_run(run.tags, registered)}
+    """Partitions in unfinished runs. Those of a backfill say no pipeline; they may be ours."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
+    return {
+        key
+        for run in runs
+        if run.tags.get(PIPELINE_TAG, names.scope) == names.scope
+        for key in keys_of_run(run.tags, registered)
+    }
 
 
 def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:

@@ -1,0 +1,309 @@
+"""The drain sensor: ticks in milliseconds, sealed slots become runs once, trouble is said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.redis_state import RedisState
+from fuploader_dagster.sensors import drain_sensor
+from fuploader_dagster.sensors.drain_sensor import DrainTrouble, build_drain_sensor
+from fuploader_dagster.state import Commit
+from fuploader_dagster.supervisor import supervisor_for
+from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
+from tests.servers.ports import free_port
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
+from tests.settings import pipeline, sealed
+
+
+class Ticking:
+    """A pipeline's drain sensor in an instance of its own, ticked by hand."""
+
+    def __init__(self, settings: Pipeline) -> None:
+        self.settings = settings
+        self.names = Names.of(settings)
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.sensor = build_drain_sensor(settings, running=True)
+        self.cursor: str | None = None
+
+    def tick(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result = self.sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        return result
+
+    def accept(self, result: dg.SensorResult) -> None:
+        """What the daemon does with an answer."""
+        for request in result.dynamic_partitions_requests or []:
+            assert isinstance(request, dg.AddDynamicPartitionsRequest)
+            assert request.partitions_def_name is not None
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+
+    def store(self) -> Any:
+        return self.settings.state.store(pipeline=self.settings.name, node=self.settings.node)
+
+
+def new_keys(result: dg.SensorResult) -> list[str]:
+    return [
+        key
+        for request in result.dynamic_partitions_requests or []
+        for key in request.partition_keys
+    ]
+
+
+@pytest.fixture
+def ticking(tmp_path: Path) -> Iterator[Any]:
+    """Call it for a sensor whose workers, if it has any, leave after the test."""
+    made: list[Ticking] = []
+
+    def make(**values: Any) -> Ticking:
+        made.append(
+            Ticking(
+                pipeline(
+                    tmp_path,
+                    **{
+                        "source": EmbeddedQueue(path=tmp_path / "queue"),
+                        "min_free_bytes": 0,
+                        **values,
+                    },
+                )
+            )
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.settings.drain_by == "sensor":
+            supervisor_for(one.settings.intake()).stop()
+
+
+def queued(ticking: Ticking, count: int) -> list[str]:
+    """Sealed slots on disk, queued in the state store as a worker does it."""
+    keys = [
+        sealed(ticking.settings, {f"{n}.json": b"x" * n}).seal.partition
+        for n in range(1, count + 1)
+    ]
+    ticking.store().add_sealed(keys)
+    return keys
+
+
+def test_a_tick_registers_sealed_slots_and_asks_for_their_runs_in_one_answer(ticking: Any) -> None:
+    one: Ticking = ticking(drain_by="command", partitions_per_run=3)
+    keys = queued(one, 7)
+    result = one.tick()
+    assert new_keys(result) == keys
+    requests = result.run_requests or []
+    asked = [(r.tags[RANGE_START_TAG], r.tags[RANGE_END_TAG]) for r in requests]
+    assert asked == [(keys[0], keys[2]), (keys[3], keys[5]), (keys[6], keys[6])]
+    assert len({request.run_key for request in requests}) == 3
+    events = result.asset_events
+    assert [event.partition for event in events] == keys
+    assert {event.asset_key for event in events} == {one.names.sealed_slot}
+    metadata = {event.partition: event.metadata for event in events}
+    assert metadata[keys[4]]["payload_bytes"].value == 5
+    assert metadata[keys[4]]["reason"].value == "request"
+
+
+def test_keys_leave_the_waiting_list_only_when_the_instance_has_their_partitions(
+    ticking: Any,
+) -> None:
+    one: Ticking = ticking(drain_by="command")
+    keys = queued(one, 3)
+    lost = one.tick()
+    repeated = one.tick()
+    assert new_keys(repeated) == new_keys(lost) == keys
+    assert repeated.run_requests == lost.run_requests
+    assert one.store().sealed(10) == keys
+    one.accept(repeated)
+    after = one.tick()
+    assert new_keys(after) == []
+    assert not after.run_requests
+    assert after.skip_reason is not None
+    assert one.store().sealed(10) == []
+    later = queued(one, 1)
+    assert new_keys(one.tick()) == later
+
+
+def test_a_run_takes_at_most_64_slots_and_a_tick_a_bounded_number(
+    ticking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_sensor, "KEYS_PER_TICK", 150)
+    one: Ticking = ticking(drain_by="command")
+    keys = [f"20260101T000000{n:03d}Z-local-s0-{n:06d}" for n in range(1, 201)]
+    one.store().add_sealed(keys)
+    sizes = []
+    for expected in (keys[:150], keys[150:]):
+        result = one.tick()
+        assert new_keys(result) == expected
+        for request in result.run_requests or []:
+            start, end = request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]
+            sizes.append(keys.index(end) - keys.index(start) + 1)
+        one.accept(result)
+    assert sizes == [64, 64, 22, 50]
+
+
+def test_new_slots_do_not_wait_behind_many_that_were_registered_before(
+    ticking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_sensor, "KEYS_PER_TICK", 10)
+    one: Ticking = ticking(drain_by="command")
+    old = [f"20260101T000000{n:03d}Z-local-s0-{n:06d}" for n in range(1, 500)]
+    one.instance.add_dynamic_partitions(one.names.partition_set, old)
+    new = queued(one, 2)
+    one.store().add_sealed(old)  # as every worker does that starts while the store is down
+    assert new_keys(one.tick()) == new
+
+
+def test_ticks_keep_the_same_workers_and_ship_what_they_seal(ticking: Any) -> None:
+    one: Ticking = ticking(process_count=2, seal_messages=50, commit_messages=25)
+    publish(one.settings, files(400))
+    one.tick()
+    wait_for(lambda: len(pids(one.settings)) == 2, one.settings, "the workers")
+    first = pids(one.settings)
+    for _ in range(5):
+        one.accept(one.tick())
+    wait_until_handled(one.settings, 400)
+    one.accept(one.tick())
+    assert pids(one.settings) == first
+    keys = one.instance.get_dynamic_partitions(one.names.partition_set)
+    assert len(keys) >= 4
+
+
+def test_with_drain_by_command_a_tick_starts_no_worker(ticking: Any) -> None:
+    one: Ticking = ticking(drain_by="command")
+    publish(one.settings, files(10))
+    one.tick()
+    time.sleep(1)
+    assert pids(one.settings) == set()
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["", "rubbish", "[1, 2]", '{"at": "x"}', '{"at": 1e999}', "\ud800", "null"]
+)
+def test_a_cursor_that_cannot_be_read_starts_the_rates_anew(ticking: Any, rubbish: str) -> None:
+    one: Ticking = ticking(drain_by="command")
+    one.cursor = rubbish
+    result = one.tick()
+    assert result.skip_reason is not None
+    assert result.skip_reason.skip_message is not None
+    assert result.skip_reason.skip_message.startswith("0 messages/s;")
+    assert '"at"' in (result.cursor or "")
+
+
+def test_a_tick_says_what_goes_on(ticking: Any) -> None:
+    one: Ticking = ticking(drain_by="command")
+    one.tick()
+    one.store().record(Commit(stored_messages=5_000, duplicates=2), root_id="root", ttl_seconds=10)
+    time.sleep(0.1)
+    said = one.tick().skip_reason
+    assert said is not None
+    assert "; 5,000 stored, 2 duplicates, 0 dead letters" in str(said.skip_message)
+    assert not str(said.skip_message).startswith("0 messages/s")
+
+
+def test_a_tick_says_that_messages_became_dead_letters_and_why(ticking: Any) -> None:
+    one: Ticking = ticking()
+    one.tick()
+    publish_bodies(one.settings, [b"no JSON"] * 30)
+    wait_until_handled(one.settings, 30)
+    wait_for(
+        lambda: "30 messages became dead letters" in str(one.tick().skip_reason),
+        one.settings,
+        "the sentence",
+        0.1,
+    )
+
+
+def assert_trouble_is_said(one: Ticking, *expected: str, secret: str) -> None:
+    """Ticks are short before and while there is trouble, and fail with its sentence."""
+
+    def troubled() -> bool:
+        began = time.monotonic()
+        try:
+            one.tick()
+        except DrainTrouble as trouble:
+            assert time.monotonic() - began < 2
+            assert all(part in str(trouble) for part in expected), str(trouble)
+            assert secret not in str(trouble)
+            return True
+        assert time.monotonic() - began < 1
+        return False
+
+    wait_for(troubled, one.settings, "the trouble")
+
+
+def test_a_broker_that_refuses_connections_makes_the_tick_fail_with_a_sentence(
+    ticking: Any, redis_server: RedisServer
+) -> None:
+    port = free_port()
+    url = f"amqp://someone:top-secret@127.0.0.1:{port}/%2F"
+    one: Ticking = ticking(
+        source=RabbitMQ(url=url, queue="q"),
+        state=RedisState(url=redis_server.url(), key_prefix=f"q{port}"),
+    )
+    assert_trouble_is_said(
+        one,
+        f"worker 0: could not connect to queue 'q' on RabbitMQ (amqp://someone@127.0.0.1:{port}",
+        "is the broker running, and can this machine reach it?",
+        secret="top-secret",
+    )
+
+
+def test_a_tick_takes_less_than_a_second_though_the_broker_does_not_answer(
+    ticking: Any, rabbitmq: RabbitMQServer
+) -> None:
+    source = RabbitMQ(url=rabbitmq.url, queue="q", connect_timeout_seconds=1)
+    one: Ticking = ticking(source=source)
+    rabbitmq.pause()
+    try:
+        assert_trouble_is_said(
+            one, f"@127.0.0.1:{rabbitmq.port}", "worker 0: could not", secret=rabbitmq.password
+        )
+    finally:
+        rabbitmq.resume()
+    wait_for(lambda: quiet(one), one.settings, "the all-clear")
+
+
+def quiet(one: Ticking) -> bool:
+    try:
+        return one.tick().skip_reason is not None
+    except DrainTrouble:
+        return False
+
+
+def test_a_state_store_that_is_gone_makes_the_tick_fail_with_a_sentence(ticking: Any) -> None:
+    port = free_port()
+    state = RedisState(url=f"redis://:top-secret@127.0.0.1:{port}/0", timeout_seconds=1)
+    one: Ticking = ticking(state=state, drain_by="command")
+    assert_trouble_is_said(
+        one, f"redis://127.0.0.1:{port}/0 failed", "is Redis running", secret="top-secret"
+    )
+
+
+def test_slots_are_registered_though_a_worker_has_trouble(ticking: Any) -> None:
+    one: Ticking = ticking(min_free_bytes=10**18)
+    keys = queued(one, 2)
+    results = []
+
+    def troubled() -> bool:
+        results.append(one.tick())
+        return bool(supervisor_for(one.settings.intake()).problems())
+
+    wait_for(troubled, one.settings, "the worker's trouble")
+    assert new_keys(one.tick()) == keys
+    one.accept(results[-1])
+    with pytest.raises(DrainTrouble, match=r"less than min_free_bytes .*free some space"):
+        one.tick()
