@@ -234,12 +234,17 @@ class ObjectStoreContract:
 
 
 class PartsContract:
-    """Needs `open_store` with parts of 5 MiB by default, and `parts_sent`.
+    """Needs `open_store` with parts of `part_bytes` by default, and `parts_sent`.
 
     `parts_sent()` counts the part uploads that the server received so far.
     """
 
-    size_bytes = 31 * MIB + 4_321  # six parts
+    part_bytes = 5 * MIB
+    parts = 4
+
+    @property
+    def size_bytes(self) -> int:
+        return self.parts * self.part_bytes + 4_321
 
     def test_a_large_archive_is_stored_in_parts_and_confirmed_as_a_whole(
         self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
@@ -248,10 +253,10 @@ class PartsContract:
         seen: list[tuple[int, int]] = []
         receipt = store.put("big", archive, lambda done, total: seen.append((done, total)))
         assert receipt.sha256 == archive.sha256
-        assert parts_sent() == 6
+        assert parts_sent() == self.parts
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert seen[-1] == (self.size_bytes, self.size_bytes)
-        assert len(seen) == 6
+        assert len(seen) == self.parts
         assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
         assert store.unfinished() == []
         assert store.put("big", archive).already_there
@@ -262,12 +267,12 @@ class PartsContract:
         store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
         interrupt(store, archive, after_parts=2)
         before = parts_sent()
-        assert 2 <= before < 6
+        assert 2 <= before < self.parts
         assert [each.key for each in store.unfinished()] == ["big"]
         first: list[int] = []
         store.put("big", archive, lambda done, _: first.append(done))
-        assert parts_sent() == 6  # none was sent twice
-        assert first[0] > self.size_bytes * (before - 1) // 6
+        assert parts_sent() == self.parts  # none was sent twice
+        assert first[0] > self.size_bytes * (before - 1) // self.parts
         assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
         assert store.unfinished() == []
 
@@ -279,7 +284,7 @@ class PartsContract:
         before = parts_sent()
         archive = make_archive(tmp_path, self.size_bytes, seed=2)
         store.put("big", archive)
-        assert parts_sent() == before + 6
+        assert parts_sent() == before + self.parts
         assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
 
     def test_only_old_unfinished_uploads_that_nobody_needs_are_aborted(

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.errors import ConfigError, StoreRefused, StoreUnavailable
+from fuploader_dagster.errors import ConfigError, DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS
 from fuploader_dagster.storage import ObjectStore
 from tests.contract.object_store_contract import (
@@ -20,6 +20,7 @@ from tests.contract.object_store_contract import (
     make_archive,
 )
 from tests.servers.fake_cos import FakeCOS
+from tests.servers.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def open_store(fake_cos: FakeCOS, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
         "scheme": "http",
         "secret_id": fake_cos.key_id,
         "secret_key": dg.EnvVar("TEST_COS_SECRET"),
-        "part_size_bytes": 5 * MIB,
+        "part_size_bytes": MIB,
         "retry_budget_seconds": 0,
     }
 
@@ -49,7 +50,7 @@ def parts_sent(fake_cos: FakeCOS) -> Callable[[], int]:
 
 
 class TestCOS(ObjectStoreContract, PartsContract):
-    pass
+    part_bytes = MIB
 
 
 @pytest.mark.parametrize("what", ["key", "secret", "bucket"])
@@ -101,7 +102,7 @@ def test_storage_class_encryption_and_tags_are_asked_for(
 def test_an_error_that_comes_with_status_200_is_an_error(
     open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
 ) -> None:
-    archive = make_archive(tmp_path, 11 * MIB)
+    archive = make_archive(tmp_path, 2 * MIB + 5)
     fake_cos.fail_late_once = True
     with pytest.raises(StoreUnavailable):
         open_store().put("k", archive)
@@ -113,3 +114,23 @@ def test_an_error_that_comes_with_status_200_is_an_error(
 def test_neither_region_nor_endpoint_is_a_configuration_error(open_store: OpenStore) -> None:
     with pytest.raises(ConfigError, match="bucket-1250000000"):
         open_store(region=None)
+
+
+def test_an_object_that_claims_our_digest_and_holds_other_bytes_is_a_mismatch(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 1_000)
+    open_store().put("k", archive)
+    fake_cos.files["archives/of-node-1/k"].content = b"x" * 1_000
+    with pytest.raises(DigestMismatch, match="crc64ecma"):
+        open_store().put("k", archive)
+
+
+def test_requests_go_through_the_proxy_that_is_set(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
+) -> None:
+    proxy = FaultyProxy(fake_cos.port)
+    proxy.start()
+    open_store(proxy_url=proxy.endpoint).put("k", make_archive(tmp_path, 10))
+    assert proxy.forwarded["put"] == fake_cos.counts["put"] == 1
+    proxy.stop()

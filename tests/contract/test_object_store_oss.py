@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.errors import ConfigError, StoreRefused, StoreUnavailable
+from fuploader_dagster.errors import ConfigError, DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import OSS
 from fuploader_dagster.storage import ObjectStore
 from tests.contract.object_store_contract import (
@@ -20,6 +20,7 @@ from tests.contract.object_store_contract import (
     make_archive,
 )
 from tests.servers.fake_oss import FakeOSS
+from tests.servers.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def open_store(fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
         "region": fake_oss.region,
         "access_key_id": fake_oss.key_id,
         "access_key_secret": dg.EnvVar("TEST_OSS_SECRET"),
-        "part_size_bytes": 5 * MIB,
+        "part_size_bytes": MIB,
         "retry_budget_seconds": 0,
     }
 
@@ -48,7 +49,7 @@ def parts_sent(fake_oss: FakeOSS) -> Callable[[], int]:
 
 
 class TestOSS(ObjectStoreContract, PartsContract):
-    pass
+    part_bytes = MIB
 
 
 @pytest.mark.parametrize("what", ["key", "secret", "bucket"])
@@ -100,7 +101,7 @@ def test_storage_class_encryption_and_tags_are_asked_for(
 def test_an_error_that_comes_with_status_200_is_an_error(
     open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
 ) -> None:
-    archive = make_archive(tmp_path, 11 * MIB)
+    archive = make_archive(tmp_path, 2 * MIB + 5)
     fake_oss.fail_late_once = True
     with pytest.raises(StoreUnavailable):
         open_store().put("k", archive)
@@ -112,7 +113,7 @@ def test_an_error_that_comes_with_status_200_is_an_error(
 def test_without_a_region_requests_are_signed_by_v1(
     open_store: OpenStore, fake_oss: FakeOSS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    store, archive = open_store(region=None), make_archive(tmp_path, 11 * MIB)
+    store, archive = open_store(region=None), make_archive(tmp_path, 2 * MIB + 5)
     store.put("a b/ü", archive)
     assert [each.key for each in store.list()] == ["a b/ü"]
     assert store.unfinished() == []
@@ -143,3 +144,23 @@ def test_a_machines_role_gives_temporary_credentials(
     url = fake_oss.serve_role()
     store = open_store(access_key_id=None, access_key_secret=None, instance_role_url=url)
     assert not store.put("k", make_archive(tmp_path, 10)).already_there
+
+
+def test_an_object_that_claims_our_digest_and_holds_other_bytes_is_a_mismatch(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 1_000)
+    open_store().put("k", archive)
+    fake_oss.files["archives/of-node-1/k"].content = b"x" * 1_000
+    with pytest.raises(DigestMismatch, match="crc64ecma"):
+        open_store().put("k", archive)
+
+
+def test_requests_go_through_the_proxy_that_is_set(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path
+) -> None:
+    proxy = FaultyProxy(fake_oss.port)
+    proxy.start()
+    open_store(proxy_url=proxy.endpoint).put("k", make_archive(tmp_path, 10))
+    assert proxy.forwarded["put"] == fake_oss.counts["put"] == 1
+    proxy.stop()

@@ -140,3 +140,10 @@ def test_a_store_that_is_not_there_is_unavailable_and_the_error_names_its_addres
     with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1") as caught:
         store.put("k", make_archive(tmp_path, 10))
     assert "check that the address" in caught.value.hint
+
+
+def test_requests_go_through_the_proxy_that_is_set(
+    open_store: OpenStore, swift_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    open_store(proxy_url=swift_proxy.endpoint).put("k", make_archive(tmp_path, 10))
+    assert swift_proxy.forwarded["put"] == 1

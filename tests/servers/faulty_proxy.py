@@ -149,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         """All methods are handled alike: `do_any`."""
         if not super().parse_request():
             return False
+        if self.path.startswith("http://"):  # asked as a forward proxy
+            parts = urlsplit(self.path)
+            self.path = parts.path + (f"?{parts.query}" if parts.query else "")
         setattr(self, f"do_{self.command}", self._do_any)
         return True
 
