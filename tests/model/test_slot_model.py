@@ -218,7 +218,7 @@ class SlotLife(RuleBasedStateMachine):
 
 
 SlotLife.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=60,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
