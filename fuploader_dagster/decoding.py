@@ -52,7 +52,7 @@ class Decoder:
     def decode(self, messages: Sequence[Message]) -> list[File | BadMessage]:
         """One result per message, in their order."""
         if self._parser is None:
-            return [self._attempt(self._plain, message, message) for message in messages]
+            return [self._plain(message) for message in messages]
         parsed = self._parse(self._parser, messages)
         return [
             self._attempt(self._named, result, message)
@@ -74,10 +74,13 @@ class Decoder:
         except BadMessage as error:
             return error
 
-    def _plain(self, _: Any, message: Message) -> File:
-        envelope = self._built_in(message)
-        name = envelope.file_name if self._namer is None else _ask_name(self._namer, envelope)
-        return File(check_file_name(name), envelope.content)
+    def _plain(self, message: Message) -> File | BadMessage:
+        try:
+            envelope = self._built_in(message)
+            name = envelope.file_name if self._namer is None else _ask_name(self._namer, envelope)
+            return File(check_file_name(name), envelope.content)
+        except BadMessage as error:
+            return error
 
     def _named(self, parsed: Any, message: Message) -> File:
         if isinstance(parsed, BadMessage):

@@ -19,16 +19,16 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from fuploader_dagster.config import Intake
 from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.decoding import Decoder
-from fuploader_dagster.errors import BadMessage, DamagedSlot, DiskFull, FuploaderError, SlotInUse
+from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.fileio import create_durably, make_dirs
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.lease import Lease
-from fuploader_dagster.sealing import Reason, read_seal
+from fuploader_dagster.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.state import Commit, StateStore
@@ -146,22 +146,9 @@ class Drain:
             ]
             self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
             self._seal_requested_at = self._seal_request()
-            self.state.add_sealed(self._sealed_here())
+            self.state.add_sealed(sealed_partitions(self.layout))
             self._record(Commit(slots=[slot.count for slot in slots]))
             yield slots
-
-    def _sealed_here(self) -> list[str]:
-        """Partition keys of this worker's sealed slots: the state may have lost them.
-
-        Runs ship and remove them meanwhile, and one that is damaged is theirs to report.
-        """
-        folders = {f"slot-{slot}" for slot in self._owned}
-        keys = []
-        for directory in self.layout.sealed_dirs():
-            if directory.parent.name in folders:
-                with suppress(DamagedSlot):
-                    keys.append(read_seal(directory).partition)
-        return keys
 
     def _receive_batch(self) -> list[Message]:
         """Messages for one commit: full, or as old as the flush interval, or what there is."""

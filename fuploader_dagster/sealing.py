@@ -83,12 +83,13 @@ def make_seal(
     slot: int,
     number: int,
     slot_format: Literal["segment", "files"],
+    messages: int,
+    payload_bytes: int,
     index_content: bytes,
     reason: Reason,
     now: float,
 ) -> Seal:
     """Decide everything that a sealed slot fixes: partition key, archive name, object key."""
-    entries = read_index(index_content).entries
     partition = PartitionKey(utc(now), settings.node, slot, number)
     archive = f"{partition}{settings.archive_suffix}"
     key, problem = None, ""
@@ -106,8 +107,8 @@ def make_seal(
         sealed_at=partition.sealed_at.isoformat(timespec="milliseconds"),
         reason=reason,
         slot_format=slot_format,
-        messages=len(entries),
-        payload_bytes=sum(entry.size_bytes for entry in entries),
+        messages=messages,
+        payload_bytes=payload_bytes,
         index_sha256=hashlib.sha256(index_content).hexdigest(),
         archive=archive,
         object_key=key,

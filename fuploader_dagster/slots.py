@@ -154,6 +154,8 @@ class Slot:
             slot=self.slot,
             number=self._number,
             slot_format=self._writer.slot_format,
+            messages=self._entries,
+            payload_bytes=self._bytes,
             index_content=(directory / INDEX_NAME).read_bytes(),
             reason=reason,
             now=self._clock(),

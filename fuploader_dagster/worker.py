@@ -11,6 +11,7 @@ nothing in hand, connecting or saying goodbye to a broker that hangs, it does so
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -83,6 +84,8 @@ def _drain(job: Job, lease: Lease) -> None:
     from fuploader_dagster.loading import load_intake  # noqa: PLC0415
 
     intake = load_intake(bytes(job.intake))
+    gc.freeze()  # what was imported stays; messages have no cycles that would have to be found soon
+    gc.set_threshold(50_000, 20, 100)
     drain = Drain(
         intake,
         job.worker,

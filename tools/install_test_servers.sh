@@ -9,6 +9,7 @@ needed=(
     redis-server:redis-server
     zstd:zstd
     bsdtar:libarchive-tools
+    strace:strace
 )
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin
