@@ -55,6 +55,7 @@ class CosService(Service):
     """The COS API as `CloudObjectStore` needs it. The client is thread-safe."""
 
     sent_whole: Algorithm = "crc64ecma"
+    sent_in_parts: Algorithm = "crc64ecma"
 
     def __init__(self, settings: COS) -> None:
         self._bucket = settings.bucket

@@ -53,6 +53,7 @@ class OssService(Service):
     """The OSS API as `CloudObjectStore` needs it. `oss2.Bucket` is thread-safe."""
 
     sent_whole: Algorithm = "crc64ecma"
+    sent_in_parts: Algorithm = "crc64ecma"
 
     def __init__(self, settings: OSS) -> None:
         self._name = settings.bucket

@@ -48,6 +48,7 @@ class S3Service(Service):
     """The S3 API as `CloudObjectStore` needs it. boto3's clients are thread-safe."""
 
     sent_whole: Algorithm = "md5"
+    sent_in_parts: Algorithm = "md5-of-parts"
 
     def __init__(self, settings: S3) -> None:
         self._bucket = settings.bucket

@@ -48,6 +48,8 @@ class Service(ABC):
     max_parts = 10_000
     sent_whole: Algorithm
     """The digest that this service states for what came in one request."""
+    sent_in_parts: Algorithm
+    """The same for what came in parts."""
 
     @abstractmethod
     def address(self, key: str) -> str: ...

@@ -180,7 +180,7 @@ class VerifiedPut:
         reader = ThreadPoolExecutor(1, "read-through")
         sender = ThreadPoolExecutor(concurrency, "send-part")
         try:
-            read_through = reader.submit(self._digests.read_through, [self._service.sent_whole])
+            read_through = reader.submit(self._digests.read_through, [self._service.sent_in_parts])
             sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
             for future in as_completed(sending):
                 part = future.result()
