@@ -9,7 +9,8 @@ What must always hold:
 
 An archive with a manifest is read from its end: tail, manifest, and then only the frames that are
 asked for. Any other `.tar.zst`, and one of ours whose end is damaged, is read from front to back
-(`tar_scan`): everything works, but slowly, and without digests of the members.
+(`tar_scan`): everything works, but slowly, and without digests of the members. What is no
+`.tar.zst` at all raises `ForeignArchive` (`foreign`).
 
     with Archive.open(Path("a.tar.zst")) as archive:
         for member in archive.members: print(member.name, member.size_bytes)
@@ -29,6 +30,7 @@ from typing import NamedTuple
 from fuploader_dagster.archive_closing import closing_damages, find_manifest, read_page, read_pages
 from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
+from fuploader_dagster.foreign import refuse_foreign
 from fuploader_dagster.frame_reader import FrameReader, Stretch, stretches
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.manifest import FrameEntry, Manifest, MemberEntry
@@ -181,6 +183,8 @@ class Archive:
     def _scan(self) -> Iterator[ScannedMember | Damage]:
         if self.closing_damage:
             yield self.closing_damage
+        else:
+            refuse_foreign(self._source)
         yield from scan(self._source)
 
     # -- verifying -----------------------------------------------------------------------------

@@ -26,12 +26,19 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fuploader_dagster import recovery
+from fuploader_dagster import cli_archives, recovery
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.console import (
+    ConfigOption,
+    JsonOption,
+    PipelineOption,
+    complain,
+    console,
+    counting,
+    one_pipeline,
+)
 from fuploader_dagster.errors import (
     ConfigError,
     DamagedData,
@@ -53,18 +60,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From the message queue to verified archives in object storage.",
 )
-console = Console()
-errors = Console(stderr=True)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file; default $FUPLOADER_CONFIG."),
-]
-PipelineOption = Annotated[
-    str | None,
-    typer.Option("--pipeline", "-p", help="Which pipeline; needed where there are several."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 RENEW_SECONDS = 1.0
 
@@ -76,8 +71,8 @@ def publish(
     pipeline: PipelineOption = None,
 ) -> None:
     """Publish messages to a pipeline's queue, confirmed by it."""
-    settings = _pipeline(config, pipeline)
-    with _open_lines(file) as lines, _progress() as progress:
+    settings = one_pipeline(config, pipeline)
+    with _open_lines(file) as lines, counting() as progress:
         total = None if file == Path("-") else _count_lines(file)
         task = progress.add_task("publishing", total=total)
         publisher = settings.source.publisher()
@@ -94,7 +89,7 @@ def publish(
 def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = _pipeline(config, pipeline)
+    settings = one_pipeline(config, pipeline)
     told_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told_to_stop.set())
@@ -108,15 +103,15 @@ def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
 @app.command(name="ship")
 def ship_command(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     """Pack and upload everything that lies sealed, without Dagster."""
-    settings = _pipeline(config, pipeline)
+    settings = one_pipeline(config, pipeline)
     failed = 0
-    with _progress() as progress:
+    with counting() as progress:
         task = progress.add_task("shipping", total=len(sealed_partitions(settings.layout)))
         for outcome in ship(settings, settings.store.open()):
             progress.advance(task)
             if isinstance(outcome, Failed):
                 failed += 1
-                errors.print(f"{outcome.partition} failed and was kept: {outcome.error}")
+                complain(f"{outcome.partition} failed and was kept: {outcome.error}")
     if failed:
         raise typer.Exit(4)
 
@@ -124,7 +119,7 @@ def ship_command(config: ConfigOption = None, pipeline: PipelineOption = None) -
 @app.command()
 def seal(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     """Seal all active slots now, however full they are."""
-    settings = _pipeline(config, pipeline)
+    settings = one_pipeline(config, pipeline)
     sealed = recovery.seal_on_request(settings)
     state = settings.state.store(pipeline=settings.name, node=settings.node)
     try:
@@ -140,7 +135,7 @@ def status(
     config: ConfigOption = None, pipeline: PipelineOption = None, as_json: JsonOption = False
 ) -> None:
     """What the pipelines are doing, and what waits or failed."""
-    chosen = [_pipeline(config, pipeline)] if pipeline else list(load_pipelines(config).values())
+    chosen = [one_pipeline(config, pipeline)] if pipeline else list(load_pipelines(config).values())
     found = [_status_of(settings) for settings in chosen]
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
@@ -188,18 +183,6 @@ def dev(
     os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has it ignored, for ever after
     os.execv(dagster, [str(dagster), *arguments])  # noqa: S606  so that signals reach it
-
-
-def _pipeline(config: Path | None, name: str | None) -> Pipeline:
-    pipelines = load_pipelines(config)
-    if name is None and len(pipelines) == 1:
-        return next(iter(pipelines.values()))
-    if name not in pipelines:
-        raise ConfigError(
-            f"there is no pipeline {name!r}" if name else "there are several pipelines",
-            hint=f"name one of {', '.join(pipelines)} with --pipeline",
-        )
-    return pipelines[name]
 
 
 def _status_of(settings: Pipeline) -> dict[str, Any]:
@@ -263,16 +246,6 @@ def _free_port(first: int = 3000) -> int:
     raise ConfigError(f"no port from {first} to {first + 99} is free", hint="name one with --port")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=errors,
-    )
-
-
 def _counted(pairs: Iterator[Any], advance: Any) -> Iterator[Any]:
     for pair in pairs:
         yield pair
@@ -297,12 +270,15 @@ def _count_lines(file: Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
+cli_archives.register(app)
+
+
 def main() -> None:
     """The entry point: one sentence and an exit code for every error of ours."""
     try:
         app()
     except FuploaderError as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False)
+        complain(f"error: {error}")
         raise SystemExit(_exit_code(error)) from None
 
 

@@ -71,6 +71,8 @@ class StoredArchive:
         if info is None:
             raise StoreRefused(f"there is no archive {self.address}")
         self.size_bytes = info.size_bytes
+        self.sha256 = info.sha256
+        """The digest that is kept with the object, if it has one."""
 
     def read(self, offset: int, length: int) -> bytes:
         return self._store.get_range(self._key, offset, length)

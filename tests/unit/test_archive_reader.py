@@ -16,6 +16,7 @@ from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import FolderMembers
 from fuploader_dagster.archive_reader import Archive, verify_archive
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
+from fuploader_dagster.foreign import ForeignArchive
 from fuploader_dagster.range_source import StoredArchive
 from fuploader_dagster.storage import ObjectInfo
 from tests.unit.archives import InMemory, payloads, segment
@@ -342,11 +343,24 @@ def test_a_foreign_archive_that_is_cut_off_is_an_error_at_every_position(
 
 
 def test_what_is_no_archive_at_all_is_damage(tmp_path: Path) -> None:
-    for content in (b"", b"x", b"PK\3\4" + bytes(500), os.urandom(5000)):
+    for content in (b"", b"x", b"\0" * 600, os.urandom(5000)):
         archive = Archive.open(InMemory(content))
         assert archive.verify().damages
         with pytest.raises(DamagedArchive, match="memory"):
             _ = archive.members
+
+
+@pytest.mark.parametrize("head", [b"7z\xbc\xaf\x27\x1c", b"PK\3\4", b"\x1f\x8b", b"\xfd7zXZ\0"])
+def test_archives_of_other_programs_are_declined_by_name(tmp_path: Path, head: bytes) -> None:
+    archive = Archive.open(InMemory(head + bytes(500)))
+    for attempt in (
+        archive.listing,
+        archive.verify,
+        lambda: archive.read("a"),
+        lambda: archive.restore(tmp_path / "out"),
+    ):
+        with pytest.raises(ForeignArchive, match=r"memory is .* read from \.tar\.zst only"):
+            attempt()
 
 
 def test_packing_what_was_restored_gives_the_same_archive(tmp_path: Path) -> None:

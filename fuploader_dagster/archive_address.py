@@ -1,0 +1,147 @@
+"""Which archive a person means, and where its bytes come from.
+
+An archive is named by
+
+- a path, or `file://` and a path;
+- an address in a store: `s3://bucket/key`, `cos://...`, `oss://...`, as receipts and the UI show
+  them. The pipeline whose store it lies in opens it; an `s3://` address that lies in none is opened
+  with what boto3 finds by itself (environment, profile, instance);
+- a partition key: through its receipt; without one through the archive that still lies here; and
+  else, for another node's, through the key that the pipeline's template gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.packing import find_packed
+from fuploader_dagster.range_source import LocalFile, RangeSource, StoredArchive
+from fuploader_dagster.receipts import Receipt, find_receipt
+from fuploader_dagster.resources.object_stores.mirror import Mirror
+from fuploader_dagster.resources.object_stores.s3 import S3
+from fuploader_dagster.storage import ObjectStore, OpensObjectStore
+from fuploader_dagster.strategies import object_key
+
+_PROBE = "x"
+
+
+@dataclass(frozen=True)
+class FoundArchive:
+    """An archive that is there."""
+
+    source: RangeSource
+    sha256: str | None
+    """Of the whole archive, by its receipt or by the store; None for a file that nobody knows."""
+    size_bytes: int | None = None
+    """By its receipt."""
+
+
+def is_partition(target: str) -> bool:
+    """Whether the target is a partition key (and no file of that name lies here)."""
+    return PartitionKey.parse(target) is not None and not Path(target).exists()
+
+
+def find_archive(target: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
+    """The archive that the target names.
+
+    Raises `StoreRefused` if it is not there, `ConfigError` if nothing leads to such an address.
+    """
+    if "://" in target:
+        return _at_address(target, pipelines)
+    if is_partition(target):
+        return _of_partition(target, pipelines)
+    return FoundArchive(LocalFile(Path(target)), None)
+
+
+def _at_address(address: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
+    scheme, _, rest = address.partition("://")
+    if scheme == "file":
+        return FoundArchive(LocalFile(Path(unquote(urlsplit(address).path))), None)
+    unusable: list[str] = []
+    for store in _stores(pipelines, scheme, unusable):
+        base = store.address(_PROBE).removesuffix(_PROBE)
+        if address.startswith(base) and address != base:
+            return _stored(store, address.removeprefix(base))
+    bucket, _, key = rest.partition("/")
+    if scheme == "s3" and bucket and key:
+        return _stored(S3(bucket=bucket).open(), key)
+    raise ConfigError(
+        f"no pipeline stores into {scheme}://{bucket}"
+        + "".join(f"; {reason}" for reason in unusable),
+        hint="name the configuration with --config; without one only s3://bucket/key can be read",
+    )
+
+
+def _stores(
+    pipelines: Mapping[str, Pipeline], scheme: str, unusable: list[str]
+) -> Iterator[ObjectStore]:
+    for name, pipeline in pipelines.items():
+        for setting in _parts(pipeline.store):
+            if "://" in setting.describe() and not setting.describe().startswith(f"{scheme}://"):
+                continue  # a client library that is not needed may be missing
+            try:
+                yield setting.open()
+            except ConfigError as error:
+                unusable.append(f"{name}: {error}")
+
+
+def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
+    if isinstance(setting, Mirror):
+        yield from _parts(setting.first)
+        yield from _parts(setting.second)
+    else:
+        yield setting
+
+
+def _stored(store: ObjectStore, key: str) -> FoundArchive:
+    source = StoredArchive(store, key)
+    return FoundArchive(source, source.sha256)
+
+
+def _of_partition(partition: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
+    for pipeline in pipelines.values():
+        receipt = find_receipt(pipeline.layout, partition)
+        if receipt is not None:
+            return _of_receipt(receipt, pipeline, pipelines)
+    for pipeline in pipelines.values():
+        packed = find_packed(pipeline.layout, partition)
+        if packed is not None:
+            file = LocalFile(pipeline.layout.archives / packed.archive)
+            return FoundArchive(file, packed.sha256, packed.size_bytes)
+    for pipeline in pipelines.values():
+        found = _of_another_node(partition, pipeline)
+        if found is not None:
+            return found
+    raise StoreRefused(
+        f"no archive of partition {partition} is known to {', '.join(pipelines)}",
+        hint="a slot that is only sealed has no archive yet; of another machine's slot only the "
+        "address in its store leads there",
+    )
+
+
+def _of_receipt(
+    receipt: Receipt, pipeline: Pipeline, pipelines: Mapping[str, Pipeline]
+) -> FoundArchive:
+    """By the receipt; its store need not be the one that the pipeline has today."""
+    store = pipeline.store.open()
+    if store.address(receipt.key) == receipt.address:
+        source: RangeSource = StoredArchive(store, receipt.key)
+    else:
+        source = _at_address(receipt.address, pipelines).source
+    return FoundArchive(source, receipt.sha256, receipt.size_bytes)
+
+
+def _of_another_node(partition: str, pipeline: Pipeline) -> FoundArchive | None:
+    parsed = PartitionKey.parse(partition)
+    if not isinstance(pipeline.key, str) or parsed is None:
+        return None
+    archive = f"{partition}{pipeline.archive_suffix}"
+    key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
+    store = pipeline.store.open()
+    return _stored(store, key) if store.head(key) else None

@@ -1,0 +1,271 @@
+"""Commands that read archives: `ls`, `cat`, `verify`, `restore`.
+
+Exit codes as in `cli`: 5 where something is damaged (what is intact comes out all the same), 4
+where a member was refused or there is no such archive or member.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fuploader_dagster.archive_address import FoundArchive, find_archive, is_partition
+from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archive_reports import RestoreReport
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.console import (
+    ConfigOption,
+    JsonOption,
+    PipelineOption,
+    bytes_bar,
+    complain,
+    one_pipeline,
+    say,
+    shown,
+)
+from fuploader_dagster.errors import DamagedArchive, DamagedData
+from fuploader_dagster.foreign import ForeignArchive, verify_whole
+from fuploader_dagster.frame_walk import Damage
+from fuploader_dagster.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
+from fuploader_dagster.manifest import MemberEntry
+from fuploader_dagster.range_source import ReadAhead
+
+DAMAGED, REFUSED = 5, 4
+_LISTED_TROUBLES = 100
+
+ArchiveArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCHIVE", help="A path, an address such as s3://bucket/key, or a partition key."
+    ),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Parts of the archive read at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (ls, cat, verify, restore):
+        app.command()(command)
+
+
+def ls(
+    archive: ArchiveArgument,
+    pattern: Annotated[str, typer.Argument(help="Only such names: *, ?, [...].")] = "*",
+    *,
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List an archive: sizes and names, in its order. Reads its manifest only, where it has one."""
+    with _opened(archive, config, pipeline) as (opened, _):
+        listing = opened.listing()
+        members = [m for m in listing.members if fnmatchcase(m.name, pattern)]
+        if as_json:
+            _print_json(
+                {
+                    "archive": opened.address,
+                    "size_bytes": opened.size_bytes,
+                    "has_manifest": opened.manifest is not None,
+                    "members": [_as_json(member) for member in members],
+                    "damages": [asdict(damage) for damage in listing.damages],
+                }
+            )
+        else:
+            _print_lines(f"{m.size_bytes:>12} {shown(m.name)}" for m in members)
+    _report(listing.damages, ())
+
+
+def cat(
+    archive: ArchiveArgument,
+    member: Annotated[
+        str | None, typer.Argument(help="Its name; without one: the archive itself, as it lies.")
+    ] = None,
+    *,
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+) -> None:
+    """Write one member to stdout, verified. Reads only the part of the archive that holds it."""
+    out = sys.stdout.buffer
+    if member is None:
+        found = _find(archive, config, pipeline)
+        source = ReadAhead(found.source)
+        for offset in range(0, source.size_bytes, 2**20):
+            out.write(source.read(offset, 2**20))
+    else:
+        with _opened(archive, config, pipeline) as (opened, _):
+            for piece in opened.stream(member):
+                out.write(piece)
+    out.flush()
+
+
+def verify(
+    archives: Annotated[
+        list[str], typer.Argument(metavar="ARCHIVE...", help="Paths, addresses, partition keys.")
+    ],
+    *,
+    threads: ThreadsOption = 4,
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read archives whole and compare every byte with what was recorded when it was written."""
+    verdicts = [_verify(archive, threads, config, pipeline) for archive in archives]
+    if as_json:
+        _print_json([asdict(verdict) for verdict in verdicts])
+    for verdict in verdicts:
+        if not as_json and not verdict.damages:
+            say(f"{verdict.archive}: {verdict.proof}")
+    _report([damage for verdict in verdicts for damage in verdict.damages], ())
+
+
+def restore(
+    archive: ArchiveArgument,
+    folder: Annotated[Path, typer.Argument(help="Where to; made if it is missing.")],
+    *,
+    only: Annotated[str | None, typer.Option(help="Only such names: *, ?, [...].")] = None,
+    threads: ThreadsOption = 4,
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unpack an archive, never outside the folder or over a file, and what is intact if damaged."""
+    with (
+        _opened(archive, config, pipeline) as (opened, _),
+        bytes_bar("restoring") as progress,
+    ):
+        report = opened.restore(folder, only, threads=threads, progress=progress)
+    if as_json:
+        _print_json({"archive": opened.address, **asdict(report)})
+    else:
+        say(_summary(report, folder))
+    _report(report.damages, report.refused)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found, for people and for programs."""
+
+    archive: str
+    members: int
+    size_bytes: int
+    proof: str
+    """What was compared."""
+    damages: Sequence[Damage]
+
+
+def _verify(target: str, threads: int, config: Path | None, pipeline: str | None) -> Verdict:
+    try:
+        with _opened(target, config, pipeline) as (opened, found):
+            _compare_with_receipt(found)
+            try:
+                with bytes_bar("verifying") as progress:
+                    report = opened.verify(threads=threads, progress=progress)
+            except ForeignArchive as error:
+                return _verify_foreign(found, error)
+    except DamagedData as error:
+        return Verdict(target, 0, 0, "", [Damage(str(error))])
+    proof = f"{report.members:,} members, {report.size_bytes:,} bytes: " + (
+        "every byte is as it was written"
+        if report.has_digests
+        else "no damage, by the checksums of zstd alone: it has no manifest"
+    )
+    return Verdict(opened.address, report.members, report.size_bytes, proof, report.damages)
+
+
+def _verify_foreign(found: FoundArchive, error: ForeignArchive) -> Verdict:
+    source = found.source
+    if found.sha256 is None:
+        raise ForeignArchive(
+            f"{error.message}; nothing is known here to compare it with",
+            hint="name its partition key, or its address in the store, which keeps the digest",
+        )
+    with bytes_bar("verifying") as progress:
+        verify_whole(source, found.sha256, progress)
+    proof = f"{source.size_bytes:,} bytes, as a whole: as it was stored"
+    return Verdict(source.address, 0, source.size_bytes, proof, ())
+
+
+def _compare_with_receipt(found: FoundArchive) -> None:
+    """An archive that is whole may still be another one than the receipt says."""
+    stated = getattr(found.source, "sha256", None)
+    size = found.source.size_bytes
+    if found.size_bytes not in (None, size) or (
+        None not in (stated, found.sha256) and stated != found.sha256
+    ):
+        raise DamagedArchive(
+            f"{found.source.address} is another object than the one that was confirmed: it has "
+            f"{size} bytes and SHA-256 {stated}, the receipt says {found.size_bytes} and "
+            f"{found.sha256}",
+            hint="find out who replaced it",
+        )
+
+
+@contextmanager
+def _opened(
+    target: str, config: Path | None, pipeline: str | None
+) -> Iterator[tuple[Archive, FoundArchive]]:
+    found = _find(target, config, pipeline)
+    with Archive.open(found.source) as archive:
+        yield archive, found
+
+
+def _find(target: str, config: Path | None, pipeline: str | None) -> FoundArchive:
+    return find_archive(target, _pipelines(target, config, pipeline))
+
+
+def _pipelines(target: str, config: Path | None, name: str | None) -> dict[str, Pipeline]:
+    """Those that may know the archive. A path needs none; an address does without any."""
+    if name is not None:
+        return {name: one_pipeline(config, name)}
+    if is_partition(target):
+        return load_pipelines(config)
+    there = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    named = config is not None or CONFIG_VARIABLE in os.environ
+    return load_pipelines(config) if "://" in target and (named or there.exists()) else {}
+
+
+def _summary(report: RestoreReport, folder: Path) -> str:
+    unchanged = f", {report.unchanged:,} of them were there" if report.unchanged else ""
+    return f"{report.restored:,} members, {report.size_bytes:,} bytes are in {folder}{unchanged}"
+
+
+def _report(damages: Sequence[Damage], refused: Sequence[str]) -> None:
+    """Say what went wrong and leave with its exit code."""
+    lines = [f"damaged: {damage}" for damage in damages]
+    lines += [f"refused: {reason}" for reason in refused]
+    for line in lines[:_LISTED_TROUBLES]:
+        complain(line)
+    if len(lines) > _LISTED_TROUBLES:
+        complain(f"and {len(lines) - _LISTED_TROUBLES:,} more")
+    if lines:
+        raise typer.Exit(DAMAGED if damages else REFUSED)
+
+
+def _as_json(member: MemberEntry) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "size_bytes": member.size_bytes,
+        "sha256_half": member.digest.hex() if member.digest else None,
+        "tar_offset": member.offset,
+    }
+
+
+def _print_lines(lines: Iterator[str]) -> None:
+    out = sys.stdout.buffer
+    for line in lines:
+        out.write(line.encode() + b"\n")
+    out.flush()
+
+
+def _print_json(value: Any) -> None:
+    """Names that are no UTF-8 are kept, as escapes."""
+    sys.stdout.write(json.dumps(value) + "\n")

@@ -1,0 +1,277 @@
+"""`ls`, `cat`, `verify`, `restore` as a person types them: on paths, addresses, partition keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fuploader_dagster import cli
+from fuploader_dagster.archive import write_archive
+from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.shipping import Done, ship
+from tests.integration.test_cli import configure
+from tests.integration.test_cli import fuploader as in_a_process
+from tests.servers.swift import SwiftServer
+from tests.settings import sealed
+from tests.unit.archives import payloads, segment
+
+CONTENTS = payloads()
+
+
+class Answer(NamedTuple):
+    """What a command said."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+
+Fuploader = Callable[..., Answer]
+
+
+@pytest.fixture
+def fuploader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Fuploader]:
+    """Runs a command in the temporary folder, without the second that a process takes to start."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fuploader", *arguments])
+        capfdbinary.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capfdbinary.readouterr()
+        code = left.value.code
+        return Answer(code if isinstance(code, int) else 0, out, err.decode())
+
+    yield run
+
+
+def packed(folder: Path) -> Path:
+    path = folder / "a.tar.zst"
+    with segment(folder / "segment", CONTENTS) as source:
+        write_archive(path, source, frame_bytes=16_384)
+    return path
+
+
+def damaged(path: Path, at: int = 1000) -> Path:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def shipped(folder: Path, files: dict[str, bytes]) -> Done:
+    """One slot of the folder's pipeline, uploaded."""
+    (settings,) = load_pipelines(folder / "fuploader.yaml").values()
+    sealed(settings, files)
+    (outcome,) = ship(settings, settings.store.open())
+    assert isinstance(outcome, Done)
+    return outcome
+
+
+def zip_packer(directory: Path) -> Path:
+    """A packer of a user's own."""
+    made = directory.with_suffix(".zip")
+    with zipfile.ZipFile(made, "w") as file:
+        for path in sorted(directory.iterdir()):
+            file.write(path, path.name)
+    return made
+
+
+def test_ls_lists_sizes_and_names_and_json_says_more(fuploader: Fuploader, tmp_path: Path) -> None:
+    path = packed(tmp_path)
+    plain = fuploader("ls", str(path))
+    assert plain.code == 0, plain.err
+    assert plain.lines == [f"{len(b):>12} {n}" for n, b in CONTENTS.items()]
+    answer = json.loads(fuploader("ls", str(path), "l*", "--json").out)
+    assert {m["name"]: m["size_bytes"] for m in answer["members"]} == {
+        n: len(b) for n, b in CONTENTS.items() if n.startswith("l")
+    }
+    assert answer["size_bytes"] == path.stat().st_size
+    assert answer["has_manifest"] is True
+    assert answer["damages"] == []
+
+
+def test_cat_writes_one_member_or_the_archive_as_it_lies(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    for arguments, expected in (
+        (["消息.json"], CONTENTS["消息.json"]),
+        (["very large.bin"], CONTENTS["very large.bin"]),
+        ([], path.read_bytes()),
+    ):
+        assert fuploader("cat", str(path), *arguments) == (0, expected, "")
+
+
+def test_verify_proves_a_whole_archive_and_names_what_is_damaged(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    whole = fuploader("verify", str(path))
+    assert whole.code == 0
+    assert f"{len(CONTENTS)} members" in whole.out.decode()
+    assert b"every byte is as it was written" in whole.out
+    answer = fuploader("verify", str(damaged(path)), "--json")
+    assert answer.code == 5
+    (verdict,) = json.loads(answer.out)
+    first = next(iter(CONTENTS))
+    assert {damage["member"] for damage in verdict["damages"]} >= {first}
+    assert first in answer.err
+
+
+def test_restore_gets_out_what_is_intact_and_ends_with_5(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = damaged(packed(tmp_path))
+    answer = fuploader("restore", str(path), "out", "--json")
+    assert answer.code == 5
+    report = json.loads(answer.out)
+    lost = {damage["member"] for damage in report["damages"]}
+    there = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert there == {n: b for n, b in CONTENTS.items() if n not in lost}
+    assert report["restored"] == len(there) > 10
+
+
+def test_restore_by_pattern_never_writes_over_a_file(fuploader: Fuploader, tmp_path: Path) -> None:
+    path = packed(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "last.json").write_bytes(b"mine")
+    answer = fuploader("restore", str(path), "out", "--only", "*a*.json")
+    assert answer.code == 4
+    assert "'last.json' is there already with other content" in answer.err
+    assert (tmp_path / "out" / "last.json").read_bytes() == b"mine"
+
+
+def test_a_partition_key_leads_to_its_archive_through_the_receipt(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path)
+    one = shipped(tmp_path, {"a.json": b"alpha", "b.json": b"beta"})
+    assert fuploader("cat", one.partition, "b.json").out == b"beta"
+    assert fuploader("verify", one.partition).code == 0
+    assert one.receipt is not None
+    assert fuploader("cat", one.receipt.address, "a.json").out == b"alpha"
+
+
+def test_an_object_that_was_replaced_is_damage_though_it_is_whole_in_itself(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path)
+    one = shipped(tmp_path, {"a.json": b"alpha"})
+    assert one.receipt is not None
+    (tmp_path / "objects" / one.receipt.key).write_bytes(packed(tmp_path).read_bytes())
+    answer = fuploader("verify", one.partition)
+    assert answer.code == 5
+    assert "is another object than the one that was confirmed" in answer.err
+
+
+def test_another_nodes_partition_is_found_by_the_key_template(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path)
+    one = shipped(tmp_path, {"a.json": b"alpha"})
+    for path in (tmp_path / "data" / "docs" / "receipts").iterdir():
+        path.unlink()
+    assert fuploader("cat", one.partition, "a.json").out == b"alpha"
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_an_s3_address_is_opened_by_its_pipeline_or_by_the_environment(
+    swift: SwiftServer, tmp_path: Path, configured: bool
+) -> None:
+    bucket = swift.fresh_bucket()
+    store = {
+        "kind": "s3",
+        "bucket": bucket,
+        "prefix": "below",
+        "endpoint_url": swift.endpoint,
+        "region": swift.region,
+        "access_key_id": swift.access_key,
+        "secret_access_key": {"env": "TEST_SECRET"},
+    }
+    if configured:
+        configure(tmp_path, store=store)
+        environment = {"TEST_SECRET": swift.secret_key}
+    else:
+        environment = {
+            "AWS_ACCESS_KEY_ID": swift.access_key,
+            "AWS_SECRET_ACCESS_KEY": swift.secret_key,
+            "AWS_ENDPOINT_URL": swift.endpoint,
+            "AWS_DEFAULT_REGION": swift.region,
+        }
+    body = packed(tmp_path).read_bytes()
+    swift.client().put_object(Bucket=bucket, Key="below/x/a.tar.zst", Body=body)
+    address = f"s3://{bucket}/below/x/a.tar.zst"
+    listed = in_a_process(tmp_path, "ls", address, **environment)
+    assert listed.returncode == 0, listed.stderr
+    assert len(listed.stdout.splitlines()) == len(CONTENTS)
+    read = in_a_process(tmp_path, "cat", address, "last.json", **environment)
+    assert read.stdout == "{}"
+    missing = in_a_process(tmp_path, "cat", f"{address}.no", "x", **environment)
+    assert missing.returncode == 4
+    assert "there is no archive" in missing.stderr
+
+
+def test_what_a_custom_packer_made_is_verified_whole_and_the_rest_is_declined_in_words(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(
+        tmp_path,
+        packer="tests.integration.test_cli_archives:zip_packer",
+        archive_suffix=".zip",
+    )
+    one = shipped(tmp_path, {"a.json": b"alpha"})
+    for command in (["ls"], ["cat", "a.json"], ["restore", "out"]):
+        answer = fuploader(command[0], one.partition, *command[1:])
+        assert answer.code == 4
+        assert "is a zip archive, and members are read from .tar.zst only" in answer.err
+        assert "unzip" in answer.err
+    whole = fuploader("verify", one.partition)
+    assert whole.code == 0, whole.err
+    assert b"as a whole: as it was stored" in whole.out
+    assert one.receipt is not None
+    damaged(tmp_path / "objects" / one.receipt.key, 20)
+    answer = fuploader("verify", one.partition)
+    assert answer.code == 5
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "sentence"),
+    [
+        ("nothing.tar.zst", 4, "there is no archive nothing.tar.zst"),
+        ("cos://nobody/k", 2, "no pipeline stores into cos://nobody"),
+        ("20260101T000000000Z-local-s0-000009", 4, "no archive of partition"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(
+    fuploader: Fuploader, tmp_path: Path, target: str, code: int, sentence: str
+) -> None:
+    configure(tmp_path)
+    answer = fuploader("ls", target)
+    assert answer.code == code
+    assert sentence in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_name_cannot_command_the_terminal(fuploader: Fuploader, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.zst"
+    with segment(tmp_path / "segment", {"\x1b[31m\n.json": b"", "[red].json": b"x"}) as source:
+        write_archive(path, source)
+    answer = fuploader("ls", str(path))
+    assert answer.lines == [
+        f"{0:>12} \\x1b[31m\\n.json",
+        f"{1:>12} [red].json",
+    ]
