@@ -9,9 +9,9 @@ root. It rejects wrong signatures and wrong checksums and honours If-None-Match.
 
 from __future__ import annotations
 
-import getpass
 import http.client
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -196,7 +196,7 @@ class SwiftServer:
         (devices / "d1").mkdir(parents=True)
         etc.mkdir()
         (etc / "swift.conf").write_text(_SWIFT_CONF)
-        values = {"user": getpass.getuser(), "etc": etc, "devices": devices}
+        values = {"user": pwd.getpwuid(os.getuid()).pw_name, "etc": etc, "devices": devices}
         rings = []
         for name in SERVERS[:-1]:
             port = self._ports[name]
