@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation
 PYTEST ?=
 BENCH ?=
+QUICK ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -32,9 +33,9 @@ check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/mypy -p fuploader_dagster
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## Measure; BENCH="..." passes arguments
+bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH="..." passes arguments
 	@tools/install_test_servers.sh
-	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 lock: $(VENV)/.dev ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
 	tools/lock.sh $(if $(UPGRADE),--upgrade)

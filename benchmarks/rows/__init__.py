@@ -1,0 +1,35 @@
+"""Which rows there are: a module for each group, each a function `rows(ground)`.
+
+The first groups are the short form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.ground import Ground
+from benchmarks.results import Row
+from benchmarks.rows import (
+    dagster_ticks,
+    drain,
+    growth,
+    memory,
+    packing,
+    quiet,
+    under_dagster,
+    variants,
+    whole_way,
+)
+
+GROUPS: dict[str, Callable[[Ground], Iterator[Row]]] = {
+    "drain": drain.rows,
+    "packing": packing.rows,
+    "whole-way": whole_way.rows,
+    "under-dagster": under_dagster.rows,
+    "variants": variants.rows,
+    "memory": memory.rows,
+    "quiet": quiet.rows,
+    "ticks": dagster_ticks.rows,
+    "growth": growth.rows,
+}
+QUICK = ("drain", "packing", "whole-way")
