@@ -245,7 +245,8 @@ class Drain:
     def _log_dead_letters(self, now: float) -> None:
         """Once in a while, however many there are: a flood of them must not flood the log."""
         new = self.status.dead_letters - self._dead_logged
-        if new and now - self._dead_logged_at >= DEAD_LETTERS_LOGGED_EVERY_SECONDS:
+        often = now - self._dead_logged_at < DEAD_LETTERS_LOGGED_EVERY_SECONDS
+        if new and (not often or self._finished()):
             self._dead_logged_at, self._dead_logged = now, self.status.dead_letters
             reason = self.status.last_dead_reason
             log.warning("%d messages became dead letters, the last one because %s", new, reason)
@@ -258,6 +259,7 @@ class Drain:
         reason = self.lease.over()
         log.info("worker %d leaves: %s", self.status.worker, reason or "its quota is used up")
         self.report.doing("leaving")
+        self._log_dead_letters(time.monotonic())
         if reason and self.settings.residue_file_upload:
             for slot in slots:
                 self._seal(slot, "shutdown")

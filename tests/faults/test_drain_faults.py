@@ -73,13 +73,13 @@ def test_kill_9_of_workers_under_load_loses_nothing_and_changes_no_byte(
         else {}
     )
     settings = embedded(tmp_path, **servers, process_count=2, commit_messages=20, seal_messages=400)
-    contents = files(6_000)
+    contents = files(4_000)
     publish(settings, contents)
     dice = random.Random(7)
     killed = 0
     with draining(settings):
-        while killed < 6 and len(stored(settings.layout)) < len(contents):
-            time.sleep(dice.uniform(0.05, 0.6))
+        while killed < 4 and len(stored(settings.layout)) < len(contents):
+            time.sleep(dice.uniform(0.05, 0.4))
             if alive := sorted(pids(settings)):
                 os.kill(dice.choice(alive), signal.SIGKILL)
                 killed += 1
@@ -87,7 +87,7 @@ def test_kill_9_of_workers_under_load_loses_nothing_and_changes_no_byte(
         wait_for(lambda: backlog(settings) == 0, settings, "redelivered messages")
         handled = snapshot(settings).stored_messages
         wait_for(lambda: len(pids(settings)) == 2, settings, "the last replacements")
-    assert killed >= 4
+    assert killed == 4
     assert handled <= len(contents) + killed * 40
     # What a killed worker had committed and not acknowledged comes to another slot.
     assert second_copies(settings, contents) <= killed * 2 * settings.commit_messages
