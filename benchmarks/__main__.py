@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import typer
 
 from benchmarks import machine, report, results
 from benchmarks.disk import Disk, journalled_folder
-from benchmarks.ground import Ground, Sizes, log
+from benchmarks.ground import Ground, Sizes, log, note
 from benchmarks.results import ResultFile, Row
 from benchmarks.rows import GROUPS, QUICK
 
@@ -74,13 +75,18 @@ def _measure(ground: Ground, chosen: Sequence[str], kept: ResultFile) -> Iterato
     for name in chosen:
         log.rule(name)
         try:
-            for row in GROUPS[name](ground):
+            for measured in GROUPS[name](ground):
+                row = measured if ground.disk.journalled else _marked(measured)
                 kept.add(row)
                 yield row
         except Exception as error:  # noqa: BLE001  the edge: one group must not end the run
             lost = Row(row=name, unit="", note=ground.failed(f"the rows of {name}", error))
             kept.add(lost)
             yield lost
+
+
+def _marked(row: Row) -> Row:
+    return replace(row, note=note("no journal below: not to be compared", row.note))
 
 
 def _header(disk: Disk, sizes: Sizes, *, whole: bool) -> dict[str, Any]:
