@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.embedded import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.object_stores.cos import COS as COS
     from fuploader_dagster.resources.object_stores.local import Local as Local
+    from fuploader_dagster.resources.object_stores.mirror import Mirror as Mirror
     from fuploader_dagster.resources.object_stores.oss import OSS as OSS
     from fuploader_dagster.resources.object_stores.s3 import S3 as S3
     from fuploader_dagster.resources.rabbitmq import RabbitMQ as RabbitMQ
@@ -43,6 +44,7 @@ _HOMES = {
     "EmbeddedQueue": "resources.embedded",
     "COS": "resources.object_stores.cos",
     "Local": "resources.object_stores.local",
+    "Mirror": "resources.object_stores.mirror",
     "OSS": "resources.object_stores.oss",
     "S3": "resources.object_stores.s3",
     "RabbitMQ": "resources.rabbitmq",

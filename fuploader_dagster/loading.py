@@ -62,6 +62,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cos": "fuploader_dagster.resources.object_stores.cos:COS",
         "oss": "fuploader_dagster.resources.object_stores.oss:OSS",
         "local": "fuploader_dagster.resources.object_stores.local:Local",
+        "mirror": "fuploader_dagster.resources.object_stores.mirror:Mirror",
     },
 }
 _BASES: dict[str, type] = {

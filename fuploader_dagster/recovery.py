@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from fuploader_dagster.config import Intake, Pipeline
@@ -23,11 +24,14 @@ from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
+from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.upload import PartitionLock
 from fuploader_dagster.worker_status import is_alive
 
 log = logging.getLogger(__name__)
 
+UNNEEDED_AFTER = timedelta(hours=1)
+"""An upload that is unfinished for less may be one that is going on right now."""
 _OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"([0-9]{1,9})-.+")
 
 
@@ -100,6 +104,24 @@ def apply(plan: Plan, settings: Pipeline) -> None:
             else:
                 path.unlink()
             log.info("removed %s, left by a dead process", path)
+
+
+def abort_unneeded_uploads(settings: Pipeline, store: ObjectStore, now: datetime) -> int:
+    """Abort unfinished uploads of archives that the store has; returns how many.
+
+    A bucket may hold the uploads of others. Ours, and not needed, are provably those whose key
+    ends in the name of an archive that we have a receipt for; the rest is left alone.
+    """
+    aborted = 0
+    for upload in store.unfinished():
+        name = upload.key.rpartition("/")[2]
+        partition = name.removesuffix(settings.archive_suffix)
+        old = now - upload.begun_at > UNNEEDED_AFTER
+        if old and find_receipts(settings.layout, [partition]):
+            store.abort(upload)
+            log.info("aborted the unfinished upload of %s, which is stored", upload.key)
+            aborted += 1
+    return aborted
 
 
 def seal_abandoned(settings: Intake) -> list[SealedSlot]:

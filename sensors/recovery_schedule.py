@@ -6,6 +6,7 @@ directories, and what a queued or running run is about to handle is left to it.
 
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 
 import dagster as dg
 
@@ -20,6 +21,8 @@ from fuploader_dagster.partitions import (
     run_request,
 )
 
+HOUSEKEEPING_MINUTE = 0
+"""Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -60,6 +63,8 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
             if not ranges:
                 raise
             context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
+        if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
+            _keep_house(pipeline, context)
         if not ranges:
             return dg.SkipReason(
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
@@ -69,6 +74,15 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
 
     return recover
+
+
+def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> None:
+    """What needs a look at the object store. Trouble with it must not hold up the rest."""
+    try:
+        now = datetime.now(tz=timezone.utc)
+        recovery.abort_unneeded_uploads(pipeline, pipeline.store.open(), now)
+    except FuploaderError as error:
+        context.log.warning(f"unfinished uploads were not looked at: {error}")
 
 
 def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:

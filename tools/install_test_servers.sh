@@ -10,6 +10,11 @@ needed=(
     zstd:zstd
     bsdtar:libarchive-tools
     strace:strace
+    openssl:openssl
+    ceph-mon:ceph-mon
+    ceph-osd:ceph-osd
+    radosgw:radosgw
+    ceph-authtool:ceph-common
 )
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin

@@ -119,7 +119,7 @@ def test_a_bad_line_is_named_and_ends_with_its_exit_code(tmp_path: Path) -> None
         ({"seal_message": 5}, "seal_message"),
         ({"seal_messages": 0}, "seal_messages"),
         ({"prefetch_count": 10, "commit_messages": 10}, "prefetch_count"),
-        ({"store": {"kind": "cloud"}}, "kinds are s3, cos, oss, local"),
+        ({"store": {"kind": "cloud"}}, "kinds are s3, cos, oss, local, mirror"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
