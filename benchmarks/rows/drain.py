@@ -11,16 +11,16 @@ from benchmarks.results import Row
 
 def our_case(sizes: Sizes) -> Case:
     """The drain that other rows compare with."""
-    return Case("ours", sizes.messages(200_000, 60_000))
+    return Case("ours", sizes.messages(200_000, 40_000))
 
 
 def fuploader_case(sizes: Sizes) -> Case:
-    return Case("fuploader", sizes.messages(20_000, 8_000))
+    return Case("fuploader", sizes.messages(20_000, 5_000))
 
 
 def rows(ground: Ground) -> Iterator[Row]:
     sizes = ground.sizes
-    bare = drains(ground, Case("bare", sizes.messages(200_000, 60_000)))
+    bare = drains(ground, Case("bare", sizes.messages(200_000, 40_000)))
     ours = drains(ground, our_case(sizes))
     fuploader = drains(ground, fuploader_case(sizes), sizes.times(5, 2))
     rate = ours.spread(lambda run: run.messages_per_second)

@@ -11,8 +11,8 @@ from benchmarks.ways import Way, ways
 
 def rows(ground: Ground) -> Iterator[Row]:
     sizes = ground.sizes
-    ours = ways(ground, Way("ours", sizes.messages(200_000, 60_000)), sizes.times(5, 2))
-    theirs = Way("fuploader", sizes.messages(20_000, 10_000))
+    ours = ways(ground, Way("ours", sizes.messages(200_000, 40_000)), sizes.times(5, 2))
+    theirs = Way("fuploader", sizes.messages(20_000, 5_000))
     fuploader = ways(ground, theirs, sizes.times(5, 2))
     yield Row(
         row="whole way without Dagster, one worker",
