@@ -18,7 +18,11 @@ MIB = 1 << 20
 
 
 class COS(ObjectStoreResource):
-    """A bucket of Tencent COS."""
+    """A bucket of Tencent COS.
+
+    Without keys, COS_SECRET_ID, COS_SECRET_KEY and COS_TOKEN of the environment are used, or the
+    machine's role if `instance_role_url` is set.
+    """
 
     SECRETS: ClassVar[frozenset[str]] = frozenset({"secret_key", "token"})
 
@@ -35,6 +39,10 @@ class COS(ObjectStoreResource):
     secret_id: str | None = None
     secret_key: str | None = Field(default=None, repr=False)
     token: str | None = Field(default=None, repr=False, description="Of temporary credentials.")
+    instance_role_url: str | None = Field(
+        default=None,
+        description="http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
+    )
     verify_tls: bool = True
     ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
     proxy_url: str | None = Field(default=None, repr=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import threading
 import time
@@ -38,6 +39,7 @@ from fuploader_dagster.resources.object_stores.answers import (
     untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
 from fuploader_dagster.storage import UnfinishedUpload
 
@@ -247,12 +249,13 @@ def _client(settings: COS, hook: Any) -> CosS3Client:
     host, _, port = (settings.address or "").rpartition(":")
     proxy = settings.proxy_url
     try:
-        config = CosConfig(
+        kind = (
+            _RoleConfig if settings.secret_id is None and settings.instance_role_url else CosConfig
+        )
+        config = kind(
             Region=settings.region,
             Endpoint=settings.endpoint,
-            SecretId=settings.secret_id,
-            SecretKey=settings.secret_key,
-            Token=settings.token,
+            **_credentials(settings),
             Scheme=settings.scheme,
             IP=host or None,
             Port=int(port) if port else None,
@@ -265,6 +268,35 @@ def _client(settings: COS, hook: Any) -> CosS3Client:
         raise ConfigError(
             f"{settings.describe()}: {error}", hint="check the store's settings"
         ) from error
+
+
+class _RoleConfig(CosConfig):  # type: ignore[misc]
+    """The SDK signs with a role's keys but never sends the token that belongs to them."""
+
+    @property
+    def _token(self) -> str | None:
+        role = getattr(self, "_credential_inst", None)
+        return None if role is None else role.token
+
+    @_token.setter
+    def _token(self, _: str | None) -> None:
+        """The SDK's constructor sets what was given instead of a role: nothing."""
+
+
+def _credentials(settings: COS) -> dict[str, Any]:
+    if settings.secret_id is None and settings.instance_role_url is not None:
+        return {"CredentialInstance": RoleCredentials(settings.instance_role_url)}
+    if settings.secret_id is None:
+        return {
+            "SecretId": os.environ.get("COS_SECRET_ID"),
+            "SecretKey": os.environ.get("COS_SECRET_KEY"),
+            "Token": os.environ.get("COS_TOKEN"),
+        }
+    return {
+        "SecretId": settings.secret_id,
+        "SecretKey": settings.secret_key,
+        "Token": settings.token,
+    }
 
 
 def _options_of_new_objects(settings: COS) -> dict[str, str]:

@@ -134,3 +134,35 @@ def test_requests_go_through_the_proxy_that_is_set(
     open_store(proxy_url=proxy.endpoint).put("k", make_archive(tmp_path, 10))
     assert proxy.forwarded["put"] == fake_cos.counts["put"] == 1
     proxy.stop()
+
+
+def test_a_machines_role_gives_temporary_credentials_and_new_ones_before_they_expire(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path
+) -> None:
+    fake_cos.token = "token-of-the-role"
+    role = {"secret_id": None, "secret_key": None, "instance_role_url": fake_cos.serve_role()}
+    store = open_store(**role)
+    for key in ("a", "b"):
+        assert not store.put(key, make_archive(tmp_path, 10)).already_there
+    assert fake_cos.roles_asked == 1
+    fake_cos.credentials_last_seconds = 60
+    short = open_store(**role)
+    asked = fake_cos.roles_asked
+    short.head("a")
+    short.head("b")
+    assert fake_cos.roles_asked >= asked + 2
+
+
+def test_a_machine_without_the_role_is_told_so(open_store: OpenStore, fake_cos: FakeCOS) -> None:
+    url = f"http://127.0.0.1:{fake_cos.port}/latest/meta-data/cam/security-credentials/other"
+    with pytest.raises(StoreRefused, match="gives no credentials"):
+        open_store(secret_id=None, secret_key=None, instance_role_url=url).head("k")
+
+
+def test_without_keys_those_of_the_environment_are_used(
+    open_store: OpenStore, fake_cos: FakeCOS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COS_SECRET_ID", fake_cos.key_id)
+    monkeypatch.setenv("COS_SECRET_KEY", fake_cos.secret)
+    store = open_store(secret_id=None, secret_key=None)
+    assert not store.put("k", make_archive(tmp_path, 10)).already_there

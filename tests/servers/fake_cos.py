@@ -12,17 +12,40 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
 
-from tests.servers.fake_bucket import FakeBucket, Refusal, Request
+from tests.servers.fake_bucket import Answer, FakeBucket, Refusal, Request
 
 
 class FakeCOS(FakeBucket):
     prefix = "x-cos-"
     min_part_bytes = 1 << 20
     region = "ap-test"
+
+    _role_path = ""
+    credentials_last_seconds = 3600
+    roles_asked = 0
+
+    def serve_role(self) -> str:
+        """From now on the metadata service of a machine is here as well; returns its address."""
+        self._role_path = "/latest/meta-data/cam/security-credentials/role"
+        return f"http://127.0.0.1:{self.port}{self._role_path}"
+
+    def answer(self, request: Request, operation: str) -> Answer:
+        if not self._role_path or request.path != self._role_path:
+            return super().answer(request, operation)
+        self.roles_asked += 1
+        credentials = {
+            "TmpSecretId": self.key_id,
+            "TmpSecretKey": self.secret,
+            "Token": self.token,
+            "ExpiredTime": int(time.time()) + self.credentials_last_seconds,
+            "Code": "Success",
+        }
+        return Answer(200, {}, json.dumps(credentials).encode())
 
     @property
     def host(self) -> str:

@@ -1,0 +1,66 @@
+"""Temporary COS credentials of the role that a machine has (CAM role of a CVM).
+
+The SDK knows no such chain, only an object with `secret_id`, `secret_key` and `token`, which it
+reads for each request. The machine's metadata service gives a set of them that expires; a new one
+is fetched a few minutes before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import requests
+
+from fuploader_dagster.errors import StoreRefused, StoreUnavailable
+
+EARLY_SECONDS = 300.0
+TIMEOUT_SECONDS = 5.0
+
+
+class RoleCredentials:
+    """What the SDK takes for its `CredentialInstance`. Thread-safe; its repr shows no secret."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._values: dict[str, str] = {}
+        self._expires_at = 0.0
+
+    @property
+    def secret_id(self) -> str:
+        return self._value("TmpSecretId")
+
+    @property
+    def secret_key(self) -> str:
+        return self._value("TmpSecretKey")
+
+    @property
+    def token(self) -> str:
+        return self._value("Token")
+
+    def _value(self, name: str) -> str:
+        with self._lock:
+            if time.time() > self._expires_at - EARLY_SECONDS:
+                self._fetch()
+            return self._values[name]
+
+    def _fetch(self) -> None:
+        try:
+            answer = requests.get(self._url, timeout=TIMEOUT_SECONDS)
+            answer.raise_for_status()
+            stated = answer.json()
+            self._values = {
+                name: str(stated[name]) for name in ("TmpSecretId", "TmpSecretKey", "Token")
+            }
+            self._expires_at = float(stated["ExpiredTime"])
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise StoreUnavailable(
+                f"the metadata service at {self._url} does not answer: {type(error).__name__}",
+                hint="instance_role_url works only on a machine of the provider",
+            ) from error
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            raise StoreRefused(
+                f"{self._url} gives no credentials: {type(error).__name__}",
+                hint="has this machine a role of this name?",
+            ) from error
