@@ -22,6 +22,7 @@ from fuploader_dagster.manifest import (
     check_members,
     decode,
     decode_page,
+    decode_page_names,
 )
 from fuploader_dagster.range_source import RangeSource
 from fuploader_dagster.tarstream import END
@@ -110,17 +111,30 @@ def read_page(source: RangeSource, manifest: Manifest, index: int) -> list[Membe
 
 def read_pages(source: RangeSource, manifest: Manifest) -> list[MemberEntry]:
     """All members, in the order of the archive. One read."""
-    start = manifest.pages_offset + FRAME_HEADER.size
-    packed = memoryview(source.read(start, sum(manifest.page_sizes)))
     members: list[MemberEntry] = []
-    at = 0
-    for index, size in enumerate(manifest.page_sizes):
-        where = f"offset {start + at} of {source.address}"
-        members += decode_page(manifest, index, packed[at : at + size], where=where)
-        at += size
+    for index, packed, where in _all_pages(source, manifest):
+        members += decode_page(manifest, index, packed, where=where)
     members.sort(key=attrgetter("offset"))
     check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
     return members
+
+
+def read_names(source: RangeSource, manifest: Manifest) -> list[str]:
+    """All names, in no order. One read, and quicker than `read_pages`."""
+    names: list[str] = []
+    for index, packed, where in _all_pages(source, manifest):
+        names += decode_page_names(manifest, index, packed, where=where)
+    return names
+
+
+def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, memoryview, str]]:
+    """Each page's number, its packed bytes, and where it lies. One read."""
+    start = manifest.pages_offset + FRAME_HEADER.size
+    packed = memoryview(source.read(start, sum(manifest.page_sizes)))
+    at = 0
+    for index, size in enumerate(manifest.page_sizes):
+        yield index, packed[at : at + size], f"offset {start + at} of {source.address}"
+        at += size
 
 
 def closing_damages(source: RangeSource, manifest: Manifest) -> Iterator[Damage]:

@@ -27,7 +27,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from fuploader_dagster.archive_closing import closing_damages, find_manifest, read_page, read_pages
+from fuploader_dagster.archive_closing import (
+    closing_damages,
+    find_manifest,
+    read_names,
+    read_page,
+    read_pages,
+)
 from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
 from fuploader_dagster.foreign import refuse_foreign
@@ -113,6 +119,19 @@ class Archive:
                 )
                 members.append(entry)
         return Listing(members, damages)
+
+    def names(self) -> list[str]:
+        """The names of all members, in no order: what is quickest of all about them.
+
+        Raises `DamagedArchive` where `members` does.
+        """
+        with self._lock:
+            if self.manifest:
+                try:
+                    return read_names(self._source, self.manifest)
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
+        return [member.name for member in self.members]
 
     @property
     def members(self) -> Sequence[MemberEntry]:

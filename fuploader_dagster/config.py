@@ -181,6 +181,8 @@ class Pipeline(Intake):
     pack_threads: Count = 2
     upload_threads: Count = 4
     """Archives uploaded at once within a run."""
+    catalog: bool = True
+    """Keep which archive holds the file of which name, for `fuploader find`: 24 bytes a name."""
     partitions_per_run: Annotated[int, Field(ge=1, le=1000)] = 64
     max_retries: Annotated[int, Field(ge=0)] = 2
     """Attempts after the first, within a run; the recovery schedule goes on after that."""

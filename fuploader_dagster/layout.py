@@ -7,6 +7,7 @@
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
+      catalog.sqlite                 which archive holds the file of which name
       dead-letters/                  messages that could not become files
       set-aside/                     what recovery found and did not recognise; never deleted
       workers/                       what each worker is doing, for ticks and `fuploader status`
@@ -82,6 +83,10 @@ class Layout:
     @property
     def receipts(self) -> Path:
         return self.root / "receipts"
+
+    @property
+    def catalog(self) -> Path:
+        return self.root / "catalog.sqlite"
 
     @property
     def dead_letters(self) -> Path:

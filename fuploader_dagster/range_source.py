@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.storage import ObjectInfo, ObjectStore
 
 
 class RangeSource(Protocol):
@@ -62,12 +62,15 @@ class LocalFile:
 
 
 class StoredArchive:
-    """An archive in an object store. Asks the store for its size when it is made."""
+    """An archive in an object store. Asks the store for its size when it is made.
 
-    def __init__(self, store: ObjectStore, key: str) -> None:
+    `info` is what a listing said about it already.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, info: ObjectInfo | None = None) -> None:
         self.address = store.address(key)
         self._store, self._key = store, key
-        info = store.head(key)
+        info = info or store.head(key)
         if info is None:
             raise StoreRefused(f"there is no archive {self.address}")
         self.size_bytes = info.size_bytes

@@ -139,6 +139,20 @@ def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str
     return str(made)
 
 
+def key_prefix(key: Any, *, pipeline: str) -> str:
+    """What all keys of a pipeline begin with, as far as its template tells."""
+    prefix = ""
+    for literal, field, spec, conversion in string.Formatter().parse(
+        key if isinstance(key, str) else ""
+    ):
+        prefix += literal
+        if field == "pipeline" and not spec and not conversion:
+            prefix += pipeline
+        elif field is not None:
+            break
+    return prefix
+
+
 def _fill(template: str, *, pipeline: str, partition: PartitionKey, archive: str) -> str:
     return template.format(
         pipeline=pipeline,

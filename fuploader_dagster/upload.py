@@ -3,6 +3,8 @@
 What must always hold, in this order: the object store confirms size and digest; the receipt is
 durable; the local data is removed. A crash between any two of them is finished by the next attempt
 or by recovery, and no step of it can be done wrongly by doing it again.
+
+The catalog is told before the receipt is kept: a crash in between tells it again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from fuploader_dagster.cataloging import note_in_catalog
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import clear_failure
 from fuploader_dagster.fileio import FileLock, remove_tree
@@ -37,6 +40,7 @@ def upload(
     key = slot.object_key(settings.key)
     stored = store.put(key, packed.file(settings.layout), progress)
     receipt = _receipt(packed, stored, clock())
+    note_in_catalog(receipt, slot, settings)
     keep_receipt(settings.layout, receipt)
     remove_local_data(settings.layout, receipt)
     return receipt

@@ -275,3 +275,29 @@ def test_a_name_cannot_command_the_terminal(fuploader: Fuploader, tmp_path: Path
         f"{0:>12} \\x1b[31m\\n.json",
         f"{1:>12} [red].json",
     ]
+
+
+def test_find_says_which_archives_hold_a_name_and_rebuild_learns_it_from_the_store(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path)
+    assert fuploader("find", "a.json").code == 4
+    first, second = (shipped(tmp_path, {"a.json": b"%d" % n, f"{n}.json": b""}) for n in (1, 2))
+    assert first.receipt is not None
+    lines = fuploader("find", "a.json").lines
+    assert [line.split()[2] for line in lines] == [first.partition, second.partition]
+    assert lines[0].split()[3] == first.receipt.address
+    found = [json.loads(line) for line in fuploader("find", "[12].json", "--json").lines]
+    assert [(one["name"], one["partition"]) for one in found] == [
+        ("1.json", first.partition),
+        ("2.json", second.partition),
+    ]
+    missing = fuploader("find", "b.json")
+    assert missing.code == 4
+    assert "no archive of docs is known to hold b.json" in missing.err
+    (tmp_path / "data" / "docs" / "catalog.sqlite").write_bytes(b"broken" * 1000)
+    assert fuploader("find", "a.json").code == 4
+    rebuilt = fuploader("catalog", "rebuild", "--anew", "--json")
+    assert rebuilt.code == 0
+    assert json.loads(rebuilt.out)["added"] == 2
+    assert fuploader("find", "a.json").lines == lines

@@ -1,0 +1,153 @@
+"""What goes into the catalog: each archive as it is uploaded, or all of them from the store again.
+
+What must always hold: a catalog that is missing, broken or locked fails no upload; it only stays
+behind, which the log says, and a rebuild catches up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.config import BUILT_IN_SUFFIXES, Pipeline
+from fuploader_dagster.errors import DamagedArchive, FuploaderError
+from fuploader_dagster.fileio import make_dirs, remove_file
+from fuploader_dagster.foreign import ForeignArchive
+from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.range_source import StoredArchive
+from fuploader_dagster.receipts import Receipt
+from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.storage import ObjectInfo, ObjectStore, Progress
+from fuploader_dagster.strategies import key_prefix
+
+log = logging.getLogger(__name__)
+
+
+def note_in_catalog(receipt: Receipt, slot: SealedSlot, settings: Pipeline) -> None:
+    """Add an archive that was just stored and still lies here. Never raises."""
+    if not settings.catalog:
+        return
+    try:
+        names = _names_here(slot, settings)
+        archive = CatalogedArchive(
+            address=receipt.address,
+            key=receipt.key,
+            partition=receipt.partition,
+            sealed_at=_sealed_at(receipt.partition),
+            members=len(names),
+            size_bytes=receipt.size_bytes,
+            sha256=receipt.sha256,
+        )
+        with Catalog(settings.layout.catalog) as catalog:
+            catalog.add(archive, names)
+    except (FuploaderError, OSError) as error:
+        log.warning(
+            "%s is stored, but not in the catalog (fuploader catalog rebuild adds it): %s",
+            receipt.partition,
+            error,
+        )
+
+
+def _names_here(slot: SealedSlot, settings: Pipeline) -> Sequence[str]:
+    if settings.packer is not None:  # what it made need not be readable for us
+        return [entry.name for entry in slot.entries()]
+    with Archive.open(settings.layout.archives / slot.seal.archive) as archive:
+        return archive.names()
+
+
+@dataclass
+class RebuildReport:
+    """What a rebuild did."""
+
+    archives: int = 0
+    """In the store."""
+    added: int = 0
+    gone: int = 0
+    """Were in the catalog and are no longer in the store."""
+    unreadable: list[str] = field(default_factory=list)
+    """Archives whose members cannot be listed, each with the reason."""
+    damaged: bool = False
+    """Whether damage is among the reasons."""
+
+
+def rebuild(
+    settings: Pipeline, store: ObjectStore, *, threads: int = 8, progress: Progress | None = None
+) -> RebuildReport:
+    """Make the catalog say what the store holds: read the manifests of archives that it lacks.
+
+    Takes two or three small reads per archive. `progress` counts archives.
+    """
+    report = RebuildReport()
+    endings = (settings.archive_suffix, *BUILT_IN_SUFFIXES)
+    prefix = key_prefix(settings.key, pipeline=settings.name)
+    there = {
+        store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
+    }
+    report.archives = len(there)
+    with Catalog(settings.layout.catalog) as catalog:
+        known = catalog.archives()
+        for address in known.keys() - there.keys():
+            catalog.forget(address)
+            report.gone += 1
+        lacking = [
+            info
+            for address, info in there.items()
+            if address not in known or known[address].size_bytes != info.size_bytes
+        ]
+        for number, (info, found) in enumerate(_read_all(store, lacking, threads), start=1):
+            if isinstance(found, FuploaderError):
+                report.unreadable.append(str(found))
+                report.damaged |= isinstance(found, DamagedArchive)
+            else:
+                catalog.add(_cataloged(info, store, len(found)), found)
+                report.added += 1
+            if progress:
+                progress(number, len(lacking))
+    return report
+
+
+def remove_catalog(layout: Layout) -> None:
+    """Remove the catalog, whatever state it is in."""
+    make_dirs(layout.root)
+    for ending in ("-wal", "-shm", ""):
+        remove_file(layout.catalog.with_name(layout.catalog.name + ending))
+
+
+def _read_all(
+    store: ObjectStore, infos: Sequence[ObjectInfo], threads: int
+) -> Iterator[tuple[ObjectInfo, Sequence[str] | FuploaderError]]:
+    def read(info: ObjectInfo) -> Sequence[str] | FuploaderError:
+        try:
+            with Archive.open(StoredArchive(store, info.key, info)) as archive:
+                return archive.names()
+        except (DamagedArchive, ForeignArchive) as error:
+            return error
+
+    with ThreadPoolExecutor(threads, "catalog") as pool:
+        for first in range(0, len(infos), 2 * threads):  # so that few names are in memory at once
+            some = infos[first : first + 2 * threads]
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _cataloged(info: ObjectInfo, store: ObjectStore, members: int) -> CatalogedArchive:
+    name = PurePosixPath(info.key).name
+    partition = name.partition(".tar")[0] if PartitionKey.parse(name.partition(".tar")[0]) else ""
+    return CatalogedArchive(
+        address=store.address(info.key),
+        key=info.key,
+        partition=partition,
+        sealed_at=_sealed_at(partition),
+        members=members,
+        size_bytes=info.size_bytes,
+        sha256=info.sha256,
+    )
+
+
+def _sealed_at(partition: str) -> str:
+    key = PartitionKey.parse(partition)
+    return key.sealed_at.isoformat(timespec="milliseconds") if key else ""

@@ -1,0 +1,186 @@
+"""The catalog finds each file by name, prefix and pattern, and is never needed."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from fuploader_dagster.catalog import Catalog, CatalogedArchive, CatalogUnusable
+from fuploader_dagster.cataloging import rebuild, remove_catalog
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.shipping import Done, ship
+from tests.settings import pipeline, sealed
+
+ODD_NAMES = [
+    "Readme.JSON",
+    "readme.json",
+    "a b.json",
+    'it\'s "quoted".json',
+    "消息.json",
+    "ÄäΣ.json",
+    "^a.json",
+    "^41.json",
+    "with\nline\x01\x7f.json",
+    "half\ud800.json",
+    "x[1]*?.json",
+    "sub/dir/-.+~#%&=;,!@$(){}|`<>:_.json",
+    "n" * 255,
+]
+
+
+def archive(number: int, **values: object) -> CatalogedArchive:
+    made = CatalogedArchive(
+        address=f"s3://b/{number}",
+        key=str(number),
+        partition=f"p{number}",
+        sealed_at=f"2026-01-01T00:00:{number:02}",
+        members=1,
+        size_bytes=100 + number,
+        sha256="00",
+    )
+    return made._replace(**values)
+
+
+def names(catalog: Catalog, wanted: str) -> list[str]:
+    return [hit.name for hit in catalog.find(wanted)]
+
+
+def shipped(settings: Pipeline, *slots: dict[str, bytes]) -> list[Done]:
+    for files in slots:
+        sealed(settings, files)
+    outcomes = list(ship(settings, settings.store.open()))
+    assert all(isinstance(one, Done) for one in outcomes)
+    return [one for one in outcomes if isinstance(one, Done)]
+
+
+def test_every_name_is_found_as_it_is_and_no_other(tmp_path: Path) -> None:
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        catalog.add(archive(1), ODD_NAMES)
+        catalog.add(archive(2), ["readme.json"])
+        for name in ODD_NAMES:
+            numbers = [hit.archive.key for hit in catalog.find(name) if hit.name == name]
+            assert numbers == (["1", "2"] if name == "readme.json" else ["1"])
+        assert names(catalog, "READMe.json") == []
+        assert sorted(names(catalog, "*")) == sorted([*ODD_NAMES, "readme.json"])
+
+
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.text(st.sampled_from("aAbB^?*.[] ä'\"\n24"), min_size=1), unique=True, max_size=20),
+    st.text(st.sampled_from("aAb^?*.[] ä"), min_size=1, max_size=6),
+)
+def test_a_pattern_finds_what_fnmatch_says(
+    tmp_path_factory: pytest.TempPathFactory, there: list[str], pattern: str
+) -> None:
+    with Catalog(tmp_path_factory.mktemp("catalog") / "c.sqlite") as catalog:
+        catalog.add(archive(1), there)
+        expected = {n for n in there if n == pattern or fnmatch.fnmatchcase(n, pattern)}
+        assert sorted(names(catalog, pattern)) == sorted(expected)
+
+
+def test_files_of_one_name_come_by_the_time_of_their_archives(tmp_path: Path) -> None:
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        for number in (3, 1, 2):
+            catalog.add(archive(number), ["a.json"])
+        assert [hit.archive.key for hit in catalog.find("a.json")] == ["1", "2", "3"]
+
+
+def test_adding_an_archive_again_changes_nothing_and_another_one_replaces_it(
+    tmp_path: Path,
+) -> None:
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        assert catalog.add(archive(1), ["a"])
+        assert not catalog.add(archive(1), ["a"])
+        assert names(catalog, "a") == ["a"]
+        assert catalog.add(archive(1, size_bytes=7), ["b"])
+        assert names(catalog, "*") == ["b"]
+        catalog.forget("s3://b/1")
+        assert names(catalog, "*") == []
+
+
+def test_a_hundred_thousand_names_take_30_bytes_each_and_are_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with Catalog(path) as catalog:
+        for number in range(10):
+            catalog.add(archive(number), [f"{n * 7919 % 10**6:019}-{number}" for n in range(10000)])
+    assert path.stat().st_size < 30 * 100_000
+    with Catalog(path) as catalog:
+        started = time.perf_counter()
+        assert next(catalog.find("00000000000000079*")).name.startswith("00000000000000079")
+        assert len(names(catalog, f"{7919:019}-3")) == 1
+        assert time.perf_counter() - started < 0.1
+
+
+def test_uploading_fills_the_catalog(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    first, second = shipped(settings, {"a.json": b"1", "b.json": b"2"}, {"a.json": b"3"})
+    with Catalog(settings.layout.catalog) as catalog:
+        hits = list(catalog.find("a.json"))
+        assert [hit.archive.partition for hit in hits] == [first.partition, second.partition]
+        assert first.receipt is not None
+        assert hits[0].archive.address == first.receipt.address
+        assert hits[0].archive.sealed_at < hits[1].archive.sealed_at
+        assert hits[0].archive.members == 2
+
+
+def test_a_broken_catalog_fails_no_upload_and_is_rebuilt_from_the_store_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = pipeline(tmp_path)
+    shipped(settings, {"a.json": b"1"})
+    settings.layout.catalog.write_bytes(b"no database at all" * 100)
+    with caplog.at_level(logging.WARNING):
+        shipped(settings, {"b.json": b"2"})
+    assert "is stored, but not in the catalog" in caplog.text
+    with pytest.raises(CatalogUnusable, match="rebuild --anew"):
+        Catalog(settings.layout.catalog)
+    remove_catalog(settings.layout)
+    elsewhere = pipeline(tmp_path, storage_root=tmp_path / "another machine")
+    for one in (settings, elsewhere):
+        report = rebuild(one, one.store.open())
+        assert (report.archives, report.added, report.unreadable) == (2, 2, [])
+        with Catalog(one.layout.catalog) as catalog:
+            assert names(catalog, "*") == ["a.json", "b.json"]
+            assert all(hit.archive.partition for hit in catalog.find("*"))
+
+
+def test_a_rebuild_reads_only_what_is_lacking_and_forgets_what_is_gone(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    one, _ = shipped(settings, {"a.json": b"1"}, {"b.json": b"2"})
+    store = settings.store.open()
+    report = rebuild(settings, store)
+    assert (report.archives, report.added, report.gone) == (2, 0, 0)
+    assert one.receipt is not None
+    store.delete(one.receipt.key)
+    assert rebuild(settings, store).gone == 1
+    with Catalog(settings.layout.catalog) as catalog:
+        assert names(catalog, "*") == ["b.json"]
+
+
+def test_a_damaged_archive_is_named_by_a_rebuild_and_holds_up_no_other(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    one, _ = shipped(settings, {"a.json": b"1"}, {"b.json": b"2"})
+    assert one.receipt is not None
+    path = tmp_path / "objects" / one.receipt.key
+    path.write_bytes(path.read_bytes()[:60])
+    remove_catalog(settings.layout)
+    report = rebuild(settings, settings.store.open())
+    assert report.damaged
+    assert len(report.unreadable) == 1
+    with Catalog(settings.layout.catalog) as catalog:
+        assert names(catalog, "*") == ["b.json"]
+
+
+def test_the_catalog_can_be_switched_off(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, catalog=False)
+    shipped(settings, {"a.json": b"1"})
+    assert not settings.layout.catalog.exists()
