@@ -34,7 +34,7 @@ from fuploader_dagster.archive_closing import (
     read_page,
     read_pages,
 )
-from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport
+from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport, WholeMembers
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
 from fuploader_dagster.foreign import refuse_foreign
 from fuploader_dagster.frame_reader import FrameReader, Stretch, stretches
@@ -47,6 +47,7 @@ from fuploader_dagster.tar_scan import ScannedMember, scan
 
 _TAIL_BYTES = 2**16
 """Read first: the seek table of an archive of 8 GiB, and often the whole manifest."""
+_RESTORE_HINT = "fuploader restore gets out what is intact"
 
 
 class Archive:
@@ -138,9 +139,7 @@ class Archive:
         """All members. Raises `DamagedArchive` if the archive has no manifest and is damaged."""
         listing = self.listing()
         if listing.damages:
-            raise DamagedArchive(
-                str(listing.damages[0]), hint="fuploader restore gets out what is intact"
-            )
+            raise DamagedArchive(str(listing.damages[0]), hint=_RESTORE_HINT)
         return listing.members
 
     def read(self, name: str) -> bytes:
@@ -206,12 +205,30 @@ class Archive:
             refuse_foreign(self._source)
         yield from scan(self._source)
 
+    def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and payload of each chosen member, in the order of the archive.
+
+        Read in few large steps. Raises `DamagedArchive` where the first damage lies.
+        """
+        members = self._indexed_members()
+        if members is None:
+            for item in self._scan():
+                if isinstance(item, Damage):
+                    raise DamagedArchive(str(item), hint=_RESTORE_HINT)
+                if item.kind == "file" and chosen(item.name):
+                    yield item.name, b"".join(item.chunks())
+            return
+        for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
+            reader = FrameReader(self._source, self._frames, stretch.start, stretch.stop)
+            for member in stretch.members:
+                yield member.name, b"".join(reader.payload(member))
+
     # -- verifying -----------------------------------------------------------------------------
 
     def verify(self, *, threads: int = 2, progress: Progress | None = None) -> VerifyReport:
         """Read everything and compare every byte with what the manifest vouches for."""
         members = self._indexed_members()
-        count = _Counter(progress, sum(m.size_bytes for m in members or ()))
+        count = WholeMembers(progress, sum(m.size_bytes for m in members or ()))
         damages = []
         if self.manifest is None or members is None:
             for item in self._scan():
@@ -232,7 +249,7 @@ class Archive:
         take: Callable[[MemberEntry, Iterator[memoryview]], None],
         members: Sequence[MemberEntry],
         threads: int,
-        count: _Counter,
+        count: WholeMembers,
     ) -> Iterator[_Trouble]:
         """Let `take` read the members, several stretches of the archive at a time."""
 
@@ -295,7 +312,7 @@ class Archive:
         threads: int,
         progress: Progress | None,
     ) -> None:
-        count = _Counter(progress, sum(m.size_bytes for m in members))
+        count = WholeMembers(progress, sum(m.size_bytes for m in members))
 
         unchanged: list[str] = []
 
@@ -350,23 +367,6 @@ def verify_archive(path: Path) -> VerifyReport:
 class _Trouble(NamedTuple):
     damages: list[Damage]
     refused: list[str]
-
-
-class _Counter:
-    """Whole members so far; tells the progress. Thread-safe."""
-
-    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
-        self.members = 0
-        self.size_bytes = 0
-        self._progress, self._total = progress, total_bytes
-        self._lock = threading.Lock()
-
-    def add(self, size_bytes: int) -> None:
-        with self._lock:
-            self.members += 1
-            self.size_bytes += size_bytes
-            if self._progress:
-                self._progress(self.size_bytes, self._total)
 
 
 def _drain(payload: Iterable[memoryview]) -> None:

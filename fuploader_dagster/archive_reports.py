@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.manifest import MemberEntry
+from fuploader_dagster.storage import Progress
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,20 @@ class RestoreReport:
     damages: list[Damage] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     """Members that were not written, with the reason: names that lead out, links, conflicts."""
+
+
+class WholeMembers:
+    """Counts members that were whole so far, and tells the progress. Thread-safe."""
+
+    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
+        self.members = 0
+        self.size_bytes = 0
+        self._progress, self._total = progress, total_bytes
+        self._lock = threading.Lock()
+
+    def add(self, size_bytes: int) -> None:
+        with self._lock:
+            self.members += 1
+            self.size_bytes += size_bytes
+            if self._progress:
+                self._progress(self.size_bytes, self._total)

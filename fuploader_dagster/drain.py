@@ -137,6 +137,8 @@ class Drain:
     def _slots(self) -> Iterator[Sequence[Slot]]:
         """Lock, claim and recover the slots of this worker, and tell the state what they hold."""
         self.state.open()
+        # Before the slots are locked: who asks after that finds them locked and counts on us.
+        self._seal_requested_at = self._seal_request()
         with ExitStack() as stack:
             slots = [
                 stack.enter_context(
@@ -145,13 +147,12 @@ class Drain:
                 for slot in self._owned
             ]
             self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
-            self._seal_requested_at = self._seal_request()
             self.state.add_sealed(sealed_partitions(self.layout))
             self._record(Commit(slots=[slot.count for slot in slots]))
             yield slots
 
     def _receive_batch(self) -> list[Message]:
-        """Messages for one commit: full, or as old as the flush interval, or what there is."""
+        """Messages for one commit: full, or as old as the flush interval, or all there are."""
         batch: list[Message] = []
         size, due_at = 0, 0.0
         while len(batch) < self.settings.commit_messages and size < self.settings.commit_bytes:
@@ -162,7 +163,7 @@ class Drain:
                 due_at = time.monotonic() + self.settings.flush_interval_seconds
             batch += received
             size += sum(len(message.body) for message in received)
-            if not batch or time.monotonic() >= due_at or self.lease.over():
+            if not received or time.monotonic() >= due_at or self.lease.over():
                 break
         return batch
 

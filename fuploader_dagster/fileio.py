@@ -72,21 +72,13 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def write_durably(final: Path, content: bytes) -> None:
     """Write a whole file, replacing an older one in one step."""
-    temporary = temporary_name(final)
-    with naming_full_disks(final), temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = _written_beside(final, content)
     replace_durably(temporary, final)
 
 
 def create_durably(final: Path, content: bytes) -> bool:
     """Write a whole file unless there is one of this name already; False if there is."""
-    temporary = temporary_name(final)
-    with naming_full_disks(final), temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = _written_beside(final, content)
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -95,6 +87,20 @@ def create_durably(final: Path, content: bytes) -> bool:
         temporary.unlink()
         fsync_dir(final.parent)
     return True
+
+
+def _written_beside(final: Path, content: bytes) -> Path:
+    """The content, synced, under a temporary name; nothing is left behind if that fails."""
+    temporary = temporary_name(final)
+    try:
+        with naming_full_disks(final), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def write_for_readers(final: Path, content: bytes) -> None:

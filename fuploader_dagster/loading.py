@@ -193,7 +193,10 @@ def load_intake(line: bytes) -> Intake:
     values = msgspec.json.decode(line, type=dict[str, Any])
     for part in ("source", "state"):
         values[part] = _load_part(part, values[part], part)
-    return Intake(**values)
+    try:
+        return Intake(**values)
+    except ValidationError as error:
+        raise _config_error(error, f"pipeline {values.get('name')}") from None
 
 
 def _dump_part(part: BaseModel) -> dict[str, Any]:

@@ -11,6 +11,7 @@ store answers with the object that is there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -57,6 +58,24 @@ def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receip
         for line in _lines(path)
         if (receipt := _decode(line)) is not None and receipt.partition in keys
     }
+
+
+def receipts_between(
+    layout: Layout, since: datetime | None = None, until: datetime | None = None
+) -> dict[str, Receipt]:
+    """Receipts of what was sealed from `since` on and before `until`, in the order of sealing."""
+    found = {}
+    for path in sorted(layout.receipts.glob("*.jsonl")) if layout.receipts.is_dir() else ():
+        for line in _lines(path):
+            receipt = _decode(line)
+            key = PartitionKey.parse(receipt.partition) if receipt else None
+            if receipt is None or key is None:
+                continue
+            if (since is None or since <= key.sealed_at) and (
+                until is None or key.sealed_at < until
+            ):
+                found[receipt.partition] = receipt
+    return dict(sorted(found.items()))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

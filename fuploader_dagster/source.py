@@ -100,7 +100,7 @@ class SourceSettings(BaseModel):
     Opening nothing is part of the contract: both methods only construct.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def source(self, *, prefetch: int) -> MessageSource:
         """A consumer that takes at most `prefetch` unsettled messages. Not yet connected."""

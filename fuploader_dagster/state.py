@@ -114,7 +114,7 @@ class StateStore(ABC):
 class StateSettings(BaseModel):
     """What a configuration says about the state store; subclasses add fields and build it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def store(self, *, pipeline: str, node: str) -> StateStore:
         """The store of one pipeline on one node. Not yet connected."""

@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fuploader_dagster.errors import ConfigError, SourceUnavailable
 from fuploader_dagster.resources.rabbitmq_connection import (
@@ -51,8 +51,6 @@ _PARTS_OF_URL = ("host", "port", "vhost", "user", "password", "tls")
 
 class RabbitMQ(SourceSettings):
     """A queue on RabbitMQ: either `url`, or host, port, vhost, user, password and tls."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     queue: str
     """The queue's name, at most 255 bytes."""

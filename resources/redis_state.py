@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-from pydantic import ConfigDict, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -111,8 +111,6 @@ return {
 
 class RedisState(StateSettings):
     """A Redis server, which several nodes and pipelines may share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: Secret = SecretStr("redis://localhost:6379/0")
     """`redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`."""

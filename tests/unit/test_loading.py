@@ -114,7 +114,10 @@ def test_settings_beside_the_pipelines_apply_to_all_and_each_may_differ(tmp_path
         ({"source": {"kind": "kafka"}}, "kinds are rabbitmq, embedded, or package.module:Class"),
         ({"source": {"kind": f"amqp://u:{SECRET}@h"}}, "documents.source.kind: it is not of the"),
         ({"state": {"kind": "sqlite"}}, "documents.state: path: Field required"),
-        ({"store": {"kind": "ftp"}}, "kinds are s3, cos, oss, local, mirror, or package.module:Class"),
+        (
+            {"store": {"kind": "ftp"}},
+            "kinds are s3, cos, oss, local, mirror, or package.module:Class",
+        ),
         ({"store": {"kind": "no_such_module:X"}}, "store.kind: cannot import 'no_such_module'"),
         ({"store": {"kind": "os.path:joint"}}, "module 'os.path' has no 'joint'"),
         ({"store": {"kind": "os.path:join"}}, "os.path:join is no OpensObjectStore"),
