@@ -17,8 +17,8 @@ the format's version, 1.
 
 An inverted index, because names come in random order: a B-tree of names rewrites a page for each
 of them, FTS5 appends a sorted run per archive and merges runs little by little (measured with ten
-million names: a tenth of the time, two thirds of the size; docs/decisions/0006-the-catalog.md). A removed archive's
-words stay until a rebuild; no row answers for them.
+million names: a tenth of the time, two thirds of the size; docs/decisions/0006-the-catalog.md).
+A removed archive's words stay until a rebuild; no row answers for them.
 
 Names become words by escaping what FTS5 would change or cut at: capitals, quotes, white space and
 control characters, as `^` and what `_escape` says. A prefix of a name is a prefix of its word.

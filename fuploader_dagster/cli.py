@@ -28,7 +28,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from fuploader_dagster import cli_archives, cli_catalog, recovery
+from fuploader_dagster import cli_archives, cli_catalog, cli_replay, recovery
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.console import (
     ConfigOption,
@@ -272,6 +272,7 @@ def _count_lines(file: Path) -> int:
 
 cli_archives.register(app)
 cli_catalog.register(app)
+cli_replay.register(app)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from fuploader_dagster.assets import build_assets
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
+from fuploader_dagster.replay_job import build_replay_job
 from fuploader_dagster.seal_job import build_seal_job
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
@@ -43,7 +44,7 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
     resources: dict[str, Any] = {names.store: pipeline.store}
     return dg.Definitions(
         assets=build_assets(pipeline),
-        jobs=[ship, build_seal_job(pipeline)],
+        jobs=[ship, build_seal_job(pipeline), build_replay_job(pipeline)],
         sensors=[
             build_drain_sensor(pipeline, running=running),
             build_failure_sensor(pipeline, running=running),

@@ -74,6 +74,10 @@ class Names:
     def seal_job(self) -> str:
         return f"{self.scope}_seal_now"
 
+    @property
+    def replay_job(self) -> str:
+        return f"{self.scope}_replay"
+
     def partitions(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=self.partition_set)
 
