@@ -40,6 +40,7 @@ from fuploader_dagster.resources.rabbitmq_connection import (
     disconnect,
     explained,
 )
+from fuploader_dagster.resources.rabbitmq_deliveries import decode_properties, take_deliveries
 from fuploader_dagster.resources.rabbitmq_publisher import RabbitMQPublisher
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource, SourceSettings
@@ -161,6 +162,9 @@ class RabbitMQSource(MessageSource):
         try:
             self._channel.basic_qos(prefetch_count=self._prefetch)
             self._channel.add_on_cancel_callback(self._on_cancelled)
+            take_deliveries(
+                self._connection, self._channel.channel_number, self._surplus.append, self._start
+            )
             self._channel.basic_consume(self._settings.queue, self._collector())
         except PIKA_ERRORS as error:
             self._give_up("consume from", error)
@@ -216,11 +220,11 @@ class RabbitMQSource(MessageSource):
         disconnect(connection)
 
     def describe(self, message: Message) -> dict[str, Any]:
-        properties = vars(message.attributes)
+        properties = vars(_properties(message.attributes))
         return {name: _json_ready(value) for name, value in properties.items() if value is not None}
 
     def _collector(self) -> Any:
-        """pika's callback for each message: the hot path of the drain."""
+        """pika's callback for messages that `take_deliveries` leaves to it."""
         start, append, build = self._start, self._surplus.append, Message._make
 
         def collect(_channel: object, method: Any, properties: Any, body: bytes) -> None:
@@ -256,6 +260,10 @@ class RabbitMQSource(MessageSource):
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:
         self.close()
         raise explained(tried, self._settings, error) from error
+
+
+def _properties(attributes: Any) -> Any:
+    return decode_properties(attributes) if isinstance(attributes, bytes) else attributes
 
 
 def _json_ready(value: Any) -> Any:

@@ -6,10 +6,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import pika
 import pytest
 
 from fuploader_dagster.errors import BadMessage, FuploaderError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
+from fuploader_dagster.resources.rabbitmq_deliveries import take_deliveries
 from fuploader_dagster.source import CommittedBatch, Message
 from tests.servers.ports import LOOPBACK, free_port
 from tests.servers.queue_fixtures import channel, new_queue, waiting
@@ -421,3 +423,11 @@ def test_a_port_that_speaks_the_other_protocol_is_hinted_at(rabbitmq: RabbitMQSe
         settings = RabbitMQ(host=LOOPBACK, port=port, tls=tls, queue="q")
         with pytest.raises(SourceUnavailable, match="belong together"):
             settings.source(prefetch=1).open()
+
+
+def test_the_locked_pika_lets_deliveries_be_taken_from_its_socket(rabbitmq: RabbitMQServer) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq.url))
+    try:
+        assert take_deliveries(connection, 1, print, 0)
+    finally:
+        connection.close()
