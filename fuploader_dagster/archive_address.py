@@ -4,8 +4,8 @@ An archive is named by
 
 - a path, or `file://` and a path;
 - an address in a store: `s3://bucket/key`, `cos://...`, `oss://...`, as receipts and the UI show
-  them. The pipeline whose store it lies in opens it; an `s3://` address that lies in none is opened
-  with what boto3 finds by itself (environment, profile, instance);
+  them. The pipeline opens it in whose store (today's or a former one) it lies; an `s3://` address
+  that lies in none is opened with what boto3 finds by itself (environment, profile, instance);
 - a partition key: through its receipt; without one through the archive that still lies here; and
   else, for another node's, through the key that the pipeline's template gives.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -82,7 +83,8 @@ def _stores(
     pipelines: Mapping[str, Pipeline], scheme: str, unusable: list[str]
 ) -> Iterator[ObjectStore]:
     for name, pipeline in pipelines.items():
-        for setting in _parts(pipeline.store):
+        settings = (pipeline.store, *pipeline.former_stores)
+        for setting in chain.from_iterable(map(_parts, settings)):
             if "://" in setting.describe() and not setting.describe().startswith(f"{scheme}://"):
                 continue  # a client library that is not needed may be missing
             try:

@@ -13,18 +13,23 @@ good partitions and fails for the others, which stay on disk for the recovery sc
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
+from fuploader_dagster.archive_address import find_archive
+from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.partitions import Names
+from fuploader_dagster.repacking import Repacking
 from fuploader_dagster.shipping import Done, Failed, Outcome, pack_partitions, upload_partitions
 from fuploader_dagster.storage import Progress
 
 PROGRESS_SECONDS = 5.0
 MAX_LISTED_FAILURES = 10
+REPACK_TAG = "fuploader/repack"
+"""`true` on a run or backfill: stored archives are fetched back, packed anew and uploaded again."""
 
 
 def build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
@@ -71,7 +76,9 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         output_required=False,
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        outcomes = pack_partitions(context.partition_keys, pipeline)
+        outcomes = pack_partitions(
+            context.partition_keys, pipeline, _repacking(context.run.tags, pipeline)
+        )
         yield from _report(context, pipeline, names.packed_archive, outcomes)
 
     @dg.asset(
@@ -89,11 +96,22 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         store = getattr(context.resources, names.store).open()
         outcomes = upload_partitions(
-            context.partition_keys, pipeline, store, _log_progress(context.log)
+            context.partition_keys,
+            pipeline,
+            store,
+            _log_progress(context.log),
+            _repacking(context.run.tags, pipeline),
         )
         yield from _report(context, pipeline, names.uploaded_archive, outcomes)
 
     return [queue, sealed_slot, packed_archive, uploaded_archive]
+
+
+def _repacking(tags: Mapping[str, str], pipeline: Pipeline) -> Repacking | None:
+    """How stored archives are fetched back, if the run was asked to pack them anew."""
+    if tags.get(REPACK_TAG) != "true":
+        return None
+    return Repacking(lambda key: Archive.open(find_archive(key, {pipeline.name: pipeline}).source))
 
 
 def _report(
@@ -147,7 +165,10 @@ def _metadata(done: Done) -> dict[str, Any]:
         metadata["object_key"] = done.receipt.key
         metadata["stored_at"] = done.receipt.stored_at
     if done.packed is None:
-        metadata["note"] = "stored before; nothing was left to do"
+        metadata["note"] = (
+            "stored before; nothing was left to do "
+            f"(to pack it anew, give the run the tag {REPACK_TAG}: true)"
+        )
     return metadata
 
 

@@ -7,7 +7,7 @@ behind, which the log says, and a rebuild catches up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -28,12 +28,14 @@ from fuploader_dagster.strategies import key_prefix
 log = logging.getLogger(__name__)
 
 
-def note_in_catalog(receipt: Receipt, slot: SealedSlot, settings: Pipeline) -> None:
-    """Add an archive that was just stored and still lies here. Never raises."""
+def note_in_catalog(
+    receipt: Receipt, names_of: Callable[[], Sequence[str]], settings: Pipeline
+) -> None:
+    """Add an archive that was just stored; `names_of` reads its names. Never raises."""
     if not settings.catalog:
         return
     try:
-        names = _names_here(slot, settings)
+        names = names_of()
         archive = CatalogedArchive(
             address=receipt.address,
             key=receipt.key,
@@ -53,7 +55,8 @@ def note_in_catalog(receipt: Receipt, slot: SealedSlot, settings: Pipeline) -> N
         )
 
 
-def _names_here(slot: SealedSlot, settings: Pipeline) -> Sequence[str]:
+def names_of_slot(slot: SealedSlot, settings: Pipeline) -> Sequence[str]:
+    """The names in a slot whose archive still lies here."""
     if settings.packer is not None:  # what it made need not be readable for us
         return [entry.name for entry in slot.entries()]
     with Archive.open(settings.layout.archives / slot.seal.archive) as archive:

@@ -175,6 +175,8 @@ class Pipeline(Intake):
     """One queue's whole way into one object store."""
 
     store: InstanceOf[OpensObjectStore]
+    former_stores: tuple[InstanceOf[OpensObjectStore], ...] = ()
+    """Where archives of earlier days lie: read from, never written to."""
     packer: Strategy | None = None
     """Own packer `(Path) -> Path | None`, sync or async: gets a directory with real files."""
     compression_level: Annotated[int, Field(ge=1, le=19)] = 3

@@ -142,6 +142,13 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
     _check_names(values, where)
     parts = {part: _load_part(part, values.get(part), f"{where}.{part}") for part in KINDS}
+    former = values.get("former_stores", [])
+    if not isinstance(former, list):
+        raise ConfigError(f"{where}.former_stores must be a list of stores")
+    parts["former_stores"] = tuple(
+        _load_part("store", one, f"{where}.former_stores.{number}")
+        for number, one in enumerate(former)
+    )
     try:
         return Pipeline(**{**values, **parts})
     except ValidationError as error:

@@ -74,7 +74,13 @@ def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
     if settings.packer is None:
         written = _pack_built_in(slot, entries, target, settings)
     else:
-        written = _pack_custom(slot, entries, target, settings.packer, settings)
+        written = pack_custom(
+            slot.seal.partition,
+            lambda folder: _lay_out_files(slot, entries, folder),
+            target,
+            settings.packer,
+            settings,
+        )
     packed = Packed(
         partition=slot.seal.partition,
         archive=slot.seal.archive,
@@ -83,8 +89,13 @@ def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
         messages=slot.seal.messages,
         payload_bytes=slot.seal.payload_bytes,
     )
-    write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
+    keep_packed(layout, packed)
     return packed
+
+
+def keep_packed(layout: Layout, packed: Packed) -> None:
+    """Note durably that the archive is finished."""
+    write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
 
 
 def find_packed(layout: Layout, partition: str) -> Packed | None:
@@ -120,20 +131,21 @@ def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
     return FolderMembers(slot.files, members)
 
 
-def _pack_custom(
-    slot: SealedSlot,
-    entries: Sequence[IndexEntry],
+def pack_custom(
+    partition: str,
+    lay_out: Callable[[Path], None],
     target: Path,
     packer: Callable[..., Any],
     settings: Pipeline,
 ) -> ArchiveFile:
-    work = temporary_name(settings.layout.archives / slot.seal.partition)
+    """Let a user's packer make the archive, of a folder that `lay_out` fills with real files."""
+    work = temporary_name(settings.layout.archives / partition)
     shutil.rmtree(work, ignore_errors=True)
-    folder = work / slot.seal.partition
+    folder = work / partition
     try:
         with naming_full_disks(work):
             make_dirs(folder)
-            _lay_out_files(slot, entries, folder)
+            lay_out(folder)
         made = call_packer(packer, folder)
         if not made.name.endswith(settings.archive_suffix):
             raise StrategyError(

@@ -4,6 +4,9 @@ What must always hold: every partition that was asked for gives one outcome; one
 noted, keeps all its data, and takes no other with it. Partitions that the store has confirmed
 already are done, and say so.
 
+Packing anew (`Repacking`) is for those only who ask for it: then partitions that the store has are
+fetched back, and uploaded once more as the settings say today.
+
 Without Dagster: `ship(settings, store)` packs and uploads everything that lies sealed.
 """
 
@@ -19,8 +22,9 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedData, FuploaderError, PermanentError
 from fuploader_dagster.failures import Stage, note_failure
 from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.packing import Packed, pack
+from fuploader_dagster.packing import Packed, find_packed, pack
 from fuploader_dagster.receipts import Receipt
+from fuploader_dagster.repacking import Repacking, repack, upload_again
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.storage import ObjectStore, Progress
 from fuploader_dagster.upload import PartitionLock, upload
@@ -52,13 +56,22 @@ class Failed:
 
 
 Outcome = Done | Failed
-_Step = Callable[[SealedSlot], tuple[Packed | None, Receipt | None]]
+_Result = tuple[Packed | None, Receipt | None]
+_Step = Callable[[SealedSlot], _Result]
+_Again = Callable[[Receipt], _Result]
 
 
-def pack_partitions(partitions: Sequence[str], settings: Pipeline) -> Iterator[Outcome]:
+def pack_partitions(
+    partitions: Sequence[str], settings: Pipeline, repacking: Repacking | None = None
+) -> Iterator[Outcome]:
     """Pack one after the other (the compression of each uses `pack_threads`)."""
+    again: _Again | None = None
+    if repacking is not None:
+        again = lambda before: (repack(before, repacking, settings), None)  # noqa: E731
     for partition in partitions:
-        yield _attempt(partition, settings, "pack", lambda slot: (pack(slot, settings), None))
+        yield _attempt(
+            partition, settings, "pack", lambda slot: (pack(slot, settings), None), again
+        )
 
 
 def upload_partitions(
@@ -66,6 +79,7 @@ def upload_partitions(
     settings: Pipeline,
     store: ObjectStore,
     progress: Callable[[str], Progress] | None = None,
+    repacking: Repacking | None = None,
 ) -> Iterator[Outcome]:
     """Upload side by side; a partition that was not packed yet is packed first.
 
@@ -78,7 +92,13 @@ def upload_partitions(
             report = progress(partition) if progress else None
             return packed, upload(slot, packed, store, settings, progress=report)
 
-        return _attempt(partition, settings, "upload", step)
+        def again(before: Receipt) -> _Result:
+            assert repacking is not None  # noqa: S101 - else it is not called
+            packed = find_packed(settings.layout, partition) or repack(before, repacking, settings)
+            report = progress(partition) if progress else None
+            return packed, upload_again(before, packed, store, settings, progress=report)
+
+        return _attempt(partition, settings, "upload", step, again if repacking else None)
 
     with ThreadPoolExecutor(settings.upload_threads, "upload") as threads:
         yield from threads.map(ship_one, partitions)
@@ -89,7 +109,10 @@ def ship(settings: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
     yield from upload_partitions(sealed_partitions(settings.layout), settings, store)
 
 
-def _attempt(partition: str, settings: Pipeline, stage: Stage, step: _Step) -> Outcome:
+def _attempt(
+    partition: str, settings: Pipeline, stage: Stage, step: _Step, again: _Again | None = None
+) -> Outcome:
+    """`step` for what lies sealed here; `again`, if it is asked for, for what is stored."""
     started = time.monotonic()
     try:
         if PartitionKey.parse(partition) is None:
@@ -98,9 +121,12 @@ def _attempt(partition: str, settings: Pipeline, stage: Stage, step: _Step) -> O
                 hint="somebody added it to the partition set by hand; delete it there",
             )
         with PartitionLock(settings.layout, partition) as stored_before:
-            packed, receipt = (
-                (None, stored_before) if stored_before else step(_sealed(partition, settings))
-            )
+            if stored_before is None:
+                packed, receipt = step(_sealed(partition, settings))
+            elif again is not None:
+                packed, receipt = again(stored_before)
+            else:
+                packed, receipt = None, stored_before
     except (FuploaderError, OSError) as error:
         text = str(error) or type(error).__name__
         _note(partition, settings, stage, text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fuploader_dagster.cataloging import note_in_catalog
+from fuploader_dagster.cataloging import names_of_slot, note_in_catalog
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import clear_failure
 from fuploader_dagster.fileio import FileLock, remove_tree
@@ -39,14 +39,15 @@ def upload(
     """
     key = slot.object_key(settings.key)
     stored = store.put(key, packed.file(settings.layout), progress)
-    receipt = _receipt(packed, stored, clock())
-    note_in_catalog(receipt, slot, settings)
+    receipt = make_receipt(packed, stored, clock())
+    note_in_catalog(receipt, lambda: names_of_slot(slot, settings), settings)
     keep_receipt(settings.layout, receipt)
     remove_local_data(settings.layout, receipt)
     return receipt
 
 
-def _receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
+def make_receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
+    """What is kept of a verified put."""
     return Receipt(
         partition=packed.partition,
         address=stored.address,

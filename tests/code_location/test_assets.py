@@ -97,7 +97,7 @@ def test_shipping_what_is_stored_does_nothing_and_says_so(tmp_path: Path) -> Non
     assert location.ship([key]).success
     assert archive.stat().st_mtime_ns == before
     note = location.materialized(location.names.uploaded_archive)[key]["note"]
-    assert note == "stored before; nothing was left to do"
+    assert note.startswith("stored before; nothing was left to do")
 
 
 def test_a_partition_without_data_fails_with_a_sentence(tmp_path: Path) -> None:

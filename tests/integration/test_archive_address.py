@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from fuploader_dagster.archive_address import find_archive
 from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.resources.object_stores import COS, OSS, Local, Mirror
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.shipping import Done, ship
@@ -80,6 +83,37 @@ def test_a_receipt_of_another_store_than_todays_still_leads_to_its_archive(tmp_p
     moved = pipeline(tmp_path, store=Local(path=str(tmp_path / "elsewhere")))
     with Archive.open(find_archive(done.partition, {"docs": moved}).source) as archive:
         assert archive.read("a.json") == b"alpha"
+
+
+def test_a_former_store_is_read_from(
+    fake_cos: FakeCOS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    former = cos(fake_cos, monkeypatch)
+    before = pipeline(tmp_path, store=former)
+    sealed(before, {"a.json": b"alpha"})
+    (done,) = ship(before, former.open())
+    moved = pipeline(tmp_path, former_stores=[former])
+    with Archive.open(find_archive(done.partition, {"docs": moved}).source) as archive:
+        assert archive.read("a.json") == b"alpha"
+
+
+def test_former_stores_come_from_yaml_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "source": {"kind": "embedded", "path": "queue"},
+        "state": {"kind": "sqlite", "path": "state.sqlite"},
+        "store": {"kind": "local", "path": "new"},
+        "former_stores": [{"kind": "local", "path": "old"}, {"kind": "s3", "bucket": "b"}],
+    }
+    path = tmp_path / "fuploader.yaml"
+    path.write_text(yaml.safe_dump({"pipelines": {"docs": values}}))
+    assert [one.describe() for one in load_pipelines(path)["docs"].former_stores] == [
+        "folder old",
+        "s3://b/",
+    ]
+    values["former_stores"][1]["bucker"] = "b"
+    path.write_text(yaml.safe_dump({"pipelines": {"docs": values}}))
+    with pytest.raises(ConfigError, match=r"former_stores\.1.*bucker"):
+        load_pipelines(path)
 
 
 def test_a_store_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
