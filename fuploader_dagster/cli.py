@@ -28,7 +28,13 @@ import msgspec
 import typer
 from rich.table import Table
 
-from fuploader_dagster import cli_archives, cli_catalog, cli_replay, recovery
+from fuploader_dagster import (
+    cli_archives,
+    cli_catalog,
+    cli_dead_letters,
+    cli_replay,
+    recovery,
+)
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.console import (
     ConfigOption,
@@ -273,6 +279,7 @@ def _count_lines(file: Path) -> int:
 cli_archives.register(app)
 cli_catalog.register(app)
 cli_replay.register(app)
+app.add_typer(cli_dead_letters.app, name="dead-letters")
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.resources.embedded import EmbeddedQueue
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.settings import archived_files
@@ -140,3 +143,36 @@ def test_a_queue_that_does_not_answer_is_exit_code_3_without_the_password(tmp_pa
     assert answer.returncode == 3
     assert "127.0.0.1:1" in answer.stderr
     assert "hidden" not in answer.stderr
+
+
+def test_dead_letters_are_listed_shown_exported_and_sent_back(tmp_path: Path) -> None:
+    configure(tmp_path)
+    box = DeadLetterBox(Layout(tmp_path / "data" / "docs"), 0)
+    bodies = [b"first [bold]\xff", b"second"]
+    box.keep(
+        [
+            DeadLetter(
+                time=box.now(),
+                reason="it is [red]no envelope",
+                redelivered=False,
+                message_id=None,
+                attributes={"headers": {"from": "a"}},
+                body=body,
+            )
+            for body in bodies
+        ]
+    )
+    listed = json.loads(fuploader(tmp_path, "dead-letters", "list", "--json").stdout)
+    ids = [one["id"] for one in listed]
+    assert len(ids) == 2
+    assert "it is [red]no envelope" in fuploader(tmp_path, "dead-letters", "list").stdout
+    assert json.loads(fuploader(tmp_path, "dead-letters", "show", ids[0]).stdout)["reason"]
+    assert fuploader(tmp_path, "dead-letters", "export", "out").returncode == 0
+    assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == bodies
+    assert fuploader(tmp_path, "dead-letters", "requeue", "nobody:1").returncode == 2
+    assert fuploader(tmp_path, "dead-letters", "requeue", ids[1]).returncode == 0
+    left = json.loads(fuploader(tmp_path, "dead-letters", "list", "--json").stdout)
+    assert [one["id"] for one in left] == ids[:1]
+    publisher = EmbeddedQueue(path=tmp_path / "queue").publisher()
+    assert publisher.backlog() == 1
+    publisher.close()
