@@ -12,12 +12,14 @@ An archive is named by
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError, StoreRefused
 from fuploader_dagster.layout import PartitionKey
@@ -49,48 +51,107 @@ def is_partition(target: str) -> bool:
 
 
 def find_archive(target: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
-    """The archive that the target names.
-
-    Raises `StoreRefused` if it is not there, `ConfigError` if nothing leads to such an address.
-    """
-    if "://" in target:
-        return _at_address(target, pipelines)
-    if is_partition(target):
-        return _of_partition(target, pipelines)
-    return FoundArchive(LocalFile(Path(target)), None)
+    """The archive that the target names. Errors as in `ArchiveFinder.find`."""
+    return ArchiveFinder(pipelines).find(target)
 
 
-def _at_address(address: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
-    scheme, _, rest = address.partition("://")
-    if scheme == "file":
-        return FoundArchive(LocalFile(Path(unquote(urlsplit(address).path))), None)
-    unusable: list[str] = []
-    for store in _stores(pipelines, scheme, unusable):
-        base = store.address(_PROBE).removesuffix(_PROBE)
-        if address.startswith(base) and address != base:
-            return _stored(store, address.removeprefix(base))
-    bucket, _, key = rest.partition("/")
-    if scheme == "s3" and bucket and key:
-        return _stored(S3(bucket=bucket).open(), key)
-    raise ConfigError(
-        f"no pipeline stores into {scheme}://{bucket}"
-        + "".join(f"; {reason}" for reason in unusable),
-        hint="name the configuration with --config; without one only s3://bucket/key can be read",
-    )
+class ArchiveFinder:
+    """Finds archives of these pipelines; opens each of their stores once. Thread-safe."""
 
+    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+        self._pipelines = pipelines
+        self._lock = threading.Lock()
+        self._opened: dict[int, ObjectStore] = {}
 
-def _stores(
-    pipelines: Mapping[str, Pipeline], scheme: str, unusable: list[str]
-) -> Iterator[ObjectStore]:
-    for name, pipeline in pipelines.items():
-        settings = (pipeline.store, *pipeline.former_stores)
-        for setting in chain.from_iterable(map(_parts, settings)):
-            if "://" in setting.describe() and not setting.describe().startswith(f"{scheme}://"):
-                continue  # a client library that is not needed may be missing
-            try:
-                yield setting.open()
-            except ConfigError as error:
-                unusable.append(f"{name}: {error}")
+    def find(self, target: str) -> FoundArchive:
+        """The archive that the target names.
+
+        Raises `StoreRefused` if it is not there, `ConfigError` if nothing leads to such an address.
+        """
+        if "://" in target:
+            return self._at_address(target)
+        if is_partition(target):
+            return self._of_partition(target)
+        return FoundArchive(LocalFile(Path(target)), None)
+
+    def open(self, target: str) -> Archive:
+        """The same, opened. Raises what opening raises."""
+        return Archive.open(self.find(target).source)
+
+    def _at_address(self, address: str) -> FoundArchive:
+        scheme, _, rest = address.partition("://")
+        if scheme == "file":
+            return FoundArchive(LocalFile(Path(unquote(urlsplit(address).path))), None)
+        unusable: list[str] = []
+        for store in self._stores(scheme, unusable):
+            base = store.address(_PROBE).removesuffix(_PROBE)
+            if address.startswith(base) and address != base:
+                return _stored(store, address.removeprefix(base))
+        bucket, _, key = rest.partition("/")
+        if scheme == "s3" and bucket and key:
+            return _stored(S3(bucket=bucket).open(), key)
+        raise ConfigError(
+            f"no pipeline stores into {scheme}://{bucket}"
+            + "".join(f"; {reason}" for reason in unusable),
+            hint="name the configuration with --config; without one only s3://bucket/key can be "
+            "read",
+        )
+
+    def _stores(self, scheme: str, unusable: list[str]) -> Iterator[ObjectStore]:
+        for name, pipeline in self._pipelines.items():
+            settings = (pipeline.store, *pipeline.former_stores)
+            for setting in chain.from_iterable(map(_parts, settings)):
+                described = setting.describe()
+                if "://" in described and not described.startswith(f"{scheme}://"):
+                    continue  # a client library that is not needed may be missing
+                try:
+                    yield self._open(setting)
+                except ConfigError as error:
+                    unusable.append(f"{name}: {error}")
+
+    def _open(self, setting: OpensObjectStore) -> ObjectStore:
+        with self._lock:
+            if id(setting) not in self._opened:
+                self._opened[id(setting)] = setting.open()
+            return self._opened[id(setting)]
+
+    def _of_partition(self, partition: str) -> FoundArchive:
+        for pipeline in self._pipelines.values():
+            receipt = find_receipt(pipeline.layout, partition)
+            if receipt is not None:
+                return self.of_receipt(receipt, pipeline)
+        for pipeline in self._pipelines.values():
+            packed = find_packed(pipeline.layout, partition)
+            if packed is not None:
+                file = LocalFile(pipeline.layout.archives / packed.archive)
+                return FoundArchive(file, packed.sha256, packed.size_bytes)
+        for pipeline in self._pipelines.values():
+            found = self._of_another_node(partition, pipeline)
+            if found is not None:
+                return found
+        raise StoreRefused(
+            f"no archive of partition {partition} is known to {', '.join(self._pipelines)}",
+            hint="a slot that is only sealed has no archive yet; of another machine's slot only "
+            "the address in its store leads there",
+        )
+
+    def of_receipt(self, receipt: Receipt, pipeline: Pipeline) -> FoundArchive:
+        """By the receipt; its store need not be the one that the pipeline has today."""
+        store = self._open(pipeline.store)
+        if store.address(receipt.key) == receipt.address:
+            source: RangeSource = StoredArchive(store, receipt.key)
+        else:
+            source = self._at_address(receipt.address).source
+        return FoundArchive(source, receipt.sha256, receipt.size_bytes)
+
+    def _of_another_node(self, partition: str, pipeline: Pipeline) -> FoundArchive | None:
+        parsed = PartitionKey.parse(partition)
+        if not isinstance(pipeline.key, str) or parsed is None:
+            return None
+        archive = f"{partition}{pipeline.archive_suffix}"
+        key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
+        store = self._open(pipeline.store)
+        return _stored(store, key) if store.head(key) else None
 
 
 def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
@@ -104,46 +165,3 @@ def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
 def _stored(store: ObjectStore, key: str) -> FoundArchive:
     source = StoredArchive(store, key)
     return FoundArchive(source, source.sha256)
-
-
-def _of_partition(partition: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
-    for pipeline in pipelines.values():
-        receipt = find_receipt(pipeline.layout, partition)
-        if receipt is not None:
-            return _of_receipt(receipt, pipeline, pipelines)
-    for pipeline in pipelines.values():
-        packed = find_packed(pipeline.layout, partition)
-        if packed is not None:
-            file = LocalFile(pipeline.layout.archives / packed.archive)
-            return FoundArchive(file, packed.sha256, packed.size_bytes)
-    for pipeline in pipelines.values():
-        found = _of_another_node(partition, pipeline)
-        if found is not None:
-            return found
-    raise StoreRefused(
-        f"no archive of partition {partition} is known to {', '.join(pipelines)}",
-        hint="a slot that is only sealed has no archive yet; of another machine's slot only the "
-        "address in its store leads there",
-    )
-
-
-def _of_receipt(
-    receipt: Receipt, pipeline: Pipeline, pipelines: Mapping[str, Pipeline]
-) -> FoundArchive:
-    """By the receipt; its store need not be the one that the pipeline has today."""
-    store = pipeline.store.open()
-    if store.address(receipt.key) == receipt.address:
-        source: RangeSource = StoredArchive(store, receipt.key)
-    else:
-        source = _at_address(receipt.address, pipelines).source
-    return FoundArchive(source, receipt.sha256, receipt.size_bytes)
-
-
-def _of_another_node(partition: str, pipeline: Pipeline) -> FoundArchive | None:
-    parsed = PartitionKey.parse(partition)
-    if not isinstance(pipeline.key, str) or parsed is None:
-        return None
-    archive = f"{partition}{pipeline.archive_suffix}"
-    key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
-    store = pipeline.store.open()
-    return _stored(store, key) if store.head(key) else None

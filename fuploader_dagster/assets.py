@@ -18,8 +18,7 @@ from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.archive_address import find_archive
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archive_address import ArchiveFinder
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.repacking import Repacking
@@ -111,7 +110,7 @@ def _repacking(tags: Mapping[str, str], pipeline: Pipeline) -> Repacking | None:
     """How stored archives are fetched back, if the run was asked to pack them anew."""
     if tags.get(REPACK_TAG) != "true":
         return None
-    return Repacking(lambda key: Archive.open(find_archive(key, {pipeline.name: pipeline}).source))
+    return Repacking(ArchiveFinder({pipeline.name: pipeline}).open)
 
 
 def _report(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fuploader_dagster.archive_address import find_archive
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archive_address import ArchiveFinder
 from fuploader_dagster.console import (
     ConfigOption,
     PipelineOption,
@@ -75,7 +74,7 @@ def replay(
                 selection,
                 settings,
                 publisher,
-                lambda key: Archive.open(find_archive(key, {settings.name: settings}).source),
+                ArchiveFinder({settings.name: settings}).open,
                 progress=lambda confirmed: progress.update(task, completed=confirmed),
             )
     finally:

@@ -196,6 +196,12 @@ class Pipeline(Intake):
     """Verified partitions older than this are folded away; their history stays."""
     retention_partitions: Count = 20_000
     """So many verified partitions are kept at most, whatever their age."""
+    scrub_cron: str = "23 3 * * *"
+    """When stored archives are looked after; UTC."""
+    scrub_archives: Annotated[int, Field(ge=0)] = 32
+    """So many are picked each time, at random; 0 switches it off."""
+    scrub_members: Count = 4
+    """So many members of each are read back: at most as many MiB, for members of ordinary size."""
     failure_webhook: Secret | None = None
     """Gets a POST of JSON for each run that failed after its retries."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from fuploader_dagster.assets import build_assets
+from fuploader_dagster.checks import build_check
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
@@ -21,6 +22,7 @@ from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
+from fuploader_dagster.sensors.scrub_schedule import build_scrub_schedule
 
 
 def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:
@@ -44,6 +46,7 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
     resources: dict[str, Any] = {names.store: pipeline.store}
     return dg.Definitions(
         assets=build_assets(pipeline),
+        asset_checks=[build_check(pipeline)],
         jobs=[ship, build_seal_job(pipeline), build_replay_job(pipeline)],
         sensors=[
             build_drain_sensor(pipeline, running=running),
@@ -52,6 +55,7 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
         schedules=[
             build_recovery_schedule(pipeline, running=running),
             build_retention_schedule(pipeline, running=running),
+            *build_scrub_schedule(pipeline, running=running),
         ],
         resources=resources,
     )

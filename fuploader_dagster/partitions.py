@@ -78,6 +78,10 @@ class Names:
     def replay_job(self) -> str:
         return f"{self.scope}_replay"
 
+    @property
+    def scrub_job(self) -> str:
+        return f"{self.scope}_scrub"
+
     def partitions(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=self.partition_set)
 

@@ -7,6 +7,7 @@ of a stored object is one range request, so readers ask for little and seldom.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +83,28 @@ class StoredArchive:
 
     def close(self) -> None:
         """The store belongs to the caller."""
+
+
+class CountedReads:
+    """A source whose reads are counted. Safe to use from several threads."""
+
+    def __init__(self, source: RangeSource) -> None:
+        self.address = source.address
+        self.size_bytes = source.size_bytes
+        self.reads = 0
+        self.bytes_read = 0
+        self._source = source
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._source.read(offset, length)
+        with self._lock:
+            self.reads += 1
+            self.bytes_read += len(data)
+        return data
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class ReadAhead:

@@ -15,8 +15,7 @@ from typing import Optional
 import dagster as dg
 from pydantic import Field
 
-from fuploader_dagster.archive_address import find_archive
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archive_address import ArchiveFinder
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
@@ -74,7 +73,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
                 selection,
                 pipeline,
                 publisher,
-                lambda key: Archive.open(find_archive(key, {pipeline.name: pipeline}).source),
+                ArchiveFinder({pipeline.name: pipeline}).open,
                 progress=report,
             )
         finally:

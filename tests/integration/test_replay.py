@@ -195,22 +195,22 @@ def test_the_job_replays_partitions_that_were_picked_in_the_ui(tmp_path: Path, w
     settings = with_queue(tmp_path)
     names = Names.of(settings)
     keys = stored(settings, {"a.json": JSON}, {"b.json": JSON}, {"c.json": JSON})
-    instance = dg.DagsterInstance.ephemeral()
-    instance.add_dynamic_partitions(names.partition_set, keys)
-    job = build_definitions(settings).resolve_job_def(names.replay_job)
-    if way == "partition":
-        result = job.execute_in_process(instance=instance, partition_key=keys[1])
-        expected = ["b.json"]
-    elif way == "range":
-        tags = {RANGE_START_TAG: keys[1], RANGE_END_TAG: keys[2]}
-        result = job.execute_in_process(instance=instance, tags=tags)
-        expected = ["b.json", "c.json"]
-    else:
-        config = {"partitions": [keys[2], keys[0]], "queue": str(tmp_path / "other")}
-        ops = {"ops": {f"{names.replay_job}_op": {"config": config}}}
-        result = job.execute_in_process(instance=instance, run_config=ops)
-        expected = []
-        other = EmbeddedQueue(path=tmp_path / "other")
-        assert [file.name for file in files_in(settings, other)] == ["a.json", "c.json"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partition_set, keys)
+        job = build_definitions(settings).resolve_job_def(names.replay_job)
+        if way == "partition":
+            result = job.execute_in_process(instance=instance, partition_key=keys[1])
+            expected = ["b.json"]
+        elif way == "range":
+            tags = {RANGE_START_TAG: keys[1], RANGE_END_TAG: keys[2]}
+            result = job.execute_in_process(instance=instance, tags=tags)
+            expected = ["b.json", "c.json"]
+        else:
+            config = {"partitions": [keys[2], keys[0]], "queue": str(tmp_path / "other")}
+            ops = {"ops": {f"{names.replay_job}_op": {"config": config}}}
+            result = job.execute_in_process(instance=instance, run_config=ops)
+            expected = []
+            other = EmbeddedQueue(path=tmp_path / "other")
+            assert [file.name for file in files_in(settings, other)] == ["a.json", "c.json"]
     assert result.success
     assert [file.name for file in files_in(settings)] == expected

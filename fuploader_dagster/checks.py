@@ -1,0 +1,81 @@
+"""The asset check of `uploaded_archive`: does the store hold what was sealed?
+
+It runs behind each upload, for the partitions of the run, and by hand for the newest ones: size and
+digest as the store states them, and the number of members in the manifest, against the receipt
+(which has them from the seal). Two small requests per archive.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
+
+from concurrent.futures import ThreadPoolExecutor
+
+import dagster as dg
+
+from fuploader_dagster.archive_address import ArchiveFinder
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import TemporaryError
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.receipts import Receipt, find_receipts, receipts_between
+from fuploader_dagster.scrubbing import Finding, examine
+
+CHECK_NAME = "as_sealed"
+NEWEST = 64
+LISTED_PROBLEMS = 10
+
+
+def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    """The check of a pipeline's stored archives."""
+    names = Names.of(pipeline)
+
+    @dg.asset_check(
+        asset=names.uploaded_archive,
+        name=CHECK_NAME,
+        description="Size, digest and number of members in the store are those that were sealed.",
+    )
+    def as_sealed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        receipts = _receipts(context, pipeline)
+        finder = ArchiveFinder({pipeline.name: pipeline})
+        try:
+            with ThreadPoolExecutor(pipeline.upload_threads, "check") as threads:
+                findings = list(
+                    threads.map(
+                        lambda one: examine(one, lambda r: finder.of_receipt(r, pipeline).source),
+                        receipts,
+                    )
+                )
+        except TemporaryError as error:
+            return dg.AssetCheckResult(
+                passed=False,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"could not be checked: {error}",
+            )
+        return _result(receipts, findings)
+
+    return as_sealed
+
+
+def _receipts(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> list[Receipt]:
+    if context.has_partition_key or context.has_partition_key_range:
+        return list(find_receipts(pipeline.layout, context.partition_keys).values())
+    return list(receipts_between(pipeline.layout).values())[-NEWEST:]
+
+
+def _result(receipts: list[Receipt], findings: list[Finding]) -> dg.AssetCheckResult:
+    bad = [
+        f"{one.partition} ({one.address}): {'; '.join(one.problems)}"
+        for one in findings
+        if one.problems
+    ]
+    return dg.AssetCheckResult(
+        passed=not bad,
+        description=(
+            "; ".join(bad[:LISTED_PROBLEMS])
+            or f"{len(receipts):,} archives are as they were sealed"
+        ),
+        metadata={
+            "archives": len(receipts),
+            "members": sum(receipt.messages for receipt in receipts),
+            "bytes": sum(receipt.size_bytes for receipt in receipts),
+            "wrong": len(bad),
+        },
+    )

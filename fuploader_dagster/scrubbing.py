@@ -1,0 +1,98 @@
+"""Looking after stored archives: is what the store holds still what was confirmed?
+
+What must always hold: nothing is changed; whatever contradicts a receipt or a manifest is a problem
+that names the archive; a store that does not answer is no finding, it raises.
+
+Two small requests tell size and digest as the store states them, and the number of members as the
+manifest states it. Members that are read besides are picked at random, with all that leads to them:
+pages, and the frames that hold them, each by its own range and each compared with its digest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.errors import DamagedArchive, PermanentError
+from fuploader_dagster.foreign import ForeignArchive, refuse_foreign
+from fuploader_dagster.range_source import CountedReads, RangeSource
+from fuploader_dagster.receipts import Receipt
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one partition's archive."""
+
+    partition: str
+    address: str
+    problems: Sequence[str] = ()
+    members_read: int = 0
+    requests: int = 0
+    bytes_read: int = 0
+    note: str = ""
+
+
+def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members: int) -> Finding:
+    """Compare what store and manifest state with the receipt, and read `members` of the archive.
+
+    Raises `StoreUnavailable`, and `StoreRefused` where the store refuses us.
+    """
+    problems = list(_contradictions(receipt, source))
+    counted = CountedReads(source)
+    read = 0
+    note = ""
+    try:
+        with Archive.open(counted) as archive:
+            if archive.closing_damage is not None:
+                problems.append(str(archive.closing_damage))
+            elif archive.manifest is None:
+                refuse_foreign(counted)
+                note = "it has no manifest: only its size and digest were compared"
+            else:
+                there = archive.manifest.member_count
+                if there != receipt.messages:
+                    problems.append(f"it has {there} members, {receipt.messages} were sealed")
+                names = sorted(archive.names()) if members else []
+                for name in rng.sample(names, min(members, len(names))):
+                    for _ in archive.stream(name):
+                        pass
+                    read += 1
+    except ForeignArchive:
+        note = "a packer of your own made it: only its size and digest were compared"
+    except DamagedArchive as error:
+        problems.append(error.message)
+    return Finding(
+        receipt.partition, receipt.address, problems, read, counted.reads, counted.bytes_read, note
+    )
+
+
+def examine(
+    receipt: Receipt,
+    find: Callable[[Receipt], RangeSource],
+    rng: random.Random | None = None,
+    *,
+    members: int = 0,
+) -> Finding:
+    """Find an archive by its receipt and scrub it. One that cannot be reached is a finding.
+
+    Raises `StoreUnavailable`.
+    """
+    try:
+        source = find(receipt)
+    except PermanentError as error:
+        return Finding(receipt.partition, receipt.address, [str(error)])
+    return scrub(receipt, source, rng or random.Random(0), members=members)  # noqa: S311
+
+
+def _contradictions(receipt: Receipt, source: RangeSource) -> Sequence[str]:
+    stated = getattr(source, "sha256", None)
+    found = []
+    if source.size_bytes != receipt.size_bytes:
+        found.append(
+            f"the store has {source.size_bytes} bytes, {receipt.size_bytes} were confirmed"
+        )
+    if stated is not None and stated != receipt.sha256:
+        found.append(f"the store has SHA-256 {stated}, {receipt.sha256} was confirmed")
+    return found

@@ -1,0 +1,96 @@
+"""The scrub: stored archives, picked at random, are read back in part, for as long as they exist.
+
+Each result is an observation of the archive's partition. Anything wrong fails the run, with the
+archive's address: nothing else would tell before somebody needs the archive.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from fuploader_dagster.archive_address import ArchiveFinder
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.receipts import receipts_between
+from fuploader_dagster.scrubbing import Finding, examine
+
+LISTED_PROBLEMS = 10
+
+
+def build_scrub_schedule(pipeline: Pipeline, *, running: bool) -> Sequence[dg.ScheduleDefinition]:
+    """The scrub of a pipeline, with the job that it launches; none if it is switched off."""
+    if not pipeline.scrub_archives:
+        return []
+    status = dg.DefaultScheduleStatus
+    return [
+        dg.ScheduleDefinition(
+            name=f"{Names.of(pipeline).scope}_scrub_schedule",
+            job=build_scrub_job(pipeline),
+            cron_schedule=pipeline.scrub_cron,
+            execution_timezone="UTC",
+            default_status=status.RUNNING if running else status.STOPPED,
+            description=f"Reads {pipeline.scrub_archives} stored archives back in part.",
+        )
+    ]
+
+
+def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """A job that looks after some of the stored archives."""
+    names = Names.of(pipeline)
+
+    @dg.op(name=f"{names.scrub_job}_op", retry_policy=dg.RetryPolicy(max_retries=2, delay=60))
+    def read_back(context: dg.OpExecutionContext) -> None:
+        rng = random.Random()  # noqa: S311 - a sample
+        stored = list(receipts_between(pipeline.layout).values())
+        finder = ArchiveFinder({pipeline.name: pipeline})
+        findings = []
+        for receipt in rng.sample(stored, min(pipeline.scrub_archives, len(stored))):
+            found = examine(
+                receipt,
+                lambda one: finder.of_receipt(one, pipeline).source,
+                rng,
+                members=pipeline.scrub_members,
+            )
+            context.log_event(
+                dg.AssetObservation(
+                    names.uploaded_archive, partition=found.partition, metadata=_metadata(found)
+                )
+            )
+            findings.append(found)
+        bad = [one for one in findings if one.problems]
+        context.log.info(
+            f"{len(findings):,} of {len(stored):,} archives: "
+            f"{sum(one.members_read for one in findings):,} members, "
+            f"{sum(one.bytes_read for one in findings):,} bytes in "
+            f"{sum(one.requests for one in findings):,} requests; {len(bad)} are not as they were"
+        )
+        if bad:
+            listed = "; ".join(f"{one.address}: {one.problems[0]}" for one in bad[:LISTED_PROBLEMS])
+            raise dg.Failure(
+                f"{len(bad)} stored archives are not as they were: {listed}", allow_retries=False
+            )
+
+    @dg.job(
+        name=names.scrub_job,
+        executor_def=dg.in_process_executor,
+        description="Reads stored archives back in part, picked at random.",
+    )
+    def scrub() -> None:
+        read_back()
+
+    return scrub
+
+
+def _metadata(found: Finding) -> dict[str, Any]:
+    return {
+        "scrub": "; ".join(found.problems) or "as it was stored",
+        "intact": not found.problems,
+        "members_read": found.members_read,
+        "bytes_read": found.bytes_read,
+        "requests": found.requests,
+        **({"note": found.note} if found.note else {}),
+    }
