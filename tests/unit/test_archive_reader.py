@@ -363,6 +363,17 @@ def test_archives_of_other_programs_are_declined_by_name(tmp_path: Path, head: b
             attempt()
 
 
+def test_the_documented_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "archives.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    packed(tmp_path, {"1.json": b"one", "2.json": b"two"})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["payload"] == b"one"
+    assert files_below(tmp_path / "folder") == {"2.json": b"two"}
+
+
 def test_packing_what_was_restored_gives_the_same_archive(tmp_path: Path) -> None:
     contents = dict(sorted(payloads().items()))
     path = packed(tmp_path, contents)

@@ -1,0 +1,160 @@
+"""`python -m benchmarks.bench_archives`: what it costs to get one file back.
+
+- `cat`: one member out of an archive of a gibibyte in a bucket of the S3 server of the tests
+  (OpenStack Swift): HTTP requests as a proxy in front of it counts them, bytes, milliseconds.
+- `find`: one name of ten million in the catalog: milliseconds, bytes per name, time per archive.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuploader_dagster.archive import write_archive
+from fuploader_dagster.archive_members import Member, SegmentMembers
+from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.range_source import CountedReads, StoredArchive
+from fuploader_dagster.resources.object_stores import S3
+from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.tarstream import member_header, padding
+from tests.servers.faulty_proxy import FaultyProxy
+from tests.servers.swift import SwiftServer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+MEMBER_BYTES = 4096
+NAMES_PER_ARCHIVE = 10_000
+
+
+@app.command()
+def cat(
+    mib: Annotated[int, typer.Option(help="Size of the archive.")] = 1024,
+    members: Annotated[int, typer.Option(help="How many are read, each by a fresh reader.")] = 20,
+) -> None:
+    """One member out of a large archive in a bucket."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = SwiftServer(folder / "swift")
+        proxy = FaultyProxy(server.port)
+        server.folder.mkdir()
+        server.start()
+        proxy.start()
+        try:
+            _cat(folder, server, proxy, mib, members)
+        finally:
+            proxy.stop()
+            server.stop()
+
+
+def _cat(folder: Path, server: SwiftServer, proxy: FaultyProxy, mib: int, count: int) -> None:
+    rng = random.Random(1)
+    names = [f"{rng.randrange(10**19):019d}.json" for _ in range(mib * 2**20 // MEMBER_BYTES)]
+    path = folder / "a.tar.zst"
+    with _segment(folder / "segment", names, rng) as source:
+        started = time.perf_counter()
+        written = write_archive(path, source, threads=2)
+        seconds = time.perf_counter() - started
+    typer.echo(
+        f"archive: {written.size_bytes:,} bytes, {len(names):,} members, written in {seconds:.1f} s"
+    )
+    bucket = server.fresh_bucket()
+    _store(server, bucket, server.endpoint).put("a.tar.zst", written)
+    store = _store(server, bucket, proxy.endpoint)
+    spent, read, requests = [], [], []
+    for name in rng.sample(names, count):
+        proxy.play()
+        started = time.perf_counter()
+        counted = CountedReads(StoredArchive(store, "a.tar.zst"))
+        with Archive.open(counted) as archive:
+            assert len(archive.read(name)) == MEMBER_BYTES
+        spent.append((time.perf_counter() - started) * 1000)
+        read.append(counted.bytes_read)
+        requests.append(dict(proxy.counts))
+    typer.echo(
+        f"cat: {requests[0]} requests, {statistics.mean(read):,.0f} bytes, "
+        f"{statistics.median(spent):.0f} ms (median of {count})"
+    )
+
+
+def _segment(path: Path, names: list[str], rng: random.Random) -> SegmentMembers:
+    members = []
+    with path.open("wb") as file:
+        for name in names:
+            payload = rng.randbytes(MEMBER_BYTES)  # does not compress: the archive has this size
+            file.write(member_header(name, len(payload)) + payload + padding(len(payload)))
+            members.append(Member(name, len(payload), sha256(payload).digest()))
+    return SegmentMembers(path, members)
+
+
+def _store(server: SwiftServer, bucket: str, endpoint: str) -> ObjectStore:
+    os.environ["BENCH_S3_SECRET"] = server.secret_key
+    return S3(
+        bucket=bucket,
+        endpoint_url=endpoint,
+        region=server.region,
+        addressing_style="path",
+        access_key_id=server.access_key,
+        secret_access_key={"env": "BENCH_S3_SECRET"},
+    ).open()
+
+
+@app.command()
+def find(
+    names: Annotated[int, typer.Option(help="In the catalog.")] = 10_000_000,
+    looked_up: Annotated[int, typer.Option(help="Names that are looked up.")] = 200,
+) -> None:
+    """One name of many in the catalog."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "catalog.sqlite"
+        rng = random.Random(1)
+        wanted: list[str] = []
+        spent = []
+        for number in range(names // NAMES_PER_ARCHIVE):
+            some = [f"{rng.randrange(10**19):019d}.json" for _ in range(NAMES_PER_ARCHIVE)]
+            wanted.append(some[0])
+            one = CatalogedArchive(f"s3://b/{number}", str(number), "", "", len(some), number, None)
+            started = time.perf_counter()
+            with Catalog(path) as catalog:
+                catalog.add(one, some)
+            spent.append((time.perf_counter() - started) * 1000)
+        size = path.stat().st_size
+        typer.echo(
+            f"catalog: {names:,} names, {size:,} bytes, {size / names:.1f} a name; adding an "
+            f"archive of {NAMES_PER_ARCHIVE:,}: median {statistics.median(spent):.0f} ms, "
+            f"at most {max(spent):.0f} ms"
+        )
+        _look_up("exact name, whole answer", path, rng.choices(wanted, k=looked_up))
+        _look_up("prefix, first hit", path, [f"{n[:8]}*" for n in rng.choices(wanted, k=looked_up)])
+        _look_up("pattern, first hit", path, [f"{n[:6]}*{n[8:]}" for n in wanted[:looked_up]])
+        started = time.perf_counter()
+        with Catalog(path) as catalog:
+            assert next(catalog.find(f"*{wanted[-1][2:]}")).name == wanted[-1]
+        typer.echo(
+            f"*suffix, goes through all names: {time.perf_counter() - started:.1f} s at most"
+        )
+
+
+def _look_up(what: str, path: Path, wanted: list[str]) -> None:
+    spent = []
+    for name in wanted:
+        started = time.perf_counter()
+        with Catalog(path) as catalog:
+            found = list(catalog.find(name)) if "*" not in name else [next(catalog.find(name))]
+        spent.append((time.perf_counter() - started) * 1000)
+        assert found
+    typer.echo(
+        f"{what}, catalog opened anew: median {statistics.median(spent):.2f} ms, at most "
+        f"{max(spent):.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    app()
