@@ -62,10 +62,10 @@ class Recovering:
 
     def tick(self, minute: int = 0) -> list[list[str]]:
         """The keys of each run that it asks for; empty if it skips."""
-        context = dg.build_schedule_context(
+        with dg.build_schedule_context(
             instance=self.instance, scheduled_execution_time=NOON + timedelta(minutes=minute)
-        )
-        answer = self.schedule(context)
+        ) as context:  # left open, its instance would be the one of all later tests
+            answer = self.schedule(context)
         self.requests = [] if isinstance(answer, dg.SkipReason) else list(answer)  # type: ignore[arg-type]
         registered = self.instance.get_dynamic_partitions(self.names.partition_set)
         return [list(keys_of_run(request.tags, registered)) for request in self.requests]

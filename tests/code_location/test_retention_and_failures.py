@@ -41,8 +41,8 @@ def test_only_verified_partitions_are_folded_away_and_their_history_stays(tmp_pa
         instance.report_runless_asset_event(
             dg.AssetMaterialization(names.uploaded_archive, partition=stored[0])
         )
-        context = dg.build_schedule_context(instance=instance)
-        result = build_retention_schedule(settings, running=True)(context)
+        with dg.build_schedule_context(instance=instance) as context:
+            result = build_retention_schedule(settings, running=True)(context)
         assert isinstance(result, dg.SkipReason)
         left = instance.get_dynamic_partitions(names.partition_set)
         assert sorted(left) == sorted([unshipped, "a person's"])

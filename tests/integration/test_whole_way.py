@@ -111,6 +111,7 @@ def test_every_message_of_fuploader_is_found_once_with_its_bytes_in_the_s3_serve
     dev.start()
     try:
         dev.wait_for(lambda: _stored(dev) >= MESSAGES, "all messages to be stored", 150)
+        dev.wait_for(lambda: not _unfinished(dev), "runs to say so and to check it", 60)
         uploaded = dev.materialized("docs", "uploaded_archive")
         assert set(uploaded) == set(dev.materialized("docs", "sealed_slot"))
         assert {run["status"] for run in dev.runs()} == {"SUCCESS"}
@@ -127,6 +128,11 @@ def test_every_message_of_fuploader_is_found_once_with_its_bytes_in_the_s3_serve
     assert not list(root.glob("dead-letters/*"))
     secrets = (swift.secret_key, rabbitmq.url, redis_server.url())
     assert not [secret for secret in secrets if secret in dev.log.read_text()]
+
+
+def _unfinished(dev: DagsterDev) -> list[str]:
+    """Runs that have not ended: a receipt comes before its run's events, a check after them."""
+    return [run["status"] for run in dev.runs() if run["status"] not in ("SUCCESS", "FAILURE")]
 
 
 def _stored(dev: DagsterDev) -> int:
