@@ -16,6 +16,7 @@ from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_reader import Archive, verify_archive
 from fuploader_dagster.archive_reports import RestoreReport
 from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.foreign import ForeignArchive
 from fuploader_dagster.manifest import Manifest, digest, encode, encode_pages, pages_frame
 from tests.unit.archives import InMemory, payloads, segment
 from tests.unit.test_archive_reader import files_below
@@ -205,8 +206,11 @@ def test_no_bytes_whatever_cause_an_error_that_is_not_ours(data: st.DataObject) 
     )
     content = b"".join(data.draw(st.lists(st.one_of(st.binary(max_size=60), pieces), max_size=20)))
     archive = Archive.open(InMemory(content))
-    assert archive.verify().damages
-    assert archive.listing().damages
+    for look in (archive.verify, archive.listing):
+        try:
+            assert look().damages
+        except ForeignArchive:  # the bytes happen to begin like another kind of archive
+            assert content
 
 
 def rebuilt(sound: Sound, **changes: object) -> bytes:
