@@ -2,7 +2,7 @@
 
 Why: more than half of a drain worker's CPU went into pika's general path from bytes to callback,
 which reads 4 KiB at a time and copies what is left after each of the three frames of a message
-(docs/decisions/0006). Here a whole delivery is read with three fixed structures. pika keeps the
+(docs/decisions/0007). Here a whole delivery is read with three fixed structures. pika keeps the
 connection, the channel, heartbeats, acknowledgements and every other frame.
 
 What must always hold: what is taken here is exactly a `Basic.Deliver` of our channel with its
