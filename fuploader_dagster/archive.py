@@ -43,6 +43,7 @@ from fuploader_dagster.manifest import (
     encode_pages,
     pages_frame,
 )
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.tarstream import (
     END,
@@ -82,8 +83,11 @@ def write_archive(
             end = encoder.encode(END, b"").data
             written = _write(temporary, source, frames, end, metadata or {})
             fsync_file(temporary)
+            reached(Step.ARCHIVE_SYNCED)
         _read_back(temporary, written)
+        reached(Step.ARCHIVE_VERIFIED)
         replace_durably(temporary, path)
+        reached(Step.ARCHIVE_NAMED)
     finally:
         temporary.unlink(missing_ok=True)
     return ArchiveFile(path, written.size_bytes, written.sha256.hex(), dict(metadata or {}))
@@ -126,6 +130,7 @@ def _write(
 
         for frame in frames:
             put(frame.data)
+            reached(Step.ARCHIVE_PARTLY_WRITTEN)
             frame_sizes.append(len(frame.data))
             frame_tar_sizes.append(frame.tar_bytes)
             frame_digests += frame.digest

@@ -24,6 +24,7 @@ import msgspec
 from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.source import MessagePublisher
+from fuploader_dagster.steps import Step, reached
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class DeadLetterBox:
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
         path = self.path()
         append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+        reached(Step.DEAD_LETTERS_KEPT)
 
     def path(self) -> Path:
         """The file that is written today."""

@@ -32,6 +32,7 @@ from fuploader_dagster.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.state import Commit, StateStore
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.worker_status import StatusReport
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,9 @@ class Drain:
                 for slot in self._owned
             ]
             self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
+            reached(Step.SLOTS_CLAIMED)
             self.state.add_sealed(sealed_partitions(self.layout))
+            reached(Step.SEALED_FOUND)
             self._record(Commit(slots=[slot.count for slot in slots]))
             yield slots
 
@@ -180,6 +183,7 @@ class Drain:
         for slot in slots:
             slot.commit()
         self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
+        reached(Step.SETTLED)
         duplicates = len(batch) - stored - len(dead)
         self._count(len(batch), stored_bytes, duplicates, dead)
         commit = Commit(
@@ -213,6 +217,7 @@ class Drain:
 
     def _record(self, commit: Commit) -> None:
         self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
+        reached(Step.PARTITION_PUSHED if commit.sealed else Step.RECORDED)
         self._recorded_at = time.monotonic()
 
     def _seal_due(self, slots: Sequence[Slot]) -> None:
@@ -265,6 +270,7 @@ class Drain:
             for slot in slots:
                 self._seal(slot, "shutdown")
         self.state.release(self._owned, self._root_id)
+        reached(Step.SLOTS_RELEASED)
 
     def _check_disk(self) -> None:
         folder = self.settings.storage_root.absolute()

@@ -14,6 +14,7 @@ import msgspec
 
 from fuploader_dagster.fileio import make_dirs, write_durably
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.steps import Step, reached
 
 _SUFFIX = ".failure.json"
 MAX_ERROR_CHARACTERS = 2000
@@ -45,6 +46,7 @@ def note_failure(
     )
     make_dirs(layout.archives)
     write_durably(_path(layout, partition), msgspec.json.encode(failure))
+    reached(Step.FAILURE_NOTED)
     return failure
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fuploader_dagster.errors import DiskFull, SlotInUse
+from fuploader_dagster.steps import Step, reached
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -46,6 +47,7 @@ def make_dirs(path: Path) -> None:
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
+        reached(Step.DIRECTORY_MADE)
         fsync_dir(directory.parent)
 
 
@@ -57,6 +59,7 @@ def temporary_name(final: Path) -> Path:
 def replace_durably(temporary: Path, final: Path) -> None:
     """Give a file whose bytes are already synced its final name, over an older one if there is."""
     temporary.replace(final)
+    reached(Step.FILE_NAMED)
     fsync_dir(final.parent)
 
 
@@ -66,6 +69,7 @@ def rename_durably(source: Path, target: Path) -> None:
     if target.exists():  # rename(2) would silently take the place of a file or an empty directory
         raise FileExistsError(errno.EEXIST, "something of this name is there already", target)
     source.rename(target)
+    reached(Step.MOVED)
     fsync_dir(target.parent)
     fsync_dir(source.parent)
 
@@ -81,6 +85,7 @@ def create_durably(final: Path, content: bytes) -> bool:
     temporary = _written_beside(final, content)
     try:
         os.link(temporary, final)
+        reached(Step.FILE_NAMED)
     except FileExistsError:
         return False
     finally:
@@ -100,6 +105,7 @@ def _written_beside(final: Path, content: bytes) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    reached(Step.TEMPORARY_WRITTEN)
     return temporary
 
 
@@ -120,6 +126,7 @@ def append_durably(path: Path, content: bytes) -> None:
     try:
         with naming_full_disks(path):
             write_all(descriptor, content)
+            reached(Step.APPENDED)
             os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
@@ -159,6 +166,7 @@ def remove_tree(path: Path) -> None:
         return
     doomed = temporary_name(path)
     path.rename(doomed)
+    reached(Step.TREE_DOOMED)
     fsync_dir(path.parent)
     shutil.rmtree(doomed)
 

@@ -33,6 +33,7 @@ from fuploader_dagster.index import IndexEntry
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.sealing import SealedSlot
 from fuploader_dagster.segment import check_file
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.strategies import call_packer, name_of
 
@@ -96,6 +97,7 @@ def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
 def keep_packed(layout: Layout, packed: Packed) -> None:
     """Note durably that the archive is finished."""
     write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
+    reached(Step.ARCHIVE_NOTED)
 
 
 def find_packed(layout: Layout, partition: str) -> Packed | None:
@@ -111,8 +113,10 @@ def find_packed(layout: Layout, partition: str) -> Packed | None:
 def forget_packed(layout: Layout, partition: str, archive: str) -> None:
     """Remove a stored archive and what is noted about it, durably. May be repeated."""
     _path(layout, partition).unlink(missing_ok=True)
+    reached(Step.ARCHIVE_FORGOTTEN)
     if layout.archives.is_dir():
         remove_file(layout.archives / archive)
+        reached(Step.ARCHIVE_REMOVED)
 
 
 def _pack_built_in(
@@ -146,6 +150,7 @@ def pack_custom(
         with naming_full_disks(work):
             make_dirs(folder)
             lay_out(folder)
+            reached(Step.FILES_LAID_OUT)
         made = call_packer(packer, folder)
         if not made.name.endswith(settings.archive_suffix):
             raise StrategyError(
@@ -159,7 +164,9 @@ def pack_custom(
         digest, size = _digest(made)
         if size == 0:
             raise StrategyError(f"the packer {name_of(packer)} wrote an empty file")
+        reached(Step.ARCHIVE_MADE)
         replace_durably(made, target)
+        reached(Step.ARCHIVE_NAMED)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return ArchiveFile(target, size, digest)

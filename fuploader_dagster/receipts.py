@@ -18,6 +18,7 @@ import msgspec
 
 from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.steps import Step, reached
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +41,7 @@ def keep_receipt(layout: Layout, receipt: Receipt) -> None:
     make_dirs(path.parent)
     line = msgspec.json.encode(receipt) + b"\n"
     append_durably(path, line if ends_whole(path) else b"\n" + line)
+    reached(Step.RECEIPT_KEPT)
 
 
 def find_receipt(layout: Layout, partition: str) -> Receipt | None:

@@ -24,6 +24,7 @@ from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.upload import PartitionLock
 from fuploader_dagster.worker_status import is_alive
@@ -96,6 +97,7 @@ def apply(plan: Plan, settings: Pipeline) -> None:
     """Do what needs no run: finish removals, remove leftovers."""
     for partition in plan.finish:
         with PartitionLock(settings.layout, partition):
+            reached(Step.REMOVAL_FINISHED)
             log.info("removed the local data of %s, which the store has", partition)
     for path in plan.remove:
         with suppress(FileNotFoundError):  # somebody else removes it at the same time
@@ -103,6 +105,7 @@ def apply(plan: Plan, settings: Pipeline) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+            reached(Step.LEFTOVER_REMOVED)
             log.info("removed %s, left by a dead process", path)
 
 
@@ -119,6 +122,7 @@ def abort_unneeded_uploads(settings: Pipeline, store: ObjectStore, now: datetime
         old = now - upload.begun_at > UNNEEDED_AFTER
         if old and find_receipts(settings.layout, [partition]):
             store.abort(upload)
+            reached(Step.UPLOAD_ABORTED)
             log.info("aborted the unfinished upload of %s, which is stored", upload.key)
             aborted += 1
     return aborted

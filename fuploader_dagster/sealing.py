@@ -29,6 +29,7 @@ from fuploader_dagster.fileio import rename_durably, write_durably
 from fuploader_dagster.index import INDEX_NAME, IndexEntry, read_index
 from fuploader_dagster.layout import Layout, PartitionKey, utc
 from fuploader_dagster.segment import FILES_NAME, SEGMENT_NAME
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.strategies import object_key
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
     """Write the seal into a committed, closed active directory and move it to the sealed ones."""
     content = msgspec.json.format(msgspec.json.encode(seal), indent=1)
     write_durably(directory / SEAL_NAME, content + b"\n")
+    reached(Step.SEAL_WRITTEN)
     return finish_seal(directory, layout)
 
 
@@ -198,6 +200,7 @@ class SealedSlot:
                 archive=self.seal.archive,
             )
             write_durably(late, made.encode("utf-8"))
+            reached(Step.OBJECT_KEY_KEPT)
         return late.read_text("utf-8")
 
 

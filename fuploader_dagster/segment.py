@@ -28,6 +28,7 @@ from fuploader_dagster import index
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.fileio import fsync_dir, make_dirs, naming_full_disks, write_all
 from fuploader_dagster.index import INDEX_NAME, IndexEntry
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.tarstream import member_header, padding
 
 SEGMENT_NAME = "segment.tar"
@@ -97,10 +98,13 @@ class SlotWriter(ABC):
             return
         with naming_full_disks(self.directory):
             self._write_data()
+            reached(Step.DATA_SYNCED)
             records = b"".join(self._records)
             os.lseek(self._index, self._index_end, os.SEEK_SET)
             write_all(self._index, records)
+            reached(Step.INDEX_WRITTEN)
             self._sync_index()
+            reached(Step.INDEX_SYNCED)
         self._index_end += len(records)
         self._records.clear()
 
@@ -131,7 +135,10 @@ class SegmentWriter(SlotWriter):
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         self._data = os.open(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         end = check_entries(self._data, entries)
+        torn = os.fstat(self._data).st_size > end
         os.ftruncate(self._data, end)
+        if torn:
+            reached(Step.TAIL_CUT)
         os.fdatasync(self._data)
         self._committed_end = self._end = end
 
@@ -147,6 +154,7 @@ class SegmentWriter(SlotWriter):
     def _write_data(self) -> None:
         os.lseek(self._data, self._committed_end, os.SEEK_SET)
         write_all(self._data, b"".join(self._parts))
+        reached(Step.DATA_WRITTEN)
         os.fdatasync(self._data)
         self._committed_end = self._end
         self._parts.clear()
@@ -219,6 +227,7 @@ class FilesWriter(SlotWriter):
                 write_all(descriptor, content)
             finally:
                 os.close(descriptor)
+        reached(Step.DATA_WRITTEN)
         _syncfs(self._folder)
         self._pending.clear()
 

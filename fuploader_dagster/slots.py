@@ -38,6 +38,7 @@ from fuploader_dagster.sealing import (
 )
 from fuploader_dagster.segment import WRITERS, SlotWriter
 from fuploader_dagster.state import SlotCount
+from fuploader_dagster.steps import Step, reached
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class Slot:
         )
         self._close_directory()
         sealed = seal_directory(directory, seal, self.layout)
+        reached(Step.ADOPTED if reason == "adopted" else Step.SEALED)
         log.info("sealed %s: %d messages, %s", seal.partition, seal.messages, reason)
         return sealed
 
@@ -190,6 +192,7 @@ class Slot:
     def _finish_seal(self, directory: Path) -> None:
         try:
             self.found_sealed.append(finish_seal(directory, self.layout))
+            reached(Step.SEAL_FINISHED)
         except DamagedSlot as error:
             target = self._set_aside(directory)
             log.error("%s is damaged and was moved to %s: %s", directory, target, error)
@@ -216,6 +219,7 @@ class Slot:
         directory = self.layout.active(self.slot, number)
         writer = WRITERS[self.settings.slot_format](directory)
         writer.open(self._set_aside)
+        reached(Step.DIRECTORY_OPENED)
         self._writer, self._number = writer, number
         self._opened_at = self._clock()
         return writer
@@ -229,6 +233,7 @@ class Slot:
         ):
             number += 1
         write_durably(counter, str(number).encode())
+        reached(Step.NUMBER_TAKEN)
         return number
 
     def _set_aside(self, path: Path) -> Path:
@@ -236,6 +241,7 @@ class Slot:
         name = os.fsencode(f"{time.time_ns()}-{'-'.join(relative.parts)}")[:MAX_NAME_BYTES]
         target = self.layout.set_aside / name.decode("utf-8", "ignore")
         rename_durably(path, target)
+        reached(Step.SET_ASIDE)
         log.warning("%s was not recognised and was moved to %s", path, target)
         return target
 

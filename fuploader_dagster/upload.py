@@ -20,6 +20,7 @@ from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.packing import Packed, forget_packed
 from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.sealing import SealedSlot, find_sealed
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore, Progress, StoredObject
 
 
@@ -39,8 +40,10 @@ def upload(
     """
     key = slot.object_key(settings.key)
     stored = store.put(key, packed.file(settings.layout), progress)
+    reached(Step.OBJECT_STORED)
     receipt = make_receipt(packed, stored, clock())
     note_in_catalog(receipt, lambda: names_of_slot(slot, settings), settings)
+    reached(Step.CATALOGED)
     keep_receipt(settings.layout, receipt)
     remove_local_data(settings.layout, receipt)
     return receipt
@@ -66,10 +69,12 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     The slot goes last: as long as it lies there, recovery sees that something is left to remove.
     """
     clear_failure(layout, receipt.partition)
+    reached(Step.FAILURE_CLEARED)
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
         remove_tree(slot.directory)
+        reached(Step.SLOT_REMOVED)
 
 
 class PartitionLock:

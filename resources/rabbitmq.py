@@ -44,6 +44,7 @@ from fuploader_dagster.resources.rabbitmq_deliveries import decode_properties, t
 from fuploader_dagster.resources.rabbitmq_publisher import RabbitMQPublisher
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource, SourceSettings
+from fuploader_dagster.steps import Step, reached
 
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
@@ -206,6 +207,8 @@ class RabbitMQSource(MessageSource):
         try:
             for receipt in sorted(rejected):
                 channel.basic_reject(receipt - self._start, requeue=False)
+            if rejected:
+                reached(Step.REJECTED)
             if last > self._settled:
                 channel.basic_ack(last - self._start, multiple=True)
         except PIKA_ERRORS as error:

@@ -35,6 +35,7 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
 from fuploader_dagster.resources.object_stores.keys import full_key
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import (
     ArchiveFile,
     ObjectInfo,
@@ -83,6 +84,7 @@ class LocalObjectStore(ObjectStore):
                 _copy(archive, temporary, progress)
                 fileio.fsync_file(temporary)
                 _compare(archive, temporary)
+                reached(Step.OBJECT_WRITTEN)
                 created = _link(temporary, final)
             finally:
                 fileio.remove_file(temporary)

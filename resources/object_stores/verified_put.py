@@ -38,6 +38,7 @@ from fuploader_dagster.resources.object_stores.archive_bytes import (
     cut,
 )
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile, Progress, StoredObject
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,9 @@ class VerifiedPut:
         )
 
     def _begin(self, metadata: Mapping[str, str]) -> tuple[str, dict[int, ConfirmedPart]]:
-        return self._service.begin(self._full, metadata), {}
+        upload_id = self._service.begin(self._full, metadata)
+        reached(Step.UPLOAD_BEGUN)
+        return upload_id, {}
 
     def _send_missing(
         self,
@@ -185,6 +188,7 @@ class VerifiedPut:
             for future in as_completed(sending):
                 part = future.result()
                 confirmed[part.number] = part
+                reached(Step.PART_STORED)
                 self._report(confirmed)
             read_through.result()
         finally:  # the first failure ends the attempt; what is confirmed stays at the service

@@ -1,0 +1,98 @@
+"""The durable steps: a name for every point at which a process can die and leave something new.
+
+What must always hold: killed right behind any of these steps, the next start, the recovery and the
+next runs bring everything to where it would be without the kill. Tests kill there, at each of them,
+and compare every byte.
+
+`reached(step)` says that a step is done. It does nothing, at the cost of a function call, unless
+somebody in this very process set an observer: no setting, file or variable can do that. Calls stand
+per batch, file or archive, never per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+
+class Step(Enum):
+    """The steps, about in the order of a message's way. What each has made stands behind it."""
+
+    # Files, wherever they are: `fileio`
+    DIRECTORY_MADE = "a missing directory made, not synced"
+    TEMPORARY_WRITTEN = "a file written and synced under its temporary name"
+    FILE_NAMED = "a file given its final name, the directory not synced"
+    APPENDED = "lines appended to a file, not synced"
+    MOVED = "a file or directory moved, the directories not synced"
+    TREE_DOOMED = "a directory that goes renamed to a temporary name, not removed"
+
+    # A worker starts
+    SLOTS_CLAIMED = "slots claimed in the state store"
+    SEALED_FOUND = "sealed slots found on disk added to the state store"
+
+    # A batch: `drain`, `segment`, `dead_letters`
+    NUMBER_TAKEN = "a directory number noted as used"
+    DIRECTORY_OPENED = "an active directory made, with empty files"
+    DATA_WRITTEN = "payloads written to an active directory, not synced"
+    DATA_SYNCED = "payloads synced, not named by the index"
+    INDEX_WRITTEN = "index records written, not synced"
+    INDEX_SYNCED = "index records synced: the batch is committed in this slot"
+    DEAD_LETTERS_KEPT = "dead letters durable, their messages still in the queue"
+    REJECTED = "dead letters rejected at the broker, the rest of the batch not acknowledged"
+    SETTLED = "a batch acknowledged, not recorded in the state store"
+    RECORDED = "counts of a batch recorded in the state store"
+
+    # A seal: `sealing`, `slots`, `drain`
+    SEAL_WRITTEN = "seal.json durable in the active directory"
+    SEALED = "the directory moved to the sealed ones, its partition key not yet in the state store"
+    PARTITION_PUSHED = "the partition key in the state store"
+    SLOTS_RELEASED = "claims given back by a leaving worker"
+
+    # An archive: `archive`, `packing`
+    FILES_LAID_OUT = "real files laid out for a custom packer"
+    ARCHIVE_MADE = "an archive made by a custom packer, in its own place"
+    ARCHIVE_PARTLY_WRITTEN = "a frame of an archive written under its temporary name"
+    ARCHIVE_SYNCED = "an archive synced under its temporary name"
+    ARCHIVE_VERIFIED = "an archive read back, still under its temporary name"
+    ARCHIVE_NAMED = "an archive under its own name, not noted"
+    ARCHIVE_NOTED = "an archive finished and noted"
+    FAILURE_NOTED = "a failure counted"
+
+    # An upload: `upload`, `receipts`, the object stores
+    OBJECT_KEY_KEPT = "an object key that came late kept beside the seal"
+    UPLOAD_BEGUN = "an upload in parts begun, without a part"
+    PART_STORED = "a part of a large archive confirmed by the object store"
+    OBJECT_WRITTEN = "an object written and synced in a folder, not under its key"
+    OBJECT_STORED = "an object stored and verified, without a receipt"
+    CATALOGED = "an archive in the catalog, without a receipt"
+    RECEIPT_KEPT = "a receipt durable, all local data still there"
+    FAILURE_CLEARED = "the count of failures removed, the local data still there"
+    ARCHIVE_FORGOTTEN = "an archive's note removed, the archive and its slot still there"
+    ARCHIVE_REMOVED = "an archive removed, its slot still there"
+    SLOT_REMOVED = "a stored slot removed"
+
+    # What dead processes left: `slots`, `segment`, `recovery`
+    TAIL_CUT = "what lay behind the last commit cut off"
+    SET_ASIDE = "something that was not recognised moved aside"
+    SEAL_FINISHED = "an interrupted seal finished"
+    ADOPTED = "a directory without an owner sealed"
+    REMOVAL_FINISHED = "an interrupted removal of stored data finished"
+    LEFTOVER_REMOVED = "a temporary file of a dead process removed"
+    UPLOAD_ABORTED = "an unfinished upload that nobody needs aborted"
+
+
+Observer = Callable[[Step], object]
+
+_observer: Observer | None = None
+
+
+def reached(step: Step) -> None:
+    """Say that the step is done."""
+    if _observer is not None:
+        _observer(step)
+
+
+def observe(observer: Observer | None) -> None:
+    """From now on tell `observer` of each step that this process does; None: tell nobody."""
+    global _observer  # noqa: PLW0603 - one process, one observer
+    _observer = observer
