@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation
 PYTEST ?=
+TEST_PROCESSES ?= 3
 BENCH ?=
 QUICK ?=
 
@@ -25,7 +26,7 @@ run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-
 
 test: $(VENV)/.dev ## All tests, on real servers of their own; PYTEST="-k name" chooses
 	@tools/install_test_servers.sh
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .

@@ -121,7 +121,7 @@ def draining(settings: Intake) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
-def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: float = 40) -> None:
+def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: float = 90) -> None:
     """Wait; on failure say what the workers said."""
 
     def diagnose() -> str:
@@ -130,12 +130,12 @@ def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: fl
     wait_until(ready, seconds=seconds, what=what, diagnose=diagnose)
 
 
-def wait_until_stored(settings: Intake, names: Mapping[str, bytes], seconds: float = 40) -> None:
+def wait_until_stored(settings: Intake, names: Mapping[str, bytes], seconds: float = 90) -> None:
     """Wait until every name is committed somewhere below the pipeline's folder."""
     wait_for(lambda: names.keys() <= stored(settings.layout), settings, "the drain", seconds)
 
 
-def wait_until_handled(settings: Intake, count: int, seconds: float = 40) -> None:
+def wait_until_handled(settings: Intake, count: int, seconds: float = 90) -> None:
     """Wait until so many messages were stored, found to be duplicates, or became dead letters."""
 
     def handled() -> bool:

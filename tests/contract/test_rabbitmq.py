@@ -85,6 +85,7 @@ def test_after_a_killed_broker_is_back_everything_unsettled_comes_again(
     # The broker writes acks down a moment later, and a quorum queue that it made less than a second
     # before it was killed comes back broken for good.
     time.sleep(2)
+    rabbitmq.sync_definitions()
     rabbitmq.kill()
     try:
         for call in (

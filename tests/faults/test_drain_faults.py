@@ -109,6 +109,7 @@ def test_a_killed_broker_is_a_pause_that_says_where_and_why(
     settings = embedded(tmp_path, **on_servers(rabbitmq, redis_server), commit_messages=5)
     contents = files(3_000)
     publish(settings, contents)
+    rabbitmq.sync_definitions()
     with draining(settings) as supervisor:
         wait_for(lambda: len(stored(settings.layout)) > 50, settings, "the drain")
         with down(rabbitmq):
