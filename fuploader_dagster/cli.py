@@ -32,6 +32,8 @@ from fuploader_dagster import (
     cli_archives,
     cli_catalog,
     cli_dead_letters,
+    cli_doctor,
+    cli_init,
     cli_replay,
     recovery,
 )
@@ -279,6 +281,8 @@ def _count_lines(file: Path) -> int:
 cli_archives.register(app)
 cli_catalog.register(app)
 cli_replay.register(app)
+cli_doctor.register(app)
+cli_init.register(app)
 app.add_typer(cli_dead_letters.app, name="dead-letters")
 
 

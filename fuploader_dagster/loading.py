@@ -13,6 +13,8 @@ Settings beside `pipelines` apply to all of them. Environment variables win over
 FUploader's own names for all pipelines, and `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500` for
 one, over those too.
 
+Strategies are found where Python finds modules, and beside the file.
+
 `kind` is a short name of `KINDS` or `package.module:Class` for a backend of your own.
 
 What must always hold: whatever is wrong gives a `ConfigError` that names the setting with its path
@@ -24,6 +26,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -111,6 +114,7 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
     """
     path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     raw = _read(path)
+    _make_importable(path.absolute().parent)
     of_fuploader = _fuploader_environment(os.environ)
     if isinstance(raw.get("pipelines"), dict):  # below the pipeline's own variables
         raw["pipelines"] = {
@@ -136,6 +140,12 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
         name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
         for name, values in settings.pipelines.items()
     }
+
+
+def _make_importable(folder: Path) -> None:
+    """Strategies may lie beside the file that names them; what is installed comes first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:

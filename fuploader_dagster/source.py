@@ -16,11 +16,13 @@ received and not settled will be delivered again with `redelivered` set where th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+
+from fuploader_dagster.diagnosis import Diagnosis
 
 
 class Message(NamedTuple):
@@ -113,3 +115,15 @@ class SourceSettings(BaseModel):
     def describe(self) -> str:
         """Address and queue in words, without secrets, for logs and error messages."""
         raise NotImplementedError
+
+    def examine(self) -> Iterator[Diagnosis]:
+        """What `fuploader doctor` should know about the queue; takes no message.
+
+        Raises errors of ours for what is in the way. Backends add what they know of theirs.
+        """
+        publisher = self.publisher()
+        try:
+            waiting = publisher.backlog()
+        finally:
+            publisher.close()
+        yield Diagnosis("queue", "good", f"{self.describe()}: {waiting:,} messages wait")

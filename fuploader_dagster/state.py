@@ -16,10 +16,12 @@ repeat, except that repeating `record` counts its totals twice (they are for peo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
+
+from fuploader_dagster.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class StateStore(ABC):
         """What is known now. An empty store gives an empty snapshot."""
 
 
+_OF_NO_PIPELINE = "fuploader-doctor"
+"""No pipeline can have this name: it has a hyphen."""
+
+
 class StateSettings(BaseModel):
     """What a configuration says about the state store; subclasses add fields and build it."""
 
@@ -123,3 +129,18 @@ class StateSettings(BaseModel):
     def describe(self) -> str:
         """Address in words, without secrets."""
         raise NotImplementedError
+
+    def examine(self) -> Iterator[Diagnosis]:
+        """What `fuploader doctor` should know about the store, by a real write of its own.
+
+        Raises errors of ours for what is in the way. Backends add what they know of theirs.
+        """
+        store = self.store(pipeline=_OF_NO_PIPELINE, node="doctor")
+        try:
+            store.open()
+            store.add_sealed(["probe"])
+            store.forget_sealed(["probe"])
+            store.snapshot()
+        finally:
+            store.close()
+        yield Diagnosis("state", "good", f"{self.describe()}: written and read")

@@ -109,6 +109,10 @@ class ObjectStore(ABC):
     def address(self, key: str) -> str:
         """The full address of a key, for people."""
 
+    def clock(self) -> datetime | None:
+        """What time the service says it is (UTC); None where it has no clock of its own."""
+        return None
+
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         """Uploads below the prefix that were begun and neither completed nor aborted.
 

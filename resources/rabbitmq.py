@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import time
 from collections import deque
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -31,6 +32,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from fuploader_dagster.diagnosis import Diagnosis
 from fuploader_dagster.errors import ConfigError, SourceUnavailable
 from fuploader_dagster.resources.rabbitmq_connection import (
     PIKA_ERRORS,
@@ -41,6 +43,7 @@ from fuploader_dagster.resources.rabbitmq_connection import (
     explained,
 )
 from fuploader_dagster.resources.rabbitmq_deliveries import decode_properties, take_deliveries
+from fuploader_dagster.resources.rabbitmq_examination import examine
 from fuploader_dagster.resources.rabbitmq_publisher import RabbitMQPublisher
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource, SourceSettings
@@ -124,6 +127,9 @@ class RabbitMQ(SourceSettings):
 
     def describe(self) -> str:
         return f"queue {self.queue!r} on RabbitMQ ({self.address()})"
+
+    def examine(self) -> Iterator[Diagnosis]:
+        return examine(self)
 
     def address(self) -> Address:
         """Where to connect, whichever way it was configured."""

@@ -72,10 +72,7 @@ def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, 
 
     `purpose` shows in the broker's list of connections.
     """
-    try:
-        connection = pika.BlockingConnection(_parameters(settings, purpose))
-    except PIKA_ERRORS as error:
-        raise explained("connect to", settings, error) from error
+    connection = open_connection(settings, purpose)
     try:
         return connection, _channel_with_queue(settings, connection)
     except PIKA_ERRORS as error:
@@ -83,6 +80,14 @@ def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, 
     except BaseException:
         disconnect(connection)
         raise
+
+
+def open_connection(settings: RabbitMQ, purpose: str) -> pika.BlockingConnection:
+    """A connection, whatever its queue is like."""
+    try:
+        return pika.BlockingConnection(_parameters(settings, purpose))
+    except PIKA_ERRORS as error:
+        raise explained("connect to", settings, error) from error
 
 
 def disconnect(connection: pika.BlockingConnection | None) -> None:

@@ -27,7 +27,9 @@ from pydantic import Field, SecretStr, field_validator
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from fuploader_dagster.diagnosis import Diagnosis
 from fuploader_dagster.errors import SlotInUse, StateUnavailable
+from fuploader_dagster.resources.redis_examination import judge
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
 
@@ -134,6 +136,14 @@ class RedisState(StateSettings):
     def store(self, *, pipeline: str, node: str) -> RedisStateStore:
         return RedisStateStore(self, pipeline, node)
 
+    def examine(self) -> Iterator[Diagnosis]:
+        yield from super().examine()
+        store = self.store(pipeline="doctor", node="doctor")
+        try:
+            yield from judge(*store.server())
+        finally:
+            store.close()
+
     def describe(self) -> str:
         parts = urlsplit(self.url.get_secret_value())
         where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
@@ -228,6 +238,16 @@ class RedisStateStore(StateStore):
             sealed_waiting=waiting,
             **{name: int(total) for name, total in _pairs(totals)},
         )
+
+    def server(self) -> tuple[dict[str, Any], str | None]:
+        """`INFO`, and `CONFIG GET save`, which many a service forbids (None then)."""
+        with self._explaining():
+            info: Any = self._client.info()
+            try:
+                settings: Any = self._client.config_get("save")
+            except redis.ResponseError:
+                return info, None
+        return info, settings.get("save", "")
 
     def _run(self, script: Callable[..., Any], *arguments: object) -> Any:
         with self._explaining():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import logging
 from collections.abc import Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import UploadGone
@@ -68,6 +70,10 @@ class CloudObjectStore(ObjectStore):
 
     def address(self, key: str) -> str:
         return self._service.address(full_key(self._prefix, key))
+
+    def clock(self) -> datetime | None:
+        date = self._service.date()
+        return parsedate_to_datetime(date) if date else None
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         return [

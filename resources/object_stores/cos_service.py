@@ -202,14 +202,21 @@ class CosService(Service):
         with self._asking("removing", key):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
+    def date(self) -> str | None:
+        with self._asking("asking the time of", ""):
+            self._client.list_objects(Bucket=self._bucket, MaxKeys=1)
+        date: str | None = self._said.date
+        return date
+
     def _remember(self, answer: requests.Response, *_: Any, **__: Any) -> None:
         self._said.retry_after = answer.headers.get("Retry-After")
+        self._said.date = answer.headers.get("Date")
 
     @contextmanager
     def _asking(self, doing: str, key: str) -> Iterator[None]:
         """One request: turn what the SDK raises into what it means."""
         tried = f"{doing} {self.address(key)}"
-        self._said.retry_after = None
+        self._said.retry_after = self._said.date = None
         try:
             yield
         except CosServiceError as error:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from fuploader_dagster.errors import (
@@ -136,6 +137,9 @@ class MirroredObjectStore(ObjectStore):
 
     def address(self, key: str) -> str:
         return " and ".join(store.address(key) for store in self._stores)
+
+    def clock(self) -> datetime | None:
+        return next((time for store in self._stores if (time := store.clock())), None)
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         return [

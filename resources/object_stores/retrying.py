@@ -16,6 +16,7 @@ import builtins
 import logging
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TypeVar
 
 import tenacity
@@ -82,6 +83,10 @@ class RetryingObjectStore(ObjectStore):
 
     def address(self, key: str) -> str:
         return self.store.address(key)
+
+    def clock(self) -> datetime | None:
+        """One attempt only: a repeated one would tell the time of the repetition."""
+        return self.store.clock()
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         return self._try(lambda: self.store.unfinished(prefix))

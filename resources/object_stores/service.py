@@ -79,3 +79,6 @@ class Service(ABC):
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     @abstractmethod
     def delete(self, key: str) -> None: ...
+    @abstractmethod
+    def date(self) -> str | None:
+        """The `Date` header of an answer to some small request."""

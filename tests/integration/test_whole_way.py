@@ -13,6 +13,7 @@ import file_uploader
 import pika
 import pytest
 
+from fuploader_dagster.scaffolding import write_project
 from tests.servers.dagster_dev import DagsterDev
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
@@ -143,22 +144,11 @@ def _stored(dev: DagsterDev) -> int:
 
 
 @pytest.mark.timeout(420)
-def test_the_configuration_of_the_repository_runs_and_goes_on_where_it_stopped(
+def test_a_new_project_runs_with_its_own_parser_and_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:
-    configuration = {
-        "storage_root": "data",
-        "pipelines": {
-            "documents": {
-                "source": {"kind": "embedded", "path": "data/queue"},
-                "state": {"kind": "sqlite", "path": "data/state.sqlite"},
-                "store": {"kind": "local", "path": "data/object-store"},
-                "seal_messages": 500,
-                "seal_age_seconds": 20,
-            }
-        },
-    }
-    dev = DagsterDev(tmp_path / "project", configuration, {})
+    write_project(tmp_path / "project")
+    dev = DagsterDev(tmp_path / "project", None, {})
     store = tmp_path / "project" / "data" / "object-store"
     started = time.monotonic()
     dev.start(samples=2200)
@@ -179,3 +169,4 @@ def test_the_configuration_of_the_repository_runs_and_goes_on_where_it_stopped(
     found = archived_files(store)
     assert len(found) == 2200
     assert {len(contents) for contents in found.values()} == {1}
+    assert {json.loads(content)["words"] for (content,) in found.values()} == {250}

@@ -25,8 +25,9 @@ class DagsterDev:
     """One `fuploader dev`, in a process group of its own, so that Ctrl-C can be played."""
 
     def __init__(
-        self, folder: Path, configuration: Mapping[str, Any], environment: Mapping[str, str]
+        self, folder: Path, configuration: Mapping[str, Any] | None, environment: Mapping[str, str]
     ) -> None:
+        """Without a configuration the folder is a project already."""
         self.folder = folder
         self.port = free_port()
         self.log = folder / "dev.log"
@@ -35,6 +36,8 @@ class DagsterDev:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        if configuration is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("workspace.yaml", "dagster.yaml"):
             shutil.copy(REPOSITORY / name, folder / name)
@@ -70,7 +73,7 @@ class DagsterDev:
         os.killpg(process.pid, signal.SIGINT)
         try:
             process.wait(seconds)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + seconds
             while (left := group_members(process.pid)) and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:

@@ -1,0 +1,65 @@
+"""A look at a Redis server for `fuploader doctor`: what it may do to our keys.
+
+Losing them loses no message: counts and the list of sealed slots are made again from the disk. But
+until then a tick registers nothing, and two machines of one name would not notice each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fuploader_dagster.diagnosis import Diagnosis
+
+
+def judge(info: Mapping[str, Any], save: str | None) -> list[Diagnosis]:
+    """What `INFO` says, and `CONFIG GET save` (None where we may not ask)."""
+    return [_role(info), _eviction(info), _persistence(info, save)]
+
+
+def _role(info: Mapping[str, Any]) -> Diagnosis:
+    found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}"
+    if info.get("role") == "slave":
+        return Diagnosis("state server", "wrong", found, "name the master in the url: it can write")
+    return Diagnosis("state server", "good", found)
+
+
+def _eviction(info: Mapping[str, Any]) -> Diagnosis:
+    policy, limit = str(info.get("maxmemory_policy", "?")), int(info.get("maxmemory", 0))
+    found = f"maxmemory-policy {policy}, maxmemory {f'{limit:,} bytes' if limit else 'not limited'}"
+    if limit and policy.startswith("allkeys"):
+        return Diagnosis(
+            "eviction",
+            "warning",
+            f"{found}: our keys may be thrown away when memory is short",
+            "set maxmemory-policy noeviction, or give the pipeline a Redis of its own",
+        )
+    return Diagnosis("eviction", "good", found)
+
+
+def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
+    appending = bool(int(info.get("aof_enabled", 0)))
+    failed = [
+        name
+        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+        if info.get(name, "ok") != "ok"
+    ]
+    if failed:
+        return Diagnosis(
+            "persistence",
+            "wrong",
+            f"its last write to its disk failed ({', '.join(failed)}); it may refuse ours",
+            "look at the server's log and its disk",
+        )
+    if appending:
+        return Diagnosis("persistence", "good", "append-only file")
+    if save:
+        return Diagnosis("persistence", "good", f"snapshots ({save})")
+    if save is None:
+        return Diagnosis("persistence", "good", "cannot be told: the user may not ask for it")
+    return Diagnosis(
+        "persistence",
+        "warning",
+        "none: after a restart it is empty",
+        "nothing is lost, counts begin anew; set appendonly yes to keep them",
+    )
