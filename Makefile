@@ -33,6 +33,7 @@ check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p fuploader_dagster
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.settings_reference --check
 
 bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH="..." passes arguments
 	@tools/install_test_servers.sh

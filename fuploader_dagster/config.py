@@ -54,7 +54,9 @@ def _names(value: Any) -> Any:
 class Intake(BaseModel):
     """Everything between the queue and a sealed slot."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     """Names folders, asset keys, partition sets and sensors: lower case, digits, underscores."""
@@ -63,7 +65,9 @@ class Intake(BaseModel):
     storage_root: Annotated[Path, AfterValidator(Path.expanduser)] = Path("data")
     """Local folder for slots and archives, on a disk that honours fsync."""
     source: SerializeAsAny[InstanceOf[SourceSettings]]
+    """The queue."""
     state: SerializeAsAny[InstanceOf[StateSettings]]
+    """Where workers and sensor keep counts, claims and the list of sealed slots."""
 
     message_format: Literal["envelope", "json", "raw"] = "envelope"
     """`envelope`: FUploader's; `json`: the body is the file, named by a field of it; `raw`: the
@@ -104,6 +108,7 @@ class Intake(BaseModel):
     commit_messages: Count = 500
     """Messages per durable commit, and so per acknowledgement."""
     commit_bytes: Count = 16 * MIB
+    """A batch whose messages have so many bytes is committed before it has all of its messages."""
     flush_interval_seconds: Seconds = 1.0
     """A slow queue's messages wait at most this long for their commit."""
 
@@ -111,7 +116,9 @@ class Intake(BaseModel):
     """A slot costs Dagster about 40 ms: smaller slots soon cost more than their messages. Looked
     at after each commit, so a slot can hold up to `commit_messages` more."""
     seal_bytes: Count = 128 * MIB
+    """A slot with so many payload bytes is sealed, however few its messages."""
     seal_age_seconds: Seconds = 300.0
+    """A slot is sealed so long after its first message, however little is in it."""
     residue_file_upload: bool = False
     """Seal what is left when a worker is told to leave, so that it ships without a restart."""
 
@@ -175,23 +182,29 @@ class Pipeline(Intake):
     """One queue's whole way into one object store."""
 
     store: InstanceOf[OpensObjectStore]
+    """The object store."""
     former_stores: tuple[InstanceOf[OpensObjectStore], ...] = ()
     """Where archives of earlier days lie: read from, never written to."""
     packer: Strategy | None = None
     """Own packer `(Path) -> Path | None`, sync or async: gets a directory with real files."""
     compression_level: Annotated[int, Field(ge=1, le=19)] = 3
+    """Of zstd: higher is smaller and slower."""
     pack_threads: Count = 2
+    """Threads that compress one archive."""
     upload_threads: Count = 4
     """Archives uploaded at once within a run."""
     catalog: bool = True
     """Keep which archive holds the file of which name, for `fuploader find`: 24 bytes a name."""
     partitions_per_run: Annotated[int, Field(ge=1, le=1000)] = 64
+    """A run costs seconds and a slot milliseconds: so many slots share one at most."""
     max_retries: Annotated[int, Field(ge=0)] = 2
     """Attempts after the first, within a run; the recovery schedule goes on after that."""
     retry_delay_seconds: Seconds = 5.0
+    """Pause before the first of these attempts; doubles with each."""
     recovery_base_seconds: Seconds = 60.0
     """Pause before a failed slot is asked for again; doubles with each attempt."""
     recovery_cap_seconds: Seconds = 3600.0
+    """The longest such pause."""
     retention_days: Seconds = 30.0
     """Verified partitions older than this are folded away; their history stays."""
     retention_partitions: Count = 20_000

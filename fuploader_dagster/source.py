@@ -102,7 +102,9 @@ class SourceSettings(BaseModel):
     Opening nothing is part of the contract: both methods only construct.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     def source(self, *, prefetch: int) -> MessageSource:
         """A consumer that takes at most `prefetch` unsettled messages. Not yet connected."""

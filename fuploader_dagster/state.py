@@ -120,7 +120,9 @@ _OF_NO_PIPELINE = "fuploader-doctor"
 class StateSettings(BaseModel):
     """What a configuration says about the state store; subclasses add fields and build it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     def store(self, *, pipeline: str, node: str) -> StateStore:
         """The store of one pipeline on one node. Not yet connected."""

@@ -62,12 +62,17 @@ class RabbitMQ(SourceSettings):
     url: Secret | None = None
     """`amqp://user:password@host:5672/vhost` (`%2F` is the default vhost) or `amqps://…`."""
     host: str = "localhost"
+    """The broker."""
     port: int | None = Field(default=None, ge=1, le=65_535)
     """5672, or 5671 with TLS, if not given."""
     vhost: str = "/"
+    """The virtual host that has the queue."""
     user: str = "guest"
+    """Who we are there."""
     password: Secret = SecretStr("guest")
+    """The user's; `guest` by default, which brokers accept from their own machine only."""
     tls: bool = False
+    """Speak amqps."""
     ca_file: Path | None = None
     """Certificates to trust instead of the system's (with TLS)."""
     queue_type: Literal["classic", "quorum"] = "classic"
@@ -81,6 +86,7 @@ class RabbitMQ(SourceSettings):
     heartbeat_seconds: int = Field(default=30, ge=2, le=3_600)
     """A cut network is noticed within about two of these."""
     connect_timeout_seconds: float = Field(default=10, gt=0, le=300)
+    """For the network connection and the login, each."""
     blocked_timeout_seconds: float = Field(default=60, gt=0, le=3_600)
     """How long a publisher waits while the broker blocks it (memory or disk alarm)."""
 

@@ -35,27 +35,43 @@ class COS(ObjectStoreResource):
     address: str | None = Field(
         default=None, description="host:port to connect to, instead of the endpoint's."
     )
-    scheme: Literal["https", "http"] = "https"
-    secret_id: str | None = None
-    secret_key: str | None = Field(default=None, repr=False)
+    scheme: Literal["https", "http"] = Field(
+        default="https", description="http is for private endpoints."
+    )
+    secret_id: str | None = Field(default=None, description="Together with secret_key.")
+    secret_key: str | None = Field(
+        default=None, repr=False, description="As an environment variable."
+    )
     token: str | None = Field(default=None, repr=False, description="Of temporary credentials.")
     instance_role_url: str | None = Field(
         default=None,
         description="http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
     )
-    verify_tls: bool = True
+    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
     ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
-    proxy_url: str | None = Field(default=None, repr=False)
-    storage_class: str | None = None
-    encryption: Literal["default", "AES256", "cos/kms"] = "default"
-    kms_key_id: str | None = None
-    tags: dict[str, str] = Field(default_factory=dict)
+    proxy_url: str | None = Field(
+        default=None, repr=False, description="HTTP proxy, with its password if it has one."
+    )
+    storage_class: str | None = Field(default=None, description="Such as STANDARD_IA or ARCHIVE.")
+    encryption: Literal["default", "AES256", "cos/kms"] = Field(
+        default="default",
+        description="What the service encrypts objects with; default: as the bucket says.",
+    )
+    kms_key_id: str | None = Field(
+        default=None,
+        description="The key of the service's key management; its default one if not given.",
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
     part_size_bytes: int = Field(
         default=16 * MIB, ge=MIB, le=2048 * MIB, description="At least; larger if need be."
     )
     concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
-    connect_timeout_seconds: float = Field(default=10, gt=0)
-    read_timeout_seconds: float = Field(default=60, gt=0)
+    connect_timeout_seconds: float = Field(
+        default=10, gt=0, description="Until a connection stands."
+    )
+    read_timeout_seconds: float = Field(
+        default=60, gt=0, description="Of silence while an answer comes."
+    )
 
     def connect(self) -> ObjectStore:
         with needing("cos-python-sdk-v5", extra="cos"):

@@ -23,6 +23,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from fuploader_dagster.errors import (
     ConfigError,
     DigestMismatch,
@@ -54,8 +56,8 @@ T = TypeVar("T")
 class Mirror(ObjectStoreResource):
     """Two object stores, of different providers if wanted."""
 
-    first: ObjectStoreResource
-    second: ObjectStoreResource
+    first: ObjectStoreResource = Field(description="Read from first.")
+    second: ObjectStoreResource = Field(description="Read from if the first fails.")
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{name: _from_yaml(name, value) for name, value in values.items()})

@@ -25,32 +25,49 @@ class OSS(ObjectStoreResource):
 
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
 
-    bucket: str
+    bucket: str = Field(description="The bucket.")
     prefix: str = Field(default="", description="All keys are below it.")
     endpoint: str = Field(description="Such as https://oss-cn-hangzhou.aliyuncs.com.")
     region: str | None = Field(
         default=None, description="Such as cn-hangzhou: signatures V4. Without it: V1."
     )
-    addressing_style: Literal["virtual", "path", "cname"] = "virtual"
-    access_key_id: str | None = None
-    access_key_secret: str | None = Field(default=None, repr=False)
+    addressing_style: Literal["virtual", "path", "cname"] = Field(
+        default="virtual",
+        description="Where the bucket is: host name, path, or a host of its own.",
+    )
+    access_key_id: str | None = Field(default=None, description="Together with access_key_secret.")
+    access_key_secret: str | None = Field(
+        default=None, repr=False, description="As an environment variable."
+    )
     security_token: str | None = Field(default=None, repr=False, description="Of STS.")
     instance_role_url: str | None = Field(
         default=None, description="http://100.100.100.200/latest/meta-data/ram/.../<role>"
     )
-    verify_tls: bool = True
+    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
     ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
-    proxy_url: str | None = Field(default=None, repr=False)
-    storage_class: str | None = None
-    encryption: Literal["default", "AES256", "KMS", "SM4"] = "default"
-    kms_key_id: str | None = None
-    tags: dict[str, str] = Field(default_factory=dict)
+    proxy_url: str | None = Field(
+        default=None, repr=False, description="HTTP proxy, with its password if it has one."
+    )
+    storage_class: str | None = Field(default=None, description="Such as IA or Archive.")
+    encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
+        default="default",
+        description="What the service encrypts objects with; default: as the bucket says.",
+    )
+    kms_key_id: str | None = Field(
+        default=None,
+        description="The key of the service's key management; its default one if not given.",
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
     part_size_bytes: int = Field(
         default=16 * MIB, ge=100 << 10, le=2048 * MIB, description="At least; larger if need be."
     )
     concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
-    connect_timeout_seconds: float = Field(default=10, gt=0)
-    read_timeout_seconds: float = Field(default=60, gt=0)
+    connect_timeout_seconds: float = Field(
+        default=10, gt=0, description="Until a connection stands."
+    )
+    read_timeout_seconds: float = Field(
+        default=60, gt=0, description="Of silence while an answer comes."
+    )
 
     def connect(self) -> ObjectStore:
         with needing("oss2", extra="oss"):

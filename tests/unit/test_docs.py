@@ -13,6 +13,7 @@ import yaml
 
 from fuploader_dagster import cli
 from fuploader_dagster.loading import load_pipelines
+from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -64,3 +65,8 @@ def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_page_of_settings_is_what_the_models_say() -> None:
+    written = settings_reference.PAGE.read_text("utf-8")
+    assert written == settings_reference.page(), "run python -m tools.settings_reference"
