@@ -20,6 +20,7 @@ from fuploader_dagster.partitions import (
     keys_of_run,
     run_request,
 )
+from fuploader_dagster.sensors.dead_runs import end_dead_runs
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
@@ -51,7 +52,9 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
     ) -> list[dg.RunRequest] | dg.SkipReason:
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         found = recovery.look(pipeline)
-        busy = _busy(context.instance, names, registered)
+        dead = end_dead_runs(context.instance, names)
+        # Those are still left alone this time: Dagster may be about to start them again.
+        busy = _busy(context.instance, names, registered) | _keys(dead, names, registered)
         plan = recovery.plan(found, pipeline, busy=busy, now=time.time())
         recovery.apply(plan, pipeline)
         forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
@@ -87,7 +90,10 @@ def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> No
 
 def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:
     """Partitions in unfinished runs. Those of a backfill say no pipeline; they may be ours."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
+    return _keys(instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)), names, registered)
+
+
+def _keys(runs: Sequence[dg.DagsterRun], names: Names, registered: Sequence[str]) -> set[str]:
     return {
         key
         for run in runs

@@ -1,0 +1,81 @@
+"""Runs whose process died together with its code server, which nobody else would notice.
+
+Dagster's code server reports runs of its own that die. When it dies with them (kill -9, power,
+a container that is removed), they stay "started" for ever: their partitions count as being handled,
+and each takes one of the runs that may go on at once. So the recovery schedule looks for them.
+
+What must always hold: a run is called dead only if its process was of this machine and is gone.
+Every run says its process id when it begins; the number may have been given out again since, so a
+process that is younger than the run's beginning is not it. Runs that other launchers started, in
+containers or on other machines, are left to those.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.worker_status import is_alive
+
+_BEGUN = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+_YOUNGER_SECONDS = 30.0
+"""The clock may have been set a little since; a number is not given out again within seconds."""
+
+
+def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.DagsterRun]:
+    """Report the pipeline's runs whose process is gone as failed; returns them.
+
+    Dagster's own `run_retries` may then start them again.
+    """
+    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return []
+    begun = instance.get_runs(dg.RunsFilter(statuses=_BEGUN))
+    dead = [run for run in begun if _is_ours(run, names) and _is_dead(run, instance)]
+    for run in dead:
+        instance.report_run_failed(
+            run,
+            "The process of this run is gone: it was killed together with its code server. "
+            "Nothing is lost; what it did not finish is asked for again.",
+            JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION),
+        )
+    return dead
+
+
+def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
+    jobs = {names.ship_job, names.seal_job, names.replay_job, names.scrub_job}
+    assets = {names.packed_archive, names.uploaded_archive}  # runs of backfills have no job of ours
+    return run.job_name in jobs or bool(assets & (run.asset_selection or set()))
+
+
+def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
+    process = _process_of(run, instance)
+    if process is None or _still_there(*process):
+        return False
+    now = instance.get_run_by_id(run.run_id)  # it may have come to its end in this moment
+    return now is not None and not now.is_finished
+
+
+def _process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> tuple[int, float] | None:
+    """Process id of a run and when it said so; None before it did."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        data = entry.dagster_event and entry.dagster_event.event_specific_data
+        if isinstance(data, EngineEventData) and "pid" in data.metadata:
+            return int(str(data.metadata["pid"].value)), entry.timestamp
+    return None
+
+
+def _still_there(pid: int, begun_at: float) -> bool:
+    if not is_alive(pid):
+        return False
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        running_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # it ended in this moment, or this is no Linux
+        return is_alive(pid)
+    return time.time() - running_seconds < begun_at + _YOUNGER_SECONDS

@@ -1,0 +1,86 @@
+"""Runs whose process is gone are ended, so that their slots are asked for again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.events import EngineEventData
+
+from fuploader_dagster.partitions import PARTITION_TAG
+from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from tests.code_location.test_recovery_schedule import Recovering
+
+STARTED = dg.DagsterRunStatus.STARTED
+
+
+def begin(recovering: Recovering, pid: int, *, key: str = "", job_name: str = "") -> str:
+    """A run that is under way in a process, as Dagster's code server records one."""
+    run = dg.DagsterRun(
+        job_name=job_name or recovering.names.ship_job, status=STARTED, tags={PARTITION_TAG: key}
+    )
+    recovering.instance.add_run(run)
+    recovering.instance.report_engine_event("Started", run, EngineEventData.in_process(pid))
+    return run.run_id
+
+
+def status(recovering: Recovering, run_id: str) -> dg.DagsterRunStatus:
+    run = recovering.instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs for as long as its test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_a_slot_of_a_run_whose_process_was_killed_is_asked_for_again(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """While its process lives it is left alone; then it fails, and a minute later it is asked."""
+    recovering = Recovering(tmp_path)
+    keys = recovering.slots(2)
+    run_id = begin(recovering, sleeper.pid, key=keys[0])
+    assert recovering.tick() == [keys[1:]]
+    assert status(recovering, run_id) is STARTED
+    sleeper.kill()
+    assert recovering.tick(1) == [keys[1:]]  # Dagster itself may be about to start it again
+    assert status(recovering, run_id) is dg.DagsterRunStatus.FAILURE
+    assert recovering.tick(2) == [keys]
+
+
+def test_a_process_that_got_the_number_later_is_not_the_run(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart of a container low numbers are given out again at once."""
+    recovering = Recovering(tmp_path)
+    run_id = begin(recovering, sleeper.pid)
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    monkeypatch.setattr("fuploader_dagster.sensors.dead_runs._YOUNGER_SECONDS", -60.0)
+    (dead,) = end_dead_runs(recovering.instance, recovering.names)
+    assert dead.run_id == run_id
+
+
+def test_runs_of_others_and_runs_without_a_process_yet_are_left_alone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Another pipeline's run, one that is just starting, and one that has ended meanwhile."""
+    recovering = Recovering(tmp_path)
+    sleeper.kill()
+    sleeper.wait()
+    theirs = begin(recovering, sleeper.pid, job_name="somebody_elses")
+    ended = begin(recovering, sleeper.pid)
+    run = recovering.instance.get_run_by_id(ended)
+    assert run is not None
+    recovering.instance.report_run_canceled(run)
+    recovering.run(dg.DagsterRunStatus.STARTING, **{PARTITION_TAG: "any"})
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    assert status(recovering, theirs) is STARTED
