@@ -13,10 +13,12 @@ PYTEST ?=
 TEST_PROCESSES ?= 3
 BENCH ?=
 QUICK ?=
+SECONDS ?= 60
+SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench soak lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -38,6 +40,10 @@ check: $(VENV)/.dev ## Format, lint, strict types, import rules
 bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH="..." passes arguments
 	@tools/install_test_servers.sh
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
+
+soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60 while messages flow; SEED=n replays
+	@tools/install_test_servers.sh
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lock: $(VENV)/.dev ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
 	tools/lock.sh $(if $(UPGRADE),--upgrade)

@@ -8,7 +8,13 @@ import pytest
 
 pytest_plugins = ["tests.servers.queue_fixtures", "tests.servers.object_store_fixtures"]
 
-_LONG_FIRST = ("integration/test_whole_way", "integration/test_backfill", "integration/", "faults/")
+_LONG_FIRST = (
+    "integration/test_whole_way",
+    "faults/test_soak",
+    "integration/test_backfill",
+    "integration/",
+    "faults/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

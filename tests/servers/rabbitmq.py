@@ -44,6 +44,10 @@ class RabbitMQServer:
     def log(self) -> Path:
         return self._process.log
 
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
     def start(self) -> None:
         """Return when it accepts logins."""
         if not self._epmd.running:

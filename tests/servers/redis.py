@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 import redis
@@ -32,6 +33,10 @@ class RedisServer:
     @property
     def log(self) -> Path:
         return self._process.log
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
 
     def url(self, database: int = 0) -> str:
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
@@ -65,6 +70,12 @@ class RedisServer:
         """Everything in it is gone."""
         with self.client() as client:
             client.flushall()
+
+    def empty(self) -> None:
+        """While it is down: it will come back with nothing in it."""
+        assert not self.running
+        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+        (self.folder / "appendonly.aof").unlink(missing_ok=True)  # before version 7
 
     def _answers(self) -> bool:
         try:

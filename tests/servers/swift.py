@@ -139,6 +139,13 @@ class SwiftServer:
     def port(self) -> int:
         return self._ports["proxy"]
 
+    @property
+    def running(self) -> bool:
+        """Whether all of its processes are there."""
+        return len(self._processes) == len(SERVERS) and all(
+            process.poll() is None for process in self._processes.values()
+        )
+
     def client(self) -> Any:
         """A plain boto3 client, to prepare and to look behind the store's back."""
         if self._client is None:

@@ -1,0 +1,68 @@
+"""A minute of the soak, and that its judge notices what it is there to notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.soak.plan import VICTIMS, body_of, content_of, is_poison, kills, name_of
+from tests.soak.verdict import judge
+
+ROOT = Path(__file__).parents[2]
+SEED = 8
+GOOD = [number for number in range(2_000) if not is_poison(SEED, number)]
+POISON = [number for number in range(2_000) if is_poison(SEED, number)]
+
+
+def test_the_same_seed_is_the_same_soak_and_everything_gets_its_turn() -> None:
+    """Kills and messages are functions of the seed alone."""
+    deck = list(islice(kills(SEED, 8), len(VICTIMS)))
+    assert deck == list(islice(kills(SEED, 8), len(VICTIMS)))
+    assert deck != list(islice(kills(SEED + 1, 8), len(VICTIMS)))
+    assert sorted(kill.victim for kill in deck) == sorted(VICTIMS)
+    assert body_of(SEED, 5) == body_of(SEED, 5) != body_of(SEED + 1, 5)
+    assert POISON
+
+
+def test_the_judge_counts_what_is_lost_doubled_changed_or_dead() -> None:
+    """Each kind of damage, planted once, is counted once; what was not confirmed is free."""
+    lost, doubled, changed, unconfirmed = GOOD[3], GOOD[7], GOOD[11], GOOD[-1]
+    members = [("a", name_of(n), content_of(SEED, n)) for n in GOOD if n not in (lost, changed)]
+    members.append(("b", name_of(doubled), content_of(SEED, doubled)))
+    members.append(("b", name_of(changed), content_of(SEED, changed)[:-1]))
+    bodies = [body_of(SEED, number) for number in [*POISON[1:], POISON[-1]]]
+    confirmed = [range(unconfirmed), range(unconfirmed + 1, 2_000)]
+    found = judge(SEED, confirmed, iter(members), iter([*bodies, b"no poison"]))
+    assert found.published == 1_999
+    assert found.lost == 3  # one is nowhere, one is changed, one is poison and no dead letter
+    assert (found.second_copies, found.corrupt) == (1, 1)
+    assert found.dead_letters == len(POISON) - 1 + 1
+    assert (found.dead_letter_copies, found.wrong_dead_letters) == (1, 1)
+    assert found.examples["second_copies"] == [f"{name_of(doubled)} in b"]
+
+
+@pytest.mark.timeout(900)
+def test_a_minute_of_kills_of_everything_loses_doubles_and_changes_nothing(tmp_path: Path) -> None:
+    """The soak as `make soak` runs it, with a seed whose minute has a kill of each kind."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak", "--seconds", "60", "--seed", str(SEED)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"seed {SEED}"
+    result = json.loads(lines[-1])
+    assert (result["lost"], result["corrupt"], result["seed"]) == (0, 0, SEED)
+    assert result["kills"] >= 5
+    assert result["published"] > 1_000
+    assert result["dead_letters"] > 0

@@ -1,0 +1,276 @@
+"""The pipeline as an operator installs it, with a process manager that starts again what ended.
+
+Everything lies in one folder: servers with their data, the project (configuration, Dagster's
+history, the slots), logs. Nothing outside of it is touched, and only processes that were started
+here are killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from tests.servers.dagster_dev import REPOSITORY
+from tests.servers.ports import LOOPBACK, answers, free_port
+from tests.servers.process import ServerProcess
+from tests.servers.queue_fixtures import channel
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
+from tests.servers.swift import SwiftServer
+
+PIPELINE = "soak"
+QUEUE = "soak"
+WORKERS = 2
+WATCH_SECONDS = 0.2
+STOP_SECONDS = 60.0
+
+
+class DagsterPart:
+    """A process of Dagster, and what it started: all in a session of its own."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path, port: int | None) -> None:
+        self.process = ServerProcess(name, folder / f"{name}.log")
+        self.environment: Mapping[str, str] = {}
+        self._command = [sys.executable, "-m", *arguments]
+        self._folder = folder
+        self._port = port
+
+    def start(self) -> None:
+        port = self._port
+        self.process.start(
+            self._command,
+            env=self.environment,
+            cwd=self._folder,
+            ready=lambda: port is None or answers(port),
+            seconds=120,
+        )
+
+    def stop(self) -> None:
+        """SIGTERM, and kill -9 for whatever is still there afterwards."""
+        self.process.stop(STOP_SECONDS)
+        end(self.members())
+
+    def kill(self) -> None:
+        """kill -9 of everything, as when a container dies."""
+        session = self.members()
+        self.process.kill()
+        end(session)
+
+    def kill_alone(self) -> None:
+        """kill -9 of this one process; what it started lives on."""
+        os.kill(self.process.pid, signal.SIGKILL)
+
+    def members(self, *words: str) -> list[int]:
+        """Processes of the session whose command line has all the words."""
+        folder = self.environment["DAGSTER_HOME"]
+        return [
+            pid
+            for pid in processes_of(folder, *words)
+            if pid == self.process.pid or session_of(pid) == self.process.pid
+        ]
+
+
+def processes_of(folder: str, *words: str) -> list[int]:
+    """Processes with this DAGSTER_HOME whose command line has all the words."""
+    mark = f"DAGSTER_HOME={folder}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended in this moment
+            if mark not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if command and all(word in command for word in words):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def end(pids: Iterable[int]) -> None:
+    """kill -9, where they are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Kept:
+    """One part under the process manager: started again whenever it is not running."""
+
+    def __init__(
+        self, name: str, *, start: Callable[[], None], running: Callable[[], bool]
+    ) -> None:
+        self.name = name
+        self.surprises = 0
+        """How often it ended although nobody had killed it."""
+        self.problem: BaseException | None = None
+        self._start = start
+        self._running = running
+        self._down = threading.Lock()
+        self._down_until = 0.0
+        self._expected = True
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"keeper of {name}", daemon=True)
+
+    def begin(self) -> None:
+        self._start()
+        self._expected = False
+        self._thread.start()
+
+    def bring_down(self, how: Callable[[], None], seconds: float) -> None:
+        """End it, and let it be started again after so long."""
+        with self._down:
+            self._expected = True
+            how()
+            self._down_until = time.monotonic() + seconds
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers, and is not about to be started again."""
+        if self.problem is not None:
+            raise self.problem
+        return not self._expected and self._running()
+
+    def end(self) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _keep(self) -> None:
+        try:
+            while not self._over.wait(WATCH_SECONDS):
+                with self._down:
+                    if self._running() or time.monotonic() < self._down_until:
+                        continue
+                    self.surprises += not self._expected
+                    self._expected = True
+                    self._start()
+                    self._expected = False
+        except BaseException as error:
+            self.problem = error
+
+
+class Installation:
+    """All parts. Use as a context manager."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        project = folder / "project"
+        for name in ("rabbitmq", "redis", "s3", "project"):
+            (folder / name).mkdir(parents=True)
+        self.layout = Layout(project / "data" / PIPELINE)
+        self.rabbitmq = RabbitMQServer(folder / "rabbitmq")
+        self.redis = RedisServer(folder / "redis")
+        self.s3 = SwiftServer(folder / "s3")
+        self.bucket = ""
+        self._settings = settings
+        self._configured = False
+        self._port = free_port()
+        location = ["dagster", "code-server", "start", "-m", "fuploader_dagster.code_location"]
+        address = ["-h", LOOPBACK, "-p", str(self._port)]
+        self.code_server = DagsterPart("code-server", [*location, *address], project, self._port)
+        self.daemon = DagsterPart("daemon", ["dagster._daemon", "run"], project, None)
+        self.kept = {
+            "rabbitmq": Kept(
+                "RabbitMQ", start=self.rabbitmq.start, running=lambda: self.rabbitmq.running
+            ),
+            "redis": Kept("Redis", start=self.redis.start, running=lambda: self.redis.running),
+            "s3": Kept("S3", start=self.s3.start, running=lambda: self.s3.running),
+            "code_server": Kept(
+                "code server",
+                start=self.code_server.start,
+                running=lambda: self.code_server.process.running,
+            ),
+            "daemon": Kept(
+                "daemon", start=self.daemon.start, running=lambda: self.daemon.process.running
+            ),
+        }
+
+    def __enter__(self) -> Installation:
+        try:
+            for name in ("rabbitmq", "redis", "s3"):
+                self.kept[name].begin()
+            self.bucket = self.s3.fresh_bucket()
+            with channel(self.rabbitmq) as open_channel:
+                open_channel.queue_declare(QUEUE, durable=True)
+            self.rabbitmq.sync_definitions()
+            self._configure()
+            for name in ("code_server", "daemon"):
+                self.kept[name].begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in self.kept.values():
+            part.end()
+        if self._configured:
+            self.daemon.stop()
+            self.code_server.stop()
+            end(self.processes())
+        for server in (self.s3, self.redis, self.rabbitmq):
+            server.stop()
+
+    def queue(self) -> RabbitMQ:
+        return RabbitMQ(url=self.rabbitmq.url, queue=QUEUE)
+
+    def processes(self, *words: str) -> list[int]:
+        """All processes of Dagster here, and workers, whoever started them."""
+        return processes_of(str(self.folder / "project"), *words)
+
+    def up(self) -> bool:
+        return all(part.up for part in self.kept.values())
+
+    def _configure(self) -> None:
+        """fuploader.yaml, workspace.yaml, and the repository's own dagster.yaml.
+
+        Only that a run which never began is noticed sooner: else a short soak would be mostly that.
+        """
+        project = self.folder / "project"
+        pipeline = {
+            "source": {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}, "queue": QUEUE},
+            "state": {"kind": "redis", "url": {"env": "REDIS_URL"}},
+            "store": {
+                "kind": "s3",
+                "bucket": self.bucket,
+                "endpoint_url": self.s3.endpoint,
+                "region": self.s3.region,
+                "access_key_id": self.s3.access_key,
+                "secret_access_key": {"env": "S3_SECRET"},
+            },
+            "process_count": WORKERS,
+            **self._settings,
+        }
+        configuration = {"storage_root": "data", "pipelines": {PIPELINE: pipeline}}
+        (project / "fuploader.yaml").write_text(yaml.safe_dump(configuration))
+        server = {"host": LOOPBACK, "port": self._port, "location_name": "fuploader"}
+        workspace = {"load_from": [{"grpc_server": server}]}
+        (project / "workspace.yaml").write_text(yaml.safe_dump(workspace))
+        instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+        instance["run_monitoring"].update(start_timeout_seconds=60, poll_interval_seconds=10)
+        (project / "dagster.yaml").write_text(yaml.safe_dump(instance))
+        environment = {
+            **os.environ,
+            "DAGSTER_HOME": str(project),
+            "RABBITMQ_URL": self.rabbitmq.url,
+            "REDIS_URL": self.redis.url(),
+            "S3_SECRET": self.s3.secret_key,
+        }
+        self.code_server.environment = self.daemon.environment = environment
+        self._configured = True

@@ -1,0 +1,66 @@
+"""The producer: publishes one message after the other and remembers what the broker confirmed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from fuploader_dagster.errors import TemporaryError
+from fuploader_dagster.source import MessagePublisher
+from tests.soak.plan import body_of
+
+BATCH_SECONDS = 0.1
+PAUSE_SECONDS = 0.5
+
+
+class Producer:
+    """`confirmed` are the messages that must come out. What was not confirmed is never sent again,
+    and may come out or not."""
+
+    def __init__(self, connect: Callable[[], MessagePublisher], seed: int, rate: int) -> None:
+        self.next = 0
+        """The number of the next message."""
+        self.confirmed: list[range] = []
+        self.problem: BaseException | None = None
+        self._connect = connect
+        self._seed = seed
+        self._rate = rate
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._publish, name="producer")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish no more. Raises what the producer ended of, if it was not meant to end."""
+        self._over.set()
+        self._thread.join()
+        if self.problem is not None:
+            raise self.problem
+
+    def _publish(self) -> None:
+        publisher = self._connect()
+        count = max(1, round(self._rate * BATCH_SECONDS))
+        try:
+            due = time.monotonic()
+            while not self._over.wait(due - time.monotonic()):
+                due = max(due + BATCH_SECONDS, time.monotonic() - 1)
+                batch = range(self.next, self.next + count)
+                self.next = batch.stop
+                try:
+                    publisher.publish((body_of(self._seed, number), {}) for number in batch)
+                except TemporaryError:
+                    self._over.wait(PAUSE_SECONDS)
+                else:
+                    self._note(batch)
+        except BaseException as error:
+            self.problem = error
+        finally:
+            publisher.close()
+
+    def _note(self, batch: range) -> None:
+        if self.confirmed and self.confirmed[-1].stop == batch.start:
+            self.confirmed[-1] = range(self.confirmed[-1].start, batch.stop)
+        else:
+            self.confirmed.append(batch)
