@@ -112,6 +112,13 @@ class Intake(BaseModel):
     flush_interval_seconds: Seconds = 1.0
     """A slow queue's messages wait at most this long for their commit."""
 
+    dedup_window_messages: Annotated[int, Field(ge=0)] = 1_000_000
+    """A message that the queue delivers again is compared with so many that were stored before it
+    by any worker of this node, uploaded ones included, and not stored twice. Many times what
+    workers have in hand, because stored ones come in between; after a redelivery it takes 8 bytes
+    of memory a message and worker, and always about 100 bytes of disk a message. 0: only the
+    directory that is being written knows its messages."""
+
     seal_messages: Count = 10_000
     """A slot costs Dagster about 40 ms: smaller slots soon cost more than their messages. Looked
     at after each commit, so a slot can hold up to `commit_messages` more."""
@@ -156,6 +163,13 @@ class Intake(BaseModel):
                 f"prefetch_count ({self.prefetch_count}) must be larger than commit_messages "
                 f"({self.commit_messages}): otherwise the queue stops delivering before a batch "
                 f"is full, and every commit waits for flush_interval_seconds"
+            )
+        in_hand = self.process_count * self.prefetch_count
+        if 0 < self.dedup_window_messages < in_hand:
+            raise ValueError(
+                f"dedup_window_messages ({self.dedup_window_messages}) must be 0 or at least "
+                f"process_count times prefetch_count ({in_hand}): so many messages can come again "
+                f"at once"
             )
         if self.lease_seconds > 60 or self.lease_seconds < 6:
             raise ValueError(

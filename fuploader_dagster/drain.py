@@ -4,7 +4,9 @@ What must always hold, in this order for each batch:
 
     receive -> decode -> dead letters durable -> slots durable -> settle -> record -> seal
 
-Nothing is settled before it is durable, and everything received is settled or given back. Trouble
+Nothing is settled before it is durable, and everything received is settled or given back. What the
+queue delivers again may be stored already, here or by another worker: it is looked for in the
+`dedup_window`, in a turn of its own (`commit_turns`), and settled without a second copy. Trouble
 (broker, state store, disk) ends the session: what was not settled goes back to the queue, the
 worker says what is wrong, pauses, and begins anew from what is on disk. The pauses grow; only a
 slot that somebody else still writes is looked at often, because he is mostly just leaving.
@@ -12,6 +14,7 @@ slot that somebody else still writes is looked at often, because he is mostly ju
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -21,9 +24,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from fuploader_dagster.commit_turns import CommitTurns, Look
 from fuploader_dagster.config import Intake
 from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
-from fuploader_dagster.decoding import Decoder
+from fuploader_dagster.decoding import Decoder, File
+from fuploader_dagster.dedup_window import DedupWindow
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.fileio import create_durably, make_dirs
 from fuploader_dagster.layout import Layout
@@ -73,6 +78,8 @@ class Drain:
         self._owned = settings.slots_of(worker)
         self._decoder = Decoder(settings)
         self._dead_letters = DeadLetterBox(self.layout, worker)
+        self._window = DedupWindow(self.layout, settings.dedup_window_messages)
+        self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
         self._root_id = ""
         self._housekeeping_at = 0.0
         self._recorded_at = 0.0
@@ -112,7 +119,7 @@ class Drain:
         self._check_disk()
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
-        with self._closing_parts(), self._slots() as slots:
+        with self._closing_parts(), self._slots() as slots, self._turns:
             self.source.open()
             self.lease.in_hand = True
             self.report.doing("draining")
@@ -173,15 +180,19 @@ class Drain:
     def _commit(self, batch: Sequence[Message], slots: Sequence[Slot]) -> None:
         dead: list[tuple[Message, BadMessage]] = []
         stored = stored_bytes = 0
-        for message, file in zip(batch, self._decoder.decode(batch), strict=True):
-            if isinstance(file, BadMessage):
-                dead.append((message, file))
-            elif _slot_for(file.name, slots).add(file.name, file.content):
-                stored += 1
-                stored_bytes += len(file.content)
-        self._dead_letters.keep([self._letter(message, error) for message, error in dead])
-        for slot in slots:
-            slot.commit()
+        files = self._decoder.decode(batch)
+        with self._turn(batch) as look:
+            for message, file in zip(batch, files, strict=True):
+                if isinstance(file, BadMessage):
+                    dead.append((message, file))
+                elif self._is_stored(message, file, look):
+                    continue
+                elif _slot_for(file.name, slots).add(file.name, file.content):
+                    stored += 1
+                    stored_bytes += len(file.content)
+            self._dead_letters.keep([self._letter(message, error) for message, error in dead])
+            for slot in slots:
+                slot.commit()
         self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
         reached(Step.SETTLED)
         duplicates = len(batch) - stored - len(dead)
@@ -194,6 +205,26 @@ class Drain:
             dead_letters=len(dead),
         )
         self._record(commit)
+
+    @contextmanager
+    def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
+        """Around a commit: which of the messages have to be looked for, with a window to do it."""
+        if not self.settings.dedup_window_messages:
+            yield "for none"
+            return
+        redelivered = any(message.redelivered for message in batch)
+        if redelivered:  # the first time takes seconds, in which the others need not wait
+            self._window.refresh()
+        with self._turns.turn(len(batch), redelivered=redelivered) as look:
+            if look != "for none":
+                self._window.refresh()
+            yield look
+
+    def _is_stored(self, message: Message, file: File, look: Look) -> bool:
+        """Whether a message that may be a second copy is one."""
+        if look == "for none" or not (message.redelivered or look == "for all"):
+            return False
+        return self._window.holds(file.name, hashlib.sha256(file.content).digest())
 
     def _letter(self, message: Message, error: BadMessage) -> DeadLetter:
         return DeadLetter(

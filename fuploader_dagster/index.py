@@ -32,10 +32,13 @@ _HEADER = struct.Struct("<8sII")
 _CRC = struct.Struct("<I")
 _FIXED = struct.Struct("<HHQQ32s")
 _RECORD_BYTES = _CRC.size + _FIXED.size
+_IDENTITY = struct.Struct("<IH18x32s")
+"""Of a record: its CRC-32, the name's length, the digest."""
 
 _crc32 = zlib.crc32
 _pack_crc = _CRC.pack
 _pack_fixed = _FIXED.pack
+_unpack_identity = _IDENTITY.unpack_from
 
 
 class IndexEntry(NamedTuple):
@@ -73,6 +76,58 @@ def record(name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256:
     return _pack_crc(_crc32(rest)) + rest
 
 
+class Identities(NamedTuple):
+    """What tells the messages of an index, or of a later part of one, from each other."""
+
+    names: Sequence[bytes]
+    digests: Sequence[bytes]
+    end: int
+    """Where the last whole record ends."""
+
+
+def identities(content: bytes, *, at_start: bool) -> Identities:
+    """Names and digests of the whole records: in half the time of `read_index`.
+
+    `at_start`: whether the content begins with the header, or with a record. Raises what
+    `read_index` raises.
+    """
+    names: list[bytes] = []
+    digests: list[bytes] = []
+    size, position = len(content), 0
+    if at_start:
+        if size < HEADER_BYTES:
+            return Identities(names, digests, 0)
+        _check_header(content)
+        position = HEADER_BYTES
+    view = memoryview(content)
+    while position + _RECORD_BYTES <= size:
+        crc, name_bytes, sha256 = _unpack_identity(content, position)
+        name_at = position + _RECORD_BYTES
+        end = name_at + name_bytes
+        if end > size or _crc32(view[position + _CRC.size : end]) != crc:
+            break
+        names.append(content[name_at:end])
+        digests.append(sha256)
+        position = end
+    return Identities(names, digests, position)
+
+
+def names_of(content: bytes, sha256: bytes) -> list[str]:
+    """Names of all records with this digest, without reading the others."""
+    names: list[str] = []
+    position = content.find(sha256)
+    while position != -1:
+        start = position - (_RECORD_BYTES - len(sha256))
+        if start >= HEADER_BYTES:
+            crc, name_bytes, _ = _unpack_identity(content, start)
+            end = start + _RECORD_BYTES + name_bytes
+            if end <= len(content) and _crc32(content[start + _CRC.size : end]) == crc:
+                name = content[end - name_bytes : end]
+                names.append(name.decode("utf-8", "surrogateescape"))
+        position = content.find(sha256, position + 1)
+    return names
+
+
 def read_index(content: bytes) -> IndexContent:
     """Read records until the first that is torn.
 
@@ -81,14 +136,7 @@ def read_index(content: bytes) -> IndexContent:
     """
     if len(content) < HEADER_BYTES:
         return IndexContent((), 0)
-    magic, version, crc = _HEADER.unpack_from(content)
-    if magic != _MAGIC or crc != zlib.crc32(content[: HEADER_BYTES - _CRC.size]):
-        raise DamagedSlot("the index does not start with a valid header")
-    if version != VERSION:
-        raise DamagedSlot(
-            f"the index has version {version}, this software reads {VERSION}",
-            hint="use the version that wrote it to ship the slot",
-        )
+    _check_header(content)
     entries: list[IndexEntry] = []
     position, size = HEADER_BYTES, len(content)
     while position + _RECORD_BYTES <= size:
@@ -103,3 +151,14 @@ def read_index(content: bytes) -> IndexContent:
         entries.append(IndexEntry(name, offset, head, payload, sha256))
         position = end
     return IndexContent(entries, position)
+
+
+def _check_header(content: bytes) -> None:
+    magic, version, crc = _HEADER.unpack_from(content)
+    if magic != _MAGIC or crc != zlib.crc32(content[: HEADER_BYTES - _CRC.size]):
+        raise DamagedSlot("the index does not start with a valid header")
+    if version != VERSION:
+        raise DamagedSlot(
+            f"the index has version {version}, this software reads {VERSION}",
+            hint="use the version that wrote it to ship the slot",
+        )

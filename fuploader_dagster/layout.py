@@ -7,6 +7,7 @@
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
+      shipped/                       indexes of recent slots that the object store has
       catalog.sqlite                 which archive holds the file of which name
       dead-letters/                  messages that could not become files
       set-aside/                     what recovery found and did not recognise; never deleted
@@ -85,6 +86,10 @@ class Layout:
         return self.root / "receipts"
 
     @property
+    def shipped(self) -> Path:
+        return self.root / "shipped"
+
+    @property
     def catalog(self) -> Path:
         return self.root / "catalog.sqlite"
 
@@ -112,6 +117,24 @@ class Layout:
     def slot_lock(self, slot: int) -> Path:
         return self.root / "locks" / f"slot-{slot}.lock"
 
+    def commit_lock(self, worker: int) -> Path:
+        """Held by a worker during an ordinary commit."""
+        return self.root / "locks" / f"commit-w{worker}.lock"
+
+    def commit_locks(self) -> list[Path]:
+        """Those of all workers that there ever were."""
+        return list((self.root / "locks").glob("commit-w*.lock"))
+
+    @property
+    def look_lock(self) -> Path:
+        """Held by a worker during a commit that looks for copies of redelivered messages."""
+        return self.root / "locks" / "commits-that-look.lock"
+
+    @property
+    def redeliveries(self) -> Path:
+        """A counter: raised whenever a worker has got redelivered messages."""
+        return self.root / "locks" / "redeliveries"
+
     def partition_lock(self, partition: str) -> Path:
         return self.root / "locks" / f"{partition}.lock"
 
@@ -134,9 +157,13 @@ class Layout:
 
     def sealed_dirs(self) -> list[Path]:
         """All sealed directories, by slot and number."""
+        return [self.sealed(slot, number) for slot, number in self.sealed_numbers()]
+
+    def sealed_numbers(self) -> list[tuple[int, int]]:
+        """Slot and number of all sealed directories, in this order."""
         sealed = self.root / "sealed"
         return [
-            self.sealed(slot, number)
+            (slot, number)
             for slot in sorted(_numbers(sealed, _SLOT_DIR))
             for number in sorted(_numbers(sealed / f"slot-{slot}", _NUMBERED_DIR))
         ]

@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 
 from fuploader_dagster import index
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.fileio import fsync_dir, make_dirs, naming_full_disks, write_all
+from fuploader_dagster.fileio import fsync_dir, fsync_file, make_dirs, naming_full_disks, write_all
 from fuploader_dagster.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.tarstream import member_header, padding
@@ -250,6 +250,23 @@ def check_file(path: Path, entry: IndexEntry) -> None:
             f"{path} is missing or is not what was committed",
             hint="somebody changed it, or the disk is failing; the directory was kept",
         )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make durable what another process wrote into a directory, and is perhaps just syncing.
+
+    Raises `FileNotFoundError` if it is not there any more: then it was sealed, which syncs it.
+    """
+    segment = directory / SEGMENT_NAME
+    if segment.exists():
+        fsync_file(segment)
+    elif directory.exists():
+        descriptor = os.open(directory / FILES_NAME, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _syncfs(descriptor)
+        finally:
+            os.close(descriptor)
+    fsync_file(directory / INDEX_NAME)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -27,6 +27,7 @@ from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.fileio import FileLock, make_dirs, rename_durably, write_durably
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.numbered_names import MAX_NAME_BYTES, numbered_name
 from fuploader_dagster.sealing import (
     SEAL_NAME,
     Reason,
@@ -41,8 +42,6 @@ from fuploader_dagster.state import SlotCount
 from fuploader_dagster.steps import Step, reached
 
 log = logging.getLogger(__name__)
-
-MAX_NAME_BYTES = 255
 
 
 @dataclass
@@ -252,13 +251,3 @@ def _writer_for(directory: Path, default: str) -> SlotWriter:
         if (directory / writer.data_name).exists():
             return writer(directory)
     return WRITERS[default](directory)
-
-
-def numbered_name(name: str, number: int) -> str:
-    """`name.json` -> `name~2.json`, cut at a character so that it stays a legal file name."""
-    stem, dot, ending = name.rpartition(".")
-    if not stem or len(ending) > 20:
-        stem, dot, ending = name, "", ""
-    tail = f"~{number}{dot}{ending}"
-    room = MAX_NAME_BYTES - len(tail.encode("utf-8"))
-    return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + tail

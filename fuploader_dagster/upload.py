@@ -4,6 +4,8 @@ What must always hold, in this order: the object store confirms size and digest;
 durable; the local data is removed. A crash between any two of them is finished by the next attempt
 or by recovery, and no step of it can be done wrongly by doing it again.
 
+Of the data the index is kept for some time: redelivered messages are compared with it.
+
 The catalog is told before the receipt is kept: a crash in between tells it again.
 """
 
@@ -20,6 +22,7 @@ from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.packing import Packed, forget_packed
 from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.sealing import SealedSlot, find_sealed
+from fuploader_dagster.shipped_indexes import keep_index, trim_shipped
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore, Progress, StoredObject
 
@@ -46,6 +49,7 @@ def upload(
     reached(Step.CATALOGED)
     keep_receipt(settings.layout, receipt)
     remove_local_data(settings.layout, receipt)
+    trim_shipped(settings.layout, settings.dedup_window_messages)
     return receipt
 
 
@@ -73,6 +77,7 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
+        keep_index(layout, slot)
         remove_tree(slot.directory)
         reached(Step.SLOT_REMOVED)
 

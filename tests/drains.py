@@ -42,9 +42,11 @@ MARK = 1024
 """Free space that every machine has: the tests of full disks set another one."""
 
 
-def on_servers(rabbitmq: RabbitMQServer, redis: RedisServer) -> dict[str, Any]:
+def on_servers(
+    rabbitmq: RabbitMQServer, redis: RedisServer, queue_type: str = "classic"
+) -> dict[str, Any]:
     """Settings for a new RabbitMQ queue and state in Redis."""
-    queue = new_queue(rabbitmq)
+    queue = new_queue(rabbitmq, queue_type)
     return {
         "source": RabbitMQ(url=rabbitmq.url, queue=queue),
         "state": RedisState(url=redis.url(), key_prefix=queue, timeout_seconds=1),

@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 )
 
 from fuploader_dagster.config import Intake
+from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.slots import Slot, numbered_name
+from fuploader_dagster.slots import Slot
 from tests.settings import intake
 
 NAMES = st.sampled_from(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.errors import DamagedSlot, SlotInUse
+from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.segment import SEGMENT_NAME
-from fuploader_dagster.slots import Slot, numbered_name
+from fuploader_dagster.slots import Slot
 from tests.settings import intake
 
 FORMATS = ["segment", "files"]

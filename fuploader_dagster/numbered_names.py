@@ -1,0 +1,36 @@
+"""Names of files that share a name: `name.json`, `name~2.json`, `name~3.json`.
+
+What must always hold: a numbered name is a legal file name, and of one family with the name that
+it was made from, so that all that can have been stored for a message is found under one key.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_NAME_BYTES = 255
+_FAMILY_BYTES = 100
+"""Shorter than what `numbered_name` leaves of any name that it has to cut."""
+_LONGEST_ENDING = 20
+_NUMBER = re.compile(r"~([0-9]{1,9})")
+
+
+def numbered_name(name: str, number: int) -> str:
+    """`name.json` -> `name~2.json`, cut at a character so that it stays a legal file name."""
+    stem, dot, ending = name.rpartition(".")
+    if not stem or len(ending) > _LONGEST_ENDING:
+        stem, dot, ending = name, "", ""
+    tail = f"~{number}{dot}{ending}"
+    room = MAX_NAME_BYTES - len(tail.encode("utf-8"))
+    return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + tail
+
+
+def is_numbered(stored: str, name: str) -> bool:
+    """Whether `stored` is what `numbered_name` makes of `name` with some number."""
+    return any(numbered_name(name, int(match[1])) == stored for match in _NUMBER.finditer(stored))
+
+
+def family(name: bytes) -> bytes:
+    """The same for a name and for every numbered name of it; of few others."""
+    stem, dot, ending = name.rpartition(b".")
+    return (stem if dot else ending).partition(b"~")[0][:_FAMILY_BYTES]

@@ -1,0 +1,75 @@
+"""The indexes of recent slots that were uploaded, kept when their data goes.
+
+What must always hold: the index of a slot lies here before its directory is removed, so whoever
+looks first among the sealed and then here misses none. What lies here is only ever compared with:
+losing it loses no message.
+
+Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a link to it
+at first, so it costs nothing while both are there). The newest are kept, as many as it takes for
+`dedup_window_messages`; an upload removes the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuploader_dagster.fileio import fsync_dir, make_dirs
+from fuploader_dagster.index import INDEX_NAME
+from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.sealing import SealedSlot
+
+_ENDING = ".index"
+
+
+@dataclass(frozen=True)
+class ShippedIndex:
+    """One index that was kept."""
+
+    path: Path
+    partition: PartitionKey
+    messages: int
+
+
+def keep_index(layout: Layout, slot: SealedSlot) -> None:
+    """Keep the index of a slot that is about to be removed. May be repeated."""
+    make_dirs(layout.shipped)
+    kept = layout.shipped / f"{slot.seal.partition}.{slot.seal.messages}{_ENDING}"
+    with suppress(FileExistsError):
+        os.link(slot.directory / INDEX_NAME, kept)
+    fsync_dir(layout.shipped)
+
+
+def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
+    """What is kept, newest first."""
+    if not layout.shipped.is_dir():
+        return []
+    found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
+    return sorted(found, key=lambda one: one.partition.sealed_at, reverse=True)
+
+
+def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:
+    """Those of the newest-first list that the newest `messages` messages do not need."""
+    needless = []
+    for one in kept:
+        if messages <= 0:
+            needless.append(one)
+        messages -= one.messages
+    return needless
+
+
+def trim_shipped(layout: Layout, messages: int) -> None:
+    """Remove what a window of so many messages does not need."""
+    for one in beyond(shipped_indexes(layout), messages):
+        one.path.unlink(missing_ok=True)
+
+
+def _parsed(path: Path) -> ShippedIndex | None:
+    partition, _, messages = path.name.removesuffix(_ENDING).rpartition(".")
+    key = PartitionKey.parse(partition)
+    if key is None or not messages.isascii() or not messages.isdigit():
+        return None
+    return ShippedIndex(path, key, int(messages))

@@ -1,0 +1,119 @@
+"""What the queue delivers again is not stored again, wherever its first copy lies by then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.recovery import seal_on_request
+from fuploader_dagster.shipping import ship
+from fuploader_dagster.worker_status import read_statuses
+from tests.drains import (
+    backlog,
+    draining,
+    files,
+    on_servers,
+    pids,
+    publish,
+    snapshot,
+    wait_for,
+    wait_until_handled,
+)
+from tests.servers.deaf_proxy import DeafProxy
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
+from tests.settings import archived_files, pipeline
+
+
+@contextmanager
+def shipping(settings: Pipeline) -> Iterator[None]:
+    """Inside the block whatever is sealed goes to the store at once, and its local data goes."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(0.1):
+            ship_all(settings)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def ship_all(settings: Pipeline) -> None:
+    list(ship(settings, settings.store.open()))
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_no_redelivered_message_is_a_second_copy_though_acks_connections_and_workers_are_lost(
+    tmp_path: Path, rabbitmq: RabbitMQServer, redis_server: RedisServer, queue_type: str
+) -> None:
+    """Two workers; most directories are sealed, uploaded and removed before a message comes again,
+    and some messages come to one worker while the other one is about to commit them."""
+    direct = pipeline(
+        tmp_path,
+        **on_servers(rabbitmq, redis_server, queue_type),
+        process_count=2,
+        slots_per_worker=2,
+        prefetch_count=600,
+        commit_messages=30,
+        seal_messages=100,
+        dedup_window_messages=2_500,
+    )
+    contents = files(6_000)
+    names = list(contents)
+    with DeafProxy(rabbitmq.port) as proxy, shipping(direct):
+        url = rabbitmq.url.replace(f":{rabbitmq.port}/", f":{proxy.port}/")
+        source = direct.source.model_copy(update={"url": SecretStr(url)})
+        intake = direct.model_copy(update={"source": source}).intake()
+        with draining(intake):
+            killed = 0
+            for start in range(0, len(contents), 1_000):
+                wait_for(lambda: both_drain(intake, killed), intake, "the workers")
+                proxy.deaf = start % 2_000 == 0
+                publish(direct, {name: contents[name] for name in names[start : start + 1_000]})
+                if proxy.deaf:
+                    wait_for(lambda: backlog(direct) == 0, intake, "what the broker hands out")
+                    time.sleep(0.3)  # committed, sealed, uploaded, and never acknowledged
+                    proxy.deaf = False
+                    proxy.cut()
+                else:
+                    proxy.forsake()
+                    time.sleep(0.5)
+                    proxy.cut()
+                wait_until_handled(intake, start + 1_000)
+                os.kill(killed := min(pids(intake)), signal.SIGKILL)
+            wait_for(lambda: at_rest(direct), intake, "the end", 60)
+    seal_on_request(direct)
+    ship_all(direct)
+    assert archived_files(tmp_path / "objects") == {n: [body] for n, body in contents.items()}
+    assert snapshot(direct).duplicates > 500, "too few came again: this shows little"
+    kept = sum(int(path.name.split(".")[1]) for path in direct.layout.shipped.iterdir())
+    assert 2_500 <= kept < 2_500 + 160
+
+
+def both_drain(settings: Intake, killed: int) -> bool:
+    """Whether two workers other than the killed one are connected."""
+    statuses = read_statuses(settings.layout)
+    return [one.doing for one in statuses if one.pid != killed] == ["draining"] * 2
+
+
+def at_rest(settings: Pipeline) -> bool:
+    """Nothing is in the queue, and nothing more came out of anybody's hands for a while."""
+    before = snapshot(settings)
+    time.sleep(1.5)
+    after = snapshot(settings)
+    handled = before.stored_messages + before.duplicates
+    return backlog(settings) == 0 and handled == after.stored_messages + after.duplicates
