@@ -7,6 +7,8 @@ partitions in the order in which they were added, and a run's range is read in t
 from __future__ import annotations
 
 import re
+import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,8 @@ PARTITION_TAG = "dagster/partition"
 PIPELINE_TAG = "fuploader/pipeline"
 _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
 """The code server's console shows trouble only; the UI shows every event of a run."""
+
+_RANGE_KEPT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,43 @@ class Names:
         return f"{self.scope}_scrub"
 
     def partitions(self) -> dg.DynamicPartitionsDefinition:
-        return dg.DynamicPartitionsDefinition(name=self.partition_set)
+        return SlotPartitions(name=self.partition_set)
+
+
+class SlotPartitions(dg.DynamicPartitionsDefinition):
+    """A pipeline's partition set, which remembers for a minute what lies in the last range.
+
+    Dagster looks up the run's range for each partition to which a step adds metadata, and reads
+    the whole set for it: 64 times 100,000 keys in one step, most of a minute. A range that exists
+    gets no new keys (they are added at the end), and a key that retention folded away in between
+    does no harm: its slot is shipped and says so.
+    """
+
+    def get_partition_keys_in_range(
+        self, partition_key_range: dg.PartitionKeyRange
+    ) -> Sequence[str]:
+        with dg.partition_loading_context() as context:
+            store = context.dynamic_partitions_store
+        last: _LastRange | None = self.__dict__.get("_last_range")
+        if last and last.is_of(store, partition_key_range):
+            return last.keys
+        keys = super().get_partition_keys_in_range(partition_key_range)
+        if store is not None:
+            last = _LastRange(weakref.ref(store), partition_key_range, keys, time.monotonic())
+            self.__dict__["_last_range"] = last
+        return keys
+
+
+@dataclass(frozen=True)
+class _LastRange:
+    store: weakref.ref[object]
+    range: dg.PartitionKeyRange
+    keys: Sequence[str]
+    read_at: float
+
+    def is_of(self, store: object, key_range: dg.PartitionKeyRange) -> bool:
+        fresh = time.monotonic() - self.read_at < _RANGE_KEPT_SECONDS
+        return fresh and self.range == key_range and store is not None and self.store() is store
 
 
 def chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

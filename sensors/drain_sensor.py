@@ -108,7 +108,7 @@ def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names)
     waiting = state.sealed(KEYS_LOOKED_AT)
     if not waiting:
         return []
-    registered = set(instance.get_dynamic_partitions(names.partition_set))
+    registered = instance.get_existing_dynamic_partitions(names.partition_set, waiting)
     state.forget_sealed([key for key in waiting if key in registered])
     return [key for key in waiting if key not in registered][:KEYS_PER_TICK]
 

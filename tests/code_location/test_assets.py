@@ -132,3 +132,36 @@ def test_the_graph_reads_from_the_queue_to_the_store(tmp_path: Path) -> None:
     assert graph.get_all_asset_keys() == set(chain)
     for parent, child in itertools.pairwise(chain):
         assert graph.get(child).parent_keys == {parent}
+
+
+def test_the_partition_set_is_not_read_once_more_for_each_slot_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = dg.DagsterInstance.get_dynamic_partitions
+    reads: list[str] = []
+
+    def counted(instance: dg.DagsterInstance, partitions_def_name: str) -> Any:
+        reads.append(partitions_def_name)
+        return read(instance, partitions_def_name)
+
+    monkeypatch.setattr(dg.DagsterInstance, "get_dynamic_partitions", counted)
+    counts = []
+    for slots in (2, 12):
+        folder = tmp_path / str(slots)
+        folder.mkdir()
+        location = Location(pipeline(folder))
+        keys = [sealed(location.settings, {f"{n}.json": b"x"}).seal.partition for n in range(slots)]
+        reads.clear()
+        assert location.ship(keys).success
+        assert location.materialized(location.names.uploaded_archive).keys() == set(keys)
+        counts.append(len(reads))
+    assert 0 < counts[0] == counts[1]
+
+
+def test_a_range_is_looked_up_anew_in_another_instance() -> None:
+    key_range, partitions = dg.PartitionKeyRange("a", "c"), Names("p", None).partitions()
+    for keys in (["a", "b", "c"], ["a", "c"]):
+        with dg.DagsterInstance.ephemeral() as instance:
+            instance.add_dynamic_partitions("p_slots", keys)
+            with dg.partition_loading_context(dynamic_partitions_store=instance):
+                assert partitions.get_partition_keys_in_range(key_range) == keys
