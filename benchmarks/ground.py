@@ -25,6 +25,7 @@ from benchmarks.results import Spread
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.radosgw import RadosGateway
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
@@ -111,6 +112,13 @@ class Ground:
         self._stack.callback(server.stop)
         server.start()
         os.environ[S3_VARIABLE] = server.secret_key
+        return server
+
+    @cached_property
+    def radosgw(self) -> RadosGateway:
+        server = RadosGateway(self._server_folder("radosgw"))
+        self._stack.callback(server.stop)
+        server.start()
         return server
 
     @property

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -125,28 +125,6 @@ class ObjectStore(ABC):
 
         A put that is just going on with it fails and begins anew: abort only old ones.
         """
-
-    def abort_unfinished(
-        self,
-        *,
-        older_than: timedelta,
-        now: datetime,
-        prefix: str = "",
-        needed: Collection[str] = (),
-    ) -> builtins.list[UnfinishedUpload]:
-        """Abort uploads begun longer ago than `older_than`, except those of `needed` keys.
-
-        `needed` are the keys of archives that still lie here and will go on. Returns what was
-        aborted.
-        """
-        doomed = [
-            upload
-            for upload in self.unfinished(prefix)
-            if now - upload.begun_at > older_than and upload.key not in needed
-        ]
-        for upload in doomed:
-            self.abort(upload)
-        return doomed
 
 
 @runtime_checkable

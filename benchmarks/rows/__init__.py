@@ -17,6 +17,7 @@ from benchmarks.rows import (
     packing,
     quiet,
     under_dagster,
+    upload,
     variants,
     whole_way,
 )
@@ -26,6 +27,7 @@ GROUPS: dict[str, Callable[[Ground], Iterator[Row]]] = {
     "packing": packing.rows,
     "whole-way": whole_way.rows,
     "under-dagster": under_dagster.rows,
+    "upload": upload.rows,
     "variants": variants.rows,
     "memory": memory.rows,
     "quiet": quiet.rows,

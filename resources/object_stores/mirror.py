@@ -26,17 +26,13 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from fuploader_dagster.errors import (
-    ConfigError,
     DigestMismatch,
     FuploaderError,
     StoreRefused,
     TemporaryError,
 )
-from fuploader_dagster.resources.object_stores.cos import COS
-from fuploader_dagster.resources.object_stores.local import Local
-from fuploader_dagster.resources.object_stores.oss import OSS
+from fuploader_dagster.loading import load_part
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
-from fuploader_dagster.resources.object_stores.s3 import S3
 from fuploader_dagster.storage import (
     ArchiveFile,
     ObjectInfo,
@@ -47,8 +43,6 @@ from fuploader_dagster.storage import (
 )
 
 log = logging.getLogger(__name__)
-
-KINDS: dict[str, type[ObjectStoreResource]] = {"s3": S3, "cos": COS, "oss": OSS, "local": Local}
 
 T = TypeVar("T")
 
@@ -74,15 +68,7 @@ class Mirror(ObjectStoreResource):
 
 def _from_yaml(name: str, value: Any) -> Any:
     """`{kind: s3, bucket: ...}` becomes the settings of that kind."""
-    if not isinstance(value, dict) or "kind" not in value:
-        return value
-    kind = KINDS.get(str(value["kind"]))
-    if kind is None:
-        raise ConfigError(
-            f"Mirror.{name} is of the kind {value['kind']!r}, which does not exist",
-            hint=f"there are {', '.join(KINDS)}",
-        )
-    return kind(**{key: each for key, each in value.items() if key != "kind"})
+    return load_part("store", value, f"Mirror.{name}") if isinstance(value, dict) else value
 
 
 class MirroredObjectStore(ObjectStore):

@@ -5,6 +5,8 @@ What must always hold:
 - boto3's own retries are off: one wrapper retries for all backends.
 - A checksum travels as Content-MD5, which every server understands and checks. The trailing
   checksums that boto3 sends by default make some servers fail and others store the trailer.
+- The signature covers the body through that header, over http as over https: the sha256 that boto3
+  would compute over http besides is a third digest of the same bytes and proves nothing more.
 - The ETag counts as a digest only where it is one: not under KMS or customer keys.
 """
 
@@ -33,11 +35,12 @@ from fuploader_dagster.resources.object_stores.answers import (
     unreachable,
     untrusted,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Blocks, Part, View
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
@@ -243,7 +246,7 @@ def _client(settings: S3) -> S3Client:
         retries={"total_max_attempts": 1, "mode": "standard"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": settings.addressing_style},
+        s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": False},
         connect_timeout=settings.connect_timeout_seconds,
         read_timeout=settings.read_timeout_seconds,
         max_pool_connections=settings.concurrency + 2,
@@ -257,7 +260,7 @@ def _client(settings: S3) -> S3Client:
             region_name=settings.region,
             profile_name=settings.profile,
         )
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
             verify=(settings.ca_bundle or True) if settings.verify_tls else False,
@@ -267,6 +270,13 @@ def _client(settings: S3) -> S3Client:
         raise ConfigError(
             f"{settings.describe()}: {error}", hint="check the store's settings"
         ) from error
+    client.meta.events.register("before-send.s3", _send_in_large_blocks)
+    return client
+
+
+def _send_in_large_blocks(request: AWSPreparedRequest, **_: Any) -> None:
+    if isinstance(request.body, View):
+        request.body = Blocks(request.body)
 
 
 def _customer_key(settings: S3) -> dict[str, Any]:

@@ -13,15 +13,18 @@ What must always hold:
 
 How an unfinished upload is recognised: parts are about equally large and the last one is sent
 first. An archive ends with its manifest, so the last part's digest says for which archive
-the upload was begun. Unfinished uploads that do not match are left alone (`abort_unfinished`).
+the upload was begun. Unfinished uploads that do not match are left alone; the recovery schedule
+aborts those of archives that are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 
 from fuploader_dagster.errors import (
     DigestMismatch,
@@ -115,11 +118,35 @@ class VerifiedPut:
     def _send_parts(
         self, parts: Sequence[Part], concurrency: int, metadata: Mapping[str, str]
     ) -> None:
-        upload_id, confirmed = self._begun_earlier(parts) or self._begin(metadata)
+        with self._reading_through() as read_through:
+            upload_id, confirmed = self._begun_earlier(parts) or self._begin(metadata)
+            self._send_and_complete(parts, concurrency, upload_id, confirmed, read_through)
+
+    @contextmanager
+    def _reading_through(self) -> Iterator[Future[None]]:
+        """The whole file against its sha256, beside everything else; given up with the attempt."""
+        abandoned = threading.Event()
+        with ThreadPoolExecutor(1, "read-through") as reader:
+            try:
+                yield reader.submit(
+                    self._digests.read_through, [self._service.sent_in_parts], abandoned
+                )
+            finally:
+                abandoned.set()
+
+    def _send_and_complete(
+        self,
+        parts: Sequence[Part],
+        concurrency: int,
+        upload_id: str,
+        confirmed: dict[int, ConfirmedPart],
+        read_through: Future[None],
+    ) -> None:
         if confirmed:
             self._report(confirmed)
         try:
             self._send_missing(parts, concurrency, upload_id, confirmed)
+            read_through.result()
         except BaseException:
             if parts[-1].number not in confirmed:  # nobody could recognise it
                 self._give_up(upload_id)
@@ -180,20 +207,16 @@ class VerifiedPut:
     ) -> None:
         """Send what is not confirmed yet, the last part first; adds to `confirmed`."""
         missing = [part for part in (parts[-1], *parts[:-1]) if part.number not in confirmed]
-        reader = ThreadPoolExecutor(1, "read-through")
         sender = ThreadPoolExecutor(concurrency, "send-part")
         try:
-            read_through = reader.submit(self._digests.read_through, [self._service.sent_in_parts])
             sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
             for future in as_completed(sending):
                 part = future.result()
                 confirmed[part.number] = part
                 reached(Step.PART_STORED)
                 self._report(confirmed)
-            read_through.result()
         finally:  # the first failure ends the attempt; what is confirmed stays at the service
             sender.shutdown(cancel_futures=True)
-            reader.shutdown(cancel_futures=True)
             for future in sending:
                 if not future.cancelled() and future.exception() is None:
                     confirmed[future.result().number] = future.result()

@@ -287,20 +287,18 @@ class PartsContract:
         assert parts_sent() == before + self.parts
         assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
 
-    def test_only_old_unfinished_uploads_that_nobody_needs_are_aborted(
+    def test_an_unfinished_upload_is_listed_below_its_prefix_with_its_time_and_can_be_aborted(
         self, open_store: OpenStore, tmp_path: Path
     ) -> None:
         store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
         interrupt(store, archive, after_parts=1)
-        now, hour = datetime.now(timezone.utc), timedelta(hours=1)
-        assert store.abort_unfinished(older_than=hour, now=now) == []
-        later = now + timedelta(hours=2)
-        assert store.abort_unfinished(older_than=hour, now=later, needed={"big"}) == []
-        assert store.abort_unfinished(older_than=hour, now=later, prefix="other/") == []
-        aborted = store.abort_unfinished(older_than=hour, now=later)
-        assert [each.key for each in aborted] == ["big"]
+        assert store.unfinished("other/") == []
+        (upload,) = store.unfinished("bi")
+        assert upload.key == "big"
+        assert abs(datetime.now(timezone.utc) - upload.begun_at) < timedelta(hours=1)
+        store.abort(upload)
         assert store.unfinished() == []
-        store.abort(aborted[0])  # may be repeated
+        store.abort(upload)  # may be repeated
 
     def test_a_large_archive_that_changed_since_it_was_packed_never_becomes_an_object(
         self, open_store: OpenStore, tmp_path: Path

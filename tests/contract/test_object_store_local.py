@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ class TestLocal(ObjectStoreContract):
     pass
 
 
-def test_a_torn_temporary_file_is_no_object_and_is_aborted_when_old(
+def test_a_torn_temporary_file_is_no_object_and_can_be_aborted(
     open_store: OpenStore, tmp_path: Path
 ) -> None:
     store = open_store()
@@ -34,10 +34,11 @@ def test_a_torn_temporary_file_is_no_object_and_is_aborted_when_old(
     torn = tmp_path / "store" / "a" / ".tmp-0123"
     torn.write_bytes(b"half")
     assert [each.key for each in store.list()] == ["a/k"]
-    now = datetime.now(timezone.utc)
-    assert store.abort_unfinished(older_than=timedelta(hours=1), now=now) == []
-    os.utime(torn, (now.timestamp() - 7200,) * 2)
-    assert len(store.abort_unfinished(older_than=timedelta(hours=1), now=now)) == 1
+    begun = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    os.utime(torn, (begun.timestamp(),) * 2)
+    (upload,) = store.unfinished()
+    assert upload.begun_at == begun
+    store.abort(upload)
     assert not torn.exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +112,8 @@ def test_unfinished_uploads_of_both_are_listed_and_aborted(
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".tmp-0123").write_bytes(b"half")
     assert [each.key for each in store.unfinished()] == ["big", ".tmp-0123"]
-    later = datetime.now(timezone.utc) + timedelta(hours=2)
-    assert len(store.abort_unfinished(older_than=timedelta(hours=1), now=later)) == 2
+    for upload in store.unfinished():
+        store.abort(upload)
     assert fake_cos.uploads == {}
     assert list((tmp_path / "store").iterdir()) == []
 
@@ -150,5 +149,5 @@ def test_a_mirror_is_built_from_yaml_values(tmp_path: Path) -> None:
     }
     built = pydantic.TypeAdapter(Mirror).validate_python(stores)
     assert built.describe() == f"s3://b/, mirrored to folder {tmp_path}"
-    with pytest.raises(ConfigError, match="floppy"):
+    with pytest.raises(ConfigError, match=r"Mirror\.first\.kind"):
         Mirror(first={"kind": "floppy"}, second=Local(path="x"))
