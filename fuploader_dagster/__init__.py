@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fuploader_dagster.component import QueueToObjectStore as QueueToObjectStore
     from fuploader_dagster.config import Pipeline as Pipeline
     from fuploader_dagster.definitions import build_definitions as build_definitions
     from fuploader_dagster.messages import DecodedFilePayload as DecodedFilePayload
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Pipeline": "config",
+    "QueueToObjectStore": "component",
     "build_definitions": "definitions",
     "DecodedFilePayload": "messages",
     "FileMessage": "messages",

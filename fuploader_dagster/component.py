@@ -1,0 +1,165 @@
+"""QueueToObjectStore: a pipeline as a Dagster component, for projects whose definitions are YAML.
+
+    type: fuploader_dagster.QueueToObjectStore
+    attributes:
+      name: documents
+      source: {kind: rabbitmq, url: {env: RABBITMQ_URL}, queue: documents}
+      ...
+
+The attributes are those of a pipeline in `fuploader.yaml`, checked by the same model with the same
+sentences; `dg docs` shows that model's names, types and descriptions. Dagster's templates
+(`{{ env.BUCKET }}`) are filled in first. `dg scaffold defs` writes one that runs at once.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads annotations of components.
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+import dagster as dg
+from dagster.components import Scaffolder, ScaffoldRequest
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.loading import KINDS, load_pipeline
+
+_IN_YAML: dict[str, Any] = {
+    **dict.fromkeys(KINDS, dict[str, Any]),
+    "former_stores": list[dict[str, Any]],
+    "name_fields": list[str] | str,
+    "failure_webhook": dict[str, str] | str | None,
+}
+"""Settings that YAML writes in a form of their own. Functions and paths are their names."""
+_RUNNING = "Sensors and schedules are on as soon as Dagster loads them."
+_YAML = """\
+type: {type_name}
+
+attributes:
+  name: {name}
+  storage_root: data
+  # A queue in a folder, so that this runs at once. On RabbitMQ:
+  # source: {{kind: rabbitmq, url: {{env: RABBITMQ_URL}}, queue: {name}}}
+  source: {{kind: embedded, path: data/{name}-queue}}
+  # state: {{kind: redis, url: {{env: REDIS_URL}}}}
+  state: {{kind: sqlite, path: data/{name}-state.sqlite}}
+  # store: {{kind: s3, bucket: archives, region: eu-central-1}}
+  store: {{kind: local, path: data/object-store}}
+"""
+_PYTHON = """\
+import dagster as dg
+from fuploader_dagster import EmbeddedQueue, Local, Pipeline, QueueToObjectStore, SqliteState
+
+
+@dg.component_instance
+def load(context: dg.ComponentLoadContext) -> QueueToObjectStore:
+    return QueueToObjectStore(
+        Pipeline(
+            name="{name}",
+            source=EmbeddedQueue(path="data/{name}-queue"),
+            state=SqliteState(path="data/{name}-state.sqlite"),
+            store=Local(path="data/object-store"),
+        )
+    )
+"""
+
+
+class QueueToObjectStoreScaffolder(Scaffolder):
+    """Writes a component on embedded parts, named for its folder."""
+
+    def scaffold(self, request: ScaffoldRequest[Any]) -> None:
+        folder = request.target_path.parent if request.append else request.target_path
+        name = pipeline_name(folder.name)
+        if request.scaffold_format == "python":
+            (folder / "component.py").write_text(_PYTHON.format(name=name), "utf-8")
+            return
+        text = _YAML.format(name=name, type_name=request.type_name)
+        if request.append:
+            with request.target_path.open("a", encoding="utf-8") as file:
+                file.write(f"---\n{text}")
+        else:
+            (folder / "defs.yaml").write_text(text, "utf-8")
+
+
+@dg.scaffold_with(QueueToObjectStoreScaffolder)
+class QueueToObjectStore(dg.Component):
+    """Drains a queue into slots, packs each into a verified archive, stores it in object storage.
+
+    Gives the assets queue, sealed_slot, packed_archive and uploaded_archive with their partitions,
+    jobs, sensors, schedules and store resource, all named for the pipeline. The attributes are the
+    settings of a pipeline.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, running: bool = True) -> None:
+        self.pipeline = pipeline
+        self.running = running
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        return build_definitions(self.pipeline, running=self.running)
+
+    @classmethod
+    def get_spec(cls) -> dg.ComponentTypeSpec:
+        return dg.ComponentTypeSpec(
+            description=" ".join((cls.__doc__ or "").split()),
+            tags=["rabbitmq", "s3", "object storage"],
+            produces=["asset", "asset_check", "job", "resource", "schedule", "sensor"],
+        )
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The attributes as YAML has them. Names, limits and descriptions are the pipeline's."""
+        return _Attributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        given = attributes.model_dump(exclude_unset=True) if attributes else {}
+        values = dict(context.resolution_context.resolve_value(given))
+        running = values.pop("running", True)
+        return cls(load_pipeline(values, where=str(context.path)), running=running)
+
+
+def pipeline_name(folder: str) -> str:
+    """A name that a pipeline can have, after a folder's."""
+    name = re.sub(r"\W+", "_", folder.lower(), flags=re.ASCII).strip("_")[:64]
+    return name if name[:1].isalpha() else f"pipeline_{name}".rstrip("_")
+
+
+def _in_yaml(name: str, annotation: Any) -> Any:
+    """The type of a setting where it is written in YAML."""
+    if name in _IN_YAML:
+        return _IN_YAML[name]
+    if annotation in (bool, int, float):
+        return annotation | str  # it may be a template
+    return annotation if annotation is str or get_origin(annotation) is Literal else str | None
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.is_required():
+        return ...
+    return str(field.default) if isinstance(field.default, Path) else field.default
+
+
+def _attributes() -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        name: (
+            _in_yaml(name, field.annotation),
+            Field(_default(field), description=_described(name, field.description or "")),
+        )
+        for name, field in Pipeline.model_fields.items()
+    }
+    fields["running"] = (bool, Field(True, description=_RUNNING))
+    return create_model(
+        "QueueToObjectStoreAttributes", __config__=ConfigDict(extra="forbid"), **fields
+    )
+
+
+def _described(name: str, description: str) -> str:
+    if name not in KINDS:
+        return description
+    return f"{description} `kind` is {', '.join(KINDS[name])}, or `package.module:Class`."
+
+
+_Attributes = _attributes()
