@@ -34,7 +34,7 @@ import zstandard
 from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_members import MemberSource
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot
-from fuploader_dagster.fileio import fsync_file, naming_full_disks, replace_durably, temporary_name
+from fuploader_dagster.fileio import fsync_file, naming_full_disks, replace_durably
 from fuploader_dagster.manifest import (
     DIGEST_BYTES,
     Manifest,
@@ -50,6 +50,7 @@ from fuploader_dagster.tarstream import (
     member_header,
     padding,
 )
+from fuploader_dagster.temporaries import temporary_file
 
 FRAME_BYTES = 2**20
 """Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
@@ -75,8 +76,7 @@ def write_archive(
     members = source.members
     if len({m.name for m in members}) != len(members):
         raise DamagedSlot(f"two members of one name cannot be packed into {path}")
-    temporary = temporary_name(path)
-    try:
+    with temporary_file(path) as temporary:
         encoder = _FrameEncoder(level)
         jobs = _jobs(source, frame_bytes, encoder)
         with naming_full_disks(path), closing(_in_order(jobs, threads)) as frames:
@@ -88,8 +88,6 @@ def write_archive(
         reached(Step.ARCHIVE_VERIFIED)
         replace_durably(temporary, path)
         reached(Step.ARCHIVE_NAMED)
-    finally:
-        temporary.unlink(missing_ok=True)
     return ArchiveFile(path, written.size_bytes, written.sha256.hex(), dict(metadata or {}))
 
 

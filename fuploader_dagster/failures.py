@@ -16,7 +16,7 @@ from fuploader_dagster.fileio import make_dirs, write_durably
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.steps import Step, reached
 
-_SUFFIX = ".failure.json"
+FAILURE_SUFFIX = ".failure.json"
 MAX_ERROR_CHARACTERS = 2000
 
 Stage = Literal["pack", "upload"]
@@ -57,7 +57,7 @@ def find_failure(layout: Layout, partition: str) -> Failure | None:
 
 def all_failures(layout: Layout) -> Iterator[Failure]:
     """The slots that failed and have not got through since."""
-    for path in sorted(layout.archives.glob(f"*{_SUFFIX}")):
+    for path in sorted(layout.archives.glob(f"*{FAILURE_SUFFIX}")):
         failure = _read(path)
         if failure is not None:
             yield failure
@@ -82,4 +82,4 @@ def _read(path: Path) -> Failure | None:
 
 
 def _path(layout: Layout, partition: str) -> Path:
-    return layout.archives / f"{partition}{_SUFFIX}"
+    return layout.archives / f"{partition}{FAILURE_SUFFIX}"

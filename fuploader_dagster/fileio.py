@@ -1,8 +1,12 @@
 """Durable writes: the only place that calls fsync, rename and remove.
 
-What must always hold: when a function here returns, a power cut does not undo it. A file appears
-under its final name only with all its bytes (write to a temporary name, fsync, rename, fsync of
-the directory). Temporary names start with `.tmp-`, so that what a dead process left is known.
+What must always hold:
+
+- When a function here returns, a power cut does not undo it, also where a process that was killed
+  had begun: a directory or a file that is found made is synced by name once in each process.
+- A file appears under its final name only with all its bytes (write to a temporary name, fsync,
+  rename, fsync of the directory).
+- What a dead process left half written has a temporary name and is known as such (`temporaries`).
 """
 
 from __future__ import annotations
@@ -12,13 +16,15 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.errors import DiskFull, SlotInUse
 from fuploader_dagster.steps import Step, reached
+from fuploader_dagster.temporaries import is_at, lock_now, temporary_file, temporary_name
 
-TEMPORARY_PREFIX = ".tmp-"
+_synced: set[Path] = set()
+"""What this process found made by others and has synced by name."""
 
 
 def fsync_dir(path: Path) -> None:
@@ -45,15 +51,25 @@ def make_dirs(path: Path) -> None:
     while not path.is_dir():
         missing.append(path)
         path = path.parent
+    _sync_names(path)
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
         reached(Step.DIRECTORY_MADE)
         fsync_dir(directory.parent)
 
 
-def temporary_name(final: Path) -> Path:
-    """A name beside `final` under which it is written before it counts."""
-    return final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
+def _sync_names(path: Path) -> None:
+    """Sync the names of a directory that is there and of those above, once in each process:
+    whoever made them may have died before he did.
+    """
+    for each in (path, *path.parents):
+        if each in _synced:
+            return
+        try:
+            fsync_dir(each.parent)
+        except PermissionError:  # not a place where we could have made something
+            return
+        _synced.add(each)
 
 
 def replace_durably(temporary: Path, final: Path) -> None:
@@ -76,44 +92,40 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def write_durably(final: Path, content: bytes) -> None:
     """Write a whole file, replacing an older one in one step."""
-    temporary = _written_beside(final, content)
-    replace_durably(temporary, final)
+    with _written_beside(final, content) as temporary:
+        replace_durably(temporary, final)
 
 
 def create_durably(final: Path, content: bytes) -> bool:
     """Write a whole file unless there is one of this name already; False if there is."""
-    temporary = _written_beside(final, content)
-    try:
-        os.link(temporary, final)
-        reached(Step.FILE_NAMED)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-        fsync_dir(final.parent)
+    with _written_beside(final, content) as temporary:
+        try:
+            os.link(temporary, final)
+            reached(Step.FILE_NAMED)
+        except FileExistsError:
+            return False
+        finally:
+            fsync_dir(final.parent)
     return True
 
 
-def _written_beside(final: Path, content: bytes) -> Path:
+@contextmanager
+def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
     """The content, synced, under a temporary name; nothing is left behind if that fails."""
-    temporary = temporary_name(final)
-    try:
+    with temporary_file(final) as temporary:
         with naming_full_disks(final), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    reached(Step.TEMPORARY_WRITTEN)
-    return temporary
+        reached(Step.TEMPORARY_WRITTEN)
+        yield temporary
 
 
 def write_for_readers(final: Path, content: bytes) -> None:
     """Replace a file in one step, without waiting for the disk: for displays, not for data."""
-    temporary = temporary_name(final)
-    temporary.write_bytes(content)
-    temporary.replace(final)
+    with temporary_file(final) as temporary:
+        temporary.write_bytes(content)
+        temporary.replace(final)
 
 
 def append_durably(path: Path, content: bytes) -> None:
@@ -121,7 +133,7 @@ def append_durably(path: Path, content: bytes) -> None:
 
     Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
     """
-    new = not path.exists()
+    new = path not in _synced or not path.exists()  # who made it may have died, or be just at it
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         with naming_full_disks(path):
@@ -132,6 +144,7 @@ def append_durably(path: Path, content: bytes) -> None:
         os.close(descriptor)
     if new:
         fsync_dir(path.parent)
+        _synced.add(path)
 
 
 def ends_whole(path: Path) -> bool:
@@ -165,10 +178,15 @@ def remove_tree(path: Path) -> None:
     if not path.exists():
         return
     doomed = temporary_name(path)
-    path.rename(doomed)
-    reached(Step.TREE_DOOMED)
-    fsync_dir(path.parent)
-    shutil.rmtree(doomed)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock_now(descriptor, fcntl.LOCK_EX)  # it is not left by a dead process until then
+        path.rename(doomed)
+        reached(Step.TREE_DOOMED)
+        fsync_dir(path.parent)
+        shutil.rmtree(doomed)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -196,37 +214,40 @@ class FileLock:
 
     def acquire(self) -> None:
         """Take the lock now. Raises `SlotInUse`, naming the holder, if it is taken."""
-        make_dirs(self.path.parent)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open_and_lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            os.close(descriptor)
             raise SlotInUse(
-                f"{self.path} is held by {holder or 'another process'}",
+                f"{self.path} is held by {self._holder() or 'another process'}",
                 hint="it is given back when that process leaves",
             ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._take(descriptor)
 
     def wait(self) -> None:
         """Take the lock, waiting for whoever has it."""
-        make_dirs(self.path.parent)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._take(descriptor)
+        self._open_and_lock(fcntl.LOCK_EX)
 
-    def _take(self, descriptor: int) -> None:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+    def _open_and_lock(self, how: int) -> None:
+        make_dirs(self.path.parent)
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, how)
+                still_there = is_at(descriptor, self.path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if still_there:
+                break
+            os.close(descriptor)  # whoever had it removed the file: others lock a new one
+        with suppress(OSError):  # a disk too full for the holder's name is no reason to fail
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
         self._descriptor = descriptor
+
+    def _holder(self) -> str:
+        with suppress(OSError):  # he may have removed it in this moment
+            return self.path.read_text("utf-8", "replace")[:200].strip()
+        return ""
 
     def release(self) -> None:
         """Give the lock back; may be repeated."""

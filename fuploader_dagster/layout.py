@@ -114,29 +114,33 @@ class Layout:
         """Touched by whoever wants all active slots sealed now."""
         return self.root / "seal-request"
 
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
     def slot_lock(self, slot: int) -> Path:
-        return self.root / "locks" / f"slot-{slot}.lock"
+        return self.locks / f"slot-{slot}.lock"
 
     def commit_lock(self, worker: int) -> Path:
         """Held by a worker during an ordinary commit."""
-        return self.root / "locks" / f"commit-w{worker}.lock"
+        return self.locks / f"commit-w{worker}.lock"
 
     def commit_locks(self) -> list[Path]:
         """Those of all workers that there ever were."""
-        return list((self.root / "locks").glob("commit-w*.lock"))
+        return list(self.locks.glob("commit-w*.lock"))
 
     @property
     def look_lock(self) -> Path:
         """Held by a worker during a commit that looks for copies of redelivered messages."""
-        return self.root / "locks" / "commits-that-look.lock"
+        return self.locks / "commits-that-look.lock"
 
     @property
     def redeliveries(self) -> Path:
         """A counter: raised whenever a worker has got redelivered messages."""
-        return self.root / "locks" / "redeliveries"
+        return self.locks / "redeliveries"
 
     def partition_lock(self, partition: str) -> Path:
-        return self.root / "locks" / f"{partition}.lock"
+        return self.locks / f"{partition}.lock"
 
     def active_slot(self, slot: int) -> Path:
         return self.root / "active" / f"slot-{slot}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from fuploader_dagster import fileio
 from fuploader_dagster.config import Intake
 from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.temporaries import temporary_name
 
 IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 OVER_THE_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre"}
@@ -182,7 +183,7 @@ def _fsync(disk: Disk) -> Diagnosis:
 
 
 def _seconds_to_write(folder: Path) -> float:
-    probe = folder / f"{fileio.TEMPORARY_PREFIX}doctor-{os.getpid()}"
+    probe = temporary_name(folder / "doctor")  # which recovery removes, should this be killed
     seconds = []
     try:
         for _ in range(PROBES):

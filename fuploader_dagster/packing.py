@@ -26,7 +26,6 @@ from fuploader_dagster.fileio import (
     naming_full_disks,
     remove_file,
     replace_durably,
-    temporary_name,
     write_durably,
 )
 from fuploader_dagster.index import IndexEntry
@@ -36,6 +35,7 @@ from fuploader_dagster.segment import check_file
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.strategies import call_packer, name_of
+from fuploader_dagster.temporaries import temporary_folder
 
 _SUFFIX = ".packed.json"
 
@@ -143,12 +143,10 @@ def pack_custom(
     settings: Pipeline,
 ) -> ArchiveFile:
     """Let a user's packer make the archive, of a folder that `lay_out` fills with real files."""
-    work = temporary_name(settings.layout.archives / partition)
-    shutil.rmtree(work, ignore_errors=True)
-    folder = work / partition
-    try:
+    with temporary_folder(settings.layout.archives / partition) as work:
+        folder = work / partition
         with naming_full_disks(work):
-            make_dirs(folder)
+            folder.mkdir()
             lay_out(folder)
             reached(Step.FILES_LAID_OUT)
         made = call_packer(packer, folder)
@@ -167,8 +165,6 @@ def pack_custom(
         reached(Step.ARCHIVE_MADE)
         replace_durably(made, target)
         reached(Step.ARCHIVE_NAMED)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return ArchiveFile(target, size, digest)
 
 

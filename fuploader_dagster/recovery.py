@@ -8,32 +8,28 @@ nobody's is touched, and nothing that is not recognised is ever removed.
 from __future__ import annotations
 
 import logging
-import re
-import shutil
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from fuploader_dagster.config import Intake, Pipeline
 from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.failures import Failure, all_failures, due_at
-from fuploader_dagster.fileio import TEMPORARY_PREFIX, make_dirs
-from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
+from fuploader_dagster.fileio import make_dirs
+from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.temporaries import is_held, is_temporary, remove_unless_held
 from fuploader_dagster.upload import PartitionLock
-from fuploader_dagster.worker_status import is_alive
 
 log = logging.getLogger(__name__)
 
 UNNEEDED_AFTER = timedelta(hours=1)
 """An upload that is unfinished for less may be one that is going on right now."""
-_OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"([0-9]{1,9})-.+")
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Found:
     """Those of them that the store has confirmed already."""
     failures: dict[str, Failure] = field(default_factory=dict)
     leftovers: Sequence[Path] = ()
-    """Temporary files and folders of processes that are dead."""
+    """Temporary files and folders, locks and notes of processes that are dead."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,7 @@ def apply(plan: Plan, settings: Pipeline) -> None:
             reached(Step.REMOVAL_FINISHED)
             log.info("removed the local data of %s, which the store has", partition)
     for path in plan.remove:
-        with suppress(FileNotFoundError):  # somebody else removes it at the same time
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        if remove_unless_held(path):
             reached(Step.LEFTOVER_REMOVED)
             log.info("removed %s, left by a dead process", path)
 
@@ -162,13 +154,26 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
 
 
 def _leftovers(settings: Intake) -> list[Path]:
+    """What is ours by its name, that no live process holds, and that nobody will come back to."""
     layout = settings.layout
     folders = [layout.archives, layout.receipts, layout.workers, layout.root]
     folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]
-    return [
-        path
-        for folder in folders
-        if folder.is_dir()
-        for path in folder.iterdir()
-        if (match := _OWN_TEMPORARY.fullmatch(path.name)) and not is_alive(int(match[1]))
-    ]
+    found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]
+    found += [path for path in _in(layout.workers) if path.suffix == ".lock"]
+    found += [path for path in _in(layout.locks) if _is_over(path, ".lock", layout)]
+    found += [path for path in _in(layout.archives) if _is_over(path, FAILURE_SUFFIX, layout)]
+    return [path for path in found if _is_removable(path) and not is_held(path)]
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+def _is_removable(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir())
+
+
+def _is_over(path: Path, ending: str, layout: Layout) -> bool:
+    """Whether this belongs to a partition whose slot is here no more."""
+    key = PartitionKey.parse(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
+    return key is not None and not layout.sealed(key.slot, key.number).exists()

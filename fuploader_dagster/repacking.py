@@ -21,7 +21,7 @@ from fuploader_dagster.cataloging import note_in_catalog
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.failures import clear_failure
-from fuploader_dagster.fileio import make_dirs, naming_full_disks, temporary_name
+from fuploader_dagster.fileio import make_dirs, naming_full_disks
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, forget_packed, keep_packed, pack_custom
 from fuploader_dagster.receipts import Receipt, keep_receipt
@@ -29,6 +29,7 @@ from fuploader_dagster.restoring import safe_parts
 from fuploader_dagster.storage import ArchiveFile, ObjectStore, Progress
 from fuploader_dagster.strategies import object_key
 from fuploader_dagster.tarstream import member_header, padding
+from fuploader_dagster.temporaries import temporary_file
 from fuploader_dagster.upload import make_receipt
 
 
@@ -50,8 +51,7 @@ def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
     make_dirs(layout.archives)
     archive = f"{before.partition}{settings.archive_suffix}"
     target = layout.archives / archive
-    segment = temporary_name(layout.archives / f"{before.partition}.segment")
-    try:
+    with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
         with wish.open_archive(before.partition) as stored, naming_full_disks(segment):
             members = _fetch(stored, segment)
         if len(members) != before.messages:
@@ -59,8 +59,6 @@ def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
                 f"{before.address} has {len(members)} members, its receipt says {before.messages}"
             )
         written = _write(segment, members, target, before.partition, settings)
-    finally:
-        segment.unlink(missing_ok=True)
     packed = Packed(
         partition=before.partition,
         archive=archive,
@@ -125,7 +123,7 @@ def _write(
             for number, (name, size, _) in enumerate(members):
                 start = len(member_header(name, size))
                 path = folder.joinpath(*safe_parts(name))
-                make_dirs(path.parent)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(source.read_part(number, start, start + size))
 
         return pack_custom(partition, lay_out, target, settings.packer, settings)

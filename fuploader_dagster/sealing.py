@@ -31,6 +31,7 @@ from fuploader_dagster.layout import Layout, PartitionKey, utc
 from fuploader_dagster.segment import FILES_NAME, SEGMENT_NAME
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.strategies import object_key
+from fuploader_dagster.temporaries import is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +127,18 @@ def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
 
 
 def finish_seal(directory: Path, layout: Layout) -> SealedSlot:
-    """The second half of a seal, also for one that a crash interrupted."""
+    """The second half of a seal, also for one that a crash interrupted.
+
+    Raises `DamagedSlot` where the seal is another directory's, or the place is taken: somebody
+    copied directories.
+    """
     seal = read_seal(directory)
     target = layout.sealed(seal.slot, seal.number)
+    if directory != layout.active(seal.slot, seal.number) or target.exists():
+        raise DamagedSlot(
+            f"{directory} has the seal of {target}" + ", which is there" * target.exists(),
+            hint="somebody copied it; compare the two",
+        )
     rename_durably(directory, target)
     return SealedSlot(target, seal)
 
@@ -170,6 +180,20 @@ class SealedSlot:
     def files(self) -> Path:
         """The folder of files; only in the `files` format."""
         return self.directory / FILES_NAME
+
+    def unrecognised(self) -> list[Path]:
+        """What lies in the directory and is not ours: somebody put it there."""
+        ours = {INDEX_NAME, SEAL_NAME, OBJECT_KEY_NAME}
+        ours.add(FILES_NAME if self.seal.slot_format == "files" else SEGMENT_NAME)
+        found = [
+            path
+            for path in self.directory.iterdir()
+            if path.name not in ours and not is_temporary(path.name)
+        ]
+        if self.seal.slot_format == "files":
+            names = {entry.name for entry in self.entries()}
+            found += [path for path in self.files.iterdir() if path.name not in names]
+        return found
 
     def entries(self) -> Sequence[IndexEntry]:
         """All messages, in the order of their arrival.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from pathlib import Path
 
 from fuploader_dagster.config import Intake
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.fileio import FileLock, make_dirs, rename_durably, write_durably
+from fuploader_dagster.fileio import FileLock, make_dirs, write_durably
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout
-from fuploader_dagster.numbered_names import MAX_NAME_BYTES, numbered_name
+from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import (
     SEAL_NAME,
     Reason,
@@ -38,6 +37,7 @@ from fuploader_dagster.sealing import (
     seal_due,
 )
 from fuploader_dagster.segment import WRITERS, SlotWriter
+from fuploader_dagster.setting_aside import set_aside
 from fuploader_dagster.state import SlotCount
 from fuploader_dagster.steps import Step, reached
 
@@ -236,13 +236,7 @@ class Slot:
         return number
 
     def _set_aside(self, path: Path) -> Path:
-        relative = path.relative_to(self.layout.root / "active")
-        name = os.fsencode(f"{time.time_ns()}-{'-'.join(relative.parts)}")[:MAX_NAME_BYTES]
-        target = self.layout.set_aside / name.decode("utf-8", "ignore")
-        rename_durably(path, target)
-        reached(Step.SET_ASIDE)
-        log.warning("%s was not recognised and was moved to %s", path, target)
-        return target
+        return set_aside(path, self.layout)
 
 
 def _writer_for(directory: Path, default: str) -> SlotWriter:

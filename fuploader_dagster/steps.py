@@ -69,6 +69,7 @@ class Step(Enum):
     FAILURE_CLEARED = "the count of failures removed, the local data still there"
     ARCHIVE_FORGOTTEN = "an archive's note removed, the archive and its slot still there"
     ARCHIVE_REMOVED = "an archive removed, its slot still there"
+    INDEX_KEPT = "a stored slot's index kept for the dedup window, the slot still there"
     SLOT_REMOVED = "a stored slot removed"
 
     # What dead processes left: `slots`, `segment`, `recovery`

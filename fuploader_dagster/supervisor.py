@@ -26,7 +26,7 @@ from fuploader_dagster.drain import pause_seconds
 from fuploader_dagster.lease import renewal
 from fuploader_dagster.loading import dump_intake
 from fuploader_dagster.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
-from fuploader_dagster.worker_status import WorkerStatus, read_statuses
+from fuploader_dagster.worker_status import WorkerStatus, pid_namespace, read_statuses
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,12 @@ class Supervisor:
     def statuses(self) -> list[WorkerStatus]:
         """What the workers of this supervisor say they are doing."""
         pids = {worker.process.pid for worker in self._workers if worker.process}
-        return [s for s in read_statuses(self.settings.layout) if s.pid in pids]
+        here = pid_namespace()
+        return [
+            status
+            for status in read_statuses(self.settings.layout)
+            if status.pid in pids and status.pid_namespace == here
+        ]
 
     def problems(self) -> list[str]:
         """Sentences for a person: what keeps workers from draining, if anything does."""

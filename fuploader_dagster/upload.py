@@ -22,6 +22,7 @@ from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.packing import Packed, forget_packed
 from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.sealing import SealedSlot, find_sealed
+from fuploader_dagster.setting_aside import set_aside
 from fuploader_dagster.shipped_indexes import keep_index, trim_shipped
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore, Progress, StoredObject
@@ -71,6 +72,7 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock.
 
     The slot goes last: as long as it lies there, recovery sees that something is left to remove.
+    What somebody else put into it is kept, aside.
     """
     clear_failure(layout, receipt.partition)
     reached(Step.FAILURE_CLEARED)
@@ -78,6 +80,9 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
         keep_index(layout, slot)
+        reached(Step.INDEX_KEPT)
+        for path in slot.unrecognised():
+            set_aside(path, layout)
         remove_tree(slot.directory)
         reached(Step.SLOT_REMOVED)
 

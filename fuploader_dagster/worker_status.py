@@ -1,13 +1,15 @@
 """What each worker is doing: small files that ticks, `fuploader status` and people read.
 
-`workers/{worker}-{pid}.json`, replaced in one step about once a second. Display only: nothing is
-decided by them that matters for data.
+`workers/{worker}-{16 hex digits}.json`, replaced in one step about once a second, and beside it a
+`.lock` that the worker holds as long as it lives: process numbers say nothing about a worker in
+another container. Display only: nothing is decided by them that matters for data.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +19,9 @@ from typing import Literal
 import msgspec
 
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.fileio import TEMPORARY_PREFIX, make_dirs, write_for_readers
+from fuploader_dagster.fileio import FileLock, make_dirs, write_for_readers
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.temporaries import TEMPORARY_PREFIX, is_held, remove_unless_held
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
 
     worker: int
     pid: int
+    pid_namespace: int
+    """Where `pid` means something: see `pid_namespace()`."""
     doing: Doing
     updated_at: float
     problem: str = ""
@@ -52,13 +57,19 @@ class StatusReport:
         self, layout: Layout, worker: int, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._clock = clock
-        self._path = layout.workers / f"{worker}-{os.getpid()}.json"
+        self._path = layout.workers / f"{worker}-{secrets.token_hex(8)}.json"
+        self._alive = FileLock(self._path.with_suffix(".lock"))
         self._written_at = 0.0
         self._written_messages = 0
         self.status = WorkerStatus(
-            worker=worker, pid=os.getpid(), doing="starting", updated_at=clock()
+            worker=worker,
+            pid=os.getpid(),
+            pid_namespace=pid_namespace(),
+            doing="starting",
+            updated_at=clock(),
         )
         make_dirs(layout.workers)
+        self._alive.wait()  # nobody else knows the name; a reader may be looking at it
 
     def doing(self, doing: Doing, problem: FuploaderError | None = None) -> None:
         """Change what the worker is doing and write it now."""
@@ -89,6 +100,8 @@ class StatusReport:
         """The worker leaves in good order."""
         with suppress(OSError):  # readers remove the file of a dead worker themselves
             self._path.unlink(missing_ok=True)
+            self._alive.path.unlink(missing_ok=True)
+        self._alive.release()
 
 
 def read_statuses(layout: Layout) -> list[WorkerStatus]:
@@ -100,10 +113,11 @@ def read_statuses(layout: Layout) -> list[WorkerStatus]:
         status = _read(path)
         if status is None:
             continue
-        if is_alive(status.pid):
+        if is_held(path.with_suffix(".lock")):
             found.append(status)
         else:
             path.unlink(missing_ok=True)
+            remove_unless_held(path.with_suffix(".lock"))
     return found
 
 
@@ -117,22 +131,10 @@ def _read(path: Path) -> WorkerStatus | None:
         return None
 
 
-def is_alive(pid: int) -> bool:
-    """True while a process of this number runs on this machine.
-
-    One that ended and that nobody has waited for does not run: in a container whose first process
-    waits for nobody, those stay for ever.
+def pid_namespace() -> int:
+    """The kernel's number of the space in which process numbers count; containers have their own.
+    0 where the kernel has no such thing.
     """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:
-        state = (
-            Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0]
-        )
-    except (OSError, IndexError):  # it ended in this moment, or this is no Linux
-        return not Path("/proc/self").exists()
-    return state not in "ZX"
+    with suppress(OSError):
+        return Path("/proc/self/ns/pid").stat().st_ino
+    return 0

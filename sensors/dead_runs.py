@@ -21,7 +21,6 @@ from dagster._core.events import EngineEventData, JobFailureData, RunFailureReas
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from fuploader_dagster.partitions import Names
-from fuploader_dagster.worker_status import is_alive
 
 _BEGUN = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 _YOUNGER_SECONDS = 30.0
@@ -71,11 +70,32 @@ def _process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> tuple[int, 
 
 
 def _still_there(pid: int, begun_at: float) -> bool:
-    if not is_alive(pid):
+    if not _is_alive(pid):
         return False
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         running_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError):  # it ended in this moment, or this is no Linux
-        return is_alive(pid)
+        return _is_alive(pid)
     return time.time() - running_seconds < begun_at + _YOUNGER_SECONDS
+
+
+def _is_alive(pid: int) -> bool:
+    """True while a process of this number runs on this machine.
+
+    One that ended and that nobody has waited for does not run: in a container whose first process
+    waits for nobody, those stay for ever.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        state = (
+            Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0]
+        )
+    except (OSError, IndexError):  # it ended in this moment, or this is no Linux
+        return not Path("/proc/self").exists()
+    return state not in "ZX"

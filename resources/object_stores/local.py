@@ -6,7 +6,8 @@ What must always hold:
   a temporary name, synced, read back, and only then linked to its name.
 - `link` is what makes a put create-only: unlike rename it never takes the place of a file.
 
-The folder keeps no metadata: `head` reads the file and states the digest of what is there.
+The folder keeps no metadata: `head` reads the file and states the digest of what is there. What a
+killed put left lies beside its object under a temporary name that says which key it was for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import builtins
 import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -43,6 +43,13 @@ from fuploader_dagster.storage import (
     Progress,
     StoredObject,
     UnfinishedUpload,
+)
+from fuploader_dagster.temporaries import (
+    final_name,
+    is_held,
+    is_temporary,
+    remove_unless_held,
+    temporary_file,
 )
 
 CHUNK_BYTES = 1 << 20
@@ -79,15 +86,12 @@ class LocalObjectStore(ObjectStore):
             if final.exists():
                 return self._judge(key, archive)
             fileio.make_dirs(final.parent)
-            temporary = final.with_name(f"{fileio.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-            try:
+            with temporary_file(final) as temporary:
                 _copy(archive, temporary, progress)
                 fileio.fsync_file(temporary)
                 _compare(archive, temporary)
                 reached(Step.OBJECT_WRITTEN)
                 created = _link(temporary, final)
-            finally:
-                fileio.remove_file(temporary)
         if not created:  # somebody else was quicker
             return self._judge(key, archive)
         return StoredObject(self.address(key), key, archive.size_bytes, archive.sha256)
@@ -116,7 +120,7 @@ class LocalObjectStore(ObjectStore):
             found = sorted(
                 (path.relative_to(self.folder).as_posix(), path)
                 for path in self._files()
-                if not path.name.startswith(fileio.TEMPORARY_PREFIX)
+                if not is_temporary(path.name)
             )
             for key, path in found:
                 if key.startswith(prefix):
@@ -131,27 +135,27 @@ class LocalObjectStore(ObjectStore):
     def check(self) -> None:
         with _telling("creating a file", self.folder):
             fileio.make_dirs(self.folder)
-            probe = self.folder / f"{fileio.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-            probe.touch()
-            fileio.remove_file(probe)
+            with temporary_file(self.folder / "probe"):
+                fileio.fsync_dir(self.folder)
 
     def address(self, key: str) -> str:
         return self._path(key).as_uri()
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
-        """Temporary files that a killed put left; `prefix` is a prefix of their folder's key."""
+        """Temporary files that killed puts left, with the keys that they were for."""
         found = []
         for path in self._files():
-            key = path.relative_to(self.folder).as_posix()
-            if path.name.startswith(fileio.TEMPORARY_PREFIX) and key.startswith(prefix):
+            if not is_temporary(path.name):
+                continue
+            key = path.with_name(final_name(path.name)).relative_to(self.folder).as_posix()
+            if key.startswith(prefix) and not is_held(path):
                 begun = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
                 found.append(UnfinishedUpload(key, path.name, begun))
         return found
 
     def abort(self, upload: UnfinishedUpload) -> None:
-        path = self.folder / upload.key
-        if path.name.startswith(fileio.TEMPORARY_PREFIX) and path.parent.is_dir():
-            fileio.remove_file(path)
+        if is_temporary(upload.upload_id):
+            remove_unless_held(self._path(upload.key).with_name(upload.upload_id))
 
     def _path(self, key: str) -> Path:
         return self.folder / full_key("", key)
@@ -178,7 +182,7 @@ class LocalObjectStore(ObjectStore):
 def _copy(archive: ArchiveFile, target: Path, progress: Progress | None) -> None:
     """Copy, and check that the archive still is what its digest says."""
     digest, copied = hashlib.sha256(), 0
-    with open_archive(archive) as source, target.open("xb") as file:
+    with open_archive(archive) as source, target.open("wb") as file:
         while chunk := source.read(CHUNK_BYTES):
             file.write(chunk)
             digest.update(chunk)

@@ -31,9 +31,10 @@ def test_a_torn_temporary_file_is_no_object_and_can_be_aborted(
 ) -> None:
     store = open_store()
     store.put("a/k", make_archive(tmp_path, 10))
-    torn = tmp_path / "store" / "a" / ".tmp-0123"
+    torn = tmp_path / "store" / "a" / ".tmp-0123456789abcdef-k2"
     torn.write_bytes(b"half")
     assert [each.key for each in store.list()] == ["a/k"]
+    assert [each.key for each in store.unfinished("a/")] == ["a/k2"]
     begun = datetime(2026, 1, 2, tzinfo=timezone.utc)
     os.utime(torn, (begun.timestamp(),) * 2)
     (upload,) = store.unfinished()

@@ -110,8 +110,8 @@ def test_unfinished_uploads_of_both_are_listed_and_aborted(
     store = settings.open()
     interrupt(settings.first.open(), make_archive(tmp_path, 2 * MIB + 5), after_parts=1)
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / ".tmp-0123").write_bytes(b"half")
-    assert [each.key for each in store.unfinished()] == ["big", ".tmp-0123"]
+    (tmp_path / "store" / ".tmp-0123456789abcdef-k").write_bytes(b"half")
+    assert [each.key for each in store.unfinished()] == ["big", "k"]
     for upload in store.unfinished():
         store.abort(upload)
     assert fake_cos.uploads == {}

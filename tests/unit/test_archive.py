@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from fuploader_dagster import archive as archive_module
 from fuploader_dagster.archive import cut_frames, write_archive
 from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot, DiskFull
-from fuploader_dagster.fileio import temporary_name
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.tarstream import END, member_header, padding
 from tests.unit.archives import members, payloads, segment
@@ -283,10 +283,12 @@ def test_a_disk_that_gives_back_other_bytes_leaves_no_archive(
     assert [p.name for p in tmp_path.iterdir()] == ["segment"]
 
 
-def test_a_full_disk_is_a_pause_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_pause_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel's full device stands where the archive is being written."""
     path = tmp_path / "a.tar.zst"
-    temporary_name(path).symlink_to("/dev/full")
+    monkeypatch.setattr(archive_module, "temporary_file", lambda _: nullcontext(Path("/dev/full")))
     with (
         segment(tmp_path / "segment", payloads()) as source,
         pytest.raises(DiskFull, match="no space left"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.shipping import Done, Failed, ship, upload_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.temporaries import temporary_file, temporary_folder
 from tests.settings import archived_files, pipeline, sealed
 
 NOW = 1_795_262_400.0
@@ -47,13 +47,6 @@ def failure(partition: str, *, attempts: int, ago: float) -> Failure:
     return Failure(
         partition=partition, stage="upload", attempts=attempts, failed_at=NOW - ago, error="e"
     )
-
-
-def dead_pid() -> int:
-    """The number of a process that has just ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 @pytest.mark.parametrize(
@@ -134,7 +127,6 @@ def test_leftovers_of_dead_processes_go_and_everything_else_stays(tmp_path: Path
     settings = pipeline(tmp_path)
     slot = sealed(settings, FILES)
     layout = settings.layout
-    dead, alive = dead_pid(), os.getpid()
     folders = [
         layout.root,
         layout.archives,
@@ -146,38 +138,99 @@ def test_leftovers_of_dead_processes_go_and_everything_else_stays(tmp_path: Path
         layout.root / "sealed" / "slot-9",
     ]
     gone, kept = [], []
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        gone += [folder / f".tmp-{dead}-file.json", folder / f".tmp-{dead}-dir-000001"]
-        kept += [
-            folder / f".tmp-{alive}-file.json",
-            folder / f".tmp-{dead}",
-            folder / f"tmp-{dead}-x",
-            folder / ".tmp-x-file",
-            folder / f".tmp-{'9' * 30}-file",
-            folder / "somebody's",
-        ]
-    for path in (*gone, *kept):
-        if path.name.endswith("dir-000001"):
-            (path / "deep").mkdir(parents=True)
-            (path / "deep" / "file").write_bytes(b"x")
-        else:
-            path.write_bytes(b"x")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "file").touch()
-    link = layout.archives / f".tmp-{dead}-link"
-    link.symlink_to(outside)
-    found = look(settings)
-    assert set(found.leftovers) == {*gone, link}
-    made = plan(found, settings, busy=[], now=0)
-    for _ in range(2):
-        recovery.apply(made, settings)
-    assert not any(path.exists() for path in gone)
-    assert not link.is_symlink()
-    assert all(path.exists() for path in kept)
+    with ExitStack() as alive:
+        for number, folder in enumerate(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            dead = f".tmp-{number:016x}"
+            gone += [folder / f"{dead}-file.json", folder / f"{dead}-dir-000001"]
+            kept += [
+                folder / dead,
+                folder / f"{dead}-",
+                folder / f"tmp-{dead}-x",
+                folder / f".tmp-{os.getpid()}-file",
+                folder / f".tmp-{'g' * 16}-file",
+                folder / "somebody's",
+            ]
+            kept.append(alive.enter_context(temporary_file(folder / "file.json")))
+            kept.append(alive.enter_context(temporary_folder(folder / "dir-000002")))
+        for path in (*gone, *kept):
+            if path.name.endswith("dir-000001"):
+                (path / "deep").mkdir(parents=True)
+                (path / "deep" / "file").write_bytes(b"x")
+            elif not path.is_dir():
+                path.write_bytes(b"x")
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "file").touch()
+        link, pipe = (layout.archives / f".tmp-{'0' * 16}-{kind}" for kind in ("link", "pipe"))
+        link.symlink_to(outside)
+        os.mkfifo(pipe)
+        found = look(settings)
+        assert set(found.leftovers) == set(gone)
+        made = plan(found, settings, busy=[], now=0)
+        for _ in range(2):
+            recovery.apply(made, settings)
+        recovery.apply(Plan(remove=kept[-2:]), settings)  # alive again since it was looked at
+        assert not any(path.exists() for path in gone)
+        assert all(path.exists() for path in kept)
+    assert link.is_symlink()
+    assert pipe.exists()
     assert (outside / "file").exists()
     assert find_sealed(layout, slot.seal.partition) == slot
+
+
+def test_notes_and_locks_of_slots_that_are_no_more_go_and_those_of_others_stay(
+    tmp_path: Path,
+) -> None:
+    settings = pipeline(tmp_path)
+    layout = settings.layout
+    here = sealed(settings, FILES).seal.partition
+    gone = str(PartitionKey(utc(NOW), "local", 0, 9))
+    for partition in (gone, here):
+        note_failure(layout, partition, stage="upload", error="e", now=NOW)
+    note_failure(layout, "somebody's", stage="upload", error="e", now=NOW)
+    made = [layout.partition_lock(name) for name in (OLD.replace("s0", "s1"), gone, here, "other")]
+    for path in made:
+        path.touch()
+    with fileio.FileLock(made[0]):
+        recovery.apply(plan(look(settings), settings, busy=[], now=NOW), settings)
+    assert [path.exists() for path in made] == [True, False, True, True]
+    assert [failure.partition for failure in all_failures(layout)] == [here, "somebody's"]
+
+
+@pytest.mark.parametrize("slot_format", ["segment", "files"])
+def test_what_somebody_put_into_a_slot_is_moved_aside_when_the_slot_goes(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = pipeline(tmp_path, slot_format=slot_format)
+    slot = sealed(settings, FILES)
+    (slot.directory / "notes.txt").write_bytes(b"mine")
+    (slot.directory / "more").mkdir()
+    (slot.directory / "more" / "video.mp4").write_bytes(b"mine too")
+    (slot.directory / f".tmp-{'0' * 16}-seal.json").write_bytes(b"ours")
+    if slot_format == "files":
+        (slot.files / "c.xml").write_bytes(b"late")
+    assert [type(one) for one in ship(settings, settings.store.open())] == [Done]
+    assert not slot.directory.exists()
+    aside = {path.name.partition("-")[2]: path for path in settings.layout.set_aside.iterdir()}
+    more = {"slot-0-dir-000001-files-c.xml"} if slot_format == "files" else set()
+    assert aside.keys() == {"slot-0-dir-000001-notes.txt", "slot-0-dir-000001-more", *more}
+    assert (aside["slot-0-dir-000001-more"] / "video.mp4").read_bytes() == b"mine too"
+    assert archived_files(tmp_path / "objects") == {name: [c] for name, c in FILES.items()}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_copy_of_a_sealed_slot_among_the_active_ones_is_moved_aside_and_holds_up_nobody(
+    tmp_path: Path, number: int
+) -> None:
+    settings = pipeline(tmp_path)
+    slot = sealed(settings, FILES)
+    shutil.copytree(slot.directory, settings.layout.active(0, number))
+    with Slot(settings, 0) as writer:
+        assert writer.found_sealed == []
+        assert writer.add("c.json", b"c")
+    assert len(list(settings.layout.set_aside.iterdir())) == 1
+    assert sealed_partitions(settings.layout) == [slot.seal.partition]
 
 
 def own_packer(directory: Path) -> Path:
@@ -249,7 +302,6 @@ def test_an_upload_killed_around_any_step_is_finished_by_recovery_with_nothing_l
     assert settings.layout.sealed(0, 1).exists() or find_receipt(
         settings.layout, slot.seal.partition
     )
-    monkeypatch.setattr(recovery, "is_alive", lambda _: False)  # this process, as if it were dead
     for _ in range(2):
         made = plan(look(settings), settings, busy=[], now=2**32)
         recovery.apply(made, settings)

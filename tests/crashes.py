@@ -1,0 +1,344 @@
+"""Lives of a pipeline that end with kill -9 behind a durable step that a test names.
+
+`Lives` starts `python -m tests.crashes`, which imports everything once and forks a process for each
+life. Only such a forked process has an observer, and only that kills it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypedDict
+
+import zstandard
+
+from fuploader_dagster import recovery
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.drain import Drain
+from fuploader_dagster.lease import Lease
+from fuploader_dagster.recovery import seal_abandoned, seal_on_request
+from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.redis_state import RedisState
+from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.shipping import pack_partitions, upload_partitions
+from fuploader_dagster.slots import Slot
+from fuploader_dagster.steps import Step, observe
+from tests.drains import MARK, backlog, files
+from tests.settings import pipeline
+
+ROOT = Path(__file__).parents[1]
+LONG_AFTER = 2.0**32
+"""When everything that waits for its time is due."""
+
+
+class Kill(TypedDict):
+    """Behind which step, and which time it is done. No step: whichever is the `hit`-th of all."""
+
+    step: str | None
+    hit: int
+
+
+# ---------------------------------------------------------------------------- what a process does
+
+
+def settings_in(folder: Path, **values: Any) -> Pipeline:
+    """A pipeline in a folder: two slots, small batches and slots, embedded parts unless given."""
+    values = dict(values)
+    if servers := values.pop("servers", None):
+        queue = servers["queue"]
+        values["source"] = RabbitMQ(url=servers["rabbitmq"], queue=queue, reject_dead_letters=True)
+        values["state"] = RedisState(url=servers["redis"], key_prefix=queue)
+    return pipeline(
+        folder,
+        **{
+            "source": EmbeddedQueue(path=folder / "queue"),
+            "slots_per_worker": 2,
+            "commit_messages": 8,
+            "prefetch_count": 16,
+            "seal_messages": 24,
+            "upload_threads": 1,
+            "compression_level": 1,
+            "min_free_bytes": MARK,
+            "residue_file_upload": True,
+            **values,
+        },
+    )
+
+
+def whole(settings: Pipeline) -> None:
+    """Drain the queue, and ship everything, as worker, schedules and runs do it between them."""
+    drain(settings)
+    state = settings.state.store(pipeline=settings.name, node=settings.node)
+    state.open()
+    state.add_sealed([slot.seal.partition for slot in seal_abandoned(settings)])
+    state.add_sealed([slot.seal.partition for slot in seal_on_request(settings)])
+    state.close()
+    recovery.apply(_plan(settings), settings)
+    store = settings.store.open()
+    if waiting := sealed_partitions(settings.layout):
+        broken = settings.model_copy(update={"packer": fail_to_pack})
+        list(pack_partitions(waiting[:1], broken))
+        list(pack_partitions(waiting[:1], settings.model_copy(update={"packer": pack_by_hand})))
+    list(upload_partitions(_plan(settings).ask, settings, store))
+    later = datetime.now(tz=timezone.utc) + timedelta(hours=2)
+    recovery.abort_unneeded_uploads(settings, store, later)
+
+
+def _plan(settings: Pipeline) -> recovery.Plan:
+    return recovery.plan(recovery.look(settings), settings, busy=[], now=LONG_AFTER)
+
+
+def drain(settings: Pipeline) -> None:
+    """One worker, until the queue is empty."""
+    Drain(
+        settings,
+        0,
+        source=settings.source.source(prefetch=settings.prefetch_count),
+        state=settings.state.store(pipeline=settings.name, node=settings.node),
+        lease=UntilEmpty(settings),
+    ).run()
+
+
+class UntilEmpty(Lease):
+    """A lease that is over when everything in the queue is settled, and not before the slots were
+    taken up once.
+    """
+
+    def __init__(self, settings: Pipeline) -> None:
+        self._reader, self._writer = os.pipe()
+        super().__init__(self._reader)
+        self.renew(120)
+        self._settings = settings
+        self._looked_empty_at = 0.0
+
+    def over(self) -> str:
+        if self.in_hand and self._all_settled():
+            self.end("the queue is empty")
+        return super().over()
+
+    def _all_settled(self) -> bool:
+        source = self._settings.source
+        if isinstance(source, EmbeddedQueue):
+            with sqlite3.connect(source.path / "queue.sqlite") as database:
+                return database.execute("SELECT messages FROM waiting").fetchone() == (0,)
+        if backlog(self._settings):  # it does not count what this worker holds
+            self._looked_empty_at = 0.0
+        elif not self._looked_empty_at:
+            self._looked_empty_at = time.monotonic()
+        return 0 < self._looked_empty_at < time.monotonic() - 0.5
+
+
+def fill(settings: Pipeline, slot: int, contents: dict[str, bytes], seal: bool = False) -> None:
+    """Write messages into a slot, as a worker does it."""
+    with Slot(settings, slot) as writer:
+        for name, content in contents.items():
+            writer.add(name, content)
+        writer.commit()
+        if seal:
+            writer.seal("request")
+
+
+def no_key(archive: str) -> str:
+    raise ValueError("no key today")
+
+
+def fail_to_pack(folder: Path) -> Path:
+    raise ValueError("no archive today")
+
+
+def pack_by_hand(folder: Path) -> Path:
+    """A user's own packer."""
+    made = folder.with_suffix(".tar.zst")
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    made.write_bytes(zstandard.compress(tar.getvalue()))
+    return made
+
+
+def torn_commit(settings: Pipeline) -> None:
+    fill(settings, 0, files(3, prefix="torn"))
+    fill(settings, 0, unacknowledged())
+
+
+def torn_commit_of_files(settings: Pipeline) -> None:
+    as_files = settings.model_copy(update={"slot_format": "files"})
+    fill(as_files, 1, files(3, prefix="files"))
+    fill(as_files, 1, unacknowledged())
+
+
+def abandoned(settings: Pipeline) -> None:
+    fill(settings, 2, files(3, prefix="abandoned"))
+
+
+def interrupted_seal(settings: Pipeline) -> None:
+    fill(settings, 3, files(3, prefix="interrupted"), seal=True)
+
+
+def without_key(settings: Pipeline) -> None:
+    fill(settings.model_copy(update={"key": no_key}), 4, files(3, prefix="keyless"), seal=True)
+
+
+def half_packed(settings: Pipeline) -> None:
+    fill(settings, 5, files(3, prefix="half-packed"), seal=True)
+    list(
+        upload_partitions(sealed_partitions(settings.layout)[-1:], settings, settings.store.open())
+    )
+
+
+def half_stored(settings: Pipeline) -> None:
+    fill(settings, 6, files(3, prefix="half-stored"), seal=True)
+    list(
+        upload_partitions(sealed_partitions(settings.layout)[-1:], settings, settings.store.open())
+    )
+
+
+def not_removed(settings: Pipeline) -> None:
+    fill(settings, 7, files(3, prefix="not-removed"), seal=True)
+    list(
+        upload_partitions(sealed_partitions(settings.layout)[-1:], settings, settings.store.open())
+    )
+
+
+LIVES: dict[str, Callable[[Pipeline], None]] = {
+    each.__name__: each
+    for each in (
+        whole,
+        torn_commit,
+        torn_commit_of_files,
+        abandoned,
+        interrupted_seal,
+        without_key,
+        half_packed,
+        half_stored,
+        not_removed,
+    )
+}
+
+RESIDUE: dict[str, Kill | None] = {
+    "torn_commit": {"step": "DATA_SYNCED", "hit": 2},
+    "torn_commit_of_files": {"step": "DATA_WRITTEN", "hit": 2},
+    "abandoned": None,
+    "interrupted_seal": {"step": "SEAL_WRITTEN", "hit": 1},
+    "without_key": None,
+    "half_packed": {"step": "ARCHIVE_PARTLY_WRITTEN", "hit": 1},
+    "half_stored": {"step": "OBJECT_WRITTEN", "hit": 1},
+    "not_removed": {"step": "RECEIPT_KEPT", "hit": 1},
+}
+"""Lives that leave what recovery is for, each with its own end."""
+
+
+def unacknowledged() -> dict[str, bytes]:
+    """What a torn commit held: it is still in the queue."""
+    return files(8, seed=3, prefix="unacknowledged")
+
+
+def committed() -> dict[str, bytes]:
+    """What the lives of `RESIDUE` committed, and so acknowledged."""
+    prefixes = [
+        *("torn", "files", "abandoned", "interrupted"),
+        *("keyless", "half-packed", "half-stored", "not-removed"),
+    ]
+    return {name: body for prefix in prefixes for name, body in files(3, prefix=prefix).items()}
+
+
+# -------------------------------------------------------------------------------- how it is killed
+
+
+class Lives:
+    """The process that forks the others. Use as a context manager."""
+
+    def __enter__(self) -> Lives:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crashes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=ROOT,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def live(
+        self, life: str, folder: Path, kill: Kill | None = None, **values: Any
+    ) -> list[str] | None:
+        """Run one; the steps that it did, in their order, or None if it was killed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        asked = {"life": life, "folder": str(folder), "kill": kill, "values": values}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        answer = json.loads(self._process.stdout.readline())
+        assert answer["code"] in (0, -signal.SIGKILL), f"{life} ended with {answer['code']}"
+        done: list[str] | None = answer["steps"]
+        assert (done is None) == (answer["code"] != 0)
+        return done
+
+
+def main() -> None:
+    """Fork a life for each line of stdin, and answer how it ended."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            os._exit(_live(asked, writer))
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            steps = said.read()
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        answer = {"code": code, "steps": json.loads(steps) if steps else None}
+        print(json.dumps(answer), flush=True)
+
+
+def _live(asked: dict[str, Any], answer: int) -> int:
+    steps: list[str] = []
+    observe(_observer(asked["kill"], steps))
+    try:
+        LIVES[asked["life"]](settings_in(Path(asked["folder"]), **asked["values"]))
+        os.write(answer, json.dumps(steps).encode())
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _observer(kill: Kill | None, steps: list[str]) -> Callable[[Step], None]:
+    def observer(step: Step) -> None:
+        steps.append(step.name)
+        if kill is None:
+            return
+        hit = steps.count(step.name) if kill["step"] == step.name else len(steps)
+        if kill["step"] in (None, step.name) and hit == kill["hit"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return observer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""kill -9 behind every durable step there is: afterwards every message is in one archive.
+
+The scenario starts from what other killed processes left (`RESIDUE`) and goes the whole way: drain,
+seal, recovery, packing with one failure, upload, removal. Each case kills it at a step, kills the
+next process somewhere in its own recovery, lets the third one finish, and reads the archives by
+tarfile and zstandard alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import shutil
+import sqlite3
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.dead_letters import read_dead_letters
+from fuploader_dagster.receipts import receipts_between
+from fuploader_dagster.steps import Step
+from tests.crashes import RESIDUE, Lives, committed, settings_in, unacknowledged
+from tests.drains import files, publish, publish_bodies
+
+POISON = [b"poison %d" % number for number in range(8)]
+ELSEWHERE = {Step.REJECTED, Step.UPLOAD_BEGUN, Step.PART_STORED}
+"""Steps that only a broker or a cloud has; their tests are below."""
+HERE = [step for step in Step if step not in ELSEWHERE]
+EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
+"""Kill at each time that a step is done instead of at one of them: half an hour."""
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Lives]:
+    with Lives() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def residue(lives: Lives, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a full queue, and everything that killed processes can leave."""
+    folder = tmp_path_factory.mktemp("residue")
+    settings = settings_in(folder)
+    publish(settings, dict(list(published().items())[:40]))
+    publish_bodies(settings, POISON)
+    publish(settings, dict(list(published().items())[40:]))
+    for life, kill in RESIDUE.items():
+        assert (lives.live(life, folder, kill) is None) == (kill is not None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unharmed(lives: Lives, residue: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """All the steps of the scenario when nobody kills it."""
+    folder = copied(residue, tmp_path_factory.mktemp("unharmed"))
+    steps = lives.live("whole", folder)
+    assert steps is not None
+    assert_everything_is_stored_once(settings_in(folder))
+    return steps
+
+
+def published() -> dict[str, bytes]:
+    return {**files(64), **unacknowledged()}
+
+
+def copied(residue: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(residue, folder / "life", symlinks=True))
+
+
+def test_the_scenario_does_every_step_that_needs_no_broker_and_no_cloud(
+    unharmed: list[str],
+) -> None:
+    assert {step.name for step in HERE} - set(unharmed) == set()
+
+
+@pytest.mark.parametrize("step", HERE, ids=lambda step: step.name)
+def test_killed_behind_a_step_nothing_is_lost_doubled_or_left_behind(
+    step: Step, lives: Lives, residue: Path, unharmed: list[str], tmp_path: Path
+) -> None:
+    hits = unharmed.count(step.name)
+    one = random.Random(step.name).randint(1, hits)
+    for hit in range(1, hits + 1) if EVERY_HIT else [one]:
+        folder = copied(residue, tmp_path / str(hit))
+        assert lives.live("whole", folder, {"step": step.name, "hit": hit}) is None
+        again = random.Random(f"{step.name} {hit}").randrange(1, 60)
+        lives.live("whole", folder, {"step": None, "hit": again})
+        assert lives.live("whole", folder) is not None
+        assert_everything_is_stored_once(settings_in(folder), f"{step.name} {hit}, then {again}")
+
+
+def assert_everything_is_stored_once(settings: Pipeline, case: str = "") -> None:
+    """Every message in one archive or among the dead letters, and nothing left anywhere else."""
+    wanted = {**published(), **committed()}
+    found = archived(settings)
+    copies = Counter({name: len(contents) for name, contents in found.items()})
+    assert wanted.keys() == found.keys(), case
+    assert [name for name, count in copies.items() if count > 1] == [], case
+    assert found == {name: [content] for name, content in wanted.items()}, case
+    assert {letter.body for letter in read_dead_letters(settings.layout)} == set(POISON), case
+    with sqlite3.connect(settings.storage_root.parent / "queue" / "queue.sqlite") as queue:
+        assert queue.execute("SELECT count(*) FROM messages").fetchone() == (0,), case
+    receipts = receipts_between(settings.layout)
+    assert sorted(receipts) == sorted(
+        path.name.removesuffix(".tar.zst") for path in objects(settings).rglob("*.tar.zst")
+    )
+    state = settings.state.store(pipeline=settings.name, node=settings.node)
+    state.open()
+    assert set(state.sealed(1000)) <= set(receipts), case
+    assert state.snapshot().owners == {}, case
+    state.close()
+    assert_nothing_is_left(settings, case)
+
+
+def assert_nothing_is_left(settings: Pipeline, case: str) -> None:
+    root = settings.layout.root
+    kept = {"receipts", "locks", "dead-letters", "set-aside", "shipped", "workers"}
+    left = [
+        path.relative_to(root)
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root).parts[0] not in kept
+    ]
+    expected = {"root-id", "catalog.sqlite", "seal-request"}
+    assert [str(p) for p in left if p.name not in {*expected, "next-number"}] == [], case
+    temporary = [*root.rglob(".tmp-*"), *objects(settings).rglob(".tmp-*")]
+    assert temporary == [], case
+    known = {**published(), **committed()}
+    for path in settings.layout.set_aside.iterdir() if settings.layout.set_aside.exists() else ():
+        assert path.read_bytes() in [*known.values(), b""], case
+
+
+def objects(settings: Pipeline) -> Path:
+    return settings.storage_root.parent / "objects"
+
+
+def archived(settings: Pipeline) -> dict[str, list[bytes]]:
+    """What the archives hold, read by zstandard and tarfile."""
+    found: dict[str, list[bytes]] = {}
+    for path in sorted(objects(settings).rglob("*.tar.zst")):
+        with path.open("rb") as file:
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            tar = io.BytesIO(reader.read())
+        with tarfile.open(fileobj=tar) as members:
+            for member in members:
+                content = members.extractfile(member)
+                assert content is not None
+                found.setdefault(member.name, []).append(content.read())
+    return found
