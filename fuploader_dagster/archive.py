@@ -34,7 +34,7 @@ import zstandard
 from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_members import MemberSource
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot
-from fuploader_dagster.fileio import fsync_file, naming_full_disks, replace_durably
+from fuploader_dagster.fileio import fsync_file, naming_disk_trouble, replace_durably
 from fuploader_dagster.manifest import (
     DIGEST_BYTES,
     Manifest,
@@ -79,7 +79,7 @@ def write_archive(
     with temporary_file(path) as temporary:
         encoder = _FrameEncoder(level)
         jobs = _jobs(source, frame_bytes, encoder)
-        with naming_full_disks(path), closing(_in_order(jobs, threads)) as frames:
+        with naming_disk_trouble(path), closing(_in_order(jobs, threads)) as frames:
             end = encoder.encode(END, b"").data
             written = _write(temporary, source, frames, end, metadata or {})
             fsync_file(temporary)

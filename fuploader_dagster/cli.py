@@ -56,6 +56,7 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.publishing import bodies
+from fuploader_dagster.room import Room, Unshipped, room_of
 from fuploader_dagster.samples import sample_messages
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
@@ -206,6 +207,7 @@ def _status_of(settings: Pipeline) -> dict[str, Any]:
         "workers": read_statuses(settings.layout),
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(settings.layout)),
+        "room": room_of(settings.storage_root.absolute(), Unshipped(settings.layout).bytes()),
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,
         "dead_letters": snapshot.dead_letters,
@@ -219,6 +221,7 @@ def _print_status(found: dict[str, Any]) -> None:
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    console.print(_room_in_words(found["room"]))
     table = Table("worker", "pid", "doing", "messages/s", "messages", "problem")
     for worker in found["workers"]:
         table.add_row(
@@ -235,6 +238,14 @@ def _print_status(found: dict[str, Any]) -> None:
             f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
             f"{failure.error}"
         )
+
+
+def _room_in_words(room: Room) -> str:
+    inodes = "" if room.free_inodes is None else f" and {room.free_inodes:,} inodes"
+    return (
+        f"{room.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
+        f"{room.free_bytes:,} bytes{inodes} free"
+    )
 
 
 def _next_seed(settings: Pipeline) -> int:

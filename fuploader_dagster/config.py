@@ -130,7 +130,15 @@ class Intake(BaseModel):
     """Seal what is left when a worker is told to leave, so that it ships without a restart."""
 
     min_free_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
-    """Below this the drain pauses and leaves messages in the queue."""
+    """With less free space the drain pauses and leaves messages in the queue. What is left is for
+    the archives of the slots that are being shipped: four uploads of 128 MiB by default."""
+    min_free_inodes: Annotated[int, Field(ge=0)] = 10_000
+    """With fewer the drain pauses likewise. A slot on its way takes about ten, but a custom packer
+    gets a file for each of its messages."""
+    max_unshipped_bytes: Annotated[int, Field(ge=0)] = 0
+    """With more in sealed slots and archives that the object store has not confirmed, the drain
+    pauses likewise; 0: no limit but the disk. For a disk that others need too, or where a person
+    should look before a dead store has filled it."""
     lease_seconds: Seconds = 8.5
     """Workers leave by themselves when no sensor tick came for this long; ticks come every 5 s."""
 
@@ -180,6 +188,12 @@ class Intake(BaseModel):
             raise ValueError(
                 f"flush_interval_seconds ({self.flush_interval_seconds:g}) must be at most "
                 f"{LONGEST_FLUSH_SECONDS:g}: a worker renews its claims between two batches"
+            )
+        if 0 < self.max_unshipped_bytes < 2 * self.seal_bytes:
+            raise ValueError(
+                f"max_unshipped_bytes ({self.max_unshipped_bytes:,}) must be at least twice "
+                f"seal_bytes ({self.seal_bytes:,}), or 0: otherwise each sealed slot pauses the "
+                f"drain until it is uploaded"
             )
         if inspect.iscoroutinefunction(self.file_name):
             raise ValueError("file_name must be a plain function, not an async one")

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
+from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.source import MessagePublisher
 from fuploader_dagster.steps import Step, reached
@@ -58,7 +58,7 @@ class DeadLetterBox:
         make_dirs(self._folder)
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
         path = self.path()
-        append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+        append_or_undo(path, lines if ends_whole(path) else b"\n" + lines)
         reached(Step.DEAD_LETTERS_KEPT)
 
     def path(self) -> Path:

@@ -6,17 +6,19 @@ What must always hold, in this order for each batch:
 
 Nothing is settled before it is durable, and everything received is settled or given back. What the
 queue delivers again may be stored already, here or by another worker: it is looked for in the
-`dedup_window`, in a turn of its own (`commit_turns`), and settled without a second copy. Trouble
-(broker, state store, disk) ends the session: what was not settled goes back to the queue, the
-worker says what is wrong, pauses, and begins anew from what is on disk. The pauses grow; only a
-slot that somebody else still writes is looked at often, because he is mostly just leaving.
+`dedup_window`, in a turn of its own (`commit_turns`), and settled without a second copy.
+
+Without room on the disk (`room`) the queue is let go until there is some; meanwhile slots are
+sealed and claims renewed as ever, so that what is there can be shipped. Trouble (broker, state
+store, disk) ends the session: what was not settled goes back to the queue, the worker says what is
+wrong, pauses, and begins anew from what is on disk. The pauses grow; only a slot that somebody else
+still writes is looked at often, because he is mostly just leaving.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import random
 import time
 import uuid
@@ -30,9 +32,10 @@ from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.decoding import Decoder, File
 from fuploader_dagster.dedup_window import DedupWindow
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
-from fuploader_dagster.fileio import create_durably, make_dirs
+from fuploader_dagster.fileio import create_durably, make_dirs, naming_disk_trouble
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.lease import Lease
+from fuploader_dagster.room import RoomWatch
 from fuploader_dagster.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
@@ -52,6 +55,9 @@ LONGEST_PAUSE_SECONDS = 30.0
 HANDOVER_PAUSE_SECONDS = 0.25
 STANDBY_PAUSE_SECONDS = 1.0
 HANDOVER_TRIES = 40
+ROOM_SECONDS = 1.0
+"""Looking for room costs nothing, so a pause for lack of it does not grow."""
+MESSAGES_WAIT = "messages wait in the queue meanwhile"
 DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
 MAX_REASON_CHARACTERS = 500
 
@@ -86,6 +92,9 @@ class Drain:
         self._seal_requested_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_logged = 0
+        self._room = RoomWatch(settings)
+        self._consuming = False
+        self._batch_bytes = 0
 
     def run(self) -> None:
         """Drain; after trouble pause and begin anew, as long as the lease runs."""
@@ -94,8 +103,11 @@ class Drain:
         while not self._finished():
             handled = self.status.messages
             try:
-                self._session()
+                with naming_disk_trouble(self.layout.root):
+                    self._session()
             except FuploaderError as error:
+                if isinstance(error, DiskFull):
+                    self._room.disk_was_full(self._batch_bytes)
                 troubles = troubles + 1 if self.status.messages == handled else 1
                 self._pause(error, troubles)
         self._decoder.close()
@@ -116,15 +128,17 @@ class Drain:
         return bool(self.lease.over()) or 0 < quota <= self.status.messages
 
     def _session(self) -> None:
-        self._check_disk()
+        self._wait_for_room([])
+        if self._finished():
+            return
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
         with self._closing_parts(), self._slots() as slots, self._turns:
-            self.source.open()
-            self.lease.in_hand = True
-            self.report.doing("draining")
+            self._seal_due(slots)  # what became due while there was trouble with the queue
             while not self._finished():
-                self._check_disk()
+                if self._wait_for_room(slots):
+                    continue
+                self._consume()
                 batch = self._receive_batch()
                 if batch:
                     self._commit(batch, slots)
@@ -132,13 +146,39 @@ class Drain:
                 self._keep_house(slots)
             self._leave(slots)
 
+    def _consume(self) -> None:
+        if not self._consuming:
+            self.source.open()
+            self._consuming = self.lease.in_hand = True
+            self.report.doing("draining")
+
+    def _let_go_of_queue(self) -> None:
+        self._consuming = self.lease.in_hand = False
+        self.source.close()
+
+    def _wait_for_room(self, slots: Sequence[Slot]) -> bool:
+        """Return when there is room, or the lease is over; says whether that took a pause."""
+        sentence = self._room.shortage()
+        if not sentence:
+            return False
+        log.warning("draining paused: %s", sentence)
+        self._let_go_of_queue()
+        while sentence and not self._finished():
+            self.report.doing("paused", DiskFull(sentence, hint=MESSAGES_WAIT))
+            self.lease.wait(ROOM_SECONDS)
+            self._seal_due(slots)
+            self._keep_house(slots)
+            sentence = self._room.shortage()
+        if not sentence:
+            log.info("draining goes on: there is room again")
+        return True
+
     @contextmanager
     def _closing_parts(self) -> Iterator[None]:
         try:
             yield
         finally:
-            self.lease.in_hand = False
-            self.source.close()
+            self._let_go_of_queue()
             self.state.close()
 
     @contextmanager
@@ -180,6 +220,7 @@ class Drain:
     def _commit(self, batch: Sequence[Message], slots: Sequence[Slot]) -> None:
         dead: list[tuple[Message, BadMessage]] = []
         stored = stored_bytes = 0
+        self._batch_bytes = sum(len(message.body) for message in batch)
         files = self._decoder.decode(batch)
         with self._turn(batch) as look:
             for message, file in zip(batch, files, strict=True):
@@ -190,6 +231,7 @@ class Drain:
                 elif _slot_for(file.name, slots).add(file.name, file.content):
                     stored += 1
                     stored_bytes += len(file.content)
+            self._batch_bytes += stored_bytes
             self._dead_letters.keep([self._letter(message, error) for message, error in dead])
             for slot in slots:
                 slot.commit()
@@ -261,6 +303,7 @@ class Drain:
         sealed = slot.seal(reason)
         if sealed is not None:
             self.status.sealed += 1
+            self._room.backlog_grew()
             self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
 
     def _keep_house(self, slots: Sequence[Slot]) -> None:
@@ -276,7 +319,7 @@ class Drain:
             self._seal_requested_at = requested_at
             for slot in slots:
                 self._seal(slot, "request")
-        if now - self._recorded_at > CLAIM_SECONDS / 3:
+        if slots and now - self._recorded_at > CLAIM_SECONDS / 3:
             self._record(Commit(slots=[slot.count for slot in slots]))
 
     def _log_dead_letters(self, now: float) -> None:
@@ -302,18 +345,6 @@ class Drain:
                 self._seal(slot, "shutdown")
         self.state.release(self._owned, self._root_id)
         reached(Step.SLOTS_RELEASED)
-
-    def _check_disk(self) -> None:
-        folder = self.settings.storage_root.absolute()
-        make_dirs(folder)
-        stat = os.statvfs(folder)
-        free = stat.f_bavail * stat.f_frsize
-        if free < self.settings.min_free_bytes:
-            raise DiskFull(
-                f"{folder} has {free:,} bytes free, less than min_free_bytes "
-                f"({self.settings.min_free_bytes:,})",
-                hint="free some space; messages wait in the queue meanwhile",
-            )
 
 
 def _slot_for(name: str, slots: Sequence[Slot]) -> Slot:

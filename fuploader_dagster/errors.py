@@ -6,7 +6,8 @@
     |   +-- StateUnavailable     the state store does not answer
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
     |   +-- SlotInUse            another process writes this slot at the moment
-    |   +-- DiskFull             free space is below the configured mark, or the disk said ENOSPC
+    |   +-- DiskFull             too little room by the configured marks, or the disk said ENOSPC
+    |   +-- DiskFailed           the disk said EIO, or is read-only by now
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
@@ -69,7 +70,11 @@ class SlotInUse(TemporaryError):
 
 
 class DiskFull(TemporaryError):
-    """Too little free space to take more messages."""
+    """Too little room to take more messages."""
+
+
+class DiskFailed(TemporaryError):
+    """Reading, writing or syncing failed. What was not synced before counts for nothing."""
 
 
 class PermanentError(FuploaderError):

@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fuploader_dagster.errors import DiskFull, SlotInUse
+from fuploader_dagster.errors import DiskFailed, DiskFull, SlotInUse
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.temporaries import is_at, lock_now, temporary_file, temporary_name
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILED = (errno.EIO, errno.EROFS)
 _synced: set[Path] = set()
 """What this process found made by others and has synced by name."""
 
@@ -112,8 +114,8 @@ def create_durably(final: Path, content: bytes) -> bool:
 @contextmanager
 def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
     """The content, synced, under a temporary name; nothing is left behind if that fails."""
-    with temporary_file(final) as temporary:
-        with naming_full_disks(final), temporary.open("wb") as file:
+    with naming_disk_trouble(final), temporary_file(final) as temporary:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -122,10 +124,21 @@ def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
 
 
 def write_for_readers(final: Path, content: bytes) -> None:
-    """Replace a file in one step, without waiting for the disk: for displays, not for data."""
-    with temporary_file(final) as temporary:
-        temporary.write_bytes(content)
-        temporary.replace(final)
+    """Replace a file in one step, without waiting for the disk: for displays, not for data.
+
+    On a full disk it is written over where it lies, which takes no room: that the disk is full
+    is what it has to say then.
+    """
+    try:
+        with temporary_file(final) as temporary:
+            temporary.write_bytes(content)
+            temporary.replace(final)
+    except OSError as error:
+        if error.errno not in _FULL or not final.exists():
+            raise
+        with final.open("r+b") as file:
+            file.write(content)
+            file.truncate()
 
 
 def append_durably(path: Path, content: bytes) -> None:
@@ -136,7 +149,7 @@ def append_durably(path: Path, content: bytes) -> None:
     new = path not in _synced or not path.exists()  # who made it may have died, or be just at it
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        with naming_full_disks(path):
+        with naming_disk_trouble(path):
             write_all(descriptor, content)
             reached(Step.APPENDED)
             os.fdatasync(descriptor)
@@ -145,6 +158,17 @@ def append_durably(path: Path, content: bytes) -> None:
     if new:
         fsync_dir(path.parent)
         _synced.add(path)
+
+
+def append_or_undo(path: Path, content: bytes) -> None:
+    """As `append_durably`, for a file that nobody else writes: what failed is cut off again."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        append_durably(path, content)
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def ends_whole(path: Path) -> bool:
@@ -189,15 +213,38 @@ def remove_tree(path: Path) -> None:
         os.close(descriptor)
 
 
+def has_room(folder: Path, size_bytes: int) -> bool:
+    """Whether a file of this size can be made in the folder. Nothing of it is left behind.
+
+    Asks the file system itself, as quotas and reserved blocks show nowhere else.
+    """
+    try:
+        stat = os.statvfs(folder)
+        if stat.f_bavail * stat.f_frsize < size_bytes:
+            return False
+        with temporary_file(folder / "room") as trial, trial.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        return error.errno not in _FULL
+    return True
+
+
 @contextmanager
-def naming_full_disks(path: Path) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into `DiskFull`."""
+def naming_disk_trouble(path: Path) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT into `DiskFull`, EIO and EROFS into `DiskFailed`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or path
+        if error.errno in _FULL:
             raise DiskFull(
-                f"no space left while writing {path}", hint="free some space; nothing was lost"
+                f"no space left while writing {where}", hint="free some space; nothing was lost"
+            ) from error
+        if error.errno in _FAILED:
+            raise DiskFailed(
+                f"the disk failed at {where}: {error.strerror}",
+                hint="look at the kernel's log (dmesg) and the disk; nothing is acknowledged that "
+                "was not synced",
             ) from error
         raise
 

@@ -116,8 +116,8 @@ def _inodes(disk: Disk, settings: Intake) -> Diagnosis:
         return Diagnosis("inodes", "good", f"{disk.kind or 'the file system'} does not count them")
     slots = settings.process_count * settings.slots_per_worker
     files = settings.seal_messages if settings.slot_format == "files" else 8
-    needed = 2 * slots * files + 1000
-    found = f"{disk.free_inodes:,} free, full slots may take {needed:,}"
+    needed = 2 * slots * files + settings.min_free_inodes
+    found = f"{disk.free_inodes:,} free, min_free_inodes and full slots take {needed:,}"
     if disk.free_inodes < needed:
         return Diagnosis(
             "inodes",

@@ -23,7 +23,7 @@ from fuploader_dagster.errors import DamagedSlot, StrategyError
 from fuploader_dagster.fileio import (
     fsync_file,
     make_dirs,
-    naming_full_disks,
+    naming_disk_trouble,
     remove_file,
     replace_durably,
     write_durably,
@@ -145,7 +145,7 @@ def pack_custom(
     """Let a user's packer make the archive, of a folder that `lay_out` fills with real files."""
     with temporary_folder(settings.layout.archives / partition) as work:
         folder = work / partition
-        with naming_full_disks(work):
+        with naming_disk_trouble(work):
             folder.mkdir()
             lay_out(folder)
             reached(Step.FILES_LAID_OUT)
@@ -156,7 +156,7 @@ def pack_custom(
                 f"{settings.archive_suffix}",
                 hint="set archive_suffix to the ending that the packer produces",
             )
-        with naming_full_disks(work):  # the packer may have written to another file system
+        with naming_disk_trouble(work):  # the packer may have written to another file system
             made = Path(shutil.move(made.resolve(), work / f"made{settings.archive_suffix}"))
         fsync_file(made)
         digest, size = _digest(made)

@@ -21,7 +21,7 @@ from fuploader_dagster.cataloging import note_in_catalog
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.failures import clear_failure
-from fuploader_dagster.fileio import make_dirs, naming_full_disks
+from fuploader_dagster.fileio import make_dirs, naming_disk_trouble
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, forget_packed, keep_packed, pack_custom
 from fuploader_dagster.receipts import Receipt, keep_receipt
@@ -52,7 +52,7 @@ def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
     archive = f"{before.partition}{settings.archive_suffix}"
     target = layout.archives / archive
     with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
-        with wish.open_archive(before.partition) as stored, naming_full_disks(segment):
+        with wish.open_archive(before.partition) as stored, naming_disk_trouble(segment):
             members = _fetch(stored, segment)
         if len(members) != before.messages:
             raise DamagedArchive(

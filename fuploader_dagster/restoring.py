@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.errors import PermanentError
-from fuploader_dagster.fileio import make_dirs, naming_full_disks, write_all
+from fuploader_dagster.fileio import make_dirs, naming_disk_trouble, write_all
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -57,7 +57,7 @@ class RestoreFolder:
             except OSError as e:
                 raise Refused(f"{name!r} cannot be created: {e.strerror}") from e
             try:
-                with naming_full_disks(self._folder / name):
+                with naming_disk_trouble(self._folder / name):
                     for piece in payload:
                         write_all(file, piece)
             except BaseException:

@@ -10,6 +10,12 @@ What must always hold (both formats):
 `segment`: the directory holds `segment.tar`, a tar stream without its end, to which each message's
 header and payload are appended, and `index`. A commit is one write and one `fdatasync` for each.
 
+After a sync that failed, the pages that it did not write count as clean: the next sync succeeds
+without them, and they read back from memory as if they were stored. So whoever opens a directory
+writes its index once more, byte for byte, and syncs that before trusting it. The data needs no such
+care: a record is written only after the sync of its data succeeded, and what no record names is cut
+off.
+
 `files`: the directory holds `files/NAME` for each message, and `index`. A commit writes the files,
 syncs the file system once (`syncfs`), then appends to the index and syncs that.
 """
@@ -21,12 +27,19 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from fuploader_dagster import index
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.fileio import fsync_dir, fsync_file, make_dirs, naming_full_disks, write_all
+from fuploader_dagster.fileio import (
+    fsync_dir,
+    fsync_file,
+    make_dirs,
+    naming_disk_trouble,
+    write_all,
+)
 from fuploader_dagster.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.tarstream import member_header, padding
@@ -58,7 +71,7 @@ class SlotWriter(ABC):
         Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
         """
         try:
-            with naming_full_disks(self.directory):
+            with naming_disk_trouble(self.directory):
                 return self._open(set_aside)
         except BaseException:
             self.close()
@@ -66,12 +79,14 @@ class SlotWriter(ABC):
 
     def _open(self, set_aside: SetAside) -> list[IndexEntry]:
         make_dirs(self.directory)
-        self._index = os.open(self.directory / INDEX_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-        found = index.read_index((self.directory / INDEX_NAME).read_bytes())
+        path = self.directory / INDEX_NAME
+        self._index = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        content = path.read_bytes()
+        found = index.read_index(content)
         self._open_data(list(found.entries), set_aside)
-        if found.end == 0:
-            os.pwrite(self._index, index.header(), 0)
-        self._index_end = max(found.end, index.HEADER_BYTES)
+        valid = content[: found.end] or index.header()
+        write_all(self._index, valid)  # what it has already: only written pages are synced
+        self._index_end = len(valid)
         os.ftruncate(self._index, self._index_end)
         self._sync_index()
         fsync_dir(self.directory)
@@ -96,7 +111,7 @@ class SlotWriter(ABC):
         """
         if not self._records:
             return
-        with naming_full_disks(self.directory):
+        with naming_disk_trouble(self.directory):
             self._write_data()
             reached(Step.DATA_SYNCED)
             records = b"".join(self._records)
@@ -221,14 +236,22 @@ class FilesWriter(SlotWriter):
 
     def _write_data(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        for name, content in self._pending:
-            descriptor = os.open(name, flags, 0o644, dir_fd=self._folder)
-            try:
-                write_all(descriptor, content)
-            finally:
-                os.close(descriptor)
-        reached(Step.DATA_WRITTEN)
-        _syncfs(self._folder)
+        made: list[str] = []
+        try:
+            for name, content in self._pending:
+                descriptor = os.open(name, flags, 0o644, dir_fd=self._folder)
+                made.append(name)
+                try:
+                    write_all(descriptor, content)
+                finally:
+                    os.close(descriptor)
+            reached(Step.DATA_WRITTEN)
+            _syncfs(self._folder)
+        except OSError:
+            for name in made:  # or a full disk would stay full of them, set aside at each attempt
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
+            raise
         self._pending.clear()
 
     def close(self) -> None:

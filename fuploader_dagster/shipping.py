@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedData, FuploaderError, PermanentError
 from fuploader_dagster.failures import Stage, note_failure
+from fuploader_dagster.fileio import naming_disk_trouble
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, find_packed, pack
 from fuploader_dagster.receipts import Receipt
@@ -120,7 +121,10 @@ def _attempt(
                 f"{partition!r} is no partition key of ours",
                 hint="somebody added it to the partition set by hand; delete it there",
             )
-        with PartitionLock(settings.layout, partition) as stored_before:
+        with (
+            naming_disk_trouble(settings.layout.root),
+            PartitionLock(settings.layout, partition) as stored_before,
+        ):
             if stored_before is None:
                 packed, receipt = step(_sealed(partition, settings))
             elif again is not None:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 WRITE_INTERVAL_SECONDS = 1.0
 
-Doing = Literal["starting", "draining", "trouble", "leaving"]
+Doing = Literal["starting", "draining", "paused", "trouble", "leaving"]
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):

@@ -85,8 +85,11 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
 
 
 def _renew(pipeline: Pipeline) -> list[str]:
-    if pipeline.drain_by != "sensor":
-        return []
+    if pipeline.drain_by != "sensor":  # somebody else's workers: what they say of themselves
+        told = read_statuses(pipeline.layout)
+        drained = {one.worker for one in told if one.doing == "draining"}
+        troubled = [one for one in told if one.problem and one.worker not in drained]
+        return [f"worker {one.worker}: {one.problem}" for one in troubled]
     supervisor = supervisor_for(pipeline.intake())
     supervisor.renew()
     return supervisor.problems()

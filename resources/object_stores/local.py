@@ -233,7 +233,7 @@ def _link(temporary: Path, final: Path) -> bool:
 def _telling(doing: str, path: Path) -> Iterator[None]:
     """Turn what the file system says into what the person on call has to know."""
     try:
-        with fileio.naming_full_disks(path):
+        with fileio.naming_disk_trouble(path):
             yield
     except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StoreRefused(

@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sensors import drain_sensor
-from fuploader_dagster.sensors.drain_sensor import DrainTrouble, build_drain_sensor
+from fuploader_dagster.sensors.drain_sensor import DrainTrouble
 from fuploader_dagster.state import Commit
 from fuploader_dagster.supervisor import supervisor_for
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
@@ -24,44 +22,7 @@ from tests.servers.ports import free_port
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.settings import pipeline, sealed
-
-
-class Ticking:
-    """A pipeline's drain sensor in an instance of its own, ticked by hand."""
-
-    def __init__(self, settings: Pipeline) -> None:
-        self.settings = settings
-        self.names = Names.of(settings)
-        self.instance = dg.DagsterInstance.ephemeral()
-        self.sensor = build_drain_sensor(settings, running=True)
-        self.cursor: str | None = None
-
-    def tick(self) -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        result = self.sensor(context)
-        assert isinstance(result, dg.SensorResult)
-        self.cursor = result.cursor
-        return result
-
-    def accept(self, result: dg.SensorResult) -> None:
-        """What the daemon does with an answer."""
-        for request in result.dynamic_partitions_requests or []:
-            assert isinstance(request, dg.AddDynamicPartitionsRequest)
-            assert request.partitions_def_name is not None
-            self.instance.add_dynamic_partitions(
-                request.partitions_def_name, list(request.partition_keys)
-            )
-
-    def store(self) -> Any:
-        return self.settings.state.store(pipeline=self.settings.name, node=self.settings.node)
-
-
-def new_keys(result: dg.SensorResult) -> list[str]:
-    return [
-        key
-        for request in result.dynamic_partitions_requests or []
-        for key in request.partition_keys
-    ]
+from tests.ticking import Ticking, new_keys
 
 
 @pytest.fixture

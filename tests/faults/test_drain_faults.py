@@ -196,32 +196,6 @@ def test_an_emptied_redis_is_filled_again_from_the_directories(
     assert_exactly_once(settings, contents)
 
 
-def test_too_little_free_space_is_a_pause_that_says_how_little_and_leaves_messages_in_the_queue(
-    tmp_path: Path,
-) -> None:
-    stat = os.statvfs(tmp_path)
-    free = stat.f_bavail * stat.f_frsize
-    settings = embedded(tmp_path, min_free_bytes=free - free // 16)
-    contents = files(100)
-    ballast = tmp_path / "ballast"
-    with draining(settings) as supervisor:
-        wait_for(lambda: one_worker(settings).doing == "draining", settings, "the worker")
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free // 8)
-        wait_for(lambda: bool(supervisor.problems()), settings, "the problem")
-        publish(settings, contents)
-        time.sleep(1)
-        (problem,) = supervisor.problems()
-        assert f"{settings.storage_root} has " in problem
-        assert f"less than min_free_bytes ({settings.min_free_bytes:,})" in problem
-        assert "free some space" in problem
-        assert backlog(settings) == len(contents)
-        ballast.unlink()
-        wait_until_stored(settings, contents)
-        wait_for(lambda: supervisor.problems() == [], settings, "the all-clear")
-    assert_exactly_once(settings, contents)
-
-
 def test_a_storage_root_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
     settings = embedded(tmp_path)

@@ -37,6 +37,7 @@ def refusal(folder: Path, values: dict[str, Any]) -> str:
         ({"flush_interval_seconds": 10.5}, "flush_interval_seconds (10.5) must be at most 10"),
         ({"flush_interval_seconds": 0}, "greater than 0"),
         ({"seal_age_seconds": float("inf")}, "finite number"),
+        ({"max_unshipped_bytes": 1, "seal_bytes": 10}, "must be at least twice seal_bytes (10)"),
         ({"seal_messages": 0}, "greater than or equal to 1"),
         ({"name_fields": ("id", "payload")}, "name_fields cannot contain payload"),
         ({"file_name": async_name}, "file_name must be a plain function"),
