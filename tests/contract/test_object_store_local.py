@@ -11,7 +11,11 @@ import pytest
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores import Local
 from fuploader_dagster.storage import ObjectStore
-from tests.contract.object_store_contract import ObjectStoreContract, OpenStore, make_archive
+from fuploader_dagster.testing.object_store_contract import (
+    ObjectStoreContract,
+    OpenStore,
+    make_archive,
+)
 
 
 @pytest.fixture

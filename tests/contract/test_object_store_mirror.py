@@ -12,7 +12,7 @@ import pytest
 from fuploader_dagster.errors import ConfigError, DigestMismatch, ObjectConflict, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS, Local, Mirror
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
-from tests.contract.object_store_contract import (
+from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,
     OpenStore,

@@ -12,7 +12,7 @@ import pytest
 from fuploader_dagster.errors import ConfigError, DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import OSS
 from fuploader_dagster.storage import ObjectStore
-from tests.contract.object_store_contract import (
+from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,
     OpenStore,

@@ -14,7 +14,7 @@ import pytest
 from fuploader_dagster.errors import DigestMismatch, StoreRefused
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.storage import ObjectStore
-from tests.contract.object_store_contract import (
+from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,
     OpenStore,

@@ -19,7 +19,7 @@ from fuploader_dagster.resources.object_stores import COS, OSS, S3
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
 from fuploader_dagster.storage import ObjectStore
-from tests.contract.object_store_contract import MIB, make_archive
+from fuploader_dagster.testing.object_store_contract import MIB, make_archive
 from tests.servers.fake_cos import FakeCOS
 from tests.servers.fake_oss import FakeOSS
 from tests.servers.faulty_proxy import Fault, FaultyProxy

@@ -1,0 +1,327 @@
+"""What every message source and publisher must do, written once.
+
+A backend's test module subclasses `MessageSourceContract` and gives it a fixture `settings`: its
+settings, with an empty queue behind them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fuploader_dagster.errors import ConfigError, SourceUnavailable
+from fuploader_dagster.source import (
+    CommittedBatch,
+    Message,
+    MessagePublisher,
+    MessageSource,
+    SourceSettings,
+)
+from fuploader_dagster.strategies import reference_to
+
+CONSUMER = """
+import json, sys
+from fuploader_dagster.source import CommittedBatch
+from fuploader_dagster.strategies import load_reference
+
+job = json.loads(sys.stdin.readline())
+sys.path[:] = job["sys_path"]
+source = load_reference(job["kind"])(**job["settings"]).source(prefetch=50)
+source.open()
+messages = []
+while len(messages) < 30:
+    messages += source.receive(30 - len(messages), 5)
+source.settle(CommittedBatch(last=messages[9], messages=10))
+source.receive(0, 0.2)
+print("holding 20", flush=True)
+sys.stdin.read()
+"""
+
+
+def publish(publisher: MessagePublisher, count: int, start: int = 0) -> list[bytes]:
+    bodies = [b"body-%d" % number for number in range(start, start + count)]
+    assert publisher.publish((body, {}) for body in bodies) == count
+    return bodies
+
+
+def collect(source: MessageSource, count: int, seconds: float = 15) -> list[Message]:
+    """Exactly `count` messages, however many calls it takes."""
+    messages: list[Message] = []
+    deadline = time.monotonic() + seconds
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"only {len(messages)} of {count} messages came"
+        messages += source.receive(count - len(messages), 0.5)
+    return messages
+
+
+def settle(source: MessageSource, messages: list[Message]) -> None:
+    source.settle(CommittedBatch(last=messages[-1], messages=len(messages)))
+
+
+def bodies_of(messages: list[Message]) -> list[bytes]:
+    return [message.body for message in messages]
+
+
+def eventually(backlog: Callable[[], int], expected: int, seconds: float = 10) -> None:
+    """The broker counts a moment later."""
+    deadline = time.monotonic() + seconds
+    while (seen := backlog()) != expected:
+        assert time.monotonic() < deadline, f"backlog is {seen}, not {expected}"
+        time.sleep(0.05)
+
+
+class MessageSourceContract:
+    """Needs a fixture `settings`: a `SourceSettings` with an empty queue."""
+
+    @pytest.fixture
+    def publisher(self, settings: SourceSettings) -> Iterator[MessagePublisher]:
+        made = settings.publisher()
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def source(self, settings: SourceSettings) -> Iterator[MessageSource]:
+        made = settings.source(prefetch=100)
+        made.open()
+        yield made
+        made.close()
+
+    def test_messages_come_in_order_with_growing_receipts(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 90)
+        messages = collect(source, 90)
+        assert bodies_of(messages) == bodies
+        receipts = [message.receipt for message in messages]
+        assert receipts == sorted(set(receipts))
+        assert not any(message.redelivered for message in messages)
+
+    @pytest.mark.parametrize("size", [0, 1, 1_700, 300_000])
+    def test_bodies_come_as_they_were_published(
+        self, publisher: MessagePublisher, source: MessageSource, size: int
+    ) -> None:
+        body = os.urandom(size)
+        publisher.publish([(body, {})])
+        assert collect(source, 1)[0].body == body
+
+    def test_headers_and_message_id_come_with_the_message_and_are_json_ready(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        headers = {"origin": "crawler", "tries": 3, "nested": {"a": [1, None]}, "last": True}
+        publisher.publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        with_headers, without = collect(source, 2)
+        assert with_headers.message_id == "id-1"
+        assert without.message_id is None
+        described = json.loads(json.dumps(source.describe(with_headers)))
+        assert described["headers"] == headers
+        assert described["message_id"] == "id-1"
+        assert "headers" not in json.loads(json.dumps(source.describe(without)))
+
+    def test_receive_returns_at_most_the_limit_and_keeps_the_rest(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 20)
+        received: list[Message] = []
+        while len(received) < 20:
+            some = source.receive(3, 5)
+            assert 1 <= len(some) <= 3
+            received += some
+        assert bodies_of(received) == bodies
+
+    def test_receive_does_not_wait_for_the_batch_to_fill(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        publish(publisher, 2)
+        begun = time.monotonic()
+        assert source.receive(50, 20)
+        assert time.monotonic() - begun < 5
+
+    def test_receive_from_an_empty_queue_returns_nothing_after_the_timeout(
+        self,
+        source: MessageSource,
+    ) -> None:
+        begun = time.monotonic()
+        assert source.receive(10, 0.3) == []
+        assert 0.25 <= time.monotonic() - begun < 3
+        begun = time.monotonic()
+        assert source.receive(10, 0) == []
+        assert time.monotonic() - begun < 1
+
+    def test_receive_with_limit_zero_only_waits(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 3)
+        assert source.receive(0, 0.2) == []
+        assert bodies_of(collect(source, 3)) == bodies
+
+    def test_no_more_than_prefetch_messages_are_out_unsettled(
+        self, settings: SourceSettings, publisher: MessagePublisher
+    ) -> None:
+        bodies = publish(publisher, 30)
+        source = settings.source(prefetch=10)
+        source.open()
+        first = collect(source, 10)
+        assert source.receive(10, 0.3) == []
+        settle(source, first[:4])
+        second = collect(source, 4)
+        assert source.receive(10, 0.3) == []
+        assert bodies_of(first + second) == bodies[:14]
+        source.close()
+
+    def test_settled_messages_are_gone_and_the_others_come_again_in_order(
+        self, settings: SourceSettings, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 50)
+        messages = collect(source, 50)
+        settle(source, messages[:20])
+        settle(source, messages[:35])
+        source.close()
+        eventually(publisher.backlog, 15)
+        source.open()
+        again = collect(source, 15)
+        assert bodies_of(again) == bodies[35:]
+        assert all(message.redelivered for message in again)
+        settle(source, again)
+        source.close()
+        eventually(publisher.backlog, 0)
+
+    def test_settling_between_receives_covers_only_what_was_received_before(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 40)
+        first = collect(source, 10)
+        second = collect(source, 10)
+        settle(source, first)
+        settle(source, second)
+        source.close()
+        source.open()
+        assert bodies_of(collect(source, 20)) == bodies[20:]
+
+    def test_a_batch_from_before_a_reopening_is_refused_and_nothing_is_lost(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        bodies = publish(publisher, 10)
+        before = collect(source, 10)
+        source.close()
+        source.open()
+        collect(source, 10)
+        with pytest.raises(SourceUnavailable, match="nothing is lost"):
+            settle(source, before)
+        source.open()
+        assert sorted(bodies_of(collect(source, 10))) == sorted(bodies)
+
+    def test_receipts_grow_across_openings(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        publish(publisher, 20)
+        before = collect(source, 5)
+        source.close()
+        source.open()
+        after = collect(source, 20)
+        assert after[0].receipt > before[-1].receipt
+
+    def test_a_source_that_is_not_open_says_so(self, settings: SourceSettings) -> None:
+        source = settings.source(prefetch=10)
+        with pytest.raises(SourceUnavailable, match="not open"):
+            source.receive(1, 0)
+        last = Message(b"", 1, False, None)
+        with pytest.raises(SourceUnavailable):
+            source.settle(CommittedBatch(last=last, messages=1))
+
+    def test_open_and_close_may_be_repeated(self, settings: SourceSettings) -> None:
+        source = settings.source(prefetch=10)
+        source.close()
+        source.open()
+        source.open()
+        source.close()
+        source.close()
+        publisher = settings.publisher()
+        publisher.close()
+        assert publisher.backlog() == 0
+        publisher.close()
+        assert publisher.backlog() == 0
+        publisher.close()
+
+    def test_two_consumers_share_the_messages_without_overlap(
+        self, settings: SourceSettings, publisher: MessagePublisher
+    ) -> None:
+        bodies = publish(publisher, 60)
+        one, two = (settings.source(prefetch=10) for _ in range(2))
+        one.open()
+        two.open()
+        received: list[Message] = []
+        deadline = time.monotonic() + 15
+        while len(received) < 60 and time.monotonic() < deadline:
+            for source in (one, two):
+                some = source.receive(7, 0.1)
+                received += some
+                if some:
+                    settle(source, some)
+        assert sorted(bodies_of(received)) == sorted(bodies)
+        one.close()
+        two.close()
+        eventually(publisher.backlog, 0)
+
+    def test_dead_letters_are_covered_by_the_batch_as_well(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        publish(publisher, 10)
+        messages = collect(source, 10)
+        source.settle(
+            CommittedBatch(last=messages[9], messages=10, dead_letters=[messages[3], messages[9]])
+        )
+        source.close()
+        eventually(publisher.backlog, 0)
+
+    def test_publishing_counts_and_an_empty_publish_is_no_error(
+        self, publisher: MessagePublisher
+    ) -> None:
+        assert publisher.publish([]) == 0
+        assert publisher.backlog() == 0
+        publish(publisher, 3_000)
+        publish(publisher, 1)
+        eventually(publisher.backlog, 3_001)
+
+    def test_what_a_killed_consumer_had_not_settled_is_delivered_again_and_marked(
+        self, settings: SourceSettings, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        source.close()
+        bodies = publish(publisher, 60)
+        with subprocess.Popen(
+            [sys.executable, "-c", CONSUMER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as consumer:
+            assert consumer.stdin is not None
+            assert consumer.stdout is not None
+            job = {
+                "kind": reference_to(type(settings)),
+                "sys_path": sys.path,
+                "settings": settings.model_dump(
+                    mode="json", context={"reveal_secrets": True}, exclude_unset=True
+                ),
+            }
+            consumer.stdin.write(json.dumps(job) + "\n")
+            consumer.stdin.flush()
+            assert consumer.stdout.readline() == "holding 20\n"
+            consumer.send_signal(signal.SIGKILL)
+        source.open()
+        messages = collect(source, 50)
+        assert bodies_of(messages) == bodies[10:]
+        assert all(message.redelivered for message in messages[:20])
+        settle(source, messages)
+
+    @pytest.mark.parametrize("prefetch", [0, -1])
+    def test_a_prefetch_without_a_limit_is_refused(
+        self, settings: SourceSettings, prefetch: int
+    ) -> None:
+        with pytest.raises(ConfigError, match="prefetch"):
+            settings.source(prefetch=prefetch)
