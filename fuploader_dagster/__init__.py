@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fuploader_dagster.messages import publish_file_messages as publish_file_messages
     from fuploader_dagster.messages import serialize_file_payload as serialize_file_payload
     from fuploader_dagster.resources.embedded import EmbeddedQueue as EmbeddedQueue
-    from fuploader_dagster.resources.object_stores.cos import COS as COS
-    from fuploader_dagster.resources.object_stores.local import Local as Local
-    from fuploader_dagster.resources.object_stores.mirror import Mirror as Mirror
-    from fuploader_dagster.resources.object_stores.oss import OSS as OSS
-    from fuploader_dagster.resources.object_stores.s3 import S3 as S3
+    from fuploader_dagster.resources.object_stores import COS as COS
+    from fuploader_dagster.resources.object_stores import OSS as OSS
+    from fuploader_dagster.resources.object_stores import S3 as S3
+    from fuploader_dagster.resources.object_stores import Local as Local
+    from fuploader_dagster.resources.object_stores import Mirror as Mirror
     from fuploader_dagster.resources.rabbitmq import RabbitMQ as RabbitMQ
     from fuploader_dagster.resources.redis_state import RedisState as RedisState
     from fuploader_dagster.resources.sqlite_state import SqliteState as SqliteState
@@ -44,11 +44,11 @@ _HOMES = {
     "publish_file_messages": "messages",
     "serialize_file_payload": "messages",
     "EmbeddedQueue": "resources.embedded",
-    "COS": "resources.object_stores.cos",
-    "Local": "resources.object_stores.local",
-    "Mirror": "resources.object_stores.mirror",
-    "OSS": "resources.object_stores.oss",
-    "S3": "resources.object_stores.s3",
+    "COS": "resources.object_stores",
+    "Local": "resources.object_stores",
+    "Mirror": "resources.object_stores",
+    "OSS": "resources.object_stores",
+    "S3": "resources.object_stores",
     "RabbitMQ": "resources.rabbitmq",
     "RedisState": "resources.redis_state",
     "SqliteState": "resources.sqlite_state",

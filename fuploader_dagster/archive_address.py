@@ -26,8 +26,8 @@ from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import find_packed
 from fuploader_dagster.range_source import LocalFile, RangeSource, StoredArchive
 from fuploader_dagster.receipts import Receipt, find_receipt
-from fuploader_dagster.resources.object_stores.mirror import Mirror
-from fuploader_dagster.resources.object_stores.s3 import S3
+from fuploader_dagster.resources.object_stores.mirror import MirrorSettings
+from fuploader_dagster.resources.object_stores.s3 import S3Settings
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 from fuploader_dagster.strategies import object_key
 
@@ -89,7 +89,7 @@ class ArchiveFinder:
                 return _stored(store, address.removeprefix(base))
         bucket, _, key = rest.partition("/")
         if scheme == "s3" and bucket and key:
-            return _stored(S3(bucket=bucket).open(), key)
+            return _stored(S3Settings(bucket=bucket).open(), key)
         raise ConfigError(
             f"no pipeline stores into {scheme}://{bucket}"
             + "".join(f"; {reason}" for reason in unusable),
@@ -155,7 +155,7 @@ class ArchiveFinder:
 
 
 def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
-    if isinstance(setting, Mirror):
+    if isinstance(setting, MirrorSettings):
         yield from _parts(setting.first)
         yield from _parts(setting.second)
     else:

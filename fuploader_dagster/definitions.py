@@ -17,6 +17,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.replay_job import build_replay_job
+from fuploader_dagster.resources.object_stores.resource import as_resource
 from fuploader_dagster.seal_job import build_seal_job
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
@@ -36,6 +37,7 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
 
 
 def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
+    pipeline = pipeline.model_copy(update={"store": as_resource(pipeline.store)})
     names = Names.of(pipeline)
     ship = dg.define_asset_job(
         names.ship_job,

@@ -61,11 +61,11 @@ KINDS: dict[str, dict[str, str]] = {
         "sqlite": "fuploader_dagster.resources.sqlite_state:SqliteState",
     },
     "store": {
-        "s3": "fuploader_dagster.resources.object_stores.s3:S3",
-        "cos": "fuploader_dagster.resources.object_stores.cos:COS",
-        "oss": "fuploader_dagster.resources.object_stores.oss:OSS",
-        "local": "fuploader_dagster.resources.object_stores.local:Local",
-        "mirror": "fuploader_dagster.resources.object_stores.mirror:Mirror",
+        "s3": "fuploader_dagster.resources.object_stores.s3:S3Settings",
+        "cos": "fuploader_dagster.resources.object_stores.cos:COSSettings",
+        "oss": "fuploader_dagster.resources.object_stores.oss:OSSSettings",
+        "local": "fuploader_dagster.resources.object_stores.local:LocalSettings",
+        "mirror": "fuploader_dagster.resources.object_stores.mirror:MirrorSettings",
     },
 }
 _BASES: dict[str, type] = {

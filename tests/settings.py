@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fuploader_dagster.config import Intake, Pipeline
-from fuploader_dagster.resources.object_stores.local import Local
+from fuploader_dagster.resources.object_stores import Local
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.sqlite_state import SqliteState
 from fuploader_dagster.sealing import SealedSlot

@@ -74,7 +74,7 @@ def page() -> str:
 
 def _sentence(model: type[BaseModel]) -> str:
     first = (model.__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(first.split()) + f" In Python: `{model.__name__}`.\n"
+    return " ".join(first.split()) + f" In Python: `{model.__name__.removesuffix('Settings')}`.\n"
 
 
 def _table(fields: dict[str, FieldInfo], whose: str) -> str:

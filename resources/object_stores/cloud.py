@@ -1,17 +1,22 @@
-"""CloudObjectStore: the ObjectStore contract on top of any cloud's `Service`, below a prefix."""
+"""What all clouds share: settings, and the ObjectStore contract on top of a `Service`."""
 
 from __future__ import annotations
 
 import builtins
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote, urlencode
+
+from pydantic import Field
 
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import UploadGone
 from fuploader_dagster.resources.object_stores.keys import full_key, full_prefix, own_key
 from fuploader_dagster.resources.object_stores.service import Service
+from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 from fuploader_dagster.resources.object_stores.verified_put import SHA256, VerifiedPut
 from fuploader_dagster.storage import (
     ArchiveFile,
@@ -23,6 +28,63 @@ from fuploader_dagster.storage import (
 )
 
 log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+
+
+class CloudSettings(ObjectStoreSettings):
+    """What the settings of all clouds have in common."""
+
+    bucket: str = Field(description="The bucket.")
+    prefix: str = Field(default="", description="All keys are below it.")
+    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
+    ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
+    proxy_url: str | None = Field(
+        default=None, repr=False, description="HTTP proxy, with its password if it has one."
+    )
+    storage_class: str | None = Field(default=None, description="Such as STANDARD_IA.")
+    kms_key_id: str | None = Field(
+        default=None,
+        description="The key of the service's key management; its default one if not given.",
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
+    part_size_bytes: int = Field(
+        default=16 * MIB, ge=5 * MIB, le=2048 * MIB, description="At least; larger if need be."
+    )
+    concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
+    connect_timeout_seconds: float = Field(
+        default=10, gt=0, description="Until a connection stands."
+    )
+    read_timeout_seconds: float = Field(
+        default=60, gt=0, description="Of silence while an answer comes."
+    )
+
+    @abstractmethod
+    def service(self) -> Service:
+        """The cloud's API, of resolved settings. Errors as in `connect`."""
+
+    def connect(self) -> ObjectStore:
+        return CloudObjectStore(
+            self.service(),
+            prefix=self.prefix,
+            part_size_bytes=self.part_size_bytes,
+            concurrency=self.concurrency,
+        )
+
+    @property
+    def verify(self) -> bool | str:
+        """What `requests`, boto3 and their like take: whom to believe."""
+        return (self.ca_bundle or True) if self.verify_tls else False
+
+    @property
+    def proxies(self) -> dict[str, str] | None:
+        """In the same form."""
+        return {"http": self.proxy_url, "https": self.proxy_url} if self.proxy_url else None
+
+    @property
+    def tagging(self) -> str | None:
+        """The tags as the services want them in a header."""
+        return urlencode(self.tags, quote_via=quote) or None
 
 
 class CloudObjectStore(ObjectStore):

@@ -10,14 +10,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fuploader_dagster.resources.object_stores.cloud import CloudObjectStore
-from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource, needing
-from fuploader_dagster.storage import ObjectStore
-
-MIB = 1 << 20
+from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
+from fuploader_dagster.resources.object_stores.service import Service
+from fuploader_dagster.resources.object_stores.settings import needing
 
 
-class COS(ObjectStoreResource):
+class COSSettings(CloudSettings):
     """A bucket of Tencent COS.
 
     Without keys, COS_SECRET_ID, COS_SECRET_KEY and COS_TOKEN of the environment are used, or the
@@ -27,7 +25,6 @@ class COS(ObjectStoreResource):
     SECRETS: ClassVar[frozenset[str]] = frozenset({"secret_key", "token"})
 
     bucket: str = Field(description="With the account's number: name-1250000000.")
-    prefix: str = Field(default="", description="All keys are below it.")
     region: str | None = Field(default=None, description="Such as ap-guangzhou.")
     endpoint: str | None = Field(
         default=None, description="Host below which buckets are, instead of the region's own."
@@ -47,43 +44,21 @@ class COS(ObjectStoreResource):
         default=None,
         description="http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
     )
-    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
-    ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
-    proxy_url: str | None = Field(
-        default=None, repr=False, description="HTTP proxy, with its password if it has one."
-    )
     storage_class: str | None = Field(default=None, description="Such as STANDARD_IA or ARCHIVE.")
     encryption: Literal["default", "AES256", "cos/kms"] = Field(
         default="default",
         description="What the service encrypts objects with; default: as the bucket says.",
     )
-    kms_key_id: str | None = Field(
-        default=None,
-        description="The key of the service's key management; its default one if not given.",
-    )
-    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
     part_size_bytes: int = Field(
         default=16 * MIB, ge=MIB, le=2048 * MIB, description="At least; larger if need be."
     )
-    concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
-    connect_timeout_seconds: float = Field(
-        default=10, gt=0, description="Until a connection stands."
-    )
-    read_timeout_seconds: float = Field(
-        default=60, gt=0, description="Of silence while an answer comes."
-    )
 
-    def connect(self) -> ObjectStore:
+    def service(self) -> Service:
         with needing("cos-python-sdk-v5", extra="cos"):
             from fuploader_dagster.resources.object_stores.cos_service import (  # noqa: PLC0415
                 CosService,
             )
-        return CloudObjectStore(
-            CosService(self),
-            prefix=self.prefix,
-            part_size_bytes=self.part_size_bytes,
-            concurrency=self.concurrency,
-        )
+        return CosService(self)
 
     def describe(self) -> str:
         place = "region" if self.endpoint is None else "endpoint"

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
 from xml.sax.saxutils import unescape
 
 import requests
@@ -44,7 +43,7 @@ from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Ser
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
-    from fuploader_dagster.resources.object_stores.cos import COS
+    from fuploader_dagster.resources.object_stores.cos import COSSettings
 
 META = "x-cos-meta-"
 CREATE_ONLY = {"x-cos-forbid-overwrite": "true"}
@@ -59,7 +58,7 @@ class CosService(Service):
     sent_whole: Algorithm = "crc64ecma"
     sent_in_parts: Algorithm = "crc64ecma"
 
-    def __init__(self, settings: COS) -> None:
+    def __init__(self, settings: COSSettings) -> None:
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
@@ -247,14 +246,13 @@ def _in_xml(body: str | bytes) -> tuple[str, str]:
     return code, message
 
 
-def _client(settings: COS, hook: Any) -> CosS3Client:
+def _client(settings: COSSettings, hook: Any) -> CosS3Client:
     session = requests.Session()
     session.hooks["response"].append(hook)
     adapter = requests.adapters.HTTPAdapter(pool_maxsize=settings.concurrency + 2)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     host, _, port = (settings.address or "").rpartition(":")
-    proxy = settings.proxy_url
     try:
         kind = (
             _RoleConfig if settings.secret_id is None and settings.instance_role_url else CosConfig
@@ -267,8 +265,8 @@ def _client(settings: COS, hook: Any) -> CosS3Client:
             IP=host or None,
             Port=int(port) if port else None,
             Timeout=(settings.connect_timeout_seconds, settings.read_timeout_seconds),
-            Proxies={"http": proxy, "https": proxy} if proxy else None,
-            VerifySSL=(settings.ca_bundle or True) if settings.verify_tls else False,
+            Proxies=settings.proxies,
+            VerifySSL=settings.verify,
         )
         return CosS3Client(config, retry=0, session=session)
     except (CosClientError, ValueError) as error:
@@ -290,7 +288,7 @@ class _RoleConfig(CosConfig):  # type: ignore[misc]
         """The SDK's constructor sets what was given instead of a role: nothing."""
 
 
-def _credentials(settings: COS) -> dict[str, Any]:
+def _credentials(settings: COSSettings) -> dict[str, Any]:
     if settings.secret_id is None and settings.instance_role_url is not None:
         return {"CredentialInstance": RoleCredentials(settings.instance_role_url)}
     if settings.secret_id is None:
@@ -306,13 +304,13 @@ def _credentials(settings: COS) -> dict[str, Any]:
     }
 
 
-def _options_of_new_objects(settings: COS) -> dict[str, str]:
+def _options_of_new_objects(settings: COSSettings) -> dict[str, str]:
     encryption = None if settings.encryption == "default" else settings.encryption
     options = {
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": encryption,
         "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": urlencode(settings.tags, quote_via=quote) or None,
+        "Tagging": settings.tagging,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -34,7 +34,7 @@ from fuploader_dagster.errors import (
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
 from fuploader_dagster.resources.object_stores.keys import full_key
-from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import (
     ArchiveFile,
@@ -57,7 +57,7 @@ CHUNK_BYTES = 1 << 20
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-class Local(ObjectStoreResource):
+class LocalSettings(ObjectStoreSettings):
     """A folder as an object store."""
 
     path: str = Field(description="The folder; it is created if it is missing.")

@@ -32,7 +32,7 @@ from fuploader_dagster.errors import (
     TemporaryError,
 )
 from fuploader_dagster.loading import load_part
-from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
+from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 from fuploader_dagster.storage import (
     ArchiveFile,
     ObjectInfo,
@@ -47,14 +47,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Mirror(ObjectStoreResource):
+class MirrorSettings(ObjectStoreSettings):
     """Two object stores, of different providers if wanted."""
 
-    first: ObjectStoreResource = Field(description="Read from first.")
-    second: ObjectStoreResource = Field(description="Read from if the first fails.")
+    first: ObjectStoreSettings = Field(description="Read from first.")
+    second: ObjectStoreSettings = Field(description="Read from if the first fails.")
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(**{name: _from_yaml(name, value) for name, value in values.items()})
+        super().__init__(**{name: self.loaded(name, value) for name, value in values.items()})
+
+    @staticmethod
+    def loaded(name: str, value: Any) -> Any:
+        """`{kind: s3, bucket: ...}` becomes the settings of that kind."""
+        return load_part("store", value, f"Mirror.{name}") if isinstance(value, dict) else value
 
     def connect(self) -> ObjectStore:
         return MirroredObjectStore([self.first.connect(), self.second.connect()])
@@ -64,11 +69,6 @@ class Mirror(ObjectStoreResource):
 
     def describe(self) -> str:
         return f"{self.first.describe()}, mirrored to {self.second.describe()}"
-
-
-def _from_yaml(name: str, value: Any) -> Any:
-    """`{kind: s3, bucket: ...}` becomes the settings of that kind."""
-    return load_part("store", value, f"Mirror.{name}") if isinstance(value, dict) else value
 
 
 class MirroredObjectStore(ObjectStore):

@@ -9,14 +9,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fuploader_dagster.resources.object_stores.cloud import CloudObjectStore
-from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource, needing
-from fuploader_dagster.storage import ObjectStore
-
-MIB = 1 << 20
+from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
+from fuploader_dagster.resources.object_stores.service import Service
+from fuploader_dagster.resources.object_stores.settings import needing
 
 
-class OSS(ObjectStoreResource):
+class OSSSettings(CloudSettings):
     """A bucket of Alibaba OSS.
 
     Without keys, OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET and OSS_SESSION_TOKEN of the
@@ -25,8 +23,6 @@ class OSS(ObjectStoreResource):
 
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
 
-    bucket: str = Field(description="The bucket.")
-    prefix: str = Field(default="", description="All keys are below it.")
     endpoint: str = Field(description="Such as https://oss-cn-hangzhou.aliyuncs.com.")
     region: str | None = Field(
         default=None, description="Such as cn-hangzhou: signatures V4. Without it: V1."
@@ -43,43 +39,21 @@ class OSS(ObjectStoreResource):
     instance_role_url: str | None = Field(
         default=None, description="http://100.100.100.200/latest/meta-data/ram/.../<role>"
     )
-    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
-    ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
-    proxy_url: str | None = Field(
-        default=None, repr=False, description="HTTP proxy, with its password if it has one."
-    )
     storage_class: str | None = Field(default=None, description="Such as IA or Archive.")
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
         default="default",
         description="What the service encrypts objects with; default: as the bucket says.",
     )
-    kms_key_id: str | None = Field(
-        default=None,
-        description="The key of the service's key management; its default one if not given.",
-    )
-    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
     part_size_bytes: int = Field(
         default=16 * MIB, ge=100 << 10, le=2048 * MIB, description="At least; larger if need be."
     )
-    concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
-    connect_timeout_seconds: float = Field(
-        default=10, gt=0, description="Until a connection stands."
-    )
-    read_timeout_seconds: float = Field(
-        default=60, gt=0, description="Of silence while an answer comes."
-    )
 
-    def connect(self) -> ObjectStore:
+    def service(self) -> Service:
         with needing("oss2", extra="oss"):
             from fuploader_dagster.resources.object_stores.oss_service import (  # noqa: PLC0415
                 OssService,
             )
-        return CloudObjectStore(
-            OssService(self),
-            prefix=self.prefix,
-            part_size_bytes=self.part_size_bytes,
-            concurrency=self.concurrency,
-        )
+        return OssService(self)
 
     def describe(self) -> str:
         where = self.shown("endpoint")

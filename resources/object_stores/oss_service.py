@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
 from xml.etree.ElementTree import ParseError
 
 import oss2
@@ -40,7 +39,7 @@ from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Ser
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
-    from fuploader_dagster.resources.object_stores.oss import OSS
+    from fuploader_dagster.resources.object_stores.oss import OSSSettings
 
 META = "x-oss-meta-"
 CREATE_ONLY = {"x-oss-forbid-overwrite": "true"}
@@ -55,7 +54,7 @@ class OssService(Service):
     sent_whole: Algorithm = "crc64ecma"
     sent_in_parts: Algorithm = "crc64ecma"
 
-    def __init__(self, settings: OSS) -> None:
+    def __init__(self, settings: OSSSettings) -> None:
         self._name = settings.bucket
         self._where = settings.endpoint
         self._bucket = _bucket(settings)
@@ -206,10 +205,9 @@ def _meaning(error: oss2.exceptions.ServerError, tried: str) -> Exception:
     return error_for(tried, answer, time.time())
 
 
-def _bucket(settings: OSS) -> Any:
+def _bucket(settings: OSSSettings) -> Any:
     session = oss2.Session(pool_size=settings.concurrency + 2)
-    session.session.verify = (settings.ca_bundle or True) if settings.verify_tls else False
-    proxy = settings.proxy_url
+    session.session.verify = settings.verify
     try:
         provider = _credentials(settings)
         v4 = settings.region is not None
@@ -221,7 +219,7 @@ def _bucket(settings: OSS) -> Any:
             session=session,
             connect_timeout=(settings.connect_timeout_seconds, settings.read_timeout_seconds),
             enable_crc=False,
-            proxies={"http": proxy, "https": proxy} if proxy else None,
+            proxies=settings.proxies,
             region=settings.region,
             is_path_style=settings.addressing_style == "path",
         )
@@ -231,7 +229,7 @@ def _bucket(settings: OSS) -> Any:
         ) from error
 
 
-def _credentials(settings: OSS) -> credentials.CredentialsProvider:
+def _credentials(settings: OSSSettings) -> credentials.CredentialsProvider:
     if settings.access_key_id is not None and settings.access_key_secret is not None:
         return credentials.StaticCredentialsProvider(
             settings.access_key_id, settings.access_key_secret, settings.security_token or ""
@@ -241,13 +239,13 @@ def _credentials(settings: OSS) -> credentials.CredentialsProvider:
     return credentials.EnvironmentVariableCredentialsProvider()
 
 
-def _options_of_new_objects(settings: OSS) -> dict[str, str]:
+def _options_of_new_objects(settings: OSSSettings) -> dict[str, str]:
     encryption = None if settings.encryption == "default" else settings.encryption
     options = {
         "x-oss-storage-class": settings.storage_class,
         "x-oss-server-side-encryption": encryption,
         "x-oss-server-side-encryption-key-id": settings.kms_key_id,
-        "x-oss-tagging": urlencode(settings.tags, quote_via=quote) or None,
+        "x-oss-tagging": settings.tagging,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import quote, urlencode
 
 import boto3
 from botocore import exceptions as boto
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-    from fuploader_dagster.resources.object_stores.s3 import S3
+    from fuploader_dagster.resources.object_stores.s3 import S3Settings
 
 
 class S3Service(Service):
@@ -53,7 +52,7 @@ class S3Service(Service):
     sent_whole: Algorithm = "md5"
     sent_in_parts: Algorithm = "md5-of-parts"
 
-    def __init__(self, settings: S3) -> None:
+    def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
         self._client = _client(settings)
         self._endpoint = self._client.meta.endpoint_url
@@ -240,8 +239,7 @@ def _stated_digest(answer: HeadObjectOutputTypeDef) -> tuple[Algorithm | None, s
     return None, ""
 
 
-def _client(settings: S3) -> S3Client:
-    proxy = settings.proxy_url
+def _client(settings: S3Settings) -> S3Client:
     config = Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         request_checksum_calculation="when_required",
@@ -250,7 +248,7 @@ def _client(settings: S3) -> S3Client:
         connect_timeout=settings.connect_timeout_seconds,
         read_timeout=settings.read_timeout_seconds,
         max_pool_connections=settings.concurrency + 2,
-        proxies={"http": proxy, "https": proxy} if proxy else None,
+        proxies=settings.proxies,
     )
     try:
         session = boto3.session.Session(
@@ -263,7 +261,7 @@ def _client(settings: S3) -> S3Client:
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
-            verify=(settings.ca_bundle or True) if settings.verify_tls else False,
+            verify=settings.verify,
             config=config,
         )
     except (BotoCoreError, ValueError) as error:
@@ -279,7 +277,7 @@ def _send_in_large_blocks(request: AWSPreparedRequest, **_: Any) -> None:
         request.body = Blocks(request.body)
 
 
-def _customer_key(settings: S3) -> dict[str, Any]:
+def _customer_key(settings: S3Settings) -> dict[str, Any]:
     if settings.customer_key is None:
         return {}
     try:
@@ -293,12 +291,12 @@ def _customer_key(settings: S3) -> dict[str, Any]:
     return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
 
 
-def _options_of_new_objects(settings: S3) -> dict[str, Any]:
+def _options_of_new_objects(settings: S3Settings) -> dict[str, Any]:
     options = {
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": None if settings.encryption == "default" else settings.encryption,
         "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": urlencode(settings.tags, quote_via=quote) or None,
+        "Tagging": settings.tagging,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -1,0 +1,151 @@
+"""ObjectStoreSettings: what an object store is told, and how it is opened. Without Dagster.
+
+What must always hold:
+
+- A secret is given as the name of an environment variable (`{env: NAME}` in YAML, `EnvVar("NAME")`
+  in Python), because Dagster's UI shows a resource's configuration to everybody. A literal is
+  refused.
+- No secret is in a repr, an error or `describe()`; validation errors do not quote what they got.
+- A field that does not exist is an error, not something that is silently ignored.
+
+`open()` gives the connected store with retries around it. Inside a run Dagster has replaced the
+variables by their values before; outside (command line, workers) `open()` does it.
+
+Importing Dagster takes longer than most commands. So a configuration file is loaded as these
+settings, and `resource.as_resource` makes Dagster resources of them where there is Dagster.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
+from fuploader_dagster.storage import ObjectStore
+
+
+class Variable(str):
+    """The name of an environment variable in the place of a value, as Dagster's `EnvVar`."""
+
+    __slots__ = ()
+
+    @property
+    def env_var_name(self) -> str:
+        return str.__str__(self)
+
+
+class ObjectStoreSettings(BaseModel):
+    """What every backend has in common. `SECRETS` names the fields that must be variables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    SECRETS: ClassVar[frozenset[str]] = frozenset()
+
+    retry_budget_seconds: float = Field(
+        default=300,
+        ge=0,
+        description="How long to go on trying after the last progress. 0: try once.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        values = {name: _as_variable(value) for name, value in values.items()}
+        for name in sorted(self.SECRETS & values.keys()):
+            _refuse_literal(self.kind(), name, values[name])
+        super().__init__(**values)
+        # Validation makes plain text of them. (Dagster keeps its own.)
+        self.__dict__.update(
+            {name: value for name, value in values.items() if isinstance(value, Variable)}
+        )
+
+    @abstractmethod
+    def connect(self) -> ObjectStore:
+        """The bare store, of settings whose variables are resolved. Sends no request yet.
+
+        Raises `ConfigError` if the client library is missing or a setting is impossible.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Address in words, without secrets, for logs and error messages."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """What people call the backend: `S3`."""
+        return cls.__name__.removesuffix("Settings")
+
+    def open(self) -> ObjectStore:
+        """The store behind the setting, with retries around it.
+
+        Raises `ConfigError`, naming it, if an environment variable is not set.
+        """
+        settings = self.resolved()
+        return RetryingObjectStore(settings.connect(), budget_seconds=self.retry_budget_seconds)
+
+    def resolved(self) -> Self:
+        """The same settings with the environment's values in place of variables."""
+        values = {
+            name: _value_of(self.kind(), name, variable)
+            for name, value in self.__dict__.items()
+            if (variable := variable_name(value)) is not None
+        }
+        return self.model_copy(update=values) if values else self
+
+    def shown(self, name: str) -> str:
+        """A field for `describe()`: a variable shows its name."""
+        value = getattr(self, name)
+        variable = variable_name(value)
+        return str(value) if variable is None else f"${{{variable}}}"
+
+
+@contextmanager
+def needing(library: str, *, extra: str) -> Iterator[None]:
+    """Around a backend's import: a missing client library becomes the command to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"this object store needs {library}, which cannot be imported: {error}",
+            hint=f"pip install 'fuploader-dagster[{extra}]'",
+        ) from error
+
+
+def variable_name(value: Any) -> str | None:
+    """Of a variable, ours or Dagster's, its name; None for any other value."""
+    name: str | None = getattr(value, "env_var_name", None)
+    return name
+
+
+def _as_variable(value: Any) -> Any:
+    """`{env: NAME}`, as it comes from YAML, becomes a variable."""
+    if isinstance(value, dict) and value.keys() == {"env"} and isinstance(value["env"], str):
+        return Variable(value["env"])
+    return value
+
+
+def _refuse_literal(settings: str, name: str, value: Any) -> None:
+    # When Dagster initialises a resource it constructs it anew with the values that it found in
+    # the environment; those must pass. Anything else is somebody's literal.
+    if value is None or variable_name(value) is not None or value in os.environ.values():
+        return
+    raise ConfigError(
+        f"{settings}.{name} is given literally; Dagster's UI would show it",
+        hint=f"set an environment variable and name it: {name}: {{env: NAME}}, "
+        f'or in Python EnvVar("NAME")',
+    )
+
+
+def _value_of(settings: str, name: str, variable: str) -> str:
+    value = os.environ.get(variable)
+    if value is None:
+        raise ConfigError(
+            f"environment variable {variable} is not set",
+            hint=f"{settings}.{name} takes its value from it",
+        )
+    return value
