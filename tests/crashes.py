@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ from fuploader_dagster.drain import Drain
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.recovery import seal_abandoned, seal_on_request
 from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.object_stores.s3 import S3
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sealing import sealed_partitions
@@ -61,6 +63,8 @@ def settings_in(folder: Path, **values: Any) -> Pipeline:
         queue = servers["queue"]
         values["source"] = RabbitMQ(url=servers["rabbitmq"], queue=queue, reject_dead_letters=True)
         values["state"] = RedisState(url=servers["redis"], key_prefix=queue)
+    if cloud := values.pop("cloud", None):
+        values["store"] = S3(**cloud, secret_access_key={"env": "CLOUD_SECRET"})
     return pipeline(
         folder,
         **{
@@ -122,7 +126,7 @@ class UntilEmpty(Lease):
         super().__init__(self._reader)
         self.renew(120)
         self._settings = settings
-        self._looked_empty_at = 0.0
+        self._looked_empty_at = self._look_again_at = 0.0
 
     def over(self) -> str:
         if self.in_hand and self._all_settled():
@@ -131,9 +135,12 @@ class UntilEmpty(Lease):
 
     def _all_settled(self) -> bool:
         source = self._settings.source
+        if time.monotonic() < self._look_again_at:
+            return False
         if isinstance(source, EmbeddedQueue):
             with sqlite3.connect(source.path / "queue.sqlite") as database:
                 return database.execute("SELECT messages FROM waiting").fetchone() == (0,)
+        self._look_again_at = time.monotonic() + 0.1
         if backlog(self._settings):  # it does not count what this worker holds
             self._looked_empty_at = 0.0
         elif not self._looked_empty_at:
@@ -149,6 +156,10 @@ def fill(settings: Pipeline, slot: int, contents: dict[str, bytes], seal: bool =
         writer.commit()
         if seal:
             writer.seal("request")
+
+
+def large(settings: Pipeline) -> None:
+    fill(settings, 0, large_files(), seal=True)
 
 
 def no_key(archive: str) -> str:
@@ -226,6 +237,7 @@ LIVES: dict[str, Callable[[Pipeline], None]] = {
         half_packed,
         half_stored,
         not_removed,
+        large,
     )
 }
 
@@ -254,6 +266,12 @@ def committed() -> dict[str, bytes]:
         *("keyless", "half-packed", "half-stored", "not-removed"),
     ]
     return {name: body for prefix in prefixes for name, body in files(3, prefix=prefix).items()}
+
+
+def large_files() -> dict[str, bytes]:
+    """More than two parts of an upload, however it is compressed."""
+    dice = random.Random(5)
+    return {f"large{number}.bin": dice.randbytes(4 << 20) for number in range(3)}
 
 
 # -------------------------------------------------------------------------------- how it is killed
@@ -320,6 +338,7 @@ def _live(asked: dict[str, Any], answer: int) -> int:
     steps: list[str] = []
     observe(_observer(asked["kill"], steps))
     try:
+        os.environ.update(asked["values"].pop("environment", {}))
         LIVES[asked["life"]](settings_in(Path(asked["folder"]), **asked["values"]))
         os.write(answer, json.dumps(steps).encode())
     except BaseException:

@@ -25,8 +25,20 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letters import read_dead_letters
 from fuploader_dagster.receipts import receipts_between
 from fuploader_dagster.steps import Step
-from tests.crashes import RESIDUE, Lives, committed, settings_in, unacknowledged
-from tests.drains import files, publish, publish_bodies
+from tests.crashes import (
+    RESIDUE,
+    Kill,
+    Lives,
+    committed,
+    large_files,
+    settings_in,
+    unacknowledged,
+)
+from tests.drains import backlog, files, publish, publish_bodies
+from tests.servers.queue_fixtures import new_queue
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
+from tests.servers.swift import SwiftServer
 
 POISON = [b"poison %d" % number for number in range(8)]
 ELSEWHERE = {Step.REJECTED, Step.UPLOAD_BEGUN, Step.PART_STORED}
@@ -151,3 +163,77 @@ def archived(settings: Pipeline) -> dict[str, list[bytes]]:
                 assert content is not None
                 found.setdefault(member.name, []).append(content.read())
     return found
+
+
+AROUND_AN_ACK = [
+    Step.DEAD_LETTERS_KEPT,
+    Step.INDEX_SYNCED,
+    Step.REJECTED,
+    Step.SETTLED,
+    Step.RECORDED,
+    Step.SEALED,
+    Step.PARTITION_PUSHED,
+    Step.RECEIPT_KEPT,
+    Step.SLOT_REMOVED,
+]
+
+
+def test_killed_around_its_acks_to_rabbitmq_everything_is_there_once(
+    lives: Lives, rabbitmq: RabbitMQServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    servers = {"rabbitmq": rabbitmq.url, "redis": redis_server.url(), "queue": new_queue(rabbitmq)}
+    settings = settings_in(tmp_path, servers=servers)
+    wanted: dict[str, bytes] = {}
+    poison: set[bytes] = set()
+    for number, step in enumerate(AROUND_AN_ACK):
+        contents = files(60, seed=number, prefix=f"{number}-")
+        bad = [b"poison %d-%d" % (number, each) for each in range(6)]
+        publish(settings, dict(list(contents.items())[:30]))
+        publish_bodies(settings, bad)
+        publish(settings, dict(list(contents.items())[30:]))
+        wanted |= contents
+        poison |= set(bad)
+        assert lives.live("whole", tmp_path, {"step": step.name, "hit": 1}, servers=servers) is None
+    for _ in range(10):  # the broker may take a moment to hand out again what a dead one held
+        assert lives.live("whole", tmp_path, servers=servers) is not None
+        if archived(settings).keys() == wanted.keys():
+            break
+    assert archived(settings) == {name: [content] for name, content in wanted.items()}
+    assert {letter.body for letter in read_dead_letters(settings.layout)} == poison
+    assert backlog(settings) == 0
+    assert_nothing_is_left(settings, "")
+
+
+def test_killed_between_the_parts_of_an_upload_it_goes_on_and_leaves_no_part_behind(
+    lives: Lives, swift: SwiftServer, tmp_path: Path
+) -> None:
+    bucket = swift.fresh_bucket()
+    cloud = {
+        "bucket": bucket,
+        "endpoint_url": swift.endpoint,
+        "region": swift.region,
+        "access_key_id": swift.access_key,
+        "part_size_bytes": 5 << 20,
+        "concurrency": 1,
+    }
+
+    def lived(life: str, kill: Kill | None = None) -> list[str] | None:
+        secret = {"CLOUD_SECRET": swift.secret_key}
+        return lives.live(life, tmp_path, kill, environment=secret, cloud=cloud)
+
+    assert lived("large") is not None
+    assert lived("whole", {"step": Step.UPLOAD_BEGUN.name, "hit": 1}) is None
+    assert lived("whole", {"step": Step.PART_STORED.name, "hit": 2}) is None
+    steps = lived("whole")
+    assert steps is not None
+    assert steps.count(Step.PART_STORED.name) <= 1  # of three: two were there
+    assert steps.count(Step.UPLOAD_ABORTED.name) == 1
+    client = swift.client()
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
+    (stored,) = client.list_objects_v2(Bucket=bucket)["Contents"]
+    target = tmp_path / "objects" / "large.tar.zst"
+    target.parent.mkdir()
+    client.download_file(bucket, stored["Key"], str(target))
+    settings = settings_in(tmp_path)
+    assert archived(settings) == {name: [content] for name, content in large_files().items()}
+    assert_nothing_is_left(settings, "")
