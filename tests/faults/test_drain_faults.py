@@ -167,6 +167,14 @@ def test_a_killed_redis_is_a_pause_that_says_where_and_why(
             assert redis_server.password not in problem
         wait_until_stored(settings, contents)
         wait_for(lambda: supervisor.problems() == [], settings, "the all-clear")
+        state = settings.state.store(pipeline=settings.name, node=settings.node)
+        wait_for(
+            lambda: state.sealed(100) == sorted(seal.partition for seal in seals(settings.layout)),
+            settings,
+            "all that was sealed to wait for its run",
+        )
+        state.close()
+    assert len(seals(settings.layout)) >= 9
     assert second_copies(settings, contents) == 0
 
 
