@@ -15,8 +15,7 @@ import pytest
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.diagnosis import Diagnosis
 from fuploader_dagster.doctor import examine
-from fuploader_dagster.resources.object_stores import Local
-from fuploader_dagster.resources.object_stores.s3 import S3
+from fuploader_dagster.resources.object_stores import S3, Local
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.scaffolding import write_project
