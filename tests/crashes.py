@@ -31,7 +31,7 @@ from fuploader_dagster.drain import Drain
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.recovery import seal_abandoned, seal_on_request
 from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.object_stores.s3 import S3
+from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sealing import sealed_partitions
