@@ -243,6 +243,9 @@ class Pipeline(Intake):
     """So many are picked each time, at random; 0 switches it off."""
     scrub_members: Count = 4
     """So many members of each are read back: at most as many MiB, for members of ordinary size."""
+    max_dead_letters_per_hour: Annotated[int, Field(ge=0)] = 100
+    """With more of them within an hour the asset check of `dead_letters` warns. A few are mistakes
+    of somebody; a hundred mean that a producer or the parser has changed."""
     failure_webhook: Secret | None = None
     """Gets a POST of JSON for each run that failed after its retries."""
 

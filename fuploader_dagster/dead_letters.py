@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_one, write_one
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.source import MessagePublisher
@@ -50,6 +51,7 @@ class DeadLetterBox:
         self._folder = layout.dead_letters
         self._worker = worker
         self._clock = clock
+        self._counts: DeadLetterCounts | None = None
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
         """Make the letters durable."""
@@ -60,6 +62,17 @@ class DeadLetterBox:
         path = self.path()
         append_or_undo(path, lines if ends_whole(path) else b"\n" + lines)
         reached(Step.DEAD_LETTERS_KEPT)
+        self._count(letters)
+
+    def _count(self, letters: Sequence[DeadLetter]) -> None:
+        path = self._folder / f"counts-w{self._worker}.json"
+        if self._counts is None:
+            self._counts = read_one(path)
+        self._counts.add((letter.reason for letter in letters), self._clock())
+        try:
+            write_one(path, self._counts)
+        except OSError as error:  # for displays only: the letters themselves are kept
+            log.warning("the counts of dead letters could not be written: %s", error)
 
     def path(self) -> Path:
         """The file that is written today."""

@@ -14,6 +14,7 @@ import dagster as dg
 from fuploader_dagster.assets import build_assets
 from fuploader_dagster.checks import build_check
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.dead_letter_asset import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.replay_job import build_replay_job
@@ -47,8 +48,8 @@ def _definitions_of(pipeline: Pipeline, running: bool) -> dg.Definitions:
     )
     resources: dict[str, Any] = {names.store: pipeline.store}
     return dg.Definitions(
-        assets=build_assets(pipeline),
-        asset_checks=[build_check(pipeline)],
+        assets=[*build_assets(pipeline), build_dead_letter_asset(pipeline)],
+        asset_checks=[build_check(pipeline), build_dead_letter_check(pipeline)],
         jobs=[ship, build_seal_job(pipeline), build_replay_job(pipeline)],
         sensors=[
             build_drain_sensor(pipeline, running=running),

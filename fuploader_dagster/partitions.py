@@ -50,6 +50,10 @@ class Names:
         return self.asset("queue")
 
     @property
+    def dead_letters(self) -> dg.AssetKey:
+        return self.asset("dead_letters")
+
+    @property
     def sealed_slot(self) -> dg.AssetKey:
         return self.asset("sealed_slot")
 

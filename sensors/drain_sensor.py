@@ -12,6 +12,7 @@ import dagster as dg
 import msgspec
 
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.dead_letter_asset import Reported, report
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.partitions import Names, chunks, run_request
@@ -40,6 +41,7 @@ class _Cursor(msgspec.Struct):
     at: float = 0.0
     stored_messages: int = 0
     dead_letters: int = 0
+    reported: Reported = msgspec.field(default_factory=Reported)
 
 
 def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
@@ -67,17 +69,24 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
             context.log.error(problem)
         if problems and not new:
             raise DrainTrouble("; ".join(problems))
-        cursor, summary = _summary(context.cursor, snapshot, pipeline.layout, now=time.time())
+        now, last = time.time(), _read_cursor(context.cursor)
+        dead_letters, reported = report(pipeline, last.reported, now)
+        summary = _summary(last, snapshot, pipeline.layout, now)
         context.log.info(summary)
+        following = _Cursor(now, snapshot.stored_messages, snapshot.dead_letters, reported)
+        cursor = msgspec.json.encode(following).decode()
         if not new:
-            return dg.SensorResult(skip_reason=summary, cursor=cursor)
+            return dg.SensorResult(skip_reason=summary, asset_events=dead_letters, cursor=cursor)
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
             run_requests=[
                 run_request(names, keys, run_key=f"sealed:{keys[0]}:{keys[-1]}")
                 for keys in chunks(new, pipeline.partitions_per_run)
             ],
-            asset_events=[_sealed_event(names, pipeline.layout, key) for key in new],
+            asset_events=[
+                *(_sealed_event(names, pipeline.layout, key) for key in new),
+                *dead_letters,
+            ],
             cursor=cursor,
         )
 
@@ -116,14 +125,15 @@ def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names)
     return [key for key in waiting if key not in registered][:KEYS_PER_TICK]
 
 
-def _summary(
-    cursor: str | None, snapshot: Snapshot, layout: Layout, *, now: float
-) -> tuple[str, str]:
-    """The next cursor, and what is going on in a sentence."""
+def _read_cursor(cursor: str | None) -> _Cursor:
     try:
-        last = msgspec.json.decode(cursor or "{}", type=_Cursor)
+        return msgspec.json.decode(cursor or "{}", type=_Cursor)
     except ValueError:
-        last = _Cursor()
+        return _Cursor()
+
+
+def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> str:
+    """What is going on, in a sentence."""
     handled = max(0, snapshot.stored_messages - last.stored_messages)
     rate = handled / (now - last.at) if last.at and now > last.at else 0.0
     growing = sum(slot.messages for slot in snapshot.slots)
@@ -136,11 +146,8 @@ def _summary(
     if new_dead > 0 and last.at:
         reasons = [s.last_dead_reason for s in read_statuses(layout) if s.last_dead_reason]
         because = f", the last one because {reasons[-1]}" if reasons else ""
-        summary = (
-            f"{new_dead:,} messages became dead letters since the last tick{because}; {summary}"
-        )
-    following = _Cursor(now, snapshot.stored_messages, snapshot.dead_letters)
-    return msgspec.json.encode(following).decode(), summary
+        return f"{new_dead:,} messages became dead letters since the last tick{because}; {summary}"
+    return summary
 
 
 def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterialization:

@@ -129,7 +129,8 @@ def test_the_graph_reads_from_the_queue_to_the_store(tmp_path: Path) -> None:
     names = Names.of(pipeline(tmp_path, node_id="node-1.a"))
     graph = build_definitions(pipeline(tmp_path, node_id="node-1.a")).resolve_asset_graph()
     chain = [names.queue, names.sealed_slot, names.packed_archive, names.uploaded_archive]
-    assert graph.get_all_asset_keys() == set(chain)
+    assert graph.get_all_asset_keys() == {*chain, names.dead_letters}
+    assert graph.get(names.dead_letters).parent_keys == {names.queue}
     for parent, child in itertools.pairwise(chain):
         assert graph.get(child).parent_keys == {parent}
 

@@ -50,7 +50,7 @@ def test_each_worker_writes_a_file_of_its_own_each_day(tmp_path: Path) -> None:
         now[0] = NOON + day * DAY
         for box in boxes:
             box.keep([letter(b"%d" % day)])
-    assert sorted(path.name for path in (tmp_path / "dead-letters").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "dead-letters").glob("*.jsonl")) == [
         "20261121-w0.jsonl",
         "20261121-w10.jsonl",
         "20261122-w0.jsonl",
