@@ -34,6 +34,7 @@ from fuploader_dagster import (
     cli_dead_letters,
     cli_doctor,
     cli_init,
+    cli_migrate,
     cli_replay,
     recovery,
 )
@@ -61,6 +62,7 @@ from fuploader_dagster.samples import sample_messages
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
 from fuploader_dagster.supervisor import Supervisor
+from fuploader_dagster.taking_over import take_over_if_needed
 from fuploader_dagster.worker_status import read_statuses
 
 app = typer.Typer(
@@ -102,6 +104,7 @@ def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     told_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told_to_stop.set())
+    take_over_if_needed(settings)
     supervisor = Supervisor(settings.intake())
     while not told_to_stop.is_set():
         supervisor.renew()
@@ -113,6 +116,7 @@ def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
 def ship_command(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     """Pack and upload everything that lies sealed, without Dagster."""
     settings = one_pipeline(config, pipeline)
+    take_over_if_needed(settings)
     failed = 0
     with counting() as progress:
         task = progress.add_task("shipping", total=len(sealed_partitions(settings.layout)))
@@ -291,6 +295,7 @@ def _count_lines(file: Path) -> int:
 
 cli_archives.register(app)
 cli_catalog.register(app)
+cli_migrate.register(app)
 cli_replay.register(app)
 cli_doctor.register(app)
 cli_init.register(app)

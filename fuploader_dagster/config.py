@@ -206,9 +206,33 @@ class Intake(BaseModel):
         return self
 
 
+class Takeover(BaseModel):
+    """Where FUploader kept what is to be taken over. The defaults are right where this pipeline is
+    pointed at the same storage root and Redis, and has the name of FUploader's task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    enabled: bool = True
+    """Whether what FUploader left is adopted without a command."""
+    root: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    """Its `storage_root`; by default the pipeline's."""
+    task_name: str | None = None
+    """Its `task_name`, which begins its keys of style `legacy_meta`; by default the pipeline's."""
+    node_id: str | None = None
+    """Its `node_id`; by default the pipeline's, or else the one that it makes of the address."""
+    key_prefix: str = "file_uploader:"
+    """Its `key_prefix`, which begins its keys of style `default`."""
+    redis_url: Secret | None = None
+    """Its Redis, where that is not the one of this pipeline's state."""
+    stored_below: str | None = None
+    """What the keys of its archives begin with; by default what this pipeline's keys begin with."""
+
+
 class Pipeline(Intake):
     """One queue's whole way into one object store."""
 
+    takeover: Takeover = Takeover()
+    """What FUploader left below its storage root: found, adopted and shipped (see the guide)."""
     store: InstanceOf[OpensObjectStore]
     """The object store."""
     former_stores: tuple[InstanceOf[OpensObjectStore], ...] = ()

@@ -6,14 +6,23 @@ reading one raises `ForeignArchive`, which says what the archive is and how to g
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
 from hashlib import sha256
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.range_source import RangeSource
 from fuploader_dagster.storage import Progress
 
 _READ_BYTES = 4 * 2**20
+_7Z_START_BYTES = 32
 
 
 class _Kind(NamedTuple):
@@ -51,6 +60,34 @@ def refuse_foreign(source: RangeSource) -> None:
                 hint=f"get it whole with `fuploader cat {source.address} > FILE`, then "
                 f"`{kind.unpack} FILE`; `fuploader verify` compares it as a whole",
             )
+
+
+def is_whole(path: Path) -> bool | None:
+    """Whether an archive of another format is all there, as far as its format tells; None if it
+    does not tell, or is not known here."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(_KINDS[0].magic):  # 7z: its first header says where its last one ends
+        if len(head) < _7Z_START_BYTES:
+            return False
+        offset, size = struct.unpack_from("<QQ", head, 12)
+        return bool(path.stat().st_size == _7Z_START_BYTES + offset + size)
+    if head.startswith(b"PK"):
+        return zipfile.is_zipfile(path)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ", lzma.open), (b"BZh", bz2.open)):
+        if head.startswith(magic):
+            return _reads_to_its_end(opener, path)
+    return None
+
+
+def _reads_to_its_end(opener: Callable[[Path], Any], path: Path) -> bool:
+    try:
+        with opener(path) as stream:
+            while stream.read(_READ_BYTES):
+                pass
+    except (EOFError, OSError, lzma.LZMAError, zlib.error):
+        return False
+    return True
 
 
 def verify_whole(

@@ -10,6 +10,7 @@
       shipped/                       indexes of recent slots that the object store has
       catalog.sqlite                 which archive holds the file of which name
       dead-letters/                  messages that could not become files
+      adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
       set-aside/                     what recovery found and did not recognise; never deleted
       workers/                       what each worker is doing, for ticks and `fuploader status`
       locks/                         held by the kernel for live processes only

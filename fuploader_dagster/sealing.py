@@ -18,7 +18,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
@@ -190,9 +190,16 @@ class SealedSlot:
             for path in self.directory.iterdir()
             if path.name not in ours and not is_temporary(path.name)
         ]
-        if self.seal.slot_format == "files":
+        if self.seal.slot_format == "files" and self.files.is_dir():
             names = {entry.name for entry in self.entries()}
-            found += [path for path in self.files.iterdir() if path.name not in names]
+            folders = {str(above) for name in names for above in PurePosixPath(name).parents}
+            found_above: set[Path] = set()
+            for path in self.files.rglob("*"):  # adopted directories may have inner ones
+                relative = path.relative_to(self.files).as_posix()
+                known = relative in (folders if path.is_dir() else names)
+                if not known and found_above.isdisjoint(path.parents):
+                    found_above.add(path)
+            found += sorted(found_above)
         return found
 
     def entries(self) -> Sequence[IndexEntry]:

@@ -246,7 +246,7 @@ class FilesWriter(SlotWriter):
                 finally:
                     os.close(descriptor)
             reached(Step.DATA_WRITTEN)
-            _syncfs(self._folder)
+            syncfs(self._folder)
         except OSError:
             for name in made:  # or a full disk would stay full of them, set aside at each attempt
                 with suppress(OSError):
@@ -286,7 +286,7 @@ def sync_directory(directory: Path) -> None:
     elif directory.exists():
         descriptor = os.open(directory / FILES_NAME, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _syncfs(descriptor)
+            syncfs(descriptor)
         finally:
             os.close(descriptor)
     fsync_file(directory / INDEX_NAME)
@@ -295,7 +295,7 @@ def sync_directory(directory: Path) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _syncfs(descriptor: int) -> None:
+def syncfs(descriptor: int) -> None:
     """Sync the whole file system of an open file: one journal commit for a batch of files."""
     if _libc.syncfs(descriptor) != 0:
         number = ctypes.get_errno()

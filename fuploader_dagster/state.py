@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from fuploader_dagster.diagnosis import Diagnosis
 
@@ -146,3 +146,7 @@ class StateSettings(BaseModel):
         finally:
             store.close()
         yield Diagnosis("state", "good", f"{self.describe()}: written and read")
+
+    def redis_url(self) -> SecretStr | None:
+        """The Redis behind it, where FUploader may have kept its state too; None if it is none."""
+        return None

@@ -144,6 +144,9 @@ class RedisState(StateSettings):
         finally:
             store.close()
 
+    def redis_url(self) -> SecretStr:
+        return self.url
+
     def describe(self) -> str:
         parts = urlsplit(self.url.get_secret_value())
         where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""

@@ -19,6 +19,7 @@ from fuploader_dagster.partitions import Names, chunks, run_request
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.state import Snapshot, StateStore
 from fuploader_dagster.supervisor import supervisor_for
+from fuploader_dagster.taking_over import gate_of
 from fuploader_dagster.worker_status import read_statuses
 
 MINIMUM_INTERVAL_SECONDS = 1
@@ -99,6 +100,8 @@ def _renew(pipeline: Pipeline) -> list[str]:
         drained = {one.worker for one in told if one.doing == "draining"}
         troubled = [one for one in told if one.problem and one.worker not in drained]
         return [f"worker {one.worker}: {one.problem}" for one in troubled]
+    if waits_for := gate_of(pipeline).closed():
+        return [waits_for]
     supervisor = supervisor_for(pipeline.intake())
     supervisor.renew()
     return supervisor.problems()

@@ -21,6 +21,7 @@ from fuploader_dagster.partitions import (
     run_request,
 )
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from fuploader_dagster.taking_over import gate_of
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
@@ -50,6 +51,8 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
     def recover(
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
+        if taking_over := gate_of(pipeline).closed():
+            context.log.warning(taking_over)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         found = recovery.look(pipeline)
         dead = end_dead_runs(context.instance, names)

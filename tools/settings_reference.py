@@ -20,7 +20,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fuploader_dagster.config import Intake, Pipeline
+from fuploader_dagster.config import Intake, Pipeline, Takeover
 from fuploader_dagster.loading import KINDS
 from fuploader_dagster.strategies import load_reference
 
@@ -29,7 +29,7 @@ _ORDER = {"source": "Where messages come from", "state": "What counts and coordi
 _ORDER["store"] = "Where archives go"
 _COLUMNS = "| setting | takes | default | |\n|---|---|---|---|"
 _MIB = 1 << 20
-_OWN_ROWS = {"source", "state", "store", "former_stores"}
+_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover"}
 _LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 _HEAD = """# Every setting
 
@@ -55,6 +55,9 @@ def page() -> str:
         _table(of_intake, "Pipeline"),
         "\n## A pipeline, from a sealed slot to a stored archive\n",
         _table(of_shipping, "Pipeline"),
+        "\n## What FUploader left: `takeover`\n",
+        "Told in [migrating from FUploader](migrating-from-fuploader.md).\n",
+        _table(Takeover.model_fields, "Takeover"),
     ]
     for part, title in _ORDER.items():
         parts.append(f"\n## {title}: `{part}`\n")
@@ -141,6 +144,8 @@ def _word(annotation: Any) -> str:  # noqa: PLR0911 - a word each
 
 def _default(field: FieldInfo) -> str:  # noqa: PLR0911 - a form each
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, Takeover):
+        return "see below"
     if value is PydanticUndefined:
         return "**required**"
     if value is None:

@@ -1,0 +1,347 @@
+"""Taking over what FUploader left: the plan, and steps that may be killed and repeated anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import file_uploader
+import pytest
+import zstandard
+
+from fuploader_dagster import steps
+from fuploader_dagster.config import Pipeline, Takeover
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.former_state import FormerKeys, prefixes, read_keys
+from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.steps import Step
+from fuploader_dagster.takeover import (
+    Left,
+    LeftArchive,
+    LeftDirectory,
+    LeftFile,
+    Remove,
+    SetAside,
+    TakeArchive,
+    plan,
+)
+from fuploader_dagster.takeover_look import is_pending, taken_over
+from fuploader_dagster.taking_over import examine, take_over
+from tests.settings import pipeline
+
+SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(4) + (0).to_bytes(8, "little") + bytes(12)
+NAMES = ["a.json", "b.txt", "c.bin", "d", "ä ö.json"]
+SOURCES = (
+    "slot_0_0",
+    "slot_1_7",
+    "active/slot-0/dir-000003",
+    "sealed/slot-0/dir-000001",
+    "sealed/slot-1/dir-000001",
+    "sealed/.pool",
+)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def pack_as_fuploader(directory: Path, name: str = "") -> Path:
+    """FUploader's own packer on a directory, and its own name for what is to be uploaded."""
+    made = asyncio.run(file_uploader.tar_zstd_packer(directory))
+    assert made is not None
+    return made.rename(made.with_name(name)) if name else made
+
+
+def leave(root: Path) -> dict[str, bytes]:
+    """What a FUploader of either layout can leave; returns all files that must get through."""
+    wanted = {}
+    for number, source in enumerate(SOURCES):
+        for name in NAMES:
+            content = f"{number} {name}".encode() * (number + 1)
+            write(root / source / f"{number}-{name}", content)
+            wanted[f"{number}-{name}"] = content
+    write(root / "slot_0_0/below/inner.json", b"inner")
+    write(root / "sealed/slot-1/loose.json", b"loose")
+    write(root / "slot_0_0/2-a.json", (root / "active/slot-0/dir-000003/2-a.json").read_bytes())
+    (root / "active/slot-5/dir-000001").mkdir(parents=True)
+    pack_as_fuploader(root / "slot_1_7")
+    torn = pack_as_fuploader(root / "sealed/slot-0/dir-000001")
+    os.truncate(torn, torn.stat().st_size // 2)
+    orphan = root / "sealed/slot-0/dir-000009"
+    write(orphan / "orphan.json", b"orphan")
+    pack_as_fuploader(orphan, "20261120_101112_131415_0a1b2c3d.tar.zst")
+    shutil.rmtree(orphan)
+    partly = root / "slot_3_3"
+    write(partly / "3-a.json", (root / "sealed/slot-0/dir-000001/3-a.json").read_bytes())
+    write(partly / "only there.json", b"only there")
+    pack_as_fuploader(partly)
+    shutil.rmtree(partly)
+    return {
+        **wanted,
+        "below/inner.json": b"inner",
+        "loose.json": b"loose",
+        "orphan.json": b"orphan",
+        "only there.json": b"only there",
+    }
+
+
+def contents(folder: Path) -> Counter[tuple[str, bytes]]:
+    """Name and bytes of everything in the archives; FUploader's have their directory's name."""
+    found: Counter[tuple[str, bytes]] = Counter()
+    for path in folder.rglob("*.tar.zst"):
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            path.read_bytes(), read_across_frames=True
+        )
+        with tarfile.open(fileobj=io.BytesIO(reader.read())) as members:
+            for member in members:
+                if file := members.extractfile(member):
+                    found[(member.name.removeprefix("dir-000009/"), file.read())] += 1
+    return found
+
+
+def ship_all(settings: Pipeline) -> None:
+    outcomes = list(ship(settings, settings.store.open()))
+    assert all(isinstance(one, Done) for one in outcomes), outcomes
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_everything_that_fuploader_left_is_stored_once_and_its_folders_are_gone(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "data"
+    wanted = leave(root)
+    write(root / "backup.tar.zst", b"somebody else's")
+    write(root / "notes/slot_0_0/mine.txt", b"somebody else's")
+    write(root / "slot_9_9.tar.zst", b"\x28\xb5\x2f\xfd torn")
+    (root / "slot_1_7/link").symlink_to("/etc/passwd")
+    odd = os.fsdecode(b"\xff.bin")
+    write(root / "slot_0_0" / odd, b"odd")
+    settings = pipeline(tmp_path)
+    assert is_pending(settings)
+    sealed = take_over(settings)
+    ship_all(settings)
+    wanted["\\xff.bin"] = b"odd"
+    assert contents(tmp_path / "objects") == Counter(wanted.items())
+    assert {path.name for path in root.iterdir()} == {"docs", "notes", "backup.tar.zst"}
+    aside = [path.name.partition("-")[2] for path in settings.layout.set_aside.iterdir()]
+    assert sorted(aside) == ["link", "slot_9_9.tar.zst"]
+    assert {one.partition for one in taken_over(settings.layout)} >= {
+        slot.seal.partition for slot in sealed
+    }
+    assert not is_pending(settings)
+    assert take_over(settings) == []
+
+
+def test_an_examination_changes_nothing(tmp_path: Path) -> None:
+    leave(tmp_path / "data")
+    before = tree(tmp_path)
+    found = examine(pipeline(tmp_path))
+    assert found.files == sum(len(step.directory.files) for step in found.adopt) - 1
+    assert tree(tmp_path) == before
+
+
+class Killed(BaseException):
+    """No code catches it."""
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder on a file system where a sync costs nothing."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def take_over_killed_at(settings: Pipeline, number: int) -> bool:
+    """Whether it came to so many steps, and so was killed behind that one."""
+    passed = 0
+
+    def count(_: Step) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            raise Killed
+
+    steps.observe(count)
+    try:
+        take_over(settings, stopped=True)
+    except Killed:
+        return True
+    finally:
+        steps.observe(None)
+    return False
+
+
+def test_killed_behind_any_step_the_next_take_over_ends_as_if_nothing_had_been(
+    memory: Path,
+) -> None:
+    wanted = leave(memory / "original")
+    number = 1
+    while True:
+        folder = memory / str(number)
+        shutil.copytree(memory / "original", folder / "data")
+        settings = pipeline(folder)
+        if not take_over_killed_at(settings, number):
+            break
+        take_over(settings, stopped=True)
+        ship_all(settings)
+        assert contents(folder / "objects") == Counter(wanted.items()), number
+        assert [path.name for path in (folder / "data").iterdir()] == ["docs"], number
+        shutil.rmtree(folder)
+        number += 1
+    assert number > 100
+
+
+def test_what_fuploader_stored_and_had_not_yet_removed_is_not_stored_again(tmp_path: Path) -> None:
+    root, objects = tmp_path / "data", tmp_path / "objects/docs/20261121"
+    names = [f"{number}.json" for number in range(9)]
+    for directory in ("slot_0_1", "slot_0_2", "slot_0_3"):
+        for name in names:
+            write(root / directory / name, f"{directory} {name}".encode())
+    objects.mkdir(parents=True)
+    stamps = [f"20991231_235959_{n:06d}_0a1b2c3d.tar.zst" for n in range(2)]
+    removed = pack_as_fuploader(root / "slot_0_1", stamps[0])
+    removed.rename(objects / stamps[0])  # its archive is gone, its directory half
+    (root / "slot_0_1/3.json").unlink()
+    uploaded = pack_as_fuploader(root / "slot_0_2", stamps[1])
+    shutil.copy(uploaded, objects / stamps[1])
+    write(root / "slot_0_2/late.json", b"written when it was packed already")
+    settings = pipeline(tmp_path, takeover=Takeover(stored_below="docs/"))
+    sealed = take_over(settings)
+    assert sorted(slot.seal.messages for slot in sealed) == [1, 9]
+    ship_all(settings)
+    found = Counter(name.rpartition("/")[2] for name, _ in contents(tmp_path / "objects"))
+    assert found == {**dict.fromkeys(names, 3), "late.json": 1}
+
+
+def test_another_file_system_is_copied_compared_and_then_removed(
+    tmp_path: Path, memory: Path
+) -> None:
+    wanted = leave(memory)
+    settings = pipeline(tmp_path, takeover=Takeover(root=memory))
+    assert memory.stat().st_dev != tmp_path.stat().st_dev
+    take_over(settings)
+    ship_all(settings)
+    assert contents(tmp_path / "objects") == Counter(wanted.items())
+    assert not list(memory.iterdir())
+
+
+def test_an_archive_of_another_packer_is_shipped_as_it_is(tmp_path: Path) -> None:
+    name = "20261120_101112_131415_0a1b2c3d.tar.zst"
+    write(tmp_path / "data" / name, SEVEN_ZIP)
+    write(tmp_path / "data/slot_0_0.7z", SEVEN_ZIP[:20])
+    settings = pipeline(tmp_path)
+    (sealed,) = take_over(settings)
+    ship_all(settings)
+    (stored,) = (tmp_path / "objects").rglob("*.tar.zst")
+    assert stored.read_bytes() == SEVEN_ZIP
+    assert sealed.seal.archive == stored.name
+    (aside,) = settings.layout.set_aside.iterdir()
+    assert aside.read_bytes() == SEVEN_ZIP[:20]
+
+
+def test_a_pipeline_whose_folder_would_be_fuploaders_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name that FUploader uses"):
+        take_over(pipeline(tmp_path, name="active"))
+
+
+def file(name: str, content: bytes = b"x") -> LeftFile:
+    return LeftFile(Path("/r") / name, name, len(content), digest(content), 0.0)
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def archive(state: Any, *members: str, **values: Any) -> LeftArchive:
+    path = Path("/r/sealed/slot-0/x.tar.zst")
+    return LeftArchive(
+        path, "x.tar.zst", state, tuple((name, digest(b"x"), 1) for name in members), **values
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "decision", "because"),
+    [
+        (archive("whole", "new"), TakeArchive, ""),
+        (archive("whole", "here"), Remove, "adopted or stored"),
+        (archive("whole", "here", "stored"), Remove, "adopted or stored"),
+        (archive("whole", "new", stored_as="s3://b/x"), Remove, "stored as s3://b/x"),
+        (archive("torn"), SetAside, "torn"),
+        (archive("torn", directory_there=True), Remove, "being made"),
+        (archive("foreign"), TakeArchive, ""),
+        (archive("foreign", siblings=True), SetAside, "may hold"),
+        (archive("unknown"), SetAside, "cannot be told"),
+        (archive("unknown", directory_there=True), Remove, "being made"),
+    ],
+)
+def test_the_decision_about_an_archive(one: LeftArchive, decision: type, because: str) -> None:
+    here = LeftDirectory(Path("/r/slot_0_0"), "slot_0_0", "flat", (file("here"),))
+    stored = {("stored", digest(b"x")): "s3://b/y"}
+    made = plan(Left(Path("/r"), (here,), (one,), stored=stored))
+    (step,) = (*made.archives, *made.remove, *made.aside)
+    assert type(step) is decision
+    assert because in getattr(step, "because", "")
+
+
+def test_of_a_partly_known_archive_only_the_rest_is_taken() -> None:
+    here = LeftDirectory(Path("/r/slot_0_0"), "slot_0_0", "flat", (file("here"),))
+    (step,) = plan(Left(Path("/r"), (here,), (archive("whole", "here", "new"),))).archives
+    assert step.only == {"new"}
+
+
+LEGACY = {
+    "t:meta:n:slot:0:active_dir": "dir-000002",
+    "t:meta:n:slot:0:active_count": "3",
+    "t:meta:n:slot:0:dir_seq": "2",
+    "t:meta:n:sealed_ready": ["slot-0:dir-000001", "0:dir-000001", "nonsense"],
+    "t:meta:n:pack_lock:slot-0:dir-000001": "token",
+    "t:meta:n:somebody": "else's",
+}
+
+
+def test_keys_are_forgotten_only_where_they_name_something_that_is_or_was_here() -> None:
+    keys = read_keys("t:meta:n:", LEGACY)
+    assert keys.active == {0: "dir-000002"}
+    assert keys.ready == ((0, "dir-000001"), (0, "dir-000001"))
+    known = set(LEGACY) - {"t:meta:n:somebody"}
+    for taken, expected in (("sealed/slot-0/dir-000001", known), ("slot_0_0", set())):
+        made = plan(Left(Path("/r"), keys=(keys,), taken_before=frozenset([taken])))
+        assert set(made.forget) == expected
+        assert bool(made.remarks) is not bool(expected)
+
+
+def test_both_styles_of_keys_are_read() -> None:
+    default = {
+        "p:slot:1": {"active_dir_id": "slot_1_4", "active_count": "2", "dir_seq": "4"},
+        "p:queue:ready": ["1:slot_1_3"],
+        "p:runtime:initialized": "1",
+        "p:slot:names": "somebody else's",
+    }
+    found = read_keys("p:", default)
+    assert found == FormerKeys(
+        "p:",
+        ("p:queue:ready", "p:runtime:initialized", "p:slot:1"),
+        {1: "slot_1_4"},
+        ((1, "slot_1_3"),),
+    )
+    nodes = ["box-meta-p3", "box", ""]
+    assert prefixes("t", nodes, "p:") == ["t:meta:box:", "p:"]
+    assert prefixes("", nodes, "") == []
