@@ -1,0 +1,228 @@
+"""A power cut keeps what was synced, and what was not it may take: so the order of system calls is
+what protects, and strace shows it, from outside, for one process that goes the whole way.
+
+`Disk` notes what a power cut could still take: bytes that were written and not synced, and names
+that were given and whose directory was not synced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.crashes import ROOT
+from tests.drains import files, publish, publish_bodies
+from tests.faults.test_crash_points import archived, settings_in
+from tests.servers.process import binary
+from tests.servers.queue_fixtures import new_queue
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
+
+CALLS = (
+    *("write", "pwrite64", "writev", "pwritev", "ftruncate", "sendfile", "copy_file_range"),
+    *("fsync", "fdatasync", "syncfs", "mkdir", "openat", "rename", "link", "linkat", "unlink"),
+    *("unlinkat", "rmdir", "sendto"),
+)
+_CALL = re.compile(r"(?P<call>\w+)\((?P<given>.*)\) += (?P<result>-?\d+)")
+_STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
+_OPEN_FILE = re.compile(r"^\d+<((?:\\x[0-9a-f]{2})*)>")
+_SETTLED = re.compile(rb"\x00\x3c\x00[\x50\x5a]........", re.DOTALL)
+"""AMQP 0-9-1: basic.ack or basic.reject, with a delivery tag."""
+
+
+class Call(NamedTuple):
+    """One system call that succeeded."""
+
+    name: str
+    paths: list[Path]
+    content: bytes
+    creates: bool
+
+
+class Disk:
+    """What a power cut could take at this moment, and what was done too early."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.bytes: set[Path] = set()
+        self.names: set[Path] = set()
+        self.known: set[Path] = set()
+        self.early: list[str] = []
+        self.seen: Counter[str] = Counter()
+
+    def take(self, done: Call) -> None:
+        call = done.name
+        if call == "sendto":
+            if _SETTLED.search(done.content):
+                self._demand("an acknowledgement", "data/docs/active", "data/docs/dead-letters")
+            return
+        if call == "syncfs":
+            self.bytes.clear()
+            self.names.clear()
+            return
+        paths = [path for path in done.paths if path.is_relative_to(self._folder)]
+        if not paths:
+            return
+        first, last = paths[0], paths[-1]
+        if call in ("fsync", "fdatasync"):
+            self.bytes.discard(first)
+            if call == "fsync":
+                self.names -= {name for name in self.names if name.parent == first}
+        elif call == "mkdir" or (call == "openat" and done.creates):
+            if first not in self.known:
+                self._name(first)
+        elif call in ("rename", "link", "linkat"):
+            self._move(first, last, linked=call != "rename")
+        elif call in ("unlink", "unlinkat", "rmdir"):
+            self._remove(first)
+        elif call != "openat":
+            self.bytes.add(first)
+
+    def _name(self, path: Path) -> None:
+        self.known.add(path)
+        self.names.add(path)
+
+    def _move(self, source: Path, target: Path, *, linked: bool) -> None:
+        parts = target.relative_to(self._folder).parts
+        if parts[:3] == ("data", "docs", "sealed") and not target.name.startswith(".tmp-"):
+            self._demand("a seal", str(source.relative_to(self._folder)))
+        if source.parts[-3:-2] == ("sealed",) and target.name.startswith(".tmp-"):
+            self._demand("the removal of a slot", "data/docs/receipts", "objects")
+        display = target.parent.name == "workers"
+        if source.name.startswith(".tmp-") and source in self.bytes and not display:
+            self.early.append(f"{target} got its name before its bytes were synced")
+        for here in (self.bytes, self.names):
+            moved = {path for path in here if path.is_relative_to(source)}
+            here.update(target / path.relative_to(source) for path in moved)
+            if not linked:
+                here.difference_update(moved)
+        self._name(target)
+
+    def _remove(self, path: Path) -> None:
+        if re.fullmatch(r"archives/(?!\.tmp-).*\.tar\.zst", "/".join(path.parts[-2:])):
+            self._demand("the removal of an archive", "data/docs/receipts", "objects")
+        for here in (self.bytes, self.names, self.known):
+            here.discard(path)
+
+    def _demand(self, what: str, *below: str) -> None:
+        """Everything below these folders, and their own names, must be beyond a power cut."""
+        self.seen[what] += 1
+        for folder in (self._folder / each for each in below):
+            for path in sorted(self.bytes | self.names):
+                at_stake = path.is_relative_to(folder) or folder.is_relative_to(path)
+                if at_stake and not path.name.startswith(".tmp-"):
+                    kind = "bytes" if path in self.bytes else "name"
+                    self.early.append(f"{what} came before the {kind} of {path}")
+
+
+def calls(trace: str) -> Iterator[str]:
+    """The calls in the order in which they ended; those of several threads put together again."""
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        process, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if rest.endswith("<unfinished ...>"):
+            begun[process] = rest.removesuffix("<unfinished ...>").rstrip()
+        elif rest.startswith("<..."):
+            yield begun.pop(process, "") + rest.partition("resumed>")[2].lstrip()
+        else:
+            yield rest
+
+
+def parsed(trace: str) -> Iterator[Call]:
+    for line in calls(trace):
+        match = _CALL.match(line)
+        if match is None or match["result"].startswith("-"):
+            continue
+        strings = [_bytes(each) for each in _STRING.findall(match["given"])]
+        opened = _OPEN_FILE.match(match["given"])
+        if opened is not None:
+            paths = [Path(_bytes(opened[1]).decode())]
+        else:
+            paths = [Path(each.decode()) for each in strings if each.startswith(b"/")]
+        content = strings[0] if strings and match["call"] == "sendto" else b""
+        yield Call(match["call"], paths, content, "O_CREAT" in match["given"])
+
+
+def replayed(done: Iterable[Call], folder: Path) -> Disk:
+    disk = Disk(folder)
+    for call in done:
+        disk.take(call)
+    return disk
+
+
+def _bytes(shown: str) -> bytes:
+    """What strace shows with `-xx`."""
+    return bytes.fromhex(shown.replace("\\x", ""))
+
+
+def test_a_power_cut_at_any_call_takes_nothing_that_was_acknowledged_sealed_or_let_go(
+    rabbitmq: RabbitMQServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    servers = {"rabbitmq": rabbitmq.url, "redis": redis_server.url(), "queue": new_queue(rabbitmq)}
+    settings = settings_in(tmp_path, servers=servers)
+    contents = files(100)
+    publish(settings, contents)
+    publish_bodies(settings, [b"poison %d" % number for number in range(4)])
+    trace = tmp_path / "trace"
+    asked = {
+        "life": "whole",
+        "folder": str(tmp_path),
+        "kill": None,
+        "values": {"servers": servers},
+    }
+    subprocess.run(
+        [
+            binary("strace", package="strace"),
+            *("-f", "-y", "-xx", "-s", "200000", "-o", str(trace)),
+            *("-e", f"trace={','.join(CALLS)}"),
+            *(sys.executable, "-m", "tests.crashes"),
+        ],
+        input=json.dumps(asked) + "\n",
+        text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert archived(settings) == {name: [content] for name, content in contents.items()}
+    done = list(parsed(trace.read_text()))
+    disk = replayed(done, tmp_path)
+    assert disk.early == []
+    archives = len(list((tmp_path / "objects").rglob("*.tar.zst")))
+    assert disk.seen["an acknowledgement"] >= len(contents) / settings.commit_messages
+    assert disk.seen["a seal"] == disk.seen["the removal of a slot"] == archives > 2
+    assert disk.seen["the removal of an archive"] == archives
+    assert_that_it_would_notice(done, tmp_path)
+
+
+def assert_that_it_would_notice(done: list[Call], folder: Path) -> None:
+    """Without the syncs of any one of these, something is too early."""
+    for left_out in (
+        r"data/docs/active/slot-0/dir-\d+/segment\.tar",
+        r"data/docs/active/slot-0/dir-\d+/index",
+        r"data/docs/active/slot-0/dir-\d+",
+        r"data/docs/active/slot-0",
+        r"data/docs/dead-letters/.*\.jsonl",
+        r"data/docs/dead-letters",
+        r"data/docs/receipts/.*\.jsonl",
+        r"data/docs/receipts",
+        r"data/docs/active/slot-0/dir-\d+/\.tmp-.*-seal\.json",
+        r"objects/docs/.*/\.tmp-.*",
+        r"objects/docs/\d+",
+        r"objects",
+    ):
+        pattern = re.compile(re.escape(str(folder)) + "/" + left_out)
+        rest = [
+            call
+            for call in done
+            if call.name not in ("fsync", "fdatasync") or not pattern.fullmatch(str(call.paths[0]))
+        ]
+        assert len(rest) < len(done)
+        assert replayed(rest, folder).early, f"nobody misses a sync of {left_out}"
