@@ -15,10 +15,11 @@ BENCH ?=
 QUICK ?=
 SECONDS ?= 60
 SEED ?=
+INPUTS ?= 100000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench soak lock clean
+.PHONY: help run test check bench soak fuzz lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -44,6 +45,9 @@ bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH
 soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60 while messages flow; SEED=n replays
 	@tools/install_test_servers.sh
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.dev ## Put INPUTS=1000000 mutated inputs to everything that reads bytes; SEED=n replays
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
 
 lock: $(VENV)/.dev ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
 	tools/lock.sh $(if $(UPGRADE),--upgrade)

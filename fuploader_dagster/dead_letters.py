@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_one, write_one
+from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.source import MessagePublisher
@@ -98,7 +99,7 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
             for number, line in enumerate(lines, start=1):
                 try:
                     letter = msgspec.json.decode(line, type=DeadLetter)
-                except msgspec.DecodeError as error:
+                except UNREADABLE_JSON as error:
                     log.warning("passed over a torn line in %s: %s", path, error)
                 else:
                     yield f"{path.stem}:{number}", letter

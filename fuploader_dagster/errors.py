@@ -23,6 +23,10 @@
 Every error says what was tried, on what, and what happened; `hint` says what to do next.
 """
 
+UNREADABLE_JSON = (ValueError, RecursionError)
+"""What msgspec raises on bytes that are not the JSON which somebody wrote: its own `DecodeError`,
+`UnicodeDecodeError` on text that is no UTF-8, and `RecursionError` on brackets without end."""
+
 
 class FuploaderError(Exception):
     """Base of all errors of this package.

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import make_dirs, write_durably
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.steps import Step, reached
@@ -77,7 +78,7 @@ def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float) -> floa
 def _read(path: Path) -> Failure | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Failure)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE_JSON):
         return None
 
 

@@ -28,7 +28,9 @@ _MARKS = [_ZSTD_MAGIC.to_bytes(4, "little")] + [
 _FRAME_HEADER_LIMIT = 18  # the longest header of a zstd frame
 _HOLD_BYTES = 64 * 2**20
 """Frames that state at most this size are decoded whole before they are given out."""
-_STREAMED_STEP = 2**13  # of compressed bytes: what comes before damage is lost up to one step
+_STREAMED_STEP = 2**10
+"""Of compressed bytes: what comes before damage is lost up to one step. Small also because four
+bytes can stand for 128 KiB, and a step is decoded at once: at most 32 MiB."""
 _SEARCH_BYTES = 2**20
 
 

@@ -60,9 +60,9 @@ class PartitionKey:
             return None
         try:
             moment = datetime.strptime(match["time"] + "000+0000", "%Y%m%dT%H%M%S%fZ000%z")
-        except ValueError:
+            key = cls(moment, match["node"], int(match["slot"]), int(match["number"]))
+        except ValueError:  # no such date, or thousands of digits
             return None
-        key = cls(moment, match["node"], int(match["slot"]), int(match["number"]))
         return key if str(key) == text else None  # strptime takes 61 minutes for 6 and some
 
 

@@ -82,6 +82,9 @@ _FUPLOADER_VARIABLES = {
     "RESIDUE_FILE_UPLOADE": "residue_file_upload",
 }
 """FUploader asks for the misspelled name first, so the later one of the two wins here as there."""
+_UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
+`!!timestamp x`, and on brackets without end."""
 _NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
 """FUploader's own worker processes see their number behind the node's name."""
 
@@ -239,7 +242,7 @@ def _read(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE_YAML as error:
         raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must be a mapping with `pipelines:`")

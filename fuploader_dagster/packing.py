@@ -19,7 +19,7 @@ import msgspec
 from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
 from fuploader_dagster.config import Pipeline
-from fuploader_dagster.errors import DamagedSlot, StrategyError
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, StrategyError
 from fuploader_dagster.fileio import (
     fsync_file,
     make_dirs,
@@ -105,7 +105,7 @@ def find_packed(layout: Layout, partition: str) -> Packed | None:
     try:
         packed = msgspec.json.decode(_path(layout, partition).read_bytes(), type=Packed)
         size = (layout.archives / packed.archive).stat().st_size
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE_JSON):
         return None
     return packed if size == packed.size_bytes else None
 

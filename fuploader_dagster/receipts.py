@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.steps import Step, reached
@@ -89,7 +90,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _decode(line: bytes) -> Receipt | None:
     try:
         return msgspec.json.decode(line, type=Receipt)
-    except msgspec.DecodeError:
+    except UNREADABLE_JSON:
         return None  # torn: see above
 
 

@@ -35,7 +35,7 @@ from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.catalog import Catalog
 from fuploader_dagster.config import Intake
 from fuploader_dagster.envelope import encode, payload_of
-from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
 from fuploader_dagster.fileio import FileLock, make_dirs, remove_file, write_durably
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.receipts import receipts_between
@@ -216,7 +216,7 @@ def _message(name: str, content: bytes, message_format: str) -> tuple[bytes, dic
 def _read(path: Path, selection: Selection) -> _Reached:
     try:
         reached = msgspec.json.decode(path.read_bytes(), type=_Reached)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE_JSON):
         return _Reached(selection.digest)
     return reached if reached.selection == selection.digest else _Reached(selection.digest)
 

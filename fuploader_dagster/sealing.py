@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from fuploader_dagster.config import Intake
-from fuploader_dagster.errors import DamagedSlot, StrategyError
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, StrategyError
 from fuploader_dagster.fileio import rename_durably, write_durably
 from fuploader_dagster.index import INDEX_NAME, IndexEntry, read_index
 from fuploader_dagster.layout import Layout, PartitionKey, utc
@@ -150,11 +150,28 @@ def read_seal(directory: Path) -> Seal:
         seal = msgspec.json.decode(path.read_bytes(), type=Seal)
     except FileNotFoundError:
         raise DamagedSlot(f"{path} is missing", hint="the directory was not sealed by us") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         raise DamagedSlot(f"{path} cannot be read: {error}") from error
     if seal.version != SEAL_VERSION:
         raise DamagedSlot(f"{path} has version {seal.version}, this software reads {SEAL_VERSION}")
+    _check_place(seal, directory)
     return seal
+
+
+def _check_place(seal: Seal, directory: Path) -> None:
+    """A seal that speaks of another directory is damaged: by its word one would be renamed."""
+    key = PartitionKey.parse(seal.partition)
+    place = (f"slot-{seal.slot}", f"dir-{seal.number:06d}")
+    if (
+        key is None
+        or (key.node, key.slot, key.number) != (seal.node, seal.slot, seal.number)
+        or place != directory.parts[-2:]
+    ):
+        raise DamagedSlot(
+            f"{directory / SEAL_NAME} speaks of slot {seal.slot}, directory {seal.number}, "
+            f"partition {seal.partition!r}",
+            hint="something changed it, or the disk is failing; the directory was kept",
+        )
 
 
 @dataclass(frozen=True)

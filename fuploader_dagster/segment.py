@@ -23,6 +23,7 @@ syncs the file system once (`syncfs`), then appends to the index and syncs that.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -189,23 +190,29 @@ def check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
     synced, so a difference is never a torn tail: these bytes were acknowledged.
     """
     end = 0
+    size = os.fstat(descriptor).st_size
     for entry in entries:
+        if entry.offset != end or entry.header_bytes + entry.size_bytes > size - end:
+            raise _not_as_committed(entry)
         start = entry.offset + entry.header_bytes
         tail = padding(entry.size_bytes)
         head = os.pread(descriptor, entry.header_bytes, entry.offset)
         content = os.pread(descriptor, entry.size_bytes, start)
         if (
-            entry.offset != end
-            or head != member_header(entry.name, entry.size_bytes)
+            head != member_header(entry.name, entry.size_bytes)
             or hashlib.sha256(content).digest() != entry.sha256
             or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
         ):
-            raise DamagedSlot(
-                f"message {entry.name!r} at offset {entry.offset} is not what was committed",
-                hint="the disk returned other bytes than were synced; the directory was kept",
-            )
+            raise _not_as_committed(entry)
         end = start + entry.size_bytes + len(tail)
     return end
+
+
+def _not_as_committed(entry: IndexEntry) -> DamagedSlot:
+    return DamagedSlot(
+        f"message {entry.name!r} at offset {entry.offset} is not what was committed",
+        hint="the disk returned other bytes than were synced; the directory was kept",
+    )
 
 
 class FilesWriter(SlotWriter):
@@ -264,13 +271,9 @@ class FilesWriter(SlotWriter):
 
 def check_file(path: Path, entry: IndexEntry) -> None:
     """Check one file of the `files` format against its record. Raises `DamagedSlot`."""
-    if (
-        path.is_symlink()
-        or not path.is_file()
-        or hashlib.sha256(path.read_bytes()).digest() != entry.sha256
-    ):
+    if not _is_committed(path, entry):
         raise DamagedSlot(
-            f"{path} is missing or is not what was committed",
+            f"{str(path)!r} is missing or is not what was committed",
             hint="somebody changed it, or the disk is failing; the directory was kept",
         )
 
@@ -290,6 +293,18 @@ def sync_directory(directory: Path) -> None:
         finally:
             os.close(descriptor)
     fsync_file(directory / INDEX_NAME)
+
+
+def _is_committed(path: Path, entry: IndexEntry) -> bool:
+    try:
+        whole = not path.is_symlink() and path.is_file()
+        return whole and hashlib.sha256(path.read_bytes()).digest() == entry.sha256
+    except ValueError:  # a name with a NUL: no file ever had it
+        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -20,6 +20,7 @@ from fuploader_dagster.range_source import RangeSource, ReadAhead
 from fuploader_dagster.tarstream import BLOCK, padding
 
 _CHUNK_BYTES = 2**20
+_ZEROS = bytes(_CHUNK_BYTES)
 
 
 class _Interrupted(Exception):
@@ -168,7 +169,8 @@ def _behind_the_end(source: RangeSource, stream: _TarBytes) -> Iterator[Damage]:
     found = False
     while True:
         try:
-            if bytes(stream.some(_CHUNK_BYTES)).strip(b"\0"):
+            part = bytes(stream.some(_CHUNK_BYTES))
+            if part != _ZEROS[: len(part)]:  # many times as fast as strip
                 yield Damage(f"{source.address} has data behind the end of its tar stream")
                 return
         except _Interrupted as e:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.errors import UNREADABLE_JSON, FuploaderError
 from fuploader_dagster.fileio import FileLock, make_dirs, write_for_readers
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.temporaries import TEMPORARY_PREFIX, is_held, remove_unless_held
@@ -126,7 +126,7 @@ def _read(path: Path) -> WorkerStatus | None:
         return msgspec.json.decode(path.read_bytes(), type=WorkerStatus)
     except FileNotFoundError:
         return None  # its worker left in this moment
-    except msgspec.DecodeError as error:  # of another version, or cut by a power failure
+    except UNREADABLE_JSON as error:  # of another version, or cut by a power failure
         log.debug("passed over %s: %s", path, error)
         return None
 
