@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import write_for_readers
 from fuploader_dagster.layout import Layout
 
@@ -73,7 +74,7 @@ def read_one(path: Path) -> DeadLetterCounts:
     """The counts in a file; none where there is no file, or it was cut by a power failure."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=DeadLetterCounts)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE_JSON):
         return DeadLetterCounts()
 
 
