@@ -86,6 +86,15 @@ class Intake(BaseModel):
     anything that JSON can write."""
     file_name: Strategy | None = None
     """Own file name generator: gets what the parser returned, returns the name."""
+    parser_timeout_seconds: Seconds = 300.0
+    """A parser or name generator that takes longer for one message hangs: its worker is ended."""
+    max_deliveries: Annotated[int, Field(ge=3)] = 4
+    """A message that ends its worker (a parser that crashes, hangs or eats all memory) becomes a
+    dead letter when it was delivered so often. Three at least: with its batch, among what came
+    again, and alone, so that it is known to be the one; one more for a worker that was killed."""
+    worker_memory_bytes: Annotated[int, Field(ge=128 * MIB)] | None = None
+    """What a worker may take (RLIMIT_DATA), so that a parser that eats memory fails instead of the
+    machine; about 100 MiB are its own. Without it the kernel chooses which process it kills."""
     key: KeyStrategy = DEFAULT_KEY
     """Object key: a template with {pipeline} {node} {slot} {number} {sealed_at:%Y%m%d} {partition}
     {archive}, or a function `(archive name) -> key`. Fixed when the slot is sealed."""

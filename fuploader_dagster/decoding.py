@@ -4,6 +4,10 @@ What must always hold: each message of a batch gives either a `File` or a `BadMe
 user's function does to one message, the others flow on. Without a parser the content is the
 payload's bytes as received; with one, it is what the parser returned, written as FUploader writes
 it (bytes as they are, text as UTF-8, anything else as JSON).
+
+A user's function that runs out of memory costs its own message; but what it holds by then may be
+what is missing, so nothing more is decoded in this process (`exhausted`), and the worker leaves.
+One that does not return ends the process: an alarm is set for each message (`alarm`).
 """
 
 from __future__ import annotations
@@ -28,6 +32,14 @@ from fuploader_dagster.source import Message
 from fuploader_dagster.strategies import USER_ERRORS, name_of, raised
 
 
+class _OutOfMemory(BadMessage):
+    """A user's function ran into the worker's limit, or the machine's."""
+
+
+def no_alarm(_seconds: float) -> None:
+    """Where nothing but ending the process could be done about a function that hangs."""
+
+
 class File(NamedTuple):
     """A message that can be stored. The name is checked."""
 
@@ -38,7 +50,11 @@ class File(NamedTuple):
 class Decoder:
     """Turns messages into files, as one pipeline's settings say."""
 
-    def __init__(self, settings: Intake) -> None:
+    def __init__(self, settings: Intake, alarm: Callable[[float], object] = no_alarm) -> None:
+        """`alarm(seconds)` ends the process after that time unless it is set anew; 0 unsets it."""
+        self.exhausted = False
+        """Memory ran out: this process should decode nothing more."""
+        self._alarm = alarm
         self._settings = settings
         self._parser = settings.parser
         self._namer = settings.file_name
@@ -50,13 +66,26 @@ class Decoder:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def decode(self, messages: Sequence[Message]) -> list[File | BadMessage]:
-        """One result per message, in their order."""
+        """One result per message, in their order; of the first ones only if it is `exhausted`."""
+        if self._parser is None and self._namer is None:
+            return [self._plain(message) for message in messages]
+        try:
+            results = self._by_strategies(messages)
+        finally:
+            self._alarm(0)
+        for number, result in enumerate(results):
+            if isinstance(result, _OutOfMemory):
+                self.exhausted = True
+                return results[: number + 1]
+        return results
+
+    def _by_strategies(self, messages: Sequence[Message]) -> list[File | BadMessage]:
         if self._parser is None:
             return [self._plain(message) for message in messages]
         parsed = self._parse(self._parser, messages)
         return [
             self._attempt(self._named, result, message)
-            for message, result in zip(messages, parsed, strict=True)
+            for message, result in zip(messages, parsed, strict=False)  # exhausted: fewer results
         ]
 
     def close(self) -> None:
@@ -77,7 +106,7 @@ class Decoder:
     def _plain(self, message: Message) -> File | BadMessage:
         try:
             envelope = self._built_in(message)
-            name = envelope.file_name if self._namer is None else _ask_name(self._namer, envelope)
+            name = envelope.file_name if self._namer is None else self._ask_name(envelope)
             return File(check_file_name(name), envelope.content)
         except BadMessage as error:
             return error
@@ -86,7 +115,7 @@ class Decoder:
         if isinstance(parsed, BadMessage):
             raise parsed
         if self._namer is not None:
-            name = _ask_name(self._namer, parsed)
+            name = self._ask_name(parsed)
         else:  # a message without any name gets the one that a redelivery of it gets too
             fields = self._settings.name_fields
             found = _ask("looking for a name in what the parser returned", _name_in, parsed, fields)
@@ -94,14 +123,30 @@ class Decoder:
         content = _ask("writing what the parser returned", _content_of, parsed)
         return File(check_file_name(name), content)
 
+    def _ask_name(self, parsed: Any) -> str:
+        namer = self._namer
+        assert namer is not None  # noqa: S101 - else it is not called
+        self._alarm(self._settings.parser_timeout_seconds)
+        name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
+        if not isinstance(name, str):
+            raise BadMessage(
+                f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
+                f"not a string"
+            )
+        return name
+
     def _parse(self, parser: Callable[..., Any], messages: Sequence[Message]) -> list[Any]:
         """What the user's parser makes of each body; awaitables of a batch run side by side."""
         results: list[Any] = []
+        what = f"the parser {name_of(parser)}"
         for message in messages:
+            self._alarm(self._settings.parser_timeout_seconds)
             try:
-                results.append(_ask(f"the parser {name_of(parser)}", parser, message.body))
+                results.append(_ask(what, parser, message.body))
             except BadMessage as error:
                 results.append(error)
+                if isinstance(error, _OutOfMemory):
+                    break
         waiting = [n for n, result in enumerate(results) if inspect.isawaitable(result)]
         if waiting:
             answers = self._await_all(parser, [results[n] for n in waiting])
@@ -118,6 +163,8 @@ class Decoder:
                 return await awaitable
             except (*USER_ERRORS, asyncio.CancelledError) as error:
                 return _misbehaved(f"the parser {name_of(parser)}", error)
+            finally:  # as long as one after the other is done, they do not hang
+                self._alarm(self._settings.parser_timeout_seconds)
 
         async def gather() -> list[Any]:
             return await asyncio.gather(*map(answer_of, awaitables))
@@ -147,16 +194,6 @@ def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise _misbehaved(what, error) from error
 
 
-def _ask_name(namer: Callable[..., Any], parsed: Any) -> str:
-    name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
-    if not isinstance(name, str):
-        raise BadMessage(
-            f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
-            f"not a string"
-        )
-    return name
-
-
 def _name_in(parsed: Any, fields: Sequence[str]) -> str:
     for field in fields:
         value = parsed.get(field) if isinstance(parsed, Mapping) else getattr(parsed, field, None)
@@ -179,4 +216,5 @@ def _content_of(parsed: Any) -> bytes:
 
 
 def _misbehaved(what: str, error: BaseException) -> BadMessage:
-    return BadMessage(f"{what} raised {raised(error)}")
+    kind = _OutOfMemory if isinstance(error, MemoryError) else BadMessage
+    return kind(f"{what} raised {raised(error)}")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import signal
 import time
 import uuid
 import zlib
@@ -41,6 +42,7 @@ from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.state import Commit, StateStore
 from fuploader_dagster.steps import Step, reached
+from fuploader_dagster.suspects import Suspects
 from fuploader_dagster.worker_status import StatusReport
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,8 @@ class Drain:
         self.report = StatusReport(self.layout, worker)
         self.status = self.report.status
         self._owned = settings.slots_of(worker)
-        self._decoder = Decoder(settings)
+        self._decoder = Decoder(settings, alarm=_alarm)
+        self._suspects = Suspects(self.layout, worker, max_deliveries=settings.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
         self._window = DedupWindow(self.layout, settings.dedup_window_messages)
         self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
@@ -125,7 +128,8 @@ class Drain:
 
     def _finished(self) -> bool:
         quota = self.settings.max_tasks_per_child
-        return bool(self.lease.over()) or 0 < quota <= self.status.messages
+        used_up = 0 < quota <= self.status.messages
+        return bool(self.lease.over()) or used_up or self._decoder.exhausted
 
     def _session(self) -> None:
         self._wait_for_room([])
@@ -134,6 +138,7 @@ class Drain:
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
         with self._closing_parts(), self._slots() as slots, self._turns:
+            self._suspects.note_the_dead()
             self._seal_due(slots)  # what became due while there was trouble with the queue
             while not self._finished():
                 if self._wait_for_room(slots):
@@ -220,8 +225,9 @@ class Drain:
     def _commit(self, batch: Sequence[Message], slots: Sequence[Slot]) -> None:
         dead: list[tuple[Message, BadMessage]] = []
         stored = stored_bytes = 0
+        files = self._suspects.decode(batch, self._decoder)
+        batch = batch[: len(files)]
         self._batch_bytes = sum(len(message.body) for message in batch)
-        files = self._decoder.decode(batch)
         with self._turn(batch) as look:
             for message, file in zip(batch, files, strict=True):
                 if isinstance(file, BadMessage):
@@ -237,6 +243,7 @@ class Drain:
                 slot.commit()
         self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
         reached(Step.SETTLED)
+        self._suspects.settled()
         duplicates = len(batch) - stored - len(dead)
         self._count(len(batch), stored_bytes, duplicates, dead)
         commit = Commit(
@@ -337,7 +344,7 @@ class Drain:
 
     def _leave(self, slots: Sequence[Slot]) -> None:
         reason = self.lease.over()
-        log.info("worker %d leaves: %s", self.status.worker, reason or "its quota is used up")
+        log.info("worker %d leaves: %s", self.status.worker, reason or self._used_up())
         self.report.doing("leaving")
         self._log_dead_letters(time.monotonic())
         if reason and self.settings.residue_file_upload:
@@ -346,11 +353,22 @@ class Drain:
         self.state.release(self._owned, self._root_id)
         reached(Step.SLOTS_RELEASED)
 
+    def _used_up(self) -> str:
+        return "its memory is used up" if self._decoder.exhausted else "its quota is used up"
+
 
 def _slot_for(name: str, slots: Sequence[Slot]) -> Slot:
     if len(slots) == 1:
         return slots[0]
     return slots[zlib.crc32(name.encode("utf-8")) % len(slots)]
+
+
+def _alarm(seconds: float) -> None:
+    """Have the kernel end this process (SIGALRM) after that time; 0: not any more.
+
+    Nothing else helps against a function that keeps the interpreter's lock.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def pause_seconds(troubles: int, jitter: float) -> float:

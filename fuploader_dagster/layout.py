@@ -12,6 +12,7 @@
       dead-letters/                  messages that could not become files
       adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
       set-aside/                     what recovery found and did not recognise; never deleted
+      suspects/                      messages whose decoding may have ended a worker
       workers/                       what each worker is doing, for ticks and `fuploader status`
       locks/                         held by the kernel for live processes only
 
@@ -101,6 +102,14 @@ class Layout:
     @property
     def set_aside(self) -> Path:
         return self.root / "set-aside"
+
+    @property
+    def suspects(self) -> Path:
+        return self.root / "suspects"
+
+    @property
+    def suspects_lock(self) -> Path:
+        return self.root / "locks" / "suspects.lock"
 
     @property
     def workers(self) -> Path:

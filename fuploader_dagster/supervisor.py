@@ -3,8 +3,9 @@
 What must always hold: workers run only within the lease. `renew` (a sensor tick, or the loop of
 `fuploader drain`) is short and returns at once. A thread replaces workers that left (their quota is
 used up, or they died) without waiting for the next renewal; one that dies again and again is
-replaced after growing pauses. When the lease runs out, or this process dies, the pipes close and
-the workers leave by themselves; one that does not is killed, so that its slots become free.
+replaced after growing pauses, unless a message that came again may be why (`suspects` counts that).
+When the lease runs out, or this process dies, the pipes close and the workers leave by themselves;
+one that does not is killed, so that its slots become free.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fuploader_dagster.config import Intake
 from fuploader_dagster.drain import pause_seconds
 from fuploader_dagster.lease import renewal
 from fuploader_dagster.loading import dump_intake
+from fuploader_dagster.suspects import was_decoding
 from fuploader_dagster.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
 from fuploader_dagster.worker_status import WorkerStatus, pid_namespace, read_statuses
 
@@ -159,7 +161,9 @@ class Supervisor:
     def _note_death(self, worker: _Worker, died_of: str, now: float) -> None:
         worker.deaths += 1
         worker.died_of = died_of
-        worker.start_after = now + pause_seconds(worker.deaths, 0.5)
+        # The deaths that a message brings are counted with the message: no need to wait longer.
+        suspected = was_decoding(self.settings.layout, worker.number)
+        worker.start_after = now + pause_seconds(1 if suspected else worker.deaths, 0.5)
         log.error(
             "worker %d of %s ended, what it had not acknowledged comes again: %s",
             worker.number,
@@ -240,6 +244,8 @@ def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
 def _exit_in_words(code: int) -> str:
     if code == -signal.SIGKILL:
         return "it was killed (SIGKILL): by a person, or by the kernel for lack of memory"
+    if code == -signal.SIGALRM:
+        return "a parser or name generator hung: parser_timeout_seconds is over for one message"
     if code < 0:
         return f"signal {-code} ({signal.strsignal(-code)}); see the log of this code server"
     return f"exit code {code}; see the log of this code server"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -84,6 +85,9 @@ def _drain(job: Job, lease: Lease) -> None:
     from fuploader_dagster.loading import load_intake  # noqa: PLC0415
 
     intake = load_intake(bytes(job.intake))
+    if intake.worker_memory_bytes is not None:
+        limit = intake.worker_memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     gc.freeze()  # what was imported stays; messages have no cycles that would have to be found soon
     gc.set_threshold(50_000, 20, 100)
     drain = Drain(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 KEY_FILE = Path()
@@ -20,3 +23,16 @@ def names_that_lead_out(parsed: object) -> str:
 
 def packer_that_always_fails(folder: Path) -> Path:
     raise OSError(f"7z cannot be run in {folder}")
+
+
+def deadly(body: bytes) -> dict[str, str]:
+    """A parser that crashes, eats memory or hangs where a body says so."""
+    if b"crash" in body:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if b"eat" in body:
+        eaten = []
+        while True:
+            eaten.append(bytearray(1 << 24))
+    if b"hang" in body:
+        time.sleep(600)
+    return {"file_name": body.decode(), "payload": body.decode()}

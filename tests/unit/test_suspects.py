@@ -1,0 +1,134 @@
+"""Suspects: who is blamed for a worker's death, and who is decoded no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuploader_dagster.config import Intake
+from fuploader_dagster.decoding import Decoder, File
+from fuploader_dagster.errors import BadMessage
+from fuploader_dagster.source import Message
+from fuploader_dagster.suspects import (
+    FORGOTTEN_AFTER_SECONDS,
+    Suspect,
+    Suspects,
+    is_guilty,
+    was_decoding,
+)
+from tests.settings import intake
+
+
+class Died(BaseException):
+    """The worker's process ended here."""
+
+
+DEADLY: set[bytes] = set()
+DECODED: list[bytes] = []
+
+
+def parse(body: bytes) -> dict[str, str]:
+    DECODED.append(body)
+    if body in DEADLY:
+        raise Died
+    if body == b"greedy":
+        raise MemoryError
+    return {"file_name": body.decode()}
+
+
+def again(*bodies: bytes) -> list[Message]:
+    return [Message(body, number, True, None) for number, body in enumerate(bodies)]
+
+
+def one_life(settings: Intake, batch: list[Message], now: float = 0.0, worker: int = 0) -> str:
+    """A worker starts, decodes the batch, and dies or settles it: what became of each message."""
+    DECODED.clear()
+    suspects = Suspects(settings.layout, worker, max_deliveries=4, clock=lambda: now)
+    suspects.note_the_dead()
+    try:
+        results = suspects.decode(batch, Decoder(settings))
+    except Died:
+        assert was_decoding(settings.layout, worker)
+        return "died"
+    assert not was_decoding(settings.layout, worker)
+    suspects.settled()
+    return "".join("." if isinstance(result, File) else "x" for result in results)
+
+
+@pytest.mark.parametrize(
+    ("suspect", "max_deliveries", "guilty"),
+    [
+        (Suspect(together=9), 4, False),
+        (Suspect(together=1, alone=1), 4, False),
+        (Suspect(together=9, alone=1), 4, False),
+        (Suspect(together=1, alone=2), 4, True),
+        (Suspect(together=1, alone=1), 3, True),
+    ],
+)
+def test_a_message_is_guilty_for_what_it_did_alone(
+    suspect: Suspect, max_deliveries: int, guilty: bool
+) -> None:
+    assert is_guilty(suspect, max_deliveries) is guilty
+
+
+def test_the_deadly_one_among_many_is_found_and_the_others_are_acquitted(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    DEADLY.add(b"d")
+    batch = again(b"a", b"b", b"d", b"c")
+    assert one_life(settings, batch) == "died"
+    assert DECODED == [b"a", b"b", b"d"]
+    assert one_life(settings, batch) == "died"  # alone for the first time
+    assert one_life(settings, batch) == "died"
+    assert one_life(settings, batch) == "..x."
+    assert DECODED == [b"a", b"b", b"c"]
+    assert one_life(settings, again(b"a", b"b")) == ".."
+    # The dead letter was settled: what is sent back after the parser was corrected begins anew.
+    DEADLY.clear()
+    assert one_life(settings, batch) == "...."
+
+
+def test_workers_know_each_others_suspects_and_old_ones_are_forgotten(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    DEADLY.add(b"d")
+    assert one_life(settings, again(b"a", b"d"), worker=0) == "died"
+    assert one_life(settings, again(b"x"), worker=0) == "."
+    assert one_life(settings, again(b"d", b"a"), worker=1) == "died"
+    assert one_life(settings, again(b"d", b"a"), worker=1) == "died"
+    assert one_life(settings, again(b"d", b"a"), worker=1) == "x."
+    for now in (0, 0, 0, FORGOTTEN_AFTER_SECONDS + 1):  # without the last one three would do
+        assert one_life(settings, again(b"d"), worker=2, now=now) == "died"
+    assert one_life(settings, again(b"d"), worker=2, now=FORGOTTEN_AFTER_SECONDS + 1) == "x"
+
+
+def test_first_deliveries_are_decoded_as_ever_and_nothing_is_written_down(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    batch = [message._replace(redelivered=False) for message in again(b"a", b"b")]
+    assert one_life(settings, batch) == ".."
+    assert list(settings.layout.suspects.iterdir()) == []
+
+
+def test_a_note_that_cannot_be_read_only_begins_the_counting_anew(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    settings.layout.suspects.mkdir(parents=True)
+    (settings.layout.suspects / "known.json").write_bytes(b"\0" * 40)
+    (settings.layout.suspects / "w0").write_bytes(b"T" + b"x" * 50)
+    assert one_life(settings, again(b"a")) == "."
+
+
+def test_out_of_memory_costs_one_message_and_nothing_more_is_decoded_by_this_process(
+    tmp_path: Path,
+) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    decoder = Decoder(settings)
+    kept, bad = decoder.decode(again(b"a", b"greedy", b"b"))
+    assert isinstance(kept, File)
+    assert isinstance(bad, BadMessage)
+    assert "raised MemoryError" in str(bad)
+    assert decoder.exhausted
+    assert one_life(settings, again(b"greedy", b"a")) == "x"
