@@ -8,12 +8,13 @@ What must always hold:
 - An archive is in it with all its names or not at all. Adding it again changes nothing.
 
 Format: `catalog.sqlite` below the pipeline's folder, SQLite with write-ahead log; `user_version` is
-the format's version, 1.
+the format's version, 2.
 
     archives   one row per archive: address, key, partition, sealed_at, members, size, digest
     names      FTS5: one document per archive (its rowid is the archive's id), whose words are the
                names; no columns, positions or contents are kept, only word -> archives
     vocabulary the words of `names` in order, for exact names and prefixes
+    lists      per archive its names as one compressed list (`name_lists`), for other patterns
 
 An inverted index, because names come in random order: a B-tree of names rewrites a page for each
 of them, FTS5 appends a sorted run per archive and merges runs little by little (measured with ten
@@ -38,8 +39,9 @@ from typing import NamedTuple
 
 from fuploader_dagster.errors import PermanentError
 from fuploader_dagster.fileio import make_dirs
+from fuploader_dagster.name_lists import NamePattern, pack_names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _WAIT_SECONDS = 30.0
 """For another upload's transaction. One takes some 30 ms for 10,000 names."""
 
@@ -53,6 +55,7 @@ create virtual table names using fts5 (
     name, content='', columnsize=0, detail=none,
     tokenize="ascii tokenchars '{_WORD_CHARACTERS}'");
 create virtual table vocabulary using fts5vocab (names, instance);
+create table lists (archive integer primary key, names blob not null);
 pragma user_version = {FORMAT_VERSION};
 """
 
@@ -132,14 +135,15 @@ class Catalog:
         Another archive under the same address is replaced.
         """
         with self._explained():
-            words = "\n".join(map(_word, names))
+            names = list(names)
+            words, packed = "\n".join(map(_word, names)), pack_names(names)
             with self._transaction():
                 known = self._db.execute(
                     "select size_bytes, sha256 from archives where address = ?", [archive.address]
                 ).fetchone()
                 if known == (archive.size_bytes, archive.sha256):
                     return False
-                self._db.execute("delete from archives where address = ?", [archive.address])
+                self._remove(archive.address)
                 added = self._db.execute(
                     "insert into archives (address, key, partition, sealed_at, members, "
                     "size_bytes, sha256) values (?, ?, ?, ?, ?, ?, ?)",
@@ -148,12 +152,20 @@ class Catalog:
                 self._db.execute(
                     "insert into names (rowid, name) values (?, ?)", [added.lastrowid, words]
                 )
+                self._db.execute("insert into lists values (?, ?)", [added.lastrowid, packed])
         return True
 
     def forget(self, address: str) -> None:
         """The archive is gone from the store; one that is not there is no error."""
-        with self._explained():
-            self._db.execute("delete from archives where address = ?", [address])
+        with self._explained(), self._transaction():
+            self._remove(address)
+
+    def _remove(self, address: str) -> None:
+        self._db.execute(
+            "delete from lists where archive = (select id from archives where address = ?)",
+            [address],
+        )
+        self._db.execute("delete from archives where address = ?", [address])
 
     def archives(self) -> dict[str, CatalogedArchive]:
         """All archives, by their address."""
@@ -165,13 +177,15 @@ class Catalog:
         """The files of this name, and where the name has `*`, `?` or `[...]` all that match.
 
         In the order of the names' words; files of one name by the time of their archives. A
-        pattern is looked up by what stands before its first wildcard: one that begins with a
-        wildcard goes through all names.
+        pattern is looked up by what stands before its first wildcard. One that begins with a
+        wildcard is looked for in each archive's list instead, in the order of the archives' time.
         """
         with self._explained():
             yield from self._hits(self._exactly(_word(wanted)))
             wildcard = re.search(r"[*?[]", wanted)
-            if wildcard:
+            if wildcard and wildcard.start() == 0:
+                yield from self._in_lists(wanted)
+            elif wildcard:
                 start = _word(wanted[: wildcard.start()])
                 fits = re.compile(fnmatch.translate(wanted)).match
                 yield from self._hits(
@@ -179,6 +193,16 @@ class Catalog:
                     for name, document in self._beginning(start)
                     if fits(name) and name != wanted
                 )
+
+    def _in_lists(self, wanted: str) -> Iterator[Hit]:
+        pattern = NamePattern(wanted)
+        ordered = self._db.execute("select id from archives order by sealed_at, address").fetchall()
+        for (number,) in ordered:
+            row = self._db.execute("select names from lists where archive = ?", [number]).fetchone()
+            found = [name for name in pattern.find_in(row[0]) if name != wanted] if row else []
+            archive = self._archive(number) if found else None
+            if archive is not None:
+                yield from (Hit(name, archive) for name in found)
 
     def _exactly(self, word: str) -> Iterator[tuple[str, int]]:
         rows = self._db.execute("select term, doc from vocabulary where term = ?", [word])

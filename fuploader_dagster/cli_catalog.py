@@ -46,7 +46,7 @@ def find(
 ) -> None:
     """Which archives hold the file of this name: with the time of sealing and the address.
 
-    Exit code 4 if there is none. A pattern that begins with a wildcard goes through all names.
+    Exit code 4 if there is none.
     """
     chosen = [one_pipeline(config, pipeline)] if pipeline else [*load_pipelines(config).values()]
     cataloged = [settings for settings in chosen if settings.layout.catalog.exists()]

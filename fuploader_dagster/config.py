@@ -255,7 +255,7 @@ class Pipeline(Intake):
     upload_threads: Count = 4
     """Archives uploaded at once within a run."""
     catalog: bool = True
-    """Keep which archive holds the file of which name, for `fuploader find`: 24 bytes a name."""
+    """Keep which archive holds the file of which name, for `fuploader find`: 35 bytes a name."""
     partitions_per_run: Annotated[int, Field(ge=1, le=1000)] = 64
     """A run costs seconds and a slot milliseconds: so many slots share one at most."""
     max_retries: Annotated[int, Field(ge=0)] = 2

@@ -94,6 +94,18 @@ def test_files_of_one_name_come_by_the_time_of_their_archives(tmp_path: Path) ->
         assert [hit.archive.key for hit in catalog.find("a.json")] == ["1", "2", "3"]
 
 
+def test_what_a_pattern_finds_comes_by_the_time_of_the_archives_and_not_from_removed_ones(
+    tmp_path: Path,
+) -> None:
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        for number in (3, 1, 2):
+            catalog.add(archive(number), ["b-x.json", "a-x.json", "消息-x.json"])
+        catalog.forget(archive(2).address)
+        found = [(hit.archive.key, hit.name) for hit in catalog.find("*?-x*")]
+        there = ("b-x.json", "a-x.json", "消息-x.json")
+        assert found == [(key, name) for key in "13" for name in there]
+
+
 def test_adding_an_archive_again_changes_nothing_and_another_one_replaces_it(
     tmp_path: Path,
 ) -> None:
@@ -118,6 +130,7 @@ def test_a_hundred_thousand_names_take_30_bytes_each_and_are_found_at_once(tmp_p
         assert next(catalog.find("00000000000000079*")).name.startswith("00000000000000079")
         assert len(names(catalog, f"{7919:019}-3")) == 1
         assert time.perf_counter() - started < 0.1
+        assert names(catalog, "*007919-3") == [f"{7919:019}-3"]
 
 
 def test_uploading_fills_the_catalog(tmp_path: Path) -> None:
