@@ -1,15 +1,18 @@
 """A slot's life against a plain dict: whatever happens in whatever order, each committed message is
 there once, with its bytes, under its own or its numbered name, and what is sealed never changes.
 
-Crashes are made from what the writing process leaves on the disk at kill -9: the committed files as
-they are, and behind them any part of what the next commit would have written.
+Crashes are made in two ways. From what the writing process leaves on the disk at kill -9: the
+committed files as they are, and behind them any part of what the next commit would have written.
+And behind each durable step of a commit, of a seal, and of the recovery from that (the process goes
+on here, so what it would clean up is cleaned up; `tests/faults/test_crash_points.py` kills it).
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +26,11 @@ from hypothesis.stateful import (
 )
 
 from fuploader_dagster.config import Intake
+from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
 from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.slots import Slot
+from fuploader_dagster.steps import Step, observe
 from tests.settings import intake
 
 NAMES = st.sampled_from(
@@ -58,6 +63,12 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     }
 
 
+def letter(body: bytes) -> DeadLetter:
+    return DeadLetter(
+        time="", reason="", redelivered=False, message_id=None, attributes={}, body=body
+    )
+
+
 def stored_name(files: Files, name: str, content: bytes) -> str | None:
     """Where a message goes by the rules, said plainly; None if it is there already."""
     if name not in files:
@@ -72,6 +83,29 @@ def stored_name(files: Files, name: str, content: bytes) -> str | None:
     return candidate
 
 
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours may catch it and go on."""
+
+
+@contextmanager
+def killed_behind_step(number: int) -> Iterator[None]:
+    """Whatever is done inside ends behind this step, if it has so many."""
+    left = number
+
+    def count(_: Step) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    observe(count)
+    try:
+        with suppress(Killed):
+            yield
+    finally:
+        observe(None)
+
+
 class SlotLife(RuleBasedStateMachine):
     """`committed` and `added` are the active directory, `sealed` all that was sealed."""
 
@@ -84,6 +118,7 @@ class SlotLife(RuleBasedStateMachine):
         self.sealed: dict[str, tuple[Files, dict[str, bytes]]] = {}
         self.numbers: list[int] = []
         self.moment = 1_795_262_400.0
+        self.letters: list[bytes] = []
         self.slot = self.opened()
 
     def opened(self) -> Slot:
@@ -193,6 +228,67 @@ class SlotLife(RuleBasedStateMachine):
         self.slot = self.opened()
         assert self.slot.found_sealed == ([] if renamed else [sealed])
         self.take(sealed)
+
+    @rule(
+        messages=MESSAGES,
+        seals=st.booleans(),
+        step=st.integers(1, 12),
+        again=st.lists(st.integers(1, 8), max_size=2),
+    )
+    def die_behind_a_step_and_in_recovery(
+        self, messages: Messages, seals: bool, step: int, again: list[int]
+    ) -> None:
+        """Then the queue delivers the messages again: they are stored once."""
+        before = dict(self.committed)
+        self.moment += 1
+        with killed_behind_step(step):
+            self.add(messages)
+            if seals:
+                self.slot.seal("count")
+            else:
+                self.slot.commit()
+        everything = {**before, **self.added}
+        self.added = {}
+        self.slot.__exit__()
+        for number in again:
+            with killed_behind_step(number):
+                self.opened().__exit__()
+        self.slot = self.opened()
+        new = set(sealed_partitions(self.settings.layout)) - set(self.sealed)
+        if new:
+            assert seals
+            sealed = find_sealed(self.settings.layout, new.pop())
+            assert sealed is not None
+            assert not new
+            self.committed = everything
+            self.take(sealed)
+        else:
+            held = self.slot.count.messages
+            assert held in (len(before), len(everything))
+            self.committed = dict(list(everything.items())[:held])
+            self.commit(messages)
+
+    @rule(bodies=st.lists(st.binary(max_size=9), min_size=1, max_size=4), data=st.data())
+    def keep_dead_letters(self, bodies: list[bytes], data: st.DataObject) -> None:
+        """A crash in between leaves any beginning of the lines; whole ones count."""
+        box = DeadLetterBox(self.settings.layout, 0, clock=lambda: 1_795_262_400.0)
+        before = box.path().read_bytes() if box.path().exists() else b""
+        box.keep([letter(body) for body in bodies])
+        after = box.path().read_bytes()
+        end = data.draw(st.integers(len(before), len(after)))
+        box.path().write_bytes(after[:end])
+        whole = after[len(before) : end].lstrip(b"\n").split(b"\n")
+        lines = after[len(before) :].lstrip(b"\n").split(b"\n")
+        kept = [
+            body for body, line, left in zip(bodies, lines, whole, strict=False) if line == left
+        ]
+        self.letters += kept
+
+    @invariant()
+    def dead_letters_are_kept(self) -> None:
+        if hasattr(self, "slot"):
+            found = [one.body for one in read_dead_letters(self.settings.layout)]
+            assert found == self.letters
 
     @rule()
     def lose_the_counter(self) -> None:
