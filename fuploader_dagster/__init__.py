@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fuploader_dagster.archive_address import open_partition as open_partition
     from fuploader_dagster.component import QueueToObjectStore as QueueToObjectStore
     from fuploader_dagster.config import Pipeline as Pipeline
     from fuploader_dagster.definitions import build_definitions as build_definitions
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fuploader_dagster.messages import parse_file_message as parse_file_message
     from fuploader_dagster.messages import publish_file_messages as publish_file_messages
     from fuploader_dagster.messages import serialize_file_payload as serialize_file_payload
+    from fuploader_dagster.partitions import Names as Names
+    from fuploader_dagster.parts import Parts as Parts
     from fuploader_dagster.resources.embedded import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.object_stores import COS as COS
     from fuploader_dagster.resources.object_stores import OSS as OSS
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.sqlite_state import SqliteState as SqliteState
 
 _HOMES = {
+    "open_partition": "archive_address",
     "Pipeline": "config",
     "QueueToObjectStore": "component",
     "build_definitions": "definitions",
@@ -43,6 +47,8 @@ _HOMES = {
     "parse_file_message": "messages",
     "publish_file_messages": "messages",
     "serialize_file_payload": "messages",
+    "Names": "partitions",
+    "Parts": "parts",
     "EmbeddedQueue": "resources.embedded",
     "COS": "resources.object_stores",
     "Local": "resources.object_stores",

@@ -55,6 +55,14 @@ def find_archive(target: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive
     return ArchiveFinder(pipelines).find(target)
 
 
+def open_partition(pipeline: Pipeline, partition: str) -> Archive:
+    """The archive of a partition, to be read: for assets that depend on `uploaded_archive`.
+
+    Use it as a context manager. Errors as in `ArchiveFinder.find`, and those of opening.
+    """
+    return ArchiveFinder({pipeline.name: pipeline}).open(partition)
+
+
 class ArchiveFinder:
     """Finds archives of these pipelines; opens each of their stores once. Thread-safe."""
 

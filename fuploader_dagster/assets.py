@@ -48,6 +48,9 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         backoff=dg.Backoff.EXPONENTIAL,
         jitter=dg.Jitter.PLUS_MINUS,
     )
+    automation_condition = (
+        dg.AutomationCondition.on_missing() if pipeline.runs_by == "automation" else None
+    )
     queue = dg.AssetSpec(
         names.queue,
         group_name=names.scope,
@@ -72,6 +75,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         group_name=names.scope,
         backfill_policy=backfill_policy,
         retry_policy=retry_policy,
+        automation_condition=automation_condition,
         output_required=False,
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -90,6 +94,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         group_name=names.scope,
         backfill_policy=backfill_policy,
         retry_policy=retry_policy,
+        automation_condition=automation_condition,
         output_required=False,
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:

@@ -256,6 +256,9 @@ class Pipeline(Intake):
     """Archives uploaded at once within a run."""
     catalog: bool = True
     """Keep which archive holds the file of which name, for `fuploader find`: 35 bytes a name."""
+    runs_by: Literal["sensor", "automation"] = "sensor"
+    """Who asks for the runs of new slots: the drain sensor with its tick, or Dagster's automation
+    conditions, some seconds later and as backfills."""
     partitions_per_run: Annotated[int, Field(ge=1, le=1000)] = 64
     """A run costs seconds and a slot milliseconds: so many slots share one at most."""
     max_retries: Annotated[int, Field(ge=0)] = 2

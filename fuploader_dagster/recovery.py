@@ -28,6 +28,9 @@ from fuploader_dagster.upload import PartitionLock
 
 log = logging.getLogger(__name__)
 
+AUTOMATION_PATIENCE = 3
+"""So many times `recovery_base_seconds` a new slot waits for conditions and backfills. An early
+question would do no harm, but cost a run."""
 UNNEEDED_AFTER = timedelta(hours=1)
 """An upload that is unfinished for less may be one that is going on right now."""
 
@@ -86,7 +89,10 @@ def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
     partition = PartitionKey.parse(key)
     if partition is None:
         return False
-    return now - partition.sealed_at.timestamp() >= settings.recovery_base_seconds
+    patience = settings.recovery_base_seconds
+    if settings.runs_by == "automation":  # Dagster's own daemons come round every 30 s
+        patience *= AUTOMATION_PATIENCE
+    return now - partition.sealed_at.timestamp() >= patience
 
 
 def apply(plan: Plan, settings: Pipeline) -> None:

@@ -80,7 +80,9 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
             return dg.SensorResult(skip_reason=summary, asset_events=dead_letters, cursor=cursor)
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
-            run_requests=[
+            run_requests=[]
+            if pipeline.runs_by == "automation"
+            else [
                 run_request(names, keys, run_key=f"sealed:{keys[0]}:{keys[-1]}")
                 for keys in chunks(new, pipeline.partitions_per_run)
             ],

@@ -62,7 +62,8 @@ def page() -> str:
     for part, title in _ORDER.items():
         parts.append(f"\n## {title}: `{part}`\n")
         parts.append(
-            "`kind` is one of the names below, or `package.module:Class` for one of your own.\n"
+            "`kind` is one of the names below, or `package.module:Class` for one of your own "
+            "([adding a backend](adding-a-backend.md)).\n"
         )
         for kind, reference in KINDS[part].items():
             model = load_reference(reference)

@@ -110,7 +110,7 @@ def test_two_in_one_project_stand_side_by_side() -> None:
     merged = dg.Definitions.merge(
         *(one.build_defs(ComponentTree.for_test().load_context) for one in both)
     )
-    assert len(merged.resolve_all_asset_keys()) == 8
+    assert len(merged.resolve_all_asset_keys()) == 10
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_page_of_settings_is_what_the_models_say() -> None:
     written = settings_reference.PAGE.read_text("utf-8")
     assert written == settings_reference.page(), "run python -m tools.settings_reference"
+
+
+def test_the_downstream_asset_of_the_page_on_host_projects_loads() -> None:
+    page = (REPOSITORY / "docs" / "host-project.md").read_text("utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S)[1:]:
+        exec(compile(block, "host-project.md", "exec", dont_inherit=True), names)
+    assert isinstance(names["sizes"], dg.AssetsDefinition)

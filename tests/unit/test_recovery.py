@@ -426,3 +426,22 @@ def test_a_request_on_an_empty_root_is_remembered(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     assert seal_on_request(settings) == []
     assert settings.layout.seal_request.exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "seconds", "asked"),
+    [
+        ("sensor", 59, False),
+        ("sensor", 61, True),
+        ("automation", 61, False),
+        ("automation", 179, False),
+        ("automation", 181, True),
+    ],
+)
+def test_a_new_slot_is_left_to_whoever_asks_first_for_as_long_as_that_takes(
+    tmp_path: Path, mode: str, seconds: float, asked: bool
+) -> None:
+    settings = pipeline(tmp_path, runs_by=mode)
+    key = str(PartitionKey(utc(NOW), "local", 0, 1))
+    made = plan(Found(sealed=[key]), settings, busy=(), now=NOW + seconds)
+    assert made.ask == [key] * asked
