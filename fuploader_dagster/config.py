@@ -106,7 +106,7 @@ class Intake(BaseModel):
     process_count: Count = 1
     """Worker processes that drain side by side; each owns its slots."""
     slots_per_worker: Count = 1
-    """With more than one, a stable hash of the file name picks the slot."""
+    """With more than one, batches go to them in turn: smaller archives side by side, at no cost."""
     max_tasks_per_child: Annotated[int, Field(ge=0)] = 0
     """A worker is replaced after this many messages; 0 means never."""
     drain_by: Literal["sensor", "command"] = "sensor"

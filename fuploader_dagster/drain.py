@@ -23,7 +23,6 @@ import random
 import signal
 import time
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -91,7 +90,9 @@ class Drain:
         self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
         self._root_id = ""
         self._housekeeping_at = 0.0
-        self._recorded_at = 0.0
+        self._renewed_at = 0.0
+        """When all claims were renewed; a commit renews that of its own slot only."""
+        self._slot_turn = self._batched = 0
         self._seal_requested_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_logged = 0
@@ -228,32 +229,42 @@ class Drain:
         files = self._suspects.decode(batch, self._decoder)
         batch = batch[: len(files)]
         self._batch_bytes = sum(len(message.body) for message in batch)
+        slot = self._next_slot(slots, len(batch))
         with self._turn(batch) as look:
             for message, file in zip(batch, files, strict=True):
                 if isinstance(file, BadMessage):
                     dead.append((message, file))
                 elif self._is_stored(message, file, look):
                     continue
-                elif _slot_for(file.name, slots).add(file.name, file.content):
+                elif slot.add(file.name, file.content):
                     stored += 1
                     stored_bytes += len(file.content)
             self._batch_bytes += stored_bytes
             self._dead_letters.keep([self._letter(message, error) for message, error in dead])
-            for slot in slots:
-                slot.commit()
+            slot.commit()
         self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
         reached(Step.SETTLED)
         self._suspects.settled()
         duplicates = len(batch) - stored - len(dead)
         self._count(len(batch), stored_bytes, duplicates, dead)
         commit = Commit(
-            slots=[slot.count for slot in slots],
+            slots=[slot.count],
             stored_messages=stored,
             stored_bytes=stored_bytes,
             duplicates=duplicates,
             dead_letters=len(dead),
         )
         self._record(commit)
+
+    def _next_slot(self, slots: Sequence[Slot], messages: int) -> Slot:
+        """One slot for the whole batch: a commit costs the same however many slots there are.
+
+        The next slot has its turn after a full batch: a slow queue fills one, not all of them.
+        """
+        if self._batched >= self.settings.commit_messages:
+            self._slot_turn, self._batched = (self._slot_turn + 1) % len(slots), 0
+        self._batched += messages
+        return slots[self._slot_turn]
 
     @contextmanager
     def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
@@ -298,7 +309,8 @@ class Drain:
     def _record(self, commit: Commit) -> None:
         self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
         reached(Step.PARTITION_PUSHED if commit.sealed else Step.RECORDED)
-        self._recorded_at = time.monotonic()
+        if len(commit.slots) == len(self._owned):
+            self._renewed_at = time.monotonic()
 
     def _seal_due(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
@@ -326,7 +338,7 @@ class Drain:
             self._seal_requested_at = requested_at
             for slot in slots:
                 self._seal(slot, "request")
-        if slots and now - self._recorded_at > CLAIM_SECONDS / 3:
+        if slots and now - self._renewed_at > CLAIM_SECONDS / 3:
             self._record(Commit(slots=[slot.count for slot in slots]))
 
     def _log_dead_letters(self, now: float) -> None:
@@ -355,12 +367,6 @@ class Drain:
 
     def _used_up(self) -> str:
         return "its memory is used up" if self._decoder.exhausted else "its quota is used up"
-
-
-def _slot_for(name: str, slots: Sequence[Slot]) -> Slot:
-    if len(slots) == 1:
-        return slots[0]
-    return slots[zlib.crc32(name.encode("utf-8")) % len(slots)]
 
 
 def _alarm(seconds: float) -> None:

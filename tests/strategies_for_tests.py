@@ -32,7 +32,7 @@ def deadly(body: bytes) -> dict[str, str]:
     if b"eat" in body:
         eaten = []
         while True:
-            eaten.append(bytearray(1 << 24))
+            eaten.append(bytes(1 << 24))
     if b"hang" in body:
         time.sleep(600)
     return {"file_name": body.decode(), "payload": body.decode()}

@@ -30,7 +30,7 @@ def test_what_crashes_hangs_or_eats_memory_ends_as_a_dead_letter_and_all_else_is
         **on_servers(rabbitmq, redis_server),
         process_count=2,
         parser=strategies_for_tests.deadly,
-        parser_timeout_seconds=1,
+        parser_timeout_seconds=3,
         worker_memory_bytes=1 << 28,
         prefetch_count=400,
         commit_messages=100,

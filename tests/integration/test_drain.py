@@ -78,21 +78,21 @@ def test_everything_published_is_in_sealed_slots_exactly_once_with_its_bytes(
     assert counts.owners == {}
 
 
-def test_a_name_has_its_slot_whichever_worker_run_writes_it(tmp_path: Path) -> None:
-    settings = embedded(tmp_path, slots_per_worker=4)
-    first, second = files(300, seed=1), files(300, seed=2)
-    for round_number, contents in enumerate((first, second, first), start=1):
-        publish(settings, contents)
-        with draining(settings):
-            wait_until_handled(settings, 300 * round_number)
+def test_full_batches_go_to_the_slots_in_turn_and_a_slow_queue_fills_one(tmp_path: Path) -> None:
+    settings = embedded(tmp_path, slots_per_worker=4, commit_messages=50)
+    contents = files(400)
+    publish(settings, contents)
+    with draining(settings):
+        wait_until_handled(settings, 400)
+        seal_on_request(settings)
+        wait_for(lambda: len(seals(settings.layout)) == 4, settings, "the seals")
+        assert [seal.messages for seal in seals(settings.layout)] == [100] * 4
+        for number in range(5):
+            publish(settings, files(1, prefix=f"slow-{number}-"))
+            wait_until_handled(settings, 401 + number)
+        assert sorted(slot.messages for slot in snapshot(settings).slots) == [0, 0, 0, 5]
     seal_on_request(settings)
-    found = sealed_files(settings.layout)
-    assert snapshot(settings).duplicates == 300
-    assert {name: [body] for name, body in first.items()} == {name: found[name] for name in first}
-    assert {name: [body] for name, body in second.items()} == {
-        name: found[name.replace(".json", "~2.json")] for name in second
-    }
-    assert len([seal for seal in seals(settings.layout) if seal.messages]) == 4
+    assert len(sealed_files(settings.layout)) == 405
 
 
 @pytest.mark.parametrize("parts", ["servers"], indirect=True)
