@@ -20,7 +20,7 @@ from typing import Any
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS
 
-PORTION = 5_000
+PORTION = 25_000
 ADDRESS_SPACE_BYTES = 2 * 2**30
 
 

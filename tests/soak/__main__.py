@@ -1,7 +1,7 @@
 """`python -m tests.soak --seconds 60 --seed 7`: the last line of stdout is JSON, see `soak`.
 
-Exit code 0 when nothing was lost, nothing is corrupt and no dead letter is there that should not
-be; the same seed gives the same messages and the same sequence of kills.
+Exit code 0 when nothing was lost, nothing is there twice or corrupt, and no dead letter is there
+that should not be; the same seed gives the same messages and the same sequence of kills.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=8, help="seconds between kills, on average")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # and so ends what it started
     print(f"seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"folder {folder}", file=sys.stderr, flush=True)

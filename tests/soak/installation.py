@@ -263,7 +263,7 @@ class Installation:
         workspace = {"load_from": [{"grpc_server": server}]}
         (project / "workspace.yaml").write_text(yaml.safe_dump(workspace))
         instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
-        instance["run_monitoring"].update(start_timeout_seconds=60, poll_interval_seconds=10)
+        instance["run_monitoring"].update(start_timeout_seconds=120, poll_interval_seconds=10)
         (project / "dagster.yaml").write_text(yaml.safe_dump(instance))
         environment = {
             **os.environ,
