@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.rabbitmq import RabbitMQ as RabbitMQ
     from fuploader_dagster.resources.redis_state import RedisState as RedisState
     from fuploader_dagster.resources.sqlite_state import SqliteState as SqliteState
+    from fuploader_dagster.running import drain_pipeline as drain_pipeline
+    from fuploader_dagster.running import recover_pipeline as recover_pipeline
+    from fuploader_dagster.running import run_pipeline as run_pipeline
+    from fuploader_dagster.running import ship_pipeline as ship_pipeline
 
 _HOMES = {
     "open_partition": "archive_address",
@@ -49,6 +53,10 @@ _HOMES = {
     "serialize_file_payload": "messages",
     "Names": "partitions",
     "Parts": "parts",
+    "drain_pipeline": "running",
+    "recover_pipeline": "running",
+    "run_pipeline": "running",
+    "ship_pipeline": "running",
     "EmbeddedQueue": "resources.embedded",
     "COS": "resources.object_stores",
     "Local": "resources.object_stores",

@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,10 +57,10 @@ from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.publishing import bodies
 from fuploader_dagster.room import Room, Unshipped, room_of
+from fuploader_dagster.running import drain_pipeline
 from fuploader_dagster.samples import sample_messages
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
-from fuploader_dagster.supervisor import Supervisor
 from fuploader_dagster.taking_over import take_over_if_needed
 from fuploader_dagster.worker_status import read_statuses
 
@@ -71,8 +70,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From the message queue to verified archives in object storage.",
 )
-
-RENEW_SECONDS = 1.0
 
 
 @app.command()
@@ -100,16 +97,7 @@ def publish(
 def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = one_pipeline(config, pipeline)
-    told_to_stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told_to_stop.set())
-    take_over_if_needed(settings)
-    supervisor = Supervisor(settings.intake())
-    while not told_to_stop.is_set():
-        supervisor.renew()
-        told_to_stop.wait(RENEW_SECONDS)
-    supervisor.stop()
+    drain_pipeline(one_pipeline(config, pipeline))
 
 
 @app.command(name="ship")

@@ -30,9 +30,9 @@ Below its storage root (both layouts; files of any type):
     sealed/slot-0/dir-000001/   sealed/.pool/     `.pool` only while it recovers
     slot_0_3.tar.zst, 20261120_234501_123456_1a2b3c4d.tar.zst beside the directories
 
-An adopted directory is first renamed to `adopting/dir-000001/files` in the pipeline's own folder,
-then indexed, sealed with a partition key of its own, and renamed to the sealed ones. What was
-adopted, from where and as which partition, stands in `taken-over.jsonl` for ever.
+An adopted directory is first renamed to `adopting/slot-9999/dir-000001/files` in the pipeline's own
+folder, then indexed, sealed with a partition key of its own, and renamed to the sealed ones. What
+was adopted, from where and as which partition, stands in `taken-over.jsonl` for ever.
 """
 
 from __future__ import annotations

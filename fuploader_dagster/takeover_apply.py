@@ -2,13 +2,13 @@
 
 A directory goes this way; at each point it is recognised by the next look:
 
-    slot_0_3/                      as FUploader left it
-    adopting/dir-000001/files/     renamed in one step; `origin.json` beside it says what it is
-      + index, seal.json           every file synced and named with its digest
-    sealed/slot-9999/dir-000001/   renamed in one step
+    slot_0_3/                                as FUploader left it
+    adopting/slot-9999/dir-000001/files/     renamed in one step; `origin.json` says what it is
+      + index, seal.json                     every file synced and named with its digest
+    sealed/slot-9999/dir-000001/             renamed in one step
 
-An archive is renamed to `adopting/dir-000001/archive`, and behind the seal to its place among the
-packed ones, so that it is uploaded as it is.
+An archive is renamed to `adopting/slot-9999/dir-000001/archive`, and behind the seal to its place
+among the packed ones, so that it is uploaded as it is.
 """
 
 from __future__ import annotations
@@ -344,7 +344,8 @@ def _end(layout: Layout) -> None:
             remove_tree(staged)
     with suppress(OSError):
         folder.rmdir()
-        fsync_dir(folder.parent)
+        folder.parent.rmdir()
+        fsync_dir(layout.root)
 
 
 def _names_in(folder: Path) -> Iterator[str]:

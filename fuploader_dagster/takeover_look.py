@@ -95,7 +95,7 @@ def root_of(settings: Pipeline) -> Path:
 
 def adopting(layout: Layout) -> Path:
     """Where directories are staged."""
-    return layout.root / "adopting"
+    return layout.root / "adopting" / f"slot-{ADOPTED_SLOT}"
 
 
 def journal(layout: Layout) -> Path:

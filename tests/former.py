@@ -30,7 +30,7 @@ from dagster import EnvVar
 from fuploader_dagster.config import Pipeline, Takeover
 from fuploader_dagster.envelope import encode
 from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.object_stores.s3 import S3
+from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.shipping import Done, ship

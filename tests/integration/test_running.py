@@ -1,0 +1,49 @@
+"""A pipeline without Dagster: the example runs, and the parts do what the whole does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from fuploader_dagster import drain_pipeline, recover_pipeline, ship_pipeline
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.resources.embedded import EmbeddedQueue
+from tests.drains import MARK, files, publish, wait_until_stored
+from tests.settings import archived_files, pipeline
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example_stores_everything(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "one_process.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1000 messages in ")
+    found = archived_files(tmp_path / "archives")
+    assert found == {f"{n}.json": [b'{"number":%d}' % n] for n in range(1000)}
+
+
+def test_writer_recovery_and_shipper_can_be_used_one_by_one(tmp_path: Path) -> None:
+    settings: Pipeline = pipeline(
+        tmp_path, source=EmbeddedQueue(path=tmp_path / "queue"), min_free_bytes=MARK
+    )
+    contents = files(50)
+    publish(settings.intake(), contents)
+    stop = threading.Event()
+    writer = threading.Thread(target=drain_pipeline, args=[settings, stop])
+    writer.start()
+    try:
+        wait_until_stored(settings.intake(), contents)
+    finally:
+        stop.set()
+        writer.join()
+    assert ship_pipeline(settings).messages == 0  # the slot is not full
+    assert recover_pipeline(settings).messages == 50
+    assert archived_files(tmp_path / "objects") == {n: [body] for n, body in contents.items()}
