@@ -132,6 +132,7 @@ def assert_everything_is_stored_once(settings: Pipeline, case: str = "") -> None
 def assert_nothing_is_left(settings: Pipeline, case: str) -> None:
     root = settings.layout.root
     kept = {"receipts", "locks", "dead-letters", "set-aside", "shipped", "workers"}
+    kept.add("suspects")  # empty between two attempts
     left = [
         path.relative_to(root)
         for path in root.rglob("*")
@@ -139,6 +140,7 @@ def assert_nothing_is_left(settings: Pipeline, case: str) -> None:
     ]
     expected = {"root-id", "catalog.sqlite", "seal-request"}
     assert [str(p) for p in left if p.name not in {*expected, "next-number"}] == [], case
+    assert [path for path in root.glob("suspects/w*") if path.stat().st_size] == [], case
     temporary = [*root.rglob(".tmp-*"), *objects(settings).rglob(".tmp-*")]
     assert temporary == [], case
     known = {**published(), **committed()}
