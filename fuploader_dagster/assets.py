@@ -5,7 +5,8 @@ take the partitions of a run, call one function of the engine, and say per parti
 
 A partition that fails takes no other with it. While attempts are left the step raises and reports
 nothing: the next attempt finds what is done and skips it. After the last attempt it reports the
-good partitions and fails for the others, which stay on disk for the recovery schedule.
+good partitions and fails for the others, which stay on disk for the recovery schedule. Dagster
+skips the upload behind a packing step that failed, so that step uploads its good partitions itself.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -20,6 +21,7 @@ import dagster as dg
 
 from fuploader_dagster.archive_address import ArchiveFinder
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.repacking import Repacking
 from fuploader_dagster.shipping import Done, Failed, Outcome, pack_partitions, upload_partitions
@@ -71,6 +73,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         deps=[sealed_slot],
         kinds={"zstandard"},
         description="Each sealed slot as one archive, read back after writing.",
+        required_resource_keys={names.store},
         partitions_def=partitions,
         group_name=names.scope,
         backfill_policy=backfill_policy,
@@ -82,7 +85,19 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         outcomes = pack_partitions(
             context.partition_keys, pipeline, _repacking(context.run.tags, pipeline)
         )
-        yield from _report(context, pipeline, names.packed_archive, outcomes)
+        done, failed = _sorted(context, outcomes)
+        selection = context.run.asset_selection  # none: all that the job has
+        if _is_final(context, pipeline, failed) and (
+            not selection or names.uploaded_archive in selection
+        ):
+            try:
+                uploaded, _ = _sorted(context, upload(context, [one.partition for one in done]))
+            except FuploaderError as error:
+                context.log.error(f"{len(done)} archives wait for their upload: {error}")
+            else:
+                for one in uploaded:
+                    yield _materialized(names.uploaded_archive, one)
+        yield from _report(context, pipeline, names.packed_archive, done, failed)
 
     @dg.asset(
         key=names.uploaded_archive,
@@ -98,15 +113,17 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         output_required=False,
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        store = getattr(context.resources, names.store).open()
-        outcomes = upload_partitions(
-            context.partition_keys,
+        done, failed = _sorted(context, upload(context, context.partition_keys))
+        yield from _report(context, pipeline, names.uploaded_archive, done, failed)
+
+    def upload(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> Iterator[Outcome]:
+        return upload_partitions(
+            partitions,
             pipeline,
-            store,
+            getattr(context.resources, names.store).open(),
             _log_progress(context.log),
             _repacking(context.run.tags, pipeline),
         )
-        yield from _report(context, pipeline, names.uploaded_archive, outcomes)
 
     return [queue, sealed_slot, packed_archive, uploaded_archive]
 
@@ -118,12 +135,10 @@ def _repacking(tags: Mapping[str, str], pipeline: Pipeline) -> Repacking | None:
     return Repacking(ArchiveFinder({pipeline.name: pipeline}).open)
 
 
-def _report(
-    context: dg.AssetExecutionContext,
-    pipeline: Pipeline,
-    asset: dg.AssetKey,
-    outcomes: Iterable[Outcome],
-) -> Iterator[Any]:
+def _sorted(
+    context: dg.AssetExecutionContext, outcomes: Iterable[Outcome]
+) -> tuple[list[Done], list[Failed]]:
+    """What got through and what failed, which is said in the run's log as it happens."""
     done: list[Done] = []
     failed: list[Failed] = []
     for outcome in outcomes:
@@ -132,17 +147,41 @@ def _report(
             context.log.error(f"{outcome.partition} failed and was kept: {outcome.error}")
         else:
             done.append(outcome)
+    return done, failed
+
+
+def _is_final(
+    context: dg.AssetExecutionContext, pipeline: Pipeline, failed: Sequence[Failed]
+) -> bool:
+    """Whether the step fails for good: no attempt is left, or none could help."""
+    if not failed:
+        return False
+    return context.retry_number >= pipeline.max_retries or all(one.permanent for one in failed)
+
+
+def _report(
+    context: dg.AssetExecutionContext,
+    pipeline: Pipeline,
+    asset: dg.AssetKey,
+    done: Sequence[Done],
+    failed: Sequence[Failed],
+) -> Iterator[Any]:
     if not failed:
         for one in done:
             context.add_asset_metadata(_metadata(one), partition_key=one.partition)
         yield dg.MaterializeResult()
         return
-    attempts_left = context.retry_number < pipeline.max_retries
-    if attempts_left and not all(one.permanent for one in failed):
-        raise dg.Failure(_failure_text(failed), metadata={"failed": len(failed)})
-    for one in done:
-        yield dg.AssetMaterialization(asset, partition=one.partition, metadata=_metadata(one))
-    raise dg.Failure(_failure_text(failed), metadata={"failed": len(failed)}, allow_retries=False)
+    final = _is_final(context, pipeline, failed)
+    if final:
+        for one in done:
+            yield _materialized(asset, one)
+    raise dg.Failure(
+        _failure_text(failed), metadata={"failed": len(failed)}, allow_retries=not final
+    )
+
+
+def _materialized(asset: dg.AssetKey, done: Done) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(asset, partition=done.partition, metadata=_metadata(done))
 
 
 def _failure_text(failed: Sequence[Failed]) -> str:

@@ -33,6 +33,7 @@ from fuploader_dagster.resources.redis_examination import judge
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
 
+HURRIED_SECONDS = 1.0
 _KEYS = ("slots", "highest", "claims", "sealed", "totals")
 _TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
 
@@ -146,6 +147,10 @@ class RedisState(StateSettings):
 
     def redis_url(self) -> SecretStr:
         return self.url
+
+    def in_a_hurry(self) -> RedisState:
+        seconds = min(self.timeout_seconds, HURRIED_SECONDS)
+        return self.model_copy(update={"timeout_seconds": seconds})
 
     def describe(self) -> str:
         parts = urlsplit(self.url.get_secret_value())

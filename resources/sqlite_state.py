@@ -50,6 +50,9 @@ CREATE TABLE IF NOT EXISTS totals (
 """
 
 
+HURRIED_SECONDS = 1.0
+
+
 class SqliteState(StateSettings):
     """State in a file on this machine's own disk (not on a network share)."""
 
@@ -60,6 +63,10 @@ class SqliteState(StateSettings):
 
     def store(self, *, pipeline: str, node: str) -> SqliteStateStore:
         return SqliteStateStore(self, pipeline, node)
+
+    def in_a_hurry(self) -> SqliteState:
+        seconds = min(self.busy_timeout_seconds, HURRIED_SECONDS)
+        return self.model_copy(update={"busy_timeout_seconds": seconds})
 
     def describe(self) -> str:
         return f"state file {self.path}"

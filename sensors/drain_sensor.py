@@ -113,7 +113,7 @@ def _look(
     pipeline: Pipeline, instance: dg.DagsterInstance, names: Names
 ) -> tuple[list[str], Snapshot]:
     """Sealed slots to be registered, and what the state store knows."""
-    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
         return _unregistered(state, instance, names), state.snapshot()

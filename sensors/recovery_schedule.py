@@ -109,7 +109,7 @@ def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
     """Queue keys that no tick has registered: the state store may have been lost."""
     if not keys:
         return
-    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
         state.add_sealed(keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.failures import all_failures
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.sealing import sealed_partitions
 from tests.settings import archived_files, pipeline, sealed
@@ -35,6 +37,15 @@ class Location:
             raise_on_error=False,
         )
 
+    def failed(self, asset: dg.AssetKey) -> set[str]:
+        """Partitions that a run was to make and did not: red in the UI."""
+        storage = self.instance.event_log_storage
+        return set(
+            storage.get_latest_asset_partition_materialization_attempts_without_materializations(
+                asset
+            )
+        )
+
     def materialized(self, asset: dg.AssetKey) -> dict[str, dict[str, Any]]:
         """Partition to metadata of its materialisations."""
         records = self.instance.fetch_materializations(asset, limit=1000).records
@@ -45,6 +56,61 @@ class Location:
             for record in reversed(records)
             if record.asset_materialization
         }
+
+
+def never(_: Path) -> Path:
+    raise RuntimeError("this packer always fails")
+
+
+def test_a_packer_that_always_fails_deletes_nothing_and_is_tried_again_until_it_is_mended(
+    tmp_path: Path,
+) -> None:
+    broken = Location(pipeline(tmp_path, packer=never))
+    slots = [sealed(broken.settings, {f"{n}.json": b"content"}) for n in range(3)]
+    keys = [slot.seal.partition for slot in slots]
+    before = {path: path.read_bytes() for slot in slots for path in slot.directory.iterdir()}
+    for attempt in range(1, 4):
+        assert not broken.ship(keys).success
+        failures = list(all_failures(broken.settings.layout))
+        assert [(one.partition, one.attempts) for one in failures] == [(k, attempt) for k in keys]
+        assert all("this packer always fails" in one.error for one in failures)
+        assert broken.failed(broken.names.packed_archive) == set(keys)
+    assert {
+        path: path.read_bytes() for slot in slots for path in slot.directory.iterdir()
+    } == before
+    mended = Location(pipeline(tmp_path))
+    assert mended.ship(keys).success
+    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in range(3)}
+    assert list(all_failures(mended.settings.layout)) == []
+
+
+def test_two_runs_of_the_same_partitions_at_once_do_the_work_once(tmp_path: Path) -> None:
+    """A backfill beside the sensor's run: each slot is packed by one of them."""
+    location = Location(pipeline(tmp_path))
+    home = tmp_path / "home"
+    home.mkdir()
+    location.instance = dg.DagsterInstance.local_temp(str(home))  # an ephemeral one is for a thread
+    slots = [sealed(location.settings, {f"{n}.json": b"x" * n}) for n in range(6)]
+    keys = [slot.seal.partition for slot in slots]
+    location.instance.add_dynamic_partitions(location.names.partition_set, keys)
+    with ThreadPoolExecutor(2) as threads:
+        runs = list(threads.map(lambda _: location.ship(keys), range(2)))
+    assert all(run.success for run in runs)
+    records = location.instance.fetch_materializations(location.names.uploaded_archive, limit=100)
+    done = [
+        (str(record.partition_key), "note" in record.asset_materialization.metadata)
+        for record in records.records
+        if record.asset_materialization
+    ]
+    assert len(done) == 2 * len(keys)
+    assert len({partition for partition, nothing_left in done if not nothing_left}) == len(keys)
+    receipts = [
+        line
+        for path in location.settings.layout.receipts.iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert len(receipts) == len(keys)
+    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"x" * n] for n in range(6)}
 
 
 def test_one_run_ships_many_slots_and_says_of_each_what_came_out(tmp_path: Path) -> None:
@@ -80,8 +146,11 @@ def test_a_bad_slot_fails_alone_and_gets_through_once_it_is_mended(tmp_path: Pat
     segment.write_bytes(good.replace(b"content", b"c0ntent"))
     result = location.ship(keys)
     assert not result.success
-    assert location.materialized(location.names.packed_archive).keys() == {keys[0], keys[2]}
-    assert set(sealed_partitions(location.settings.layout)) == set(keys)
+    for asset in (location.names.packed_archive, location.names.uploaded_archive):
+        assert location.materialized(asset).keys() == {keys[0], keys[2]}
+        assert location.failed(asset) == {keys[1]}
+    assert sealed_partitions(location.settings.layout) == [keys[1]]
+    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in (0, 2)}
     segment.write_bytes(good)
     assert location.ship(keys).success
     assert location.materialized(location.names.uploaded_archive).keys() == set(keys)

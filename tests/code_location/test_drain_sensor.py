@@ -254,6 +254,22 @@ def test_a_state_store_that_is_gone_makes_the_tick_fail_with_a_sentence(ticking:
     )
 
 
+def test_a_state_store_that_hangs_holds_a_tick_up_for_about_a_second(
+    ticking: Any, redis_server: RedisServer
+) -> None:
+    state = RedisState(url=redis_server.url(), key_prefix="hung", timeout_seconds=30)
+    one: Ticking = ticking(state=state, drain_by="command")
+    redis_server.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(DrainTrouble, match="is Redis running"):
+            one.tick()
+        assert time.monotonic() - began < 10
+    finally:
+        redis_server.resume()
+    wait_for(lambda: quiet(one), one.settings, "the all-clear")
+
+
 def test_slots_are_registered_though_a_worker_has_trouble(ticking: Any) -> None:
     one: Ticking = ticking(min_free_bytes=10**18)
     keys = queued(one, 2)

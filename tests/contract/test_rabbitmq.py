@@ -158,6 +158,32 @@ def test_a_broker_that_hangs_is_noticed_by_the_heartbeat_and_nothing_waits_for_e
     source.close()
 
 
+def test_nobody_waits_for_the_goodbye_of_a_broker_that_hangs(
+    rabbitmq: RabbitMQServer, queue: str
+) -> None:
+    settings = on(rabbitmq, queue, heartbeat_seconds=30)
+    source, publisher = settings.source(prefetch=10), settings.publisher()
+    source.open()
+    assert publisher.publish([(b"one", {})]) == 1
+    assert source.receive(10, 10)
+    rabbitmq.pause()
+    try:
+        begun = time.monotonic()
+        publisher.close()
+        source.close()
+        assert time.monotonic() - begun < 20
+    finally:
+        rabbitmq.resume()
+    assert publisher.publish([(b"two", {})]) == 1
+    publisher.close()
+    source.open()
+    received: list[bytes] = []
+    while len(received) < 2:  # the broker has taken back what was in our hands
+        received += [message.body for message in source.receive(10, 10)]
+    assert sorted(received) == [b"one", b"two"]
+    source.close()
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_receives_without_a_timeout_keep_the_connection_alive(
     rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource], busy: bool
