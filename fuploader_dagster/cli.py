@@ -57,7 +57,7 @@ from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.publishing import bodies
 from fuploader_dagster.room import Room, Unshipped, room_of
-from fuploader_dagster.running import drain_pipeline
+from fuploader_dagster.running import drain_pipeline, ship_pipeline
 from fuploader_dagster.samples import sample_messages
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
@@ -95,9 +95,17 @@ def publish(
 
 @app.command()
 def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
-    """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C."""
+    """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
+
+    With residue_file_upload everything that is left is sealed, packed and uploaded then.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    drain_pipeline(one_pipeline(config, pipeline))
+    settings = one_pipeline(config, pipeline)
+    drain_pipeline(settings)
+    if settings.residue_file_upload and (failures := ship_pipeline(settings).failures):
+        for failure in failures:
+            complain(f"failed and was kept: {failure}")
+        raise typer.Exit(4)
 
 
 @app.command(name="ship")

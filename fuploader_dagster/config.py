@@ -136,7 +136,8 @@ class Intake(BaseModel):
     seal_age_seconds: Seconds = 300.0
     """A slot is sealed so long after its first message, however little is in it."""
     residue_file_upload: bool = False
-    """Seal what is left when a worker is told to leave, so that it ships without a restart."""
+    """Seal what is left when a worker is told to leave. `fuploader drain` then packs and uploads it
+    before it ends; under Dagster that is done at its next start, or by `fuploader ship`."""
 
     min_free_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
     """With less free space the drain pauses and leaves messages in the queue. What is left is for

@@ -13,7 +13,6 @@ import pytest
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.failures import all_failures
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.sealing import sealed_partitions
 from tests.settings import archived_files, pipeline, sealed
@@ -56,32 +55,6 @@ class Location:
             for record in reversed(records)
             if record.asset_materialization
         }
-
-
-def never(_: Path) -> Path:
-    raise RuntimeError("this packer always fails")
-
-
-def test_a_packer_that_always_fails_deletes_nothing_and_is_tried_again_until_it_is_mended(
-    tmp_path: Path,
-) -> None:
-    broken = Location(pipeline(tmp_path, packer=never))
-    slots = [sealed(broken.settings, {f"{n}.json": b"content"}) for n in range(3)]
-    keys = [slot.seal.partition for slot in slots]
-    before = {path: path.read_bytes() for slot in slots for path in slot.directory.iterdir()}
-    for attempt in range(1, 4):
-        assert not broken.ship(keys).success
-        failures = list(all_failures(broken.settings.layout))
-        assert [(one.partition, one.attempts) for one in failures] == [(k, attempt) for k in keys]
-        assert all("this packer always fails" in one.error for one in failures)
-        assert broken.failed(broken.names.packed_archive) == set(keys)
-    assert {
-        path: path.read_bytes() for slot in slots for path in slot.directory.iterdir()
-    } == before
-    mended = Location(pipeline(tmp_path))
-    assert mended.ship(keys).success
-    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in range(3)}
-    assert list(all_failures(mended.settings.layout)) == []
 
 
 def test_two_runs_of_the_same_partitions_at_once_do_the_work_once(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
+from fuploader_dagster.envelope import encode
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.settings import archived_files
@@ -93,6 +95,30 @@ def test_publish_drain_seal_and_ship_bring_lines_into_an_archive(tmp_path: Path)
     }
     assert archived_files(tmp_path / "objects") == expected
     assert status(tmp_path)["sealed"] == 0
+
+
+def test_a_drain_that_is_told_to_stop_gives_back_what_it_has_and_uploads_its_residue(
+    rabbitmq: RabbitMQServer, fresh_queue: Callable[..., str], tmp_path: Path
+) -> None:
+    """SIGTERM in the middle, under FUploader's misspelled name of the setting."""
+    queue = fresh_queue()
+    source = {"kind": "rabbitmq", "url": {"env": "URL"}, "queue": queue}
+    configure(tmp_path, source=source, commit_messages=10)
+    documents = {f"{n}.json": b"%d" % n for n in range(20_000)}
+    settings = RabbitMQ(url=rabbitmq.url, queue=queue)  # type: ignore[arg-type]
+    publisher = settings.publisher()
+    publisher.publish((encode(name, body, "bytes"), {}) for name, body in documents.items())
+    environment = {**os.environ, "URL": rabbitmq.url, "RESIDUE_FILE_UPLOADE": "true"}
+    with subprocess.Popen([str(FUPLOADER), "drain"], cwd=tmp_path, env=environment) as drain:
+        until(lambda: publisher.backlog() < len(documents) - 2_500, 60)
+        drain.send_signal(signal.SIGTERM)
+        assert drain.wait(60) == 0
+    until(lambda: waiting(rabbitmq, queue) + len(archived_files(tmp_path / "objects")) == 20_000)
+    publisher.close()
+    archived = archived_files(tmp_path / "objects")
+    assert archived == {name: [documents[name]] for name in archived}
+    data = tmp_path / "data"
+    assert not list(data.rglob("dir-*")), "all that was drained is uploaded"
 
 
 def test_publish_reaches_rabbitmq_and_is_confirmed(
