@@ -28,6 +28,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +86,8 @@ _FUPLOADER_VARIABLES = {
 _UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
 `!!timestamp x`, and on brackets without end."""
+_LEAST = {"process_count": 1, "max_tasks_per_child": 0, "prefetch_count": 2}
+"""FUploader takes less than its least for that; its prefetch is 20 at least, ours must be two."""
 _NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
 """FUploader's own worker processes see their number behind the node's name."""
 
@@ -276,11 +279,14 @@ def _set_by(setting: str) -> str:
 
 def _fuploader_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """FUploader's variables, as settings of ours. Empty ones do not count, as there."""
-    found = {
+    found: dict[str, Any] = {
         setting: environment[variable].strip()
         for variable, setting in _FUPLOADER_VARIABLES.items()
         if environment.get(variable, "").strip()
     }
+    for setting, least in _LEAST.items():
+        with suppress(ValueError, KeyError):  # the model says what is wrong with another value
+            found[setting] = max(least, int(found[setting]))
     if "node_id" in found:
         found["node_id"] = _NODE_ID_OF_WORKER.sub("", found["node_id"])
     return found

@@ -406,15 +406,21 @@ def _ask_store(left: Left, settings: Pipeline) -> Left:
 
 def _open_below(root: Path, layout: Layout) -> str:
     """A process that has a file of FUploader's open, in words; empty if none that we may see."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            target = link.readlink()
-        except OSError:
-            continue
+    for pid, target in _open_files():
         if root not in target.parents or layout.root in target.parents:
             continue
         first = target.relative_to(root).parts[0]
-        pid = int(link.parts[2])
         if pid != os.getpid() and (_is_of_fuploader(first) or _ARCHIVE.fullmatch(first)):
             return f"process {pid} has {target} open"
     return ""
+
+
+def _open_files() -> Iterator[tuple[int, Path]]:
+    """Process and file, of everything that is open on this machine and that we may see."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        with suppress(OSError):  # it ended meanwhile, or is somebody else's
+            for link in (process / "fd").iterdir():
+                with suppress(OSError):
+                    yield int(process.name), link.readlink()

@@ -80,12 +80,13 @@ class Mode:
         return f"{self.layout}, {self.key_style} keys, {self.ready_format}{many}"
 
 
-MODES = [
-    Mode(*choice)
-    for choice in itertools.product(
-        ("legacy_meta", "flat_slot"), ("legacy_meta", "default"), ("legacy_slot", "colon"), (1, 2)
-    )
-]
+def runs() -> Iterator[tuple[Mode, str]]:
+    """Every mode with every moment; the two forms of ready entries take turns."""
+    ways = itertools.product(("legacy_meta", "flat_slot"), ("legacy_meta", "default"), (1, 2))
+    for number, (layout, key_style, processes) in enumerate(ways):
+        for turn, moment in enumerate(MOMENTS):
+            ready_format = ("legacy_slot", "colon")[(number + turn) % 2]
+            yield Mode(layout, key_style, ready_format, processes), moment
 
 
 @dataclass(frozen=True)
@@ -376,7 +377,7 @@ def main() -> None:
         try:
             for server in (servers.rabbitmq, servers.redis, servers.swift):
                 server.start()
-            for mode, moment in itertools.product(MODES, MOMENTS):
+            for mode, moment in runs():
                 if chosen and moment not in chosen:
                     continue
                 own = folder / secrets.token_hex(4)
