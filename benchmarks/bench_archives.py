@@ -2,6 +2,8 @@
 
 - `cat`: one member out of an archive of a gibibyte in a bucket of the S3 server of the tests
   (OpenStack Swift): HTTP requests as a proxy in front of it counts them, bytes, milliseconds.
+- `write`: an archive of messages beside one plain zstd frame of the same tar stream: size, and
+  messages a second with and without frames, manifest, digests and reading back.
 - `find`: one name of ten million in the catalog: milliseconds, bytes per name, time per archive.
 """
 
@@ -12,20 +14,24 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import zstandard
 
+from benchmarks.documents import documents_of, name_of
 from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import Member, SegmentMembers
 from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.fileio import fsync_file
 from fuploader_dagster.range_source import CountedReads, StoredArchive
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.storage import ObjectStore
-from fuploader_dagster.tarstream import member_header, padding
+from fuploader_dagster.tarstream import END, member_header, padding
 from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.swift import SwiftServer
 
@@ -57,8 +63,10 @@ def cat(
 def _cat(folder: Path, server: SwiftServer, proxy: FaultyProxy, mib: int, count: int) -> None:
     rng = random.Random(1)
     names = [f"{rng.randrange(10**19):019d}.json" for _ in range(mib * 2**20 // MEMBER_BYTES)]
+    # does not compress: the archive has this size
+    contents = ((name, rng.randbytes(MEMBER_BYTES)) for name in names)
     path = folder / "a.tar.zst"
-    with _segment(folder / "segment", names, rng) as source:
+    with _segment(folder / "segment", contents) as source:
         started = time.perf_counter()
         written = write_archive(path, source, threads=2)
         seconds = time.perf_counter() - started
@@ -84,11 +92,10 @@ def _cat(folder: Path, server: SwiftServer, proxy: FaultyProxy, mib: int, count:
     )
 
 
-def _segment(path: Path, names: list[str], rng: random.Random) -> SegmentMembers:
+def _segment(path: Path, contents: Iterable[tuple[str, bytes]]) -> SegmentMembers:
     members = []
     with path.open("wb") as file:
-        for name in names:
-            payload = rng.randbytes(MEMBER_BYTES)  # does not compress: the archive has this size
+        for name, payload in contents:
             file.write(member_header(name, len(payload)) + payload + padding(len(payload)))
             members.append(Member(name, len(payload), sha256(payload).digest()))
     return SegmentMembers(path, members)
@@ -104,6 +111,63 @@ def _store(server: SwiftServer, bucket: str, endpoint: str) -> ObjectStore:
         access_key_id=server.access_key,
         secret_access_key={"env": "BENCH_S3_SECRET"},
     ).open()
+
+
+@app.command()
+def write(
+    messages: Annotated[int, typer.Option(help="Of about 2 KB.")] = 50_000,
+    rounds: Annotated[int, typer.Option(help="Of each way, in turns.")] = 9,
+) -> None:
+    """An archive beside a single frame of the same data."""
+    documents = documents_of(2000)
+    contents = ((name_of(number), documents.content(number)) for number in range(messages))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with _segment(folder / "segment", contents) as source:
+            ways: dict[str, Callable[[Path], int]] = {
+                "archive": lambda path: write_archive(path, source, threads=2).size_bytes,
+                "single frame": lambda path: _single_frame(folder / "segment", path, threads=2),
+            }
+            _in_turns(folder, ways, messages, rounds)
+
+
+def _in_turns(
+    folder: Path, ways: dict[str, Callable[[Path], int]], messages: int, rounds: int
+) -> None:
+    spent: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    sizes = {}
+    for number in range(rounds + 1):
+        for way in list(ways) if number % 2 else reversed(ways):
+            path = folder / "written"
+            wall, cpu = time.perf_counter(), time.process_time()
+            sizes[way] = ways[way](path)
+            if number > 0:  # the first round warms up
+                taken = time.perf_counter() - wall, time.process_time() - cpu
+                spent[way].append(taken)
+            path.unlink()
+    for way, times in spent.items():
+        wall, cpu = (statistics.median(one[which] for one in times) for which in (0, 1))
+        typer.echo(
+            f"{way}: {sizes[way]:,} bytes, {messages / wall:,.0f} messages/s, "
+            f"{cpu / messages * 1e6:.1f} us CPU a message"
+        )
+    ours, plain = spent["archive"], spent["single frame"]
+    typer.echo(
+        f"archive over single frame: {sizes['archive'] / sizes['single frame']:.3f} in size, "
+        f"{statistics.median(b[0] / a[0] for a, b in zip(ours, plain, strict=True)):.2f} in speed, "
+        f"{statistics.median(a[1] / b[1] for a, b in zip(ours, plain, strict=True)):.2f} in CPU "
+        f"(medians of the rounds' own)"
+    )
+
+
+def _single_frame(segment: Path, path: Path, threads: int) -> int:
+    """What `zstd -T2` would do, synced as an archive is."""
+    compressor = zstandard.ZstdCompressor(level=3, threads=threads)
+    with segment.open("rb") as source, path.open("wb") as file:
+        compressor.copy_stream(source, file, read_size=1 << 20, write_size=1 << 20)
+        file.write(zstandard.ZstdCompressor().compress(END))
+    fsync_file(path)
+    return path.stat().st_size
 
 
 @app.command()

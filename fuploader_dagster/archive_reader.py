@@ -203,7 +203,7 @@ class Archive:
             yield self.closing_damage
         else:
             refuse_foreign(self._source)
-        yield from scan(self._source)
+        yield from scan(self._source, manifest_doubted=self.closing_damage is not None)
 
     def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Name and payload of each chosen member, in the order of the archive.

@@ -13,6 +13,7 @@ Every command reads the same configuration as the code location (`$FUPLOADER_CON
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -305,6 +306,12 @@ def main() -> None:
     except FuploaderError as error:
         complain(f"error: {error}")
         raise SystemExit(_exit_code(error)) from None
+    except OSError as error:
+        # A folder that cannot be made, a full disk behind stdout: for a person, not for a debugger.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        complain(f"error: {error.filename or 'standard output'}: {error.strerror}")
+        raise SystemExit(3 if error.errno == errno.ENOSPC else 4) from None
 
 
 def _exit_code(error: FuploaderError) -> int:

@@ -116,8 +116,13 @@ class ScannedMember:
             raise DamagedArchive(str(self.damage))
 
 
-def scan(source: RangeSource) -> Iterator[ScannedMember | Damage]:
-    """Every entry that can be read, and everything that is wrong, in the order of the archive."""
+def scan(
+    source: RangeSource, *, manifest_doubted: bool = False
+) -> Iterator[ScannedMember | Damage]:
+    """Every entry that can be read, and everything that is wrong, in the order of the archive.
+
+    `manifest_doubted`: that the manifest is not used was said already, with the reason.
+    """
     source = ReadAhead(source)
     stream = _TarBytes(source)
     resuming = False
@@ -161,10 +166,10 @@ def scan(source: RangeSource) -> Iterator[ScannedMember | Damage]:
         if member.damage:
             yield member.damage
             resuming = True
-    yield from _behind_the_end(source, stream)
+    yield from _behind_the_end(source, stream, manifest_doubted)
 
 
-def _behind_the_end(source: RangeSource, stream: _TarBytes) -> Iterator[Damage]:
+def _behind_the_end(source: RangeSource, stream: _TarBytes, doubted: bool) -> Iterator[Damage]:
     """Behind tar's end mark there may only be zeros, and frames that are stepped over."""
     found = False
     while True:
@@ -178,7 +183,7 @@ def _behind_the_end(source: RangeSource, stream: _TarBytes) -> Iterator[Damage]:
             found = True
         except _Ended:
             break
-    if stream.has_manifest and not found:
+    if stream.has_manifest and not found and not doubted:
         yield Damage(
             f"{source.address} has a manifest, but no seek table at its end (offset "
             f"{source.size_bytes}) that leads to it"

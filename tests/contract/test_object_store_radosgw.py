@@ -22,6 +22,7 @@ from fuploader_dagster.testing.object_store_contract import (
     make_archive,
     read_all,
 )
+from tests.servers.connect_proxy import ConnectProxy
 from tests.servers.faulty_proxy import Fault, FaultyProxy
 from tests.servers.radosgw import RadosGateway
 
@@ -89,6 +90,32 @@ class TestS3OnRadosgwOverTLS(ObjectStoreContract):
     ) -> None:
         with pytest.raises(StoreRefused, match="ca_bundle"):
             open_store(ca_bundle=None).put("k", make_archive(tmp_path, 10))
+
+
+@pytest.mark.parametrize("style", ["virtual", "path"])
+def test_a_bucket_in_the_host_name_is_reached_over_tls_through_a_proxy(
+    settings: dict[str, Any], radosgw: RadosGateway, tmp_path: Path, style: str
+) -> None:
+    proxy = ConnectProxy(int(radosgw.tls_endpoint.rpartition(":")[2]))
+    proxy.start()
+    try:
+        store = S3(
+            **{
+                **settings,
+                "endpoint_url": f"https://{radosgw.dns_name}",
+                "addressing_style": style,
+                "ca_bundle": radosgw.ca_bundle,
+                "proxy_url": proxy.endpoint,
+            }
+        ).open()
+        archive = make_archive(tmp_path, 12 * MIB)
+        store.put("a/big", archive)
+        assert read_all(store, "a/big", 12 * MIB) == archive.path.read_bytes()
+        assert [each.key for each in store.list("a/")] == ["a/big"]
+    finally:
+        proxy.stop()
+    bucket = settings["bucket"] + "." if style == "virtual" else ""
+    assert set(proxy.asked) == {f"{bucket}{radosgw.dns_name}:443"}
 
 
 @pytest.mark.parametrize("size", [100_000, 12 * MIB])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import pytest
 
 from fuploader_dagster import cli
 from fuploader_dagster.archive import write_archive
+from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.shipping import Done, ship
-from tests.integration.test_cli import configure
+from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process
 from tests.servers.swift import SwiftServer
 from tests.settings import sealed
@@ -102,6 +104,34 @@ def test_ls_lists_sizes_and_names_and_json_says_more(fuploader: Fuploader, tmp_p
     assert answer["size_bytes"] == path.stat().st_size
     assert answer["has_manifest"] is True
     assert answer["damages"] == []
+
+
+def test_what_the_system_refuses_is_one_sentence_that_names_it(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    refused = fuploader("restore", str(path), str(path))
+    assert (refused.code, refused.err.splitlines()[-1]) == (4, f"error: {path}: File exists")
+    with Path("/dev/full").open("wb") as full:
+        told = subprocess.run(
+            [str(FUPLOADER), "cat", str(path)], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert told.returncode == 3
+    assert b"error: standard output: No space left on device" in told.stderr
+    assert b"Traceback" not in told.stderr
+
+
+def test_one_damaged_page_of_the_manifest_is_one_damage(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    with Archive.open(path) as archive:
+        assert archive.manifest is not None
+        page = sum(archive.manifest.frame_sizes) + 20
+    answer = fuploader("verify", str(damaged(path, page)))
+    assert answer.code == 5
+    (told,) = [line for line in answer.err.splitlines() if line.startswith("damaged: ")]
+    assert "page 0 of the manifest" in told
 
 
 def test_cat_writes_one_member_or_the_archive_as_it_lies(

@@ -54,6 +54,7 @@ osd data = {folder}/osd
 rgw frontends = beast endpoint=127.0.0.1:{http} ssl_endpoint=127.0.0.1:{tls} \
 ssl_certificate={folder}/tls.crt ssl_private_key={folder}/tls.key
 rgw data = {folder}/rgw
+rgw dns name = s3.test
 rgw run sync thread = false
 rgw gc obj min wait = 1
 rgw gc processor period = 2
@@ -67,6 +68,8 @@ class RadosGateway:
     """`start`, then use `endpoint` or `tls_endpoint` with `ca_bundle`; `stop` at the end."""
 
     region = "us-east-1"
+    dns_name = "s3.test"
+    """Buckets are also at `{bucket}.s3.test`, which no resolver knows: a proxy must lead there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -146,7 +149,8 @@ class RadosGateway:
 
     def _make_certificate(self) -> None:
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-        names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        known_as = "subjectAltName=IP:127.0.0.1,DNS:s3.test,DNS:*.s3.test"
+        names = ["-subj", "/CN=127.0.0.1", "-addext", known_as, "-days", "2"]
         files = ["-keyout", str(self.folder / "tls.key"), "-out", self.ca_bundle]
         self._run(*command.split(), *names, *files)
 
