@@ -184,7 +184,8 @@ class DedupWindow:
         content = self._contents.get(place)
         while content is None and place in self._known:
             try:
-                content = self._known[place].path.read_bytes()
+                # Behind the end lies what is just being written: it does not count yet.
+                content = self._known[place].path.read_bytes()[: self._known[place].end]
             except FileNotFoundError:
                 self.refresh()
         if len(self._contents) >= _CONTENTS_HELD:

@@ -1,18 +1,30 @@
 """The index of a slot directory: one record per message, appended in the same commit as the bytes.
 
-What must always hold: a record that reads back is the record that was written (each has its own
-CRC-32), and records lie in the order of the messages. The index names every message of a directory
-with offset, size and SHA-256; a seal commits to the index by its digest, and so to every byte.
+What must always hold:
+
+- A record that reads back is the record that was written, and records lie in the order of the
+  messages. The index names every message of a directory with offset, size and SHA-256; a seal
+  commits to the index by its digest, and so to every byte.
+- Records count as a whole commit or not at all. What a crash leaves of the last commit, which
+  nobody acknowledged, is told from damage to what was acknowledged, and cut off; damage is an error
+  and nothing is cut.
 
 Format (little-endian; docs/formats.md has it byte by byte):
 
-    header, 16 bytes:  magic b"FUPINDEX", version u32 = 1, CRC-32 of the first 12 bytes
+    header, 16 bytes:  magic b"FUPINDEX", version u32 = 2, CRC-32 of the first 12 bytes
+    commit, 24 bytes:  magic b"FUPC", CRC-32 of the rest of these 24 bytes u32, number of the commit
+                       u32 (from 0), its records u32, their length u32, their CRC-32 u32
     record, 56 bytes:  CRC-32 of the rest of the record u32, name length u16, header length u16,
                        offset u64, payload size u64, SHA-256 of the payload 32 bytes
             followed by the name in UTF-8
 
 `offset` is where the message's tar header starts in the segment and `header length` how long it
 is; in the `files` format both are 0.
+
+Torn or damaged? Commits are written one after the other, each synced before the next begins. So
+what lies in front of a whole commit was synced, and is damaged if it does not read back. A crash
+leaves a beginning of the last commit, or zeros where blocks were not written: a commit that is
+complete never ends with a zero, nor holds 64 in a row. All else is damage.
 """
 
 from __future__ import annotations
@@ -26,14 +38,19 @@ from typing import NamedTuple
 from fuploader_dagster.errors import DamagedSlot
 
 INDEX_NAME = "index"
-VERSION = 1
+VERSION = 2
 _MAGIC = b"FUPINDEX"
 _HEADER = struct.Struct("<8sII")
+_COMMIT_MAGIC = b"FUPC"
+_COMMIT = struct.Struct("<4sIIIII")
+_COMMIT_FIELDS = struct.Struct("<IIII")
 _CRC = struct.Struct("<I")
 _FIXED = struct.Struct("<HHQQ32s")
 _RECORD_BYTES = _CRC.size + _FIXED.size
 _IDENTITY = struct.Struct("<IH18x32s")
 """Of a record: its CRC-32, the name's length, the digest."""
+_LONGEST_NAME = 255
+_UNWRITTEN = bytes(64)
 
 _crc32 = zlib.crc32
 _pack_crc = _CRC.pack
@@ -53,12 +70,29 @@ class IndexEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class IndexContent:
-    """The valid prefix of an index file."""
+    """The whole commits of an index file."""
 
     entries: Sequence[IndexEntry]
     end: int
-    """Where the valid prefix ends, in bytes; the file's size if nothing is torn, 0 if not even
-    the header is whole."""
+    """Where the last whole commit ends, in bytes; the file's size if nothing is torn, 0 if not
+    even the header is whole."""
+    commits: int = 0
+
+
+class Identities(NamedTuple):
+    """What tells the messages of an index, or of a later part of one, from each other."""
+
+    names: Sequence[bytes]
+    digests: Sequence[bytes]
+    end: int
+    """Where the last whole commit ends."""
+
+
+class _Commit(NamedTuple):
+    number: int
+    records: int
+    start: int
+    end: int
 
 
 def header() -> bytes:
@@ -68,6 +102,7 @@ def header() -> bytes:
 
 
 HEADER_BYTES = _HEADER.size
+COMMIT_BYTES = _COMMIT.size
 
 
 def record(name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256: bytes) -> bytes:
@@ -76,39 +111,69 @@ def record(name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256:
     return _pack_crc(_crc32(rest)) + rest
 
 
-class Identities(NamedTuple):
-    """What tells the messages of an index, or of a later part of one, from each other."""
+def commit(records: Sequence[bytes], number: int) -> bytes:
+    """The records of one commit behind its own header, to be written at once."""
+    content = b"".join(records)
+    fields = _COMMIT_FIELDS.pack(number, len(records), len(content), zlib.crc32(content))
+    return _COMMIT_MAGIC + _pack_crc(zlib.crc32(fields)) + fields + content
 
-    names: Sequence[bytes]
-    digests: Sequence[bytes]
-    end: int
-    """Where the last whole record ends."""
+
+def whole_index(records: Sequence[bytes]) -> bytes:
+    """An index that was never anything else: one commit, or none for no records."""
+    return header() + (commit(records, 0) if records else b"")
+
+
+def read_index(content: bytes) -> IndexContent:
+    """Read the whole commits; what a crash left of one more is passed over.
+
+    Raises `DamagedSlot` if something that was committed does not read back, and if the file is
+    somebody else's, or of another version.
+    """
+    if len(content) < HEADER_BYTES:
+        return IndexContent((), 0)
+    _check_header(content)
+    entries: list[IndexEntry] = []
+    position, number = HEADER_BYTES, 0
+    while (found := _commit_at(content, position)) is not None and found.number == number:
+        before = len(entries)
+        position = found.start
+        while position < found.end:
+            entry, position = _entry_at(content, position)
+            entries.append(entry)
+        if position != found.end or len(entries) - before != found.records:
+            raise DamagedSlot(f"commit {number} of the index does not hold what it says")
+        number += 1
+    if not _is_torn(content[position:]):
+        raise DamagedSlot(
+            f"the index is damaged behind {len(entries)} messages, at byte {position} of "
+            f"{len(content)}: what is there was committed and does not read back"
+        )
+    return IndexContent(entries, position, number)
 
 
 def identities(content: bytes, *, at_start: bool) -> Identities:
-    """Names and digests of the whole records: in half the time of `read_index`.
+    """Names and digests of the whole commits, in half the time of `read_index`.
 
-    `at_start`: whether the content begins with the header, or with a record. Raises what
-    `read_index` raises.
+    `at_start`: whether the content begins with the header, or with a commit. What is damaged ends
+    it, without an error: whoever opens the directory will say so. Raises `DamagedSlot` for a file
+    of another kind or version.
     """
     names: list[bytes] = []
     digests: list[bytes] = []
-    size, position = len(content), 0
+    position = 0
     if at_start:
-        if size < HEADER_BYTES:
+        if len(content) < HEADER_BYTES:
             return Identities(names, digests, 0)
         _check_header(content)
         position = HEADER_BYTES
-    view = memoryview(content)
-    while position + _RECORD_BYTES <= size:
-        crc, name_bytes, sha256 = _unpack_identity(content, position)
-        name_at = position + _RECORD_BYTES
-        end = name_at + name_bytes
-        if end > size or _crc32(view[position + _CRC.size : end]) != crc:
-            break
-        names.append(content[name_at:end])
-        digests.append(sha256)
-        position = end
+    while (found := _commit_at(content, position)) is not None:
+        position = found.start
+        while position + _RECORD_BYTES <= found.end:
+            _, name_bytes, sha256 = _unpack_identity(content, position)
+            name_at = position + _RECORD_BYTES
+            position = name_at + name_bytes
+            names.append(content[name_at:position])
+            digests.append(sha256)
     return Identities(names, digests, position)
 
 
@@ -118,39 +183,32 @@ def names_of(content: bytes, sha256: bytes) -> list[str]:
     position = content.find(sha256)
     while position != -1:
         start = position - (_RECORD_BYTES - len(sha256))
-        if start >= HEADER_BYTES:
-            crc, name_bytes, _ = _unpack_identity(content, start)
-            end = start + _RECORD_BYTES + name_bytes
-            if end <= len(content) and _crc32(content[start + _CRC.size : end]) == crc:
-                name = content[end - name_bytes : end]
-                names.append(name.decode("utf-8", "surrogateescape"))
+        if start >= HEADER_BYTES and _is_record(content, start):
+            names.append(_entry_at(content, start)[0].name)
         position = content.find(sha256, position + 1)
     return names
 
 
-def read_index(content: bytes) -> IndexContent:
-    """Read records until the first that is torn.
+def salvage_records(content: bytes) -> list[IndexEntry]:
+    """Every record that still reads back, wherever it lies; none of another version's.
 
-    Raises `DamagedSlot` if the header is whole and wrong: then it is not a torn tail but a file
-    of somebody else, or of a later version.
+    Whether its message does, only the data can tell. Looks at each byte of what is damaged: about
+    a second for a megabyte.
     """
-    if len(content) < HEADER_BYTES:
-        return IndexContent((), 0)
-    _check_header(content)
+    if len(content) >= HEADER_BYTES:
+        start = content[: HEADER_BYTES - _CRC.size]
+        (crc,) = _CRC.unpack_from(content, len(start))
+        if start[: len(_MAGIC)] == _MAGIC and zlib.crc32(start) == crc and start != header()[:12]:
+            return []
     entries: list[IndexEntry] = []
-    position, size = HEADER_BYTES, len(content)
-    while position + _RECORD_BYTES <= size:
-        (crc,) = _CRC.unpack_from(content, position)
-        name_bytes, head, offset, payload, sha256 = _FIXED.unpack_from(
-            content, position + _CRC.size
-        )
-        end = position + _RECORD_BYTES + name_bytes
-        if end > size or zlib.crc32(memoryview(content)[position + _CRC.size : end]) != crc:
-            break
-        name = content[end - name_bytes : end].decode("utf-8", "surrogateescape")
-        entries.append(IndexEntry(name, offset, head, payload, sha256))
-        position = end
-    return IndexContent(entries, position)
+    position = 0
+    while position + _RECORD_BYTES <= len(content):
+        if _is_record(content, position):
+            entry, position = _entry_at(content, position)
+            entries.append(entry)
+        else:
+            position += 1
+    return entries
 
 
 def _check_header(content: bytes) -> None:
@@ -162,3 +220,49 @@ def _check_header(content: bytes) -> None:
             f"the index has version {version}, this software reads {VERSION}",
             hint="use the version that wrote it to ship the slot",
         )
+
+
+def _commit_at(content: bytes, position: int) -> _Commit | None:
+    """The commit that begins here, if all of it reads back."""
+    start = position + COMMIT_BYTES
+    if start > len(content):
+        return None
+    magic, own_crc, number, records, length, crc = _COMMIT.unpack_from(content, position)
+    if magic != _COMMIT_MAGIC or _crc32(content[start - _COMMIT_FIELDS.size : start]) != own_crc:
+        return None
+    end = start + length
+    if end > len(content) or _crc32(memoryview(content)[start:end]) != crc:
+        return None
+    return _Commit(number, records, start, end)
+
+
+def _is_record(content: bytes, position: int) -> bool:
+    crc, name_bytes, _ = _unpack_identity(content, position)
+    end = position + _RECORD_BYTES + name_bytes
+    if not 0 < name_bytes <= _LONGEST_NAME or end > len(content):
+        return False
+    return bool(_crc32(memoryview(content)[position + _CRC.size : end]) == crc)
+
+
+def _entry_at(content: bytes, position: int) -> tuple[IndexEntry, int]:
+    """The record that begins here, and where it ends. Of records that were checked."""
+    if position + _RECORD_BYTES > len(content):
+        raise DamagedSlot(f"the index has half a record at byte {position}")
+    name_bytes, head, offset, payload, sha256 = _FIXED.unpack_from(content, position + _CRC.size)
+    end = position + _RECORD_BYTES + name_bytes
+    name = content[end - name_bytes : end].decode("utf-8", "surrogateescape")
+    return IndexEntry(name, offset, head, payload, sha256), end
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether a crash in a commit can have left this behind the last whole one."""
+    position = rest.find(_COMMIT_MAGIC)
+    while position != -1:
+        if _commit_at(rest, position) is not None:
+            return False  # what is in front of it was synced before
+        position = rest.find(_COMMIT_MAGIC, position + 1)
+    if len(rest) < COMMIT_BYTES or rest.endswith(b"\0") or _UNWRITTEN in rest:
+        return True
+    magic, own_crc, _, _, length, _ = _COMMIT.unpack_from(rest)
+    whole = magic == _COMMIT_MAGIC and zlib.crc32(rest[8:COMMIT_BYTES]) == own_crc
+    return bool(whole and len(rest) < COMMIT_BYTES + length)

@@ -4,8 +4,11 @@ What must always hold (both formats):
 
 - After `commit` returned, every message added before it is durable, bytes and index record; the
   worker acknowledges only then.
-- Whatever a crash leaves beyond the last commit is either whole and kept, or cut off; it was
-  never acknowledged and will come again.
+- Whatever a crash leaves beyond the last commit is either a whole commit and kept, or cut off; it
+  was never acknowledged and will come again. A commit that is whole in the index is never cut off:
+  another worker may have relied on it (`dedup_window`).
+- What was committed and does not read back is an error: nothing is cut, and `salvage` gives what
+  index and data prove together.
 
 `segment`: the directory holds `segment.tar`, a tar stream without its end, to which each message's
 header and payload are appended, and `index`. A commit is one write and one `fdatasync` for each.
@@ -27,7 +30,7 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -64,6 +67,7 @@ class SlotWriter(ABC):
         self.directory = directory
         self._records: list[bytes] = []
         self._index_end = 0
+        self._commits = 0
         self._index = _CLOSED
 
     def open(self, set_aside: SetAside) -> list[IndexEntry]:
@@ -84,14 +88,23 @@ class SlotWriter(ABC):
         self._index = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         content = path.read_bytes()
         found = index.read_index(content)
+        if found.end == 0 and self._has_data():
+            raise DamagedSlot(
+                f"{path} has not even its header, but there is data beside it",
+                hint="the header is synced before any data is written: somebody cut the index off",
+            )
         self._open_data(list(found.entries), set_aside)
         valid = content[: found.end] or index.header()
         write_all(self._index, valid)  # what it has already: only written pages are synced
-        self._index_end = len(valid)
+        self._index_end, self._commits = len(valid), found.commits
         os.ftruncate(self._index, self._index_end)
         self._sync_index()
         fsync_dir(self.directory)
         return list(found.entries)
+
+    @abstractmethod
+    def _has_data(self) -> bool:
+        """Whether anything was ever written beside the index."""
 
     @abstractmethod
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
@@ -115,13 +128,14 @@ class SlotWriter(ABC):
         with naming_disk_trouble(self.directory):
             self._write_data()
             reached(Step.DATA_SYNCED)
-            records = b"".join(self._records)
+            committed = index.commit(self._records, self._commits)
             os.lseek(self._index, self._index_end, os.SEEK_SET)
-            write_all(self._index, records)
+            write_all(self._index, committed)
             reached(Step.INDEX_WRITTEN)
             self._sync_index()
             reached(Step.INDEX_SYNCED)
-        self._index_end += len(records)
+        self._index_end += len(committed)
+        self._commits += 1
         self._records.clear()
 
     def close(self) -> None:
@@ -147,6 +161,10 @@ class SegmentWriter(SlotWriter):
         self._data = _CLOSED
         self._committed_end = 0
         self._end = 0
+
+    def _has_data(self) -> bool:
+        path = self.directory / SEGMENT_NAME
+        return path.exists() and path.stat().st_size > 0
 
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         self._data = os.open(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT, 0o644)
@@ -190,22 +208,28 @@ def check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
     synced, so a difference is never a torn tail: these bytes were acknowledged.
     """
     end = 0
-    size = os.fstat(descriptor).st_size
     for entry in entries:
-        if entry.offset != end or entry.header_bytes + entry.size_bytes > size - end:
+        if entry.offset != end or _content_of(descriptor, entry) is None:
             raise _not_as_committed(entry)
-        start = entry.offset + entry.header_bytes
-        tail = padding(entry.size_bytes)
-        head = os.pread(descriptor, entry.header_bytes, entry.offset)
-        content = os.pread(descriptor, entry.size_bytes, start)
-        if (
-            head != member_header(entry.name, entry.size_bytes)
-            or hashlib.sha256(content).digest() != entry.sha256
-            or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
-        ):
-            raise _not_as_committed(entry)
-        end = start + entry.size_bytes + len(tail)
+        end += entry.header_bytes + entry.size_bytes + len(padding(entry.size_bytes))
     return end
+
+
+def _content_of(descriptor: int, entry: IndexEntry) -> bytes | None:
+    """A message's content, if header, content and padding are as its record says."""
+    start = entry.offset + entry.header_bytes
+    if start + entry.size_bytes > os.fstat(descriptor).st_size:
+        return None  # or a damaged size would be asked for in memory
+    tail = padding(entry.size_bytes)
+    head = os.pread(descriptor, entry.header_bytes, entry.offset)
+    content = os.pread(descriptor, entry.size_bytes, start)
+    if (
+        head != member_header(entry.name, entry.size_bytes)
+        or hashlib.sha256(content).digest() != entry.sha256
+        or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
+    ):
+        return None
+    return content
 
 
 def _not_as_committed(entry: IndexEntry) -> DamagedSlot:
@@ -225,6 +249,10 @@ class FilesWriter(SlotWriter):
         super().__init__(directory)
         self._pending: list[tuple[str, bytes]] = []
         self._folder = _CLOSED
+
+    def _has_data(self) -> bool:
+        folder = self.directory / FILES_NAME
+        return folder.is_dir() and any(folder.iterdir())
 
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         folder = self.directory / FILES_NAME
@@ -276,6 +304,29 @@ def check_file(path: Path, entry: IndexEntry) -> None:
             f"{str(path)!r} is missing or is not what was committed",
             hint="somebody changed it, or the disk is failing; the directory was kept",
         )
+
+
+def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents that a damaged directory still proves: record and data agree.
+
+    Changes nothing.
+    """
+    entries = index.salvage_records((directory / INDEX_NAME).read_bytes())
+    segment = directory / SEGMENT_NAME
+    if not segment.exists():
+        for entry in entries:
+            path = directory / FILES_NAME / entry.name
+            if _is_committed(path, entry):
+                yield entry.name, path.read_bytes()
+        return
+    descriptor = os.open(segment, os.O_RDONLY)
+    try:
+        for entry in entries:
+            content = _content_of(descriptor, entry)
+            if content is not None:
+                yield entry.name, content
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(directory: Path) -> None:

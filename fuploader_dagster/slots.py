@@ -9,7 +9,8 @@ What must always hold:
   a name of its own (`name~2.json`). Nothing is ever overwritten.
 
 A slot is opened from what is on disk: an interrupted seal is finished, the newest directory goes
-on after its last commit, older ones (which only a crash leaves) are sealed as they are.
+on after its last commit, older ones (which only a crash leaves) are sealed as they are. A damaged
+one is moved aside, whole; what its index and data still prove together is stored anew before that.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fuploader_dagster.sealing import (
     seal_directory,
     seal_due,
 )
-from fuploader_dagster.segment import WRITERS, SlotWriter
+from fuploader_dagster.segment import WRITERS, SlotWriter, salvage
 from fuploader_dagster.setting_aside import set_aside
 from fuploader_dagster.state import SlotCount
 from fuploader_dagster.steps import Step, reached
@@ -177,16 +178,41 @@ class Slot:
     def _recover(self) -> None:
         make_dirs(self.layout.active_slot(self.slot))
         numbers = self.layout.active_numbers(self.slot)
+        damaged: list[Path] = []
         for number in numbers:
             directory = self.layout.active(self.slot, number)
             if (directory / SEAL_NAME).exists():
                 self._finish_seal(directory)
                 continue
-            if self._resume(directory, number) and number != numbers[-1]:
+            try:
+                self._resume(directory, number)
+            except DamagedSlot as error:
+                log.error("%s is damaged: %s", directory, error)
+                damaged.append(directory)
+                continue
+            if number != numbers[-1]:
                 sealed = self.seal("adopted")
                 if sealed is not None:
                     self.found_sealed.append(sealed)
                 self._close_directory()
+        for directory in damaged:
+            self._salvage(directory)
+
+    def _salvage(self, directory: Path) -> None:
+        """Take over what a damaged directory still proves, then move it aside, whole.
+
+        In this order: killed in between, the next start finds the same and stores nothing twice.
+        """
+        taken = sum(self.add(name, content) for name, content in salvage(directory))
+        self.commit()
+        target = self._set_aside(directory)
+        log.error(
+            "%d messages of %s could be proven and were stored anew; it was moved to %s with all "
+            "that it holds: was anything acknowledged that is not among them, it is there only",
+            taken,
+            directory,
+            target,
+        )
 
     def _finish_seal(self, directory: Path) -> None:
         try:
@@ -196,22 +222,16 @@ class Slot:
             target = self._set_aside(directory)
             log.error("%s is damaged and was moved to %s: %s", directory, target, error)
 
-    def _resume(self, directory: Path, number: int) -> bool:
-        """Go on in a directory; one that is damaged is moved aside, whole, and not touched."""
+    def _resume(self, directory: Path, number: int) -> None:
+        """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""
         writer = _writer_for(directory, self.settings.slot_format)
-        try:
-            entries = writer.open(self._set_aside)
-        except DamagedSlot as error:
-            target = self._set_aside(directory)
-            log.error("%s is damaged and was moved to %s: %s", directory, target, error)
-            return False
+        entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
         self._digests = {entry.name: entry.sha256 for entry in entries}
         self._entries = len(entries)
         self._bytes = sum(entry.size_bytes for entry in entries)
         # The directory's own entries are made when it is opened first, and never after that.
         self._opened_at = directory.stat().st_mtime
-        return True
 
     def _open_directory(self) -> SlotWriter:
         number = self._take_number()

@@ -126,7 +126,7 @@ def _keep_identities(drops: Sequence[Drop], staged: Path, settings: Pipeline) ->
         partition = PartitionKey(utc(time.time()), settings.node, ADOPTED_SLOT, _number_of(staged))
         shipped = settings.layout.shipped
         make_dirs(shipped)
-        content = index.header() + b"".join(records)
+        content = index.whole_index(records)
         write_durably(shipped / f"{partition}.{len(records)}.index", content)
 
 
@@ -153,7 +153,7 @@ def _seal_files(staged: Path, settings: Pipeline) -> list[SealedSlot]:
         _note(staged, "", 0, settings.layout)
         remove_tree(staged)
         return []
-    content = index.header() + b"".join(records)
+    content = index.whole_index(records)
     return [_seal(staged, content, len(records), size, settings)]
 
 
@@ -219,7 +219,7 @@ def _take_archive(step: TakeArchive, settings: Pipeline) -> list[SealedSlot]:
         for name, digest, size in archive.members
     ]
     total = sum(size for _, _, size in archive.members)
-    content = index.header() + b"".join(records)
+    content = index.whole_index(records)
     return [_seal(staged, content, len(records), total, settings)]
 
 

@@ -283,7 +283,7 @@ def test_an_index_that_finds_no_room_is_cut_back_and_its_messages_are_taken_agai
             slot.commit()
     make_room(disk)
     with Slot(settings, 0) as slot:
-        assert 1 < slot.count.messages < 1 + len(LONG_NAMES)
+        assert slot.count.messages == 1  # a commit counts whole or not at all
         for name in LONG_NAMES:  # they come again, as they were not acknowledged
             slot.add(name, b"")
         one = slot.seal("request")

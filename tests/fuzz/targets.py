@@ -127,10 +127,17 @@ def _with_checksums(content: bytes) -> bytes:
     """An index whose header and records have the checksums that fit what stands in them."""
     head, rest = content[:12], content[16:]
     parts = [head + struct.pack("<I", zlib.crc32(head))]
-    while len(rest) >= 56:
-        end = 56 + int.from_bytes(rest[4:6], "little")
-        parts.append(struct.pack("<I", zlib.crc32(rest[4:end])) + rest[4:end])
-        rest = rest[end:]
+    while len(rest) > 24:
+        records, after = rest[24 : 24 + int.from_bytes(rest[16:20], "little")], len(rest)
+        fitting = b""
+        while len(records) >= 56:
+            end = 56 + int.from_bytes(records[4:6], "little")
+            fitting += struct.pack("<I", zlib.crc32(records[4:end])) + records[4:end]
+            records = records[end:]
+        fitting += records
+        fields = rest[8:20] + struct.pack("<I", zlib.crc32(fitting))
+        parts.append(rest[:4] + struct.pack("<I", zlib.crc32(fields)) + fields + fitting)
+        rest = rest[min(after, 24 + len(fitting)) :]
     return b"".join(parts) + rest
 
 
@@ -144,7 +151,8 @@ class IndexTarget(Target):
     def valid(self) -> Sequence[bytes]:
         names = [b"a", "字.json".encode(), b"n" * 255]
         records = [index.record(n, 512 * i, 512, 7, bytes(32)) for i, n in enumerate(names)]
-        return [index.header() + b"".join(records), index.header()]
+        several = index.whole_index(records) + index.commit(records[:1], 1)
+        return [several, index.whole_index(records), index.header()]
 
     def repaired(self, data: bytes, changes: Sequence[Edit]) -> bytes:
         return _with_checksums(data)
@@ -154,6 +162,10 @@ class IndexTarget(Target):
         assert found.end <= len(data)
         again = index.read_index(data[: found.end])
         assert again.entries == found.entries
+        seen = index.identities(data, at_start=True)
+        assert [name.decode("utf-8", "surrogateescape") for name in seen.names][
+            : len(found.entries)
+        ] == [entry.name for entry in found.entries]
         return found.end == len(data)
 
 

@@ -49,7 +49,7 @@ def test_what_was_not_mutated_is_accepted(name: str) -> None:
 
 def _index(name: bytes, offset: int, header_bytes: int, size_bytes: int) -> bytes:
     record = index.record(name, offset, header_bytes, size_bytes, bytes(32))
-    return index.header() + record + b"--data--"
+    return index.whole_index([record]) + b"--data--"
 
 
 _SEAL = (

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster.errors import DamagedSlot, SlotInUse
+from fuploader_dagster.index import COMMIT_BYTES, HEADER_BYTES
 from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.segment import SEGMENT_NAME
 from fuploader_dagster.slots import Slot
+from fuploader_dagster.steps import Step, observe
 from tests.settings import intake
 
 FORMATS = ["segment", "files"]
@@ -123,7 +127,7 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
     with Slot(settings, 0) as slot:
         for n in range(3):
             slot.add(f"{n}.json", b"x" * 300)
-        slot.commit()
+            slot.commit()
         directory = slot.layout.active(0, 1)
     path = directory / ("index" if cut == "index" else SEGMENT_NAME)
     whole = path.read_bytes()
@@ -134,31 +138,77 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
         path.write_bytes(whole[:length])
         other.write_bytes(kept)
         with Slot(settings, 0) as slot:
-            if cut == "segment":  # committed bytes are gone: set aside whole, nothing pretended
+            if cut == "segment":  # committed bytes are gone: set aside, what is whole stored anew
+                assert slot.count.messages == length // 1024
+                assert not directory.exists()
+                slot.seal("request")
+            elif length < HEADER_BYTES:  # the header was there before any data
                 assert slot.count.messages == 0
                 assert not directory.exists()
             else:
-                assert slot.count.messages == max(0, (length - 16) // 62)
+                assert slot.count.messages == (length - HEADER_BYTES) // (COMMIT_BYTES + 62)
 
 
-def test_a_damaged_message_sets_the_directory_aside_and_deletes_nothing(tmp_path: Path) -> None:
-    settings = intake(tmp_path)
+@pytest.mark.parametrize("slot_format", FORMATS)
+@pytest.mark.parametrize("damaged", ["data", "first commit", "last commit"])
+def test_what_a_damaged_directory_proves_is_stored_anew_and_the_rest_is_kept_aside(
+    tmp_path: Path, slot_format: str, damaged: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    files = {f"{n}.json": b"%d" % n * 100 for n in range(6)}
     with Slot(settings, 0) as slot:
-        slot.add("a.json", b"a" * 100)
-        slot.add("b.json", b"b" * 100)
-        slot.commit()
-        segment = slot.layout.active(0, 1) / SEGMENT_NAME
-    damaged = bytearray(segment.read_bytes())
-    damaged[520] ^= 1
-    segment.write_bytes(damaged)
+        for number, (name, content) in enumerate(files.items()):
+            slot.add(name, content)
+            if number % 2:
+                slot.commit()
+        directory = slot.layout.active(0, 1)
+    data = directory / SEGMENT_NAME if slot_format == "segment" else directory / "files/0.json"
+    path = data if damaged == "data" else directory / "index"
+    length = path.stat().st_size
+    place = {"data": 520 % length, "first commit": 50, "last commit": length - 1}[damaged]
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    lost = "5.json" if damaged == "last commit" else "0.json"
+
+    def killed(step: Step) -> None:
+        if step is Step.INDEX_SYNCED:
+            raise InterruptedError
+
+    observe(killed)
+    try:
+        with pytest.raises(InterruptedError), Slot(settings, 0):
+            pytest.fail("it was not killed")
+    finally:
+        observe(None)
     with Slot(settings, 0) as slot:
-        assert slot.count.messages == 0
-        slot.add("c.json", b"c")
+        assert slot.count.messages == 5
+        slot.add("later.json", b"later")
         sealed = slot.seal("request")
     assert sealed is not None
     assert sealed.seal.number == 2
+    del files[lost]
+    assert contents(sealed) == {**files, "later.json": b"later"}
     (aside,) = settings.layout.set_aside.iterdir()
-    assert (aside / SEGMENT_NAME).read_bytes() == damaged
+    assert (aside / path.relative_to(directory)).read_bytes() == content
+
+
+def test_a_directory_of_another_version_is_moved_aside_whole_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        slot.commit()
+        path = slot.layout.active(0, 1) / "index"
+    start = b"FUPINDEX" + struct.pack("<I", 1)
+    old = start + struct.pack("<I", zlib.crc32(start)) + path.read_bytes()[HEADER_BYTES:]
+    path.write_bytes(old)
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 0
+    assert "the index has version 1, this software reads 2 (use the version that" in caplog.text
+    (aside,) = settings.layout.set_aside.iterdir()
+    assert (aside / "index").read_bytes() == old
 
 
 def test_two_writers_never_share_a_slot(tmp_path: Path) -> None:
