@@ -5,19 +5,18 @@ looks first among the sealed and then here misses none. What lies here is only e
 losing it loses no message.
 
 Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a link to it
-at first, so it costs nothing while both are there). The newest are kept, as many as it takes for
-`dedup_window_messages`; an upload removes the others.
+where the file system has links, so that it costs nothing while both are there). The newest are
+kept, as many as it takes for `dedup_window_messages`; an upload removes the others.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuploader_dagster.fileio import fsync_dir, make_dirs
+from fuploader_dagster.fileio import fsync_dir, make_dirs, write_durably
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.sealing import SealedSlot
@@ -38,8 +37,11 @@ def keep_index(layout: Layout, slot: SealedSlot) -> None:
     """Keep the index of a slot that is about to be removed. May be repeated."""
     make_dirs(layout.shipped)
     kept = layout.shipped / f"{slot.seal.partition}.{slot.seal.messages}{_ENDING}"
-    with suppress(FileExistsError):
+    try:
         os.link(slot.directory / INDEX_NAME, kept)
+    except OSError:  # it is kept already, or the file system has no links
+        if not kept.exists():
+            write_durably(kept, (slot.directory / INDEX_NAME).read_bytes())
     fsync_dir(layout.shipped)
 
 

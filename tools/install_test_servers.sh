@@ -11,6 +11,8 @@ needed=(
     bsdtar:libarchive-tools
     strace:strace
     openssl:openssl
+    mkfs.ext2:e2fsprogs
+    mount:mount
     ceph-mon:ceph-mon
     ceph-osd:ceph-osd
     radosgw:radosgw

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ class DagsterDev:
             if group_members(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
         assert not left, f"left behind after Ctrl-C: {left}"
+
+    def kill(self) -> None:
+        """kill -9 of what is left of it. May be repeated."""
+        process, self._process = self._process, None
+        if process is not None:
+            for member in group_members(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(int(member.split()[0]), signal.SIGKILL)
+            process.wait(30)
 
     def wait_for(self, met: Callable[[], bool], what: str, seconds: float) -> None:
         """Poll until `met`; on time-out fail with the end of the log."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -85,6 +87,22 @@ def test_the_window_has_the_newest_messages_and_the_disk_keeps_no_more_than_it_n
     window = DedupWindow(settings.layout, 25)
     window.refresh()
     assert [holds(window, f"{n}-5", b"5") for n in range(8)] == [False] * 5 + [True] * 3
+
+
+def test_indexes_are_kept_on_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "as FAT and some network file systems answer")
+
+    monkeypatch.setattr(os, "link", refused)
+    settings = pipeline(tmp_path)
+    sealed(settings, {"a": b"1"})
+    ship_all(settings)
+    assert not settings.layout.sealed_dirs()
+    window = DedupWindow(settings.layout, 1_000)
+    window.refresh()
+    assert holds(window, "a", b"1")
 
 
 def test_equal_keys_never_cost_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
