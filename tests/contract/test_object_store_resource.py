@@ -128,7 +128,10 @@ def test_a_host_project_adds_a_backend_by_subclassing(tmp_path: Path) -> None:
     assert isinstance(OurShare(share="s"), OpensObjectStore)
 
 
-@pytest.mark.parametrize(("library", "name", "extra"), [("boto3", "S3", "s3")])
+@pytest.mark.parametrize(
+    ("library", "name", "extra"),
+    [("boto3", "S3", "s3"), ("qcloud_cos", "COS", "cos"), ("oss2", "OSS", "oss")],
+)
 def test_a_missing_client_library_gives_the_command_to_install_it(
     library: str,
     name: str,
@@ -141,7 +144,7 @@ def test_a_missing_client_library_gives_the_command_to_install_it(
     monkeypatch.setitem(sys.modules, library, None)
     kind = getattr(importlib.import_module(package), name)
     with pytest.raises(ConfigError) as caught:
-        kind(bucket="b").open()
+        kind(bucket="b", **({"endpoint": "https://e"} if name == "OSS" else {})).open()
     assert f"pip install 'fuploader-dagster[{extra}]'" in str(caught.value)
 
 

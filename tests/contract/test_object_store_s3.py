@@ -147,3 +147,13 @@ def test_requests_go_through_the_proxy_that_is_set(
 ) -> None:
     open_store(proxy_url=swift_proxy.endpoint).put("k", make_archive(tmp_path, 10))
     assert swift_proxy.forwarded["put"] == 1
+
+
+def test_temporary_credentials_send_their_token_signed(
+    settings: dict[str, Any], swift_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_S3_TOKEN", "a-token")
+    settings |= {"endpoint_url": swift_proxy.endpoint, "session_token": dg.EnvVar("TEST_S3_TOKEN")}
+    S3(**settings).open().head("k")
+    assert swift_proxy.last_headers["x-amz-security-token"] == "a-token"
+    assert "x-amz-security-token" in swift_proxy.last_headers["authorization"]

@@ -68,6 +68,8 @@ class FaultyProxy:
         self.forwarded: Counter[str] = Counter()
         """Requests that reached the server whole."""
         self.hits: Counter[tuple[str, str]] = Counter()
+        self.last_headers: dict[str, str] = {}
+        """Of the latest request, names in lower case."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -157,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _do_any(self) -> None:
         proxy = self.server.proxy
+        proxy.last_headers = {name.lower(): value for name, value in self.headers.items()}
         operation = operation_of(self.command, self.path)
         fault = proxy.next_fault(operation)
         kind = fault.kind if fault else ""
