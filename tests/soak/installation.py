@@ -57,8 +57,13 @@ class DagsterPart:
         )
 
     def stop(self) -> None:
-        """SIGTERM, and kill -9 for whatever is still there afterwards."""
+        """SIGTERM to everything, later kill -9 for what is still there: as systemd does."""
+        session = self.members()
+        end(session, signal.SIGTERM)
         self.process.stop(STOP_SECONDS)
+        until = time.monotonic() + STOP_SECONDS
+        while set(session) & set(self.members()) and time.monotonic() < until:
+            time.sleep(WATCH_SECONDS)
         end(self.members())
 
     def kill(self) -> None:
@@ -102,11 +107,11 @@ def session_of(pid: int) -> int | None:
         return None
 
 
-def end(pids: Iterable[int]) -> None:
-    """kill -9, where they are still there."""
+def end(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
+    """Send them the signal, where they are still there."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, how)
 
 
 class Kept:
@@ -181,7 +186,7 @@ class Installation:
         self._settings = settings
         self._configured = False
         self._port = free_port()
-        location = ["dagster", "code-server", "start", "-m", "fuploader_dagster.code_location"]
+        location = ["dagster", "api", "grpc", "-m", "fuploader_dagster.code_location"]
         address = ["-h", LOOPBACK, "-p", str(self._port)]
         self.code_server = DagsterPart("code-server", [*location, *address], project, self._port)
         self.daemon = DagsterPart("daemon", ["dagster._daemon", "run"], project, None)

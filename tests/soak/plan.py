@@ -14,7 +14,6 @@ from typing import Literal
 Victim = Literal[
     "worker",
     "run",
-    "code_location",
     "code_server",
     "code_server_alone",
     "daemon",
@@ -27,7 +26,6 @@ VICTIMS: tuple[Victim, ...] = (
     "worker",
     "worker",
     "run",
-    "code_location",
     "code_server",
     "code_server_alone",
     "daemon",
@@ -37,9 +35,8 @@ VICTIMS: tuple[Victim, ...] = (
 )
 """A deck that is shuffled and dealt again and again, so that each gets its share.
 
-`code_location` is the process in which sensors and runs are started; `code_server` is the one
-that keeps it, with all that both started (a container, a unit of systemd); `code_server_alone`
-leaves those behind, so that old and new ones overlap.
+`code_server` goes with all that it started (a container, a unit of systemd); `code_server_alone`
+leaves that behind, so that old and new ones overlap.
 """
 POISON_ONE_IN = 400
 TERM_ONE_IN = 4
