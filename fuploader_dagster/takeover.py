@@ -194,6 +194,8 @@ class Plan:
     """Redis keys."""
     remarks: tuple[str, ...] = ()
     """What a person should know."""
+    stored: frozenset[Content] = frozenset()
+    """What FUploader is known to have stored: its messages may come again."""
 
     @property
     def files(self) -> int:
@@ -252,6 +254,7 @@ def plan(left: Left) -> Plan:
         empty=left.empty,
         forget=forget,
         remarks=(*remarks, *_what_cannot_be_known(left)),
+        stored=frozenset(stored),
     )
 
 

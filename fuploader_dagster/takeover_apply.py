@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,9 +44,11 @@ from fuploader_dagster.packing import Packed, keep_packed
 from fuploader_dagster.range_source import LocalFile
 from fuploader_dagster.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
 from fuploader_dagster.segment import FILES_NAME, syncfs
+from fuploader_dagster.shipped_indexes import shipped_indexes
 from fuploader_dagster.takeover import (
     ADOPTED_SLOT,
     Adopt,
+    Content,
     Drop,
     LeftArchive,
     Plan,
@@ -77,6 +79,7 @@ def apply(
     """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
     layout = settings.layout
     make_dirs(adopting(layout))
+    _keep_identities(plan.stored, settings)
     for aside in plan.aside:
         _set_aside(aside, layout)
     sealed = [_finish(staged, settings) for staged in plan.finish]
@@ -110,24 +113,26 @@ def _adopt(step: Adopt, settings: Pipeline) -> list[SealedSlot]:
                 _bring(file.path, files / file.name)
         else:
             _bring(directory.path, files)
-    _keep_identities(step.drop, staged, settings)
     for drop in step.drop:
         _drop(drop, staged)
     return _seal_files(staged, settings)
 
 
-def _keep_identities(drops: Sequence[Drop], staged: Path, settings: Pipeline) -> None:
-    """Have the drain know what is stored already: it may not have been acknowledged."""
+def _keep_identities(stored: Collection[Content], settings: Pipeline) -> None:
+    """Have the drain know what FUploader stored last: it may not have acknowledged all of it."""
+    if not stored:
+        return
     records = [
-        index.record(_safe(one.name).encode("utf-8"), 0, 0, one.size_bytes, one.sha256)
-        for one in (drop.file for drop in drops)
+        index.record(_safe(name).encode("utf-8"), 0, 0, 0, digest)
+        for name, digest in sorted(stored)
     ]
-    if records:
-        partition = PartitionKey(utc(time.time()), settings.node, ADOPTED_SLOT, _number_of(staged))
-        shipped = settings.layout.shipped
-        make_dirs(shipped)
-        content = index.whole_index(records)
-        write_durably(shipped / f"{partition}.{len(records)}.index", content)
+    layout = settings.layout
+    # A number of no other directory's: by it the drain tells them apart.
+    moment, number = utc(time.time()), _next_number(layout)
+    partition = PartitionKey(moment, settings.node, ADOPTED_SLOT, number)
+    make_dirs(layout.shipped)
+    name = f"{partition}.{len(records)}.index"
+    write_durably(layout.shipped / name, index.whole_index(records))
 
 
 def _drop(drop: Drop, staged: Path) -> None:
@@ -255,12 +260,19 @@ def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -
         source.close()
 
 
-def _stage(layout: Layout, origin: Origin) -> Path:
-    """A new staged directory with a number that was never used."""
+def _next_number(layout: Layout) -> int:
+    """A directory number that was never used."""
     sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
     used = [_number_of(path) for path in (*adopting(layout).glob("dir-*"), *sealed.glob("dir-*"))]
     used += [int(one.partition.rpartition("-")[2] or 0) for one in taken_over(layout)]
-    staged = adopting(layout) / f"dir-{max(used, default=0) + 1:06d}"
+    kept = (one.partition for one in shipped_indexes(layout))
+    used += [partition.number for partition in kept if partition.slot == ADOPTED_SLOT]
+    return max(used, default=0) + 1
+
+
+def _stage(layout: Layout, origin: Origin) -> Path:
+    """A new staged directory with a number that was never used."""
+    staged = adopting(layout) / f"dir-{_next_number(layout):06d}"
     make_dirs(staged)
     write_durably(staged / ORIGIN_NAME, msgspec.json.encode(origin))
     return staged

@@ -20,6 +20,7 @@ import zstandard
 
 from fuploader_dagster import steps
 from fuploader_dagster.config import Pipeline, Takeover
+from fuploader_dagster.dedup_window import DedupWindow
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.former_state import FormerKeys, prefixes, read_keys
 from fuploader_dagster.shipping import Done, ship
@@ -226,6 +227,10 @@ def test_what_fuploader_stored_and_had_not_yet_removed_is_not_stored_again(tmp_p
     settings = pipeline(tmp_path, takeover=Takeover(stored_below="docs/"))
     sealed = take_over(settings)
     assert sorted(slot.seal.messages for slot in sealed) == [1, 9]
+    window = DedupWindow(settings.layout, 1_000_000)
+    window.refresh()  # 3.json is nowhere here any more, and may come again from the queue
+    assert window.holds("3.json", digest(b"slot_0_1 3.json"))
+    assert not window.holds("4.json", digest(b"slot_0_1 3.json"))
     ship_all(settings)
     found = Counter(name.rpartition("/")[2] for name, _ in contents(tmp_path / "objects"))
     assert found == {**dict.fromkeys(names, 3), "late.json": 1}
