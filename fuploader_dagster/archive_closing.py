@@ -150,9 +150,16 @@ def closing_damages(source: RangeSource, manifest: Manifest) -> Iterator[Damage]
     expected = manifest.end_frame + seek_table(manifest, end_offset - manifest.offset)
     if source.read(end_offset, size - end_offset) != expected:
         yield Damage(f"end frame or seek table at offset {end_offset} of {source.address} changed")
-    try:
-        end = zstandard.ZstdDecompressor().decompress(manifest.end_frame)
-    except zstandard.ZstdError:
-        end = b""
-    if end != END:
+    if not _is_end(manifest.end_frame):
         yield Damage(f"the end frame at offset {end_offset} of {source.address} is no end of tar")
+
+
+def _is_end(frame: bytes) -> bool:
+    """Whether a frame holds the end of tar, all of it and nothing else."""
+    try:
+        return (
+            zstandard.frame_content_size(frame) == len(END)
+            and zstandard.ZstdDecompressor().decompress(frame) == END
+        )
+    except zstandard.ZstdError:
+        return False

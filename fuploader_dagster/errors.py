@@ -24,7 +24,7 @@ Every error says what was tried, on what, and what happened; `hint` says what to
 """
 
 UNREADABLE_JSON = (ValueError, RecursionError)
-"""What msgspec raises on bytes that are not the JSON which somebody wrote: its own `DecodeError`,
+"""What msgspec raises on bytes that are not what somebody wrote, JSON or not: its `DecodeError`,
 `UnicodeDecodeError` on text that is no UTF-8, and `RecursionError` on brackets without end."""
 
 

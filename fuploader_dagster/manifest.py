@@ -32,7 +32,7 @@ from zlib import crc32
 import msgspec
 import zstandard
 
-from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedArchive
 from fuploader_dagster.tarstream import BLOCK, padding
 
 DIGEST_BYTES = 16
@@ -257,9 +257,9 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         len(manifest.frame_sizes) == len(manifest.frame_tar_sizes)
         and len(manifest.frame_digests) == len(manifest.frame_sizes) * DIGEST_BYTES
         and len(manifest.page_digests) == len(manifest.page_sizes) * DIGEST_BYTES
-        and all(size > 0 for column in sizes for size in column)
+        and all(0 < size < 2**32 for column in sizes for size in column)
     ):
-        raise _contradiction(where, "columns of different lengths, or empty frames")
+        raise _contradiction(where, "columns of different lengths, or frames of no possible size")
     return manifest
 
 
@@ -307,8 +307,9 @@ def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: 
 def _unpacked(packed: bytes | memoryview, kind: type[_Record], where: str) -> _Record:
     try:
         return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(packed), type=kind)
-    except (zstandard.ZstdError, msgspec.MsgspecError) as e:
-        raise DamagedArchive(f"the manifest at {where} cannot be decoded: {e}") from e
+    except (zstandard.ZstdError, MemoryError, *UNREADABLE_JSON) as e:
+        what = str(e) or "it unpacks to more than this machine's memory"
+        raise DamagedArchive(f"the manifest at {where} cannot be decoded: {what}") from e
 
 
 def _contradiction(where: str, what: str) -> DamagedArchive:

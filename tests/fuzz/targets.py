@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
@@ -259,26 +259,35 @@ class ArchiveTarget(Target):
         return self._other_manifest(changes)
 
     def _other_manifest(self, changes: Sequence[Edit]) -> bytes:
-        """A valid archive with another manifest or other pages, every digest of which is right."""
+        def change(fields: dict[str, Any], page: dict[str, Any]) -> None:
+            for kind, place, value in changes:
+                _change(page if kind % 2 else fields, place, value)
+
+        return self.with_other_manifest(change, digests=len(changes) % 2 == 1)
+
+    def with_other_manifest(
+        self, change: Callable[[dict[str, Any], dict[str, Any]], None], *, digests: bool
+    ) -> bytes:
+        """A valid archive with another manifest and page. The manifest's own digest is right;
+        `digests`: that of the page too."""
         archive = self.valid[0]
         found = Archive(InMemory(archive)).manifest
         assert found is not None
+        frames = archive[: found.pages_offset]
         pages = archive[found.pages_offset + 8 : found.offset]
         fields = msgspec.structs.asdict(found)
         for name in ("frame_sizes", "frame_tar_sizes", "page_sizes"):
             fields[name] = list(fields[name])
         page = msgspec.msgpack.decode(zstandard.decompress(pages))
-        for kind, place, value in changes:
-            _change(page if kind % 2 else fields, place, value)
+        change(fields, page)
         packed = zstandard.compress(msgspec.msgpack.encode(page))
-        if len(changes) % 2:
+        if digests:
             fields["page_sizes"] = [len(packed)]
             fields["page_digests"] = manifest.digest(packed)
         body = zstandard.compress(msgspec.msgpack.encode(fields))
         body = b"FUPLMAN\x01" + sha256(body).digest() + body
         changed = struct.pack("<II", manifest.MANIFEST_MAGIC, len(body)) + body
-        frames = archive[: found.pages_offset] + manifest.pages_frame([packed]) + changed
-        end = found.end_frame
+        end: bytes = fields["end_frame"]
         table = [
             *zip(found.frame_sizes, found.frame_tar_sizes, strict=True),
             (8 + len(packed), 0),
@@ -287,7 +296,8 @@ class ArchiveTarget(Target):
         ]
         body = b"".join(struct.pack("<II", *entry) for entry in table)
         body += struct.pack("<IBI", len(table), 0, 0x8F92EAB1)
-        return frames + end + struct.pack("<II", 0x184D2A5E, len(body)) + body
+        closing = manifest.pages_frame([packed]) + changed + end
+        return frames + closing + struct.pack("<II", 0x184D2A5E, len(body)) + body
 
     def put(self, data: bytes) -> bool:
         for _ in scan(InMemory(data)):

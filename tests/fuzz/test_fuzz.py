@@ -6,9 +6,11 @@ import logging
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 
@@ -16,7 +18,7 @@ from fuploader_dagster import index
 from fuploader_dagster.tarstream import member_header
 from tests.fuzz.__main__ import portions
 from tests.fuzz.run import fuzz, put, target_of
-from tests.fuzz.targets import TARGETS, SealTarget, Target
+from tests.fuzz.targets import TARGETS, ArchiveTarget, SealTarget, Target
 
 ROOT = Path(__file__).parents[2]
 INPUTS = 1_600
@@ -88,6 +90,38 @@ FOUND = {
 def test_what_fuzzing_found_is_refused(what: str) -> None:
     name, data = FOUND[what]
     with target_of(name) as target:
+        assert put(target, data) == "refused"
+
+
+_TERABYTE_FRAME = struct.pack("<IBQ", 0xFD2FB528, 0b11100000, 2**40)
+
+
+def _bad_text(page: dict[str, Any]) -> None:
+    """MessagePack without UTF-8 where a name stands."""
+    page["names"][0] = msgspec.Raw(b"\xa1\xff")
+
+
+def _a_terabyte_more(fields: dict[str, Any], page: dict[str, Any]) -> None:
+    """In the last member and its frame, so that they add up."""
+    page["sizes"][-1] += 2**40
+    fields["frame_tar_sizes"][-1] += 2**40
+
+
+FOUND_IN_MANIFESTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+    "a frame of a terabyte": _a_terabyte_more,
+    "an end of tar that states a terabyte": lambda fields, _: fields.update(
+        end_frame=_TERABYTE_FRAME
+    ),
+    "a name that is no UTF-8": lambda _, page: _bad_text(page),
+}
+"""With every digest right, as a faulty writer or an adversary would leave them."""
+
+
+@pytest.mark.parametrize("what", FOUND_IN_MANIFESTS)
+def test_a_manifest_with_right_digests_that_fuzzing_found_is_refused(what: str) -> None:
+    with target_of("archive") as target:
+        assert isinstance(target, ArchiveTarget)
+        data = target.with_other_manifest(FOUND_IN_MANIFESTS[what], digests=True)
         assert put(target, data) == "refused"
 
 
