@@ -61,12 +61,20 @@ def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
 
 
 def _process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> tuple[int, float] | None:
-    """Process id of a run and when it said so; None before it did."""
-    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
-        data = entry.dagster_event and entry.dagster_event.event_specific_data
-        if isinstance(data, EngineEventData) and "pid" in data.metadata:
-            return int(str(data.metadata["pid"].value)), entry.timestamp
-    return None
+    """Process id of a run and when it said so; None before it did.
+
+    A run that went back into the queue, because the code server did not answer, begins again.
+    """
+    found = None
+    kinds = {dg.DagsterEventType.PIPELINE_STARTING, dg.DagsterEventType.ENGINE_EVENT}
+    for entry in instance.all_logs(run.run_id, of_type=kinds):
+        event = entry.dagster_event
+        data = event and event.event_specific_data
+        if event and event.event_type is dg.DagsterEventType.PIPELINE_STARTING:
+            found = None
+        elif isinstance(data, EngineEventData) and "pid" in data.metadata:
+            found = int(str(data.metadata["pid"].value)), entry.timestamp
+    return found
 
 
 def _still_there(pid: int, begun_at: float) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.events import EngineEventData
+from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
 from fuploader_dagster.partitions import PARTITION_TAG
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
@@ -84,3 +84,20 @@ def test_runs_of_others_and_runs_without_a_process_yet_are_left_alone(
     recovering.run(dg.DagsterRunStatus.STARTING, **{PARTITION_TAG: "any"})
     assert end_dead_runs(recovering.instance, recovering.names) == []
     assert status(recovering, theirs) is STARTED
+
+
+def test_a_run_that_begins_a_second_time_is_not_taken_for_its_first_process(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """It went back into the queue: its next process has not said anything yet."""
+    recovering = Recovering(tmp_path)
+    run_id = begin(recovering, sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+    run = recovering.instance.get_run_by_id(run_id)
+    assert run is not None
+    starting = DagsterEvent(DagsterEventType.PIPELINE_STARTING.value, run.job_name)
+    recovering.instance.report_dagster_event(starting, run_id)
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    recovering.instance.report_engine_event("Started", run, EngineEventData.in_process(sleeper.pid))
+    assert len(end_dead_runs(recovering.instance, recovering.names)) == 1
