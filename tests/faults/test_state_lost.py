@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,9 +102,7 @@ def test_redis_swapped_and_dagsters_storage_deleted_cost_history_and_no_message(
         parts.kept["redis"].bring_down(lambda: lose_redis(parts), 0)
         more(parts, published)
         wait(lambda: sealed_partitions(parts.layout) != [], "a slot that is not shipped", parts)
-        for name in ("daemon", "code_server"):
-            parts.kept[name].bring_down(getattr(parts, name).kill, 1)
-        shutil.rmtree(parts.folder / "project" / ".dagster")
+        parts.kept["daemon"].bring_down(lambda: lose_dagsters_storage(parts), 1)
         wait(parts.up, "the next daemon", parts)
         more(parts, published)
         wait(lambda: stored(parts.layout) >= len(published), "everything to be stored", parts)
@@ -127,6 +127,21 @@ def more(parts: Installation, published: dict[int, bytes]) -> None:
 def lose_redis(parts: Installation) -> None:
     parts.redis.kill()
     parts.redis.empty()
+
+
+def lose_dagsters_storage(parts: Installation) -> None:
+    """Both start after it is there anew: Dagster has trouble when two processes make it at once."""
+    project = parts.folder / "project"
+
+    def replace_storage() -> None:
+        parts.code_server.kill()
+        shutil.rmtree(project / ".dagster")
+        make = "import dagster; dagster.DagsterInstance.from_config('.').dispose()"
+        subprocess.run([sys.executable, "-c", make], cwd=project, check=True)
+        assert (project / ".dagster").is_dir()
+
+    parts.daemon.kill()
+    parts.kept["code_server"].bring_down(replace_storage, 1)
 
 
 def receipts(layout: Layout) -> list[dict[str, Any]]:

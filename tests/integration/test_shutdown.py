@@ -1,0 +1,88 @@
+"""SIGTERM, as a process manager sends it: what is in hand is finished, and everybody leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fuploader_dagster.loading import load_pipelines
+from tests.drains import backlog, contents_of, files, publish, stored
+from tests.servers.dagster_dev import DagsterDev, group_members
+from tests.servers.ports import wait_until
+
+MESSAGES = 60_000
+ORDERLY_SECONDS = 20
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("to", ["the code server", "dagster dev"])
+def test_sigterm_under_load_ends_the_workers_in_seconds_with_their_batch_committed_and_settled(
+    tmp_path: Path, to: str
+) -> None:
+    folder = tmp_path / "project"
+    configuration = {
+        "storage_root": str(folder / "data"),
+        "pipelines": {
+            "docs": {
+                "source": {"kind": "embedded", "path": str(folder / "queue")},
+                "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
+                "store": {"kind": "local", "path": str(folder / "objects")},
+                "seal_messages": 10 * MESSAGES,
+                "seal_age_seconds": 3600,
+                "dedup_window_messages": 0,  # what was committed and not settled would show
+            }
+        },
+    }
+    dev = DagsterDev(folder, configuration, {})
+    try:
+        dev.start()
+        pipeline = load_pipelines(dev.folder / "fuploader.yaml")["docs"]
+        publishing = threading.Thread(target=publish, args=[pipeline, files(MESSAGES)])
+        publishing.start()
+        dev.wait_for(lambda: bool(stored(pipeline.layout)), "the first messages", 60)
+        terminate(dev, to)
+        seconds = wait_for_none(dev, "fuploader_dagster.worker" if to == "the code server" else "")
+        publishing.join()
+    finally:
+        dev.kill()
+    handled = stored(pipeline.layout)
+    assert 0 < len(handled) < MESSAGES, f"not ended within the drain, but after {seconds:.1f} s"
+    assert backlog(pipeline) == MESSAGES - len(handled)
+    (directory,) = (pipeline.layout.root / "active").glob("slot-*/dir-*")
+    names = [name for name, _ in contents_of(directory)]
+    assert len(names) == len(set(names)) == len(handled)
+
+
+def terminate(dev: DagsterDev, whom: str) -> None:
+    if whom == "dagster dev":
+        os.kill(dev.group, signal.SIGTERM)
+        return
+    servers = [
+        int(member.split()[0])
+        for member in group_members(dev.group)
+        if "api grpc" in member or "code-server start" in member
+    ]
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGTERM)
+
+
+def wait_for_none(dev: DagsterDev, words: str) -> float:
+    """Seconds until no process of the session has the words in its command line."""
+    started = time.monotonic()
+
+    def left() -> list[str]:
+        return [member for member in group_members(dev.group) if words in member]
+
+    wait_until(
+        lambda: not left(),
+        seconds=ORDERLY_SECONDS,
+        what=f"the end of {words or 'all processes'}",
+        diagnose=lambda: "\n".join(left()),
+    )
+    return time.monotonic() - started
