@@ -16,6 +16,7 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.parts import Parts
 from fuploader_dagster.resources.object_stores.resource import as_resource
+from fuploader_dagster.takeover_rivals import refuse_rivals
 
 
 def build_definitions(
@@ -24,10 +25,11 @@ def build_definitions(
     """Assets, jobs, sensors, schedules and store resources of the pipelines.
 
     `running`: sensors and schedules are on as soon as Dagster loads them. `parts`: own ones in
-    place of this package's. Raises `ConfigError` where two pipelines would share a name or a
-    folder.
+    place of this package's. Raises `ConfigError` where two pipelines would share a name, a folder,
+    or what FUploader left.
     """
     _check_apart(pipelines)
+    refuse_rivals(pipelines)
     return dg.Definitions.merge(
         *(_definitions_of(pipeline, running, parts or Parts()) for pipeline in pipelines)
     )
@@ -65,6 +67,6 @@ def _check_apart(pipelines: tuple[Pipeline, ...]) -> None:
             ]
             raise ConfigError(
                 f"two pipelines have the same {what} in Dagster, {one}: {', '.join(whose)}",
-                hint="Dagster's names have no '-' and '.', which count as '_'; give each pipeline "
+                hint="names begin with the pipeline's, '_' and the node's id; give each pipeline "
                 "a name and each node an id of its own",
             )

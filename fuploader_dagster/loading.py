@@ -48,6 +48,7 @@ from fuploader_dagster.source import SourceSettings
 from fuploader_dagster.state import StateSettings
 from fuploader_dagster.storage import OpensObjectStore
 from fuploader_dagster.strategies import load_reference, reference_to
+from fuploader_dagster.takeover_rivals import refuse_rivals
 
 CONFIG_VARIABLE = "FUPLOADER_CONFIG"
 DEFAULT_FILE = "fuploader.yaml"
@@ -142,10 +143,12 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
             f"{path} defines no pipeline",
             hint="add one below `pipelines:`, or write an example with `fuploader init`",
         )
-    return {
+    pipelines = {
         name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
         for name, values in settings.pipelines.items()
     }
+    refuse_rivals(list(pipelines.values()))
+    return pipelines
 
 
 def _make_importable(folder: Path) -> None:

@@ -55,7 +55,7 @@ from fuploader_dagster.takeover import (
     SetAside,
     TakeArchive,
 )
-from fuploader_dagster.takeover_look import (
+from fuploader_dagster.takeover_folders import (
     ORIGIN_NAME,
     STAGED_ARCHIVE_NAME,
     Origin,

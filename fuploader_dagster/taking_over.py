@@ -22,13 +22,8 @@ from fuploader_dagster.former_state import FormerState
 from fuploader_dagster.sealing import SealedSlot
 from fuploader_dagster.takeover import Plan, plan
 from fuploader_dagster.takeover_apply import Progress, apply
-from fuploader_dagster.takeover_look import (
-    former_state,
-    is_pending,
-    look,
-    refuse_if_alive,
-    root_of,
-)
+from fuploader_dagster.takeover_folders import is_pending, root_of
+from fuploader_dagster.takeover_look import former_state, look, refuse_if_alive
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from fuploader_dagster.takeover import (
     TakeArchive,
     plan,
 )
-from fuploader_dagster.takeover_look import is_pending, taken_over
+from fuploader_dagster.takeover_folders import is_pending, taken_over
 from fuploader_dagster.taking_over import examine, take_over
 from tests.settings import pipeline
 
