@@ -61,7 +61,8 @@ class Intake(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     """Names folders, asset keys, partition sets and sensors: lower case, digits, underscores."""
     node_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
-    """This machine's name, where several share a queue. Part of partition keys and asset keys."""
+    """This machine's name, where several share a queue. Part of partition keys and asset keys;
+    in the latter `node-1` is `node_1_xd`."""
     storage_root: Annotated[Path, AfterValidator(Path.expanduser)] = Path("data")
     """Local folder for slots and archives, on a disk that honours fsync."""
     source: SerializeAsAny[InstanceOf[SourceSettings]]

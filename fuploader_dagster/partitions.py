@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from fuploader_dagster.config import Intake
+from fuploader_dagster.errors import ConfigError
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -24,6 +25,9 @@ _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
 """The code server's console shows trouble only; the UI shows every event of a run."""
 
 _RANGE_KEPT_SECONDS = 60
+
+_MARKS = {"_": "u", "-": "d", ".": "p"}
+_MARKED = re.compile(r"(.*)_x([udp]+)")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Names:
 
     @classmethod
     def of(cls, settings: Intake) -> Names:
-        node = re.sub(r"\W", "_", settings.node_id) if settings.node_id else None
+        node = node_in_names(settings.node_id) if settings.node_id else None
         return cls(settings.name, node)
 
     @property
@@ -128,6 +132,30 @@ class _LastRange:
     def is_of(self, store: object, key_range: dg.PartitionKeyRange) -> bool:
         fresh = time.monotonic() - self.read_at < _RANGE_KEPT_SECONDS
         return fresh and self.range == key_range and store is not None and self.store() is store
+
+
+def node_in_names(node_id: str) -> str:
+    """The node's id as Dagster's names can have it: letters, digits and underscores only.
+
+    Two ids never give one name: an instance that they share would take the runs and partitions of
+    one machine for those of the other. So an id with dashes or points gets an ending that says what
+    each underscore was: `node-1` is `node_1_xd`, `node_id-10.0.0.1` is `node_id_10_0_0_1_xudppp`.
+    All others stay as they are. Raises `ConfigError` for one that looks like such a name itself.
+    """
+    if not set(node_id) & {"-", "."}:
+        if (match := _MARKED.fullmatch(node_id)) and _may_be_folded(*match.groups()):
+            raise ConfigError(
+                f"node_id {node_id!r} reads as the name in Dagster of a node whose id has '-' or "
+                f"'.' in it",
+                hint="give this node another id",
+            )
+        return node_id
+    marks = "".join(_MARKS[character] for character in node_id if character in _MARKS)
+    return f"{re.sub('[-.]', '_', node_id)}_x{marks}"
+
+
+def _may_be_folded(folded: str, marks: str) -> bool:
+    return folded.count("_") == len(marks) and set(marks) != {_MARKS["_"]}
 
 
 def chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import (
     PARTITION_TAG,
     RANGE_END_TAG,
@@ -16,6 +19,7 @@ from fuploader_dagster.partitions import (
     chunks,
     contiguous_ranges,
     keys_of_run,
+    node_in_names,
     run_request,
 )
 from tests.settings import intake
@@ -98,6 +102,43 @@ def test_names_carry_the_node_where_one_is_set(tmp_path: Path) -> None:
     one = Names.of(intake(tmp_path, node_id="node_id-10.0.0.1"))
     other = Names.of(intake(tmp_path, node_id="node_id-10.0.0.2"))
     assert alone.packed_archive.path == ["docs", "packed_archive"]
-    assert one.packed_archive.path == ["docs", "node_id_10_0_0_1", "packed_archive"]
+    assert one.packed_archive.path == ["docs", "node_id_10_0_0_1_xudppp", "packed_archive"]
     for attribute in ("scope", "partition_set", "ship_job", "seal_job", "store", "queue"):
         assert len({getattr(names, attribute) for names in (alone, one, other)}) == 3
+
+
+def test_two_node_ids_never_give_one_name() -> None:
+    ids = ["".join(one) for size in range(1, 6) for one in itertools.product("1_-.", repeat=size)]
+    names = {node_id: node_in_names(node_id) for node_id in ids}
+    assert len(set(names.values())) == len(ids)
+    for node_id, name in names.items():
+        assert re.fullmatch(r"[A-Za-z0-9_]+", name)
+        if name != node_id:
+            with pytest.raises(ConfigError, match="reads as the name in Dagster of a node"):
+                node_in_names(name)
+
+
+@pytest.mark.parametrize(
+    ("node_id", "name"),
+    [
+        ("node1", "node1"),
+        ("Node_1", "Node_1"),
+        ("a__1_", "a__1_"),
+        ("a_xd", "a_xd"),
+        ("a_1_xu", "a_1_xu"),
+        ("a_1_xdd", "a_1_xdd"),
+        ("a-1", "a_1_xd"),
+        ("a.1", "a_1_xp"),
+        ("-", "__xd"),
+        ("ip-10-0-0-1.eu_west", "ip_10_0_0_1_eu_west_xddddpu"),
+    ],
+)
+def test_an_id_of_letters_digits_and_underscores_is_its_own_name_and_others_are_marked(
+    node_id: str, name: str
+) -> None:
+    assert node_in_names(node_id) == name
+
+
+def test_an_id_that_is_another_ones_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'node_1_xd' reads as the name in Dagster of a node"):
+        Names.of(intake(tmp_path, node_id="node_1_xd"))
