@@ -57,6 +57,7 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.publishing import bodies
+from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.room import Room, Unshipped, room_of
 from fuploader_dagster.running import drain_pipeline, ship_pipeline
 from fuploader_dagster.samples import sample_messages
@@ -64,6 +65,8 @@ from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
 from fuploader_dagster.taking_over import take_over_if_needed
 from fuploader_dagster.worker_status import read_statuses
+
+SAMPLES = 5000
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -156,22 +159,29 @@ def status(
 
 @app.command()
 def dev(
-    samples: Annotated[int, typer.Option(help="Sample messages for an empty queue.")] = 5000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Sample messages for an empty queue; by default 5000 for an embedded one, none "
+            "for any other.",
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port of the UI; 0: the first free from 3000.")] = 0,
     config: ConfigOption = None,
 ) -> None:
-    """Start everything on this machine: sample messages, daemon, UI, workers."""
+    """Start everything on this machine: daemon, UI, workers."""
     pipelines = load_pipelines(config)
+    if not Path("workspace.yaml").exists():
+        raise ConfigError(
+            f"there is no workspace.yaml in {Path.cwd()}, so Dagster would not know what to load",
+            hint="run it in a folder that `fuploader init` or `fuploader migrate` wrote, or "
+            "start Dagster itself: `dagster dev -m fuploader_dagster.code_location`",
+        )
     if config is not None:
         os.environ["FUPLOADER_CONFIG"] = str(config.absolute())
     for settings in pipelines.values():
-        publisher = settings.source.publisher()
-        try:
-            if samples and publisher.backlog() == 0:
-                count = publisher.publish(sample_messages(samples, seed=_next_seed(settings)))
-                console.print(f"put {count:,} sample messages into {settings.source.describe()}")
-        finally:
-            publisher.close()
+        _put_samples(settings, samples)
     port = port or _free_port()
     console.print(f"UI:       http://127.0.0.1:{port}", highlight=False)
     for settings in pipelines.values():
@@ -247,6 +257,21 @@ def _room_in_words(room: Room) -> str:
         f"{room.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
         f"{room.free_bytes:,} bytes{inodes} free"
     )
+
+
+def _put_samples(settings: Pipeline, count: int | None) -> None:
+    """Something to see, in an empty queue; nobody's own broker gets any without being asked."""
+    if count is None:
+        count = SAMPLES if isinstance(settings.source, EmbeddedQueue) else 0
+    if not count:
+        return
+    publisher = settings.source.publisher()
+    try:
+        if publisher.backlog() == 0:
+            published = publisher.publish(sample_messages(count, seed=_next_seed(settings)))
+            console.print(f"put {published:,} sample messages into {settings.source.describe()}")
+    finally:
+        publisher.close()
 
 
 def _next_seed(settings: Pipeline) -> int:

@@ -1,6 +1,7 @@
 """The command `migrate`: from FUploader to here, the plan first.
 
-`fuploader migrate` without a configuration writes one, from the environment and a few questions.
+`fuploader migrate` without a configuration writes one, from the environment and a few questions,
+and beside it what Dagster needs to start there.
 With one it takes over what FUploader left, which a start does by itself as well.
 """
 
@@ -24,8 +25,10 @@ from fuploader_dagster.console import (
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.loading import CONFIG_VARIABLE, DEFAULT_FILE
 from fuploader_dagster.migrating import Answers, write_configuration
+from fuploader_dagster.scaffolding import write_instance
 from fuploader_dagster.takeover import Plan
-from fuploader_dagster.takeover_look import refuse_if_alive, root_of
+from fuploader_dagster.takeover_folders import root_of
+from fuploader_dagster.takeover_look import refuse_if_alive
 from fuploader_dagster.taking_over import examine, take_over
 
 _LISTED = 50
@@ -69,6 +72,11 @@ def migrate(
     the options, or answers, given here.
     """
     path = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    if dry_run and not path.exists():
+        raise ConfigError(
+            f"there is no configuration file {path} that says where FUploader kept its things",
+            hint="`fuploader migrate` without --dry-run writes one first",
+        )
     if write or not path.exists():
         given = {
             "name": name,
@@ -114,7 +122,8 @@ def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
             hint="give them as options, or leave out --yes to be asked",
         )
     write_configuration(path, answers)
-    say(f"wrote {path}")
+    for written in (path, *write_instance(path.parent)):
+        say(f"wrote {written}")
     for variable in answers.secrets():
         state = "is set" if os.environ.get(variable) else "has to be set"
         say(f"{variable} {state} in the environment")

@@ -40,6 +40,23 @@ def write_project(folder: Path) -> list[Path]:
     return list(files)
 
 
+def write_instance(folder: Path) -> list[Path]:
+    """Write what Dagster needs beside a configuration to start there; returns what was missing.
+
+    What is there stays as it is, whatever it says. Raises `ConfigError` if it cannot be written.
+    """
+    written = []
+    for name in ("workspace.yaml", "dagster.yaml"):
+        path = folder / name
+        try:
+            if not path.exists():
+                path.write_text((TEMPLATE / name).read_text("utf-8"), "utf-8")
+                written.append(path)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    return written
+
+
 def project_name(folder: Path) -> str:
     """A name for the project's package, after its folder."""
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-") or "documents"

@@ -44,12 +44,16 @@ class DagsterDev:
             shutil.copy(REPOSITORY / name, folder / name)
         (folder / "fuploader.yaml").write_text(yaml.safe_dump(dict(configuration)))
 
-    def start(self, *, samples: int = 0) -> None:
-        """Start it and wait until the UI answers and the code location is loaded."""
+    def start(self, *, samples: int | None = 0) -> None:
+        """Start it and wait until the UI answers and the code location is loaded.
+
+        `samples`: None leaves it to the command how many there are.
+        """
         fuploader = Path(sys.executable).with_name("fuploader")
+        wanted = [] if samples is None else ["--samples", str(samples)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(fuploader), "dev", "--samples", str(samples), "--port", str(self.port)],
+                [str(fuploader), "dev", *wanted, "--port", str(self.port)],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import fuploader_dagster
 from fuploader_dagster import cli
 from fuploader_dagster.config import Pipeline, Takeover
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.loading import load_pipelines
 
 GUIDE = Path(__file__).parents[2] / "docs" / "migrating-from-fuploader.md"
@@ -157,3 +158,31 @@ def test_migrate_shows_the_plan_and_then_takes_over(
     assert "sealed 1 slots with 1 files" in migrate("--yes")
     assert not left.exists()
     assert "nothing of FUploader's is left" in migrate()
+
+
+def test_migrate_writes_what_dagster_needs_and_leaves_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text("# mine\n")
+    options = "--name t --storage-root /d --queue q --provider s3 --bucket b --yes"
+    migrate("--config", str(tmp_path / "fuploader.yaml"), *options.split())
+    workspace = yaml.safe_load((tmp_path / "workspace.yaml").read_text())
+    (location,) = workspace["load_from"]
+    assert location["python_module"]["module_name"] == "fuploader_dagster.code_location"
+    assert (tmp_path / "dagster.yaml").read_text() == "# mine\n"
+
+
+def test_a_dry_run_writes_nothing_where_there_is_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no configuration file"):
+        migrate("--dry-run", "--yes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dev_says_what_is_missing_where_dagster_would_find_nothing_to_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fuploader.yaml").write_text(CONFIGURATION)
+    with pytest.raises(ConfigError, match=r"there is no workspace\.yaml in"):
+        CliRunner().invoke(cli.app, ["dev"], catch_exceptions=False)
