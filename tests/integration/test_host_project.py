@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.scaffolding import write_project
 from tests.settings import archived_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -121,12 +122,14 @@ HOST = {
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment that has the wheel."""
+    """The Python of a new environment that has the wheel, which is made of the sdist."""
     folder = tmp_path_factory.mktemp("host-environment")
     sources = folder / "sources"
     shutil.copytree(REPOSITORY, sources, ignore=shutil.ignore_patterns(*NOT_SOURCES), symlinks=True)
+    build = f"from setuptools import build_meta; print(build_meta.build_sdist({str(folder)!r}))"
+    sdist = folder / run(sys.executable, "-c", build, folder=sources).splitlines()[-1]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(sources))
+    run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(sdist))
     (wheel,) = folder.glob("fuploader_dagster-*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
     found = folder / "venv" / "bin" / "python"
@@ -152,6 +155,26 @@ def run(*command: str, folder: Path | None = None, **environment: str) -> str:
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
+
+
+def test_sdist_and_wheel_hold_every_file_and_start_a_project(python: Path, tmp_path: Path) -> None:
+    (packages,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    assert files_in(packages / "fuploader_dagster") == files_in(REPOSITORY / "fuploader_dagster")
+    run(str(python.with_name("fuploader")), "init", "orders", folder=tmp_path)
+    write_project(tmp_path / "here" / "orders")
+    started = files_in(tmp_path / "orders")
+    assert started == files_in(tmp_path / "here" / "orders")
+    assert {"dagster.yaml", "workspace.yaml", "fuploader.yaml", ".gitignore"} <= started.keys()
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Names and contents of all files below, also behind links to folders."""
+    found = {}
+    for parent, _, names in os.walk(folder, followlinks=True):
+        if Path(parent).name != "__pycache__":
+            paths = [Path(parent, name) for name in names]
+            found |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return found
 
 
 def test_a_host_project_with_packages_of_the_same_names_ships_messages_and_keeps_its_own(
