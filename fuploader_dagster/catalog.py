@@ -8,13 +8,15 @@ What must always hold:
 - An archive is in it with all its names or not at all. Adding it again changes nothing.
 
 Format: `catalog.sqlite` below the pipeline's folder, SQLite with write-ahead log; `user_version` is
-the format's version, 2.
+the format's version, 3.
 
     archives   one row per archive: address, key, partition, sealed_at, members, size, digest
     names      FTS5: one document per archive (its rowid is the archive's id), whose words are the
                names; no columns, positions or contents are kept, only word -> archives
     vocabulary the words of `names` in order, for exact names and prefixes
     lists      per archive its names as one compressed list (`name_lists`), for other patterns
+    grams      per archive the bits that say which lists need no look (`name_grams`), a row each;
+               `place` is row * 2**40 + archive, so that one row of all archives lies together
 
 An inverted index, because names come in random order: a B-tree of names rewrites a page for each
 of them, FTS5 appends a sorted run per archive and merges runs little by little (measured with ten
@@ -31,19 +33,27 @@ import fnmatch
 import re
 import sqlite3
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from fuploader_dagster.errors import PermanentError
 from fuploader_dagster.fileio import make_dirs
-from fuploader_dagster.name_lists import NamePattern, pack_names
+from fuploader_dagster.name_grams import ROWS, Gram, gram_rows, grams_of
+from fuploader_dagster.name_lists import NamePattern, join_names, pack_names
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _WAIT_SECONDS = 30.0
 """For another upload's transaction. One takes some 30 ms for 10,000 names."""
+_IN_ORDER = 10_000
+"""So many names with the beginning of a pattern are looked at; with more the lists are quicker."""
+_MOST_GRAMS = 16
+"""Of a pattern are looked up, or up to twice as many where they do not spread evenly."""
+_FEW_ARCHIVES = 4
+"""So few lists are looked into sooner than another gram is looked up."""
+_ARCHIVE_BITS = 40
 
 _WORD_CHARACTERS = "".join(c for c in string.punctuation if c not in "'\"")
 _SCHEMA = f"""
@@ -56,6 +66,7 @@ create virtual table names using fts5 (
     tokenize="ascii tokenchars '{_WORD_CHARACTERS}'");
 create virtual table vocabulary using fts5vocab (names, instance);
 create table lists (archive integer primary key, names blob not null);
+create table grams (place integer primary key, bits blob not null);
 pragma user_version = {FORMAT_VERSION};
 """
 
@@ -136,7 +147,8 @@ class Catalog:
         """
         with self._explained():
             names = list(names)
-            words, packed = "\n".join(map(_word, names)), pack_names(names)
+            words, joined = "\n".join(map(_word, names)), join_names(names)
+            packed, rows = pack_names(joined), gram_rows(joined)
             with self._transaction():
                 known = self._db.execute(
                     "select size_bytes, sha256 from archives where address = ?", [archive.address]
@@ -152,7 +164,12 @@ class Catalog:
                 self._db.execute(
                     "insert into names (rowid, name) values (?, ?)", [added.lastrowid, words]
                 )
-                self._db.execute("insert into lists values (?, ?)", [added.lastrowid, packed])
+                number = added.lastrowid or 0
+                self._db.execute("insert into lists values (?, ?)", [number, packed])
+                self._db.executemany(
+                    "insert into grams values (?, ?)",
+                    [(_place(row, number), bits) for row, bits in enumerate(rows)],
+                )
         return True
 
     def forget(self, address: str) -> None:
@@ -161,11 +178,14 @@ class Catalog:
             self._remove(address)
 
     def _remove(self, address: str) -> None:
-        self._db.execute(
-            "delete from lists where archive = (select id from archives where address = ?)",
-            [address],
+        known = self._db.execute("select id from archives where address = ?", [address]).fetchone()
+        if known is None:
+            return
+        self._db.executemany(
+            "delete from grams where place = ?", [(_place(row, known[0]),) for row in range(ROWS)]
         )
-        self._db.execute("delete from archives where address = ?", [address])
+        self._db.execute("delete from lists where archive = ?", known)
+        self._db.execute("delete from archives where id = ?", known)
 
     def archives(self) -> dict[str, CatalogedArchive]:
         """All archives, by their address."""
@@ -176,42 +196,64 @@ class Catalog:
     def find(self, wanted: str) -> Iterator[Hit]:
         """The files of this name, and where the name has `*`, `?` or `[...]` all that match.
 
-        In the order of the names' words; files of one name by the time of their archives. A
-        pattern is looked up by what stands before its first wildcard. One that begins with a
-        wildcard is looked for in each archive's list instead, in the order of the archives' time.
+        The file of exactly this name first. What matches comes in the order of the names' words if
+        few names begin like the pattern; otherwise archive by archive, by their time, from the
+        lists of those that may hold it. Files of one name come by the time of their archives.
         """
         with self._explained():
             yield from self._hits(self._exactly(_word(wanted)))
             wildcard = re.search(r"[*?[]", wanted)
-            if wildcard and wildcard.start() == 0:
-                yield from self._in_lists(wanted)
-            elif wildcard:
-                start = _word(wanted[: wildcard.start()])
+            if wildcard is None:
+                return
+            start = wanted[: wildcard.start()]
+            every = wanted == f"{start}*"  # then all that begin so match, however many there are
+            if start and (every or not self._many_begin(start)):
                 fits = re.compile(fnmatch.translate(wanted)).match
                 yield from self._hits(
                     (name, document)
                     for name, document in self._beginning(start)
                     if fits(name) and name != wanted
                 )
+            else:
+                yield from self._in_lists(wanted)
 
     def _in_lists(self, wanted: str) -> Iterator[Hit]:
         pattern = NamePattern(wanted)
-        ordered = self._db.execute("select id from archives order by sealed_at, address").fetchall()
-        for (number,) in ordered:
+        for number in self._may_hold(grams_of(pattern.literals)):
             row = self._db.execute("select names from lists where archive = ?", [number]).fetchone()
             found = [name for name in pattern.find_in(row[0]) if name != wanted] if row else []
             archive = self._archive(number) if found else None
             if archive is not None:
                 yield from (Hit(name, archive) for name in found)
 
+    def _may_hold(self, grams: Sequence[Gram]) -> Sequence[int]:
+        """The archives that may hold names with these grams, by their time."""
+        rows = self._db.execute("select id from archives order by sealed_at, address").fetchall()
+        numbers = [number for (number,) in rows]
+        step = max(1, len(grams) // _MOST_GRAMS)  # neighbours know nearly the same
+        for gram in grams[::step]:
+            if len(numbers) <= _FEW_ARCHIVES:
+                break
+            places = [_place(gram.row, 0), _place(gram.row + 1, 0)]
+            found = self._db.execute(
+                "select place, bits from grams where place >= ? and place < ?", places
+            )
+            without = {place - places[0] for place, bits in found if not gram.may_be_in(bits)}
+            numbers = [number for number in numbers if number not in without]
+        return numbers
+
+    def _many_begin(self, start: str) -> bool:
+        return any(True for _ in islice(self._beginning(start), _IN_ORDER, None))
+
     def _exactly(self, word: str) -> Iterator[tuple[str, int]]:
         rows = self._db.execute("select term, doc from vocabulary where term = ?", [word])
         return ((_name(term), document) for term, document in rows)
 
     def _beginning(self, start: str) -> Iterator[tuple[str, int]]:
-        rows = self._db.execute("select term, doc from vocabulary where term >= ?", [start])
+        word = _word(start)
+        rows = self._db.execute("select term, doc from vocabulary where term >= ?", [word])
         for term, document in rows:
-            if not term.startswith(start):
+            if not term.startswith(word):
                 break
             yield _name(term), document
 
@@ -245,6 +287,10 @@ class Catalog:
                 f"the catalog {self._path} cannot be used: {error}",
                 hint="if it is damaged: fuploader catalog rebuild --anew",
             ) from error
+
+
+def _place(row: int, archive: int) -> int:
+    return (row << _ARCHIVE_BITS) + archive
 
 
 _CHANGED = re.compile("[A-Z^'\" \x00-\x1f\x7f\ud800-\udfff]")

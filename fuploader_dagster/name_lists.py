@@ -2,7 +2,8 @@
 
 For patterns of which the beginning is not known: ordered indexes cannot help there, but a list of
 names packs to less than half of its size, unpacks at a gigabyte a second and is searched for a
-literal piece of the pattern as fast. So going through all names of all archives is quick enough.
+literal piece of the pattern as fast: a millisecond for ten thousand names. Which lists need not be
+looked into is known from `name_grams`.
 
 Format: a zstd frame of the names in the archive's order, each behind a NUL, which no name holds;
 UTF-8, what is no Unicode by itself (lone surrogates) in the same way.
@@ -19,10 +20,14 @@ import zstandard
 _WILD = re.compile(r"[*?]|\[!?\]?[^\]]*\]")
 
 
-def pack_names(names: Iterable[str]) -> bytes:
-    """The list."""
-    joined = "".join(f"\0{name}" for name in names)
-    return zstandard.ZstdCompressor(level=3).compress(joined.encode("utf-8", "surrogatepass"))
+def join_names(names: Iterable[str]) -> bytes:
+    """The list, not yet packed."""
+    return "".join(f"\0{name}" for name in names).encode("utf-8", "surrogatepass")
+
+
+def pack_names(joined: bytes) -> bytes:
+    """The list as it is kept."""
+    return zstandard.ZstdCompressor(level=3).compress(joined)
 
 
 class NamePattern:
@@ -30,9 +35,10 @@ class NamePattern:
 
     def __init__(self, pattern: str) -> None:
         self._fits = re.compile(fnmatch.translate(pattern)).match
-        self._literals: Sequence[bytes] = [
+        self.literals: Sequence[bytes] = [
             piece.encode("utf-8", "surrogatepass") for piece in _WILD.split(pattern) if piece
         ]
+        """What every name that fits holds; none where the pattern has no such piece."""
 
     def find_in(self, packed: bytes) -> Iterator[str]:
         """The names in a list that fit, in its order."""
@@ -44,7 +50,7 @@ class NamePattern:
 
     def _rarest(self, names: bytes) -> bytes:
         """Of the pieces that a name must hold the one that fewest names hold; it may be none."""
-        return min(self._literals, key=names.count, default=b"")
+        return min(self.literals, key=names.count, default=b"")
 
 
 def _holding(names: bytes, piece: bytes) -> Iterator[bytes]:

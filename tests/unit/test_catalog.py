@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import random
 import time
 from pathlib import Path
 
@@ -85,6 +86,25 @@ def test_a_pattern_finds_what_fnmatch_says(
         catalog.add(archive(1), there)
         expected = {n for n in there if n == pattern or fnmatch.fnmatchcase(n, pattern)}
         assert sorted(names(catalog, pattern)) == sorted(expected)
+
+
+@pytest.mark.parametrize("in_order", [0, 10_000])
+def test_a_pattern_finds_the_same_in_order_and_in_the_lists_of_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: int
+) -> None:
+    monkeypatch.setattr("fuploader_dagster.catalog._IN_ORDER", in_order)
+    rng = random.Random(3)
+    there = [[f"doc-{rng.randrange(10**9):09d}.json" for _ in range(40)] for _ in range(12)]
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        for number, some in enumerate(there):
+            catalog.add(archive(number), some)
+        one = there[7][5]
+        for pattern in (f"*{one[5:]}", f"doc-*{one[6:12]}*", f"?{one[1:11]}*", "d*1*7.json", "*x*"):
+            expected = [
+                name for some in there for name in some if fnmatch.fnmatchcase(name, pattern)
+            ]
+            assert sorted(names(catalog, pattern)) == sorted(expected)
+            assert bool(expected) == (pattern != "*x*")
 
 
 def test_files_of_one_name_come_by_the_time_of_their_archives(tmp_path: Path) -> None:
