@@ -21,6 +21,13 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 PIPELINE_TAG = "fuploader/pipeline"
+UNFINISHED_RUNS = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
 """The code server's console shows trouble only; the UI shows every event of a run."""
 
@@ -77,6 +84,10 @@ class Names:
     def store(self) -> str:
         """The resource key of the object store."""
         return f"{self.scope}_store"
+
+    @property
+    def drain_sensor(self) -> str:
+        return f"{self.scope}_drain"
 
     @property
     def ship_job(self) -> str:

@@ -4,6 +4,11 @@ What must always hold: a tick takes milliseconds, whatever the queue, the disk o
 workers' lease is renewed first, so trouble with anything else does not stop the drain. Keys leave
 the state store's waiting list only when a later tick sees their partitions in the instance; so a
 tick whose answer was lost is simply repeated.
+
+A run costs Dagster seconds of CPU before it does anything, so under load a run for each tick's few
+slots would take more of the machine than draining and shipping. While the last run of this sensor
+is not over, slots wait for it and share the next one; not when they are enough for a run of their
+own, and not longer than `LONGEST_WAIT_SECONDS`, so that a run that hangs holds nothing up.
 """
 
 import time
@@ -15,7 +20,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_asset import Reported, report
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import Names, chunks, run_request
+from fuploader_dagster.partitions import UNFINISHED_RUNS, Names, chunks, run_request
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.state import Snapshot, StateStore
 from fuploader_dagster.supervisor import supervisor_for
@@ -31,6 +36,10 @@ KEYS_LOOKED_AT = 10_000
 """A worker that starts queues all that lies sealed, also what was registered long ago and waits
 for a store that is down. New keys come last and must not wait until all those were passed over."""
 
+LONGEST_WAIT_SECONDS = 30.0
+"""Of a sealed slot for the end of the run before."""
+_SENSOR_TAG = "dagster/sensor_name"
+
 
 class DrainTrouble(Exception):
     """What keeps the drain from draining. The tick fails with it, so that the UI shows it."""
@@ -42,6 +51,8 @@ class _Cursor(msgspec.Struct):
     at: float = 0.0
     stored_messages: int = 0
     dead_letters: int = 0
+    asked_at: float = 0.0
+    """When runs were asked for last."""
     reported: Reported = msgspec.field(default_factory=Reported)
 
 
@@ -51,7 +62,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
     partitions = names.partitions()
 
     @dg.sensor(
-        name=f"{names.scope}_drain",
+        name=names.drain_sensor,
         job_name=names.ship_job,
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
         default_status=(
@@ -74,10 +85,17 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         dead_letters, reported = report(pipeline, last.reported, now)
         summary = _summary(last, snapshot, pipeline.layout, now)
         context.log.info(summary)
-        following = _Cursor(now, snapshot.stored_messages, snapshot.dead_letters, reported)
+        waiting = bool(new) and _wait_for_run(len(new), now - last.asked_at, pipeline, context)
+        asked_at = now if new and not waiting else last.asked_at
+        following = _Cursor(
+            now, snapshot.stored_messages, snapshot.dead_letters, asked_at, reported
+        )
         cursor = msgspec.json.encode(following).decode()
-        if not new:
-            return dg.SensorResult(skip_reason=summary, asset_events=dead_letters, cursor=cursor)
+        if waiting or not new:
+            held = f"{len(new)} sealed slots wait for the end of the last run; " if new else ""
+            return dg.SensorResult(
+                skip_reason=held + summary, asset_events=dead_letters, cursor=cursor
+            )
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
             run_requests=[]
@@ -128,6 +146,22 @@ def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names)
     registered = instance.get_existing_dynamic_partitions(names.partition_set, waiting)
     state.forget_sealed([key for key in waiting if key in registered])
     return [key for key in waiting if key not in registered][:KEYS_PER_TICK]
+
+
+def _wait_for_run(
+    slots: int, seconds: float, pipeline: Pipeline, context: dg.SensorEvaluationContext
+) -> bool:
+    """Whether sealed slots should share a later run, so long after runs were asked for last."""
+    enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
+    if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
+        return False
+    names = Names.of(pipeline)
+    of_this_sensor = dg.RunsFilter(
+        job_name=names.ship_job,
+        statuses=UNFINISHED_RUNS,
+        tags={_SENSOR_TAG: names.drain_sensor},
+    )
+    return bool(context.instance.get_run_ids(of_this_sensor, limit=1))
 
 
 def _read_cursor(cursor: str | None) -> _Cursor:

@@ -15,6 +15,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.partitions import (
     PIPELINE_TAG,
+    UNFINISHED_RUNS,
     Names,
     contiguous_ranges,
     keys_of_run,
@@ -25,13 +26,6 @@ from fuploader_dagster.taking_over import gate_of
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
@@ -93,7 +87,7 @@ def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> No
 
 def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:
     """Partitions in unfinished runs. Those of a backfill say no pipeline; they may be ours."""
-    return _keys(instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)), names, registered)
+    return _keys(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS)), names, registered)
 
 
 def _keys(runs: Sequence[dg.DagsterRun], names: Names, registered: Sequence[str]) -> set[str]:

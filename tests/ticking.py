@@ -37,6 +37,16 @@ class Ticking:
                 request.partitions_def_name, list(request.partition_keys)
             )
 
+    def start_run(self) -> dg.DagsterRun:
+        """A run of this sensor that has begun and does not end."""
+        return self.instance.add_run(
+            dg.DagsterRun(
+                job_name=self.names.ship_job,
+                status=dg.DagsterRunStatus.STARTED,
+                tags={"dagster/sensor_name": self.sensor.name},
+            )
+        )
+
     def store(self) -> Any:
         return self.settings.state.store(pipeline=self.settings.name, node=self.settings.node)
 

@@ -78,6 +78,34 @@ def test_a_tick_registers_sealed_slots_and_asks_for_their_runs_in_one_answer(tic
     assert metadata[keys[4]]["reason"].value == "request"
 
 
+def test_while_the_last_run_is_not_over_slots_wait_for_a_common_next_one(
+    ticking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one: Ticking = ticking(drain_by="command", partitions_per_run=4)
+    first = queued(one, 1)
+    one.accept(one.tick())
+    run = one.start_run()
+    waiting = queued(one, 3)
+    held = one.tick()
+    assert new_keys(held) == []
+    assert not held.run_requests
+    assert "3 sealed slots wait for the end of the last run" in str(held.skip_reason)
+    enough = [*waiting, *queued(one, 1)]
+    asked = one.tick()
+    assert new_keys(asked) == enough
+    assert len(asked.run_requests or []) == 1
+    one.accept(asked)
+    later = queued(one, 2)
+    assert new_keys(one.tick()) == []
+    monkeypatch.setattr(drain_sensor, "LONGEST_WAIT_SECONDS", 0.0)  # of a run that hangs
+    assert new_keys(one.tick()) == later
+    monkeypatch.undo()
+    assert new_keys(one.tick()) == []
+    one.instance.report_run_canceled(run)
+    assert new_keys(one.tick()) == later
+    assert first[0] not in later
+
+
 def test_keys_leave_the_waiting_list_only_when_the_instance_has_their_partitions(
     ticking: Any,
 ) -> None:
