@@ -47,6 +47,7 @@ from fuploader_dagster.console import (
     console,
     counting,
     one_pipeline,
+    say,
 )
 from fuploader_dagster.errors import (
     ConfigError,
@@ -227,12 +228,12 @@ def _status_of(settings: Pipeline) -> dict[str, Any]:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    console.print(
-        f"[bold]{found['pipeline']}[/bold] on {found['node']}: {found['stored_messages']:,} "
+    say(
+        f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
-    console.print(_room_in_words(found["room"]))
+    say(_room_in_words(found["room"]))
     table = Table("worker", "pid", "doing", "messages/s", "messages", "problem")
     for worker in found["workers"]:
         table.add_row(
@@ -245,7 +246,7 @@ def _print_status(found: dict[str, Any]) -> None:
         )
     console.print(table)
     for failure in found["failures"]:
-        console.print(
+        say(
             f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
             f"{failure.error}"
         )

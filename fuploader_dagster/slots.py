@@ -245,8 +245,7 @@ class Slot:
 
     def _take_number(self) -> int:
         counter = self.layout.active_slot(self.slot) / "next-number"
-        counted = int(counter.read_text()) if counter.exists() else 0
-        number = max(counted, self._highest, self._number) + 1
+        number = max(self._counted(counter), self._highest, self._number) + 1
         while self.layout.sealed(self.slot, number).exists() or (
             self.layout.active(self.slot, number).exists()
         ):
@@ -254,6 +253,19 @@ class Slot:
         write_durably(counter, str(number).encode())
         reached(Step.NUMBER_TAKEN)
         return number
+
+    def _counted(self, counter: Path) -> int:
+        content = counter.read_bytes() if counter.exists() else b"0"
+        if content.isdigit():
+            return int(content)
+        target = self._set_aside(counter)
+        log.error(
+            "%s holds no number and was moved to %s; numbers go on behind the highest that the "
+            "state store and the directories know",
+            counter,
+            target,
+        )
+        return 0
 
     def _set_aside(self, path: Path) -> Path:
         return set_aside(path, self.layout)

@@ -247,6 +247,23 @@ def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
     assert numbers == [8, 9, 10]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"12x", b"\0\0", b"-4", "²".encode()])
+def test_a_damaged_counter_is_kept_aside_and_numbers_go_on_behind_the_known_ones(
+    tmp_path: Path, damaged: bytes
+) -> None:
+    settings = intake(tmp_path)
+    counter = settings.layout.active_slot(0) / "next-number"
+    counter.parent.mkdir(parents=True)
+    counter.write_bytes(damaged)
+    with Slot(settings, 0, highest_number=7) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.seal.number == 8
+    assert counter.read_bytes() == b"8"
+    assert [one.read_bytes() for one in settings.layout.set_aside.iterdir()] == [damaged]
+
+
 def test_an_index_that_was_changed_after_the_seal_is_noticed(tmp_path: Path) -> None:
     with Slot(intake(tmp_path), 0) as slot:
         slot.add("a.json", b"a")
