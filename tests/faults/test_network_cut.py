@@ -43,10 +43,8 @@ def slow(body: bytes) -> Envelope:
 @pytest.fixture
 def network(rabbitmq: RabbitMQServer) -> Iterator[TcpProxy]:
     """The way to RabbitMQ."""
-    proxy = TcpProxy(rabbitmq.port)
-    proxy.start()
-    yield proxy
-    proxy.stop()
+    with TcpProxy(rabbitmq.port) as proxy:
+        yield proxy
 
 
 def test_a_cut_network_is_noticed_by_heartbeats_and_each_message_is_stored_once(

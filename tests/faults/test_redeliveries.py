@@ -28,9 +28,9 @@ from tests.drains import (
     wait_for,
     wait_until_handled,
 )
-from tests.servers.deaf_proxy import DeafProxy
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
+from tests.servers.tcp_proxy import TcpProxy
 from tests.settings import archived_files, pipeline
 
 
@@ -74,7 +74,7 @@ def test_no_redelivered_message_is_a_second_copy_though_acks_connections_and_wor
     )
     contents = files(6_000)
     names = list(contents)
-    with DeafProxy(rabbitmq.port) as proxy, shipping(direct):
+    with TcpProxy(rabbitmq.port) as proxy, shipping(direct):
         url = rabbitmq.url.replace(f":{rabbitmq.port}/", f":{proxy.port}/")
         source = direct.source.model_copy(update={"url": SecretStr(url)})
         intake = direct.model_copy(update={"source": source}).intake()
@@ -88,11 +88,11 @@ def test_no_redelivered_message_is_a_second_copy_though_acks_connections_and_wor
                     wait_for(lambda: backlog(direct) == 0, intake, "what the broker hands out")
                     time.sleep(0.3)  # committed, sealed, uploaded, and never acknowledged
                     proxy.deaf = False
-                    proxy.cut()
+                    proxy.drop()
                 else:
                     proxy.forsake()
                     time.sleep(0.5)
-                    proxy.cut()
+                    proxy.drop()
                 wait_until_handled(intake, start + 1_000)
                 os.kill(killed := min(pids(intake)), signal.SIGKILL)
             wait_for(lambda: at_rest(direct), intake, "the end", 60)
