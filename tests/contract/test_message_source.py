@@ -1,6 +1,7 @@
 """What every message source and publisher does: RabbitMQ (classic, quorum) and embedded.
 
-The backends' own troubles have their own files: `test_rabbitmq.py`, `test_embedded_queue.py`.
+The backends' own troubles have their own files: `test_rabbitmq.py`, `test_rabbitmq_outages.py`,
+`test_embedded_queue.py`.
 """
 
 from __future__ import annotations

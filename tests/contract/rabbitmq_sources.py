@@ -1,0 +1,28 @@
+"""Sources and publishers on the session's RabbitMQ, for the tests of it alone."""
+
+from __future__ import annotations
+
+import time
+
+from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
+from fuploader_dagster.source import Message
+from tests.servers.rabbitmq import RabbitMQServer
+
+
+def on(server: RabbitMQServer, queue: str, **others: object) -> RabbitMQ:
+    return RabbitMQ.model_validate({"url": server.url, "queue": queue, **others})
+
+
+def publish(server: RabbitMQServer, queue: str, count: int) -> None:
+    publisher = on(server, queue).publisher()
+    publisher.publish((b"%d" % number, {}) for number in range(count))
+    publisher.close()
+
+
+def collect(source: RabbitMQSource, count: int) -> list[Message]:
+    messages: list[Message] = []
+    deadline = time.monotonic() + 15
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"only {len(messages)} of {count} messages came"
+        messages += source.receive(count - len(messages), 0.5)
+    return messages
