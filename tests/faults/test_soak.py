@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from tests.servers.dagster_part import processes_of
+from tests.servers.ports import wait_until
 from tests.soak.plan import VICTIMS, body_of, content_of, is_poison, kills, name_of
 from tests.soak.verdict import judge
 
@@ -45,6 +49,42 @@ def test_the_judge_counts_what_is_lost_doubled_changed_or_dead() -> None:
     assert found.dead_letters == len(POISON) - 1 + 1
     assert (found.dead_letter_copies, found.wrong_dead_letters) == (1, 1)
     assert found.examples["second_copies"] == [f"{name_of(doubled)} in b"]
+
+
+def test_a_soak_that_is_stopped_leaves_no_server_behind_and_says_how_far_it_was(
+    tmp_path: Path,
+) -> None:
+    """In the middle of starting, and by somebody impatient; a broker that is down stays down."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.soak", "--seconds", "60", "--seed", str(SEED)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as soaking:
+        wait_until(
+            lambda: list(tmp_path.glob("soak-*/redis/appendonly*")) != [],
+            seconds=120,
+            what="Redis, which is started second",
+            diagnose=lambda: str(list(tmp_path.iterdir())),
+        )
+        soaking.send_signal(signal.SIGTERM)
+        soaking.send_signal(signal.SIGINT)
+        said, _ = soaking.communicate(timeout=60)
+    assert processes_of(f"{tmp_path}/soak-") == []
+    assert [path for path in Path("/proc").glob("[0-9]*/cwd") if is_below(path, tmp_path)] == []
+    assert soaking.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT), said
+    last = json.loads(said.splitlines()[-1])
+    assert last["seed"] == SEED
+    assert last["stopped_by"] in ("SIGTERM", "SIGINT")
+    assert (last["doing"], last["published"], last["kills"]) == ("starting", 0, {})
+
+
+def is_below(link: Path, folder: Path) -> bool:
+    with suppress(OSError):  # it ended in this moment
+        return link.readlink().is_relative_to(folder)
+    return False
 
 
 @pytest.mark.timeout(900)

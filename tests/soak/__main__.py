@@ -2,6 +2,9 @@
 
 Exit code 0 when nothing was lost, nothing is there twice or corrupt, and no dead letter is there
 that should not be; the same seed gives the same messages and the same sequence of kills.
+
+Stopped by SIGTERM, Ctrl-C or the end of its terminal, it ends whatever it started, says in the last
+line how far it was, and exits with 128 and the number of the signal.
 """
 
 from __future__ import annotations
@@ -15,7 +18,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.soak import broken_promises, soak
+from tests.soak.soak import Progress, broken_promises, soak
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """Somebody does not want to wait for the end."""
+
+
+def stop(number: int, _frame: object) -> None:
+    """Leave whatever is being done, once: the next signal must not disturb the clearing up."""
+    for each in STOPPING:
+        signal.signal(each, lambda *_: None)
+    raise Stopped(signal.Signals(number))
 
 
 def main() -> int:
@@ -26,17 +42,27 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=8, help="seconds between kills, on average")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # and so ends what it started
+    for each in STOPPING:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(each, stop)
     print(f"seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"folder {folder}", file=sys.stderr, flush=True)
-    result = soak(
-        options.seed,
-        options.seconds,
-        rate=options.rate,
-        pause_seconds=options.pause,
-        folder=folder,
-    )
+    progress = Progress()
+    try:
+        result = soak(
+            options.seed,
+            options.seconds,
+            rate=options.rate,
+            pause_seconds=options.pause,
+            folder=folder,
+            progress=progress,
+        )
+    except Stopped as stopped:
+        signal_: signal.Signals = stopped.args[0]
+        state = {"stopped_by": signal_.name, "seed": options.seed, "folder": str(folder)}
+        print(json.dumps({**state, **vars(progress)}))
+        return 128 + signal_
     broken = broken_promises(result)
     if broken:
         print(f"broken: {', '.join(broken)}; logs and data are in {folder}", file=sys.stderr)

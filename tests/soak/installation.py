@@ -8,12 +8,9 @@ here are killed.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ import yaml
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from tests.servers.dagster_dev import REPOSITORY
-from tests.servers.ports import LOOPBACK, answers, free_port
-from tests.servers.process import ServerProcess
+from tests.servers.dagster_part import DagsterPart, end, processes_of
+from tests.servers.ports import LOOPBACK, free_port
 from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
@@ -33,85 +30,6 @@ PIPELINE = "soak"
 QUEUE = "soak"
 WORKERS = 2
 WATCH_SECONDS = 0.2
-STOP_SECONDS = 60.0
-
-
-class DagsterPart:
-    """A process of Dagster, and what it started: all in a session of its own."""
-
-    def __init__(self, name: str, arguments: list[str], folder: Path, port: int | None) -> None:
-        self.process = ServerProcess(name, folder / f"{name}.log")
-        self.environment: Mapping[str, str] = {}
-        self._command = [sys.executable, "-m", *arguments]
-        self._folder = folder
-        self._port = port
-
-    def start(self) -> None:
-        port = self._port
-        self.process.start(
-            self._command,
-            env=self.environment,
-            cwd=self._folder,
-            ready=lambda: port is None or answers(port),
-            seconds=120,
-        )
-
-    def stop(self) -> None:
-        """SIGTERM to everything, later kill -9 for what is still there: as systemd does."""
-        session = self.members()
-        end(session, signal.SIGTERM)
-        self.process.stop(STOP_SECONDS)
-        until = time.monotonic() + STOP_SECONDS
-        while set(session) & set(self.members()) and time.monotonic() < until:
-            time.sleep(WATCH_SECONDS)
-        end(self.members())
-
-    def kill(self) -> None:
-        """kill -9 of everything, as when a container dies."""
-        session = self.members()
-        self.process.kill()
-        end(session)
-
-    def kill_alone(self) -> None:
-        """kill -9 of this one process; what it started lives on."""
-        os.kill(self.process.pid, signal.SIGKILL)
-
-    def members(self, *words: str) -> list[int]:
-        """Processes of the session whose command line has all the words."""
-        folder = self.environment["DAGSTER_HOME"]
-        return [
-            pid
-            for pid in processes_of(folder, *words)
-            if pid == self.process.pid or session_of(pid) == self.process.pid
-        ]
-
-
-def processes_of(folder: str, *words: str) -> list[int]:
-    """Processes with this DAGSTER_HOME whose command line has all the words."""
-    mark = f"DAGSTER_HOME={folder}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended in this moment
-            if mark not in (entry / "environ").read_bytes().split(b"\0"):
-                continue
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if command and all(word in command for word in words):
-                found.append(int(entry.name))
-    return sorted(found)
-
-
-def session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def end(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
-    """Send them the signal, where they are still there."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, how)
 
 
 class Kept:
@@ -151,8 +69,12 @@ class Kept:
             raise self.problem
         return not self._expected and self._running()
 
-    def end(self) -> None:
+    def let_go(self) -> None:
+        """From now on it is not started again; it may be starting just now."""
         self._over.set()
+
+    def end(self) -> None:
+        self.let_go()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -218,11 +140,14 @@ class Installation:
             for name in ("code_server", "daemon"):
                 self.kept[name].begin()
         except BaseException:
-            self.__exit__()
+            self._end_at_once()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._end_at_once()
+            return
         for part in self.kept.values():
             part.end()
         if self._configured:
@@ -231,6 +156,22 @@ class Installation:
             end(self.processes())
         for server in (self.s3, self.redis, self.rabbitmq):
             server.stop()
+
+    def _end_at_once(self) -> None:
+        """kill -9 of everything that was started for this folder: somebody is waiting.
+
+        Also of what was just starting, which its keeper takes for a failure then.
+        """
+        for part in self.kept.values():
+            part.let_go()
+        for _ in range(2):  # what is not there yet at the first time is there at the second
+            for server in (self.s3, self.redis, self.rabbitmq):
+                server.kill()
+            while found := processes_of(str(self.folder)):
+                end(found)
+                time.sleep(WATCH_SECONDS)
+            for part in self.kept.values():
+                part.end()
 
     def queue(self) -> RabbitMQ:
         return RabbitMQ(url=self.rabbitmq.url, queue=QUEUE)

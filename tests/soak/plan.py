@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Victim = Literal[
     "worker",
@@ -21,23 +21,10 @@ Victim = Literal[
     "redis",
     "s3",
 ]
-VICTIMS: tuple[Victim, ...] = (
-    "worker",
-    "worker",
-    "worker",
-    "run",
-    "code_server",
-    "code_server_alone",
-    "daemon",
-    "rabbitmq",
-    "redis",
-    "s3",
-)
-"""A deck that is shuffled and dealt again and again, so that each gets its share.
-
-`code_server` goes with all that it started (a container, a unit of systemd); `code_server_alone`
-leaves that behind, so that old and new ones overlap.
-"""
+"""`code_server` goes with all that it started (a container, a unit of systemd); `code_server_alone`
+leaves that behind, so that old and new ones overlap."""
+VICTIMS: tuple[Victim, ...] = ("worker", "worker", *get_args(Victim))
+"""A deck that is shuffled and dealt again and again, so that each gets its share."""
 POISON_ONE_IN = 400
 TERM_ONE_IN = 4
 OVERLAP_ONE_IN = 4

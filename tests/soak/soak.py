@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,27 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@dataclass
+class Progress:
+    """How far a soak is: for whoever stops it."""
+
+    doing: str = "starting"
+    published: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def soak(
-    seed: int, seconds: float, *, rate: int, pause_seconds: float, folder: Path
+    seed: int,
+    seconds: float,
+    *,
+    rate: int,
+    pause_seconds: float,
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Returns what the last line says."""
     with Installation(folder, **SETTINGS) as parts:
@@ -60,11 +75,17 @@ def soak(
                 lambda: flow.newest() >= 0, START_SECONDS, parts, "the first message to be stored"
             )
             say("it flows; the kills begin")
-            done = _kill(parts, flow, kills(seed, pause_seconds), seconds)
+            progress.doing = "killing"
+            _kill(parts, flow, kills(seed, pause_seconds), seconds, progress.kills)
         finally:
             producer.stop()
             flow.stop()
-        say(f"{sum(done.values())} kills, {producer.next:,} messages; no more of either")
+            progress.published = producer.next
+        if producer.problem is not None:
+            raise producer.problem
+        done = progress.kills
+        say(f"{done.total()} kills, {producer.next:,} messages; no more of either")
+        progress.doing = "coming to rest"
         began = time.monotonic()
         unfinished = _rest(parts)
         rested = time.monotonic() - began
@@ -77,7 +98,7 @@ def soak(
         )
         return {
             **_counts(verdict),
-            "kills": sum(done.values()),
+            "kills": done.total(),
             "seed": seed,
             "seconds": round(seconds),
             "kills_by_victim": dict(sorted(done.items())),
@@ -100,14 +121,15 @@ def _counts(verdict: Verdict) -> dict[str, Any]:
     return counts
 
 
-def _kill(parts: Installation, flow: Flow, plan: Iterator[Kill], seconds: float) -> Counter[str]:
-    """Kill by plan for so long; returns who was killed how often."""
-    done: Counter[str] = Counter()
+def _kill(
+    parts: Installation, flow: Flow, plan: Iterator[Kill], seconds: float, done: Counter[str]
+) -> None:
+    """Kill by plan for so long; `done` counts who was killed how often."""
     until = time.monotonic() + seconds
     for kill in plan:
         time.sleep(max(0.0, min(kill.after_seconds, until - time.monotonic())))
         if time.monotonic() >= until:
-            return done
+            return
         if kill.victim in PROCESSES:
             hit = _kill_process(parts, flow, kill)
         else:
