@@ -30,6 +30,9 @@ from fuploader_dagster.steps import Step, reached
 
 log = logging.getLogger(__name__)
 
+SENT_BACK_MARGIN_SECONDS = 1.0
+"""The clock of a file system goes in steps, and a little behind."""
+
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """One message that could not become a file."""
@@ -81,7 +84,7 @@ class DeadLetterBox:
 
     def now(self) -> str:
         """The moment, as a letter's `time` states it."""
-        return utc(self._clock()).isoformat(timespec="milliseconds")
+        return _as_time(self._clock())
 
 
 def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
@@ -118,18 +121,32 @@ def requeue(
 
     Raises what `MessagePublisher.publish` raises; then none of them counts as sent back.
     """
+    if not letters:
+        return 0
+    path = _requeued(layout)
+    path.touch()  # no letter that is here stands for a message that comes again from now on
     sent = publisher.publish((one.body, _headers(one)) for _, one in letters)
     lines = "".join(f"{letter_id}\n" for letter_id, _ in letters).encode("utf-8")
-    if lines:
-        path = _requeued(layout)
-        append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+    append_durably(path, lines if ends_whole(path) else b"\n" + lines)
     return sent
+
+
+def last_sent_back(layout: Layout) -> str:
+    """When letters were sent back to the queue last, as a letter's `time`; empty if never."""
+    path = _requeued(layout)
+    if not path.exists():
+        return ""
+    return _as_time(path.stat().st_mtime + SENT_BACK_MARGIN_SECONDS)
 
 
 def _headers(letter: DeadLetter) -> dict[str, Any]:
     headers = letter.attributes.get("headers")
     named = dict(headers) if isinstance(headers, dict) else {}
     return {**named, **({"message_id": letter.message_id} if letter.message_id else {})}
+
+
+def _as_time(seconds: float) -> str:
+    return utc(seconds).isoformat(timespec="milliseconds")
 
 
 def _requeued(layout: Layout) -> Path:

@@ -33,6 +33,7 @@ from fuploader_dagster.decoding import Decoder, File
 from fuploader_dagster.dedup_window import DedupWindow
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.fileio import create_durably, make_dirs, naming_disk_trouble
+from fuploader_dagster.kept_letters import without_kept
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.room import RoomWatch
@@ -240,19 +241,20 @@ class Drain:
                     stored += 1
                     stored_bytes += len(file.content)
             self._batch_bytes += stored_bytes
-            self._dead_letters.keep([self._letter(message, error) for message, error in dead])
+            letters = self._letters(dead, look)
+            self._dead_letters.keep(letters)
             slot.commit()
         self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
         reached(Step.SETTLED)
         self._suspects.settled()
-        duplicates = len(batch) - stored - len(dead)
-        self._count(len(batch), stored_bytes, duplicates, dead)
+        duplicates = len(batch) - stored - len(letters)
+        self._count(len(batch), stored_bytes, duplicates, letters)
         commit = Commit(
             slots=[slot.count],
             stored_messages=stored,
             stored_bytes=stored_bytes,
             duplicates=duplicates,
-            dead_letters=len(dead),
+            dead_letters=len(letters),
         )
         self._record(commit)
 
@@ -286,25 +288,33 @@ class Drain:
             return False
         return self._window.holds(file.name, hashlib.sha256(file.content).digest())
 
-    def _letter(self, message: Message, error: BadMessage) -> DeadLetter:
-        return DeadLetter(
-            time=self._dead_letters.now(),
-            reason=str(error)[:MAX_REASON_CHARACTERS],
-            redelivered=message.redelivered,
-            message_id=message.message_id,
-            attributes=self.source.describe(message),
-            body=message.body,
-        )
+    def _letters(self, dead: Sequence[tuple[Message, BadMessage]], look: Look) -> list[DeadLetter]:
+        """What is still to be written: a message that came again may have its letter already."""
+        letters = [
+            DeadLetter(
+                time=self._dead_letters.now(),
+                reason=str(error)[:MAX_REASON_CHARACTERS],
+                redelivered=message.redelivered,
+                message_id=message.message_id,
+                attributes=self.source.describe(message),
+                body=message.body,
+            )
+            for message, error in dead
+        ]
+        if look == "for none":
+            return letters
+        in_hand, every = self.settings.prefetch_count, look == "for all"
+        return without_kept(letters, self.layout, in_hand, all_may_be_kept=every)
 
     def _count(
-        self, handled: int, size: int, duplicates: int, dead: Sequence[tuple[Message, BadMessage]]
+        self, handled: int, size: int, duplicates: int, letters: Sequence[DeadLetter]
     ) -> None:
         self.status.messages += handled
         self.status.stored_bytes += size
         self.status.duplicates += duplicates
-        self.status.dead_letters += len(dead)
-        if dead:
-            self.status.last_dead_reason = str(dead[-1][1])[:MAX_REASON_CHARACTERS]
+        self.status.dead_letters += len(letters)
+        if letters:
+            self.status.last_dead_reason = letters[-1].reason
 
     def _record(self, commit: Commit) -> None:
         self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
