@@ -30,16 +30,16 @@ from typing import Protocol
 Value = str | Sequence[str] | Mapping[str, str]
 
 _WORKER_SUFFIX = re.compile(r"-(meta|packer)-p.*")
-_ACTIVE_DIR = re.compile(r"slot:(\d+):active_dir")
-_SLOT = re.compile(r"slot:(\d+)")
+_ACTIVE_DIR = re.compile(r"slot:([0-9]{1,9}):active_dir")
+_SLOT = re.compile(r"slot:([0-9]{1,9})")
 _KNOWN = (
-    re.compile(r"slot:\d+:(active_dir|active_count|dir_seq)"),
-    re.compile(r"slot:\d+"),
+    re.compile(r"slot:[0-9]{1,9}:(active_dir|active_count|dir_seq)"),
+    re.compile(r"slot:[0-9]{1,9}"),
     re.compile(r"sealed_ready|queue:ready"),
     re.compile(r"init_lock|finalize_lock|lock:init|lock:finalize|runtime:initialized"),
     re.compile(r"pack_lock:.+"),
 )
-_READY_ENTRY = re.compile(r"(?:slot-)?(\d+):(.+)", re.DOTALL)
+_READY_ENTRY = re.compile(r"(?:slot-)?([0-9]{1,9}):(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from fuploader_dagster.former_state import FormerKeys
 ADOPTED_SLOT = 9999
 """Adopted directories are sealed as of this slot, which no worker owns."""
 
-_NUMBER = re.compile(r"\d+$")
+_NUMBER = re.compile(r"[0-9]{1,18}$")
 
 Kind = Literal["active", "sealed", "flat", "pool", "loose", "staged"]
 ArchiveState = Literal["whole", "torn", "foreign", "unknown"]

@@ -62,8 +62,10 @@ from fuploader_dagster.takeover_folders import (
     TakenOver,
     adopting,
     journal,
+    origin_of,
     taken_over,
 )
+from fuploader_dagster.takeover_names import as_text, names_in
 from fuploader_dagster.tar_scan import ScannedMember, scan
 from fuploader_dagster.temporaries import is_temporary, remove_unless_held, temporary_folder
 
@@ -123,7 +125,7 @@ def _keep_identities(stored: Collection[Content], settings: Pipeline) -> None:
     if not stored:
         return
     records = [
-        index.record(_safe(name).encode("utf-8"), 0, 0, 0, digest)
+        index.record(as_text(name).encode("utf-8"), 0, 0, 0, digest)
         for name, digest in sorted(stored)
     ]
     layout = settings.layout
@@ -146,7 +148,7 @@ def _seal_files(staged: Path, settings: Pipeline) -> list[SealedSlot]:
     records, size = [], 0
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        names = list(_names_in(folder))
+        names = list(names_in(folder))
         syncfs(descriptor)  # FUploader never synced any of them
     finally:
         os.close(descriptor)
@@ -220,7 +222,7 @@ def _take_archive(step: TakeArchive, settings: Pipeline) -> list[SealedSlot]:
         _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
     fsync_file(staged / STAGED_ARCHIVE_NAME)
     records = [
-        index.record(_safe(name).encode("utf-8"), 0, 0, size, digest)
+        index.record(as_text(name).encode("utf-8"), 0, 0, size, digest)
         for name, digest, size in archive.members
     ]
     total = sum(size for _, _, size in archive.members)
@@ -264,9 +266,9 @@ def _next_number(layout: Layout) -> int:
     """A directory number that was never used."""
     sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
     used = [_number_of(path) for path in (*adopting(layout).glob("dir-*"), *sealed.glob("dir-*"))]
-    used += [int(one.partition.rpartition("-")[2] or 0) for one in taken_over(layout)]
-    kept = (one.partition for one in shipped_indexes(layout))
-    used += [partition.number for partition in kept if partition.slot == ADOPTED_SLOT]
+    partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
+    partitions += [one.partition for one in shipped_indexes(layout)]
+    used += [one.number for one in partitions if one is not None and one.slot == ADOPTED_SLOT]
     return max(used, default=0) + 1
 
 
@@ -319,7 +321,7 @@ def _compare(source: Path, copy: Path) -> None:
 
 def _note(staged: Path, partition: str, files: int, layout: Layout) -> str:
     """Write down what was taken over; returns its source."""
-    origin = msgspec.json.decode((staged / ORIGIN_NAME).read_bytes(), type=Origin)
+    origin = origin_of(staged)
     at = utc(time.time()).isoformat(timespec="milliseconds")
     line = TakenOver(source=origin.source, partition=partition, files=files, at=at)
     path = journal(layout)
@@ -358,22 +360,6 @@ def _end(layout: Layout) -> None:
         folder.rmdir()
         folder.parent.rmdir()
         fsync_dir(layout.root)
-
-
-def _names_in(folder: Path) -> Iterator[str]:
-    """Relative names of all files, in their order; what is no UTF-8 is renamed."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        safe = _safe(name)
-        if safe != name:
-            make_dirs((folder / safe).parent)
-            rename_durably(path, folder / safe)
-        yield safe
-
-
-def _safe(name: str) -> str:
-    """The name as text that is valid: `\\xff` for a byte that is no UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _digest_of(path: Path) -> tuple[int, bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from fuploader_dagster.config import Pipeline
-from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot
 from fuploader_dagster.former_state import FormerKeys
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.sealing import SEAL_NAME, SealedSlot, read_seal
@@ -90,7 +90,7 @@ def taken_over(layout: Layout) -> Iterator[TakenOver]:
     for line in path.read_bytes().splitlines():
         try:
             yield msgspec.json.decode(line, type=TakenOver)
-        except msgspec.DecodeError:
+        except UNREADABLE_JSON:
             continue  # torn by a crash; its directory is still staged
 
 
@@ -198,7 +198,7 @@ def origin_of(path: Path) -> Origin:
     """What a staged directory is going to be."""
     try:
         return msgspec.json.decode((path / ORIGIN_NAME).read_bytes(), type=Origin)
-    except (FileNotFoundError, msgspec.DecodeError):  # a crash came before it was there
+    except (FileNotFoundError, *UNREADABLE_JSON):  # a crash came before it was there
         return Origin(path.name, "staged", maybe_stored=True)
 
 

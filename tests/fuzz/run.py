@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, Phase, given, note, seed, settings
 
 from fuploader_dagster.errors import FuploaderError
 from tests.fuzz.mutation import VARIANTS, choices, draws
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 SECONDS = 5.0
 """Of the processor's time: other work on the machine must not count."""

@@ -17,13 +17,16 @@ import zstandard
 from fuploader_dagster import index
 from fuploader_dagster.tarstream import member_header
 from tests.fuzz.__main__ import in_a_process, portions
+from tests.fuzz.archive_targets import ArchiveTarget
 from tests.fuzz.run import fuzz, put, target_of
-from tests.fuzz.targets import TARGETS, ArchiveTarget, SealTarget, Target
+from tests.fuzz.slot_targets import SealTarget
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 INPUTS = 1_600
 FEW_INPUTS = 320
-SLOW = ("archive", "config", "segment")
+SLOW = ("archive", "config", "segment", "former-names", "former-archive", "former-notes")
 
 
 @pytest.fixture(autouse=True)
