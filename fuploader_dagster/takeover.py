@@ -322,7 +322,7 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
         named = [
             place
             for slot, one in keys.directories()
-            for name in (one, _before(one))
+            for name in (one, *_before(one))
             for place in _places(slot, name)
         ]
         if there.intersection(named) or (there and not named):  # killed while it cleared them
@@ -347,12 +347,18 @@ def _places(slot: int, directory: str) -> list[str]:
     ]
 
 
-def _before(directory: str) -> str:
-    """The name of the directory before this one: Redis names the next one before it is made."""
+def _before(directory: str) -> list[str]:
+    """The names of the two directories before this one.
+
+    Redis names the next directory before it is made, and where the flat layout has keys of style
+    `legacy_meta`, `slot_0_2` follows `slot_0_0`.
+    """
     number = _NUMBER.search(directory)
-    if number is None or int(number[0]) == 0:
-        return directory
-    return directory[: number.start()] + str(int(number[0]) - 1).zfill(len(number[0]))
+    if number is None:
+        return []
+    width = len(number[0]) if number[0].startswith("0") else 0  # dir-000010, but slot_0_10
+    stem, last = directory[: number.start()], int(number[0])
+    return [stem + str(last - back).zfill(width) for back in (1, 2) if last >= back]
 
 
 def is_waiting(source: str, keys: Iterable[FormerKeys]) -> bool:

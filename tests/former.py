@@ -171,7 +171,11 @@ class Former:
         first = dice.randint(1, 110 if alone else 40)
         if moment in SECOND_START:
             self._die("written", max(first, 25), recover=self._recovers_first())
-            self._die(moment, 1 if moment == "recovered" else dice.randint(1, 20), recover=True)
+            to_move = len(list(self.root.rglob("*.json")))
+            if moment == "recovering" and to_move:
+                self._die(moment, dice.randint(1, min(20, to_move)), recover=True)
+            else:
+                self._die("recovered", 1, recover=True)
         elif moment == "any":
             with self.running(recover=self._recovers_first()) as process:
                 self._wait(lambda: self.root.exists() and any(self.root.rglob("*.json")), process)

@@ -333,6 +333,30 @@ def test_keys_are_forgotten_only_where_they_name_something_that_is_or_was_here()
         assert bool(made.remarks) is not bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("named", "here", "forgotten"),
+    [
+        ("slot_0_1", "slot_0_1", True),
+        ("slot_0_1", "slot_0_0", True),
+        ("slot_0_2", "slot_0_0", True),
+        ("slot_0_10", "slot_0_9", True),
+        ("slot_0_100", "slot_0_98", True),
+        ("dir-000010", "sealed/slot-0/dir-000009", True),
+        ("dir-1000000", "sealed/slot-0/dir-999999", True),
+        ("slot_0_3", "slot_0_0", False),
+        ("slot_0_1", "slot_0_2", False),
+        ("slot_0_1", "slot_1_0", False),
+        ("dir-000001", "sealed/slot-1/dir-000001", False),
+    ],
+)
+def test_keys_may_name_the_directory_that_was_about_to_be_made(
+    named: str, here: str, forgotten: bool
+) -> None:
+    keys = read_keys("t:meta:n:", {"t:meta:n:slot:0:active_dir": named})
+    left = LeftDirectory(Path("/r", here), here, "flat", (file("a"),))
+    assert bool(plan(Left(Path("/r"), (left,), keys=(keys,))).forget) is forgotten
+
+
 def test_both_styles_of_keys_are_read() -> None:
     default = {
         "p:slot:1": {"active_dir_id": "slot_1_4", "active_count": "2", "dir_seq": "4"},
