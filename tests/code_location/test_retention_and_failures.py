@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import pytest
 
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable
 from fuploader_dagster.shipping import ship
+from tests.servers.webhook import Webhook
 from tests.settings import pipeline, sealed
 
 DAY = 86_400.0
@@ -58,35 +53,12 @@ def test_the_oldest_go_when_there_are_too_many_and_the_rest_by_age(tmp_path: Pat
     assert foldable(list(reversed(keys)), old, now=now) == keys[:5]
 
 
-@pytest.fixture
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a small web server, and what was posted to it."""
-    posted: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook?token=hidden", posted
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 def test_a_failed_run_reaches_the_webhook_with_what_failed_and_why(
-    tmp_path: Path, webhook: tuple[str, list[dict[str, Any]]]
+    tmp_path: Path,
 ) -> None:
-    url, posted = webhook
-    settings = pipeline(tmp_path, failure_webhook=url, max_retries=0)
-    assert "hidden" not in repr(settings)
+    webhook = Webhook()
+    settings = pipeline(tmp_path, failure_webhook=webhook.url, max_retries=0)
+    assert webhook.secret not in repr(settings)
     names = Names.of(settings)
     slot = sealed(settings, {"a.json": b"content"})
     slot.segment.write_bytes(slot.segment.read_bytes().replace(b"content", b"c0ntent"))
@@ -105,8 +77,9 @@ def test_a_failed_run_reaches_the_webhook_with_what_failed_and_why(
             dagster_instance=instance,
             dagster_run=result.dagster_run,
         ).for_run_failure()
-        build_failure_sensor(settings, running=True)(context)
-    (message,) = posted
+        with webhook:
+            build_failure_sensor(settings, running=True)(context)
+    (message,) = webhook.posted
     assert message["slots_waiting"] == 1
     assert message["failures"][0]["partition"] == key
     assert "a.json" in message["failures"][0]["error"]
