@@ -79,6 +79,10 @@ FOUND = {
         b'{"partition":"20261121T030405678Z-local-s%s-000001","address":"","key":"","sha256":"",'
         b'"size_bytes":1,"messages":1,"payload_bytes":1,"stored_at":""}' % (b"9" * 5000),
     ),
+    "a slot of thousands of digits": (
+        "former-keys",
+        b"lt:meta:n:queue:ready\0" + b"9" * 5000 + b":slot_1_3",
+    ),
     "a date that there is not": ("config", b"pipelines: 2026-13-45"),
     "a number of no digits": ("config", b"pipelines: 0b_"),
     "a number of too many digits": ("config", b"pipelines: " + b"1" * 5000),

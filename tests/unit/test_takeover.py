@@ -267,6 +267,30 @@ def test_a_pipeline_whose_folder_would_be_fuploaders_own_is_refused(tmp_path: Pa
         take_over(pipeline(tmp_path, name="active"))
 
 
+def test_names_that_are_no_text_get_through_also_where_the_text_is_too_long_or_taken(
+    tmp_path: Path,
+) -> None:
+    names = [b"x" * 250 + b"\xff", b"\xff", rb"\xff", b"\xfe/a", rb"\xfe", b"\xfd"]
+    for number, name in enumerate(names):
+        write(tmp_path / "data/slot_0_0" / os.fsdecode(name), b"%d" % number)
+    (slot,) = take_over(pipeline(tmp_path))
+    found = {entry.name: (slot.files / entry.name).read_bytes() for entry in slot.entries()}
+    assert sorted(found.values()) == [b"%d" % number for number in range(len(names))]
+    assert (found[r"\xff"], found[r"\xfe"], found[r"\xfd"]) == (b"2", b"4", b"5")
+
+
+def test_damaged_notes_of_an_earlier_take_over_do_not_stop_the_next_one(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    staged = settings.layout.root / "adopting/slot-9999/dir-000001"
+    write(staged / "files/a.json", b"{}")
+    write(staged / "origin.json", b"\xff" + b"[" * 5000)
+    line = b'{"source":"s","partition":"no-key","files":1,"at":""}\n'
+    write(settings.layout.root / "taken-over.jsonl", line + b"\xff\n")
+    (slot,) = take_over(settings)
+    assert [entry.name for entry in slot.entries()] == ["a.json"]
+    assert not is_pending(settings)
+
+
 def file(name: str, content: bytes = b"x") -> LeftFile:
     return LeftFile(Path("/r") / name, name, len(content), digest(content), 0.0)
 
