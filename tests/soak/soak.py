@@ -232,5 +232,8 @@ def _reused_keys(parts: Installation) -> list[str]:
 
 def broken_promises(result: dict[str, Any]) -> list[str]:
     """Which of the counts must be zero and are not."""
-    zero = ("unfinished", "lost", "second_copies", "corrupt", "wrong_dead_letters", "reused_keys")
+    zero = (
+        *("unfinished", "lost", "second_copies", "corrupt", "reused_keys"),
+        *("wrong_dead_letters", "dead_letter_copies"),
+    )
     return [what for what in zero if result[what]]
