@@ -101,6 +101,8 @@ class LeftArchive:
     state: ArchiveState
     members: tuple[tuple[str, bytes, int], ...] = ()
     """Name without the directory, SHA-256, size."""
+    others: bool = False
+    """It holds links or pipes as well, which are not among the members."""
     directory_there: bool = False
     """The directory of its name lies beside it."""
     siblings: bool = False
@@ -294,8 +296,14 @@ def _archive(
         if (name, digest) not in here and (name, digest) not in stored
     }
     if not missing:
-        return Remove(archive.path, "all of its files are adopted or stored")
-    whole = len(missing) == len(archive.members)
+        known = "all of its files are adopted or stored"
+        return (
+            SetAside(archive.path, f"{known}, but it holds links as well")
+            if archive.others
+            else Remove(archive.path, known)
+        )
+    # With links it is shipped as it is: rather a file twice than a link lost.
+    whole = len(missing) == len(archive.members) or archive.others
     return TakeArchive(archive, None if whole else frozenset(missing))
 
 

@@ -130,7 +130,8 @@ def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> Left
     opened = LocalFile(path)
     try:
         refuse_foreign(opened)
-        return replace(archive, members=members_of(opened))
+        members, others = _contents_of(opened)
+        return replace(archive, members=members, others=others)
     except ForeignArchive:
         states: dict[bool | None, ArchiveState] = {True: "foreign", False: "torn", None: "unknown"}
         return replace(archive, state=states[is_whole(path)])
@@ -153,7 +154,13 @@ def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
 
     Raises `DamagedArchive` if it is not whole.
     """
+    return _contents_of(source)[0]
+
+
+def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
+    """The files, and whether there is anything but files and directories."""
     members = []
+    others = False
     for item in scan(source):
         if isinstance(item, Damage):
             raise DamagedArchive(str(item))
@@ -162,7 +169,9 @@ def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
             digest.update(chunk)
         if item.kind == "file":
             members.append((_without_directory(item.name), digest.digest(), item.size_bytes))
-    return tuple(members)
+        else:
+            others |= item.kind != "directory"
+    return tuple(members), others
 
 
 def _without_directory(name: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+import subprocess
 import tarfile
 import tempfile
 from collections import Counter
@@ -312,6 +313,9 @@ def archive(state: Any, *members: str, **values: Any) -> LeftArchive:
         (archive("whole", "new"), TakeArchive, ""),
         (archive("whole", "here"), Remove, "adopted or stored"),
         (archive("whole", "here", "stored"), Remove, "adopted or stored"),
+        (archive("whole", "here", others=True), SetAside, "links"),
+        (archive("whole", others=True), SetAside, "links"),
+        (archive("whole", "here", "new", others=True), TakeArchive, ""),
         (archive("whole", "new", stored_as="s3://b/x"), Remove, "stored as s3://b/x"),
         (archive("torn"), SetAside, "torn"),
         (archive("torn", directory_there=True), Remove, "being made"),
@@ -334,6 +338,19 @@ def test_of_a_partly_known_archive_only_the_rest_is_taken() -> None:
     here = LeftDirectory(Path("/r/slot_0_0"), "slot_0_0", "flat", (file("here"),))
     (step,) = plan(Left(Path("/r"), (here,), (archive("whole", "here", "new"),))).archives
     assert step.only == {"new"}
+
+
+def test_an_archive_of_links_only_is_kept_aside(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (root / "slot_0_0").mkdir(parents=True)
+    (root / "slot_0_0/link").symlink_to("somewhere")
+    command = ["tar", "--zstd", "-cf", "slot_0_0.tar.zst", "slot_0_0", "--remove-files"]
+    subprocess.run(command, cwd=root, check=True)
+    made = (root / "slot_0_0.tar.zst").read_bytes()
+    settings = pipeline(tmp_path)
+    assert take_over(settings) == []
+    (aside,) = settings.layout.set_aside.iterdir()
+    assert aside.read_bytes() == made
 
 
 LEGACY = {
