@@ -201,12 +201,17 @@ def find(
         for what, pattern in (
             ("*part*, first hit", "*7301*"),
             ("*suffix of the newest archive, first hit", f"*{wanted[-1][2:]}"),
-            ("*part* that no name has", "*73*x*"),
+            ("*eight digits* of the newest archive, first hit", f"*{wanted[-1][6:14]}*"),
+            ("*eight digits* that no name has", "*73x17301*"),
+            ("*two digits*letter* that no name has", "*73*x*"),
         ):
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             with Catalog(path) as catalog:
                 next(catalog.find(pattern), None)
-            typer.echo(f"{what}: {(time.perf_counter() - started) * 1000:,.0f} ms")
+            typer.echo(
+                f"{what}: {(time.perf_counter() - started) * 1000:,.0f} ms, "
+                f"{(time.process_time() - cpu) * 1000:,.0f} ms of CPU"
+            )
 
 
 def _look_up(what: str, path: Path, wanted: list[str]) -> None:
