@@ -8,7 +8,6 @@ person gets is what failed, why, and where to look: in the log as an error, and 
 from typing import Any
 
 import dagster as dg
-import requests
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import all_failures
@@ -37,6 +36,8 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefin
         message = failure_message(pipeline, run.run_id, context.failure_event.message or "")
         context.log.error(message["text"])
         if pipeline.failure_webhook is not None:
+            import requests  # noqa: PLC0415  each run loads this module, hardly any posts
+
             url = pipeline.failure_webhook.get_secret_value()
             requests.post(url, json=message, timeout=TIMEOUT_SECONDS).raise_for_status()
         return None
