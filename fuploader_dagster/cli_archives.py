@@ -32,7 +32,7 @@ from fuploader_dagster.console import (
     say,
     shown,
 )
-from fuploader_dagster.errors import DamagedArchive, DamagedData
+from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused
 from fuploader_dagster.foreign import ForeignArchive, verify_whole
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
@@ -122,9 +122,12 @@ def verify(
     if as_json:
         _print_json([asdict(verdict) for verdict in verdicts])
     for verdict in verdicts:
-        if not as_json and not verdict.damages:
+        if not as_json and verdict.proof:
             say(f"{verdict.archive}: {verdict.proof}")
-    _report([damage for verdict in verdicts for damage in verdict.damages], ())
+    _report(
+        [damage for verdict in verdicts for damage in verdict.damages],
+        [verdict.refused for verdict in verdicts if verdict.refused],
+    )
 
 
 def restore(
@@ -158,27 +161,47 @@ class Verdict:
     members: int
     size_bytes: int
     proof: str
-    """What was compared."""
+    """What was compared; empty if that did not prove it whole."""
     damages: Sequence[Damage]
+    refused: str = ""
+    """Why it could not be compared at all: it is not there, or nothing is known about it."""
 
 
 def _verify(target: str, threads: int, config: Path | None, pipeline: str | None) -> Verdict:
+    """One that is not there keeps nobody from hearing about the others."""
     try:
         with _opened(target, config, pipeline) as (opened, found):
-            _compare_with_receipt(found)
             try:
                 with bytes_bar("verifying") as progress:
                     report = opened.verify(threads=threads, progress=progress)
             except ForeignArchive as error:
+                _compare_with_receipt(found, "unpack what can be unpacked with its own program")
                 return _verify_foreign(found, error)
+            damages = [*_contradictions(found, report.damages), *report.damages]
     except DamagedData as error:
         return Verdict(target, 0, 0, "", [Damage(str(error))])
+    except (StoreRefused, ForeignArchive) as error:
+        return Verdict(target, 0, 0, "", (), str(error))
     proof = f"{report.members:,} members, {report.size_bytes:,} bytes: " + (
         "every byte is as it was written"
         if report.has_digests
         else "no damage, by the checksums of zstd alone: it has no manifest"
     )
-    return Verdict(opened.address, report.members, report.size_bytes, proof, report.damages)
+    return Verdict(
+        opened.address, report.members, report.size_bytes, "" if damages else proof, damages
+    )
+
+
+def _contradictions(found: FoundArchive, damages: Sequence[Damage]) -> Sequence[Damage]:
+    """What the receipt has against it, besides what is damaged in it."""
+    whole = "find out who replaced it"
+    try:
+        _compare_with_receipt(
+            found, "fuploader restore gets out what is intact" if damages else whole
+        )
+    except DamagedArchive as error:
+        return [Damage(str(error))]
+    return []
 
 
 def _verify_foreign(found: FoundArchive, error: ForeignArchive) -> Verdict:
@@ -194,7 +217,7 @@ def _verify_foreign(found: FoundArchive, error: ForeignArchive) -> Verdict:
     return Verdict(source.address, 0, source.size_bytes, proof, ())
 
 
-def _compare_with_receipt(found: FoundArchive) -> None:
+def _compare_with_receipt(found: FoundArchive, hint: str) -> None:
     """An archive that is whole may still be another one than the receipt says."""
     stated = getattr(found.source, "sha256", None)
     size = found.source.size_bytes
@@ -205,7 +228,7 @@ def _compare_with_receipt(found: FoundArchive) -> None:
             f"{found.source.address} is another object than the one that was confirmed: it has "
             f"{size} bytes and SHA-256 {stated}, the receipt says {found.size_bytes} and "
             f"{found.sha256}",
-            hint="find out who replaced it",
+            hint=hint,
         )
 
 
@@ -240,13 +263,12 @@ def _summary(report: RestoreReport, folder: Path) -> str:
 
 def _report(damages: Sequence[Damage], refused: Sequence[str]) -> None:
     """Say what went wrong and leave with its exit code."""
-    lines = [f"damaged: {damage}" for damage in damages]
-    lines += [f"refused: {reason}" for reason in refused]
-    for line in lines[:_LISTED_TROUBLES]:
-        complain(line)
-    if len(lines) > _LISTED_TROUBLES:
-        complain(f"and {len(lines) - _LISTED_TROUBLES:,} more")
-    if lines:
+    for what, troubles in (("damaged", damages), ("refused", refused)):
+        for trouble in troubles[:_LISTED_TROUBLES]:
+            complain(f"{what}: {trouble}")
+        if len(troubles) > _LISTED_TROUBLES:
+            complain(f"{what}: {len(troubles) - _LISTED_TROUBLES:,} more")
+    if damages or refused:
         raise typer.Exit(DAMAGED if damages else REFUSED)
 
 

@@ -206,6 +206,36 @@ def test_an_object_that_was_replaced_is_damage_though_it_is_whole_in_itself(
     answer = fuploader("verify", one.partition)
     assert answer.code == 5
     assert "is another object than the one that was confirmed" in answer.err
+    assert "find out who replaced it" in answer.err
+
+
+def test_damage_in_a_stored_archive_is_named_member_by_member_by_its_partition_too(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path)
+    one = shipped(tmp_path, {"a.json": b"alpha"})
+    assert one.receipt is not None
+    damaged(tmp_path / "objects" / one.receipt.key, 20)
+    answer = fuploader("verify", one.partition, "--json")
+    assert answer.code == 5
+    (verdict,) = json.loads(answer.out)
+    assert [damage["member"] for damage in verdict["damages"]] == [None, "a.json"]
+    assert verdict["proof"] == ""
+    assert "find out who replaced it" not in answer.err
+
+
+def test_an_archive_that_is_not_there_does_not_hide_the_others(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    answer = fuploader("verify", "nothing.tar.zst", str(path))
+    assert answer.code == 4
+    assert b"every byte is as it was written" in answer.out
+    assert "refused: there is no archive nothing.tar.zst" in answer.err
+    answer = fuploader("verify", "nothing.tar.zst", str(damaged(path)))
+    assert answer.code == 5
+    assert "damaged: " in answer.err
+    assert "refused: there is no archive nothing.tar.zst" in answer.err
 
 
 def test_another_nodes_partition_is_found_by_the_key_template(
