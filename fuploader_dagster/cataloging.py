@@ -7,7 +7,7 @@ behind, which the log says, and a rebuild catches up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -20,12 +20,14 @@ from fuploader_dagster.fileio import make_dirs, remove_file
 from fuploader_dagster.foreign import ForeignArchive
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.range_source import StoredArchive
-from fuploader_dagster.receipts import Receipt
+from fuploader_dagster.receipts import Receipt, receipts_between
 from fuploader_dagster.sealing import SealedSlot
 from fuploader_dagster.storage import ObjectInfo, ObjectStore, Progress
 from fuploader_dagster.strategies import key_prefix
 
 log = logging.getLogger(__name__)
+
+_PROBE = "x"
 
 
 def note_in_catalog(
@@ -83,7 +85,9 @@ def rebuild(
 ) -> RebuildReport:
     """Make the catalog say what the store holds: read the manifests of archives that it lacks.
 
-    Takes two or three small reads per archive. `progress` counts archives.
+    Takes two or three small reads per archive, and one request for each that is known
+    and was not listed: under a key that the pipeline had before, or gone. `progress` counts
+    archives.
     """
     report = RebuildReport()
     endings = (settings.archive_suffix, *BUILT_IN_SUFFIXES)
@@ -91,12 +95,16 @@ def rebuild(
     there = {
         store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
     }
-    report.archives = len(there)
     with Catalog(settings.layout.catalog) as catalog:
         known = catalog.archives()
-        for address in known.keys() - there.keys():
-            catalog.forget(address)
-            report.gone += 1
+        unlisted = _unlisted(settings, store, there, known)
+        for address, key in unlisted.items():
+            if info := store.head(key):
+                there[address] = info
+            elif address in known:
+                catalog.forget(address)
+                report.gone += 1
+        report.archives = len(there)
         lacking = [
             info
             for address, info in there.items()
@@ -112,6 +120,24 @@ def rebuild(
             if progress:
                 progress(number, len(lacking))
     return report
+
+
+def _unlisted(
+    settings: Pipeline, store: ObjectStore, there: Iterable[str], known: Iterable[str]
+) -> dict[str, str]:
+    """Address and key of what catalog and receipts say lies in this store, and no listing named.
+
+    What lies in another store stays in the catalog: nobody looks there.
+    """
+    base = store.address(_PROBE).removesuffix(_PROBE)
+    keys = {address: address.removeprefix(base) for address in known}
+    keys |= {one.address: one.key for one in receipts_between(settings.layout).values()}
+    listed = set(there)
+    return {
+        address: key
+        for address, key in keys.items()
+        if address not in listed and key and store.address(key) == address
+    }
 
 
 def remove_catalog(layout: Layout) -> None:

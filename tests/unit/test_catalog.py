@@ -199,6 +199,22 @@ def test_a_rebuild_reads_only_what_is_lacking_and_forgets_what_is_gone(tmp_path:
         assert names(catalog, "*") == ["b.json"]
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_rebuild_knows_what_lies_under_the_key_of_before(tmp_path: Path, anew: bool) -> None:
+    one, _ = shipped(pipeline(tmp_path, key="old/{archive}"), {"a.json": b"1"}, {"b.json": b"2"})
+    settings = pipeline(tmp_path, key="new/{archive}")
+    store = settings.store.open()
+    if anew:
+        remove_catalog(settings.layout)
+    report = rebuild(settings, store)
+    assert (report.archives, report.added, report.gone) == (2, 2 * anew, 0)
+    assert one.receipt is not None
+    store.delete(one.receipt.key)
+    assert rebuild(settings, store).gone == 1
+    with Catalog(settings.layout.catalog) as catalog:
+        assert names(catalog, "*") == ["b.json"]
+
+
 def test_a_damaged_archive_is_named_by_a_rebuild_and_holds_up_no_other(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     one, _ = shipped(settings, {"a.json": b"1"}, {"b.json": b"2"})
