@@ -134,9 +134,13 @@ def select(
     """Partitions to replay, in the order of their sealing: those named, or those of a time.
 
     With a pattern, archives that the catalog knows to hold no such file are left out; all others
-    are read. Raises `ConfigError` if nothing was said at all.
+    are read. Raises `ConfigError` if nothing was said at all, or partitions and a time.
     """
     if partitions:
+        if since is not None or until is not None:
+            raise ConfigError(
+                "partitions and a time were given", hint="one of them: a time picks partitions"
+            )
         for partition in partitions:
             if PartitionKey.parse(partition) is None:
                 raise ConfigError(f"{partition!r} is no partition key")

@@ -16,7 +16,7 @@ from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.decoding import Decoder, File
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.errors import DamagedArchive, SourceUnavailable
+from fuploader_dagster.errors import ConfigError, DamagedArchive, SourceUnavailable
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.replay import (
@@ -158,6 +158,8 @@ def test_time_and_pattern_select_archives_in_order(tmp_path: Path) -> None:
     assert select(settings, pattern="[ac].json") == [keys[0], keys[2]]
     settings.layout.catalog.unlink()
     assert select(settings, pattern="[ac].json") == keys  # nobody knows: all are looked into
+    with pytest.raises(ConfigError, match="partitions and a time"):
+        select(settings, partitions=keys[:1], since=moment)
     assert run(settings, keys, "[ac].json").published == 2
     assert [file.name for file in files_in(settings)] == ["a.json", "c.json"]
 
