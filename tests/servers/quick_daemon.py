@@ -48,7 +48,7 @@ class QuickDaemon:
         port = free_port()
         server = {"host": LOOPBACK, "port": port, "location_name": "fuploader"}
         instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
-        instance["storage"]["sqlite"]["base_dir"] = str(folder / ".dagster" / "storage")
+        instance["storage"]["custom"]["config"]["base_dir"] = str(folder / ".dagster" / "storage")
         for name in ("local_artifact_storage", "compute_logs"):
             instance[name]["config"]["base_dir"] = str(folder / ".dagster" / name)
         files = {
