@@ -38,9 +38,9 @@ from fuploader_dagster.fileio import fsync_file, naming_disk_trouble, replace_du
 from fuploader_dagster.manifest import (
     DIGEST_BYTES,
     Manifest,
-    PageColumns,
     digest,
     encode,
+    encode_pages,
     pages_frame,
 )
 from fuploader_dagster.steps import Step, reached
@@ -56,7 +56,6 @@ FRAME_BYTES = 2**20
 """Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
 
 _READ_BACK_BYTES = 2**20
-_WRITE_OUT_BYTES = 2**21
 
 
 def write_archive(
@@ -119,35 +118,24 @@ def _write(
     member_digests, frame_digests = bytearray(), bytearray()
     frame_sizes: list[int] = []
     frame_tar_sizes: list[int] = []
-    names = [m.name for m in source.members]
-    sizes = [m.size_bytes for m in source.members]
-    columns: PageColumns | None = None
     with path.open("wb") as file:
-        written_out = 0
 
         def put(data: bytes) -> None:
-            nonlocal size, written_out
+            nonlocal size
             file.write(data)
             whole.update(data)
             size += len(data)
-            if (
-                size - written_out >= _WRITE_OUT_BYTES
-            ):  # so that the sync at the end has little left
-                file.flush()
-                os.posix_fadvise(file.fileno(), written_out, 0, os.POSIX_FADV_DONTNEED)
-                written_out = size
 
         for frame in frames:
             put(frame.data)
-            if columns is None:  # while threads compress the next frames
-                columns = PageColumns(names, sizes, source.lengths)
             reached(Step.ARCHIVE_PARTLY_WRITTEN)
             frame_sizes.append(len(frame.data))
             frame_tar_sizes.append(frame.tar_bytes)
             frame_digests += frame.digest
             member_digests += frame.member_digests
-        columns = columns or PageColumns(names, sizes, source.lengths)
-        pages = columns.encode(bytes(member_digests))
+        names = [m.name for m in source.members]
+        sizes = [m.size_bytes for m in source.members]
+        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests))
         manifest = Manifest(
             metadata=dict(sorted(metadata.items())),
             member_count=len(names),

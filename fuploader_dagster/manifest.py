@@ -171,36 +171,29 @@ def _page_of(name: str, pages: int) -> int:
 # -- encoding ----------------------------------------------------------------------------------
 
 
-class PageColumns:
-    """The members in pages, but for their digests, which come last: of what is only just read."""
-
-    def __init__(self, names: Sequence[str], sizes: Sequence[int], lengths: Sequence[int]) -> None:
-        """`lengths` in the tar stream."""
-        count = -(-len(names) // PAGE_MEMBERS)
-        self._chosen: list[list[int]] = [[] for _ in range(count)]
-        for i, name in enumerate(names):
-            self._chosen[_page_of(name, count)].append(i)
-        positions = [offset // BLOCK for offset in accumulate(lengths, initial=0)]
-        blocks = [(length - size) // BLOCK for length, size in zip(lengths, sizes, strict=True)]
-        self._columns = []
-        for members in self._chosen:  # map over __getitem__: a quarter of what comprehensions take
-            at = list(map(positions.__getitem__, members))
-            self._columns.append(
-                (
-                    list(map(names.__getitem__, members)),
-                    list(map(sizes.__getitem__, members)),
-                    list(map(sub, at, [0, *at])),
-                    list(map(blocks.__getitem__, members)),
-                )
-            )
-
-    def encode(self, digests: bytes) -> list[bytes]:
-        """The pages; `digests` of 16 bytes each, in the order of the members."""
-        digest_of = [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
-        return [
-            _packed(Page(*columns, digests=b"".join(map(digest_of.__getitem__, members))))
-            for columns, members in zip(self._columns, self._chosen, strict=True)
-        ]
+def encode_pages(
+    names: Sequence[str], sizes: Sequence[int], lengths: Sequence[int], digests: bytes
+) -> list[bytes]:
+    """The pages of these members; `lengths` in the tar stream, `digests` of 16 bytes each."""
+    count = -(-len(names) // PAGE_MEMBERS)
+    chosen: list[list[int]] = [[] for _ in range(count)]
+    for i, name in enumerate(names):
+        chosen[_page_of(name, count)].append(i)
+    positions = [offset // BLOCK for offset in accumulate(lengths, initial=0)]
+    blocks = [(length - size) // BLOCK for length, size in zip(lengths, sizes, strict=True)]
+    digest_of = [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
+    pages = []
+    for members in chosen:  # map over __getitem__: a quarter of what comprehensions take
+        at = list(map(positions.__getitem__, members))
+        page = Page(
+            names=list(map(names.__getitem__, members)),
+            sizes=list(map(sizes.__getitem__, members)),
+            distances=list(map(sub, at, [0, *at])),
+            header_blocks=list(map(blocks.__getitem__, members)),
+            digests=b"".join(map(digest_of.__getitem__, members)),
+        )
+        pages.append(_packed(page))
+    return pages
 
 
 def pages_frame(pages: Sequence[bytes]) -> bytes:

@@ -17,7 +17,7 @@ from fuploader_dagster.archive_reader import Archive, verify_archive
 from fuploader_dagster.archive_reports import RestoreReport
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.foreign import ForeignArchive
-from fuploader_dagster.manifest import Manifest, PageColumns, digest, encode, pages_frame
+from fuploader_dagster.manifest import Manifest, digest, encode, encode_pages, pages_frame
 from tests.unit.archives import InMemory, payloads, segment
 from tests.unit.test_archive_reader import files_below
 
@@ -245,7 +245,7 @@ def test_a_manifest_that_states_something_else_is_believed_in_nothing(
     else:
         sizes[i] -= 1
     lengths = [m.end - m.offset for m in members]
-    pages = PageColumns(names, sizes, lengths).encode(b"".join(digests))
+    pages = encode_pages(names, sizes, lengths, b"".join(digests))
     manifest = msgspec.structs.replace(
         sound.manifest,
         page_sizes=[len(p) for p in pages],
