@@ -29,7 +29,6 @@ control characters, as `^` and what `_escape` says. A prefix of a name is a pref
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import sqlite3
 import string
@@ -205,20 +204,18 @@ class Catalog:
             wildcard = re.search(r"[*?[]", wanted)
             if wildcard is None:
                 return
-            start = wanted[: wildcard.start()]
+            start, pattern = wanted[: wildcard.start()], NamePattern(wanted)
             every = wanted == f"{start}*"  # then all that begin so match, however many there are
             if start and (every or not self._many_begin(start)):
-                fits = re.compile(fnmatch.translate(wanted)).match
                 yield from self._hits(
                     (name, document)
                     for name, document in self._beginning(start)
-                    if fits(name) and name != wanted
+                    if pattern.fits(name) and name != wanted
                 )
             else:
-                yield from self._in_lists(wanted)
+                yield from self._in_lists(pattern, wanted)
 
-    def _in_lists(self, wanted: str) -> Iterator[Hit]:
-        pattern = NamePattern(wanted)
+    def _in_lists(self, pattern: NamePattern, wanted: str) -> Iterator[Hit]:
         for number in self._may_hold(grams_of(pattern.literals)):
             row = self._db.execute("select names from lists where archive = ?", [number]).fetchone()
             found = [name for name in pattern.find_in(row[0]) if name != wanted] if row else []

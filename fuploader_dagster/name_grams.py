@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 ROWS = 64
-_ROW_CHOICE = 6  # bits: 64 rows
+_ROW_CHOICE = ROWS.bit_length() - 1
 _GRAM_BYTES = 6
 _BITS_PER_GRAM = 2
 """At least, and less than twice as many; grams that names share count each time."""

@@ -34,18 +34,21 @@ class NamePattern:
     """A name with `*`, `?` or `[...]`, as `fnmatch` reads it."""
 
     def __init__(self, pattern: str) -> None:
-        self._fits = re.compile(fnmatch.translate(pattern)).match
+        self._matches = re.compile(fnmatch.translate(pattern)).match
         self.literals: Sequence[bytes] = [
             piece.encode("utf-8", "surrogatepass") for piece in _WILD.split(pattern) if piece
         ]
         """What every name that fits holds; none where the pattern has no such piece."""
+
+    def fits(self, name: str) -> bool:
+        return self._matches(name) is not None
 
     def find_in(self, packed: bytes) -> Iterator[str]:
         """The names in a list that fit, in its order."""
         names = zstandard.ZstdDecompressor().decompress(packed) + b"\0"
         for name in _holding(names, self._rarest(names)):
             decoded = name.decode("utf-8", "surrogatepass")
-            if self._fits(decoded):
+            if self.fits(decoded):
                 yield decoded
 
     def _rarest(self, names: bytes) -> bytes:

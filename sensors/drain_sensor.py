@@ -85,7 +85,9 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         dead_letters, reported = report(pipeline, last.reported, now)
         summary = _summary(last, snapshot, pipeline.layout, now)
         context.log.info(summary)
-        waiting = bool(new) and _wait_for_run(len(new), now - last.asked_at, pipeline, context)
+        waiting = bool(new) and _wait_for_run(
+            len(new), now - last.asked_at, pipeline, names, context.instance
+        )
         asked_at = now if new and not waiting else last.asked_at
         following = _Cursor(
             now, snapshot.stored_messages, snapshot.dead_letters, asked_at, reported
@@ -149,19 +151,18 @@ def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names)
 
 
 def _wait_for_run(
-    slots: int, seconds: float, pipeline: Pipeline, context: dg.SensorEvaluationContext
+    slots: int, seconds: float, pipeline: Pipeline, names: Names, instance: dg.DagsterInstance
 ) -> bool:
     """Whether sealed slots should share a later run, so long after runs were asked for last."""
     enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
     if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
         return False
-    names = Names.of(pipeline)
     of_this_sensor = dg.RunsFilter(
         job_name=names.ship_job,
         statuses=UNFINISHED_RUNS,
         tags={_SENSOR_TAG: names.drain_sensor},
     )
-    return bool(context.instance.get_run_ids(of_this_sensor, limit=1))
+    return bool(instance.get_run_ids(of_this_sensor, limit=1))
 
 
 def _read_cursor(cursor: str | None) -> _Cursor:
