@@ -29,10 +29,12 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefin
         ),
         description="Reports runs that failed, in the log and to failure_webhook.",
     )
-    def report(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
+    def report(context: dg.RunFailureSensorContext) -> list[dg.RunRequest] | None:
         run = context.dagster_run
         if run.job_name != names.ship_job and not assets & (run.asset_selection or set()):
-            return dg.SkipReason(f"run {run.run_id} is none of this pipeline")
+            # None of this pipeline's. No SkipReason: with one of its own failures in the same tick
+            # Dagster refuses both, and would evaluate them again and again.
+            return []
         message = failure_message(pipeline, run.run_id, context.failure_event.message or "")
         context.log.error(message["text"])
         if pipeline.failure_webhook is not None:

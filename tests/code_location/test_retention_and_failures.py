@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 
+from fuploader_dagster.config import Pipeline
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
@@ -84,3 +86,40 @@ def test_a_failed_run_reaches_the_webhook_with_what_failed_and_why(
     assert message["failures"][0]["partition"] == key
     assert "a.json" in message["failures"][0]["error"]
     assert "data is kept" in message["text"]
+
+
+def test_a_failure_sensor_passes_over_the_failures_of_others(tmp_path: Path) -> None:
+    """Whichever comes first: a tick that failed over it would post its own again and again."""
+    both = [
+        pipeline(tmp_path / name, name=name, failure_webhook=None, max_retries=0)
+        for name in ("docs", "logs")
+    ]
+    with persistent_instance(tmp_path) as instance:
+        sensors = {one.name: build_failure_sensor(one, running=True) for one in both}
+        cursors = {name: _tick(sensor, instance, None).cursor for name, sensor in sensors.items()}
+        for one in (*both, both[0]):
+            _fail(one, instance)
+        for name, failures in (("docs", 2), ("logs", 1)):
+            told, cursor = 0, cursors[name]
+            for _ in range(4):
+                tick = _tick(sensors[name], instance, cursor)
+                told, cursor = told + len(tick.dagster_run_reactions or []), tick.cursor
+                assert all(one.error is None for one in tick.dagster_run_reactions or [])
+            assert told == failures
+
+
+def _tick(
+    sensor: dg.SensorDefinition, instance: dg.DagsterInstance, cursor: str | None
+) -> SensorExecutionData:
+    with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
+        return sensor.evaluate_tick(context)
+
+
+def _fail(settings: Pipeline, instance: dg.DagsterInstance) -> None:
+    """A run that fails: its partition is none of this node's."""
+    names, key = Names.of(settings), "20260101T000000000Z-elsewhere-s0-000001"
+    instance.add_dynamic_partitions(names.partition_set, [key])
+    job = build_definitions(settings).resolve_job_def(names.ship_job)
+    tags = {RANGE_START_TAG: key, RANGE_END_TAG: key}
+    result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    assert not result.success

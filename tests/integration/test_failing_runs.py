@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.settings import archived_files, intake
 
 MESSAGES = 20
 BASE_SECONDS = 1.0
+LOOK_SECONDS = 0.05
 PACKER = """
 import os, subprocess, time
 from pathlib import Path
@@ -77,18 +78,30 @@ def fill_a_slot(folder: Path, name: str) -> dict[str, bytes]:
 
 
 class Failures:
-    """How the slot of a pipeline failed, as its note said at some time."""
+    """How the slot of a pipeline failed, as its note said at some time. A context manager, which
+    looks all the while: on a busy machine a round of the daemon takes longer than a note lasts."""
 
     def __init__(self, daemon: QuickDaemon, name: str) -> None:
         self.daemon, self.name = daemon, name
         self.layout = Layout(daemon.folder / "data" / name)
         self.by_attempts: dict[int, Failure] = {}
+        self._end = threading.Event()
+        self._looking = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Failures:
+        self._looking.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._looking.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(LOOK_SECONDS):
+            self.by_attempts |= {one.attempts: one for one in all_failures(self.layout)}
 
     def statuses(self) -> list[str]:
         return self.daemon.statuses(**{PIPELINE_TAG: self.name})
-
-    def look(self) -> None:
-        self.by_attempts |= {one.attempts: one for one in all_failures(self.layout)}
 
     def told(self, webhook: Webhook) -> str:
         """What the webhook was told first of a failure; empty if nothing."""
@@ -135,17 +148,12 @@ def test_a_slot_that_fails_stays_is_seen_is_told_and_gets_through_when_the_cause
             "logs": pipeline(tmp_path, "logs", store=full, **settings),
         }
         contents = {name: fill_a_slot(tmp_path, name) for name in pipelines}
-        with QuickDaemon(tmp_path, configuration(tmp_path, **pipelines)) as daemon:
-            docs, logs = both = [Failures(daemon, name) for name in pipelines]
-
-            def until(met: Callable[[], bool], what: str) -> None:
-                def looked() -> bool:
-                    for one in both:
-                        one.look()
-                    return met()
-
-                daemon.until(looked, what)
-
+        with (
+            QuickDaemon(tmp_path, configuration(tmp_path, **pipelines)) as daemon,
+            Failures(daemon, "docs") as docs,
+            Failures(daemon, "logs") as logs,
+        ):
+            both, until = (docs, logs), daemon.until
             until(lambda: all(one.told(webhook) for one in both), "both to be told of")
             assert "no 7z on this machine" in docs.told(webhook)
             assert "no space left" in logs.told(webhook)
