@@ -1,4 +1,4 @@
-"""Dagster's history in SQLite, with a seventh of the syncs. Chosen in dagster.yaml:
+"""Dagster's history in SQLite, for a fraction of the CPU and of the syncs. Chosen in dagster.yaml:
 
     storage:
       custom:
@@ -6,82 +6,212 @@
         class: SqliteHistory
         config: {base_dir: .dagster/storage}
 
-It is Dagster's own storage, with the same files: either reads what the other wrote. Dagster opens a
-connection for each event and closes it again. The last one that closes a SQLite database writes its
-log back, syncs twice and removes the log, so a slot's five events cost 46 syncs, and each makes the
-journal of the file system wait that the drain syncs to (docs/decisions/0008-dagsters-history.md).
+It is Dagster's own storage, with the same files: either reads what the other wrote. Dagster makes
+an engine and a connection for each thing that it reads or writes, and closes both again. So
+SQLAlchemy compiles each statement anew, and SQLite, whose last connection writes its log back,
+syncs twice and removes the log, does that each time: a slot's five events cost 46 syncs, and each
+makes the journal of the file system wait that the drain syncs to
+(docs/decisions/0008-dagsters-history.md).
 
 What must always hold: a killed process loses nothing, as before. A power cut may lose the last
 moments of the history, never its files: nothing rests on it, because slots, archives and receipts
 are found again from the disk.
 
-How: a connection that stays open in each process for each database, so that no other is the last;
-and `synchronous = normal`, with which a commit does not wait for the disk. Only databases below
-`base_dir` are meant; other engines of the process are left alone.
+How: engines that stay, with their connections, in each process; `synchronous = normal`, with which
+a commit does not wait for the disk; and events that come together are stored together.
 """
 
-import sqlite3
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
+    INDEX_SHARD_NAME,
+    SqliteEventLogStorage,
+)
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
+from dagster._core.storage.sqlite_storage import (
+    DagsterSqliteStorage,
+    _event_logs_directory,
+    _runs_directory,
+    _schedule_directory,
+)
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import QueuePool
 
 MOST_KEPT_OPEN = 16
 """Databases in a process: each run has one of its own, and a webserver reads many."""
+EVENTS_TOGETHER = 1000
+"""At most so many events of one step are stored in one transaction."""
 
 
 class SqliteHistory(DagsterSqliteStorage):
     """Dagster's SQLite storage, with `base_dir` as there."""
 
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        runs, events = _runs_directory(base_dir), _event_logs_directory(base_dir)
+        addresses = {
+            "runs": create_db_conn_string(runs, "runs"),
+            "events": create_db_conn_string(events, INDEX_SHARD_NAME),
+            "schedules": create_db_conn_string(_schedule_directory(base_dir), "schedules"),
+        }
+        # Dagster reads all its migrations for each, a third of a second, and does nothing then.
+        if not all(_is_made(address) for address in addresses.values()):
+            DagsterSqliteStorage.from_local(base_dir)
+        self.base_dir = base_dir
+        self._run_storage = _Runs(addresses["runs"])
+        self._event_log_storage = _Events(events)
+        self._schedule_storage = _Schedules(addresses["schedules"])
+        self._inst_data = inst_data
+        # Dagster's own switch; without it even events that come together are handed over singly.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(EVENTS_TOGETHER))
+        super(DagsterSqliteStorage, self).__init__()  # type: ignore[no-untyped-call]
+
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData, config_value: Any
     ) -> "SqliteHistory":
-        _quick.below(Path(config_value["base_dir"]))
         return cls.from_local(inst_data=inst_data, **config_value)
 
 
-class _QuickConnections:
-    """What happens at each connection of this process to a database below certain folders."""
+class _Engines:
+    """Engines of this process, by the address of their database; the latest used stay."""
 
-    def __init__(self) -> None:
-        self._folders: set[Path] = set()
-        self._kept: OrderedDict[Path, sqlite3.Connection] = OrderedDict()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, Engine] = OrderedDict()
         self._lock = threading.Lock()
 
-    def below(self, folder: Path) -> None:
+    def of(self, address: str) -> Engine:
         with self._lock:
-            if not self._folders:
-                event.listen(Engine, "connect", self._connected)
-            self._folders.add(folder.resolve())
+            engine = self._kept.pop(address, None) or _new_engine(address)
+            self._kept[address] = engine
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)[1].dispose()  # those in use end when given back
+            return engine
 
-    def _connected(self, connection: object, _: object) -> None:
-        if not isinstance(connection, sqlite3.Connection):
-            return
-        ((_, _, name),) = connection.execute("pragma database_list").fetchall()
-        if not name or not self._folders & set(Path(name).resolve().parents):
-            return
+    def forget(self, addresses: Iterable[str]) -> None:
+        """Close these databases, whose files are about to go."""
+        with self._lock:
+            for address in addresses:
+                if engine := self._kept.pop(address, None):
+                    engine.dispose()
+
+
+def _new_engine(address: str) -> Engine:
+    engine = create_engine(
+        address,
+        poolclass=QueuePool,
+        max_overflow=-1,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
         connection.execute("pragma synchronous = normal")
-        self._keep(Path(name))
 
-    def _keep(self, path: Path) -> None:
-        with self._lock:
-            kept = self._kept.pop(path, None)
-            if kept is None:
-                kept = sqlite3.connect(path, check_same_thread=False, timeout=0)
-            self._kept[path] = kept
-            try:
-                # Reading takes part in the log. All rows, or the log could never be emptied.
-                kept.execute("select count(*) from sqlite_master").fetchall()
-            except sqlite3.OperationalError:  # locked, as it is being made: the next one keeps it
-                self._kept.pop(path).close()
-            while len(self._kept) > MOST_KEPT_OPEN:
-                self._kept.popitem(last=False)[1].close()
+    return engine
 
 
-_quick = _QuickConnections()
+_engines = _Engines(MOST_KEPT_OPEN)
+
+
+class _Runs(SqliteRunStorage):
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with _engines.of(self._conn_string).begin() as connection:
+            yield connection
+
+
+class _Schedules(SqliteScheduleStorage):
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with _engines.of(self._conn_string).begin() as connection:
+            yield connection
+
+
+class _Events(SqliteEventLogStorage):
+    _known: ClassVar[set[str]] = set()
+    """Tables and columns that are there: Dagster asks for each event."""
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        address = self.conn_string_for_shard(shard)
+        with self._db_lock:
+            if shard not in self._initialized_dbs:
+                if not _is_made(address):
+                    self._initdb(_engines.of(address))
+                self._initialized_dbs.add(shard)
+            with _engines.of(address).begin() as connection:
+                yield connection
+
+    def has_table(self, table_name: str) -> bool:
+        return self._knows(table_name, lambda: super(_Events, self).has_table(table_name))
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
+        look = super()._has_asset_key_col_on_connection
+        return self._knows(f"asset_keys.{column_name}", lambda: look(conn, column_name))
+
+    def _knows(self, what: str, look: Callable[[], bool]) -> bool:
+        key = f"{self._base_dir} {what}"
+        if key not in self._known and look():
+            self._known.add(key)
+        return key in self._known
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """What `store_event` does with each, in one transaction for the run and one for the index.
+
+        Of events that only say what an asset's latest one is, the last of each kind is enough.
+        """
+        if len({one.run_id for one in events}) != 1 or not all(map(_is_of_asset, events)):
+            return super().store_event_batch(events)
+        inserts = [self.prepare_insert_event(one) for one in events]
+        with self.run_connection(events[0].run_id) as connection:
+            for insert in inserts:
+                connection.execute(insert)
+        latest: dict[object, tuple[EventLogEntry, int]] = {}
+        with self.index_transaction() as connection:
+            numbers = []
+            for insert, one in zip(inserts, events, strict=True):
+                number = connection.execute(insert).lastrowid
+                numbers.append(number)
+                latest[one.dagster_event_type, one.get_dagster_event().asset_key] = one, number
+            self._store_asset_event_tags(connection, events, numbers)
+            for one, number in latest.values():
+                self._store_asset_event(connection, one, number)
+        return None
+
+    def wipe(self) -> None:
+        _engines.forget(map(self.conn_string_for_shard, self.get_all_run_ids()))
+        super().wipe()
+
+
+def _is_of_asset(one: EventLogEntry) -> bool:
+    kind = one.dagster_event_type
+    return (
+        kind in ASSET_EVENTS
+        and kind not in ASSET_CHECK_EVENTS
+        and kind not in EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+    )
+
+
+def _is_made(address: str) -> bool:
+    """Whether a database has all its tables: the last thing that is written is their version."""
+    if not Path(address.removeprefix("sqlite:///")).exists():
+        return False
+    with _engines.of(address).connect() as connection:
+        try:
+            return bool(connection.execute(text("select 1 from alembic_version")).first())
+        except OperationalError:
+            return False

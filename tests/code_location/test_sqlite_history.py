@@ -1,18 +1,17 @@
 """Dagster's history: the same as with Dagster's own storage, killed or not, with few syncs."""
 
-from __future__ import annotations
-
 import signal
-import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import sqlalchemy
 
-from fuploader_dagster.sqlite_history import MOST_KEPT_OPEN, SqliteHistory, _QuickConnections
+from fuploader_dagster.sqlite_history import SqliteHistory, _Engines
 
 OURS = """
 storage:
@@ -109,21 +108,114 @@ def test_databases_elsewhere_are_left_alone(tmp_path: Path) -> None:
         assert synchronous == 2
 
 
+def test_a_run_leaves_the_same_history_as_with_dagsters_own(tmp_path: Path) -> None:
+    """Its events come in batches here, its partitions' states and tags are the same."""
+    told = {}
+    for name, settings in (("ours", OURS), ("dagster's", DAGSTERS)):
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch, instance(folder, settings) as one:
+            if name == "dagster's":
+                patch.delenv(BATCH_VARIABLE, raising=False)
+            told[name] = history_of_runs(one)
+    assert told["ours"] == told["dagster's"]
+
+
+BATCH_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
+
+
+def history_of_runs(one: dg.DagsterInstance) -> dict[str, object]:
+    """Two runs of five partitions of two assets, the second of which fails: all but times, ids."""
+    slots = dg.DynamicPartitionsDefinition(name="slots")
+    policy = dg.BackfillPolicy.single_run()
+
+    @dg.asset(partitions_def=slots, backfill_policy=policy, output_required=False)
+    def packed(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        for key in context.partition_keys:
+            context.add_asset_metadata({"of": key}, partition_key=key)
+        yield dg.MaterializeResult(tags={"tagged": "yes"})
+
+    @dg.asset(deps=[packed], partitions_def=slots, backfill_policy=policy)
+    def stored(context: dg.AssetExecutionContext) -> None:
+        if "fails" in context.run.tags:
+            raise RuntimeError("it fails")
+
+    keys = [f"key-{number}" for number in range(5)]
+    one.add_dynamic_partitions("slots", keys)
+    ends = {"dagster/asset_partition_range_start": keys[0]}
+    ends["dagster/asset_partition_range_end"] = keys[-1]
+    runs = [
+        dg.materialize([packed, stored], instance=one, tags={**ends, **tags}, raise_on_error=False)
+        for tags in ({}, {"fails": "yes"})
+    ]
+    assets = [dg.AssetKey("packed"), dg.AssetKey("stored")]
+    return {
+        "events": [
+            [
+                (entry.dagster_event_type, event.step_key, event.asset_key, event.partition)
+                for entry in one.all_logs(run.run_id)
+                if (event := entry.dagster_event) is not None
+            ]
+            for run in runs
+        ],
+        "materialized": {
+            asset: [
+                (record.partition_key, record.asset_materialization.metadata.get("of"))
+                for record in one.fetch_materializations(asset, limit=100).records
+                if record.asset_materialization is not None
+            ]
+            for asset in assets
+        },
+        "planned": [
+            record.partition_key
+            for record in one.get_event_records(
+                dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+            )
+        ],
+        "latest": {
+            asset: event.dagster_event.partition
+            for asset, event in one.get_latest_materialization_events(assets).items()
+            if event is not None and event.dagster_event is not None
+        },
+        "last runs": [
+            [run.run_id for run in runs].index(str(record.asset_entry.last_run_id))
+            for record in one.get_asset_records(assets)
+        ],
+        "tags": [sorted(tags) for tags in one.get_event_tags_for_asset(assets[0])],
+        "states": [one.get_status_by_partition(asset, keys, slots) for asset in assets],
+        "runs": [record.dagster_run.status for record in one.get_run_records()],
+    }
+
+
+def test_threads_of_two_instances_write_at_the_same_time(tmp_path: Path) -> None:
+    with instance(tmp_path, OURS) as one, instance(tmp_path, OURS) as other:
+
+        def write(number: int) -> None:
+            written = (one, other)[number % 2]
+            written.report_runless_asset_event(dg.AssetMaterialization("a", partition=str(number)))
+
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(write, range(200)))
+        assert found(one) == found(other) == (0, 200)
+
+
+def test_what_is_wiped_is_gone_and_what_comes_later_is_kept(tmp_path: Path) -> None:
+    with instance(tmp_path, OURS) as one:
+        written(one, 2)
+        one.wipe()
+        assert found(one) == (0, 0)
+        written(one, 1)
+    with instance(tmp_path, DAGSTERS) as after:
+        assert found(after) == (1, 1)
+
+
 def test_no_more_than_some_databases_stay_open(tmp_path: Path) -> None:
-    kept = _QuickConnections()
-    for number in range(2 * MOST_KEPT_OPEN):
-        path = tmp_path / f"{number}.db"
-        with sqlite3.connect(path) as connection:
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("create table t (x)")
-        connection.close()
-        kept._keep(path)
-    with sqlite3.connect(path) as connection:
-        connection.execute("insert into t values (1)")
-    connection.close()
-    logs = {log.name for log in tmp_path.glob("*-wal")}
-    assert len(logs) == MOST_KEPT_OPEN
-    assert f"{2 * MOST_KEPT_OPEN - 1}.db-wal" in logs
+    engines = _Engines(2)
+    for number in range(5):
+        with engines.of(f"sqlite:///{tmp_path / str(number)}").begin() as connection:
+            connection.exec_driver_sql("pragma journal_mode = wal")
+            connection.exec_driver_sql("create table t (x)")
+    assert {log.name for log in tmp_path.glob("*-wal")} == {"3-wal", "4-wal"}
 
 
 @pytest.mark.parametrize("project", ["dagster.yaml", "fuploader_dagster/new_project/dagster.yaml"])
