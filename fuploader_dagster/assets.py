@@ -11,6 +11,7 @@ skips the upload behind a packing step that failed, so that step uploads its goo
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
+import functools
 import logging
 import time
 import warnings
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from fuploader_dagster.archive_address import ArchiveFinder
 from fuploader_dagster.config import Pipeline
@@ -26,6 +28,8 @@ from fuploader_dagster.partitions import Names
 from fuploader_dagster.repacking import Repacking
 from fuploader_dagster.shipping import Done, Failed, Outcome, pack_partitions, upload_partitions
 from fuploader_dagster.storage import Progress
+
+_Step = Callable[[dg.AssetExecutionContext], Iterator[Any]]
 
 PROGRESS_SECONDS = 5.0
 MAX_LISTED_FAILURES = 10
@@ -81,6 +85,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         automation_condition=automation_condition,
         output_required=False,
     )
+    @_ended_by_interrupts
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         outcomes = pack_partitions(
             context.partition_keys, pipeline, _repacking(context.run.tags, pipeline)
@@ -112,6 +117,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         automation_condition=automation_condition,
         output_required=False,
     )
+    @_ended_by_interrupts
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         done, failed = _sorted(context, upload(context, context.partition_keys))
         yield from _report(context, pipeline, names.uploaded_archive, done, failed)
@@ -126,6 +132,22 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         )
 
     return [queue, sealed_slot, packed_archive, uploaded_archive]
+
+
+def _ended_by_interrupts(step: _Step) -> _Step:
+    """`Terminate` and Ctrl-C end the step; Dagster's retry policy would start it once more."""
+
+    @functools.wraps(step)
+    def ended(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        try:
+            yield from step(context)
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+            raise dg.Failure(
+                "interrupted; what it did not finish is kept and will be asked for again",
+                allow_retries=False,
+            ) from interrupt
+
+    return ended
 
 
 def _repacking(tags: Mapping[str, str], pipeline: Pipeline) -> Repacking | None:

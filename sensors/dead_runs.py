@@ -46,6 +46,12 @@ def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.Dagster
     return dead
 
 
+def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int | None:
+    """The process id of a run of this machine; None if it is gone, or has not said it yet."""
+    process = _process_of(run, instance)
+    return process[0] if process is not None and _still_there(*process) else None
+
+
 def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
     jobs = {names.ship_job, names.seal_job, names.replay_job, names.scrub_job}
     assets = {names.packed_archive, names.uploaded_archive}  # runs of backfills have no job of ours

@@ -36,7 +36,7 @@ KEYS_LOOKED_AT = 10_000
 """A worker that starts queues all that lies sealed, also what was registered long ago and waits
 for a store that is down. New keys come last and must not wait until all those were passed over."""
 
-LONGEST_WAIT_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 9.0
 """Of a sealed slot for the end of the run before."""
 _SENSOR_TAG = "dagster/sensor_name"
 
