@@ -37,7 +37,7 @@ KEYS_LOOKED_AT = 10_000
 for a store that is down. New keys come last and must not wait until all those were passed over."""
 
 LONGEST_WAIT_SECONDS = 9.0
-"""Of a sealed slot for the end of the run before."""
+"""Of a sealed slot for the end of the run before, while messages come."""
 _SENSOR_TAG = "dagster/sensor_name"
 
 
@@ -153,9 +153,14 @@ def _unregistered(state: StateStore, instance: dg.DagsterInstance, names: Names)
 def _wait_for_run(
     slots: int, seconds: float, pipeline: Pipeline, names: Names, instance: dg.DagsterInstance
 ) -> bool:
-    """Whether sealed slots should share a later run, so long after runs were asked for last."""
+    """Whether sealed slots should share a later run, so long after runs were asked for last.
+
+    Starting a run takes from the workers what they could drain with.
+    """
     enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
     if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
+        return False
+    if not any(worker.messages_per_second for worker in read_statuses(pipeline.layout)):
         return False
     of_this_sensor = dg.RunsFilter(
         job_name=names.ship_job,

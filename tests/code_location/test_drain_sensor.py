@@ -17,6 +17,7 @@ from fuploader_dagster.sensors import drain_sensor
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
 from fuploader_dagster.state import Commit
 from fuploader_dagster.supervisor import supervisor_for
+from fuploader_dagster.worker_status import StatusReport
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
 from tests.servers.ports import free_port
 from tests.servers.rabbitmq import RabbitMQServer
@@ -49,6 +50,12 @@ def ticking(tmp_path: Path) -> Iterator[Any]:
     for one in made:
         if one.settings.drain_by == "sensor":
             supervisor_for(one.settings.intake()).stop()
+
+
+def says(worker: StatusReport, *, messages_per_second: float) -> None:
+    worker.write()  # works out its own figure, once a second
+    worker.status.messages_per_second = messages_per_second
+    worker.write(now=True)
 
 
 def queued(ticking: Ticking, count: int) -> list[str]:
@@ -85,6 +92,8 @@ def test_while_the_last_run_is_not_over_slots_wait_for_a_common_next_one(
     first = queued(one, 1)
     one.accept(one.tick())
     run = one.start_run()
+    worker = StatusReport(one.settings.layout, 0)
+    says(worker, messages_per_second=5000.0)
     waiting = queued(one, 3)
     held = one.tick()
     assert new_keys(held) == []
@@ -101,9 +110,13 @@ def test_while_the_last_run_is_not_over_slots_wait_for_a_common_next_one(
     assert new_keys(one.tick()) == later
     monkeypatch.undo()
     assert new_keys(one.tick()) == []
+    says(worker, messages_per_second=0.0)
+    assert new_keys(one.tick()) == later
+    says(worker, messages_per_second=5000.0)
     one.instance.report_run_canceled(run)
     assert new_keys(one.tick()) == later
     assert first[0] not in later
+    worker.remove()
 
 
 def test_keys_leave_the_waiting_list_only_when_the_instance_has_their_partitions(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,17 @@ def test_runs_are_forks_that_are_seen_when_they_die_ended_when_asked_and_load_wh
     finally:
         dev.stop()
     assert archived_files(folder / "objects") == {name: [body] for name, body in second.items()}
+
+
+def test_what_runs_need_is_imported_before_them() -> None:
+    """A name that Dagster changed would be passed over like an SDK that is not installed."""
+    program = (
+        "import sys; from fuploader_dagster.warm_imports import MODULES;"
+        "print(*(name for name in MODULES if name not in sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
 def parent_of(pid: int) -> int:
