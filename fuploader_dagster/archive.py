@@ -55,7 +55,7 @@ from fuploader_dagster.temporaries import temporary_file
 FRAME_BYTES = 2**20
 """Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
 
-_READ_BACK_BYTES = 2**20
+_READ_BACK_BYTES = 2**18
 
 
 def write_archive(
@@ -276,8 +276,9 @@ def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> by
     digests = []
     view = memoryview(raw)
     at = 0
-    for i, (name, size, recorded) in enumerate(source.members[first:last], first):
-        header = member_header(name, size)
+    for i, member in enumerate(source.members[first:last], first):
+        size, recorded = member.size_bytes, member.sha256
+        header = member_header(member.name, size)
         start = at + len(header)
         end = start + size
         found = sha256(view[start:end]).digest()
@@ -296,9 +297,10 @@ class _LargeMember:
 
     def __init__(self, source: MemberSource, index: int) -> None:
         self._source, self._index = source, index
-        name, size, self._recorded = source.members[index]
-        self._expected_start = member_header(name, size)
-        self._left = size
+        member = source.members[index]
+        self._recorded = member.sha256
+        self._expected_start = member_header(member.name, member.size_bytes)
+        self._left = member.size_bytes
         self._digest = sha256()
 
     def add(self, raw: bytes, *, last: bool) -> bytes:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.index import IndexEntry
 from fuploader_dagster.tarstream import member_bytes, member_header, padding
 
 
@@ -36,7 +37,7 @@ class Member(NamedTuple):
 class MemberSource(ABC):
     """Gives the tar bytes of a sealed slot. A context manager; used from one thread."""
 
-    members: Sequence[Member]
+    members: Sequence[Member | IndexEntry]
     lengths: Sequence[int]
     """Of each member in the tar stream: header, payload, padding."""
 
@@ -78,7 +79,10 @@ class SegmentMembers(MemberSource):
     """
 
     def __init__(
-        self, path: Path, members: Sequence[Member], offsets: Sequence[int] | None = None
+        self,
+        path: Path,
+        members: Sequence[Member | IndexEntry],
+        offsets: Sequence[int] | None = None,
     ) -> None:
         self.path = path
         self.members = members
@@ -132,7 +136,7 @@ class FolderMembers(MemberSource):
     def __init__(
         self,
         path: Path,
-        recorded: Sequence[Member] | None = None,
+        recorded: Sequence[Member | IndexEntry] | None = None,
         *,
         exclude: Collection[str] = (),
     ) -> None:
@@ -150,7 +154,7 @@ class FolderMembers(MemberSource):
     def read(self, first: int, last: int) -> bytes:
         parts: list[bytes] = []
         for i in range(first, last):
-            name, size, _ = self.members[i]
+            name, size = self.members[i].name, self.members[i].size_bytes
             descriptor = self._open(i)
             try:
                 payload = os.read(descriptor, size + 1)
@@ -162,7 +166,7 @@ class FolderMembers(MemberSource):
         return b"".join(parts)
 
     def read_part(self, index: int, start: int, stop: int) -> bytes:
-        name, size, _ = self.members[index]
+        name, size = self.members[index].name, self.members[index].size_bytes
         header = member_header(name, size)
         begin, end = max(start - len(header), 0), min(stop - len(header), size)
         descriptor = self._open(index)

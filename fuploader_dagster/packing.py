@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.archive import write_archive
-from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
+from fuploader_dagster.archive_members import FolderMembers, MemberSource, SegmentMembers
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, StrategyError
 from fuploader_dagster.fileio import (
@@ -129,10 +129,9 @@ def _pack_built_in(
 
 
 def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
-    members = [Member(entry.name, entry.size_bytes, entry.sha256) for entry in entries]
     if slot.seal.slot_format == "segment":
-        return SegmentMembers(slot.segment, members, [entry.offset for entry in entries])
-    return FolderMembers(slot.files, members)
+        return SegmentMembers(slot.segment, entries, [entry.offset for entry in entries])
+    return FolderMembers(slot.files, entries)
 
 
 def pack_custom(
