@@ -36,7 +36,7 @@ def main(
         float, typer.Option(min=0.001, help="Part of the messages; to see whether it works.")
     ] = 1.0,
     repetitions: Annotated[
-        int, typer.Option(min=0, help="Of each measurement; 0: what fits it.")
+        int, typer.Option(min=0, help="Of a drain, others in proportion; 0: five.")
     ] = 0,
     folder: Annotated[
         Path | None, typer.Option(help="Where the disk of the run is made; default: a temp folder.")

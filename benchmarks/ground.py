@@ -6,11 +6,13 @@ and a folder of its own, gone when it ends.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import secrets
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +47,7 @@ class Sizes:
     quick: bool = False
     scale: float = 1.0
     repetitions: int = 0
-    """Of each measurement; 0: what fits it."""
+    """Of a drain; other measurements in proportion. 0: five."""
 
     def messages(self, full: int, quick: int | None = None) -> int:
         """A number of messages, enough to see something."""
@@ -53,7 +55,8 @@ class Sizes:
         return max(round(wanted), FEWEST_MESSAGES)
 
     def times(self, full: int = 5, quick: int = 3) -> int:
-        return self.repetitions or (quick if self.quick else full)
+        fitting = quick if self.quick else full
+        return math.ceil(fitting * self.repetitions / 5) if self.repetitions else fitting
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Runs(Generic[Run]):
 
     def spread(self, value: Callable[[Run], float]) -> Spread | None:
         return Spread.of(value(run) for run in self.runs)
+
+
+def ratio_of_rounds(ratios: Spread | None) -> str:
+    """For the note of a row whose sides were measured in turns: it hides what a machine does that
+    becomes slower or faster meanwhile."""
+    return f"median of the rounds' own ratios {ratios.median:.2f}" if ratios else ""
 
 
 def note(*parts: str | Runs[Any]) -> str:
@@ -163,6 +172,19 @@ class Ground:
             except Exception as error:  # noqa: BLE001  the edge: one failure must not end the run
                 return Runs(runs, self.failed(f"{what}, repetition {number}", error))
         return Runs(runs)
+
+    def rounds(
+        self, what: str, measures: Mapping[str, Callable[[], Run]], times: int
+    ) -> Runs[dict[str, Run]]:
+        """Measure all in turns, each round beginning with another one."""
+        numbers = itertools.count()
+
+        def one_round() -> dict[str, Run]:
+            first = next(numbers) % len(measures)
+            names = list(measures)
+            return {name: measures[name]() for name in [*names[first:], *names[:first]]}
+
+        return self.repeat(what, one_round, times)
 
     def failed(self, what: str, error: Exception) -> str:
         """Count and show a failure; what is to be noted of it."""

@@ -16,10 +16,9 @@ from file_uploader import tar_zstd_packer
 
 from benchmarks.contenders import Ours
 from benchmarks.documents import documents_of, name_of
-from benchmarks.ground import Ground, note
+from benchmarks.ground import Ground, note, ratio_of_rounds
 from benchmarks.results import Row
 from fuploader_dagster.packing import forget_packed, pack
-from fuploader_dagster.sealing import SealedSlot
 from fuploader_dagster.slots import Slot
 
 FILES = 10_000
@@ -38,31 +37,30 @@ def rows(ground: Ground) -> Iterator[Row]:
                 (plain / name_of(number)).write_bytes(documents.content(number))
             sealed = slot.seal("count")
         assert sealed is not None
-        times = ground.sizes.times(9, 5)
-
-        def pack_ours(sealed: SealedSlot = sealed) -> None:
-            pack(sealed, ours)
 
         def forget() -> None:
             forget_packed(ours.layout, sealed.seal.partition, sealed.seal.archive)
 
-        packed = ground.repeat("packing by ours", lambda: files / _timed(pack_ours, forget), times)
-        tar = ground.repeat(
-            "tar --zstd", lambda: files / _timed(lambda: _tar(plain, folder / "tar.tar.zst")), times
-        )
-        fuploader = ground.repeat(
-            "packing by fuploader", lambda: files / _timed(lambda: _fuploader(plain)), times
+        archive = folder / "tar.tar.zst"
+        rounds = ground.rounds(
+            "packing",
+            {
+                "ours": lambda: files / _timed(lambda: pack(sealed, ours), forget),
+                "tar": lambda: files / _timed(lambda: _tar(plain, archive)),
+                "fuploader": lambda: files / _timed(lambda: _fuploader(plain)),
+            },
+            ground.sizes.times(9, 5),
         )
     yield Row(
         row=f"pack {files:,} messages, against tar --zstd on the same files",
         unit="files/s",
-        ours=packed.spread(float),
-        fuploader=fuploader.spread(float),
-        bare=tar.spread(float),
+        ours=rounds.spread(lambda one: one["ours"]),
+        fuploader=rounds.spread(lambda one: one["fuploader"]),
+        bare=rounds.spread(lambda one: one["tar"]),
         against="bare",
         least=1.0,
         aim=1.5,
-        note=note(packed, fuploader, tar),
+        note=note(ratio_of_rounds(rounds.spread(lambda one: one["ours"] / one["tar"])), rounds),
     )
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import boto3
@@ -23,7 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from dagster import EnvVar
 
-from benchmarks.ground import Ground, Runs, note
+from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
 from benchmarks.results import Row
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.storage import ArchiveFile, ObjectStore
@@ -58,14 +59,12 @@ def _to(ground: Ground, name: str, server: Server, size_mib: int) -> Iterator[Ro
     with ground.folder() as folder:
         archive = _make_archive(folder, size_mib)
         store, calls = _calls(server, archive)
-        numbers = iter(range(1_000_000))
-
-        def one_round() -> dict[str, Taken]:
-            return _round(store, calls, next(numbers))
-
-        one_round()  # warms up
-        rounds = ground.repeat(
-            f"upload of {size_mib} MiB to {name}", one_round, ground.sizes.times(9, 5)
+        numbers = count()
+        measures = {one: partial(_taken, store, call, numbers) for one, call in calls.items()}
+        for measure in measures.values():
+            measure()  # warms up
+        rounds = ground.rounds(
+            f"upload of {size_mib} MiB to {name}", measures, ground.sizes.times(9, 5)
         )
     for bare, what in (("same parts", "the same parts"), ("defaults", "boto3's own parts")):
         yield Row(
@@ -76,7 +75,7 @@ def _to(ground: Ground, name: str, server: Server, size_mib: int) -> Iterator[Ro
             against="bare",
             least=0.9,
             aim=1.0,
-            note=note(_of_pairs(rounds, bare), rounds),
+            note=note(_of_rounds(rounds, bare), rounds),
         )
     yield Row(
         row=f"CPU of an upload of {size_mib} MiB to S3 on {name}, without the server's",
@@ -89,9 +88,8 @@ def _to(ground: Ground, name: str, server: Server, size_mib: int) -> Iterator[Ro
     )
 
 
-def _of_pairs(rounds: Runs[dict[str, Taken]], bare: str) -> str:
-    spread = rounds.spread(lambda taken: taken[bare].wall / taken["ours"].wall)
-    return f"median of the rounds' own ratios {spread.median:.2f}" if spread else ""
+def _of_rounds(rounds: Runs[dict[str, Taken]], bare: str) -> str:
+    return ratio_of_rounds(rounds.spread(lambda taken: taken[bare].wall / taken["ours"].wall))
 
 
 def _calls(server: Server, archive: ArchiveFile) -> tuple[ObjectStore, Calls]:
@@ -128,16 +126,12 @@ def _calls(server: Server, archive: ArchiveFile) -> tuple[ObjectStore, Calls]:
     }
 
 
-def _round(store: ObjectStore, calls: Calls, number: int) -> dict[str, Taken]:
-    first = number % len(calls)
-    names = [*list(calls)[first:], *list(calls)[:first]]
-    taken = {}
-    for name in names:
-        key = f"{name} {number}"
-        wall, cpu = time.perf_counter(), _cpu_seconds()
-        calls[name](key)
-        taken[name] = Taken(time.perf_counter() - wall, _cpu_seconds() - cpu)
-        store.delete(key)
+def _taken(store: ObjectStore, call: Callable[[str], object], numbers: Iterator[int]) -> Taken:
+    key = str(next(numbers))
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    call(key)
+    taken = Taken(time.perf_counter() - wall, _cpu_seconds() - cpu)
+    store.delete(key)
     return taken
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import file_uploader
 import pytest
 
 from benchmarks import report
+from benchmarks.disk import Disk
 from benchmarks.documents import Documents, name_of
+from benchmarks.ground import Ground, Sizes
 from benchmarks.results import ResultFile, Row, Spread, read
 from benchmarks.rows import GROUPS, QUICK
 
@@ -108,3 +111,22 @@ def test_the_page_of_the_repository_has_a_place_for_the_table() -> None:
 
 def test_the_short_form_is_made_of_groups_that_exist() -> None:
     assert set(QUICK) <= set(GROUPS)
+
+
+def test_repetitions_are_those_of_a_drain_and_others_are_in_proportion() -> None:
+    assert [Sizes().times(full) for full in (5, 9, 3)] == [5, 9, 3]
+    assert [Sizes(repetitions=3).times(full) for full in (5, 9, 3)] == [3, 6, 2]
+    assert Sizes(quick=True).times(9, 5) == 5
+
+
+def test_a_round_measures_all_and_begins_with_another_one_each_time(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    with Ground(Disk(tmp_path, "a folder", False), Sizes()) as ground:
+        runs = ground.rounds("all", {one: partial(measure, one) for one in "abc"}, 2)
+    assert "".join(order) == "abcbca"
+    assert [one["a"] for one in runs.runs] == [1, 6]
