@@ -58,7 +58,7 @@ def main(
     sizes = Sizes(quick, scale, repetitions)
     with journalled_folder(folder or Path(tempfile.gettempdir()), disk_gib) as disk:
         log.print(f"disk: {disk.description}", highlight=False)
-        whole = sizes == Sizes() and chosen == list(GROUPS)
+        whole = replace(sizes, repetitions=0) == Sizes() and chosen == list(GROUPS)
         kept = ResultFile(_new_path(sizes), _header(disk, sizes, whole=whole))
         with Ground(disk, sizes) as ground:
             measured = list(_measure(ground, chosen, kept))
@@ -97,6 +97,7 @@ def _header(disk: Disk, sizes: Sizes, *, whole: bool) -> dict[str, Any]:
         "quick": sizes.quick,
         "scale": sizes.scale,
         "whole": whole,
+        "repetitions": sizes.times(),
     }
 
 

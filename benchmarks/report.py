@@ -37,6 +37,7 @@ def markdown(header: Mapping[str, Any], rows: Sequence[Row], source: str) -> str
         f"From `benchmarks/results/{source}`"
         + (f", at scale {header['scale']:g}" if header["scale"] != 1 else "")
         + (", short form" if header["quick"] else "")
+        + (f", {header['repetitions']} repetitions of a drain" if "repetitions" in header else "")
         + ".",
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",

@@ -7,6 +7,7 @@ one file per message. Ours also checks every digest, syncs the archive and reads
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +65,8 @@ def rows(ground: Ground) -> Iterator[Row]:
     )
 
 
-def _timed(work: Callable[[], None], afterwards: Callable[[], None] = lambda: None) -> float:
+def _timed(work: Callable[[], object], afterwards: Callable[[], None] = lambda: None) -> float:
+    os.sync()  # what the one before left unsynced would be ours to write, as we sync
     started = time.monotonic()
     work()
     seconds = time.monotonic() - started
