@@ -26,7 +26,7 @@ from tests.settings import pipeline, sealed
 from tests.ticking import Ticking, new_keys
 
 LONGEST_TICK_SECONDS = 4.0
-"""Less than the five that a state store has by default: a tick hurries it, and waits for no broker."""
+"""Less than the five of a state store: a tick hurries it, and waits for no broker."""
 
 
 @pytest.fixture
