@@ -153,7 +153,7 @@ def test_a_store_that_stays_broken_ends_in_the_error_that_says_so(
     archive = make_archive(tmp_path, SMALL)
     backend.proxy.play(Fault("503", "put", times=10_000))
     with pytest.raises(StoreUnavailable, match="503"):
-        backend.open(budget_seconds=0.5).put("k", archive)
+        backend.open(budget_seconds=2).put("k", archive)
     assert backend.proxy.hits["503", "put"] > 1
     assert archive.path.exists()
     assert backend.objects() == {}
