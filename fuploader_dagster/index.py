@@ -138,7 +138,7 @@ def read_index(content: bytes) -> IndexContent:
     position, number = HEADER_BYTES, 0
     while (found := _commit_at(content, position)) is not None and found.number == number:
         before = len(entries)
-        position = _add_entries(content, found, entries)
+        position = _add_entries(content, found.start, found.end, entries)
         if position != found.end or len(entries) - before != found.records:
             raise DamagedSlot(f"commit {number} of the index does not hold what it says")
         number += 1
@@ -178,14 +178,14 @@ def identities(content: bytes, *, at_start: bool) -> Identities:
 
 def names_of(content: bytes, sha256: bytes) -> list[str]:
     """Names of all records with this digest, without reading the others."""
-    names: list[str] = []
+    entries: list[IndexEntry] = []
     position = content.find(sha256)
     while position != -1:
         start = position - (_RECORD_BYTES - len(sha256))
         if start >= HEADER_BYTES and _is_record(content, start):
-            names.append(_entry_at(content, start)[0].name)
+            _add_entries(content, start, start + _RECORD_BYTES, entries)
         position = content.find(sha256, position + 1)
-    return names
+    return [entry.name for entry in entries]
 
 
 def salvage_records(content: bytes) -> list[IndexEntry]:
@@ -203,8 +203,7 @@ def salvage_records(content: bytes) -> list[IndexEntry]:
     position = 0
     while position + _RECORD_BYTES <= len(content):
         if _is_record(content, position):
-            entry, position = _entry_at(content, position)
-            entries.append(entry)
+            position = _add_entries(content, position, position + _RECORD_BYTES, entries)
         else:
             position += 1
     return entries
@@ -243,9 +242,11 @@ def _is_record(content: bytes, position: int) -> bool:
     return bool(_crc32(memoryview(content)[position + _CRC.size : end]) == crc)
 
 
-def _add_entries(content: bytes, commit: _Commit, entries: list[IndexEntry]) -> int:
-    """Add the records of a whole commit; where the last one ends. Under a microsecond for each."""
-    position, end = commit.start, commit.end
+def _add_entries(content: bytes, position: int, end: int, entries: list[IndexEntry]) -> int:
+    """Add the records between two places, which were checked; where the last one ends.
+
+    About a microsecond for each.
+    """
     make, add = IndexEntry._make, entries.append
     while position + _RECORD_BYTES <= end:
         name_bytes, head, offset, payload, sha256 = _unpack_fixed(content, position)
@@ -254,16 +255,6 @@ def _add_entries(content: bytes, commit: _Commit, entries: list[IndexEntry]) -> 
         name = content[name_at:position].decode("utf-8", "surrogateescape")
         add(make((name, offset, head, payload, sha256)))
     return position
-
-
-def _entry_at(content: bytes, position: int) -> tuple[IndexEntry, int]:
-    """The record that begins here, and where it ends. Of records that were checked."""
-    if position + _RECORD_BYTES > len(content):
-        raise DamagedSlot(f"the index has half a record at byte {position}")
-    name_bytes, head, offset, payload, sha256 = _FIXED.unpack_from(content, position + _CRC.size)
-    end = position + _RECORD_BYTES + name_bytes
-    name = content[end - name_bytes : end].decode("utf-8", "surrogateescape")
-    return IndexEntry(name, offset, head, payload, sha256), end
 
 
 def _is_torn(rest: bytes) -> bool:

@@ -177,8 +177,8 @@ def encode_pages(
     """The pages of these members; `lengths` in the tar stream, `digests` of 16 bytes each."""
     count = -(-len(names) // PAGE_MEMBERS)
     chosen: list[list[int]] = [[] for _ in range(count)]
-    for i, name in enumerate(names):  # as `_page_of`, without a call for each
-        chosen[crc32(name.encode("utf-8", "surrogatepass")) * count >> 32].append(i)
+    for i, name in enumerate(names):
+        chosen[_page_of(name, count)].append(i)
     positions = [offset // BLOCK for offset in accumulate(lengths, initial=0)]
     blocks = [(length - size) // BLOCK for length, size in zip(lengths, sizes, strict=True)]
     digest_of = [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]

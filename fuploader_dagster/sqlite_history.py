@@ -127,18 +127,21 @@ def _new_engine(address: str) -> Engine:
 _engines = _Engines(MOST_KEPT_OPEN)
 
 
-class _Runs(SqliteRunStorage):
+class _OfOneDatabase:
+    _conn_string: str
+
     @contextmanager
     def connect(self) -> Iterator[Connection]:
         with _engines.of(self._conn_string).begin() as connection:
             yield connection
 
 
-class _Schedules(SqliteScheduleStorage):
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with _engines.of(self._conn_string).begin() as connection:
-            yield connection
+class _Runs(_OfOneDatabase, SqliteRunStorage):
+    """Dagster's, with a kept engine."""
+
+
+class _Schedules(_OfOneDatabase, SqliteScheduleStorage):
+    """Dagster's, with a kept engine."""
 
 
 class _Events(SqliteEventLogStorage):

@@ -21,6 +21,7 @@ from fuploader_dagster.partitions import PIPELINE_TAG, Names
 from fuploader_dagster.receipts import receipts_between
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from tests.drains import files, publish, sealed_files
+from tests.packers import HOLD, held_packer
 from tests.servers.dagster_part import processes_of
 from tests.servers.ports import wait_until
 from tests.servers.quick_daemon import QuickDaemon
@@ -31,21 +32,6 @@ from tests.settings import archived_files, intake
 MESSAGES = 20
 BASE_SECONDS = 1.0
 LOOK_SECONDS = 0.05
-PACKER = """
-import os, subprocess, time
-from pathlib import Path
-
-HERE = Path(__file__).parent
-
-def pack(folder: Path) -> Path:
-    (HERE / "packing").write_text(str(os.getpid()))
-    while (HERE / "hold").exists():
-        time.sleep(0.05)
-    made = folder.with_suffix(".tar.zst")
-    names = sorted(os.listdir(folder))
-    subprocess.run(["tar", "--zstd", "-cf", made, "-C", folder, *names], check=True)
-    return made
-"""
 PACKER_THAT_FAILS = """
 def pack(folder):
     raise RuntimeError("there is no 7z on this machine")
@@ -167,7 +153,7 @@ def test_a_slot_that_fails_stays_is_seen_is_told_and_gets_through_when_the_cause
             until(lambda: docs.statuses().count("FAILURE") > 1, "another failure of the packer")
             wanted = {file: [body] for file, body in contents["docs"].items()}
             assert sealed_files(docs.layout) == wanted
-            packer.write_text(PACKER)
+            packer.write_text(held_packer("packing"))
             until(lambda: all(one.is_stored() for one in both), "both to be stored")
             docs.assert_paused_and_shipped(attempts_a_run=1)
             logs.assert_paused_and_shipped(attempts_a_run=2)
@@ -184,8 +170,8 @@ def test_a_run_that_is_killed_alone_or_with_its_code_server_ships_its_slot_once_
 ) -> None:
     """kill -9 in the middle of packing; then of the code server while the retry is queued, which
     waits for it; then of both, after which nobody but the recovery schedule knows of the run."""
-    (tmp_path / "packing.py").write_text(PACKER)
-    hold, packing = tmp_path / "hold", tmp_path / "packing"
+    (tmp_path / "packing.py").write_text(held_packer("packing"))
+    hold, packing = tmp_path / HOLD, tmp_path / "packing"
     hold.touch()
     contents = fill_a_slot(tmp_path, "docs")
     layout = Layout(tmp_path / "data" / "docs")

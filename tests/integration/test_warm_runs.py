@@ -13,25 +13,11 @@ import pytest
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.receipts import receipts_between
 from tests.drains import files, publish, sealed_files
+from tests.packers import HOLD, held_packer
 from tests.servers.dagster_dev import DagsterDev
 from tests.settings import archived_files
 
 MESSAGES = 20
-PACKER = """
-import os, subprocess, time
-from pathlib import Path
-
-HERE = Path(__file__).parent
-
-def pack(folder: Path) -> Path:
-    (HERE / "packing-VERSION").write_text(str(os.getpid()))
-    while (HERE / "hold").exists():
-        time.sleep(0.05)
-    made = folder.with_suffix(".tar.zst")
-    names = sorted(os.listdir(folder))
-    subprocess.run(["tar", "--zstd", "-cf", made, "-C", folder, *names], check=True)
-    return made
-"""
 TERMINATE = """mutation($run: String!) { terminateRun(runId: $run) { __typename
  ... on TerminateRunFailure { message } } }"""
 SECONDS = 60
@@ -52,8 +38,8 @@ def test_runs_are_forks_that_are_seen_when_they_die_ended_when_asked_and_load_wh
     }
     configuration = {"storage_root": str(folder / "data"), "pipelines": {"docs": settings}}
     dev = DagsterDev(folder, configuration, {})
-    (folder / "packing.py").write_text(PACKER.replace("VERSION", "one"))
-    (folder / "hold").touch()
+    (folder / "packing.py").write_text(held_packer("packing-one"))
+    (folder / HOLD).touch()
     first, second = (files(MESSAGES, prefix=which) for which in ("first", "second"))
 
     def packing(version: str) -> int:
@@ -80,8 +66,8 @@ def test_runs_are_forks_that_are_seen_when_they_die_ended_when_asked_and_load_wh
         dev.wait_for(lambda: statuses()[1] == "CANCELED", "the end of the run", SECONDS)
         assert sealed_files(pipeline.layout) == {name: [body] for name, body in first.items()}
 
-        (folder / "packing.py").write_text(PACKER.replace("VERSION", "two"))
-        (folder / "hold").unlink()
+        (folder / "packing.py").write_text(held_packer("packing-two"))
+        (folder / HOLD).unlink()
         publish(pipeline, second)
         dev.wait_for(lambda: bool(receipts_between(pipeline.layout)), "an archive", SECONDS)
         assert packing("two") > 0
