@@ -55,6 +55,12 @@ from fuploader_dagster.temporaries import temporary_file
 FRAME_BYTES = 2**20
 """Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
 
+_DEFAULT_LEVEL = 3
+_DEFAULT_HASH_LOG = 14
+"""Of zstd's default level, instead of 17: its hash table leaves room in a core's cache for what
+else is at work there. Takes a seventh of zstd's time away, for archives at most 1 % larger
+(docs/benchmarks.md). Other levels are as zstd has them."""
+
 _READ_BACK_BYTES = 2**18
 
 
@@ -62,7 +68,7 @@ def write_archive(
     path: Path,
     source: MemberSource,
     *,
-    level: int = 3,
+    level: int = _DEFAULT_LEVEL,
     threads: int = 1,
     frame_bytes: int = FRAME_BYTES,
     metadata: Mapping[str, str] | None = None,
@@ -209,13 +215,17 @@ class _FrameEncoder:
     """Compresses frames and proves that they decompress; each thread has contexts of its own."""
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        self._parameters = zstandard.ZstdCompressionParameters(
+            compression_level=level,
+            hash_log=_DEFAULT_HASH_LOG if level == _DEFAULT_LEVEL else 0,
+            write_checksum=True,
+        )
         self._contexts = threading.local()
 
     def encode(self, raw: bytes, member_digests: bytes) -> _Frame:
         contexts = self._contexts
         if not hasattr(contexts, "compressor"):
-            contexts.compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)
+            contexts.compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             contexts.decompressor = zstandard.ZstdDecompressor()
         data: bytes = contexts.compressor.compress(raw)
         if contexts.decompressor.decompress(data) != raw:
