@@ -1,4 +1,4 @@
-"""What the process that runs are forked from imports before the first run (`warm_runs.py`).
+"""What the process that runs are forked from imports and reads before them (`warm_runs.py`).
 
 It is imported there before anything else, because collecting garbage among all these imports takes
 a fifth of their time. Forks collect as usual, but not what was made here: a collection writes to,
@@ -37,5 +37,7 @@ MODULES = (
 for _module in MODULES:
     with suppress(ImportError):  # an SDK that is not installed
         import_module(_module)
+with suppress(ImportError):
+    import_module("fuploader_dagster.resources.object_stores.s3_service").read_models()
 gc.freeze()
 gc.enable()

@@ -11,9 +11,10 @@ from typing import Any
 import dagster as dg
 import pydantic
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores import S3, Local
+from fuploader_dagster.resources.object_stores import S3, Local, s3_service
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 
@@ -165,3 +166,23 @@ def test_a_customer_key_of_the_wrong_length_is_a_configuration_error(with_secret
     with pytest.raises(ConfigError, match="customer_key") as caught:
         settings(customer_key={"env": "TEST_SECRET"}).open()
     assert SECRET not in str(caught.value)
+
+
+def test_what_describes_s3_is_read_once_for_all_stores(
+    monkeypatch: pytest.MonkeyPatch, with_secret: None
+) -> None:
+    read = []
+    load_file = JSONFileLoader.load_file
+
+    def counted(loader: JSONFileLoader, path: str) -> Any:
+        read.append(path)
+        return load_file(loader, path)
+
+    monkeypatch.setattr(JSONFileLoader, "load_file", counted)
+    s3_service._models.cache_clear()
+    s3_service.read_models()
+    assert any("s3" in Path(path).parts for path in read)
+    read.clear()
+    settings().open()
+    settings(region="us-east-1").open()
+    assert read == []
