@@ -107,3 +107,29 @@ def test_a_minute_of_kills_of_everything_loses_doubles_and_changes_nothing(tmp_p
     assert result["kills"] >= 5
     assert result["published"] > 1_000
     assert result["dead_letters"] > 0
+
+
+def test_a_signal_that_comes_where_python_drops_exceptions_stops_all_the_same() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from tests.soak.__main__ import Stopped, listen\n"
+        "listen()\n"
+        "class Dropped:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(0.01)\n"
+        "try:\n"
+        "    Dropped()\n"
+        "    time.sleep(30)\n"
+        "except Stopped as stopped:\n"
+        "    print(stopped.args[0].name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("SIGTERM\n", "")

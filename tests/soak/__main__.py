@@ -34,6 +34,24 @@ def stop(number: int, _frame: object) -> None:
     raise Stopped(signal.Signals(number))
 
 
+def stop_again(ignored: sys.UnraisableHookArgs) -> None:
+    """What is raised in a destructor Python prints and drops; a signal there comes once more."""
+    if isinstance(ignored.exc_value, Stopped):
+        number = ignored.exc_value.args[0]
+        signal.signal(signal.SIGALRM, lambda _, frame: stop(number, frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def listen() -> None:
+    """Have the signals that stop raise `Stopped`, wherever the program is."""
+    sys.unraisablehook = stop_again
+    for each in STOPPING:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(each, stop)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--seconds", type=float, default=60, help="how long to kill")
@@ -42,9 +60,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=8, help="seconds between kills, on average")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     options = parser.parse_args()
-    for each in STOPPING:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup, or a job in the background
-            signal.signal(each, stop)
+    listen()
     print(f"seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"folder {folder}", file=sys.stderr, flush=True)
