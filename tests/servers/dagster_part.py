@@ -89,6 +89,16 @@ def processes_of(folder: str, *words: str) -> list[int]:
     return sorted(found)
 
 
+def processes_in(folder: Path) -> list[int]:
+    """Processes that work in the folder or below, whatever they have made of their environment."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it ended in this moment
+            if link.readlink().is_relative_to(folder):
+                found.append(int(link.parent.name))
+    return found
+
+
 def session_of(pid: int) -> int | None:
     try:
         return os.getsid(pid)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.servers.dagster_part import end, processes_in
 from tests.soak.soak import Progress, broken_promises, soak
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,6 +76,7 @@ def main() -> int:
             progress=progress,
         )
     except Stopped as stopped:
+        end(processes_in(folder))  # a server was being started, and nobody had it in hand yet
         signal_: signal.Signals = stopped.args[0]
         state = {"stopped_by": signal_.name, "seed": options.seed, "folder": str(folder)}
         print(json.dumps({**state, **vars(progress)}))
