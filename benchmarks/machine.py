@@ -19,6 +19,7 @@ _PACKAGES = (
     "aio-pika",
     "msgspec",
     "isal",
+    "xxhash",
     "zstandard",
     "redis",
     "boto3",

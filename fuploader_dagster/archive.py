@@ -5,8 +5,9 @@ What must always hold:
 - An archive under its final name is whole, synced, and was read back.
 - Identical members give identical bytes, whatever machine, source or number of threads (and the
   same zstd library: `zstandard` bundles its own; another version may compress differently).
-- Every payload was compared with its recorded digest on the way. A slot that contradicts its
-  index gives `DamagedSlot` and no archive.
+- Every byte was compared with what was recorded of it on the way: with the digest of the whole
+  segment where a seal has one, else each payload with its own. A slot that contradicts its seal or
+  its index gives `DamagedSlot`, which names the member, and no archive.
 
 Format: docs/formats.md, "Archive". How it works: members are cut into frames of about 1 MiB, at
 their boundaries; the frames are compressed independently, in a few threads, and written in order.
@@ -14,7 +15,11 @@ One frame per thread is in memory, so a slot of any size takes the same few mega
 
 Reading back is honest and cheap: each frame is decompressed at once and compared, byte by byte,
 with what was compressed; the finished file is read from the disk and its digest compared with
-that of the frames. Together: what is in the file decompresses to the members that were checked.
+that of what was written. Together: what is in the file decompresses to the members that were
+checked.
+
+Two kinds of digest: SHA-256 for what travels with the archive, XXH3-128, which takes a thirtieth of
+the time, for what is compared on this machine. Both have 128 bits or more: no damage escapes them.
 """
 
 from __future__ import annotations
@@ -25,11 +30,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import zstandard
+from xxhash import xxh3_128
 
 from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_members import MemberSource
@@ -100,6 +107,7 @@ def write_archive(
 class _Written(NamedTuple):
     size_bytes: int
     sha256: bytes
+    xxh128: str
 
 
 class _Frame(NamedTuple):
@@ -119,7 +127,7 @@ def _write(
     end_frame: bytes,
     metadata: Mapping[str, str],
 ) -> _Written:
-    whole = sha256()
+    whole, quick = sha256(), xxh3_128()
     size = 0
     member_digests, frame_digests = bytearray(), bytearray()
     frame_sizes: list[int] = []
@@ -130,6 +138,7 @@ def _write(
             nonlocal size
             file.write(data)
             whole.update(data)
+            quick.update(data)
             size += len(data)
 
         for frame in frames:
@@ -158,22 +167,21 @@ def _write(
         put(packed)
         put(end_frame)
         put(seek_table(manifest, len(packed)))
-    return _Written(size, whole.digest())
+    return _Written(size, whole.digest(), quick.hexdigest())
 
 
 def _read_back(path: Path, written: _Written) -> None:
     """Compare the file on the disk (not what the page cache remembers of it) with its digest."""
-    whole = sha256()
+    quick = xxh3_128()
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while block := file.read(_READ_BACK_BYTES):
-            whole.update(block)
+            quick.update(block)
         size = file.tell()
-    if (size, whole.digest()) != written:
+    if (size, quick.hexdigest()) != (written.size_bytes, written.xxh128):
         raise DamagedArchive(
-            f"{path} was written as {written.size_bytes} bytes with SHA-256 "
-            f"{written.sha256.hex()}, but the disk gives back {size} bytes with "
-            f"{whole.hexdigest()}",
+            f"{path} was written as {written.size_bytes} bytes with XXH128 {written.xxh128}, but "
+            f"the disk gives back {size} bytes with {quick.hexdigest()}",
             hint="the slot is untouched; check the disk (dmesg, SMART), then pack again",
         )
 
@@ -239,21 +247,54 @@ class _FrameEncoder:
 def _jobs(
     source: MemberSource, frame_bytes: int, encoder: _FrameEncoder
 ) -> Iterator[Callable[[], _Frame]]:
-    """One job per frame. Reading happens here, in order; checking and compressing in the job."""
+    """One job per frame. Reading happens here, in order; comparing, too, if it is done at once."""
+    recorded = [m.sha256 for m in source.members if m.sha256 is not None]
+    if source.xxh128 is None or len(recorded) != len(source.members):
+        for raw, check in _frames_to_check(source, frame_bytes):
+            yield lambda raw=raw, check=check: encoder.encode(raw, check())  # type: ignore[misc]
+        return
+    whole = xxh3_128()
+    for cut in cut_frames(source.lengths, frame_bytes):
+        raw = _read(source, cut)
+        whole.update(raw)
+        last_part = cut.stop is None or cut.stop == source.lengths[cut.first]
+        ended = recorded[cut.first : cut.last] if last_part else []
+        yield partial(encoder.encode, raw, b"".join(sha[:DIGEST_BYTES] for sha in ended))
+    if whole.hexdigest() != source.xxh128:
+        for _, check in _frames_to_check(source, frame_bytes):
+            check()
+        raise DamagedSlot(
+            f"each member from {source.place(0)} on is as its index says, but all of them together "
+            "are not what was sealed",
+            hint="nothing was packed or removed; pack again, and check this machine's memory and "
+            "disk if it stays so",
+        )
+
+
+def _read(source: MemberSource, cut: FrameCut) -> bytes:
+    if cut.stop is None:
+        return source.read(cut.first, cut.last)
+    return source.read_part(cut.first, cut.start, cut.stop)
+
+
+def _frames_to_check(
+    source: MemberSource, frame_bytes: int
+) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
+    """Each frame, and what compares its members one by one and returns their digests.
+
+    The parts of a large member are compared here, because that must happen in order.
+    """
     large: _LargeMember | None = None
     for cut in cut_frames(source.lengths, frame_bytes):
+        raw = _read(source, cut)
         if cut.stop is None:
-            raw = source.read(cut.first, cut.last)
-            yield lambda raw=raw, cut=cut: encoder.encode(  # type: ignore[misc]
-                raw, check_members(raw, source, cut.first, cut.last)
-            )
+            yield raw, partial(check_members, raw, source, cut.first, cut.last)
         else:
             if cut.start == 0:
                 large = _LargeMember(source, cut.first)
             assert large is not None  # noqa: S101 - a large member's first frame starts at 0
-            raw = source.read_part(cut.first, cut.start, cut.stop)
             found = large.add(raw, last=cut.stop == source.lengths[cut.first])
-            yield lambda raw=raw, found=found: encoder.encode(raw, found)  # type: ignore[misc]
+            yield raw, partial(bytes, found)
 
 
 def _in_order(jobs: Iterator[Callable[[], _Frame]], threads: int) -> Generator[_Frame, None, None]:

@@ -40,6 +40,8 @@ class MemberSource(ABC):
     members: Sequence[Member | IndexEntry]
     lengths: Sequence[int]
     """Of each member in the tar stream: header, payload, padding."""
+    xxh128: str | None = None
+    """XXH3-128 of the tar bytes of all members, in hex; None where nobody recorded it."""
 
     @abstractmethod
     def read(self, first: int, last: int) -> bytes:
@@ -75,7 +77,8 @@ class MemberSource(ABC):
 class SegmentMembers(MemberSource):
     """Members in a segment file. `offsets` are those of their headers.
 
-    Without offsets the members lie one behind the other from the file's start.
+    Without offsets the members lie one behind the other from the file's start. `xxh128` is the
+    digest that was recorded for the whole file, if one was.
     """
 
     def __init__(
@@ -83,8 +86,10 @@ class SegmentMembers(MemberSource):
         path: Path,
         members: Sequence[Member | IndexEntry],
         offsets: Sequence[int] | None = None,
+        xxh128: str | None = None,
     ) -> None:
         self.path = path
+        self.xxh128 = xxh128
         self.members = members
         self.lengths = [member_bytes(m.name, m.size_bytes) for m in members]
         self._offsets = list(accumulate(self.lengths, initial=0)) if offsets is None else offsets

@@ -130,7 +130,8 @@ def _pack_built_in(
 
 def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
     if slot.seal.slot_format == "segment":
-        return SegmentMembers(slot.segment, entries, [entry.offset for entry in entries])
+        offsets = [entry.offset for entry in entries]
+        return SegmentMembers(slot.segment, entries, offsets, slot.seal.segment_xxh128)
     return FolderMembers(slot.files, entries)
 
 

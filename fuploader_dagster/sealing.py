@@ -6,6 +6,7 @@ What must always hold:
   step. A crash in between leaves an active directory with a seal in it; the next owner renames it.
 - From then on nothing in it changes. Its partition key and object key stand in the seal, and the
   seal holds the digest of the index, which holds the digest of every message.
+  The digest of the whole segment stands there too: packing compares it, which costs little.
 - `SealedSlot` is the only way to reach the data of a sealed directory, and it has no `append`.
 
 A slot whose key generator failed is sealed without an object key; the key is asked for again when
@@ -57,6 +58,8 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     messages: int
     payload_bytes: int
     index_sha256: str
+    segment_xxh128: str | None = None
+    """XXH3-128 of the segment, in hex; None in the `files` format, and in seals of before."""
     archive: str
     """The archive's file name."""
     object_key: str | None
@@ -88,6 +91,7 @@ def make_seal(
     messages: int,
     payload_bytes: int,
     index_content: bytes,
+    segment_xxh128: str | None = None,
     reason: Reason,
     now: float,
 ) -> Seal:
@@ -112,6 +116,7 @@ def make_seal(
         messages=messages,
         payload_bytes=payload_bytes,
         index_sha256=hashlib.sha256(index_content).hexdigest(),
+        segment_xxh128=segment_xxh128,
         archive=archive,
         object_key=key,
         key_problem=problem,

@@ -35,6 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from xxhash import xxh3_128
+
 from fuploader_dagster import index
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.fileio import (
@@ -50,6 +52,7 @@ from fuploader_dagster.tarstream import member_header, padding
 
 SEGMENT_NAME = "segment.tar"
 FILES_NAME = "files"
+_BLOCK_BYTES = 2**20
 _CLOSED = -1
 
 SetAside = Callable[[Path], object]
@@ -118,6 +121,10 @@ class SlotWriter(ABC):
     def _write_data(self) -> None:
         """Make the data of all added messages durable."""
 
+    def xxh128(self) -> str | None:
+        """XXH3-128 of all committed data, in hex; None where the data is not one file."""
+        return None
+
     def commit(self) -> None:
         """Make everything added so far durable.
 
@@ -161,6 +168,10 @@ class SegmentWriter(SlotWriter):
         self._data = _CLOSED
         self._committed_end = 0
         self._end = 0
+        self._digest = xxh3_128()
+
+    def xxh128(self) -> str:
+        return self._digest.hexdigest()
 
     def _has_data(self) -> bool:
         path = self.directory / SEGMENT_NAME
@@ -175,6 +186,8 @@ class SegmentWriter(SlotWriter):
             reached(Step.TAIL_CUT)
         os.fdatasync(self._data)
         self._committed_end = self._end = end
+        for start in range(0, end, _BLOCK_BYTES):
+            self._digest.update(os.pread(self._data, min(_BLOCK_BYTES, end - start), start))
 
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
         head = member_header(name, len(content))
@@ -187,9 +200,11 @@ class SegmentWriter(SlotWriter):
 
     def _write_data(self) -> None:
         os.lseek(self._data, self._committed_end, os.SEEK_SET)
-        write_all(self._data, b"".join(self._parts))
+        data = b"".join(self._parts)
+        write_all(self._data, data)
         reached(Step.DATA_WRITTEN)
         os.fdatasync(self._data)
+        self._digest.update(data)
         self._committed_end = self._end
         self._parts.clear()
 

@@ -158,6 +158,7 @@ class Slot:
             messages=self._entries,
             payload_bytes=self._bytes,
             index_content=(directory / INDEX_NAME).read_bytes(),
+            segment_xxh128=self._writer.xxh128(),
             reason=reason,
             now=self._clock(),
         )

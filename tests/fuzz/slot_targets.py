@@ -139,6 +139,7 @@ class SealTarget(Target):
                 messages=1,
                 payload_bytes=2,
                 index_content=index.header(),
+                segment_xxh128="0" * 32,
                 reason="age",
                 now=1.0,
             )

@@ -6,6 +6,8 @@ import random
 from hashlib import sha256
 from pathlib import Path
 
+from xxhash import xxh3_128
+
 from fuploader_dagster.archive_members import Member, SegmentMembers
 from fuploader_dagster.tarstream import member_header, padding
 
@@ -34,12 +36,13 @@ def members(contents: dict[str, bytes]) -> list[Member]:
     return [Member(n, len(b), sha256(b).digest()) for n, b in contents.items()]
 
 
-def segment(path: Path, contents: dict[str, bytes]) -> SegmentMembers:
-    """A segment file that holds the contents, opened for packing."""
-    path.write_bytes(
-        b"".join(member_header(n, len(b)) + b + padding(len(b)) for n, b in contents.items())
+def segment(path: Path, contents: dict[str, bytes], *, sealed: bool = False) -> SegmentMembers:
+    """A segment file that holds the contents, opened for packing; with the seal's digest or not."""
+    data = b"".join(member_header(n, len(b)) + b + padding(len(b)) for n, b in contents.items())
+    path.write_bytes(data)
+    return SegmentMembers(
+        path, members(contents), xxh128=xxh3_128(data).hexdigest() if sealed else None
     )
-    return SegmentMembers(path, members(contents))
 
 
 class InMemory:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from indexed_zstd import IndexedZstdFile
 from ratarmountcore.mountsource.factory import open_mount_source
+from xxhash import xxh3_128
 
 from fuploader_dagster import archive as archive_module
 from fuploader_dagster.archive import cut_frames, write_archive
@@ -116,6 +117,8 @@ def test_identical_members_give_identical_bytes(tmp_path: Path) -> None:
         digest_of(segment(tmp_path / "segment", contents), 1),
         digest_of(segment(tmp_path / "segment", contents), 2),
         digest_of(segment(tmp_path / "segment", contents), 5),
+        digest_of(segment(tmp_path / "segment", contents, sealed=True), 1),
+        digest_of(segment(tmp_path / "segment", contents, sealed=True), 2),
         digest_of(SegmentMembers(tmp_path / "gappy", members(contents), offsets), 2),
         digest_of(FolderMembers(tmp_path / "files", members(contents)), 2),
         digest_of(FolderMembers(tmp_path / "files"), 1),
@@ -206,12 +209,13 @@ def flipped(path: Path, offset: int) -> None:
 @pytest.mark.parametrize("name", ["one block", "very large.bin", "消息.json"])
 @pytest.mark.parametrize("part", ["header", "payload"])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sealed", [False, True])
 def test_a_flipped_bit_in_the_segment_stops_packing_and_names_the_member(
-    tmp_path: Path, name: str, part: str, threads: int
+    tmp_path: Path, name: str, part: str, threads: int, sealed: bool
 ) -> None:
     contents = payloads()
     offset = tar_stream(contents).index(member_header(name, len(contents[name])))
-    with segment(tmp_path / "segment", contents) as source:
+    with segment(tmp_path / "segment", contents, sealed=sealed) as source:
         header_size = len(member_header(name, len(contents[name])))
         flipped(tmp_path / "segment", offset + (100 if part == "header" else header_size + 5))
         with pytest.raises(DamagedSlot, match=f"{name!r} at offset {offset} of .*segment"):
@@ -219,16 +223,34 @@ def test_a_flipped_bit_in_the_segment_stops_packing_and_names_the_member(
     assert [p.name for p in tmp_path.iterdir()] == ["segment"]
 
 
-def test_nonzero_padding_is_damage_too(tmp_path: Path) -> None:
-    with segment(tmp_path / "segment", {"a": b"x", "b": b"y"}) as source:
+@pytest.mark.parametrize("sealed", [False, True])
+def test_nonzero_padding_is_damage_too(tmp_path: Path, sealed: bool) -> None:
+    with segment(tmp_path / "segment", {"a": b"x", "b": b"y"}, sealed=sealed) as source:
         flipped(tmp_path / "segment", 1023)
         with pytest.raises(DamagedSlot, match="'a' at offset 0"):
             write_archive(tmp_path / "a.tar.zst", source)
 
 
-def test_a_segment_that_is_cut_off_stops_packing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_members_that_are_not_what_was_sealed_together_stop_packing(
+    tmp_path: Path, threads: int
+) -> None:
+    """Each is what the index says, but the seal is of other bytes: one of the two is wrong."""
+    data = tar_stream(payloads()).removesuffix(END)
+    (tmp_path / "segment").write_bytes(data)
+    sealed = xxh3_128(data + b"x").hexdigest()
+    with (
+        SegmentMembers(tmp_path / "segment", members(payloads()), xxh128=sealed) as source,
+        pytest.raises(DamagedSlot, match="not what was sealed"),
+    ):
+        write_archive(tmp_path / "a.tar.zst", source, threads=threads, frame_bytes=FRAME)
+    assert [p.name for p in tmp_path.iterdir()] == ["segment"]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_segment_that_is_cut_off_stops_packing(tmp_path: Path, sealed: bool) -> None:
     contents = payloads()
-    with segment(tmp_path / "segment", contents) as source:
+    with segment(tmp_path / "segment", contents, sealed=sealed) as source:
         os.truncate(tmp_path / "segment", (tmp_path / "segment").stat().st_size - 700)
         with pytest.raises(DamagedSlot, match="ends at"):
             write_archive(tmp_path / "a.tar.zst", source, frame_bytes=FRAME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import DamagedSlot, StrategyError
 from fuploader_dagster.packing import find_packed, forget_packed, pack
-from fuploader_dagster.sealing import SealedSlot, find_sealed
+from fuploader_dagster.sealing import SEAL_NAME, SealedSlot, find_sealed
 from fuploader_dagster.shipping import Done, Failed, ship
 from tests.settings import pipeline, sealed
 
@@ -272,6 +273,27 @@ def test_a_slot_that_was_changed_is_never_packed(
         pack(slot, settings)
     assert bytes_of(slot.directory) == before
     assert find_packed(settings.layout, slot.seal.partition) is None
+
+
+@pytest.mark.parametrize("content", [b"content", b"c0ntent"])
+def test_a_seal_without_a_digest_of_the_segment_has_each_message_compared(
+    tmp_path: Path, content: bytes
+) -> None:
+    """As they were written before seals had one."""
+    settings = pipeline(tmp_path)
+    slot = sealed(settings, {"a.json": b"content", "b.json": b"other"})
+    path = slot.directory / SEAL_NAME
+    former = json.loads(path.read_bytes())
+    del former["segment_xxh128"]
+    path.write_text(json.dumps(former))
+    slot.segment.write_bytes(slot.segment.read_bytes().replace(b"content", content))
+    found = find_sealed(settings.layout, slot.seal.partition)
+    assert found is not None
+    if content == b"content":
+        assert pack(found, settings).messages == 2
+    else:
+        with pytest.raises(DamagedSlot, match=r"a\.json"):
+            pack(found, settings)
 
 
 def test_forgetting_an_archive_may_be_repeated(tmp_path: Path) -> None:

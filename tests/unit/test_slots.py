@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_128
 
-from fuploader_dagster.errors import DamagedSlot, SlotInUse
+from fuploader_dagster.errors import DamagedSlot, DiskFailed, SlotInUse
 from fuploader_dagster.index import COMMIT_BYTES, HEADER_BYTES
 from fuploader_dagster.numbered_names import numbered_name
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
@@ -273,6 +274,40 @@ def test_an_index_that_was_changed_after_the_seal_is_noticed(tmp_path: Path) -> 
     index.write_bytes(index.read_bytes() + b"x")
     with pytest.raises(DamagedSlot, match="not the one that was sealed"):
         sealed.entries()
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_the_digest_in_the_seal_is_the_segments_also_behind_a_restart_and_a_failed_commit(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a" * 3000)
+        slot.commit()
+        slot.add("lost.json", b"never committed")
+    with Slot(settings, 0) as slot:
+        slot.add("b.json", b"b")
+        slot.commit()
+        slot.add("failed.json", b"x")
+
+        def failing(step: Step) -> None:
+            if step is Step.DATA_SYNCED:
+                raise OSError(5, "Input/output error")
+
+        observe(failing)
+        try:
+            with pytest.raises(DiskFailed, match="Input/output"):
+                slot.commit()
+        finally:
+            observe(None)
+    with Slot(settings, 0) as slot:
+        slot.add("c.json", b"c" * 2_000_000)
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert [e.name for e in sealed.entries()] == ["a.json", "b.json", "c.json"]
+    assert sealed.seal.segment_xxh128 == (
+        xxh3_128(sealed.segment.read_bytes()).hexdigest() if slot_format == "segment" else None
+    )
 
 
 def test_a_key_generator_that_fails_delays_the_key_and_loses_nothing(tmp_path: Path) -> None:
