@@ -266,8 +266,8 @@ def _jobs(
         raise DamagedSlot(
             f"each member from {source.place(0)} on is as its index says, but all of them together "
             "are not what was sealed",
-            hint="nothing was packed or removed; pack again, and check this machine's memory and "
-            "disk if it stays so",
+            hint="nothing was packed or removed; pack again. If it stays so, segment_xxh128 in the "
+            "slot's seal.json is what changed: without it each member is compared by itself",
         )
 
 

@@ -5,8 +5,8 @@ What must always hold:
 - `seal.json` is written into the active directory, durably, and then the directory is renamed: one
   step. A crash in between leaves an active directory with a seal in it; the next owner renames it.
 - From then on nothing in it changes. Its partition key and object key stand in the seal, and the
-  seal holds the digest of the index, which holds the digest of every message.
-  The digest of the whole segment stands there too: packing compares it, which costs little.
+  seal holds the digest of the index, which holds the digest of every message, and the digest of
+  the whole segment, which is compared in a fraction of the time.
 - `SealedSlot` is the only way to reach the data of a sealed directory, and it has no `append`.
 
 A slot whose key generator failed is sealed without an object key; the key is asked for again when
