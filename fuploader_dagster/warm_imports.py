@@ -26,11 +26,9 @@ MODULES = (
     "dagster._core.workspace.autodiscovery",
     "dagster._daemon.controller",
     "upath.implementations.local",
-    "boto3.s3.inject",
     "fuploader_dagster.warm_runs",
     "fuploader_dagster.definitions",
     "fuploader_dagster.sqlite_history",
-    "fuploader_dagster.resources.object_stores.s3_service",
     *(reference.partition(":")[0] for kinds in KINDS.values() for reference in kinds.values()),
 )
 

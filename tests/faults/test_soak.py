@@ -102,6 +102,20 @@ def test_a_minute_of_kills_of_everything_loses_doubles_and_changes_nothing(tmp_p
     assert result["dead_letters"] > 0
 
 
+def interpreted(
+    program: str, *, timeout: float, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def test_a_signal_that_comes_where_python_drops_exceptions_stops_all_the_same() -> None:
     program = (
         "import os, signal, time\n"
@@ -117,14 +131,7 @@ def test_a_signal_that_comes_where_python_drops_exceptions_stops_all_the_same() 
         "except Stopped as stopped:\n"
         "    print(stopped.args[0].name)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = interpreted(program, timeout=60)
     assert (done.stdout, done.stderr) == ("SIGTERM\n", "")
 
 
@@ -143,14 +150,6 @@ def test_a_signal_in_the_middle_of_starting_a_server_leaves_it_behind_no_more_th
         "from tests.soak.__main__ import main\n"
         "sys.exit(main())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = interpreted(program, timeout=120, TMPDIR=str(tmp_path))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert processes_in(tmp_path) == []
