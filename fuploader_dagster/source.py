@@ -6,6 +6,8 @@ What must always hold:
   a process that dies before that gets it delivered again (to itself or to another).
 - `settle` covers *every* message received so far up to `batch.last`, in the order in which
   `receive` returned them: one acknowledgement per batch, not per message.
+- The order in which `receive` returns messages is the order in which the queue delivered them, with
+  no delivery left out between two of them: `settle` covers what lies between, received or not.
 - Only a durable commit (`fuploader_dagster.drain`) makes a `CommittedBatch`.
 
 Errors: `SourceUnavailable` for what may pass, `SourceRefused` for what needs a person. After
@@ -60,7 +62,20 @@ class MessageSource(ABC):
         """Return up to `limit` messages, in the queue's order.
 
         Returns as soon as at least one message is there, and an empty list when none came
-        within `timeout_seconds`. Keeps the connection alive (heartbeats) while it waits.
+        within `timeout_seconds`, or at once when no more may come before the next `settle`
+        (`limit_in_hand`). Keeps the connection alive (heartbeats) while it waits; with limit 0 it
+        does that alone.
+        """
+
+    def limit_in_hand(self, messages: int) -> None:
+        """Let the queue hand out at most this many unsettled messages, from now on.
+
+        0: nothing more; what was handed out already can still be received and settled. May be
+        called before `open`, which keeps it, and at any time after; more than the `prefetch` that
+        the source was built with counts as that, which is also the limit of a new source. For
+        queues that count deliveries and drop a message after so many (RabbitMQ's quorum queues):
+        whatever is in hand when a consumer dies counts as delivered once more. The default does
+        nothing.
         """
 
     @abstractmethod
@@ -73,7 +88,11 @@ class MessageSource(ABC):
 
     @abstractmethod
     def describe(self, message: Message) -> dict[str, Any]:
-        """Headers and properties of a message as JSON-ready values, for a dead letter."""
+        """Headers and properties of a message as JSON-ready values, for a dead letter.
+
+        Never raises for anything that the queue can deliver: what cannot be decoded is kept as
+        it came, `{"base64": ...}`.
+        """
 
 
 class MessagePublisher(ABC):
