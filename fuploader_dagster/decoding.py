@@ -104,6 +104,8 @@ class Decoder:
             return error
 
     def _plain(self, message: Message) -> File | BadMessage:
+        if message.damage:
+            return BadMessage(message.damage)
         try:
             envelope = self._built_in(message)
             name = envelope.file_name if self._namer is None else self._ask_name(envelope)
@@ -140,6 +142,9 @@ class Decoder:
         results: list[Any] = []
         what = f"the parser {name_of(parser)}"
         for message in messages:
+            if message.damage:
+                results.append(BadMessage(message.damage))
+                continue
             self._alarm(self._settings.parser_timeout_seconds)
             try:
                 results.append(_ask(what, parser, message.body))

@@ -37,6 +37,9 @@ class Message(NamedTuple):
     message_id: str | None
     attributes: Any = None
     """The source's own view of headers and properties; `MessageSource.describe` renders it."""
+    damage: str = ""
+    """Why the bytes are not those that were published, if the source knows: one sentence. Such a
+    message is not decoded; it becomes a dead letter for this reason."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class MessageSource(ABC):
         does that alone.
         """
 
-    def limit_in_hand(self, messages: int) -> None:
+    def limit_in_hand(self, messages: int) -> None:  # noqa: B027 - a default, on purpose
         """Let the queue hand out at most this many unsettled messages, from now on.
 
         0: nothing more; what was handed out already can still be received and settled. May be

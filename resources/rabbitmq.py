@@ -240,11 +240,12 @@ class RabbitMQSource(MessageSource):
 
     def _collector(self) -> Any:
         """pika's callback for messages that `take_deliveries` leaves to it."""
-        start, append, build = self._start, self._surplus.append, Message._make
+        start, append = self._start, self._surplus.append
 
         def collect(_channel: object, method: Any, properties: Any, body: bytes) -> None:
             receipt = start + method.delivery_tag
-            append(build((body, receipt, method.redelivered, properties.message_id, properties)))
+            redelivered, message_id = method.redelivered, properties.message_id
+            append(Message(body, receipt, redelivered, message_id, properties))
 
         return collect
 

@@ -178,6 +178,19 @@ def test_a_body_that_is_none_of_the_format_is_a_dead_letter_and_the_others_flow_
     assert kinds == [File, BadMessage, File, BadMessage, File]
 
 
+@pytest.mark.parametrize("values", [{}, {"parser": f"{HERE}:async_parser"}])
+def test_what_the_source_knows_to_be_damaged_is_a_dead_letter_and_not_decoded(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    body = encode("a.json", b'{"n": 1}')
+    damaged = message(body)._replace(damage="its row changed on the disk")
+    decoder = Decoder(intake(tmp_path, **values))
+    results = decoder.decode([message(body), damaged, message(body)])
+    decoder.close()
+    assert [isinstance(one, File) for one in results] == [True, False, True]
+    assert str(results[1]) == "its row changed on the disk"
+
+
 def test_a_message_that_unpacks_to_too_much_is_a_dead_letter(tmp_path: Path) -> None:
     bodies = [encode("a", bytes(1001)), encode("b", bytes(1000))]
     large, fits = decode(tmp_path, bodies, max_unpacked_bytes=1000)
