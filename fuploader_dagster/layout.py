@@ -68,8 +68,12 @@ class PartitionKey:
 
 
 def utc(seconds: float) -> datetime:
-    """A moment of `time.time()` as an aware datetime, cut to milliseconds."""
-    return datetime.fromtimestamp(int(seconds * 1000) / 1000, tz=timezone.utc)
+    """A moment of `time.time()` as an aware datetime, cut to milliseconds.
+
+    Cut from the microseconds, not from the float: 129.034 s times 1000 is 129033.9999....
+    """
+    moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuploader_dagster.layout import Layout, PartitionKey, utc
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 KEYS = st.builds(
     PartitionKey,
     sealed_at=st.integers(0, 4_000_000_000_000).map(lambda ms: utc(ms / 1000)),
@@ -73,12 +74,17 @@ def test_what_is_no_partition_key_is_none(text: str) -> None:
     assert PartitionKey.parse(text) is None
 
 
-@given(st.integers(0, 4_000_000_000_000))
-def test_a_moment_keeps_its_milliseconds(milliseconds: int) -> None:
-    moment = utc(milliseconds / 1000)
-    assert moment.tzinfo is timezone.utc
-    assert moment.microsecond % 1000 == 0
-    assert abs(moment.timestamp() * 1000 - milliseconds) <= 1
+@given(st.integers(0, 4_000_000_000_000), st.integers(0, 999))
+@example(129_034, 0)
+@example(1_795_000_000_001, 0)
+def test_a_moment_keeps_its_milliseconds(milliseconds: int, microseconds: int) -> None:
+    """However it came: as a float of seconds, through a partition key, or through both again."""
+    moment = utc((milliseconds * 1000 + microseconds) / 1_000_000)
+    assert moment == EPOCH + timedelta(milliseconds=milliseconds)
+    assert utc(moment.timestamp()) == moment
+    key = PartitionKey.parse(str(PartitionKey(moment, "n", 0, 1)))
+    assert key is not None
+    assert key.sealed_at == moment
 
 
 def test_listings_know_numbers_and_pass_over_everything_else(tmp_path: Path) -> None:
