@@ -27,9 +27,10 @@ help: ## Show this list
 run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-C stops it
 	@exec $(BIN)/fuploader dev
 
-test: $(VENV)/.dev ## All tests, on real servers of their own; PYTEST="-k name" chooses
+test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" chooses; SEED=n repeats an order
 	@tools/install_test_servers.sh
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		--durations 20 $(if $(SEED),--randomly-seed $(SEED)) $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .

@@ -1,12 +1,30 @@
-"""Fixtures of all tests: the private servers, each started at its first use.
+"""Fixtures and habits of all tests: private servers, each started at its first use, and one seed.
 
 `make test` runs whole files side by side, each process with servers of its own. Files whose tests
 mostly wait (restarts, backfills, ticks of a daemon) begin first, so that none is left at the end.
+
+pytest-randomly shuffles the other files, and the tests within each file. It prints its seed, which
+hypothesis takes as well, so `make test SEED=n` repeats a run: its order and its examples. How quick
+a machine is decides nothing: no example has a deadline, and what waits, waits for a condition
+(`tests.servers.ports.wait_until`).
 """
 
+from __future__ import annotations
+
+import random
+
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.servers.queue_fixtures", "tests.servers.object_store_fixtures"]
+
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 _LONG_FIRST = (
     "integration/test_whole_way",
@@ -17,8 +35,21 @@ _LONG_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for the order and the examples, before either plugin makes its own."""
+    if not config.pluginmanager.hasplugin("randomly"):
+        return
+    if config.option.randomly_seed == "default":
+        config.option.randomly_seed = random.SystemRandom().getrandbits(32)
+    # A process of xdist's is told by the one that started it.
+    seed = getattr(config, "workerinput", vars(config.option))["randomly_seed"]
+    if seed != "last" and getattr(config.option, "hypothesis_seed", seed) is None:
+        config.option.hypothesis_seed = str(seed)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; within a file the order stays."""
+    """Long files first; among the others and within a file the order stays as it was shuffled."""
 
     def place(item: pytest.Item) -> int:
         found = (n for n, part in enumerate(_LONG_FIRST) if item.nodeid.startswith(f"tests/{part}"))

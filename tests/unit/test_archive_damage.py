@@ -192,7 +192,7 @@ def test_verify_archive_raises_for_a_damaged_file(sound: Sound, tmp_path: Path) 
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_bytes_whatever_cause_an_error_that_is_not_ours(data: st.DataObject) -> None:
     """Random bytes behind a beginning of an archive, or around pieces of zstd and tar."""
     pieces = st.sampled_from(

@@ -62,7 +62,7 @@ def test_headers_never_change() -> None:
 @given(file_names, st.integers(min_value=0, max_value=2**45))
 @example("n" * 100, 8**11 - 1)
 @example("n", 8**11)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_tarfile_reads_back_any_name_and_size(name: str, size: int) -> None:
     """What tarfile parses is what was written, and nothing else is set."""
     header = member_header(name, size)
