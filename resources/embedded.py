@@ -5,6 +5,8 @@ What must always hold:
 - A published message is on the disk when `publish` returns (SQLite's log, synced per batch).
 - A message is handed to one live consumer at a time, in the order of publishing. It is removed by
   `settle` alone, in one synced transaction per batch.
+- A message is handed out as right only as it was published: a damaged row comes with `damage`
+  (`embedded_rows`). Nothing is removed that was not handed out.
 - What a dead or closed consumer held is handed out again, before everything younger, and marked as
   redelivered. A consumer is alive while the kernel holds its file lock: kill -9 gives it back.
 
@@ -15,20 +17,21 @@ row need not survive a power cut, because its consumer does not either.
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 import sqlite3
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from fuploader_dagster.errors import (
-    BadMessage,
     ConfigError,
     SlotInUse,
     SourceRefused,
@@ -36,6 +39,7 @@ from fuploader_dagster.errors import (
 )
 from fuploader_dagster.fileio import FileLock
 from fuploader_dagster.resources.embedded_database import QueueDatabase, explained
+from fuploader_dagster.resources.embedded_rows import Row, described, message_of, row_of
 from fuploader_dagster.source import (
     CommittedBatch,
     Message,
@@ -44,7 +48,10 @@ from fuploader_dagster.source import (
     SourceSettings,
 )
 
-_CONSUMERS = "consumers"
+log = logging.getLogger(__name__)
+
+CONSUMERS = "consumers"
+_CONSUMER = re.compile(rb"[0-9a-f]{32}")
 _BATCH_MESSAGES = 1_000
 _BATCH_BYTES = 4 * 1024 * 1024
 _LARGEST_ID = 2**63 - 1
@@ -154,37 +161,32 @@ class EmbeddedSource(MessageSource):
         self._runs.clear()
         self._unsettled = 0
         if lock is not None:
-            with suppress(SourceUnavailable, SourceRefused):  # the next consumer will do it
-                self._give_back(self._consumer)
+            with suppress(SourceUnavailable, SourceRefused, OSError):  # the next consumer does it
+                self._give_back(self._consumer.encode())
+                lock.path.unlink(missing_ok=True)
             lock.release()
         self._database.close()
 
     def describe(self, message: Message) -> dict[str, Any]:
-        deliveries, headers = message.attributes
-        described: dict[str, Any] = {"deliveries": deliveries}
-        if headers is not None:
-            described["headers"] = json.loads(headers)
-        if message.message_id is not None:
-            described["message_id"] = message.message_id
-        return described
+        return described(message)
 
     def _take(self, room: int) -> list[Message]:
         """Take the oldest messages that nobody holds."""
         taken: list[Message] = []
         runs: list[_Run] = []
         with self._database.transaction(durable=False) as db:
-            for first, last in _gaps(db.execute("SELECT first, last FROM held ORDER BY first")):
+            held = db.execute("SELECT first, last FROM held ORDER BY first").fetchall()
+            for first, last in _gaps(held):
                 rows = db.execute(
-                    "SELECT body, id, deliveries, message_id, headers FROM messages "
+                    "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
                     "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
                     (first, last, room - len(taken)),
                 ).fetchall()
                 if rows:
                     receipt = self._last_receipt + len(taken) + 1
-                    runs.append(_Run(receipt, [row[1] for row in rows]))
+                    runs.append(_Run(receipt, _rising([row[0] for row in rows], first, last)))
                     taken += [
-                        Message(body, receipt + offset, count > 0, name, (count + 1, headers))
-                        for offset, (body, _, count, name, headers) in enumerate(rows)
+                        message_of(row[1:], receipt + offset) for offset, row in enumerate(rows)
                     ]
                 if len(taken) == room:
                     break
@@ -192,10 +194,26 @@ class EmbeddedSource(MessageSource):
                 "INSERT INTO held VALUES (?, ?, ?, ?)",
                 [(self._consumer, run.ids[0], run.ids[-1], len(run.ids)) for run in runs],
             )
+            if not taken and not held:
+                self._miss_none(db)
         self._runs += runs
         self._unsettled += len(taken)
         self._last_receipt += len(taken)
         return taken
+
+    def _miss_none(self, db: sqlite3.Connection) -> None:
+        """Nothing is left: then none may be waiting. What damage made unreachable is told once."""
+        waiting = _waiting(db)
+        if waiting == 0:
+            return
+        log.error(
+            "%s counted %s messages and has none any more: its file was damaged, or another "
+            "program removed them. Unless you know that, save what its file still holds "
+            '(docs/operations.md, "The file of an embedded queue is damaged")',
+            self._settings.describe(),
+            waiting,
+        )
+        db.execute("UPDATE waiting SET messages = 0")
 
     def _forget(self, db: sqlite3.Connection, run: _Run, count: int) -> None:
         """Remove the first messages of a run, and what `held` says about them."""
@@ -211,11 +229,13 @@ class EmbeddedSource(MessageSource):
         if held.rowcount != 1:
             raise SourceUnavailable(
                 f"{self._settings.describe()} gave our messages to another consumer",
-                hint=f"did something remove files in its folder {_CONSUMERS}?",
+                hint=f"did something remove files in its folder {CONSUMERS}?",
             )
-        db.execute(
+        removed = db.execute(
             "DELETE FROM messages WHERE id BETWEEN ? AND ?", (run.ids[0], run.ids[count - 1])
         )
+        if removed.rowcount != count:  # never what nobody was given
+            raise sqlite3.DatabaseError(f"{removed.rowcount} rows are where {count} were read")
         db.execute("UPDATE waiting SET messages = messages - ?", (count,))
 
     def _release_the_dead(self) -> bool:
@@ -225,39 +245,45 @@ class EmbeddedSource(MessageSource):
             return False
         self._looked_for_the_dead = now
         released = False
-        for consumer in self._database.consumers():
+        for name in self._database.consumers():
+            if _CONSUMER.fullmatch(name) is None:  # damage: nobody's, and no name for a file
+                log.warning("%s: a damaged note of who holds messages", self._settings.describe())
+                self._give_back(name)
+                released = True
+                continue
+            consumer = name.decode()
             lock = FileLock(self._lock_path(consumer))
             if consumer == self._consumer or not _acquired(lock):
                 continue
-            self._give_back(consumer)
+            self._give_back(name)
             lock.path.unlink(missing_ok=True)
             lock.release()
             released = True
         return released
 
-    def _give_back(self, consumer: str) -> None:
+    def _give_back(self, consumer: bytes) -> None:
         with self._database.transaction(durable=False) as db:
             db.execute(
                 "UPDATE messages SET deliveries = deliveries + 1 WHERE id IN (SELECT m.id "
                 "FROM held JOIN messages m ON m.id BETWEEN held.first AND held.last "
-                "WHERE held.consumer = ?)",
+                "WHERE CAST(held.consumer AS BLOB) = ?)",
                 (consumer,),
             )
-            db.execute("DELETE FROM held WHERE consumer = ?", (consumer,))
-        self._lock_path(consumer).unlink(missing_ok=True)
+            db.execute("DELETE FROM held WHERE CAST(consumer AS BLOB) = ?", (consumer,))
 
     def _remove_old_locks(self) -> None:
         """Files of consumers that died while they held nothing. Young ones may be in the making."""
-        for path in (self._settings.path / _CONSUMERS).glob("*.lock"):
+        for path in (self._settings.path / CONSUMERS).glob("*.lock"):
             if path.stat().st_mtime > time.time() - _OLD_LOCK_SECONDS:
                 continue
             lock = FileLock(path)
-            if path.stem not in self._database.consumers() and _acquired(lock):
+            holders = self._database.consumers()
+            if path.stem.encode() not in holders and _acquired(lock):
                 path.unlink(missing_ok=True)
                 lock.release()
 
     def _lock_path(self, consumer: str) -> Path:
-        return self._settings.path / _CONSUMERS / f"{consumer}.lock"
+        return self._settings.path / CONSUMERS / f"{consumer}.lock"
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -276,10 +302,12 @@ class EmbeddedPublisher(MessagePublisher):
 
     def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
         published = 0
-        for rows in _batches(_row(body, headers) for body, headers in messages):
+        for rows in _batches(row_of(body, headers) for body, headers in messages):
             with self._database.transaction(durable=True) as db:
                 db.executemany(
-                    "INSERT INTO messages (body, message_id, headers) VALUES (?, ?, ?)", rows
+                    "INSERT INTO messages (body, message_id, headers, digest) "
+                    "VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?)",
+                    rows,
                 )
                 db.execute("UPDATE waiting SET messages = messages + ?", (len(rows),))
             published += len(rows)
@@ -287,23 +315,39 @@ class EmbeddedPublisher(MessagePublisher):
 
     def backlog(self) -> int:
         with self._database.transaction(durable=False) as db:
-            (count,) = db.execute(
-                "SELECT messages - (SELECT ifnull(sum(messages), 0) FROM held) FROM waiting"
-            ).fetchone()
-        return int(count)
+            (held,) = db.execute("SELECT total(messages) FROM held").fetchone()
+            return max(0, _waiting(db) - int(held))
 
     def close(self) -> None:
         self._database.close()
 
 
-def _gaps(held: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _waiting(db: sqlite3.Connection) -> int:
+    """How many messages the queue counts, those in hand among them."""
+    row = db.execute("SELECT messages FROM waiting").fetchone()
+    if row is None or type(row[0]) is not int:
+        raise sqlite3.DatabaseError("the count of messages is none")
+    return int(row[0])
+
+
+def _gaps(held: Iterable[tuple[Any, Any]]) -> Iterator[tuple[int, int]]:
     """Ranges of ids that nobody holds, between ranges that are held."""
     free_from = 1
-    for first, last in list(held):
+    for first, last in held:
+        if type(first) is not int or type(last) is not int:
+            raise sqlite3.DatabaseError("a range of messages in hand is none")
         if free_from < first:
             yield free_from, first - 1
-        free_from = last + 1
-    yield free_from, _LARGEST_ID
+        free_from = max(free_from, last + 1)
+    if free_from <= _LARGEST_ID:
+        yield free_from, _LARGEST_ID
+
+
+def _rising(ids: list[int], first: int, last: int) -> list[int]:
+    """The ids of rows as they were read; a damaged table gives a row twice, or one out of order."""
+    if ids[0] < first or ids[-1] > last or any(a >= b for a, b in pairwise(ids)):
+        raise sqlite3.DatabaseError("the rows of messages are not in their order")
+    return ids
 
 
 def _covered(runs: Iterable[_Run], last_receipt: int) -> list[tuple[_Run, int]]:
@@ -320,21 +364,9 @@ def _acquired(lock: FileLock) -> bool:
     return True
 
 
-def _row(body: bytes, headers: Mapping[str, Any]) -> tuple[bytes, str | None, str | None]:
-    others = {name: value for name, value in headers.items() if name != "message_id"}
-    message_id = headers.get("message_id")
-    try:
-        text = json.dumps(others) if others else None
-    except (TypeError, ValueError) as error:
-        raise BadMessage(f"a header cannot be kept as JSON: {error}") from error
-    return bytes(body), None if message_id is None else str(message_id), text
-
-
-def _batches(
-    rows: Iterable[tuple[bytes, str | None, str | None]],
-) -> Iterator[list[tuple[bytes, str | None, str | None]]]:
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Cut into batches by count and by bytes."""
-    batch: list[tuple[bytes, str | None, str | None]] = []
+    batch: list[Row] = []
     size_bytes = 0
     for row in rows:
         batch.append(row)

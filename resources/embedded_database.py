@@ -1,40 +1,42 @@
 """The file of an embedded queue: its tables, its transactions, and what its errors mean.
 
 What must always hold: a transaction that was asked to be durable is on the disk when it ends. The
-file that is written is the one that lies under its name: after somebody removed or replaced it,
-SQLite would go on writing into a file that nobody can reach any more.
+file that is written is the one that has its name now (`sqlite_files`). Whatever a damaged file
+raises becomes an error of the contract, which says what to do.
 
-    messages    id (never used again), message_id, headers (JSON), deliveries, body
+    messages    id (never used again), deliveries, and what `embedded_rows` says
     held        consumer, first, last, messages: a range of ids that a consumer has taken
     waiting     one row: how many messages there are, so that the backlog needs no scan
+
+Files of programs before the digest get the column when they are opened.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
-from fuploader_dagster.fileio import make_dirs
+from fuploader_dagster.sqlite_files import TROUBLE, SqliteFile, trouble
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.embedded import EmbeddedQueue
 
-_FILE = "queue.sqlite"
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, message_id TEXT, headers TEXT,
-    deliveries INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS held (
-    consumer TEXT NOT NULL, first INTEGER PRIMARY KEY, last INTEGER NOT NULL,
-    messages INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS waiting (only INTEGER PRIMARY KEY CHECK (only = 0), messages INTEGER);
-INSERT OR IGNORE INTO waiting VALUES (0, 0);
-COMMIT;
-"""
+FILE = "queue.sqlite"
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS messages (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, message_id TEXT, headers TEXT,
+        deliveries INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL, digest BLOB)""",
+    """CREATE TABLE IF NOT EXISTS held (
+        consumer TEXT NOT NULL, first INTEGER PRIMARY KEY, last INTEGER NOT NULL,
+        messages INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS waiting (
+        only INTEGER PRIMARY KEY CHECK (only = 0), messages INTEGER)""",
+    """INSERT OR REPLACE INTO waiting SELECT 0, (SELECT count(*) FROM messages)
+        WHERE NOT EXISTS (SELECT 1 FROM waiting WHERE typeof(messages) = 'integer')""",
+)
 
 
 class QueueDatabase:
@@ -42,80 +44,88 @@ class QueueDatabase:
 
     def __init__(self, settings: EmbeddedQueue) -> None:
         self._settings = settings
-        self._path = settings.path / _FILE
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+        self._path = settings.path / FILE
+        self._file: SqliteFile | None = None
 
     def open(self) -> None:
-        if self._connection is not None:
-            return
-        with self._explaining():
-            make_dirs(self._settings.path)
-            db = sqlite3.connect(
-                self._path, timeout=self._settings.busy_timeout_seconds, isolation_level=None
-            )
-            self._connection = db
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(_SCHEMA)
-            self._inode = self._path.stat().st_ino
+        if self._file is None:
+            with self.explaining():
+                seconds = self._settings.busy_timeout_seconds
+                self._file = SqliteFile(self._path, prepare, wait_seconds=seconds)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def version(self) -> int:
         """Changes when another connection has written."""
-        with self._explaining():
-            return int(self._opened().execute("PRAGMA data_version").fetchone()[0])
+        with self.explaining():
+            row = self._opened().connection.execute("PRAGMA data_version").fetchone()
+        return int(row[0])
 
-    def consumers(self) -> list[str]:
+    def consumers(self) -> list[bytes]:
         """Those who hold messages."""
-        with self._explaining():
-            rows = self._opened().execute("SELECT DISTINCT consumer FROM held").fetchall()
-        return [consumer for (consumer,) in rows]
+        with self.explaining():
+            db = self._opened().connection
+            rows = db.execute("SELECT DISTINCT CAST(consumer AS BLOB) FROM held").fetchall()
+        return [consumer or b"" for (consumer,) in rows]
 
     @contextmanager
     def transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
         """All or nothing; a durable one is on the disk when it ends."""
-        with self._explaining():
-            db = self._opened()
-            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            db.execute("BEGIN IMMEDIATE")
-            try:
+        with self.explaining():
+            file = self._opened()
+            file.connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with file.transaction() as db:
                 yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self) -> SqliteFile:
         self.open()
-        assert self._connection is not None  # noqa: S101
-        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+        assert self._file is not None  # noqa: S101
+        if not self._file.in_place:
             raise SourceUnavailable(
                 f"{self._settings.describe()} was removed or replaced while it was in use"
             )
-        return self._connection
+        return self._file
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
+    def explaining(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except TROUBLE as error:
             self.close()
             raise explained(self._settings, error) from error
-        except SourceUnavailable:
+        except (SourceUnavailable, SourceRefused):
             self.close()
             raise
 
 
-def explained(settings: EmbeddedQueue, error: Exception) -> SourceUnavailable | SourceRefused:
+def explained(settings: EmbeddedQueue, error: BaseException) -> SourceUnavailable | SourceRefused:
     what = f"could not use {settings.describe()}: {error}"
-    if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
-        return SourceRefused(what, hint="the folder must be one that this user may write")
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-        return SourceRefused(what, hint=f"{_FILE} is damaged: put it aside and look what it holds")
-    return SourceUnavailable(what, hint="check the folder's disk, its space and its rights")
+    kind = trouble(error)
+    if kind == "rights":
+        hint = "the folder must be one that this user may write, with all that is in it"
+        return SourceRefused(what, hint=hint)
+    if kind == "damaged":
+        return SourceRefused(
+            what,
+            hint=f"{FILE} is damaged: stop all who use it and save what can be read "
+            '(docs/operations.md, "The file of an embedded queue is damaged")',
+        )
+    if kind == "busy":
+        return SourceUnavailable(what, hint="another process writes for long; it is tried again")
+    return SourceUnavailable(what, hint="check the folder's disk and its space")
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    """Make the tables that are missing."""
+    db.text_factory = bytes  # a damaged text raises nothing before its row is looked at
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA:
+        db.execute(statement)
+    columns = [name for _, name, *_ in db.execute("PRAGMA table_info(messages)")]
+    if b"digest" not in columns:
+        db.execute("ALTER TABLE messages ADD COLUMN digest BLOB")
+    db.execute("COMMIT")
