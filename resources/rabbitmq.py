@@ -4,6 +4,7 @@ What must always hold:
 
 - A message is acknowledged only by `settle`, one multiple ack per batch. Whatever was not
   acknowledged when the connection goes is delivered again by the broker.
+- Receipts follow each other without a hole, and only what `receive` returned is acknowledged.
 - Receipts are never used on another connection than their own: a delivery tag means another
   message there. They grow across reconnections, and older ones are refused.
 - A queue that exists is used as it is, whatever its type and arguments; it is declared (durable)
@@ -18,12 +19,9 @@ so it is looked at after each step.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections import deque
 from collections.abc import Iterator
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -33,7 +31,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fuploader_dagster.diagnosis import Diagnosis
-from fuploader_dagster.errors import ConfigError, SourceUnavailable
+from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.rabbitmq_connection import (
     PIKA_ERRORS,
     Address,
@@ -42,8 +40,9 @@ from fuploader_dagster.resources.rabbitmq_connection import (
     disconnect,
     explained,
 )
-from fuploader_dagster.resources.rabbitmq_deliveries import decode_properties, take_deliveries
+from fuploader_dagster.resources.rabbitmq_deliveries import take_deliveries
 from fuploader_dagster.resources.rabbitmq_examination import examine
+from fuploader_dagster.resources.rabbitmq_properties import described
 from fuploader_dagster.resources.rabbitmq_publisher import RabbitMQPublisher
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource, SourceSettings
@@ -152,17 +151,22 @@ class RabbitMQ(SourceSettings):
 
 
 class RabbitMQSource(MessageSource):
-    """One consumer on one connection."""
+    """One consumer at a time on one connection."""
 
     def __init__(self, settings: RabbitMQ, prefetch: int) -> None:
         self._settings = settings
-        self._prefetch = prefetch
+        self._prefetch = self._limit = prefetch
+        """`_limit`: how many unsettled messages may be out; at most `_prefetch`."""
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
+        self._consumer = ""
+        """The tag of our consumer; empty while there is none."""
+        self._prefetch_of_consumer = 0
         self._surplus: deque[Message] = deque()
         self._start = 0
         """A receipt is the channel's delivery tag plus this."""
-        self._last_receipt = 0
+        self._received = 0
+        """The last receipt that `receive` returned."""
         self._settled = 0
         self._last_io = 0.0
         self._cancelled = False
@@ -170,18 +174,31 @@ class RabbitMQSource(MessageSource):
     def open(self) -> None:
         self.close()
         self._connection, self._channel = connect(self._settings, "drain")
-        self._start = self._settled = self._last_receipt
+        self._start = self._settled = self._received
         self._cancelled = False
         try:
-            self._channel.basic_qos(prefetch_count=self._prefetch)
             self._channel.add_on_cancel_callback(self._on_cancelled)
             take_deliveries(
                 self._connection, self._channel.channel_number, self._surplus.append, self._start
             )
-            self._channel.basic_consume(self._settings.queue, self._collector())
-        except PIKA_ERRORS as error:
-            self._give_up("consume from", error)
-        self._last_io = time.monotonic()
+        except SourceRefused:
+            self.close()
+            raise
+        self._consume()
+
+    def limit_in_hand(self, messages: int) -> None:
+        """As the contract says.
+
+        A consumer's prefetch is fixed when it begins. So another limit takes another consumer,
+        which begins once all messages of the one before are settled. A quorum queue takes back,
+        and counts as delivered, what is on its way to a consumer that ends: so one ends for a
+        higher limit only when its prefetch is used up, which is when the limit matters.
+        """
+        self._limit = max(0, min(messages, self._prefetch))
+        if self._limit < self._prefetch_of_consumer:
+            self._end_consumer()
+        if not self._consumer:
+            self._consume()
 
     def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
         """As the contract says; with limit 0 it only waits and keeps the connection alive."""
@@ -189,9 +206,11 @@ class RabbitMQSource(MessageSource):
         surplus = self._surplus
         if len(surplus) < limit or self._io_is_due():
             self._process_io(0)
+        if self._limit > self._prefetch_of_consumer and self._nothing_may_come():
+            self._end_consumer()
         while not (surplus and limit):
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if remaining <= 0 or (limit and self._nothing_may_come()):
                 return []
             self._process_io(remaining)
         if len(surplus) <= limit:
@@ -199,7 +218,10 @@ class RabbitMQSource(MessageSource):
             surplus.clear()
         else:
             messages = [surplus.popleft() for _ in range(limit)]
-        self._last_receipt = messages[-1].receipt
+        first, last = messages[0].receipt, messages[-1].receipt
+        if first != self._received + 1 or last != self._received + len(messages):
+            self._refuse_gap(f"deliveries {first} to {last} came after {self._received}")
+        self._received = last
         return messages
 
     def settle(self, batch: CommittedBatch) -> None:
@@ -211,6 +233,8 @@ class RabbitMQSource(MessageSource):
                 "is gone, so they cannot be acknowledged",
                 hint="nothing is lost: the broker delivers them again",
             )
+        if last > self._received:
+            self._refuse_gap(f"only deliveries up to {self._received} were received, not {last}")
         rejected: set[int] = set()
         if self._settings.reject_dead_letters:
             rejected = {message.receipt for message in batch.dead_letters}
@@ -225,29 +249,50 @@ class RabbitMQSource(MessageSource):
                 channel.basic_ack(last - self._start, multiple=True)
         except PIKA_ERRORS as error:
             self._give_up("acknowledge messages of", error)
-        self._settled = batch.last.receipt
+        self._settled = max(self._settled, batch.last.receipt)
+        if not self._consumer:
+            self._consume()
 
     def close(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
+        self._consumer, self._prefetch_of_consumer = "", 0
         if self._surplus:
-            self._last_receipt = self._surplus[-1].receipt
+            self._received = self._surplus[-1].receipt
         self._surplus = deque()
         disconnect(connection)
 
     def describe(self, message: Message) -> dict[str, Any]:
-        properties = vars(_properties(message.attributes))
-        return {name: _json_ready(value) for name, value in properties.items() if value is not None}
+        return described(message.attributes or b"")
 
-    def _collector(self) -> Any:
-        """pika's callback for messages that `take_deliveries` leaves to it."""
-        start, append = self._start, self._surplus.append
+    def _in_hand(self) -> int:
+        """Messages that were delivered, to us or to the caller, and are not settled."""
+        delivered = self._surplus[-1].receipt if self._surplus else self._received
+        return delivered - self._settled
 
-        def collect(_channel: object, method: Any, properties: Any, body: bytes) -> None:
-            receipt = start + method.delivery_tag
-            redelivered, message_id = method.redelivered, properties.message_id
-            append(Message(body, receipt, redelivered, message_id, properties))
+    def _nothing_may_come(self) -> bool:
+        return self._in_hand() >= self._prefetch_of_consumer
 
-        return collect
+    def _consume(self) -> None:
+        """Begin to consume, unless nothing may come yet."""
+        if not self._limit or self._in_hand() or self._channel is None:
+            return
+        try:
+            self._channel.basic_qos(prefetch_count=self._limit)
+            self._consumer = self._channel.basic_consume(self._settings.queue, _never_called)
+        except PIKA_ERRORS as error:
+            self._give_up("consume from", error)
+        self._prefetch_of_consumer = self._limit
+        self._last_io = time.monotonic()
+
+    def _end_consumer(self) -> None:
+        """What was delivered until the broker's answer is in the surplus."""
+        if not self._consumer or self._channel is None:
+            return
+        try:
+            self._channel.basic_cancel(self._consumer)
+        except PIKA_ERRORS as error:
+            self._give_up("pause consuming from", error)
+        self._consumer, self._prefetch_of_consumer = "", 0
 
     def _on_cancelled(self, _frame: object) -> None:
         self._cancelled = True
@@ -273,26 +318,19 @@ class RabbitMQSource(MessageSource):
         if not self._channel.is_open:
             self._give_up("receive from", closing_reason(self._channel))
 
+    def _refuse_gap(self, found: str) -> NoReturn:
+        """An acknowledgement would cover messages that nobody has."""
+        self.close()
+        raise SourceUnavailable(
+            f"messages of {self._settings.describe()} are missing among those received: {found}",
+            hint="nothing is lost: nothing of it was acknowledged, the broker delivers it again",
+        )
+
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:
         self.close()
         raise explained(tried, self._settings, error) from error
 
 
-def _properties(attributes: Any) -> Any:
-    return decode_properties(attributes) if isinstance(attributes, bytes) else attributes
-
-
-def _json_ready(value: Any) -> Any:
-    """A header's value as JSON has it; bytes that are no text become `{"base64": …}`."""
-    if isinstance(value, dict):
-        return {str(key): _json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else value
+def _never_called(*_: object) -> None:
+    """pika wants a callback; `take_deliveries` leaves no delivery for it."""
+    raise AssertionError("a delivery reached pika")

@@ -1,0 +1,261 @@
+"""A message's properties as AMQP encodes them: read for the drain and for dead letters.
+
+What must always hold: nothing here raises, whatever the bytes are. A producer may send a header
+that Python has no value for (a timestamp in milliseconds is the year 56873), text that is no
+UTF-8, a type that nobody knows, or tables thousands deep; such a message is drained like any other.
+What cannot be decoded is kept as it came.
+
+Rendered for JSON, as `docs/formats.md` lists it: text and numbers as they are; bytes that are no
+text as `{"base64": ...}`; a timestamp as ISO 8601, or as its number where no calendar has it; a
+decimal, NaN, an infinity and a number of more than 64 bits as text. Where decoding stops, in a
+table, a list or among the properties, the bytes that are left stand under `undecoded`.
+
+AMQP 0-9-1, numbers big-endian. Properties: one word or more of flags (bit 0: another word
+follows), then the fields whose flags are set, in the order of `_FIELDS`. Short string: u8 length,
+bytes. Table: u32 length in bytes, then pairs of short string and value. Value: one byte of type.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from struct import Struct
+from struct import error as StructError  # noqa: N812  struct names its exception in lower case
+from typing import Any
+
+UNDECODED = "undecoded"
+DEEPEST = 32
+"""Tables and lists inside each other; what is deeper is kept undecoded. JSON has to be read, too,
+by tools with a limit of their own."""
+
+_WORD, _LENGTH, _TIME = Struct(">H"), Struct(">I"), Struct(">Q")
+_MORE_FLAGS = 1
+_MESSAGE_ID = 1 << 7
+_SHORT, _TABLE, _OCTET, _SECONDS = "short string", "table", "octet", "seconds"
+_FIELDS = (
+    (1 << 15, "content_type", _SHORT),
+    (1 << 14, "content_encoding", _SHORT),
+    (1 << 13, "headers", _TABLE),
+    (1 << 12, "delivery_mode", _OCTET),
+    (1 << 11, "priority", _OCTET),
+    (1 << 10, "correlation_id", _SHORT),
+    (1 << 9, "reply_to", _SHORT),
+    (1 << 8, "expiration", _SHORT),
+    (_MESSAGE_ID, "message_id", _SHORT),
+    (1 << 6, "timestamp", _SECONDS),
+    (1 << 5, "type", _SHORT),
+    (1 << 4, "user_id", _SHORT),
+    (1 << 3, "app_id", _SHORT),
+    (1 << 2, "cluster_id", _SHORT),
+)
+_BEFORE_MESSAGE_ID = tuple((flag, kind) for flag, _, kind in _FIELDS if flag > _MESSAGE_ID)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class _Unreadable(Exception):
+    """Decoding cannot go on from here."""
+
+
+def message_id(encoded: bytes) -> str | None:
+    """The message's id, in hexadecimal if it is no text; None if there is none to be found."""
+    try:
+        (flags,) = _WORD.unpack_from(encoded)
+        if not flags & _MESSAGE_ID:
+            return None
+        position = 2
+        word = flags
+        while word & _MORE_FLAGS:
+            (word,) = _WORD.unpack_from(encoded, position)
+            position += 2
+        for flag, kind in _BEFORE_MESSAGE_ID:
+            if flags & flag:
+                if kind is _SHORT:
+                    position += 1 + encoded[position]
+                elif kind is _OCTET:
+                    position += 1
+                else:
+                    position += 4 + int(_LENGTH.unpack_from(encoded, position)[0])
+        start, length = position + 1, encoded[position]
+    except (StructError, IndexError):
+        return None
+    raw = encoded[start : start + length]
+    if len(raw) < length:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.hex()
+
+
+def described(encoded: bytes) -> dict[str, Any]:
+    """All properties as JSON-ready values; those that are not set are left out."""
+    found: dict[str, Any] = {}
+    position = 0
+    try:
+        word = _MORE_FLAGS
+        flags = 0
+        while word & _MORE_FLAGS:
+            (word,) = _WORD.unpack_from(encoded, position)
+            flags = flags or word
+            position += 2
+        for flag, name, kind in _FIELDS:
+            if flags & flag:
+                found[name], position = _READERS[kind](encoded, position)
+    except (StructError, IndexError, _Unreadable):
+        _put(found, UNDECODED, _base64(encoded[position:]))
+    return found
+
+
+def _short(encoded: bytes, position: int) -> tuple[Any, int]:
+    start = position + 1
+    end = start + encoded[position]
+    return _text(_bytes(encoded, start, end)), end
+
+
+def _octet(encoded: bytes, position: int) -> tuple[Any, int]:
+    return encoded[position], position + 1
+
+
+def _seconds(encoded: bytes, position: int) -> tuple[Any, int]:
+    return _number(_TIME.unpack_from(encoded, position)[0]), position + _TIME.size
+
+
+def _headers(encoded: bytes, position: int) -> tuple[Any, int]:
+    inside, end = _part(encoded, position)
+    return _table(inside, DEEPEST), end
+
+
+_READERS: dict[str, Callable[[bytes, int], tuple[Any, int]]] = {
+    _SHORT: _short,
+    _OCTET: _octet,
+    _SECONDS: _seconds,
+    _TABLE: _headers,
+}
+
+
+def _table(encoded: bytes, levels: int) -> dict[str, Any]:
+    """The pairs of a table; `encoded` is what its length spans."""
+    found: dict[str, Any] = {}
+    position = 0
+    while position < len(encoded):
+        try:
+            start = position + 1
+            end = start + encoded[position]
+            key = _bytes(encoded, start, end)
+            value, after = _value(encoded, end, levels)
+        except (StructError, IndexError, _Unreadable):
+            _put(found, UNDECODED, _base64(encoded[position:]))
+            break
+        _put(found, key.decode(errors="backslashreplace"), value)
+        position = after
+    return found
+
+
+def _list(encoded: bytes, levels: int) -> list[Any]:
+    found: list[Any] = []
+    position = 0
+    while position < len(encoded):
+        try:
+            value, position = _value(encoded, position, levels)
+        except (StructError, IndexError, _Unreadable):
+            found.append({UNDECODED: _base64(encoded[position:])})
+            break
+        found.append(value)
+    return found
+
+
+def _value(  # noqa: PLR0911  one return for each kind of value
+    encoded: bytes, position: int, levels: int
+) -> tuple[Any, int]:
+    """A value with its byte of type, and where it ends."""
+    kind = encoded[position : position + 1]
+    position += 1
+    if kind in (b"F", b"A"):
+        inside, end = _part(encoded, position)
+        if levels == 1:
+            return {UNDECODED: _base64(inside)}, end
+        read = _table if kind == b"F" else _list
+        return read(inside, levels - 1), end
+    if kind in (b"S", b"x"):
+        inside, end = _part(encoded, position)
+        return _text(inside), end
+    if kind == b"V":
+        return None, position
+    if kind == b"D":
+        scale, unscaled = _DECIMAL.unpack_from(encoded, position)
+        return str(Decimal(unscaled).scaleb(-scale)), position + _DECIMAL.size
+    if kind == b"T":
+        return _moment(_TIME.unpack_from(encoded, position)[0]), position + _TIME.size
+    if kind not in _NUMBERS:
+        raise _Unreadable
+    form = _NUMBERS[kind]
+    (number,) = form.unpack_from(encoded, position)
+    end = position + form.size
+    if kind == b"t":
+        return bool(number), end
+    if isinstance(number, float) and not math.isfinite(number):
+        return repr(number), end
+    return number, end
+
+
+_DECIMAL = Struct(">Bi")
+_NUMBERS = {
+    b"t": Struct(">B"),
+    b"b": Struct(">b"),
+    b"B": Struct(">B"),
+    b"s": Struct(">h"),
+    b"U": Struct(">h"),  # signed in RabbitMQ's reading, whatever the specification says
+    b"u": Struct(">H"),
+    b"I": Struct(">i"),
+    b"i": Struct(">I"),
+    b"l": Struct(">q"),
+    b"L": Struct(">q"),
+    b"f": Struct(">f"),
+    b"d": Struct(">d"),
+}
+
+
+def _part(encoded: bytes, position: int) -> tuple[bytes, int]:
+    """What stands behind a length of four bytes, and where it ends."""
+    start = position + _LENGTH.size
+    end = start + int(_LENGTH.unpack_from(encoded, position)[0])
+    return _bytes(encoded, start, end), end
+
+
+def _bytes(encoded: bytes, start: int, end: int) -> bytes:
+    if end > len(encoded):
+        raise _Unreadable
+    return encoded[start:end]
+
+
+def _text(raw: bytes) -> Any:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return _base64(raw)
+
+
+def _moment(seconds: int) -> Any:
+    try:
+        return (_EPOCH + timedelta(seconds=seconds)).isoformat()
+    except OverflowError:  # milliseconds, mostly
+        return _number(seconds)
+
+
+def _number(number: int) -> Any:
+    """Readers of JSON mostly have 64 bits with a sign."""
+    return number if number < 1 << 63 else str(number)
+
+
+def _base64(raw: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(raw).decode()}
+
+
+def _put(table: dict[str, Any], name: str, value: Any) -> None:
+    """Two of one name are both kept: the second one's name gets a `_`."""
+    while name in table:
+        name += "_"
+    table[name] = value
