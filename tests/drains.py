@@ -84,6 +84,42 @@ def publish_bodies(settings: Intake, bodies: list[bytes], **headers: Any) -> Non
         publisher.close()
 
 
+@contextmanager
+def publishing(settings: Intake, *, ahead: int = 500) -> Iterator[dict[str, bytes]]:
+    """Files come all the time inside the block, so that a drain is never over before it ends.
+
+    At most `ahead` and a few wait in the queue. The dict is all that was published, once the block
+    is left; before that, there may be a few more.
+    """
+    contents: dict[str, bytes] = {}
+    problems: list[BaseException] = []
+    over = threading.Event()
+
+    def go_on() -> None:
+        publisher = settings.source.publisher()
+        try:
+            while not over.is_set():
+                if publisher.backlog() > ahead:
+                    over.wait(0.02)
+                    continue
+                more = files(100, seed=len(contents), prefix=f"p{len(contents):06d}-")
+                publisher.publish((encode(name, body, "bytes"), {}) for name, body in more.items())
+                contents.update(more)
+        except BaseException as error:
+            problems.append(error)
+        finally:
+            publisher.close()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield contents
+    finally:
+        over.set()
+        thread.join()
+    assert problems == []
+
+
 def backlog(settings: Intake) -> int:
     """Messages that wait and that no consumer holds."""
     publisher = settings.source.publisher()
@@ -123,7 +159,7 @@ def draining(settings: Intake) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
-def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: float = 90) -> None:
+def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: float = 120) -> None:
     """Wait; on failure say what the workers said."""
 
     def diagnose() -> str:
@@ -132,12 +168,12 @@ def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: fl
     wait_until(ready, seconds=seconds, what=what, diagnose=diagnose)
 
 
-def wait_until_stored(settings: Intake, names: Mapping[str, bytes], seconds: float = 90) -> None:
+def wait_until_stored(settings: Intake, names: Mapping[str, bytes], seconds: float = 120) -> None:
     """Wait until every name is committed somewhere below the pipeline's folder."""
     wait_for(lambda: names.keys() <= stored(settings.layout), settings, "the drain", seconds)
 
 
-def wait_until_handled(settings: Intake, count: int, seconds: float = 90) -> None:
+def wait_until_handled(settings: Intake, count: int, seconds: float = 120) -> None:
     """Wait until so many messages were stored, found to be duplicates, or became dead letters."""
 
     def handled() -> bool:

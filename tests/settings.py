@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ def pipeline(folder: Path, **values: Any) -> Pipeline:
     )
 
 
-def sealed(settings: Intake, files: dict[str, bytes], *, slot: int = 0) -> SealedSlot:
+def sealed(
+    settings: Intake, files: dict[str, bytes], *, slot: int = 0, seconds_ago: float = 0
+) -> SealedSlot:
     """A sealed slot that holds the files."""
-    with Slot(settings, slot) as writer:
+    with Slot(settings, slot, clock=lambda: time.time() - seconds_ago) as writer:
         for name, content in files.items():
             writer.add(name, content)
         one = writer.seal("request")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.recovery import AUTOMATION_PATIENCE
 from fuploader_dagster.sealing import SealedSlot
-from tests.code_location.test_recovery_schedule import OLD_ENOUGH_SECONDS, Recovering
+from tests.code_location.test_recovery_schedule import PATIENCE_SECONDS, Recovering
 from tests.settings import pipeline, sealed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "word_count" / "definitions.py"
@@ -95,9 +94,9 @@ def test_in_both_modes_recovery_asks_again_for_what_nobody_got_through(
 ) -> None:
     recovering = Recovering(tmp_path, runs_by=mode)
     definitions = build_definitions(recovering.settings)
-    (key,) = recovering.slots(1)
-    if mode == "automation":
-        time.sleep((AUTOMATION_PATIENCE - 1) * OLD_ENOUGH_SECONDS)
+    patience = PATIENCE_SECONDS * (AUTOMATION_PATIENCE if mode == "automation" else 1)
+    recovering.slots(1, seconds_ago=patience / 2)
+    (key,) = recovering.slots(1, seconds_ago=patience + 1)
     assert recovering.tick() == [[key]]
     job = definitions.resolve_job_def("docs_ship")
     tags = recovering.requests[0].tags

@@ -36,7 +36,7 @@ from tests.servers.ports import free_port
 from tests.settings import pipeline, sealed
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=timezone.utc)
-OLD_ENOUGH_SECONDS = 0.2
+PATIENCE_SECONDS = 100.0
 
 
 class Recovering:
@@ -44,7 +44,7 @@ class Recovering:
 
     def __init__(self, folder: Path, **values: Any) -> None:
         self.settings: Pipeline = pipeline(
-            folder, **{"recovery_base_seconds": OLD_ENOUGH_SECONDS, **values}
+            folder, **{"recovery_base_seconds": PATIENCE_SECONDS, **values}
         )
         self.names = Names.of(self.settings)
         # A schedule's context opens its instance by reference, which an ephemeral one has not.
@@ -52,12 +52,16 @@ class Recovering:
         self.schedule = build_recovery_schedule(self.settings, running=True)
         self.requests: list[dg.RunRequest] = []
 
-    def slots(self, count: int, *, registered: bool = True) -> list[str]:
-        """Sealed slots that are old enough to be asked for."""
-        keys = [sealed(self.settings, {"a": b"a"}).seal.partition for _ in range(count)]
+    def slots(
+        self, count: int, *, registered: bool = True, seconds_ago: float = 20 * PATIENCE_SECONDS
+    ) -> list[str]:
+        """Sealed slots, which are old enough to be asked for."""
+        keys = [
+            sealed(self.settings, {"a": b"a"}, seconds_ago=seconds_ago).seal.partition
+            for _ in range(count)
+        ]
         if registered:
             self.instance.add_dynamic_partitions(self.names.partition_set, keys)
-        time.sleep(OLD_ENOUGH_SECONDS)
         return keys
 
     def tick(self, minute: int = 0) -> list[list[str]]:
@@ -84,11 +88,10 @@ class Recovering:
 
 
 def test_sealed_slots_are_asked_for_once_they_are_old_enough(tmp_path: Path) -> None:
-    recovering = Recovering(tmp_path, recovery_base_seconds=1.5)
-    old = recovering.slots(2)
+    recovering = Recovering(tmp_path, recovery_base_seconds=1_000)
+    recovering.slots(1, seconds_ago=500)
     assert recovering.tick() == []
-    time.sleep(1.5)
-    recovering.slots(1)
+    old = recovering.slots(2, seconds_ago=1_001)
     assert recovering.tick() == [old]
 
 

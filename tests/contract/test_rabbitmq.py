@@ -82,7 +82,7 @@ def test_a_server_that_accepts_and_says_nothing_is_an_error_after_the_timeout() 
         begun = time.monotonic()
         with pytest.raises(SourceUnavailable):
             settings.source(prefetch=1).open()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60
 
 
 # Queues of every kind

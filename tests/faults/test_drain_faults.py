@@ -34,6 +34,7 @@ from tests.drains import (
     one_worker,
     pids,
     publish,
+    publishing,
     sealed_files,
     seals,
     snapshot,
@@ -73,22 +74,22 @@ def test_kill_9_of_workers_under_load_loses_nothing_and_changes_no_byte(
         else {}
     )
     settings = embedded(tmp_path, **servers, process_count=2, commit_messages=20, seal_messages=400)
-    contents = files(4_000)
-    publish(settings, contents)
     dice = random.Random(7)
-    killed = 0
+    killed: set[int] = set()
     with draining(settings):
-        while killed < 4 and len(stored(settings.layout)) < len(contents):
-            time.sleep(dice.uniform(0.05, 0.4))
-            if alive := sorted(pids(settings)):
-                os.kill(dice.choice(alive), signal.SIGKILL)
-                killed += 1
+        with publishing(settings) as contents:
+            for _ in range(4):
+                before = len(stored(settings.layout))
+                wait_for(lambda: len(stored(settings.layout)) > before, settings, "the drain")  # noqa: B023
+                wait_for(lambda: bool(pids(settings) - killed), settings, "a worker to kill")
+                victim = dice.choice(sorted(pids(settings) - killed))
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
         wait_until_stored(settings, contents)
         wait_for(lambda: backlog(settings) == 0, settings, "redelivered messages")
         handled = snapshot(settings).stored_messages
         wait_for(lambda: len(pids(settings)) == 2, settings, "the last replacements")
-    assert killed == 4
-    assert handled <= len(contents) + killed * 40
+    assert handled <= len(contents) + len(killed) * 40
     assert second_copies(settings, contents) == 0
 
 
@@ -128,7 +129,11 @@ def test_a_killed_broker_is_a_pause_that_says_where_and_why(
 def test_workers_leave_within_their_lease_though_the_broker_hangs(
     tmp_path: Path, rabbitmq: RabbitMQServer, redis_server: RedisServer
 ) -> None:
-    settings = embedded(tmp_path, **on_servers(rabbitmq, redis_server))
+    """A second, and not as long as one waits for a broker, nor until a hung worker ends itself."""
+    parts = on_servers(rabbitmq, redis_server)
+    patient = {"heartbeat_seconds": 600, "connect_timeout_seconds": 300}
+    parts["source"] = parts["source"].model_copy(update=patient)
+    settings = embedded(tmp_path, **parts)
     contents = files(200)
     publish(settings, contents)
     connected, connecting = Supervisor(settings), Supervisor(settings)
@@ -140,8 +145,8 @@ def test_workers_leave_within_their_lease_though_the_broker_hangs(
             supervisor.renew()
             wait_for(lambda: bool(supervisor.statuses()), settings, "the worker")  # noqa: B023
             began = time.monotonic()
-            supervisor.stop(20)
-            assert time.monotonic() - began < 2.5
+            supervisor.stop(60)
+            assert time.monotonic() - began < 25
     finally:
         rabbitmq.resume()
     with draining(settings):  # what was acknowledged into the void comes again
@@ -258,7 +263,7 @@ def test_no_ack_leaves_before_its_batch_is_synced_in_segment_and_index(
     wait_until_stored(settings, contents)
     wait_until_handled(settings, len(contents))
     worker.stdin.close()
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
     one_record = len(record(next(iter(contents)).encode(), 0, 0, 0, bytes(32)))
     acks = assert_synced_before_acks(trace, one_record)
     assert acks[-1] == len(contents)

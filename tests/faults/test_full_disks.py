@@ -341,7 +341,7 @@ def test_a_disk_that_fails_to_sync_is_a_pause_and_its_batch_is_stored_once(
     wait_until_stored(settings, contents)
     wait_for(lambda: backlog(settings) == 0, settings, "the last acknowledgement")
     worker.stdin.close()
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
     said = log.read_text()
     assert "draining paused for" in said
     assert "Input/output error (look at the kernel's log" in said

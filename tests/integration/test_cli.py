@@ -49,7 +49,7 @@ def fuploader(
         env={**os.environ, **environment, "COLUMNS": "300"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -62,7 +62,7 @@ def status(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def until(met: Callable[[], bool], seconds: float = 30) -> None:
+def until(met: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something, or fail."""
     deadline = time.monotonic() + seconds
     while not met():
@@ -85,7 +85,7 @@ def test_publish_drain_seal_and_ship_bring_lines_into_an_archive(tmp_path: Path)
         assert fuploader(tmp_path, "seal").returncode == 0
         until(lambda: status(tmp_path)["sealed"] == 1)
         drain.send_signal(signal.SIGTERM)
-        assert drain.wait(15) == 0
+        assert drain.wait(60) == 0
     assert status(tmp_path)["workers"] == []
     shipped = fuploader(tmp_path, "ship")
     assert shipped.returncode == 0, shipped.stderr
@@ -110,7 +110,7 @@ def test_a_drain_that_is_told_to_stop_gives_back_what_it_has_and_uploads_its_res
     publisher.publish((encode(name, body, "bytes"), {}) for name, body in documents.items())
     environment = {**os.environ, "URL": rabbitmq.url, "RESIDUE_FILE_UPLOADE": "true"}
     with subprocess.Popen([str(FUPLOADER), "drain"], cwd=tmp_path, env=environment) as drain:
-        until(lambda: publisher.backlog() < len(documents) - 2_500, 60)
+        until(lambda: publisher.backlog() < len(documents) - 2_500)
         drain.send_signal(signal.SIGTERM)
         assert drain.wait(60) == 0
     until(lambda: waiting(rabbitmq, queue) + len(archived_files(tmp_path / "objects")) == 20_000)

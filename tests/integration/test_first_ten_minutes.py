@@ -58,6 +58,6 @@ def drain_until(project: Path, met: Callable[[dict[str, Any]], bool]) -> None:
     with subprocess.Popen(
         [str(FUPLOADER), "drain"], cwd=project, stderr=subprocess.DEVNULL
     ) as drain:
-        until(lambda: met(status(project)), seconds=60)
+        until(lambda: met(status(project)))
         drain.send_signal(signal.SIGTERM)
-        assert drain.wait(40) == 0
+        assert drain.wait(60) == 0

@@ -33,6 +33,7 @@ from tests.drains import (
     one_worker,
     pids,
     publish,
+    publishing,
     sealed_files,
     stored,
     wait_for,
@@ -66,7 +67,7 @@ class Supervising:
         return found
 
     def leave(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
 
 
 @contextmanager
@@ -139,16 +140,19 @@ def test_when_the_supervising_process_is_killed_its_workers_leave_in_good_order(
     tmp_path: Path, rabbitmq: RabbitMQServer, redis_server: RedisServer
 ) -> None:
     settings = embedded(
-        tmp_path, **on_servers(rabbitmq, redis_server), process_count=2, commit_messages=10
+        tmp_path,
+        **on_servers(rabbitmq, redis_server),
+        process_count=2,
+        commit_messages=10,
+        lease_seconds=60,
     )
-    contents = files(8_000)
-    publish(settings, contents)
-    with supervising(settings) as one:
+    with publishing(settings) as contents, supervising(settings) as one:
         wait_for(lambda: len(pids(settings)) == 2, settings, "the workers")
-        wait_for(lambda: len(stored(settings.layout)) > 100, settings, "the drain", 10)
+        wait_for(lambda: len(stored(settings.layout)) > 100, settings, "the drain")
         workers = pids(settings)
         one.process.kill()
-        assert gone_within(2, workers)
+        assert gone_within(25, workers)  # a lease is 60 s here, and a hung worker ends after 30
+        wait_for(lambda: backlog(settings) > 0, settings, "messages that nobody takes")
     assert_nothing_in_hand(settings, contents)
 
 
@@ -162,7 +166,7 @@ def test_sigterm_sends_a_worker_away_in_good_order_and_sigint_does_not(tmp_path:
         wait_until_handled(settings, 250)
         assert one_worker(settings).pid == first
         os.kill(first, signal.SIGTERM)
-        assert gone_within(2, {first})
+        assert gone_within(60, {first})
         publish(settings, dict(list(contents.items())[250:]))
         wait_until_stored(settings, contents)
         assert one_worker(settings).pid != first
@@ -187,16 +191,14 @@ def test_of_two_supervisors_one_drains_and_the_other_says_who_does_and_takes_ove
             assert (standby.doing, standby.messages) == ("trouble", 0)
             publish(settings, dict(list(contents.items())[1_500:]))
             first.leave()
-            left_at = time.monotonic()
-            wait_for(lambda: second.problems() == [], settings, "the take-over", 5)
-            assert time.monotonic() - left_at < 3
+            wait_for(lambda: second.problems() == [], settings, "the take-over")
             wait_until_stored(settings, contents)
             second.leave()
     assert_exactly_once(settings, contents)
 
 
-def test_after_a_reload_the_next_supervisor_drains_within_a_second_or_two(tmp_path: Path) -> None:
-    settings = embedded(tmp_path)
+def test_after_a_reload_the_next_supervisor_waits_for_no_lease_to_end(tmp_path: Path) -> None:
+    settings = embedded(tmp_path, lease_seconds=60)
     contents = files(100)
     with supervising(settings) as old:
         one_worker(settings)
@@ -204,9 +206,7 @@ def test_after_a_reload_the_next_supervisor_drains_within_a_second_or_two(tmp_pa
             wait_for(lambda: bool(new.problems()), settings, "the new one's wait for the slot")
             old.process.kill()
             publish(settings, contents)
-            began = time.monotonic()
-            wait_until_stored(settings, contents)
-            assert time.monotonic() - began < 2.5
+            wait_until_stored(settings, contents, 40)
             new.leave()
     assert_exactly_once(settings, contents)
 
@@ -214,7 +214,7 @@ def test_after_a_reload_the_next_supervisor_drains_within_a_second_or_two(tmp_pa
 def test_a_worker_that_hangs_is_killed_after_it_was_let_go_and_its_message_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "LEAVING_SECONDS", 1)
+    monkeypatch.setattr(supervisor_module, "LEAVING_SECONDS", 2)
     hanging = embedded(tmp_path, parser=drains.hang)
     contents = files(10)
     publish(hanging, contents)
@@ -224,7 +224,7 @@ def test_a_worker_that_hangs_is_killed_after_it_was_let_go_and_its_message_comes
     wait_for(lambda: backlog(hanging) == 0, hanging, "the batch in hand")
     stuck.let_go()
     assert not gone_within(0.5, {worker.pid})
-    assert gone_within(3, {worker.pid})
+    assert gone_within(25, {worker.pid})  # after 30 it would have ended itself
     mended = embedded(tmp_path)
     with draining(mended):
         wait_until_stored(mended, contents)
@@ -245,7 +245,7 @@ def test_a_worker_that_hangs_ends_itself_when_nobody_supervises_it_any_more(
     wait_for(lambda: pids(settings) == {worker.pid}, settings, "the worker")
     wait_for(lambda: backlog(settings) == 0, settings, "the batch in hand")
     worker.stdin.close()
-    assert worker.wait(5) == 2
+    assert worker.wait(60) == 2
 
 
 def test_a_tick_does_not_wait_for_a_worker_that_reads_nothing(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_tick_does_not_wait_for_a_worker_that_reads_nothing(tmp_path: Path) ->
             began = time.monotonic()
             for _ in range(10_000):  # more than a pipe holds
                 supervisor.renew()
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
         finally:
             os.kill(worker.pid, signal.SIGCONT)
         publish(settings, files(10))
@@ -268,15 +268,15 @@ def test_a_tick_does_not_wait_for_a_worker_that_reads_nothing(tmp_path: Path) ->
 def test_a_worker_that_says_nothing_for_long_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "SILENT_SECONDS", 1.5)
     settings = embedded(tmp_path)
     with draining(settings) as supervisor:
         worker = one_worker(settings)
         wait_for(lambda: one_worker(settings).doing == "draining", settings, "the worker")
         assert supervisor.problems() == []
+        monkeypatch.setattr(supervisor_module, "SILENT_SECONDS", 1.5)
         os.kill(worker.pid, signal.SIGSTOP)
         try:
-            wait_for(lambda: bool(supervisor.problems()), settings, "the problem", 5)
+            wait_for(lambda: bool(supervisor.problems()), settings, "the problem")
             (problem,) = supervisor.problems()
             assert f"(process {worker.pid}) has said nothing for" in problem
         finally:
@@ -316,9 +316,10 @@ def test_a_killed_worker_is_replaced_and_reported_only_until_it_drains_again(
     with draining(settings) as supervisor:
         first = one_worker(settings).pid
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: bool(supervisor.problems()), settings, "the problem", 5)
-        assert "SIGKILL" in supervisor.problems()[0]
-        wait_for(lambda: supervisor.problems() == [], settings, "the next worker", 10)
+        said: list[str] = []
+        wait_for(lambda: bool(said.extend(supervisor.problems()) or said), settings, "the problem")
+        assert "SIGKILL" in said[0]
+        wait_for(lambda: supervisor.problems() == [], settings, "the next worker")
         assert one_worker(settings).pid != first
 
 
@@ -332,12 +333,13 @@ def test_changed_settings_bring_new_workers_without_a_wait_for_the_old_ones(
     assert supervisor_for(embedded(tmp_path, seal_messages=1_000)) is supervisor
     supervisor.renew()
     before = one_worker(old).pid
-    began = time.monotonic()
+    os.kill(before, signal.SIGSTOP)  # it cannot leave, so whoever waits for it has to kill it
     supervisor = supervisor_for(new)
     supervisor.renew()
-    assert time.monotonic() - began < 1
+    assert is_alive(before)
+    os.kill(before, signal.SIGCONT)
     try:
-        assert gone_within(3, {before})
+        assert gone_within(60, {before})
         publish(new, contents)
         wait_until_stored(new, contents)
     finally:

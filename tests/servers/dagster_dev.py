@@ -19,7 +19,8 @@ import yaml
 from tests.servers.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
-START_SECONDS = 90.0
+START_SECONDS = 180.0
+WAIT_SECONDS = 180.0
 
 
 class DagsterDev:
@@ -70,7 +71,7 @@ class DagsterDev:
             raise AssertionError("it is not running")
         return self._process.pid
 
-    def stop(self, seconds: float = 40.0) -> None:
+    def stop(self, seconds: float = 90.0) -> None:
         """Ctrl-C: SIGINT to the whole group. Fails if anything of it is still there afterwards."""
         process, self._process = self._process, None
         if process is None:
@@ -95,7 +96,7 @@ class DagsterDev:
                     os.kill(int(member.split()[0]), signal.SIGKILL)
             process.wait(30)
 
-    def wait_for(self, met: Callable[[], bool], what: str, seconds: float) -> None:
+    def wait_for(self, met: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Poll until `met`; on time-out fail with the end of the log."""
         deadline = time.monotonic() + seconds
         while not met():

@@ -141,14 +141,14 @@ def test_a_pause_ends_with_the_lease_and_not_before_its_time() -> None:
     reading, writing = os.pipe()
     try:
         lease = Lease(reading)
-        lease.renew(60)
+        lease.renew(300)
         started = time.monotonic()
         assert lease.wait(0.05) == ""
-        assert 0.05 <= time.monotonic() - started < 5
+        assert 0.05 <= time.monotonic() - started < 60
         os.close(writing)
         started = time.monotonic()
-        assert lease.wait(60) == "the supervising process left"
-        assert time.monotonic() - started < 5
+        assert lease.wait(120) == "the supervising process left"
+        assert time.monotonic() - started < 60
     finally:
         os.close(reading)
 
@@ -156,13 +156,13 @@ def test_a_pause_ends_with_the_lease_and_not_before_its_time() -> None:
 def test_a_signal_ends_a_pause_soon() -> None:
     reading, writing = os.pipe()
     lease = Lease(reading)
-    lease.renew(60)
+    lease.renew(300)
     before = signal.signal(signal.SIGALRM, lambda *_: lease.end("told to leave"))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         started = time.monotonic()
-        assert lease.wait(60) == "told to leave"
-        assert time.monotonic() - started < 5
+        assert lease.wait(120) == "told to leave"
+        assert time.monotonic() - started < 60
     finally:
         signal.signal(signal.SIGALRM, before)
         os.close(reading)
