@@ -266,8 +266,7 @@ def _jobs(
         raise DamagedSlot(
             f"each member from {source.place(0)} on is as its index says, but all of them together "
             "are not what was sealed",
-            hint="nothing was packed or removed; pack again. If it stays so, segment_xxh128 in the "
-            "slot's seal.json is what changed: without it each member is compared by itself",
+            hint="nothing was packed; segment_xxh128 in the slot's seal.json is what changed",
         )
 
 
@@ -376,6 +375,5 @@ class _LargeMember:
 def _damaged(source: MemberSource, index: int, what: str) -> DamagedSlot:
     return DamagedSlot(
         f"member {source.place(index)} is damaged: {what}",
-        hint="nothing was packed or removed; restore this slot's directory from a copy, or take "
-        "the damaged file out with fuploader recover",
+        hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
     )

@@ -117,7 +117,7 @@ class SegmentMembers(MemberSource):
             raise DamagedSlot(
                 f"{self.path} ends at {start + len(data)}, but its index says that there are "
                 f"members up to {stop} (from {self.place(index)} on)",
-                hint="the slot stays where it is; fuploader recover tells what can be saved",
+                hint="somebody cut it off, or the disk is failing (dmesg, SMART)",
             )
         return data
 
@@ -195,14 +195,14 @@ class FolderMembers(MemberSource):
         except OSError as e:
             raise DamagedSlot(
                 f"{self.place(index)} cannot be opened: {e.strerror}",
-                hint="nobody but fuploader may change a sealed slot",
+                hint="only this pipeline may change a sealed slot",
             ) from e
 
     def _changed(self, index: int) -> DamagedSlot:
         size = self.members[index].size_bytes
         return DamagedSlot(
             f"{self.place(index)} is no longer the file of {size} bytes that was sealed",
-            hint="nobody but fuploader may change a sealed slot",
+            hint="only this pipeline may change a sealed slot",
         )
 
     def place(self, index: int) -> str:

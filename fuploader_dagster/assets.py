@@ -216,7 +216,7 @@ def _failure_text(failed: Sequence[Failed]) -> str:
 def _metadata(done: Done) -> dict[str, Any]:
     about = done.receipt or done.packed
     if about is None:
-        return {}
+        return {"note": done.note} if done.note else {}
     metadata: dict[str, Any] = {
         "messages": about.messages,
         "payload_bytes": about.payload_bytes,

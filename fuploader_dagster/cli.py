@@ -57,6 +57,7 @@ from fuploader_dagster.errors import (
 )
 from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.mending import all_mended
 from fuploader_dagster.publishing import bodies
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.room import Room, Unshipped, room_of
@@ -224,6 +225,11 @@ def _status_of(settings: Pipeline) -> dict[str, Any]:
         "duplicates": snapshot.duplicates,
         "dead_letters": snapshot.dead_letters,
         "failures": list(all_failures(settings.layout)),
+        "mended": [
+            {**msgspec.to_builtins(one), "sentence": one.sentence(settings.layout)}
+            for one in all_mended(settings.layout)
+            if (settings.layout.root / one.set_aside).exists()
+        ],
     }
 
 
@@ -250,6 +256,8 @@ def _print_status(found: dict[str, Any]) -> None:
             f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
             f"{failure.error}"
         )
+    for mended in found["mended"]:
+        say(f"damaged: {mended['sentence']}")
 
 
 def _room_in_words(room: Room) -> str:

@@ -17,6 +17,7 @@
     +-- DamagedData          bytes are not what they must be
         +-- BadMessage           a message that cannot become a file: goes to the dead letters
         +-- DamagedSlot          a slot directory contradicts its index or its seal
+        |   +-- OtherFormat          another version of this software wrote it: it is whole
         +-- DamagedArchive       an archive contradicts its manifest
         +-- DigestMismatch       what the object store holds is not what was sent
 
@@ -115,6 +116,10 @@ class BadMessage(DamagedData):
 
 class DamagedSlot(DamagedData):
     """A slot directory contradicts its own index or seal."""
+
+
+class OtherFormat(DamagedSlot):
+    """A slot directory was written by another version of this software, which can read it."""
 
 
 class DamagedArchive(DamagedData):

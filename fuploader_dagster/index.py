@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.errors import DamagedSlot, OtherFormat
 
 INDEX_NAME = "index"
 VERSION = 2
@@ -214,7 +214,7 @@ def _check_header(content: bytes) -> None:
     if magic != _MAGIC or crc != zlib.crc32(content[: HEADER_BYTES - _CRC.size]):
         raise DamagedSlot("the index does not start with a valid header")
     if version != VERSION:
-        raise DamagedSlot(
+        raise OtherFormat(
             f"the index has version {version}, this software reads {VERSION}",
             hint="use the version that wrote it to ship the slot",
         )

@@ -11,6 +11,7 @@
       catalog.sqlite                 which archive holds the file of which name
       dead-letters/                  messages that could not become files
       adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
+      mended/                        what became of sealed slots that were damaged
       set-aside/                     what recovery found and did not recognise; never deleted
       suspects/                      messages whose decoding may have ended a worker
       workers/                       what each worker is doing, for ticks and `fuploader status`
@@ -102,6 +103,10 @@ class Layout:
     @property
     def dead_letters(self) -> Path:
         return self.root / "dead-letters"
+
+    @property
+    def mended(self) -> Path:
+        return self.root / "mended"
 
     @property
     def set_aside(self) -> Path:

@@ -19,7 +19,7 @@ import msgspec
 from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import FolderMembers, MemberSource, SegmentMembers
 from fuploader_dagster.config import Pipeline
-from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, StrategyError
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, PermanentError, StrategyError
 from fuploader_dagster.fileio import (
     fsync_file,
     make_dirs,
@@ -28,7 +28,7 @@ from fuploader_dagster.fileio import (
     replace_durably,
     write_durably,
 )
-from fuploader_dagster.index import IndexEntry
+from fuploader_dagster.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.sealing import SealedSlot
 from fuploader_dagster.segment import check_file
@@ -62,8 +62,8 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
 def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
     """Pack the slot, unless that was done already. The caller holds the partition's lock.
 
-    Raises `DamagedSlot` where the slot contradicts its index, `StrategyError` where a custom
-    packer misbehaves, `DiskFull`; the slot is untouched in each case.
+    Raises `DamagedSlot` where the slot contradicts its index or its seal, `StrategyError` where a
+    custom packer misbehaves, `DiskFull`; the slot is untouched in each case.
     """
     layout = settings.layout
     done = find_packed(layout, slot.seal.partition)
@@ -71,7 +71,7 @@ def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
         return done
     make_dirs(layout.archives)
     target = layout.archives / slot.seal.archive
-    entries = slot.entries()
+    entries = _sealed_entries(slot, target)
     if settings.packer is None:
         written = _pack_built_in(slot, entries, target, settings)
     else:
@@ -126,6 +126,28 @@ def _pack_built_in(
         return write_archive(
             target, members, level=settings.compression_level, threads=settings.pack_threads
         )
+
+
+def _sealed_entries(slot: SealedSlot, archive: Path) -> Sequence[IndexEntry]:
+    """The slot's entries. Raises `DamagedSlot` if they are not what its seal says, or have no data.
+
+    An archive of FUploader's that was taken over as it is has a slot without data.
+    """
+    data = slot.segment if slot.seal.slot_format == "segment" else slot.files
+    if not data.exists() and archive.exists():
+        raise PermanentError(
+            f"{slot.directory} has no data, and its archive {archive} is not the one that was "
+            f"noted beside it",
+            hint="something changed the archive: put the one that was taken over in its place",
+        )
+    for path in (slot.directory / INDEX_NAME, data):
+        if not path.exists():
+            raise DamagedSlot(f"{path} is missing", hint="somebody removed it from a sealed slot")
+    entries = slot.entries()
+    sealed = (slot.seal.messages, slot.seal.payload_bytes)
+    if (len(entries), sum(entry.size_bytes for entry in entries)) != sealed:
+        raise DamagedSlot(f"the seal in {slot.directory} has other numbers than its index")
+    return entries
 
 
 def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:

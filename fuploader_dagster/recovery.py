@@ -18,6 +18,7 @@ from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
 from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.mending import all_mended, find_mended
 from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
@@ -46,6 +47,8 @@ class Found:
     failures: dict[str, Failure] = field(default_factory=dict)
     leftovers: Sequence[Path] = ()
     """Temporary files and folders, locks and notes of processes that are dead."""
+    mended: Sequence[str] = ()
+    """Partitions whose slots were damaged and replaced, while no run has said so of them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def look(settings: Pipeline) -> Found:
     sealed = sealed_partitions(layout)
     receipts = find_receipts(layout, sealed)
     failures = {failure.partition: failure for failure in all_failures(layout)}
-    return Found(sealed, receipts, failures, _leftovers(settings))
+    mended = [one.partition for one in all_mended(layout) if one.partition and not one.told]
+    gone = tuple(key for key in mended if find_mended(layout, key))
+    return Found(sealed, receipts, failures, _leftovers(settings), gone)
 
 
 def plan(found: Found, settings: Pipeline, *, busy: Collection[str], now: float) -> Plan:
@@ -75,6 +80,7 @@ def plan(found: Found, settings: Pipeline, *, busy: Collection[str], now: float)
         for key in found.sealed
         if key not in found.receipts and key not in busy and _due(key, found, settings, now)
     ]
+    ask += [key for key in found.mended if key not in busy]
     return Plan(finish=list(found.receipts), ask=ask, remove=found.leftovers)
 
 
@@ -162,7 +168,8 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
 def _leftovers(settings: Intake) -> list[Path]:
     """What is ours by its name, that no live process holds, and that nobody will come back to."""
     layout = settings.layout
-    folders = [layout.archives, layout.receipts, layout.workers, layout.root]
+    folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
+    folders.append(layout.root)
     folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]
     found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]
     found += [path for path in _in(layout.workers) if path.suffix == ".lock"]

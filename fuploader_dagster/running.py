@@ -28,7 +28,13 @@ from fuploader_dagster import recovery
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import all_failures, due_at
 from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.shipping import Done, Outcome, upload_partitions
+from fuploader_dagster.shipping import (
+    Done,
+    Outcome,
+    mend_unreadable,
+    replacements,
+    upload_partitions,
+)
 from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.supervisor import Supervisor
 from fuploader_dagster.taking_over import take_over_if_needed
@@ -99,6 +105,7 @@ def recover_pipeline(pipeline: Pipeline) -> Shipped:
     take_over_if_needed(pipeline)
     found = recovery.look(pipeline)
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
+    mend_unreadable(pipeline)
     recovery.seal_unowned(pipeline.intake(), pipeline.layout.active_slots())
     return _ship_due(pipeline, pipeline.store.open())
 
@@ -149,7 +156,9 @@ def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
         )
     }
     partitions = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
-    return sum(map(_shipped, upload_partitions(partitions, pipeline, store)), Shipped())
+    shipped = sum(map(_shipped, upload_partitions(partitions, pipeline, store)), Shipped())
+    again = replacements(pipeline, {*partitions, *waiting})
+    return sum(map(_shipped, upload_partitions(again, pipeline, store)), shipped)
 
 
 def _shipped(outcome: Outcome) -> Shipped:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from fuploader_dagster.config import Intake
-from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, StrategyError
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat, StrategyError
 from fuploader_dagster.fileio import rename_durably, write_durably
 from fuploader_dagster.index import INDEX_NAME, IndexEntry, read_index
 from fuploader_dagster.layout import Layout, PartitionKey, utc
@@ -40,7 +40,7 @@ SEAL_NAME = "seal.json"
 OBJECT_KEY_NAME = "object-key"
 SEAL_VERSION = 1
 
-Reason = Literal["count", "bytes", "age", "request", "shutdown", "adopted"]
+Reason = Literal["count", "bytes", "age", "request", "shutdown", "adopted", "mended"]
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,8 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     object_key: str | None
     key_problem: str = ""
     """Why there is no object key, if there is none."""
+    mends: tuple[int, int] | None = None
+    """Slot and number of the damaged directory that this one replaces (`mending`)."""
 
 
 def seal_due(
@@ -94,6 +96,7 @@ def make_seal(
     segment_xxh128: str | None = None,
     reason: Reason,
     now: float,
+    mends: tuple[int, int] | None = None,
 ) -> Seal:
     """Decide everything that a sealed slot fixes: partition key, archive name, object key."""
     partition = PartitionKey(utc(now), settings.node, slot, number)
@@ -120,13 +123,18 @@ def make_seal(
         archive=archive,
         object_key=key,
         key_problem=problem,
+        mends=mends,
     )
+
+
+def encode_seal(seal: Seal) -> bytes:
+    """The content of `seal.json`."""
+    return msgspec.json.format(msgspec.json.encode(seal), indent=1) + b"\n"
 
 
 def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
     """Write the seal into a committed, closed active directory and move it to the sealed ones."""
-    content = msgspec.json.format(msgspec.json.encode(seal), indent=1)
-    write_durably(directory / SEAL_NAME, content + b"\n")
+    write_durably(directory / SEAL_NAME, encode_seal(seal))
     reached(Step.SEAL_WRITTEN)
     return finish_seal(directory, layout)
 
@@ -158,7 +166,10 @@ def read_seal(directory: Path) -> Seal:
     except UNREADABLE_JSON as error:
         raise DamagedSlot(f"{path} cannot be read: {error}") from error
     if seal.version != SEAL_VERSION:
-        raise DamagedSlot(f"{path} has version {seal.version}, this software reads {SEAL_VERSION}")
+        raise OtherFormat(
+            f"{path} has version {seal.version}, this software reads {SEAL_VERSION}",
+            hint="use the version that wrote it to ship the slot",
+        )
     _check_place(seal, directory)
     return seal
 

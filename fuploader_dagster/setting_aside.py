@@ -1,4 +1,4 @@
-"""What is not recognised is moved to `set-aside/`, whatever it is, and never deleted.
+"""What is not recognised, or damaged, is moved to `set-aside/`, whatever it is; never deleted.
 
 Its name there says when it was found and where: `{nanoseconds}-{its path, joined by dashes}`.
 """
@@ -18,12 +18,21 @@ from fuploader_dagster.temporaries import MAX_NAME_BYTES
 log = logging.getLogger(__name__)
 
 
-def set_aside(path: Path, layout: Layout) -> Path:
-    """Move a file or folder below the pipeline's root out of the way; returns where it is now."""
+def place_aside(path: Path, layout: Layout) -> Path:
+    """Where a file or folder below the pipeline's root would be moved to now."""
     _, *parts = path.relative_to(layout.root).parts  # without "active" or "sealed"
     name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
-    target = layout.set_aside / name.decode("utf-8", "ignore")
+    return layout.set_aside / name.decode("utf-8", "ignore")
+
+
+def set_aside(path: Path, layout: Layout, target: Path | None = None) -> Path:
+    """Move a file or folder below the pipeline's root out of the way; returns where it is now.
+
+    `target` is a place that `place_aside` gave, for whoever had to note it first.
+    """
+    because = " was not recognised and" if target is None else ""
+    target = target or place_aside(path, layout)
     rename_durably(path, target)
     reached(Step.SET_ASIDE)
-    log.warning("%s was not recognised and was moved to %s", path, target)
+    log.warning("%s%s was moved to %s", path, because, target)
     return target

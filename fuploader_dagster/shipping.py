@@ -4,6 +4,9 @@ What must always hold: every partition that was asked for gives one outcome; one
 noted, keeps all its data, and takes no other with it. Partitions that the store has confirmed
 already are done, and say so.
 
+A slot that turns out damaged fails once, with what became of it (`mending`): what it still proves
+is another partition by then. Whoever asks for it again is told the same, and that it is done.
+
 Packing anew (`Repacking`) is for those only who ask for it: then partitions that the store has are
 fetched back, and uploaded once more as the settings say today.
 
@@ -14,15 +17,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fuploader_dagster.config import Pipeline
-from fuploader_dagster.errors import DamagedData, FuploaderError, PermanentError
+from fuploader_dagster.errors import DamagedData, DamagedSlot, FuploaderError, PermanentError
 from fuploader_dagster.failures import Stage, note_failure
 from fuploader_dagster.fileio import naming_disk_trouble
 from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.mending import (
+    MENDED_SLOT,
+    find_mended,
+    finish_mending,
+    is_replaced,
+    mend,
+    note_told,
+    unreadable_slots,
+)
 from fuploader_dagster.packing import Packed, find_packed, pack
 from fuploader_dagster.receipts import Receipt
 from fuploader_dagster.repacking import Repacking, repack, upload_again
@@ -43,6 +55,8 @@ class Done:
     """The finished archive; None if it had been stored before."""
     receipt: Receipt | None
     """What the store confirmed; None as long as it is only packed."""
+    note: str = ""
+    """Why there is neither archive nor receipt, if there will be none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Failed:
 
 Outcome = Done | Failed
 _Result = tuple[Packed | None, Receipt | None]
-_Step = Callable[[SealedSlot], _Result]
+_Step = Callable[[SealedSlot, Packed], _Result]
 _Again = Callable[[Receipt], _Result]
 
 
@@ -70,9 +84,7 @@ def pack_partitions(
     if repacking is not None:
         again = lambda before: (repack(before, repacking, settings), None)  # noqa: E731
     for partition in partitions:
-        yield _attempt(
-            partition, settings, "pack", lambda slot: (pack(slot, settings), None), again
-        )
+        yield _attempt(partition, settings, "pack", lambda _, packed: (packed, None), again)
 
 
 def upload_partitions(
@@ -88,8 +100,7 @@ def upload_partitions(
     """
 
     def ship_one(partition: str) -> Outcome:
-        def step(slot: SealedSlot) -> tuple[Packed | None, Receipt | None]:
-            packed = pack(slot, settings)
+        def step(slot: SealedSlot, packed: Packed) -> _Result:
             report = progress(partition) if progress else None
             return packed, upload(slot, packed, store, settings, progress=report)
 
@@ -107,14 +118,24 @@ def upload_partitions(
 
 def ship(settings: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
     """Pack and upload everything that lies sealed on this disk now."""
-    yield from upload_partitions(sealed_partitions(settings.layout), settings, store)
+    mend_unreadable(settings)
+    partitions = sealed_partitions(settings.layout)
+    yield from upload_partitions(partitions, settings, store)
+    yield from upload_partitions(replacements(settings, partitions), settings, store)
+
+
+def replacements(settings: Pipeline, shipped: Collection[str]) -> list[str]:
+    """Sealed slots that came for damaged ones while these partitions were shipped."""
+    new = (PartitionKey.parse(key) for key in sealed_partitions(settings.layout))
+    return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
 
 
 def _attempt(
     partition: str, settings: Pipeline, stage: Stage, step: _Step, again: _Again | None = None
 ) -> Outcome:
-    """`step` for what lies sealed here; `again`, if it is asked for, for what is stored."""
+    """Pack what lies sealed here, then `step`; `again`, if it is asked for, for what is stored."""
     started = time.monotonic()
+    packed: Packed | None
     try:
         if PartitionKey.parse(partition) is None:
             raise PermanentError(
@@ -125,8 +146,14 @@ def _attempt(
             naming_disk_trouble(settings.layout.root),
             PartitionLock(settings.layout, partition) as stored_before,
         ):
+            if stored_before is None and (mended := find_mended(settings.layout, partition)):
+                if stage == "upload":
+                    note_told(settings.layout, partition, mended)
+                note = mended.sentence(settings.layout)
+                return Done(partition, time.monotonic() - started, None, None, note)
             if stored_before is None:
-                packed, receipt = step(_sealed(partition, settings))
+                slot, packed = _packed(partition, settings)
+                packed, receipt = step(slot, packed)
             elif again is not None:
                 packed, receipt = again(stored_before)
             else:
@@ -137,6 +164,36 @@ def _attempt(
         permanent = isinstance(error, (PermanentError, DamagedData))
         return Failed(partition, time.monotonic() - started, text, permanent)
     return Done(partition, time.monotonic() - started, packed, receipt)
+
+
+def _packed(partition: str, settings: Pipeline) -> tuple[SealedSlot, Packed]:
+    """The slot and its archive. One that is damaged is mended, and the error says so."""
+    layout, key = settings.layout, PartitionKey.parse(partition)
+    assert key is not None  # noqa: S101 - _attempt asked
+    try:
+        if is_replaced(layout, key.slot, key.number):
+            raise DamagedSlot(f"{partition} was found damaged before")
+        slot = _sealed(partition, settings)
+        finish_mending(slot, layout)
+        return slot, pack(slot, settings)
+    except DamagedSlot as error:
+        mended = mend(key.slot, key.number, error, settings)
+        raise DamagedSlot(mended.sentence(layout)) from error
+
+
+def mend_unreadable(settings: Pipeline) -> list[str]:
+    """Mend slots whose seal cannot be read: nobody asks for them by their partition. Returns the
+    partitions of what was proven; trouble with one is said in the log and holds up no other."""
+    found = []
+    for directory in unreadable_slots(settings.layout):
+        slot, number = (int(name.rpartition("-")[2]) for name in directory.parts[-2:])
+        try:
+            mended = mend(slot, number, DamagedSlot(f"{directory} has no readable seal"), settings)
+        except (FuploaderError, OSError) as error:
+            log.error("%s is damaged and could not be mended: %s", directory, error)
+        else:
+            found += [mended.stored_as] if mended.stored_as else []
+    return found
 
 
 def _note(partition: str, settings: Pipeline, stage: Stage, error: str) -> None:

@@ -72,6 +72,10 @@ class Step(Enum):
     INDEX_KEPT = "a stored slot's index kept for the dedup window, the slot still there"
     SLOT_REMOVED = "a stored slot removed"
 
+    # A damaged sealed slot: `mending`
+    MENDING_NOTED = "what becomes of a damaged slot noted, its replacement not under its name"
+    REPLACED = "what a damaged slot proves stored as another one, the damaged one still there"
+
     # What dead processes left: `slots`, `segment`, `recovery`
     TAIL_CUT = "what lay behind the last commit cut off"
     SET_ASIDE = "something that was not recognised moved aside"

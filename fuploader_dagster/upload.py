@@ -11,21 +11,25 @@ The catalog is told before the receipt is kept: a crash in between tells it agai
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from fuploader_dagster.cataloging import names_of_slot, note_in_catalog
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.failures import clear_failure
 from fuploader_dagster.fileio import FileLock, remove_tree
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.packing import Packed, forget_packed
 from fuploader_dagster.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.sealing import SealedSlot, find_sealed
-from fuploader_dagster.setting_aside import set_aside
+from fuploader_dagster.setting_aside import place_aside, set_aside
 from fuploader_dagster.shipped_indexes import keep_index, trim_shipped
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ObjectStore, Progress, StoredObject
+
+log = logging.getLogger(__name__)
 
 
 def upload(
@@ -79,9 +83,15 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
+        try:
+            foreign = slot.unrecognised()
+        except DamagedSlot as error:  # its archive is stored all the same: that was made before
+            log.error("%s is stored, but its slot is damaged now: %s", receipt.partition, error)
+            set_aside(slot.directory, layout, place_aside(slot.directory, layout))
+            return
         keep_index(layout, slot)
         reached(Step.INDEX_KEPT)
-        for path in slot.unrecognised():
+        for path in foreign:
             set_aside(path, layout)
         remove_tree(slot.directory)
         reached(Step.SLOT_REMOVED)

@@ -11,6 +11,7 @@ import dagster as dg
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import all_failures
+from fuploader_dagster.mending import all_mended
 from fuploader_dagster.partitions import Names
 
 TIMEOUT_SECONDS = 10.0
@@ -50,11 +51,13 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefin
 def failure_message(pipeline: Pipeline, run_id: str, reason: str) -> dict[str, Any]:
     """What a webhook gets. `text` is for people (and what chat tools show)."""
     failures = list(all_failures(pipeline.layout))
+    damaged = [one for one in all_mended(pipeline.layout) if not one.told]
+    lost = "".join(f" {one.sentence(pipeline.layout)}." for one in damaged[:LISTED_FAILURES])
     return {
         "text": (
             f"{pipeline.name}: run {run_id} failed: {reason} {len(failures)} slots wait for "
             f"their next attempt; their data is kept. Correct what their errors say, then "
-            f"materialise their partitions, or wait for the recovery schedule."
+            f"materialise their partitions, or wait for the recovery schedule.{lost}"
         ),
         "pipeline": pipeline.name,
         "node": pipeline.node,
@@ -68,5 +71,15 @@ def failure_message(pipeline: Pipeline, run_id: str, reason: str) -> dict[str, A
                 "error": one.error,
             }
             for one in failures[:LISTED_FAILURES]
+        ],
+        "damaged": [
+            {
+                "partition": one.partition,
+                "messages": one.sealed_messages,
+                "stored_again": one.stored,
+                "stored_as": one.stored_as,
+                "set_aside": one.set_aside,
+            }
+            for one in damaged[:LISTED_FAILURES]
         ],
     }

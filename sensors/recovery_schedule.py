@@ -22,6 +22,7 @@ from fuploader_dagster.partitions import (
     run_request,
 )
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from fuploader_dagster.shipping import mend_unreadable
 from fuploader_dagster.taking_over import gate_of
 
 HOUSEKEEPING_MINUTE = 0
@@ -55,6 +56,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         plan = recovery.plan(found, pipeline, busy=busy, now=time.time())
         recovery.apply(plan, pipeline)
         forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
+        forgotten += mend_unreadable(pipeline)
         forgotten += sorted(set(plan.ask) - set(registered))
         ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
         try:

@@ -2,7 +2,8 @@
 
 Dagster lists all keys of a partition set for many things it does, so the set has to stay small (its
 own advice is 100,000 at most). Deleting a key deletes no history: materialisations, runs and
-receipts stay. A partition without a receipt is never folded away.
+receipts stay. A partition without a receipt is never folded away, unless its slot was damaged and
+replaced (`mending`).
 """
 
 import time
@@ -12,6 +13,7 @@ import dagster as dg
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.mending import find_mended
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.receipts import find_receipts
 
@@ -36,7 +38,8 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedul
     def fold(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         candidates = foldable(registered, pipeline, now=time.time())[:KEYS_PER_EVALUATION]
-        stored = find_receipts(pipeline.layout, candidates)
+        receipts = find_receipts(pipeline.layout, candidates)
+        stored = [k for k in candidates if k in receipts or find_mended(pipeline.layout, k)]
         for key in stored:
             context.instance.delete_dynamic_partition(names.partition_set, key)
         return dg.SkipReason(

@@ -28,14 +28,16 @@ import zstandard
 from fuploader_dagster import recovery
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.drain import Drain
+from fuploader_dagster.index import INDEX_NAME, read_index
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.recovery import seal_abandoned, seal_on_request
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.shipping import pack_partitions, upload_partitions
+from fuploader_dagster.sealing import SEAL_NAME, sealed_partitions
+from fuploader_dagster.segment import SEGMENT_NAME
+from fuploader_dagster.shipping import mend_unreadable, pack_partitions, upload_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.steps import Step, observe
 from tests.drains import MARK, backlog, files
@@ -91,12 +93,14 @@ def whole(settings: Pipeline) -> None:
     state.add_sealed([slot.seal.partition for slot in seal_on_request(settings)])
     state.close()
     recovery.apply(_plan(settings), settings)
+    mend_unreadable(settings)
     store = settings.store.open()
     if waiting := sealed_partitions(settings.layout):
         broken = settings.model_copy(update={"packer": fail_to_pack})
         list(pack_partitions(waiting[:1], broken))
         list(pack_partitions(waiting[:1], settings.model_copy(update={"packer": pack_by_hand})))
-    list(upload_partitions(_plan(settings).ask, settings, store))
+    for _ in range(2):  # a slot that replaces a damaged one comes with the next plan
+        list(upload_partitions(_plan(settings).ask, settings, store))
     later = datetime.now(tz=timezone.utc) + timedelta(hours=2)
     recovery.abort_unneeded_uploads(settings, store, later)
 
@@ -225,6 +229,23 @@ def not_removed(settings: Pipeline) -> None:
     )
 
 
+def rotten(settings: Pipeline) -> None:
+    """A sealed slot of three messages; a byte of the second changed after it was sealed."""
+    fill(settings, 0, files(3, prefix="rotten"), seal=True)
+    (slot,) = settings.layout.sealed_dirs()
+    entry = read_index((slot / INDEX_NAME).read_bytes()).entries[1]
+    with (slot / SEGMENT_NAME).open("r+b") as segment:
+        segment.seek(entry.offset + entry.header_bytes)
+        segment.write(b"\xff")
+
+
+def unsealed(settings: Pipeline) -> None:
+    """The same, but it is the seal that nobody can read any more."""
+    fill(settings, 0, files(3, prefix="rotten"), seal=True)
+    (slot,) = settings.layout.sealed_dirs()
+    (slot / SEAL_NAME).write_bytes(b"{")
+
+
 LIVES: dict[str, Callable[[Pipeline], None]] = {
     each.__name__: each
     for each in (
@@ -238,6 +259,8 @@ LIVES: dict[str, Callable[[Pipeline], None]] = {
         half_stored,
         not_removed,
         large,
+        rotten,
+        unsealed,
     )
 }
 

@@ -14,6 +14,7 @@ import pytest
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.recovery import look, plan
 from fuploader_dagster.sealing import sealed_partitions
 from tests.settings import archived_files, pipeline, sealed
 
@@ -110,24 +111,33 @@ def test_one_run_ships_many_slots_and_says_of_each_what_came_out(tmp_path: Path)
     assert list(location.settings.layout.archives.iterdir()) == []
 
 
-def test_a_bad_slot_fails_alone_and_gets_through_once_it_is_mended(tmp_path: Path) -> None:
+def test_a_damaged_slot_fails_alone_and_what_it_proves_gets_through(tmp_path: Path) -> None:
+    """Red for the run that found it; asked for again, the partition is green and says why."""
     location = Location(pipeline(tmp_path))
-    slots = [sealed(location.settings, {f"{n}.json": b"content"}) for n in range(3)]
+    settings = location.settings
+    slots = [sealed(settings, {f"{n}.json": b"content", f"{n}b": b"b"}) for n in range(3)]
     keys = [slot.seal.partition for slot in slots]
     segment = slots[1].segment
-    good = segment.read_bytes()
-    segment.write_bytes(good.replace(b"content", b"c0ntent"))
+    segment.write_bytes(segment.read_bytes().replace(b"content", b"c0ntent"))
     result = location.ship(keys)
     assert not result.success
     for asset in (location.names.packed_archive, location.names.uploaded_archive):
         assert location.materialized(asset).keys() == {keys[0], keys[2]}
         assert location.failed(asset) == {keys[1]}
-    assert sealed_partitions(location.settings.layout) == [keys[1]]
-    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in (0, 2)}
-    segment.write_bytes(good)
-    assert location.ship(keys).success
-    assert location.materialized(location.names.uploaded_archive).keys() == set(keys)
-    assert archived_files(tmp_path / "objects") == {f"{n}.json": [b"content"] for n in range(3)}
+    (new,) = sealed_partitions(settings.layout)
+    asked = plan(look(settings), settings, busy=[], now=2.0**32).ask
+    assert set(asked) == {new, keys[1]}
+    assert location.ship([new]).success
+    assert location.ship([keys[1]]).success
+    for asset in (location.names.packed_archive, location.names.uploaded_archive):
+        made = location.materialized(asset)
+        assert made.keys() == {*keys, new}
+        assert new in made[keys[1]]["note"]
+        assert str(settings.layout.set_aside) in made[keys[1]]["note"]
+        assert location.failed(asset) == set()
+    assert plan(look(settings), settings, busy=[], now=2.0**32).ask == []
+    wanted = {"0.json": [b"content"], "2.json": [b"content"]} | {f"{n}b": [b"b"] for n in range(3)}
+    assert archived_files(tmp_path / "objects") == wanted
 
 
 def test_shipping_what_is_stored_does_nothing_and_says_so(tmp_path: Path) -> None:

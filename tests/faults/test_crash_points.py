@@ -41,8 +41,11 @@ from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
 POISON = [b"poison %d" % number for number in range(8)]
-ELSEWHERE = {Step.REJECTED, Step.UPLOAD_BEGUN, Step.PART_STORED}
-"""Steps that only a broker or a cloud has; their tests are below."""
+ELSEWHERE = {
+    *(Step.REJECTED, Step.UPLOAD_BEGUN, Step.PART_STORED),
+    *(Step.MENDING_NOTED, Step.REPLACED),
+}
+"""Steps that only a broker, a cloud or a damaged slot has; their tests are below."""
 HERE = [step for step in Step if step not in ELSEWHERE]
 EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
 """Kill at each time that a step is done instead of at one of them: half an hour."""
@@ -247,3 +250,36 @@ def test_killed_between_the_parts_of_an_upload_it_goes_on_and_leaves_no_part_beh
     settings = settings_in(tmp_path)
     assert archived(settings) == {name: [content] for name, content in large_files().items()}
     assert_nothing_is_left(settings, "")
+
+
+@pytest.mark.parametrize(("life", "lost"), [("rotten", 1), ("unsealed", 0)])
+def test_killed_while_a_damaged_slot_is_mended_what_it_proves_is_stored_once(
+    life: str, lost: int, lives: Lives, tmp_path: Path
+) -> None:
+    """Behind every step of it: nothing twice, nothing lost, and the damaged slot is set aside."""
+    contents = files(3, prefix="rotten")
+    made = tmp_path / "made"
+    made.mkdir()
+    assert lives.live(life, made) is not None
+    (sealed,) = settings_in(made).layout.sealed_dirs()
+    segment = (sealed / "segment.tar").read_bytes()
+    proven = dict(contents)
+    for name in list(contents)[1 : 1 + lost]:
+        del proven[name]
+    steps = lives.live("whole", copied(made, tmp_path / "unharmed"))
+    assert steps is not None
+    assert {"MENDING_NOTED", "REPLACED", "SET_ASIDE"} <= set(steps)
+    begin, end = steps.index("MENDING_NOTED"), steps.index("SET_ASIDE")
+    for hit in [*range(begin - 4, end + 4), len(steps)]:
+        folder = copied(made, tmp_path / str(hit))
+        settings = settings_in(folder)
+        assert lives.live("whole", folder, {"step": None, "hit": hit}) is None
+        again = random.Random(f"{life} {hit}").randrange(1, 60)
+        lives.live("whole", folder, {"step": None, "hit": again})
+        for _ in range(2):
+            assert lives.live("whole", folder) is not None
+        assert archived(settings) == {name: [content] for name, content in proven.items()}, hit
+        assert settings.layout.sealed_dirs() == [], hit
+        (aside,) = settings.layout.set_aside.iterdir()
+        assert (aside / "segment.tar").read_bytes() == segment, hit
+        assert not list(settings.layout.root.rglob(".tmp-*")), hit

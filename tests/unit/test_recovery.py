@@ -104,8 +104,10 @@ def test_a_slot_with_an_unreadable_seal_holds_up_no_other(
     (bad.directory / "seal.json").write_bytes(b"{")
     assert look(settings).sealed == [good.seal.partition]
     assert str(bad.directory) in caplog.text
-    assert [type(one) for one in ship(settings, settings.store.open())] == [Done]
-    assert (bad.directory / "segment.tar").exists()
+    assert [type(one) for one in ship(settings, settings.store.open())] == [Done, Done]
+    assert archived_files(tmp_path / "objects") == {name: [c, c] for name, c in FILES.items()}
+    (aside,) = settings.layout.set_aside.iterdir()
+    assert (aside / "seal.json").read_bytes() == b"{"
 
 
 def test_a_slot_that_is_removed_while_all_are_listed_is_no_damage(
