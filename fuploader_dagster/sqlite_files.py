@@ -20,7 +20,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -101,18 +101,17 @@ class SqliteFile:
 
 @contextmanager
 def being_made(path: Path, *, wait_seconds: float, lock: Path | None = None) -> Iterator[None]:
-    """Within, the file is there with a write-ahead log, and no other process makes its tables.
+    """Within, no other process makes the file or its tables, and a file that is there has a
+    write-ahead log: for programs that make their files themselves.
 
     `lock`: the file to lock, where many databases share one.
     """
     until = time.monotonic() + wait_seconds
     with _locked(path, until, lock):
-        db = _connect(path, wait_seconds)
-        try:
-            _switch_to_log(db, until)
-            yield
-        finally:
-            db.close()
+        if path.exists():
+            with closing(_connect(path, wait_seconds)) as db:
+                _switch_to_log(db, until)
+        yield
 
 
 def remove_database(path: Path, *, wait_seconds: float) -> None:

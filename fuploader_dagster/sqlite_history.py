@@ -17,6 +17,9 @@ What must always hold: a killed process loses nothing, as before. A power cut ma
 moments of the history, never its files: nothing rests on it, because slots, archives and receipts
 are found again from the disk.
 
+Of processes that start at once one makes the files, and the others wait for it (`sqlite_files`):
+Dagster's own code fails then. What was removed or replaced is not written any more.
+
 How: engines that stay, with their connections, in each process; `synchronous = normal`, with which
 a commit does not wait for the disk; and events that come together are stored together.
 """
@@ -25,9 +28,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
 from dagster._core.events.log import EventLogEntry
@@ -50,8 +53,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
+from fuploader_dagster.sqlite_files import being_made, identity
+
 MOST_KEPT_OPEN = 16
 """Databases in a process: each run has one of its own, and a webserver reads many."""
+_WAIT_SECONDS = float(SQLITE_BUSY_TIMEOUT_SECONDS)
 EVENTS_TOGETHER = 1000
 """At most so many events of one step are stored in one transaction."""
 
@@ -66,9 +72,12 @@ class SqliteHistory(DagsterSqliteStorage):
             "events": create_db_conn_string(events, INDEX_SHARD_NAME),
             "schedules": create_db_conn_string(_schedule_directory(base_dir), "schedules"),
         }
-        # Dagster reads all its migrations for each, a third of a second, and does nothing then.
-        if not all(_is_made(address) for address in addresses.values()):
-            DagsterSqliteStorage.from_local(base_dir)
+        with ExitStack() as alone:
+            for address in addresses.values():
+                alone.enter_context(being_made(_path(address), wait_seconds=_WAIT_SECONDS))
+            # Dagster reads all its migrations for each, a third of a second, to do nothing then.
+            if not all(_is_made(address) for address in addresses.values()):
+                DagsterSqliteStorage.from_local(base_dir)
         self.base_dir = base_dir
         self._run_storage = _Runs(addresses["runs"])
         self._event_log_storage = _Events(events)
@@ -85,28 +94,39 @@ class SqliteHistory(DagsterSqliteStorage):
         return cls.from_local(inst_data=inst_data, **config_value)
 
 
+class _Kept(NamedTuple):
+    engine: Engine
+    file: tuple[int, int] | None
+    """Which file it was made for; none where that was missing."""
+
+
 class _Engines:
     """Engines of this process, by the address of their database; the latest used stay."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: OrderedDict[str, Engine] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, address: str) -> Engine:
+        """The engine of the file that has this name now."""
         with self._lock:
-            engine = self._kept.pop(address, None) or _new_engine(address)
-            self._kept[address] = engine
+            kept, file = self._kept.pop(address, None), identity(_path(address))
+            if kept is not None and kept.file != file:
+                kept.engine.dispose()
+                kept = None
+            kept = kept or _Kept(_new_engine(address), file)
+            self._kept[address] = kept
             while len(self._kept) > self._most:
-                self._kept.popitem(last=False)[1].dispose()  # those in use end when given back
-            return engine
+                self._kept.popitem(last=False)[1].engine.dispose()  # in use: when given back
+            return kept.engine
 
     def forget(self, addresses: Iterable[str]) -> None:
         """Close these databases, whose files are about to go."""
         with self._lock:
             for address in addresses:
-                if engine := self._kept.pop(address, None):
-                    engine.dispose()
+                if kept := self._kept.pop(address, None):
+                    kept.engine.dispose()
 
 
 def _new_engine(address: str) -> Engine:
@@ -152,9 +172,12 @@ class _Events(SqliteEventLogStorage):
     def _connect(self, shard: str) -> Iterator[Connection]:
         address = self.conn_string_for_shard(shard)
         with self._db_lock:
-            if shard not in self._initialized_dbs:
+            path, lock = _path(address), Path(self._base_dir) / "making.lock"
+            if shard not in self._initialized_dbs or not path.exists():
                 if not _is_made(address):
-                    self._initdb(_engines.of(address))
+                    with being_made(path, wait_seconds=_WAIT_SECONDS, lock=lock):
+                        if not _is_made(address):
+                            self._initdb(_engines.of(address))
                 self._initialized_dbs.add(shard)
             with _engines.of(address).begin() as connection:
                 yield connection
@@ -211,10 +234,16 @@ def _is_of_asset(one: EventLogEntry) -> bool:
 
 def _is_made(address: str) -> bool:
     """Whether a database has all its tables: the last thing that is written is their version."""
-    if not Path(address.removeprefix("sqlite:///")).exists():
+    if not _path(address).exists():
         return False
     with _engines.of(address).connect() as connection:
         try:
             return bool(connection.execute(text("select 1 from alembic_version")).first())
-        except OperationalError:
+        except OperationalError as error:
+            if "no such table" not in str(error):
+                raise
             return False
+
+
+def _path(address: str) -> Path:
+    return Path(address.removeprefix("sqlite:///"))

@@ -10,8 +10,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy
+from dagster import EventLogEntry
 
 from fuploader_dagster.sqlite_history import SqliteHistory, _Engines
+from tests.sqlite_races import PROCESSES, assert_waits_for_another_program, together
 
 OURS = """
 storage:
@@ -207,6 +209,53 @@ def test_what_is_wiped_is_gone_and_what_comes_later_is_kept(tmp_path: Path) -> N
         written(one, 1)
     with instance(tmp_path, DAGSTERS) as after:
         assert found(after) == (1, 1)
+
+
+def use(runs: Path, number: int) -> None:
+    """Make or open the history that has this file, and write into all of its databases."""
+    history = SqliteHistory(str(runs.parent.parent))
+    assert history.run_storage.get_runs() == []
+    events = history.event_log_storage
+    events.add_dynamic_partitions("slots", [str(number)])
+    events.store_event(event_of_run("one for all", number))
+    assert history.schedule_storage.all_instigator_state() == []
+    history.dispose()
+
+
+def event_of_run(run_id: str, number: int) -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None, level=20, user_message=str(number), run_id=run_id, timestamp=float(number)
+    )
+
+
+def test_processes_that_make_the_history_at_the_same_moment_all_can(tmp_path: Path) -> None:
+    def path_of(turn: int) -> Path:
+        return tmp_path / str(turn) / "history" / "runs.db"
+
+    assert together(use, path_of, 3) == []
+    with instance(tmp_path, OURS.replace("BASE", str(tmp_path / "2"))) as one:
+        assert len(one.get_dynamic_partitions("slots")) == PROCESSES
+        assert len(one.all_logs("one for all")) == PROCESSES
+
+
+def test_who_makes_the_history_waits_for_a_program_that_writes_it_at_the_moment(
+    tmp_path: Path,
+) -> None:
+    assert_waits_for_another_program(use, tmp_path / "history" / "runs.db")
+
+
+def test_a_history_that_was_replaced_while_it_was_open_is_the_one_that_is_written(
+    tmp_path: Path,
+) -> None:
+    with instance(tmp_path, OURS) as one:
+        written(one, 2)
+        (tmp_path / "storage").rename(tmp_path / "before")
+        SqliteHistory(str(tmp_path / "storage"))
+        written(one, 1)
+        assert found(one) == (1, 1)
+        (tmp_path / "storage").rename(tmp_path / "later")
+        (tmp_path / "before").rename(tmp_path / "storage")
+        assert found(one) == (2, 2)
 
 
 def test_no_more_than_some_databases_stay_open(tmp_path: Path) -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
-from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.sqlite_files import SqliteFile, open_to_read, remove_database, trouble
+from tests.sqlite_races import Use, assert_waits_for_another_program, together
 
-PROCESSES = 4
 ROUNDS = 25
 
 
@@ -30,96 +27,37 @@ def use_embedded(path: Path, number: int) -> None:
         publisher.close()
 
 
-USERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+USERS: dict[str, tuple[str, Use]] = {
     "embedded queue": ("queue.sqlite", use_embedded),
 }
 """For each: its file, and opening, writing and closing it."""
 
 
 @pytest.fixture(params=USERS)
-def user(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> tuple[Path, Callable[[Path, int], None]]:
+def user(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Use]:
     name, use = USERS[request.param]
     return tmp_path / "folder" / name, use
 
 
-Use = tuple[Path, Callable[[Path, int], None]]
-
-
-def together(
-    use: Callable[[Path, int], None], path_of: Callable[[int], Path], rounds: int
-) -> list[str]:
-    """What goes wrong in processes that use a file of each round at the same moment."""
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(PROCESSES)
-    troubles = context.SimpleQueue()
-    processes = [
-        context.Process(target=_use_all, args=(use, path_of, rounds, number, barrier, troubles))
-        for number in range(PROCESSES)
-    ]
-    for process in processes:
-        process.start()
-    found = [text for _ in processes for text in troubles.get()]
-    for process in processes:
-        process.join()
-    return found
-
-
-def _use_all(  # noqa: PLR0917 - as a process gets its arguments
-    use: Callable[[Path, int], None],
-    path_of: Callable[[int], Path],
-    rounds: int,
-    number: int,
-    barrier: Barrier,
-    troubles: SimpleQueue[list[str]],
-) -> None:
-    found = []
-    for turn in range(rounds):
-        barrier.wait(120)
-        try:
-            use(path_of(turn), PROCESSES * turn + number)
-        except Exception as error:
-            found.append(f"round {turn}: {type(error).__name__}: {error}")
-    troubles.put(found)
-
-
-def test_processes_that_open_a_new_file_at_the_same_moment_all_can(user: Use) -> None:
+def test_processes_that_open_a_new_file_at_the_same_moment_all_can(user: tuple[Path, Use]) -> None:
     path, use = user
     folder = path.parent
     assert together(use, lambda turn: folder / str(turn) / path.name, ROUNDS) == []
 
 
-def test_processes_that_open_write_and_close_one_file_all_the_time_all_can(user: Use) -> None:
+def test_processes_that_open_write_and_close_one_file_all_the_time_all_can(
+    user: tuple[Path, Use],
+) -> None:
     path, use = user
     assert together(use, lambda _: path, 4 * ROUNDS) == []
 
 
-def test_who_opens_a_new_file_waits_for_a_program_that_writes_it_at_the_moment(user: Use) -> None:
+def test_who_opens_a_new_file_waits_for_a_program_that_writes_it_at_the_moment(
+    user: tuple[Path, Use],
+) -> None:
     """SQLite alone refuses the switch to the write-ahead log at once, whatever the timeout."""
     path, use = user
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("CREATE TABLE others (x)")
-        other.execute("BEGIN IMMEDIATE")
-        other.execute("INSERT INTO others VALUES (1)")
-        failed: list[Exception] = []
-
-        def open_it() -> None:
-            try:
-                use(path, 1)
-            except Exception as error:
-                failed.append(error)
-
-        opener = threading.Thread(target=open_it)
-        opener.start()
-        opener.join(0.5)  # it may end within, of the error of before; it must not end well
-        assert failed == []
-        assert opener.is_alive()
-        other.execute("COMMIT")
-        opener.join(60)
-    assert not opener.is_alive()
-    assert failed == []
+    assert_waits_for_another_program(use, path)
 
 
 def tables(db: sqlite3.Connection) -> None:
