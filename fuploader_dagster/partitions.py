@@ -151,8 +151,14 @@ def node_in_names(node_id: str) -> str:
     Two ids never give one name: an instance that they share would take the runs and partitions of
     one machine for those of the other. So an id with dashes or points gets an ending that says what
     each underscore was: `node-1` is `node_1_xd`, `node_id-10.0.0.1` is `node_id_10_0_0_1_xudppp`.
-    All others stay as they are. Raises `ConfigError` for one that looks like such a name itself.
+    All others stay as they are. Raises `ConfigError` for one that looks like such a name itself, or
+    has `...` in it.
     """
+    if "..." in node_id:  # Dagster refuses it in the key of a partition, at each tick
+        raise ConfigError(
+            f"node_id {node_id!r} has '...' in it, which Dagster keeps for ranges of partitions",
+            hint="give this node another id",
+        )
     if not set(node_id) & {"-", "."}:
         if (match := _MARKED.fullmatch(node_id)) and _may_be_folded(*match.groups()):
             raise ConfigError(
