@@ -1,8 +1,8 @@
 """The doctor: looks at everything that a pipeline stands on, and says what to do about it.
 
 What must always hold: it can run beside a pipeline that is at work. It takes no message, claims no
-slot, declares no queue; what it writes (a probe on the disk, a small object of its own name, two
-keys of a pipeline that cannot exist) it removes. One look that finds trouble does not stop the
+slot, declares no queue; what it writes (a probe on the disk, a small object of its own name, a
+probe in the state that nobody else sees) it removes. One look that finds trouble does not stop the
 others, and nothing is retried: it tells how it is now.
 
 Queue and state store look at themselves (`examine` of their settings); the object store is tried
@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from fuploader_dagster import machine
 from fuploader_dagster.config import Intake, Pipeline
@@ -37,12 +36,13 @@ STRATEGIES = ("parser", "file_name", "key", "packer")
 
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Everything about one pipeline, in the order of a message's way."""
-    yield from _examine_part("queue", pipeline.source)
+    yield from _examine_part("queue", pipeline.source.examine())
     yield prefetch_against_batch(pipeline)
     yield from strategies(pipeline)
     yield from disk(pipeline)
     yield machine.judge_open_files(machine.open_files_limit(), pipeline)
-    yield from _examine_part("state", pipeline.state)
+    state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
+    yield from _examine_part("state", state)
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield _former_store(former)
@@ -131,9 +131,9 @@ def judge_clock(difference_seconds: float) -> Diagnosis:
     return Diagnosis("clock", "good", found)
 
 
-def _examine_part(check: str, settings: Any) -> Iterator[Diagnosis]:
+def _examine_part(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
     try:
-        yield from settings.examine()
+        yield from looks
     except FuploaderError as error:
         yield trouble(check, error)
 

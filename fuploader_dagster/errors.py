@@ -3,7 +3,7 @@
     FuploaderError
     +-- TemporaryError       try again later; the pipeline does so by itself
     |   +-- SourceUnavailable    the queue does not answer
-    |   +-- StateUnavailable     the state store does not answer
+    |   +-- StateUnavailable     the state store does not answer, or cannot for the moment
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
     |   +-- SlotInUse            another process writes this slot at the moment
     |   +-- DiskFull             too little room by the configured marks, or the disk said ENOSPC
@@ -11,6 +11,7 @@
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
+    |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   +-- ObjectConflict       an object with other content lies under our key
     |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
@@ -54,7 +55,7 @@ class SourceUnavailable(TemporaryError):
 
 
 class StateUnavailable(TemporaryError):
-    """The state store cannot be reached."""
+    """The state store cannot be reached, or says that it will answer again by itself."""
 
 
 class StoreUnavailable(TemporaryError):
@@ -92,6 +93,10 @@ class ConfigError(PermanentError):
 
 class SourceRefused(PermanentError):
     """The queue refused the login, the rights or the queue's name."""
+
+
+class StateRefused(PermanentError):
+    """The state store refuses us, or holds something in our place, until a person acts."""
 
 
 class StoreRefused(PermanentError):

@@ -9,19 +9,36 @@ What must always hold:
   claim catches two machines that were given the same node name. A claim is released or renewed
   only by the root that holds it, and it lapses by itself after its time to live.
 
-All methods raise `StateUnavailable` when the store does not answer. Each is atomic, and safe to
-repeat, except that repeating `record` counts its totals twice (they are for people to look at).
+- Whoever may write to the store may write nonsense. A value that no method here would have stored
+  is passed over with one line in the log, and replaced by the next `record`; it never stops a
+  worker or a tick. The directories on disk are the truth.
+
+All methods raise `StateUnavailable` when the store does not answer, and `StateRefused` when it
+refuses us until a person acts (rights, memory, a key or table of another kind in our place). Each
+is atomic, and safe to repeat, except that repeating `record` counts its totals twice (they are for
+people to look at).
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from fuploader_dagster.diagnosis import Diagnosis
+
+HIGHEST_NUMBER = 999_999_999
+"""No directory number that a store remembers is above it: one per second for 30 years. What claims
+to be higher is nonsense, and a slot that believed it would make nonsense of its directories."""
+LONGEST_CLAIM_SECONDS = 120.0
+"""No claim runs longer from now. One that says so was made before a clock was set back, or by
+somebody else: it is cut when it is met. Four times what a worker asks for."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,10 @@ class StateStore(ABC):
     def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
         """Claim the slots for a storage root, all or none; renews what the root already holds.
 
-        Raises `SlotInUse`, naming the holder, if another root holds one of them.
+        Raises `SlotInUse`, naming the holder, if another root holds one of them. If that claim
+        would run longer than `LONGEST_CLAIM_SECONDS` from now, it is cut to `ttl_seconds` from now:
+        its holder has the time to renew it, and without one it lapses. `ttl_seconds` is at most
+        `LONGEST_CLAIM_SECONDS`.
         """
 
     @abstractmethod
@@ -94,7 +114,10 @@ class StateStore(ABC):
 
     @abstractmethod
     def highest_number(self, slot: int) -> int:
-        """The highest directory number ever recorded for the slot; 0 if none."""
+        """The highest directory number ever recorded for the slot; 0 if none.
+
+        What is stored but is no number, or one above `HIGHEST_NUMBER`, counts as none.
+        """
 
     @abstractmethod
     def add_sealed(self, keys: Sequence[str]) -> None:
@@ -102,7 +125,10 @@ class StateStore(ABC):
 
     @abstractmethod
     def sealed(self, limit: int) -> list[str]:
-        """Up to `limit` keys that wait for registration, in lexical order. Removes nothing."""
+        """Up to `limit` keys that wait for registration, in lexical order. Removes nothing.
+
+        Whatever was put in comes back as it is, so that `forget_sealed` can take it out.
+        """
 
     @abstractmethod
     def forget_sealed(self, keys: Sequence[str]) -> None:
@@ -110,7 +136,13 @@ class StateStore(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """What is known now. An empty store gives an empty snapshot."""
+        """What is known now. An empty store gives an empty snapshot; nonsense is left out."""
+
+
+@lru_cache(maxsize=256)
+def warn_once(sentence: str) -> None:
+    """Log a warning, once per process: a tick looks at the same value every five seconds."""
+    log.warning("%s", sentence)
 
 
 _OF_NO_PIPELINE = "fuploader-doctor"
@@ -152,6 +184,14 @@ class StateSettings(BaseModel):
         finally:
             store.close()
         yield Diagnosis("state", "good", f"{self.describe()}: written and read")
+
+    def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
+        """What `fuploader doctor` should know about the store of this one pipeline.
+
+        Backends whose rights or places differ by pipeline prove those that the pipeline meets,
+        without disturbing it. By default all pipelines are alike.
+        """
+        yield from self.examine()
 
     def redis_url(self) -> SecretStr | None:
         """The Redis behind it, where FUploader may have kept its state too; None if it is none."""

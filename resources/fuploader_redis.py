@@ -10,13 +10,11 @@ from typing import Any
 
 import redis
 from pydantic import SecretStr
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from fuploader_dagster.errors import StateUnavailable
 from fuploader_dagster.former_state import Value
+from fuploader_dagster.resources.redis_connection import connect
+from fuploader_dagster.resources.redis_errors import explained
 
-OUR_NAME = "fuploader"
 _TIMEOUT_SECONDS = 5.0
 _GLOB = re.compile(r"([*?\[\]\\^-])")
 
@@ -25,15 +23,7 @@ class FuploaderRedis:
     """`former_state.FormerState` on a Redis server."""
 
     def __init__(self, url: SecretStr) -> None:
-        self._client: redis.Redis = redis.Redis.from_url(
-            url.get_secret_value(),
-            decode_responses=True,
-            encoding_errors="replace",
-            socket_timeout=_TIMEOUT_SECONDS,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            client_name=OUR_NAME,
-        )
+        self._client = connect(url, _TIMEOUT_SECONDS)
 
     def dump(self, prefix: str) -> Mapping[str, Value]:
         with self._explaining():
@@ -52,7 +42,7 @@ class FuploaderRedis:
 
     def user_of(self, prefixes: Sequence[str], seconds: float) -> str:
         with self._explaining():
-            others = [client for client in self._clients() if client.get("name") != OUR_NAME]
+            others = self._others()
             if not others:
                 return ""
             try:
@@ -64,12 +54,14 @@ class FuploaderRedis:
         host, port = command.get("client_address"), command.get("client_port")
         return f"the client {host}:{port} of {self._address()} uses FUploader's keys"
 
-    def _clients(self) -> list[dict[str, str]]:
+    def _others(self) -> list[dict[str, str]]:
+        """All clients of the server but this one."""
         try:
+            ourselves: Any = self._client.client_id()
             clients: Any = self._client.client_list()
         except redis.ResponseError:
             return [{}]  # nobody can be ruled out
-        return list(clients)
+        return [client for client in clients if client.get("id") != str(ourselves)]
 
     def _watch(self, prefixes: Sequence[str], seconds: float) -> Mapping[str, str] | None:
         """The first command that names such a key; None if there is none in that time."""
@@ -113,8 +105,9 @@ class FuploaderRedis:
         try:
             yield
         except (redis.RedisError, OSError) as error:
-            raise StateUnavailable(
-                f"FUploader's keys in {self._address()} cannot be read: {error}",
-                hint="it is asked again; with an empty `takeover.key_prefix` and another "
-                "`takeover.task_name` no keys are looked for",
+            raise explained(
+                error,
+                f"FUploader's keys in {self._address()} cannot be read",
+                more="with an empty `takeover.key_prefix` and another `takeover.task_name` no keys "
+                "are looked for",
             ) from error

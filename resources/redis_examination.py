@@ -12,13 +12,17 @@ from typing import Any
 from fuploader_dagster.diagnosis import Diagnosis
 
 
-def judge(info: Mapping[str, Any], save: str | None) -> list[Diagnosis]:
+def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
     """What `INFO` says, and `CONFIG GET save` (None where we may not ask)."""
+    if info is None:
+        found = "its memory and persistence cannot be told: the user may not ask for INFO"
+        return [Diagnosis("state server", "good", found)]
     return [_role(info), _eviction(info), _persistence(info, save)]
 
 
 def _role(info: Mapping[str, Any]) -> Diagnosis:
-    found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}"
+    cluster = ", node of a cluster" if info.get("cluster_enabled") else ""
+    found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}{cluster}"
     if info.get("role") == "slave":
         return Diagnosis("state server", "wrong", found, "name the master in the url: it can write")
     return Diagnosis("state server", "good", found)

@@ -2,8 +2,12 @@
 
 What must always hold:
 
-- Each method that changes something is one script, so one round trip and all or nothing.
-- Claims lapse by the server's clock, so that machines with different clocks agree.
+- Each method that changes something is one script or one command, so one round trip and all or
+  nothing. The scripts are in `redis_scripts`.
+- Claims lapse by the server's clock, so that machines with different clocks agree. A claim that
+  reaches further than `LONGEST_CLAIM_SECONDS` was made before that clock was set back: it is cut.
+- What strangers put into our keys is passed over (`redis_values`), and replaced where we write.
+- Nothing is sent that a pipeline does not need: docs/operations.md lists the rights.
 - All keys may vanish at any time (FLUSHALL, an empty server): every method works on nothing.
 
 Format: five keys per pipeline and node, with a hash tag, so that a cluster keeps them together:
@@ -17,99 +21,31 @@ Format: five keys per pipeline and node, with a hash tag, so that a cluster keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from pydantic import Field, SecretStr, field_validator
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from fuploader_dagster.diagnosis import Diagnosis
-from fuploader_dagster.errors import SlotInUse, StateUnavailable
+from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.resources import redis_scripts as scripts
+from fuploader_dagster.resources import redis_values as values
+from fuploader_dagster.resources.redis_connection import connect
+from fuploader_dagster.resources.redis_errors import explained, shown
 from fuploader_dagster.resources.redis_examination import judge
 from fuploader_dagster.secret import Secret
-from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
+from fuploader_dagster.state import Commit, Snapshot, StateSettings, StateStore, warn_once
 
 HURRIED_SECONDS = 1.0
 _KEYS = ("slots", "highest", "claims", "sealed", "totals")
-_TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
-
-_NOW = """
-local function now_ms()
-    local time = redis.call('TIME')
-    return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-"""
-# Defines claim(slots, root, ttl): nil when all were taken or renewed, or {slot, holder}.
-_CLAIM = (
-    _NOW
-    + """
-local function claim(slots, root, ttl_ms)
-    local now = now_ms()
-    for _, slot in ipairs(slots) do
-        local held = redis.call('HGET', KEYS[3], slot)
-        if held then
-            local lapses_at, holder = held:match('^(%d+) (.*)$')
-            if holder ~= root and tonumber(lapses_at) > now then return {slot, holder} end
-        end
-    end
-    for _, slot in ipairs(slots) do
-        redis.call('HSET', KEYS[3], slot, string.format('%.0f %s', now + ttl_ms, root))
-    end
-    return nil
-end
-"""
-)
-_CLAIM_SCRIPT = (
-    _CLAIM
-    + """
-local slots = {}
-for i = 3, #ARGV do slots[#slots + 1] = ARGV[i] end
-return claim(slots, ARGV[1], tonumber(ARGV[2]))
-"""
-)
-_RELEASE_SCRIPT = """
-for i = 2, #ARGV do
-    local held = redis.call('HGET', KEYS[3], ARGV[i])
-    if held and held:match('^%d+ (.*)$') == ARGV[1] then redis.call('HDEL', KEYS[3], ARGV[i]) end
-end
-"""
-# Arguments: root, ttl, the four totals, number of slots, (slot, number, messages, bytes)..., keys
-_RECORD_SCRIPT = (
-    _CLAIM
-    + """
-local first_key = 8 + 4 * tonumber(ARGV[7])
-local slots = {}
-for i = 8, first_key - 1, 4 do slots[#slots + 1] = ARGV[i] end
-local refused = claim(slots, ARGV[1], tonumber(ARGV[2]))
-if refused then return refused end
-for i = 8, first_key - 1, 4 do
-    local slot, number = ARGV[i], ARGV[i + 1]
-    redis.call('HSET', KEYS[1], slot, number .. ' ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3])
-    local highest = redis.call('HGET', KEYS[2], slot)
-    if not highest or tonumber(highest) < tonumber(number) then
-        redis.call('HSET', KEYS[2], slot, number)
-    end
-end
-for i = first_key, #ARGV do redis.call('ZADD', KEYS[4], 0, ARGV[i]) end
-for i, name in ipairs({'stored_messages', 'stored_bytes', 'duplicates', 'dead_letters'}) do
-    if ARGV[2 + i] ~= '0' then redis.call('HINCRBY', KEYS[5], name, ARGV[2 + i]) end
-end
-return nil
-"""
-)
-_SNAPSHOT_SCRIPT = (
-    _NOW
-    + """
-return {
-    redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[3]),
-    redis.call('ZCARD', KEYS[4]), redis.call('HGETALL', KEYS[5]), now_ms()
-}
-"""
-)
+_OF_NO_PIPELINE = "fuploader-doctor"
+_MOST_NONSENSE_SHOWN = 3
 
 
 class RedisState(StateSettings):
@@ -138,9 +74,18 @@ class RedisState(StateSettings):
         return RedisStateStore(self, pipeline, node)
 
     def examine(self) -> Iterator[Diagnosis]:
-        yield from super().examine()
-        store = self.store(pipeline="doctor", node="doctor")
+        yield from self.examine_for(pipeline=_OF_NO_PIPELINE, node="doctor")
+
+    def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
+        """By the pipeline's own keys: rights and a cluster's places differ by key."""
+        store = self.store(pipeline=pipeline, node=node)
         try:
+            store.open()
+            store.prove()
+            nonsense = store.look()[1]
+            yield Diagnosis("state", "good", f"{self.describe()}: written and read")
+            if nonsense:
+                yield _about(nonsense)
             yield from judge(*store.server())
         finally:
             store.close()
@@ -164,24 +109,11 @@ class RedisStateStore(StateStore):
     def __init__(self, settings: RedisState, pipeline: str, node: str) -> None:
         self._settings = settings
         self._pipeline, self._node = pipeline, node
-        # Retrying is the caller's: a `record` that is sent twice would count twice.
-        self._client: redis.Redis = redis.Redis.from_url(
-            settings.url.get_secret_value(),
-            decode_responses=True,
-            socket_timeout=settings.timeout_seconds,
-            socket_connect_timeout=settings.timeout_seconds,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-            client_name="fuploader",
-        )
+        # Nothing is retried: a `record` that is sent twice would count twice.
+        self._client = connect(settings.url, settings.timeout_seconds)
         prefix = f"{settings.key_prefix}:{{{pipeline}:{node}}}"
         self._keys = [f"{prefix}:{name}" for name in _KEYS]
         self._slots, self._highest, self._claims, self._sealed, self._totals = self._keys
-        register = self._client.register_script
-        self._claim_script = register(_CLAIM_SCRIPT)
-        self._release_script = register(_RELEASE_SCRIPT)
-        self._record_script = register(_RECORD_SCRIPT)
-        self._snapshot_script = register(_SNAPSHOT_SCRIPT)
 
     def open(self) -> None:
         with self._explaining():
@@ -192,19 +124,19 @@ class RedisStateStore(StateStore):
             self._client.close()
 
     def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
-        refused = self._run(self._claim_script, root_id, _milliseconds(ttl_seconds), *slots)
+        refused = self._run(scripts.CLAIM, root_id, _milliseconds(ttl_seconds), *slots)
         self._raise_if_held(refused)
 
     def release(self, slots: Sequence[int], root_id: str) -> None:
-        self._run(self._release_script, root_id, *slots)
+        self._run(scripts.RELEASE, root_id, *slots)
 
     def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
         counts = [(s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots]
         refused = self._run(
-            self._record_script,
+            scripts.RECORD,
             root_id,
             _milliseconds(ttl_seconds),
-            *(getattr(commit, name) for name in _TOTALS),
+            *(getattr(commit, name) for name in values.TOTALS),
             len(counts),
             *(value for count in counts for value in count),
             *commit.sealed,
@@ -213,8 +145,11 @@ class RedisStateStore(StateStore):
 
     def highest_number(self, slot: int) -> int:
         with self._explaining():
-            number: Any = self._client.hget(self._highest, str(slot))
-        return int(number or 0)
+            text: Any = self._client.hget(self._highest, str(slot))
+        nonsense = values.Nonsense()
+        number = values.read_highest(self._highest, str(slot), text, nonsense)
+        _warn(nonsense.sentences)
+        return number
 
     def add_sealed(self, keys: Sequence[str]) -> None:
         if keys:
@@ -234,39 +169,64 @@ class RedisStateStore(StateStore):
                 self._client.zrem(self._sealed, *keys)
 
     def snapshot(self) -> Snapshot:
-        slots, claims, waiting, totals, now_ms = self._run(self._snapshot_script)
-        counts = [
-            SlotCount(int(slot), *(int(value) for value in text.split()))
-            for slot, text in _pairs(slots)
-        ]
-        held = [(int(slot), text.partition(" ")) for slot, text in _pairs(claims)]
-        return Snapshot(
-            slots=tuple(sorted(counts, key=lambda count: count.slot)),
-            owners={slot: root for slot, (lapses_at, _, root) in held if int(lapses_at) > now_ms},
+        snapshot, nonsense = self.look()
+        _warn(nonsense)
+        return snapshot
+
+    def look(self) -> tuple[Snapshot, list[str]]:
+        """A snapshot, and sentences about what had to be left out of it."""
+        slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
+        nonsense = values.Nonsense()
+        snapshot = Snapshot(
+            slots=tuple(values.read_counts(self._slots, slots, nonsense)),
+            owners=values.read_owners(self._claims, claims, now_ms, nonsense),
             sealed_waiting=waiting,
-            **{name: int(total) for name, total in _pairs(totals)},
+            **values.read_totals(self._totals, totals, nonsense),
         )
+        return snapshot, nonsense.sentences
 
-    def server(self) -> tuple[dict[str, Any], str | None]:
-        """`INFO`, and `CONFIG GET save`, which many a service forbids (None then)."""
+    def prove(self) -> None:
+        """Do with the pipeline's own keys what its drain does, and leave nothing. For the doctor.
+
+        Raises what the drain would meet: rights, a replica, a full memory, a cluster's other node.
+        """
+        probe = f"probe-{secrets.token_hex(8)}"
+        self._run(scripts.UNPROVE, probe)
+        self._run(scripts.PROVE, probe)
+        self._run(scripts.CLAIM, "doctor", 1)  # of no slots
+        self._run(scripts.RELEASE, "doctor")
+        self.forget_sealed([probe])
+        self.highest_number(0)
+        self.sealed(1)
+
+    def server(self) -> tuple[Mapping[str, Any] | None, str | None]:
+        """`INFO`, and `CONFIG GET save`; None for what we may not ask: no pipeline needs them."""
         with self._explaining():
-            info: Any = self._client.info()
+            return self._asked(self._client.info), self._asked(
+                lambda: self._client.config_get("save").get("save", "")
+            )
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except redis.ResponseError:
+            return None
+
+    def _run(self, script: str, *arguments: Any) -> Any:
+        """One round trip; two where the server does not have the script yet."""
+        sent = (len(self._keys), *self._keys, *arguments)
+        with self._explaining():
             try:
-                settings: Any = self._client.config_get("save")
-            except redis.ResponseError:
-                return info, None
-        return info, settings.get("save", "")
-
-    def _run(self, script: Callable[..., Any], *arguments: object) -> Any:
-        with self._explaining():
-            return script(keys=self._keys, args=arguments)
+                return self._client.evalsha(_digest(script), *sent)
+            except redis.exceptions.NoScriptError:
+                return self._client.eval(script, *sent)
 
     def _raise_if_held(self, refused: Sequence[str] | None) -> None:
         if refused:
             slot, holder = refused
             raise SlotInUse(
                 f"slot {slot} of pipeline {self._pipeline} on node {self._node!r} is held by "
-                f"storage root {holder}, says {self._settings.describe()}",
+                f"storage root {shown(holder)}, says {self._settings.describe()}",
                 hint="do two storage roots or machines use the same node name?",
             )
 
@@ -275,27 +235,46 @@ class RedisStateStore(StateStore):
         try:
             yield
         except (redis.RedisError, OSError) as error:
-            raise StateUnavailable(
-                f"{self._settings.describe()} failed: {error or type(error).__name__}",
-                hint=_hint(error),
-            ) from error
+            key = self._key_of_another_type() if "WRONGTYPE" in str(error) else ""
+            about = f", key {key}" if key else ""
+            raise explained(error, f"{self._settings.describe()}{about} failed") from error
+
+    def _key_of_another_type(self) -> str:
+        """The first such key, found with commands that a pipeline may use anyway."""
+        for key in self._keys:
+            try:
+                if key == self._sealed:
+                    self._client.zrange(key, 0, 0)
+                else:
+                    self._client.hget(key, "0")
+            except redis.ResponseError:
+                return key
+            except (redis.RedisError, OSError):
+                return ""  # it went away meanwhile; the first error is what is told
+        return ""
 
 
-def _hint(error: Exception) -> str:
-    if isinstance(error, (redis.AuthenticationError, redis.exceptions.NoPermissionError)):
-        return "check user and password in the url, and the user's rights"
-    if isinstance(error, redis.ResponseError):
-        text = str(error)
-        if "WRONGTYPE" in text:
-            return "something else uses these keys: set another key_prefix"
-        return "see the server's log and its memory limit"
-    return "is Redis running, and can this machine reach it?"
+def _about(nonsense: Sequence[str]) -> Diagnosis:
+    left_out = len(nonsense) - _MOST_NONSENSE_SHOWN
+    told = [*nonsense[:_MOST_NONSENSE_SHOWN], *([f"{left_out} more"] if left_out > 0 else [])]
+    return Diagnosis(
+        "state values",
+        "warning",
+        "; ".join(told),
+        "find out who else writes to these keys; workers go by the disk, and you may remove them",
+    )
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        warn_once(sentence)
+
+
+@lru_cache(maxsize=16)
+def _digest(script: str) -> str:
+    """By which Redis knows a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _pairs(flat: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Redis gives a hash from a script as name, value, name, value."""
-    return zip(flat[::2], flat[1::2], strict=True)

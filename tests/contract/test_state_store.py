@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fuploader_dagster.errors import StateUnavailable
+from fuploader_dagster.errors import StateRefused, StateUnavailable
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.resources.sqlite_state import SqliteState
 from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
@@ -110,7 +110,7 @@ def test_a_redis_that_hangs_is_an_error_after_the_timeout(redis_server: RedisSer
 def test_a_wrong_redis_password_is_said_without_showing_it(redis_server: RedisServer) -> None:
     url = f"redis://:wrong-secret@127.0.0.1:{redis_server.port}/0"
     store = RedisState(url=url).store(pipeline="p", node="n")  # type: ignore[arg-type]
-    with pytest.raises(StateUnavailable, match="check user and password") as caught:
+    with pytest.raises(StateRefused, match="check user and password") as caught:
         store.open()
     assert "wrong-secret" not in str(caught.value)
 
@@ -120,7 +120,7 @@ def test_keys_that_something_else_uses_are_said(redis_server: RedisServer) -> No
     with redis_server.client() as client:
         client.set(f"{settings.key_prefix}:{{p:n}}:slots", "not a hash")
     store = settings.store(pipeline="p", node="n")
-    with pytest.raises(StateUnavailable, match="key_prefix"):
+    with pytest.raises(StateRefused, match="key_prefix"):
         record(store, SlotCount(0, 1, 1, 1))
     store.close()
 

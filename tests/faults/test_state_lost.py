@@ -7,7 +7,9 @@ numbers, partition keys, object keys) is handed out again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,10 +22,22 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.recovery import seal_on_request
 from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Done, ship
-from tests.drains import MARK, backlog, draining, files, pids, publish, wait_for
+from tests.drains import (
+    MARK,
+    backlog,
+    draining,
+    embedded,
+    files,
+    pids,
+    publish,
+    snapshot,
+    wait_for,
+)
 from tests.servers.ports import wait_until
+from tests.servers.redis import RedisServer
 from tests.settings import archived_files, pipeline
 from tests.soak.installation import Installation
 from tests.soak.plan import body_of, content_of, is_poison, name_of
@@ -79,6 +93,36 @@ def test_a_state_file_deleted_under_running_workers_is_made_again_and_no_number_
     ship_all(whole)
     assert archived_files(tmp_path / "objects") == {name: [contents[name]] for name in names}
     assert_nothing_was_handed_out_twice(settings.layout)
+
+
+def test_nonsense_in_every_key_of_redis_holds_up_no_message_and_makes_no_absurd_directory(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """No worker dies of it, no tick fails, and the numbers on the disk go on as they would have."""
+    state = RedisState(url=redis_server.url(), key_prefix="nonsense")  # type: ignore[arg-type]
+    settings = embedded(tmp_path, state=state, commit_messages=10, seal_messages=20)
+    contents = files(100)
+    prefix = f"nonsense:{{{settings.name}:{settings.node}}}"
+    values = ("abc", "9" * 400, "9" * 18, "x y z", "garbage", "")
+    with redis_server.client() as client, draining(settings) as supervisor:
+        for number, value in enumerate(values):
+            for key in ("slots", "highest", "claims"):
+                client.hset(f"{prefix}:{key}", mapping={"0": value, "x": value, "7": value})
+            client.hset(f"{prefix}:totals", mapping={"stored_messages": value, "evil": value})
+            client.zadd(f"{prefix}:sealed", {value: 0})
+            names = list(contents)[number * 15 : (number + 1) * 15]
+            publish(settings, {name: contents[name] for name in names})
+            wait_for(lambda: backlog(settings) == 0, settings, "the drain")
+            for worker in pids(settings):  # the next one starts from what Redis says
+                os.kill(worker, signal.SIGTERM)
+            wait_for(
+                lambda gone=worker: pids(settings) - {gone} != set(), settings, "the next worker"
+            )
+        assert supervisor.problems() == []
+        wait_for(lambda: bool(snapshot(settings).owners), settings, "a claim of its own")
+    numbers = [number for _, number in settings.layout.sealed_numbers()]
+    numbers += settings.layout.active_numbers(0)
+    assert 0 < max(numbers) <= len(values) * 3
 
 
 def ship_all(settings: Pipeline) -> None:

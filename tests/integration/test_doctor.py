@@ -105,7 +105,7 @@ def test_each_broken_part_is_named_and_does_not_hide_the_others(
         "queue": "wrong",
         "prefetch": "warning",
         "disk": "wrong",
-        "state": "unreachable",
+        "state": "wrong",
         "object store": "wrong",
     }
     assert "never-declared" in found["queue"].found

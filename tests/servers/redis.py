@@ -1,33 +1,39 @@
 """A private Redis on loopback, with its own folder, port and password.
 
 It writes every command to its append-only file before it answers, so that `kill` and `start` give
-the same data again. `flush` empties it, as an operator's mistake would.
+the same data again. `flush` empties it, as an operator's mistake would. `redis_configured` starts
+one with more lines in its redis.conf, `redis_replica` a replica, `redis_cluster` three nodes that
+share the hash slots.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
 
-from tests.servers.ports import LOOPBACK, free_port
+from tests.servers.ports import LOOPBACK, free_port, wait_until
 from tests.servers.process import ServerProcess, binary
 
 
 class RedisServer:
     """`start`, `stop` or `kill`, `start` again: port, password and data stay the same."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
+        """`more`: lines for redis.conf."""
         self.folder = folder
         self.port, self.password = free_port(), secrets.token_urlsafe(12)
         self._program = binary("redis-server", package="redis-server")
         self._process = ServerProcess("Redis", folder / "console.log")
         (folder / "redis.conf").write_text(
             f"bind {LOOPBACK}\nport {self.port}\ndir {folder}\nrequirepass {self.password}\n"
-            'save ""\nappendonly yes\ndatabases 64\n'
+            'save ""\nappendonly yes\ndatabases 64\n' + "".join(f"{line}\n" for line in more)
         )
 
     @property
@@ -41,16 +47,21 @@ class RedisServer:
     def url(self, database: int = 0) -> str:
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
+    def url_of(self, user: str, password: str) -> str:
+        """For another user than the one who may do everything."""
+        return f"redis://{user}:{password}@{LOOPBACK}:{self.port}/0"
+
     def client(self, database: int = 0) -> redis.Redis:
         """A plain client, to look at what the code under test left."""
-        return redis.Redis.from_url(self.url(database), decode_responses=True)
+        return redis.Redis.from_url(self.url(database), decode_responses=True, protocol=2)
 
-    def start(self) -> None:
+    def start(self, *, loading: bool = False) -> None:
+        """Return when it is ready; with `loading` when it answers, and be it that it loads."""
         self._process.start(
             [self._program, str(self.folder / "redis.conf")],
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
             cwd=self.folder,
-            ready=self._answers,
+            ready=lambda: self._answers(loading=loading),
         )
 
     def stop(self) -> None:
@@ -77,9 +88,68 @@ class RedisServer:
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
         (self.folder / "appendonly.aof").unlink(missing_ok=True)  # before version 7
 
-    def _answers(self) -> bool:
+    def _answers(self, *, loading: bool) -> bool:
         try:
             with self.client() as client:
                 return bool(client.ping())
+        except redis.exceptions.BusyLoadingError:
+            return loading
         except redis.exceptions.RedisError:
             return False
+
+
+@contextmanager
+def redis_configured(folder: Path, *lines: str) -> Iterator[RedisServer]:
+    """A server of one's own, with these lines in its configuration."""
+    folder.mkdir(parents=True)
+    server = RedisServer(folder, *lines)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def redis_replica(folder: Path, master: RedisServer) -> Iterator[RedisServer]:
+    """A replica that has caught up with its master."""
+    lines = (f"replicaof {LOOPBACK} {master.port}", f"masterauth {master.password}")
+    with redis_configured(folder, *lines) as replica, replica.client() as client:
+        wait_until(
+            lambda: client.info("replication").get("master_link_status") == "up",
+            seconds=60,
+            what="the replica",
+            diagnose=lambda: str(client.info("replication")),
+        )
+        yield replica
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[Sequence[RedisServer]]:
+    """Three masters, each with a third of the hash slots."""
+    bus_ports = [free_port() for _ in range(3)]
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                redis_configured(
+                    folder / f"port{port}", "cluster-enabled yes", f"cluster-port {port}"
+                )
+            )
+            for port in bus_ports
+        ]
+        clients = [stack.enter_context(node.client()) for node in nodes]
+        thirds = ((0, 5460), (5461, 10922), (10923, 16383))
+        for client, node, bus_port, third in zip(clients, nodes, bus_ports, thirds, strict=True):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", *third)
+            clients[0].execute_command("CLUSTER MEET", LOOPBACK, node.port, bus_port)
+
+        def told() -> list[str]:
+            return [str(client.execute_command("CLUSTER INFO")) for client in clients]
+
+        wait_until(
+            lambda: all(re.search(r"cluster_state\W+ok", one) for one in told()),
+            seconds=120,
+            what="the cluster",
+            diagnose=lambda: "\n".join(told()),
+        )
+        yield nodes

@@ -1,0 +1,43 @@
+"""How we connect to a Redis server: with as few commands as can be.
+
+What must always hold: a connection sends `AUTH` and `SELECT` where the url says so, and otherwise
+nothing but what its user asks for. Managed servers and users with few rights forbid `CLIENT` and
+`HELLO`, which redis-py sends for its own purposes, and some count each refusal as an attack.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import redis
+from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+
+def connect(url: SecretStr, timeout_seconds: float) -> redis.Redis:
+    """A client that has not connected yet. It retries nothing: that is the caller's.
+
+    Bytes that are no UTF-8 come as lone surrogates, and go back as the same bytes.
+    """
+    return redis.Redis.from_url(
+        url.get_secret_value(),
+        decode_responses=True,
+        encoding_errors="surrogateescape",
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,  # 3 begins with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
+        **_unintroduced(),
+    )
+
+
+def _unintroduced() -> dict[str, Any]:
+    """What keeps redis-py from sending CLIENT SETINFO; its name changed with redis-py 7."""
+    if "driver_info" in inspect.signature(redis.Connection.__init__).parameters or hasattr(
+        redis, "DriverInfo"
+    ):
+        return {"driver_info": None}
+    return {"lib_name": None, "lib_version": None}
