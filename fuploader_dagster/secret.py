@@ -7,6 +7,7 @@ in the open. Dagster's `EnvVar("NAME")` is accepted as well.
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr, SerializationInfo
@@ -38,3 +39,11 @@ Secret = Annotated[
 `model_dump(context={"reveal_secrets": True})` gives the value itself: used only to hand settings
 to a worker process through its stdin.
 """
+
+
+_LOGIN = re.compile(r"(?<=//)[^/?#\s]*@")
+
+
+def without_logins(text: str) -> str:
+    """The text with `***@` for the login of each address in it: `https://user:password@host`."""
+    return _LOGIN.sub("***@", text)

@@ -1,8 +1,8 @@
 """Shipping: packing and uploading many partitions, each on its own.
 
-What must always hold: every partition that was asked for gives one outcome; one that fails is
-noted, keeps all its data, and takes no other with it. Partitions that the store has confirmed
-already are done, and say so.
+What must always hold: every partition that was asked for gives one outcome; one that fails, by
+whatever error, is noted, keeps all its data, and takes no other with it. Partitions that the store
+has confirmed already are done, and say so.
 
 A slot that turns out damaged fails once, with what became of it (`mending`): what it still proves
 is another partition by then. Whoever asks for it again is told the same, and that it is done.
@@ -39,6 +39,7 @@ from fuploader_dagster.packing import Packed, find_packed, pack
 from fuploader_dagster.receipts import Receipt
 from fuploader_dagster.repacking import Repacking, repack, upload_again
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import ObjectStore, Progress
 from fuploader_dagster.upload import PartitionLock, upload
 
@@ -163,6 +164,12 @@ def _attempt(
         _note(partition, settings, stage, text)
         permanent = isinstance(error, (PermanentError, DamagedData))
         return Failed(partition, time.monotonic() - started, text, permanent)
+    except Exception as error:  # nobody foresaw it; the outcomes of the others must not go with it
+        log.exception("the %s of %s failed by an error that nobody foresaw", stage, partition)
+        said = without_logins(f"{type(error).__name__}: {error}")
+        text = f"{stage} failed by an error that nobody foresaw: {said}"
+        _note(partition, settings, stage, text)
+        return Failed(partition, time.monotonic() - started, text, permanent=False)
     return Done(partition, time.monotonic() - started, packed, receipt)
 
 

@@ -36,6 +36,7 @@ for _module in MODULES:
     with suppress(ImportError):  # an SDK that is not installed
         import_module(_module)
 with suppress(ImportError):
-    import_module("fuploader_dagster.resources.object_stores.s3_service").read_models()
+    import_module("fuploader_dagster.resources.object_stores.s3_service")
+    import_module("fuploader_dagster.resources.object_stores.s3_client").read_models()
 gc.freeze()
 gc.enable()

@@ -4,6 +4,10 @@ The three services speak nearly the same codes (COS and OSS took them from S3), 
 serves all. What must always hold: an answer that may pass with time becomes `StoreUnavailable`,
 anything else `StoreRefused`, each with what was tried, the service's own code and sentence, and
 what to check. Of an answer only code and message are quoted: other fields repeat signed headers.
+What is quoted is cut to one printable line, and shows no login of an address.
+
+An answer that makes no sense (no XML, a header missing, a listing without end) counts as passing:
+mostly it is not the service that spoke, but something between.
 """
 
 from __future__ import annotations
@@ -12,6 +16,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from fuploader_dagster.errors import FuploaderError, StoreRefused, StoreUnavailable
+from fuploader_dagster.secret import without_logins
+
+LONGEST_QUOTE = 500
+LONGEST_PAUSE_SECONDS = 86_400.0
+"""No Retry-After is honoured beyond it; the retries' own budget ends long before."""
 
 
 class AlreadyThere(Exception):
@@ -38,6 +47,16 @@ class Answer:
     code: str
     message: str
     retry_after: str | None = None
+    location: str | None = None
+    """Where a redirect leads to."""
+
+
+class Refusal(StoreRefused):
+    """What a service refused for good, with its answer."""
+
+    def __init__(self, message: str, *, hint: str, answer: Answer) -> None:
+        super().__init__(message, hint=hint)
+        self.answer = answer
 
 
 _PASSING = {
@@ -52,6 +71,7 @@ _PASSING = {
     "RequestTimeTooSkewed": "check this machine's clock (timedatectl)",
     "ServiceUnavailable": "the service failed",
     "SlowDown": "the service asks to slow down",
+    "TemporaryRedirect": "the bucket is new, or about to move; it is tried again",
     "XAmzContentSHA256Mismatch": "bytes were damaged on the way",
 }
 
@@ -91,9 +111,12 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
         return AlreadyThere(answer.code)
     if answer.code == "NoSuchUpload":
         return UploadGone(answer.message)
-    said = f"{tried}: the service answered {answer.status} {answer.code}".rstrip()
-    if answer.message and answer.message != answer.code:
-        said += f": {answer.message}"
+    code, message = quoted(answer.code), quoted(answer.message)
+    said = f"{tried}: the service answered {answer.status} {code}".rstrip()
+    if message and message != code:
+        said += f": {message}"
+    if answer.status in (302, 303, 307, 308) and code not in _PASSING:
+        return _redirected(said, answer)
     if answer.code in _PASSING or answer.status in (408, 425, 429) or _is_server_side(answer):
         return StoreUnavailable(
             said,
@@ -103,13 +126,19 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
             retry_after_seconds=_seconds(answer.retry_after, now_seconds),
         )
     hint = _HINTS.get(answer.code) or _HINTS_BY_STATUS.get(answer.status, "")
-    return StoreRefused(said, hint=hint)
+    return Refusal(said, hint=hint, answer=answer)
+
+
+def quoted(text: str) -> str:
+    """What came from outside, as one line that may stand in a log."""
+    line = "".join(each if each.isprintable() else " " for each in text[: 2 * LONGEST_QUOTE])
+    return without_logins(line)[:LONGEST_QUOTE].strip()
 
 
 def unreachable(tried: str, address: str, reason: str) -> FuploaderError:
     """The error for a request that got no answer at all."""
     return StoreUnavailable(
-        f"{tried}: no answer from {address}: {reason}",
+        f"{tried}: no answer from {address}: {quoted(reason)}",
         hint="check that the address is right and reachable from here, and any proxy between",
     )
 
@@ -117,8 +146,43 @@ def unreachable(tried: str, address: str, reason: str) -> FuploaderError:
 def untrusted(tried: str, address: str, reason: str) -> FuploaderError:
     """The error for a server whose certificate nobody vouches for."""
     return StoreRefused(
-        f"{tried}: the certificate of {address} is not trusted: {reason}",
+        f"{tried}: the certificate of {address} is not trusted: {quoted(reason)}",
         hint="set ca_bundle to the authority's PEM file",
+    )
+
+
+def late(tried: str, address: str) -> FuploaderError:
+    """The error for an answer that came too slowly to wait for its end."""
+    return StoreUnavailable(
+        f"{tried}: the answer of {address} did not come to its end in time",
+        hint="it is tried again; if the line is so slow, raise read_timeout_seconds",
+    )
+
+
+def makes_no_sense(tried: str, address: str, what: Exception | str) -> FuploaderError:
+    """The error for an answer that neither we nor the client library understand."""
+    reason = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
+    return StoreUnavailable(
+        f"{tried}: the answer of {address} makes no sense: {quoted(reason)}",
+        hint="it is tried again; if it stays, check that the address is this service's and what "
+        "lies between",
+    )
+
+
+def ignores_ranges(tried: str, address: str) -> FuploaderError:
+    """The error for a server that sends all when it is asked for a part."""
+    return StoreRefused(
+        f"{tried}: {address} ignores ranges: asked for a part, it sends the whole object",
+        hint="archives are read in parts: look for a cache or proxy between that drops Range",
+    )
+
+
+def _redirected(said: str, answer: Answer) -> FuploaderError:
+    target = quoted((answer.location or "").partition("?")[0]) or "nowhere"
+    return StoreUnavailable(
+        f"{said}: it leads to {target}, and redirects are not followed",
+        hint="if that is where the bucket is, set it as the endpoint; else look for a proxy or "
+        "a login page between",
     )
 
 
@@ -134,9 +198,12 @@ def _seconds(retry_after: str | None, now_seconds: float) -> float | None:
     """Retry-After is a number of seconds or a date."""
     if not retry_after:
         return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
+    stated = retry_after.strip()
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now_seconds)
-    except ValueError:
+        if stated.isascii() and stated.isdecimal():
+            seconds = float(stated)
+        else:
+            seconds = parsedate_to_datetime(stated).timestamp() - now_seconds
+    except (ValueError, TypeError, OverflowError):
         return None
+    return min(max(0.0, seconds), LONGEST_PAUSE_SECONDS)

@@ -135,7 +135,10 @@ class CloudObjectStore(ObjectStore):
 
     def clock(self) -> datetime | None:
         date = self._service.date()
-        return parsedate_to_datetime(date) if date else None
+        try:
+            return parsedate_to_datetime(date) if date else None
+        except (ValueError, TypeError):
+            return None  # what it says is no date: it has no clock
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         return [

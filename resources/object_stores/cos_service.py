@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import unescape
@@ -38,8 +38,18 @@ from fuploader_dagster.resources.object_stores.answers import (
     untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.asking import (
+    COMPLETING_SECONDS,
+    USUAL_SECONDS,
+    asking,
+    exact_range,
+    pages,
+    reading_seconds,
+)
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
+from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
@@ -62,7 +72,10 @@ class CosService(Service):
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
-        self._where = settings.address or settings.endpoint or f"COS in {settings.region}"
+        self._where = without_logins(
+            settings.address or settings.endpoint or f"COS in {settings.region}"
+        )
+        self._silence_seconds = settings.read_timeout_seconds
         self._encrypted = settings.encryption != "default"
         self._new = _options_of_new_objects(settings)
 
@@ -73,15 +86,17 @@ class CosService(Service):
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key)
+                headers = {name.lower(): value for name, value in answer.items()}
+                metadata = {
+                    name[len(META) :]: value
+                    for name, value in headers.items()
+                    if name.startswith(META)
+                }
+                crc = headers.get("x-cos-hash-crc64ecma", "")
+                size = int(headers["content-length"])
+                return Stated(size, metadata, "crc64ecma" if crc else None, crc)
         except Missing:
             return None
-        headers = {name.lower(): value for name, value in answer.items()}
-        metadata = {
-            name[len(META) :]: value for name, value in headers.items() if name.startswith(META)
-        }
-        crc = headers.get("x-cos-hash-crc64ecma", "")
-        size = int(headers["content-length"])
-        return Stated(size, metadata, "crc64ecma" if crc else None, crc)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):
@@ -99,7 +114,7 @@ class CosService(Service):
             answer = self._client.create_multipart_upload(
                 Bucket=self._bucket, Key=key, Metadata=_meta(metadata) | CREATE_ONLY, **self._new
             )
-        return str(answer["UploadId"])
+            return str(answer["UploadId"])
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
@@ -113,35 +128,34 @@ class CosService(Service):
                 UploadId=upload_id,
                 ContentMD5=base64.b64encode(md5).decode(),
             )
-        tag = {name.lower(): value for name, value in answer.items()}["etag"]
-        stated = "" if self._encrypted else tag.strip('"').lower()
-        return ConfirmedPart(part.number, part.size_bytes, stated, tag)
+            tag = {name.lower(): value for name, value in answer.items()}["etag"]
+            stated = "" if self._encrypted else tag.strip('"').lower()
+            return ConfirmedPart(part.number, part.size_bytes, stated, tag)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        found: list[ConfirmedPart] = []
-        page: dict[str, Any] = {"NextPartNumberMarker": 0, "IsTruncated": "true"}
-        while page["IsTruncated"] == "true":
-            with self._asking("listing the parts of", key):
-                page = self._client.list_parts(
-                    Bucket=self._bucket,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumberMarker=page["NextPartNumberMarker"],
+        doing = "listing the parts of"
+
+        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
+            with self._asking(doing, key):
+                answer = self._client.list_parts(
+                    Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
                 )
-            found += [
-                ConfirmedPart(
-                    int(part["PartNumber"]),
-                    int(part["Size"]),
-                    part["ETag"].strip('"').lower(),
-                    part["ETag"],
-                )
-                for part in page.get("Part", ())
-            ]
-        return found
+                found = [
+                    ConfirmedPart(
+                        int(part["PartNumber"]),
+                        int(part["Size"]),
+                        part["ETag"].strip('"').lower(),
+                        part["ETag"],
+                    )
+                    for part in answer.get("Part", ())
+                ]
+                return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
+
+        return list(pages("0", page, f"{doing} {self.address(key)}", self._where))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [{"PartNumber": str(part.number), "ETag": part.tag} for part in parts]
-        with self._asking("completing", key):
+        with self._asking("completing", key, COMPLETING_SECONDS):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=key,
@@ -155,47 +169,56 @@ class CosService(Service):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        page: dict[str, Any] = {
-            "NextKeyMarker": "",
-            "NextUploadIdMarker": "",
-            "IsTruncated": "true",
-        }
-        while page["IsTruncated"] == "true":
-            with self._asking("listing unfinished uploads of", prefix):
-                page = self._client.list_multipart_uploads(
-                    Bucket=self._bucket,
-                    Prefix=prefix,
-                    KeyMarker=page["NextKeyMarker"] or "",
-                    UploadIdMarker=page["NextUploadIdMarker"] or "",
+        doing = "listing unfinished uploads of"
+
+        def page(
+            after: tuple[str, str],
+        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+            with self._asking(doing, prefix):
+                answer = self._client.list_multipart_uploads(
+                    Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
                 )
-            for each in page.get("Upload", ()):
-                begun = datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00"))
-                yield UnfinishedUpload(each["Key"], each["UploadId"], begun)
+                found = [
+                    UnfinishedUpload(
+                        each["Key"],
+                        each["UploadId"],
+                        datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00")),
+                    )
+                    for each in answer.get("Upload", ())
+                ]
+                if not _truncated(answer):
+                    return found, None
+                return found, (answer["NextKeyMarker"] or "", answer["NextUploadIdMarker"] or "")
+
+        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
 
     def read(self, key: str, offset: int, length: int) -> bytes | None:
         wanted = f"bytes={offset}-{offset + length - 1}"
         try:
-            with self._asking("reading", key):
+            with self._asking("reading", key, reading_seconds(length)):
                 answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=wanted)
-                body = answer["Body"]
-                data: bytes = body.get_raw_stream().read()
-                if len(data) != len(body):
-                    raise HTTPError(f"{len(data)} of {len(body)} bytes came")
-                return data
+                with closing(answer["Body"].get_raw_stream()) as body:
+                    return exact_range(
+                        f"reading {self.address(key)}",
+                        self._where,
+                        (offset, length),
+                        self._said.status,
+                        {name.lower(): value for name, value in answer.items() if name != "Body"},
+                        body.read,
+                    )
         except Missing:
             return None
         except PastTheEnd:
             return b""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        page: dict[str, Any] = {"NextMarker": "", "IsTruncated": "true"}
-        while page["IsTruncated"] == "true":
+        def page(after: str) -> tuple[list[tuple[str, int]], str | None]:
             with self._asking("listing", prefix):
-                page = self._client.list_objects(
-                    Bucket=self._bucket, Prefix=prefix, Marker=page["NextMarker"]
-                )
-            for each in page.get("Contents", ()):
-                yield each["Key"], int(each["Size"])
+                answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
+                found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
+                return found, answer["NextMarker"] if _truncated(answer) else None
+
+        return pages("", page, f"listing {self.address(prefix)}", self._where)
 
     def delete(self, key: str) -> None:
         with self._asking("removing", key):
@@ -208,22 +231,42 @@ class CosService(Service):
         return date
 
     def _remember(self, answer: requests.Response, *_: Any, **__: Any) -> None:
-        self._said.retry_after = answer.headers.get("Retry-After")
-        self._said.date = answer.headers.get("Date")
+        """Keep what the SDK drops. It takes a redirect for success, so that is an error here."""
+        said = self._said
+        said.status = answer.status_code
+        said.retry_after = answer.headers.get("Retry-After")
+        said.date = answer.headers.get("Date")
+        said.location = answer.headers.get("Location")
+        if answer.is_redirect or answer.status_code // 100 == 3:
+            raise requests.RequestException("redirected")
 
-    @contextmanager
-    def _asking(self, doing: str, key: str) -> Iterator[None]:
+    def _asking(
+        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
+    ) -> AbstractContextManager[None]:
         """One request: turn what the SDK raises into what it means."""
-        tried = f"{doing} {self.address(key)}"
-        self._said.retry_after = self._said.date = None
-        try:
-            yield
-        except CosServiceError as error:
-            raise _meaning(error, tried, self._said.retry_after) from error
-        except (CosClientError, requests.RequestException, HTTPError) as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise untrusted(tried, self._where, str(error)) from error
-            raise unreachable(tried, self._where, str(error)) from error
+        tried, said = f"{doing} {self.address(key)}", self._said
+        said.status = 0
+        said.retry_after = said.date = said.location = None
+
+        def meaning(error: Exception) -> Exception | None:
+            if said.status // 100 == 3:
+                answer = Answer(said.status, "", "", said.retry_after, said.location)
+                return error_for(tried, answer, time.time())
+            if isinstance(error, CosServiceError):
+                return _meaning(error, tried, said.retry_after)
+            if isinstance(error, (CosClientError, requests.RequestException, HTTPError)):
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    return untrusted(tried, self._where, str(error))
+                return unreachable(tried, self._where, str(error))
+            return None
+
+        return asking(
+            tried,
+            self._where,
+            meaning,
+            silence_seconds=self._silence_seconds,
+            body_seconds=body_seconds,
+        )
 
 
 def _meaning(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
@@ -238,6 +281,10 @@ def _meaning(error: CosServiceError, tried: str, retry_after: str | None) -> Exc
     return error_for(tried, Answer(status, code, message, retry_after), time.time())
 
 
+def _truncated(page: Mapping[str, Any]) -> bool:
+    return bool(page["IsTruncated"] == "true")
+
+
 def _in_xml(body: str | bytes) -> tuple[str, str]:
     """Code and message of an error's body. The SDK gives up if any other field is missing."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
@@ -247,11 +294,8 @@ def _in_xml(body: str | bytes) -> tuple[str, str]:
 
 
 def _client(settings: COSSettings, hook: Any) -> CosS3Client:
-    session = requests.Session()
+    session = StoreSession(settings.verify, settings.concurrency + 2)
     session.hooks["response"].append(hook)
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=settings.concurrency + 2)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
     host, _, port = (settings.address or "").rpartition(":")
     try:
         kind = (

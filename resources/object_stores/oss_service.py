@@ -15,10 +15,9 @@ import base64
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import ParseError
 
 import oss2
 import requests
@@ -31,11 +30,22 @@ from fuploader_dagster.resources.object_stores.answers import (
     Missing,
     PastTheEnd,
     error_for,
+    quoted,
     unreachable,
     untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.asking import (
+    COMPLETING_SECONDS,
+    USUAL_SECONDS,
+    asking,
+    exact_range,
+    pages,
+    reading_seconds,
+)
+from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
@@ -56,7 +66,8 @@ class OssService(Service):
 
     def __init__(self, settings: OSSSettings) -> None:
         self._name = settings.bucket
-        self._where = settings.endpoint
+        self._where = without_logins(settings.endpoint)
+        self._silence_seconds = settings.read_timeout_seconds
         self._bucket = _bucket(settings)
         self._new = _options_of_new_objects(settings)
         self._encrypted = settings.encryption != "default"
@@ -68,15 +79,16 @@ class OssService(Service):
         try:
             with self._asking("looking at", key):
                 headers = self._bucket.head_object(key).headers
+                metadata = {
+                    name.lower()[len(META) :]: value
+                    for name, value in headers.items()
+                    if name.lower().startswith(META)
+                }
+                crc = headers.get("x-oss-hash-crc64ecma", "")
+                size = int(headers["Content-Length"])
+                return Stated(size, metadata, "crc64ecma" if crc else None, crc)
         except Missing:
             return None
-        metadata = {
-            name.lower()[len(META) :]: value
-            for name, value in headers.items()
-            if name.lower().startswith(META)
-        }
-        crc = headers.get("x-oss-hash-crc64ecma", "")
-        return Stated(int(headers["Content-Length"]), metadata, "crc64ecma" if crc else None, crc)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         headers = _meta(metadata) | CREATE_ONLY | self._new | {"Content-MD5": _base64(md5)}
@@ -95,25 +107,26 @@ class OssService(Service):
         headers = {"Content-MD5": _base64(md5)}
         with self._asking(f"storing part {part.number} of", key):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
-        stated = "" if self._encrypted else answer.etag.lower()
-        return ConfirmedPart(part.number, part.size_bytes, stated, answer.etag)
+            stated = "" if self._encrypted else answer.etag.lower()
+            return ConfirmedPart(part.number, part.size_bytes, stated, answer.etag)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        found: list[ConfirmedPart] = []
-        marker, more = "", True
-        while more:
-            with self._asking("listing the parts of", key):
-                page = self._bucket.list_parts(key, upload_id, marker=marker)
-            marker, more = page.next_marker, page.is_truncated
-            found += [
-                ConfirmedPart(part.part_number, part.size, part.etag.lower(), part.etag)
-                for part in page.parts
-            ]
-        return found
+        doing = "listing the parts of"
+
+        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
+            with self._asking(doing, key):
+                answer = self._bucket.list_parts(key, upload_id, marker=after)
+                found = [
+                    ConfirmedPart(part.part_number, part.size, part.etag.lower(), part.etag)
+                    for part in answer.parts
+                ]
+                return found, answer.next_marker if answer.is_truncated else None
+
+        return list(pages("", page, f"{doing} {self.address(key)}", self._where))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [oss2.models.PartInfo(part.number, part.tag) for part in parts]
-        with self._asking("completing", key):
+        with self._asking("completing", key, COMPLETING_SECONDS):
             self._bucket.complete_multipart_upload(key, upload_id, listed, headers=CREATE_ONLY)
 
     def abort(self, key: str, upload_id: str) -> None:
@@ -121,45 +134,61 @@ class OssService(Service):
             self._bucket.abort_multipart_upload(key, upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        key_marker, id_marker, more = "", "", True
-        while more:
-            with self._asking("listing unfinished uploads of", prefix):
-                page = self._bucket.list_multipart_uploads(
-                    prefix=prefix, key_marker=key_marker, upload_id_marker=id_marker
+        doing = "listing unfinished uploads of"
+
+        def page(
+            after: tuple[str, str],
+        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+            with self._asking(doing, prefix):
+                answer = self._bucket.list_multipart_uploads(
+                    prefix=prefix, key_marker=after[0], upload_id_marker=after[1]
                 )
-            key_marker, id_marker = page.next_key_marker, page.next_upload_id_marker
-            more = page.is_truncated
-            for each in page.upload_list:
-                begun = datetime.fromtimestamp(each.initiation_date, timezone.utc)
-                yield UnfinishedUpload(each.key, each.upload_id, begun)
+                found = [
+                    UnfinishedUpload(
+                        each.key,
+                        each.upload_id,
+                        datetime.fromtimestamp(each.initiation_date, timezone.utc),
+                    )
+                    for each in answer.upload_list
+                ]
+                if not answer.is_truncated:
+                    return found, None
+                return found, (answer.next_key_marker, answer.next_upload_id_marker)
+
+        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
 
     def read(self, key: str, offset: int, length: int) -> bytes | None:
         # Without this header OSS answers a range that it cannot satisfy with the whole object.
         headers = {"x-oss-range-behavior": "standard"}
         try:
-            with self._asking("reading", key):
+            with self._asking("reading", key, reading_seconds(length)):
                 answer = self._bucket.get_object(
                     key, byte_range=(offset, offset + length - 1), headers=headers
-                )
-                data: bytes = answer.read()
-                if len(data) != answer.content_length:
-                    raise HTTPError(f"{len(data)} of {answer.content_length} bytes came")
-                return data
+                ).resp
+                with closing(answer.response.raw) as body:
+                    return exact_range(
+                        f"reading {self.address(key)}",
+                        self._where,
+                        (offset, length),
+                        answer.status,
+                        {name.lower(): value for name, value in answer.headers.items()},
+                        body.read,
+                    )
         except Missing:
             return None
         except PastTheEnd:
             return b""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        token, more = "", True
-        while more:
+        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
             with self._asking("listing", prefix):
-                page = self._bucket.list_objects_v2(
+                answer = self._bucket.list_objects_v2(
                     prefix=prefix, continuation_token=token, max_keys=1000
                 )
-            token, more = page.next_continuation_token, page.is_truncated
-            for each in page.object_list:
-                yield each.key, each.size
+                found = [(each.key, each.size) for each in answer.object_list]
+                return found, answer.next_continuation_token if answer.is_truncated else None
+
+        return pages("", page, f"listing {self.address(prefix)}", self._where)
 
     def delete(self, key: str) -> None:
         with self._asking("removing", key):
@@ -167,31 +196,36 @@ class OssService(Service):
 
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):
-            answer = self._bucket.list_objects_v2(max_keys=1)
-        date: str | None = answer.headers.get("Date")
-        return date
+            date: str | None = self._bucket.list_objects_v2(max_keys=1).headers.get("Date")
+            return date
 
-    @contextmanager
-    def _asking(self, doing: str, key: str) -> Iterator[None]:
+    def _asking(
+        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
+    ) -> AbstractContextManager[None]:
         """One request: turn what oss2 raises into what it means."""
         tried = f"{doing} {self.address(key)}"
-        try:
-            yield
-        except oss2.exceptions.ServerError as error:
-            raise _meaning(error, tried) from error
-        except oss2.exceptions.ClientError as error:
-            raise StoreRefused(
-                f"{tried}: {error.body}", hint="check the store's settings"
-            ) from error
-        except (
-            oss2.exceptions.RequestError,
-            ParseError,
-            requests.RequestException,
-            HTTPError,
-        ) as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise untrusted(tried, self._where, str(error)) from error
-            raise unreachable(tried, self._where, str(error)) from error
+
+        def meaning(error: Exception) -> Exception | None:
+            if isinstance(error, oss2.exceptions.ServerError):
+                return _meaning(error, tried)
+            if isinstance(error, oss2.exceptions.ClientError):
+                return StoreRefused(
+                    f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
+                )
+            passing = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
+            if isinstance(error, passing):
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    return untrusted(tried, self._where, str(error))
+                return unreachable(tried, self._where, str(error))
+            return None
+
+        return asking(
+            tried,
+            self._where,
+            meaning,
+            silence_seconds=self._silence_seconds,
+            body_seconds=body_seconds,
+        )
 
 
 def _meaning(error: oss2.exceptions.ServerError, tried: str) -> Exception:
@@ -200,14 +234,16 @@ def _meaning(error: oss2.exceptions.ServerError, tried: str) -> Exception:
         return Missing(tried)
     if error.status == 416 or error.code == "InvalidRange":
         return PastTheEnd(tried)
-    retry_after = error.headers.get("Retry-After")
-    answer = Answer(error.status, error.code, error.message, retry_after)
+    headers = error.headers
+    answer = Answer(
+        error.status, error.code, error.message, headers.get("Retry-After"), headers.get("Location")
+    )
     return error_for(tried, answer, time.time())
 
 
 def _bucket(settings: OSSSettings) -> Any:
-    session = oss2.Session(pool_size=settings.concurrency + 2)
-    session.session.verify = settings.verify
+    session = oss2.Session()
+    session.session = StoreSession(settings.verify, settings.concurrency + 2)
     try:
         provider = _credentials(settings)
         v4 = settings.region is not None

@@ -2,7 +2,7 @@
 
 What must always hold:
 
-- boto3's own retries are off: one wrapper retries for all backends.
+- boto3's own retries are off: one wrapper retries for all backends (`s3_client` sets it up).
 - A checksum travels as Content-MD5, which every server understands and checks. The trailing
   checksums that boto3 sends by default make some servers fail and others store the trailer.
 - The signature covers the body through that header, over http as over https: the sha256 that boto3
@@ -16,19 +16,14 @@ import base64
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import AbstractContextManager, closing
 from typing import IO, TYPE_CHECKING, Any, cast
 
-import boto3
 from botocore import exceptions as boto
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.loaders import Loader, create_loader
-from botocore.parsers import ResponseParserError
-from botocore.session import Session as CoreSession
+from urllib3.exceptions import HTTPError
 
-from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
     Missing,
@@ -37,13 +32,25 @@ from fuploader_dagster.resources.object_stores.answers import (
     unreachable,
     untrusted,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Blocks, Part, View
+from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.asking import (
+    COMPLETING_SECONDS,
+    USUAL_SECONDS,
+    asking,
+    exact_range,
+    pages,
+    reading_seconds,
+)
+from fuploader_dagster.resources.object_stores.s3_client import (
+    customer_key,
+    open_client,
+    options_of_new_objects,
+)
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSPreparedRequest
-    from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
     from fuploader_dagster.resources.object_stores.s3 import S3Settings
@@ -57,12 +64,13 @@ class S3Service(Service):
 
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
-        self._client = _client(settings)
-        self._endpoint = self._client.meta.endpoint_url
-        self._own_key = _customer_key(settings)
+        self._client = open_client(settings)
+        self._where = without_logins(self._client.meta.endpoint_url)
+        self._silence_seconds = settings.read_timeout_seconds
+        self._own_key = customer_key(settings)
         # With these an ETag is not the md5 of the content.
         self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
-        self._new = _options_of_new_objects(settings) | self._own_key
+        self._new = options_of_new_objects(settings) | self._own_key
 
     def address(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
@@ -71,11 +79,11 @@ class S3Service(Service):
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key, **self._own_key)
+                algorithm, digest = _stated_digest(answer)
+                metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
+                return Stated(answer["ContentLength"], metadata, algorithm, digest)
         except Missing:
             return None
-        algorithm, digest = _stated_digest(answer)
-        metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
-        return Stated(answer["ContentLength"], metadata, algorithm, digest)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):
@@ -110,24 +118,32 @@ class S3Service(Service):
                 ContentMD5=_base64(md5),
                 **self._own_key,
             )
-        md5_stated = "" if self._encrypted else answer["ETag"].strip('"').lower()
-        return ConfirmedPart(part.number, part.size_bytes, md5_stated, answer["ETag"])
+            md5_stated = "" if self._encrypted else answer["ETag"].strip('"').lower()
+            return ConfirmedPart(part.number, part.size_bytes, md5_stated, answer["ETag"])
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        with self._asking("listing the parts of", key):
-            pages = self._client.get_paginator("list_parts").paginate(
-                Bucket=self._bucket, Key=key, UploadId=upload_id
-            )
-            return [
-                ConfirmedPart(
-                    part["PartNumber"], part["Size"], part["ETag"].strip('"').lower(), part["ETag"]
+        doing = "listing the parts of"
+
+        def page(after: int) -> tuple[list[ConfirmedPart], int | None]:
+            with self._asking(doing, key):
+                answer = self._client.list_parts(
+                    Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
                 )
-                for page in pages
-                for part in page.get("Parts", ())
-            ]
+                found = [
+                    ConfirmedPart(
+                        part["PartNumber"],
+                        part["Size"],
+                        part["ETag"].strip('"').lower(),
+                        part["ETag"],
+                    )
+                    for part in answer.get("Parts", ())
+                ]
+                return found, answer["NextPartNumberMarker"] if answer["IsTruncated"] else None
+
+        return list(pages(0, page, f"{doing} {self.address(key)}", self._where))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
-        with self._asking("completing", key):
+        with self._asking("completing", key, COMPLETING_SECONDS):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=key,
@@ -143,35 +159,56 @@ class S3Service(Service):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        with self._asking("listing unfinished uploads of", prefix):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            )
-            for page in pages:
-                for each in page.get("Uploads", ()):
-                    yield UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+        doing = "listing unfinished uploads of"
+
+        def page(
+            after: tuple[str, str],
+        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+            with self._asking(doing, prefix):
+                answer = self._client.list_multipart_uploads(
+                    Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
+                )
+                found = [
+                    UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+                    for each in answer.get("Uploads", ())
+                ]
+                if not answer.get("IsTruncated"):
+                    return found, None
+                return found, (answer["NextKeyMarker"], answer.get("NextUploadIdMarker", ""))
+
+        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
 
     def read(self, key: str, offset: int, length: int) -> bytes | None:
         wanted = f"bytes={offset}-{offset + length - 1}"
         try:
-            with self._asking("reading", key):
+            with self._asking("reading", key, reading_seconds(length)):
                 answer = self._client.get_object(
                     Bucket=self._bucket, Key=key, Range=wanted, **self._own_key
                 )
-                return answer["Body"].read()
+                meta = answer["ResponseMetadata"]
+                with closing(answer["Body"]) as body:
+                    return exact_range(
+                        f"reading {self.address(key)}",
+                        self._where,
+                        (offset, length),
+                        meta["HTTPStatusCode"],
+                        meta["HTTPHeaders"],
+                        body.read,
+                    )
         except Missing:
             return None
         except PastTheEnd:
             return b""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        with self._asking("listing", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            )
-            for page in pages:
-                for each in page.get("Contents", ()):
-                    yield each["Key"], each["Size"]
+        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
+            after: Any = {"ContinuationToken": token} if token else {}
+            with self._asking("listing", prefix):
+                answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **after)
+                found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
+                return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
+
+        return pages("", page, f"listing {self.address(prefix)}", self._where)
 
     def delete(self, key: str) -> None:
         with self._asking("removing", key):
@@ -180,18 +217,28 @@ class S3Service(Service):
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):
             answer = self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
-        return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
 
-    @contextmanager
-    def _asking(self, doing: str, key: str) -> Iterator[None]:
+    def _asking(
+        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
+    ) -> AbstractContextManager[None]:
         """One request: turn what boto3 raises into what it means."""
         tried = f"{doing} {self.address(key)}"
-        try:
-            yield
-        except ClientError as error:
-            raise _meaning(error, tried) from error
-        except (BotoCoreError, ResponseParserError) as error:
-            raise _meaning_without_answer(error, tried, self._endpoint) from error
+
+        def meaning(error: Exception) -> Exception | None:
+            if isinstance(error, ClientError):
+                return _meaning(error, tried)
+            if isinstance(error, (BotoCoreError, HTTPError)):
+                return _meaning_without_answer(error, tried, self._where)
+            return None
+
+        return asking(
+            tried,
+            self._where,
+            meaning,
+            silence_seconds=self._silence_seconds,
+            body_seconds=body_seconds,
+        )
 
 
 def _meaning(error: ClientError, tried: str) -> Exception:
@@ -202,9 +249,12 @@ def _meaning(error: ClientError, tried: str) -> Exception:
         return Missing(tried)
     if status == 416 or code == "InvalidRange":
         return PastTheEnd(tried)
-    retry_after = meta.get("HTTPHeaders", {}).get("retry-after")
+    headers = meta.get("HTTPHeaders", {})
     code = "" if code == str(status) else code  # an answer without a body, as to HEAD
-    return error_for(tried, Answer(status, code, said.get("Message", ""), retry_after), time.time())
+    answer = Answer(
+        status, code, said.get("Message", ""), headers.get("retry-after"), headers.get("location")
+    )
+    return error_for(tried, answer, time.time())
 
 
 def _meaning_without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
@@ -220,7 +270,7 @@ def _meaning_without_answer(error: Exception, tried: str, endpoint: str) -> Exce
         boto.HTTPClientError,
         boto.ConnectionError,
         boto.IncompleteReadError,
-        ResponseParserError,
+        HTTPError,
         boto.CredentialRetrievalError,
         boto.MetadataRetrievalError,
     )
@@ -234,100 +284,12 @@ def _stated_digest(answer: HeadObjectOutputTypeDef) -> tuple[Algorithm | None, s
     foreign_key = answer.get("ServerSideEncryption", "").startswith("aws:kms")
     if foreign_key or answer.get("SSECustomerAlgorithm"):
         return None, ""
-    etag = answer["ETag"].strip('"').lower()
+    etag = answer.get("ETag", "").strip('"').lower()
     if re.fullmatch("[0-9a-f]{32}", etag):
         return "md5", etag
     if re.fullmatch("[0-9a-f]{32}-[1-9][0-9]{0,4}", etag):
         return "md5-of-parts", etag
     return None, ""
-
-
-def _client(settings: S3Settings) -> S3Client:
-    config = Config(
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": False},
-        connect_timeout=settings.connect_timeout_seconds,
-        read_timeout=settings.read_timeout_seconds,
-        max_pool_connections=settings.concurrency + 2,
-        proxies=settings.proxies,
-    )
-    try:
-        session = boto3.session.Session(
-            botocore_session=_core_session(),
-            aws_access_key_id=settings.access_key_id,
-            aws_secret_access_key=settings.secret_access_key,
-            aws_session_token=settings.session_token,
-            region_name=settings.region,
-            profile_name=settings.profile,
-        )
-        client = session.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            verify=settings.verify,
-            config=config,
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.describe()}: {error}", hint="check the store's settings"
-        ) from error
-    client.meta.events.register("before-send.s3", _send_in_large_blocks)
-    return client
-
-
-def read_models() -> None:
-    """Read what describes S3's API now, for the stores that are opened later in this process and
-    its forks: 0.3 s of CPU. Sends nothing."""
-    with suppress(BotoCoreError):  # such as a profile that is missing: opening a store will tell
-        session = boto3.session.Session("none", "none", botocore_session=_core_session())
-        session.client("s3", region_name="us-east-1")
-
-
-def _core_session() -> CoreSession:
-    """A session of its own, except that what describes S3's API is read once per process.
-
-    Each session would read and parse these files again: 0.1 s of CPU for every store opened.
-    """
-    session = CoreSession()
-    models = _models(session.get_config_variable("data_path"))
-    models.search_paths[:] = dict.fromkeys(models.search_paths)  # boto3 adds its own each time
-    session.register_component("data_loader", models)
-    return session
-
-
-@cache
-def _models(folders: str | None) -> Loader:
-    return create_loader(folders)
-
-
-def _send_in_large_blocks(request: AWSPreparedRequest, **_: Any) -> None:
-    if isinstance(request.body, View):
-        request.body = Blocks(request.body)
-
-
-def _customer_key(settings: S3Settings) -> dict[str, Any]:
-    if settings.customer_key is None:
-        return {}
-    try:
-        key = base64.b64decode(settings.customer_key, validate=True)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError(
-            "S3.customer_key is not 32 bytes in base64", hint="openssl rand -base64 32"
-        )
-    return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
-
-
-def _options_of_new_objects(settings: S3Settings) -> dict[str, Any]:
-    options = {
-        "StorageClass": settings.storage_class,
-        "ServerSideEncryption": None if settings.encryption == "default" else settings.encryption,
-        "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": settings.tagging,
-    }
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _base64(digest: bytes) -> str:

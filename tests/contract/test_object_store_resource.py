@@ -14,7 +14,7 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores import S3, Local, s3_service
+from fuploader_dagster.resources.object_stores import S3, Local, s3_client
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 
@@ -141,7 +141,8 @@ def test_a_missing_client_library_gives_the_command_to_install_it(
     with_secret: None,
 ) -> None:
     package = "fuploader_dagster.resources.object_stores"
-    monkeypatch.delitem(sys.modules, f"{package}.{extra}_service", raising=False)
+    for part in ("service", "client"):
+        monkeypatch.delitem(sys.modules, f"{package}.{extra}_{part}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     kind = getattr(importlib.import_module(package), name)
     with pytest.raises(ConfigError) as caught:
@@ -179,8 +180,8 @@ def test_what_describes_s3_is_read_once_for_all_stores(
         return load_file(loader, path)
 
     monkeypatch.setattr(JSONFileLoader, "load_file", counted)
-    s3_service._models.cache_clear()
-    s3_service.read_models()
+    s3_client._models.cache_clear()
+    s3_client.read_models()
     assert any("s3" in Path(path).parts for path in read)
     read.clear()
     settings().open()

@@ -15,7 +15,7 @@ from fuploader_dagster.receipts import find_receipt, keep_receipt
 from fuploader_dagster.recovery import look, plan
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.shipping import Done, Failed, upload_partitions
-from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.storage import ArchiveFile, ObjectStore, StoredObject
 from tests.settings import archived_files, pipeline, sealed
 from tests.unit.test_recovery import FILES, OLD, receipt
 
@@ -123,6 +123,29 @@ def test_a_store_that_does_not_answer_costs_nothing_and_is_asked_again(
     assert [type(one) for one in failed] == [Failed] * 2
     assert [find_sealed(settings.layout, key) for key in keys] == slots
     assert plan(look(settings), settings, busy=[], now=2**32).ask == keys
+
+
+def test_an_error_that_nobody_foresaw_leaves_the_others_their_outcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pipeline(tmp_path)
+    first, *others = [sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(3)]
+    store = settings.store.open()
+    put = store.put
+
+    def odd(key: str, archive: ArchiveFile, progress: Any = None) -> StoredObject:
+        if first in key:
+            raise KeyError("ETag of http://user:a-password@proxy")
+        return put(key, archive, progress)
+
+    monkeypatch.setattr(store, "put", odd)
+    failed, *done = upload_partitions([first, *others], settings, store)
+    assert isinstance(failed, Failed)
+    assert "KeyError" in failed.error
+    assert "a-password" not in failed.error
+    assert not failed.permanent
+    assert [(type(one), one.partition) for one in done] == [(Done, each) for each in others]
+    assert [one.partition for one in all_failures(settings.layout)] == [first]
 
 
 @pytest.mark.parametrize("key", ["../../x", "a/b", "", "20261120T234501123Z-../x-s0-000017"])

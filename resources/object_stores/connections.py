@@ -1,0 +1,107 @@
+"""The connections that all clients stand on: an answer ends in time and comes from where we asked.
+
+A read time-out ends silence only: a server that sends a byte now and then is never silent, and
+holds its client for as long as it likes. So the head of an answer has to be whole after twice the
+read time-out, and the rest of it after what the caller allows besides.
+
+The clients of all three services stand on urllib3, whose connections are told here when they begin
+to wait for an answer. How long a thread waits at most is set by `answer_within`; when the time is
+up the socket is shut down, the read that waits on it ends, and the caller sees `late`.
+
+No redirect is followed here, whatever the client library asks for: another host would get the
+session token, and with a 307 the archive.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+SLOWEST_BYTES_PER_SECOND = 16 << 10
+
+
+class Due:
+    """The time that one request has for its answer."""
+
+    def __init__(self, head_seconds: float, body_seconds: float) -> None:
+        self.late = False
+        self._seconds = [head_seconds, body_seconds]
+        self._timers: list[threading.Timer] = []
+
+    def wait_for_head(self, sock: Any) -> None:
+        self._start(self._seconds[0], sock)
+
+    def wait_for_body(self, sock: Any) -> None:
+        self.end()
+        self._start(sum(self._seconds), sock)
+
+    def end(self) -> None:
+        while self._timers:
+            self._timers.pop().cancel()
+
+    def _start(self, seconds: float, sock: Any) -> None:
+        timer = threading.Timer(seconds, self._shut, [sock])
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+
+    def _shut(self, sock: Any) -> None:
+        self.late = True
+        try:
+            # Past any TLS: its own farewell would wait for the other side.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            return  # closed already: nobody waits for it
+
+
+_current = threading.local()
+
+
+@contextmanager
+def answer_within(head_seconds: float, body_seconds: float) -> Iterator[Due]:
+    """The requests that this thread makes meanwhile must be answered in that time, each."""
+    due = _current.due = Due(head_seconds, body_seconds)
+    try:
+        yield due
+    finally:
+        _current.due = None
+        due.end()
+
+
+class _Waiting:
+    """Mixed into a connection: its waiting begins when the request is sent."""
+
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+        due, sock = getattr(_current, "due", None), getattr(self, "sock", None)
+        if due is None or not isinstance(sock, socket.socket):
+            return super().getresponse(*args, **kwargs)  # type: ignore[misc]
+        due.wait_for_head(sock)
+        answer = super().getresponse(*args, **kwargs)  # type: ignore[misc]
+        due.wait_for_body(sock)
+        return answer
+
+
+class _StayingHere:
+    """Mixed into a connection pool."""
+
+    def urlopen(self, *args: Any, **kwargs: Any) -> Any:
+        return super().urlopen(*args, **{**kwargs, "redirect": False})  # type: ignore[misc]
+
+
+def punctual(pools: dict[str, Any]) -> dict[str, Any]:
+    """Of urllib3's pool classes by scheme, the same with such connections."""
+    return {scheme: _with_waiting(pool) for scheme, pool in pools.items()}
+
+
+def _with_waiting(pool: Any) -> Any:
+    connection = type(f"Our{pool.ConnectionCls.__name__}", (_Waiting, pool.ConnectionCls), {})
+    return type(f"Our{pool.__name__}", (_StayingHere, pool), {"ConnectionCls": connection})
+
+
+POOLS = punctual({"http": HTTPConnectionPool, "https": HTTPSConnectionPool})
+"""urllib3's own, with such connections."""

@@ -1,0 +1,60 @@
+"""The HTTP session of the clients that stand on `requests` (COS and OSS).
+
+What must always hold:
+
+- No redirect is followed: the next host would get the session token, and with a 307 the archive.
+- Whom to believe is what the settings say. `requests` by itself prefers REQUESTS_CA_BUNDLE, and
+  would put the login that ~/.netrc has for a host in the place of our signature.
+- Answers come to their end in time (`connections`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager
+
+from fuploader_dagster.resources.object_stores.connections import POOLS
+
+
+class StoreSession(requests.Session):
+    """For one store; thread-safe as far as `requests` is."""
+
+    def __init__(self, verify: bool | str, pool_size: int) -> None:
+        super().__init__()
+        self._believed = verify
+        self.auth = _leave_alone
+        adapter = _Adapter(pool_connections=pool_size, pool_maxsize=pool_size)
+        self.mount("http://", adapter)
+        self.mount("https://", adapter)
+
+    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        kwargs["allow_redirects"] = False
+        return super().request(method, url, *args, **kwargs)
+
+    def merge_environment_settings(
+        self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
+    ) -> Any:
+        merged = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        if self._believed is not True:  # else the environment may name the machine's authorities
+            merged["verify"] = self._believed
+        return merged
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        manager: PoolManager = self.poolmanager
+        manager.pool_classes_by_scheme = POOLS
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = POOLS
+        return manager
+
+
+def _leave_alone(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """The client library has signed it."""
+    return request
