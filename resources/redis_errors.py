@@ -16,6 +16,8 @@ import redis
 from fuploader_dagster.errors import FuploaderError, StateRefused, StateUnavailable
 
 RIGHTS = "the section on rights in Redis of docs/operations.md"
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+"""A server that does not know AUTH or HELLO repeats their arguments: the password."""
 _MOST_CHARACTERS = 300
 _MOST_OF_A_VALUE = 60
 
@@ -132,6 +134,7 @@ def explained(error: Exception, trying: str, *, more: str = "") -> FuploaderErro
     kind, hint = _meaning(error, text)
     word = getattr(error, "status_code", None)  # MOVED and its like, which redis-py takes away
     words = f"{word} {error}" if word and word != "ERR" else str(error)
+    words = _ARGUMENTS.sub("", words)
     said = shown(words, _MOST_CHARACTERS) if words else type(error).__name__
     return kind(f"{trying}: {said}", hint=f"{hint}; {more}" if more else hint)
 

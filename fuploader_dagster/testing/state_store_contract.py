@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
+from fuploader_dagster.state import (
+    Commit,
+    SlotCount,
+    Snapshot,
+    StateSettings,
+    StateStore,
+)
 
 ROOT_A, ROOT_B = "root a", "root-b"
 
@@ -108,6 +114,37 @@ class StateStoreContract:
         keys = [f"20261120T234501{n:04}Z-node1-s0-{n:06}" for n in range(10_000)]
         store.record(Commit(sealed=keys), root_id=ROOT_A, ttl_seconds=60)
         assert store.sealed(20_000) == keys
+
+    def test_strings_of_any_kind_come_back_from_the_sealed_ones_and_can_be_forgotten(
+        self, store: StateStore
+    ) -> None:
+        """Whoever writes to the store may put anything there; the tick has to get rid of it."""
+        odd = ["", "a...b", "x\ny", "\x1b[31m", "../../etc/passwd", "it's", "%_*?[", "k" * 3_000]
+        store.add_sealed([*odd, "k1"])
+        assert store.sealed(100) == sorted([*odd, "k1"])
+        store.forget_sealed(odd)
+        assert store.sealed(100) == ["k1"]
+
+    def test_a_storage_root_may_have_any_name(self, store: StateStore) -> None:
+        for slot, root in enumerate(("it's", "a\nb", "1 2 3", "\u00fc" * 300)):
+            store.claim([slot], root, 60)
+            assert store.snapshot().owners[slot] == root
+            with pytest.raises(SlotInUse):
+                store.claim([slot], ROOT_B, 60)
+            store.release([slot], root)
+        assert store.snapshot().owners == {}
+
+    def test_the_doctors_look_finds_it_good_and_changes_nothing(
+        self, settings: StateSettings, store: StateStore
+    ) -> None:
+        record(store, SlotCount(0, 7, 10, 1_000), stored_messages=10)
+        store.add_sealed(["k1"])
+        before = store.snapshot()
+        for one in settings.examine_for(pipeline="aweme", node="n1"):
+            assert one.verdict in ("good", "warning"), one
+        assert store.snapshot() == before
+        assert store.sealed(10) == ["k1"]
+        assert store.highest_number(0) == 7
 
     def test_a_slot_is_claimed_by_one_root_at_a_time_and_the_error_names_the_holder(
         self,

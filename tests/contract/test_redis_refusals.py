@@ -16,10 +16,11 @@ import redis
 
 from fuploader_dagster.diagnosis import Diagnosis, Verdict, trouble
 from fuploader_dagster.errors import FuploaderError, StateRefused, StateUnavailable
+from fuploader_dagster.resources.fuploader_redis import FuploaderRedis
 from fuploader_dagster.resources.redis_errors import explained
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.state import Commit, SlotCount
-from tests.servers.ports import LOOPBACK, free_port, wait_until
+from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
 from tests.servers.redis import (
     RedisServer,
     redis_cluster,
@@ -227,6 +228,27 @@ def test_a_wrong_login_or_database_needs_a_person_and_shows_no_password(
 ) -> None:
     host = f"{LOOPBACK}:{redis_server.port}"
     refused(url.format(host=host, password=redis_server.password), StateRefused, advice)
+
+
+def test_a_server_that_repeats_the_password_in_its_error_is_not_quoted(tmp_path: Path) -> None:
+    class WithoutLogin(RedisServer):
+        def _answers(self, *, loading: bool) -> bool:
+            return answers(self.port)
+
+    server = WithoutLogin(tmp_path, 'rename-command AUTH ""')
+    server.start()
+    try:
+        settings = RedisState(url=server.url())  # type: ignore[arg-type]
+        with pytest.raises(StateRefused, match="unknown command 'AUTH'") as caught:
+            drained(settings)
+        assert server.password not in str(caught.value)
+        assert server.password not in looked(settings)["state"].found
+        former = FuploaderRedis(settings.url)
+        with pytest.raises(StateRefused, match="unknown command 'AUTH'") as caught:
+            former.dump("task:")
+        assert server.password not in str(caught.value)
+    finally:
+        server.kill()
 
 
 def test_a_server_of_something_else_is_no_redis() -> None:
