@@ -1,21 +1,35 @@
-"""What producers and people write: bodies of messages, and the configuration."""
+"""What producers and people write: bodies and properties of messages, and the configuration."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+
+import msgspec
 
 from fuploader_dagster.decoding import Decoder
 from fuploader_dagster.envelope import decode_json, encode
 from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.resources.rabbitmq_properties import described, message_id
 from fuploader_dagster.source import Message
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
+from tests.properties_for_tests import (
+    EVERY_TYPE,
+    HEADERS,
+    MESSAGE_ID,
+    nested,
+    short,
+    table,
+    with_headers,
+    with_message_id,
+)
 from tests.settings import intake
 
 MAX_BYTES = 2**20
@@ -25,7 +39,7 @@ class EnvelopeTarget(Target):
     """Bodies of messages. `repaired` changes what is inside of the base64 and the gzip."""
 
     name = "envelope"
-    share = 31
+    share = 26
 
     @cached_property
     def valid(self) -> Sequence[bytes]:
@@ -69,6 +83,30 @@ class EnvelopeTarget(Target):
             decode_json(data).payload  # noqa: B018
         (found,) = self.decoders[0].decode([message])
         return not isinstance(found, BadMessage)
+
+
+class PropertiesTarget(Target):
+    """Properties of messages as AMQP encodes them. Refused is what is kept undecoded."""
+
+    name = "properties"
+    share = 5
+
+    @cached_property
+    def valid(self) -> Sequence[bytes]:
+        types = {name.encode(): value for name, (value, _) in EVERY_TYPE.items()}
+        flags = struct.pack(">H", HEADERS | MESSAGE_ID)
+        return [
+            b"\0\0",
+            with_message_id(b"id-1"),
+            flags + table(types) + short(b"id-2"),
+            with_headers({b"list": nested(b"A", 20), b"table": nested(b"F", 20)}),
+        ]
+
+    def put(self, data: bytes) -> bool:
+        assert isinstance(message_id(data), (str, type(None)))
+        written = msgspec.json.encode(described(data))
+        assert json.loads(written) == described(data)
+        return b'"undecoded' not in written
 
 
 class ConfigTarget(Target):

@@ -9,7 +9,7 @@ from tests.fuzz.former_targets import (
     FormerNamesTarget,
     FormerNotesTarget,
 )
-from tests.fuzz.intake_targets import ConfigTarget, EnvelopeTarget
+from tests.fuzz.intake_targets import ConfigTarget, EnvelopeTarget, PropertiesTarget
 from tests.fuzz.slot_targets import IndexTarget, RecordsTarget, SealTarget, SlotTarget
 from tests.fuzz.target import Target
 
@@ -17,6 +17,7 @@ TARGETS: dict[str, type[Target]] = {
     target.name: target
     for target in (
         EnvelopeTarget,
+        PropertiesTarget,
         IndexTarget,
         SlotTarget,
         ArchiveTarget,

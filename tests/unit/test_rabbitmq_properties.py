@@ -1,0 +1,195 @@
+"""Properties of any bytes are read without an error, and what can be decoded of them is."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from datetime import datetime, timezone
+from decimal import Decimal
+
+import msgspec
+import pika.spec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuploader_dagster.resources.rabbitmq_properties import described, message_id
+from tests.properties_for_tests import (
+    CORRELATION_ID,
+    EVERY_TYPE,
+    EVERY_TYPE_THAT_IS_NO_NUMBER,
+    HEADERS,
+    MESSAGE_ID,
+    NESTED_LEVELS,
+    long,
+    nested,
+    short,
+    table,
+    with_headers,
+    with_message_id,
+)
+
+ALL_TYPES = EVERY_TYPE | EVERY_TYPE_THAT_IS_NO_NUMBER
+
+
+def encoded(**properties: object) -> bytes:
+    """As pika sends them."""
+    return b"".join(pika.spec.BasicProperties(**properties).encode())
+
+
+def as_json(properties: dict[str, object]) -> object:
+    """What both readers of JSON make of it; they agree."""
+    written = msgspec.json.encode(properties)
+    assert json.loads(written) == msgspec.json.decode(written) == properties
+    assert json.loads(json.dumps(properties, allow_nan=False)) == properties
+    return properties
+
+
+# Every type
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_a_header_of_every_type_is_described(name: str) -> None:
+    value, expected = ALL_TYPES[name]
+    headers = with_headers({b"before": b"t\x01", b"odd": value, b"after": b"V"})
+    assert as_json(described(headers)) == {
+        "headers": {"before": True, "odd": expected, "after": None}
+    }
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_every_type_is_described_inside_of_lists_and_tables(name: str) -> None:
+    value, expected = ALL_TYPES[name]
+    headers = with_headers({b"t": b"F" + table({b"l": b"A" + long(value + value)})})
+    assert as_json(described(headers)) == {"headers": {"t": {"l": [expected, expected]}}}
+
+
+def test_all_properties_are_described_as_pika_sends_them() -> None:
+    sent = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "headers": {"a": 1, "when": datetime(2024, 5, 6, tzinfo=timezone.utc), "d": Decimal("1.5")},
+        "delivery_mode": 2,
+        "priority": 9,
+        "correlation_id": "c" * 255,
+        "reply_to": "r",
+        "expiration": "60000",
+        "message_id": "id",
+        "timestamp": 1_732_600_000,
+        "type": "t",
+        "user_id": "guest",
+        "app_id": "a",
+        "cluster_id": "c",
+    }
+    rendered = {"a": 1, "when": "2024-05-06T00:00:00+00:00", "d": "1.5"}
+    assert as_json(described(encoded(**sent))) == {**sent, "headers": rendered}
+    assert described(encoded()) == {}
+
+
+# What cannot be decoded
+
+
+@pytest.mark.parametrize("kind", [b"F", b"A"])
+def test_what_is_nested_thousands_deep_is_kept_undecoded_where_it_gets_too_deep(
+    kind: bytes,
+) -> None:
+    headers = with_headers({b"deep": nested(kind, NESTED_LEVELS), b"after": b"t\x01"})
+    found = described(headers)
+    assert found["headers"]["after"] is True
+    written = json.dumps(as_json(found))
+    assert '"undecoded": {"base64"' in written
+    assert len(written) > NESTED_LEVELS
+
+
+def test_an_unknown_type_keeps_what_came_before_and_the_rest_as_bytes() -> None:
+    headers = struct.pack(">H", HEADERS | MESSAGE_ID) + table({b"a": b"t\x01", b"z": b"?odd"})
+    found = as_json(described(headers + short(b"id")))
+    assert found == {
+        "headers": {"a": True, "undecoded": {"base64": "AXo/b2Rk"}},
+        "message_id": "id",
+    }
+    listed = with_headers({b"l": b"A" + long(b"t\x01?x"), b"after": b"V"})
+    assert as_json(described(listed)) == {
+        "headers": {"l": [True, {"undecoded": {"base64": "P3g="}}], "after": None}
+    }
+
+
+def test_properties_that_end_too_early_keep_what_came_before() -> None:
+    whole = encoded(content_type="text", headers={"a": 1}, message_id="id", timestamp=5, app_id="x")
+    found = [as_json(described(whole[:length])) for length in range(len(whole))]
+    assert all("undecoded" in one for one in found)
+    assert all(one["content_type"] == "text" for one in found[8:])
+    assert found[-1]["message_id"] == "id"
+
+
+def test_headers_of_one_name_or_of_our_own_are_all_kept() -> None:
+    raw = long(b"".join(short(b"a") + bytes([*b"B", n]) for n in range(3)))
+    assert described(struct.pack(">H", HEADERS) + raw) == {"headers": {"a": 0, "a_": 1, "a__": 2}}
+    ours = with_headers({b"undecoded": b"V", b"z": b"?"})
+    assert described(ours) == {"headers": {"undecoded": None, "undecoded_": {"base64": "AXo/"}}}
+
+
+def test_keys_that_are_no_text_are_shown_escaped() -> None:
+    assert described(with_headers({b"\xff\x00": b"V"})) == {"headers": {"\\xff\0": None}}
+
+
+def test_a_second_word_of_flags_is_passed_over() -> None:
+    assert described(struct.pack(">HH", MESSAGE_ID | 1, 0) + short(b"x")) == {"message_id": "x"}
+    assert message_id(struct.pack(">HH", MESSAGE_ID | 1, 0) + short(b"x")) == "x"
+
+
+# Message ids
+
+
+def test_the_message_id_is_found_after_all_other_properties() -> None:
+    assert message_id(encoded(message_id="id")) == "id"
+    assert message_id(encoded(message_id="")) == ""
+    assert message_id(encoded(content_type="x")) is None
+    assert message_id(encoded()) is None
+    others = {
+        "content_type": "a",
+        "content_encoding": "b",
+        "headers": {"c": {"d": [1]}},
+        "delivery_mode": 2,
+        "priority": 1,
+        "correlation_id": "e",
+        "reply_to": "f",
+        "expiration": "1",
+    }
+    for left_out in [None, *others]:
+        properties = {name: value for name, value in others.items() if name != left_out}
+        assert message_id(encoded(**properties, message_id="üd", timestamp=1)) == "üd"
+
+
+def test_an_id_of_raw_bytes_is_named_in_hexadecimal_and_kept_as_it_came() -> None:
+    raw = bytes.fromhex("f47ac10b58cc4372a5670e02b2c3d479")
+    assert message_id(with_message_id(raw)) == raw.hex()
+    assert described(with_message_id(raw)) == {"message_id": {"base64": "9HrBC1jMQ3KlZw4CssPUeQ=="}}
+
+
+def test_headers_that_cannot_be_decoded_do_not_hide_the_message_id() -> None:
+    odd = struct.pack(">H", HEADERS | MESSAGE_ID) + table({b"z": b"?"}) + short(b"id")
+    assert message_id(odd) == described(odd)["message_id"] == "id"
+
+
+# Any bytes
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_raise(raw: bytes) -> None:
+    as_json(described(raw))
+    assert isinstance(message_id(raw), (str, type(None)))
+
+
+def test_no_mutation_of_good_properties_raises() -> None:
+    random_ = random.Random(5)
+    headers = {key.encode(): value for key, (value, _) in ALL_TYPES.items()}
+    flags = struct.pack(">H", HEADERS | MESSAGE_ID | CORRELATION_ID)
+    whole = flags + table(headers) + short(b"correlation") + short(b"id")
+    for _ in range(5_000):
+        changed = bytearray(whole)
+        for _ in range(random_.randrange(1, 4)):
+            changed[random_.randrange(len(changed))] = random_.randrange(256)
+        as_json(described(bytes(changed)))
+        message_id(bytes(changed))
