@@ -50,6 +50,12 @@ from fuploader_dagster.steps import Step, reached
 
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
+_NOT_OF_A_STREAM = {"x-priority": 0}
+"""The priority that every consumer has anyway. A stream refuses the argument; without it, it would
+hand out nothing of what waits in it, and say nothing. AMQP has no question for a queue's type."""
+_PERCENT_ENCODING = (
+    "in user, password and vhost write / ? # @ : [ ] % as %2F %3F %23 %40 %3A %5B %5D %25"
+)
 _PARTS_OF_URL = ("host", "port", "vhost", "user", "password", "tls")
 
 
@@ -74,6 +80,10 @@ class RabbitMQ(SourceSettings):
     """Speak amqps."""
     ca_file: Path | None = None
     """Certificates to trust instead of the system's (with TLS)."""
+    cert_file: Path | None = None
+    """Our certificate, PEM, for a broker that asks its clients for one (with TLS)."""
+    key_file: Path | None = None
+    """The key of `cert_file`, PEM and without a password, if it is not in the same file."""
     queue_type: Literal["classic", "quorum"] = "classic"
     """Type of a queue that we declare. Classic, because producers that declare the queue too
     mostly do so without a type, and the broker refuses them when the types differ."""
@@ -101,16 +111,24 @@ class RabbitMQ(SourceSettings):
     def _usable_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
+        url = SecretStr(url.get_secret_value().strip())  # files of secrets end with a line break
         try:
             parts = urlsplit(url.get_secret_value())
             usable = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0
             options = bool(parts.query or parts.fragment)
+            usable = usable and "@" not in parts.path  # the / was one of the password
         except ValueError:  # not passed on: its text may quote the password
             usable, options = False, False
         if options:
-            raise ValueError("url takes no ?options; set heartbeat_seconds and the like instead")
+            raise ValueError(
+                "url takes no ?options: set heartbeat_seconds and the like instead; "
+                + _PERCENT_ENCODING
+            )
         if not usable:
-            raise ValueError("url must look like amqp://user:password@host:5672/vhost, or amqps://")
+            raise ValueError(
+                "url must look like amqp://user:password@host:5672/vhost, or amqps://; "
+                + _PERCENT_ENCODING
+            )
         return url
 
     @model_validator(mode="after")
@@ -118,8 +136,11 @@ class RabbitMQ(SourceSettings):
         doubled = [name for name in _PARTS_OF_URL if name in self.model_fields_set]
         if self.url is not None and doubled:
             raise ValueError(f"url already says it all: remove {', '.join(doubled)}")
-        if self.ca_file is not None and not self.address().tls:
-            raise ValueError("ca_file is given, but neither tls: true nor an amqps:// url")
+        for name in ("ca_file", "cert_file", "key_file"):
+            if getattr(self, name) is not None and not self.address().tls:
+                raise ValueError(f"{name} is given, but neither tls: true nor an amqps:// url")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file is given, but not the cert_file that it belongs to")
         return self
 
     def source(self, *, prefetch: int) -> RabbitMQSource:
@@ -278,7 +299,9 @@ class RabbitMQSource(MessageSource):
             return
         try:
             self._channel.basic_qos(prefetch_count=self._limit)
-            self._consumer = self._channel.basic_consume(self._settings.queue, _never_called)
+            self._consumer = self._channel.basic_consume(
+                self._settings.queue, _never_called, arguments=_NOT_OF_A_STREAM
+            )
         except PIKA_ERRORS as error:
             self._give_up("consume from", error)
         self._prefetch_of_consumer = self._limit

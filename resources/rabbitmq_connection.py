@@ -8,6 +8,7 @@ logging in is called a "probable authentication error". Only the broker's own re
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ PIKA_ERRORS = (AMQPError, AMQPConnectorException, OSError)
 
 GOODBYE_SECONDS = 1.0
 _NOT_FOUND, _PRECONDITION_FAILED = 404, 406
+_LIMITED_SINCE, _NO_LIMIT = 4, -1
+_STREAM = "rabbit_stream_queue"
+_EXCLUSIVE = "in exclusive use"
+_CERTIFICATE_REFUSED = re.compile(
+    "alert[ _](certificate|bad[ _]certificate|unknown[ _]ca|handshake[ _]failure)", re.IGNORECASE
+)
 _REFUSALS = {
     402: "check the queue's limits on the broker",
     403: "check user, password and the user's permissions",
@@ -118,25 +125,19 @@ def explained(tried: str, settings: RabbitMQ, error: BaseException) -> Fuploader
     what = f"could not {tried} {settings.describe()}: {reason}"
     code = _reply_code(error)
     if code in _REFUSALS and not _may_pass(code, reason):
-        return SourceRefused(what, hint=_REFUSALS[code])
+        return SourceRefused(what, hint=_refusal_hint(code, reason))
+    if _CERTIFICATE_REFUSED.search(reason):
+        return SourceRefused(what, hint=_certificate_hint(settings))
     if isinstance(error, ssl.SSLCertVerificationError):
         return SourceRefused(what, hint="set ca_file to the certificate that signed the broker's")
-    return SourceUnavailable(what, hint=_hint(error))
+    return SourceUnavailable(what, hint=_hint(settings, error))
 
 
 def _parameters(settings: RabbitMQ, purpose: str) -> pika.ConnectionParameters:
     address = settings.address()
     options = None
     if address.tls:
-        ca_file = str(settings.ca_file) if settings.ca_file else None
-        try:
-            context = ssl.create_default_context(cafile=ca_file)
-        except OSError as error:
-            raise SourceRefused(
-                f"could not read ca_file {ca_file} for {settings.describe()}: {error}",
-                hint="it must be a readable file of PEM certificates",
-            ) from error
-        options = pika.SSLOptions(context, address.host)
+        options = pika.SSLOptions(_tls_context(settings), address.host)
     return pika.ConnectionParameters(
         host=address.host,
         port=address.port,
@@ -151,6 +152,50 @@ def _parameters(settings: RabbitMQ, purpose: str) -> pika.ConnectionParameters:
     )
 
 
+def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
+    """What we trust, and the certificate that we show."""
+    ca_file, cert_file, key_file = settings.ca_file, settings.cert_file, settings.key_file
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except OSError as error:
+        raise SourceRefused(
+            f"could not read ca_file {ca_file} for {settings.describe()}: {error}",
+            hint="it must be a readable file of PEM certificates",
+        ) from error
+    if cert_file is not None:
+        try:  # without a password here OpenSSL would ask for one on the terminal
+            context.load_cert_chain(cert_file, key_file, password="")
+        except OSError as error:
+            raise SourceRefused(
+                f"could not read cert_file {cert_file} and its key {key_file or cert_file} for "
+                f"{settings.describe()}: {error}",
+                hint="both must be readable PEM files that belong together, the key without a "
+                "password",
+            ) from error
+    return context
+
+
+def server_version(connection: pika.BlockingConnection) -> str:
+    """The broker's version as it tells it; empty if it does not."""
+    properties = getattr(connection._impl, "server_properties", None) or {}
+    version = properties.get("version", b"")
+    return version.decode("ascii", "replace") if isinstance(version, bytes) else str(version)
+
+
+def declared_arguments(queue_type: str, version: str) -> dict[str, object]:
+    """Arguments of a queue that we declare on a broker of this version.
+
+    Since 4.0 a quorum queue drops a message after 20 deliveries unless told otherwise, and each
+    worker that dies is one delivery of all that it held. -1 is no limit; 3.x has none, and takes
+    -1 for a limit that each message is beyond.
+    """
+    arguments: dict[str, object] = {"x-queue-type": queue_type}
+    major = version.partition(".")[0]
+    if queue_type == "quorum" and major.isdecimal() and int(major) >= _LIMITED_SINCE:
+        arguments["x-delivery-limit"] = _NO_LIMIT
+    return arguments
+
+
 def _channel_with_queue(settings: RabbitMQ, connection: pika.BlockingConnection) -> BlockingChannel:
     channel = connection.channel()
     try:
@@ -160,9 +205,8 @@ def _channel_with_queue(settings: RabbitMQ, connection: pika.BlockingConnection)
         if not (missing and settings.declare):
             raise
         channel = connection.channel()  # the broker closed the first one with its answer
-        channel.queue_declare(
-            settings.queue, durable=True, arguments={"x-queue-type": settings.queue_type}
-        )
+        arguments = declared_arguments(settings.queue_type, server_version(connection))
+        channel.queue_declare(settings.queue, durable=True, arguments=arguments)
     return channel
 
 
@@ -185,6 +229,23 @@ def _may_pass(code: int, reason: str) -> bool:
     )
 
 
+def _refusal_hint(code: int, reason: str) -> str:
+    if _EXCLUSIVE in reason:
+        return "another consumer has the queue for itself alone: end it, or make it not exclusive"
+    if _STREAM in reason:
+        return (
+            "it is a stream, which keeps what was acknowledged and hands out only what is new: "
+            "use a classic or quorum queue, bound to the same exchange"
+        )
+    return _REFUSALS[code]
+
+
+def _certificate_hint(settings: RabbitMQ) -> str:
+    if settings.cert_file is None:
+        return "if the broker asks its clients for a certificate, set cert_file and key_file"
+    return "is cert_file signed by an authority that the broker trusts? its log has the reason"
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
         return f"{error.reply_code} {error.reply_text}"
@@ -196,11 +257,14 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _hint(error: BaseException) -> str:
+def _hint(settings: RabbitMQ, error: BaseException) -> str:
     if isinstance(error, ConnectionBlockedTimeout):
         return "the broker blocks publishers: look for its memory or disk alarm"
     if isinstance(error, AMQPHeartbeatTimeout):
         return "nothing came for two heartbeats: is the broker or the network stuck?"
     if isinstance(error, (ssl.SSLError, IncompatibleProtocolError)):
-        return "do the port and the tls setting (amqp:// or amqps://) belong together?"
+        hint = "do the port and the tls setting (amqp:// or amqps://) belong together?"
+        if settings.address().tls:  # what it says of our certificate may get lost
+            return f"{hint} {_certificate_hint(settings)}"
+        return hint
     return "is the broker running, and can this machine reach it?"

@@ -21,6 +21,7 @@ from fuploader_dagster.resources.rabbitmq_connection import (
     disconnect,
     explained,
     open_connection,
+    server_version,
 )
 
 if TYPE_CHECKING:
@@ -36,17 +37,21 @@ _LOSES = {
     "x-expires": "the queue is removed with all its messages when unused for this many ms",
     "x-max-length": "the broker drops or refuses messages beyond this number",
     "x-max-length-bytes": "the broker drops or refuses messages beyond this size",
-    "x-delivery-limit": "a message that comes back this often leaves the queue",
     "auto_delete": "the queue is removed with its last consumer",
 }
 """What takes messages away from us before they were drained."""
+_DELIVERY_LIMIT = "x-delivery-limit"
+ENOUGH_DELIVERIES = 20
+"""Each worker that dies is one delivery of all that it held, and to find the message that kills
+workers among `prefetch_count` others takes log2(prefetch_count) + max_deliveries + 1 of them: 16
+with the defaults. Some are for machines that are switched off."""
 
 
 def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
     """Connection, queue, its type and arguments. Raises errors of ours for what is in the way."""
     connection = open_connection(settings, "doctor")
     try:
-        where = f"RabbitMQ {_version(connection)} at {settings.address()}"
+        where = f"RabbitMQ {server_version(connection)} at {settings.address()}"
         yield Diagnosis("broker", "good", f"{where} lets us in")
         answer = _look(settings, connection)
         if answer is None:
@@ -85,7 +90,16 @@ def judge(settings: RabbitMQ, arguments: dict[str, str] | None) -> Diagnosis:
         return Diagnosis(
             check, "wrong", found, "it is gone when the broker restarts: declare it durable"
         )
-    if losing := [f"{name}: {_LOSES[name]}" for name in others if name in _LOSES]:
+    losing = [f"{name}: {_LOSES[name]}" for name in others if name in _LOSES]
+    limit = others.get(_DELIVERY_LIMIT, "")
+    if limit.isdecimal() and int(limit) < ENOUGH_DELIVERIES:
+        losing.append(
+            f"{_DELIVERY_LIMIT}: the broker drops a message after {limit} deliveries, and each "
+            f"worker that dies is one of all that it held: set it to {ENOUGH_DELIVERIES} or more, "
+            "or to -1 for none where the broker is RabbitMQ 4 (declare the queue again, or "
+            "delivery-limit in a policy)"
+        )
+    if losing:
         return Diagnosis(check, "warning", found, "; ".join(losing))
     return Diagnosis(check, "good", found)
 
@@ -139,9 +153,3 @@ def _arguments(settings: RabbitMQ, connection: pika.BlockingConnection) -> dict[
         else:
             break
     return found
-
-
-def _version(connection: pika.BlockingConnection) -> str:
-    properties = getattr(connection._impl, "server_properties", None) or {}
-    version = properties.get("version", b"")
-    return version.decode("ascii", "replace") if isinstance(version, bytes) else str(version)

@@ -45,7 +45,6 @@ EVERY_TYPE: dict[str, tuple[bytes, object]] = {
     "signed byte": (b"b\xff", -1),
     "byte": (b"B\xff", 255),
     "short": (b"s\xff\xfe", -2),
-    "short of the specification": (b"U\xff\xfe", -2),
     "unsigned short": (b"u\xff\xfe", 65_534),
     "int": (b"I" + struct.pack(">i", -(2**31)), -(2**31)),
     "unsigned int": (b"i" + struct.pack(">I", 2**32 - 1), 2**32 - 1),
@@ -70,9 +69,10 @@ EVERY_TYPE: dict[str, tuple[bytes, object]] = {
 }
 """Values as they are sent, and as they are described."""
 
-EVERY_TYPE_THAT_IS_NO_NUMBER: dict[str, tuple[bytes, object]] = {
+REFUSED_BY_RABBITMQ: dict[str, tuple[bytes, object]] = {
+    "short of the specification": (b"U\xff\xfe", -2),
     "NaN": (b"d" + struct.pack(">d", float("nan")), "nan"),
     "infinity": (b"f" + struct.pack(">f", float("inf")), "inf"),
     "negative infinity": (b"d" + struct.pack(">d", float("-inf")), "-inf"),
 }
-"""RabbitMQ refuses these itself; other brokers may not."""
+"""RabbitMQ closes the connection of who publishes these; other brokers may not."""

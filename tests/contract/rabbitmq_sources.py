@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
+
+import pika
 
 from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
 from fuploader_dagster.source import Message
+from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 
 
@@ -26,3 +30,24 @@ def collect(source: RabbitMQSource, count: int) -> list[Message]:
         assert time.monotonic() < deadline, f"only {len(messages)} of {count} messages came"
         messages += source.receive(count - len(messages), 0.5)
     return messages
+
+
+class _Encoded:
+    """Properties of any bytes, in the place where pika wants its own."""
+
+    INDEX = pika.spec.BasicProperties.INDEX
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+
+    def encode(self) -> list[bytes]:
+        return [self._encoded]
+
+
+def publish_raw(server: RabbitMQServer, queue: str, messages: list[tuple[bytes, bytes]]) -> None:
+    """Publish (body, encoded properties) pairs, confirmed."""
+    with channel(server) as open_channel:
+        open_channel.confirm_delivery()
+        for body, encoded in messages:
+            properties: Any = _Encoded(encoded)
+            open_channel.basic_publish("", queue, body, properties)

@@ -18,10 +18,10 @@ from fuploader_dagster.resources.rabbitmq_properties import described, message_i
 from tests.properties_for_tests import (
     CORRELATION_ID,
     EVERY_TYPE,
-    EVERY_TYPE_THAT_IS_NO_NUMBER,
     HEADERS,
     MESSAGE_ID,
     NESTED_LEVELS,
+    REFUSED_BY_RABBITMQ,
     long,
     nested,
     short,
@@ -30,7 +30,7 @@ from tests.properties_for_tests import (
     with_message_id,
 )
 
-ALL_TYPES = EVERY_TYPE | EVERY_TYPE_THAT_IS_NO_NUMBER
+ALL_TYPES = EVERY_TYPE | REFUSED_BY_RABBITMQ
 
 
 def encoded(**properties: object) -> bytes:
