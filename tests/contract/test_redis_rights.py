@@ -52,6 +52,9 @@ def test_the_documented_rights_are_enough_for_a_whole_drain_and_nothing_more_is_
 ) -> None:
     keys, commands = documented()
     state = least.settings(commands, keys)
+    with least.server.client() as client:
+        client.flushall()
+        client.acl_log_reset()
     drained(state)
     settings = embedded(tmp_path, state=state, name=PIPELINE)
     contents = files(50)
