@@ -289,19 +289,19 @@ class Archive:
     ) -> RestoreReport:
         """Write all members, or those whose name matches the pattern (`*`, `?`, `[...]`).
 
-        Damaged members are left out and reported; all others are written.
+        Damaged members are left out and reported; all others are written. Raises `StoreRefused`
+        if no member matches.
         """
         report = RestoreReport()
-        target = RestoreFolder(folder)
-        try:
+        with RestoreFolder(folder) as target:
             members = self._indexed_members()
             if members is None:
                 self._restore_by_scan(target, pattern, report, progress)
             else:
                 chosen = [m for m in members if _matches(m.name, pattern)]
                 self._restore_by_manifest(target, chosen, report, threads, progress)
-        finally:
-            target.close()
+        if pattern is not None and report.is_empty:
+            raise no_match(self.address, pattern)
         return report
 
     def _restore_by_manifest(
@@ -362,6 +362,13 @@ def verify_archive(path: Path) -> VerifyReport:
         report = archive.verify()
     report.raise_if_damaged()
     return report
+
+
+def no_match(address: str, pattern: str) -> StoreRefused:
+    """What a pattern gets that no member matches: nothing was found, which is no success."""
+    return StoreRefused(
+        f"{address} has no member that matches {pattern!r}", hint="fuploader ls shows the members"
+    )
 
 
 class _Trouble(NamedTuple):

@@ -54,6 +54,11 @@ class RestoreReport:
     refused: list[str] = field(default_factory=list)
     """Members that were not written, with the reason: names that lead out, links, conflicts."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it met nothing at all: no member, no damage."""
+        return not (self.restored or self.damages or self.refused)
+
 
 class WholeMembers:
     """Counts members that were whole so far, and tells the progress. Thread-safe."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from fuploader_dagster.archive_address import FoundArchive, find_archive, is_partition
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archive_reader import Archive, no_match
 from fuploader_dagster.archive_reports import RestoreReport
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.console import (
@@ -69,6 +69,8 @@ def ls(
     with _opened(archive, config, pipeline) as (opened, _):
         listing = opened.listing()
         members = [m for m in listing.members if fnmatchcase(m.name, pattern)]
+        if pattern != "*" and not members and not listing.damages:
+            raise no_match(opened.address, pattern)
         if as_json:
             _print_json(
                 {

@@ -17,6 +17,7 @@ from fuploader_dagster.console import (
     ConfigOption,
     JsonOption,
     PipelineOption,
+    complain,
     console,
     one_pipeline,
     say,
@@ -29,6 +30,7 @@ from fuploader_dagster.dead_letters import (
 )
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.restoring import Refused, RestoreFolder
 
 SHOWN_REASON = 100
 REQUEUE_BATCH = 500
@@ -113,14 +115,17 @@ def export(
 ) -> None:
     """Write the raw bodies into a folder; a file that is there already is left alone."""
     layout = one_pipeline(config, pipeline).layout
-    folder.mkdir(parents=True, exist_ok=True)
-    written = 0
-    for letter_id, letter in _waiting(layout, every=every):
-        target = folder / letter_id.replace(":", "-")
-        if not target.exists():
-            target.write_bytes(letter.body)
-            written += 1
+    written = refused = 0
+    with RestoreFolder(folder) as target:
+        for letter_id, letter in _waiting(layout, every=every):
+            try:
+                written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
+            except Refused as error:
+                refused += 1
+                complain(f"left alone: {error.message}")
     say(f"wrote {written:,} bodies into {folder}")
+    if refused:
+        raise typer.Exit(4)
 
 
 def _waiting(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:

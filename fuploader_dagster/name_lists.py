@@ -45,6 +45,8 @@ class NamePattern:
 
     def find_in(self, packed: bytes) -> Iterator[str]:
         """The names in a list that fit, in its order."""
+        if any(b"\0" in piece for piece in self.literals):
+            return  # no name has a NUL: it parts the names
         names = zstandard.ZstdDecompressor().decompress(packed) + b"\0"
         for name in _holding(names, self._rarest(names)):
             decoded = name.decode("utf-8", "surrogatepass")

@@ -8,9 +8,8 @@ the sealed slot changes. A custom packer works on a copy with real files and can
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,16 @@ from fuploader_dagster.fileio import (
 )
 from fuploader_dagster.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.restoring import RestoreFolder
 from fuploader_dagster.sealing import SealedSlot
-from fuploader_dagster.segment import check_file
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.strategies import call_packer, name_of
+from fuploader_dagster.tarstream import header_bytes
 from fuploader_dagster.temporaries import temporary_folder
 
 _SUFFIX = ".packed.json"
+_PIECE_BYTES = 2**22
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,21 +193,26 @@ def pack_custom(
 
 def _lay_out_files(slot: SealedSlot, entries: Sequence[IndexEntry], folder: Path) -> None:
     """Copies of all messages as files of their own, each compared with the index."""
-    if slot.seal.slot_format == "files":
-        for entry in entries:
-            check_file(slot.files / entry.name, entry)
-            shutil.copyfile(slot.files / entry.name, folder / entry.name)
-        return
-    with slot.segment.open("rb") as segment:
-        for entry in entries:
-            start = entry.offset + entry.header_bytes
-            content = os.pread(segment.fileno(), entry.size_bytes, start)
-            if hashlib.sha256(content).digest() != entry.sha256:
-                raise DamagedSlot(
-                    f"message {entry.name!r} in {slot.segment} is not what was committed",
-                    hint="the disk is failing or somebody changed the slot; it was kept",
-                )
-            (folder / entry.name).write_bytes(content)
+    with _members(slot, entries) as members, RestoreFolder(folder) as target:
+        for number, entry in enumerate(entries):
+            target.write(entry.name, _payload(members, number, entry))
+
+
+def _payload(members: MemberSource, number: int, entry: IndexEntry) -> Iterator[memoryview]:
+    """A message in pieces. Raises `DamagedSlot` behind the last one if they are not what was
+    committed."""
+    start = header_bytes(entry.name, entry.size_bytes)
+    digest = hashlib.sha256()
+    for begin in range(start, start + entry.size_bytes, _PIECE_BYTES):
+        end = min(begin + _PIECE_BYTES, start + entry.size_bytes)
+        piece = members.read_part(number, begin, end)
+        digest.update(piece)
+        yield memoryview(piece)
+    if digest.digest() != entry.sha256:
+        raise DamagedSlot(
+            f"message {members.place(number)} is not what was committed",
+            hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
+        )
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -25,7 +25,7 @@ from fuploader_dagster.fileio import make_dirs, naming_disk_trouble
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, forget_packed, keep_packed, pack_custom
 from fuploader_dagster.receipts import Receipt, keep_receipt
-from fuploader_dagster.restoring import safe_parts
+from fuploader_dagster.restoring import RestoreFolder
 from fuploader_dagster.storage import ArchiveFile, ObjectStore, Progress
 from fuploader_dagster.strategies import object_key
 from fuploader_dagster.tarstream import member_header, padding
@@ -120,11 +120,11 @@ def _write(
             )
 
         def lay_out(folder: Path) -> None:
-            for number, (name, size, _) in enumerate(members):
-                start = len(member_header(name, size))
-                path = folder.joinpath(*safe_parts(name))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(source.read_part(number, start, start + size))
+            with RestoreFolder(folder) as restored:
+                for number, (name, size, _) in enumerate(members):
+                    start = len(member_header(name, size))
+                    content = source.read_part(number, start, start + size)
+                    restored.write(name, [memoryview(content)])
 
         return pack_custom(partition, lay_out, target, settings.packer, settings)
 

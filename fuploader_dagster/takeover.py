@@ -298,7 +298,7 @@ def _archive(
     if not missing:
         known = "all of its files are adopted or stored"
         return (
-            SetAside(archive.path, f"{known}, but it holds links as well")
+            SetAside(archive.path, f"{known}, but it holds links, or names that lead elsewhere")
             if archive.others
             else Remove(archive.path, known)
         )

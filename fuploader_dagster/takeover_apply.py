@@ -42,6 +42,7 @@ from fuploader_dagster.former_state import FormerState
 from fuploader_dagster.layout import Layout, PartitionKey, utc
 from fuploader_dagster.packing import Packed, keep_packed
 from fuploader_dagster.range_source import LocalFile
+from fuploader_dagster.restoring import Refused, RestoreFolder
 from fuploader_dagster.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
 from fuploader_dagster.segment import FILES_NAME, syncfs
 from fuploader_dagster.shipped_indexes import shipped_indexes
@@ -65,7 +66,7 @@ from fuploader_dagster.takeover_folders import (
     origin_of,
     taken_over,
 )
-from fuploader_dagster.takeover_names import as_text, names_in
+from fuploader_dagster.takeover_names import as_text, names_in, without_directory
 from fuploader_dagster.tar_scan import ScannedMember, scan
 from fuploader_dagster.temporaries import is_temporary, remove_unless_held, temporary_folder
 
@@ -237,29 +238,38 @@ def _unpack(archive: LeftArchive, names: Collection[str], settings: Pipeline) ->
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
         folder.mkdir()
-        _write_members(archive, names, folder)
+        refused = _write_members(archive, names, folder)
         with _opened(folder) as descriptor:
             syncfs(descriptor)
         rename_durably(folder, staged / FILES_NAME)
+    if refused:
+        because = f"{len(refused)} of its members were not taken: {'; '.join(refused[:3])}"
+        _set_aside(SetAside(archive.path, because), layout)
     archive.path.unlink(missing_ok=True)
     if archive.staged is not None:
         remove_tree(archive.staged)
     return _seal_files(staged, settings)
 
 
-def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> None:
+def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> list[str]:
+    """Returns why members were not written, each in a sentence."""
     source = LocalFile(archive.path)
+    refused = []
     try:
-        for item in scan(source):
-            if not isinstance(item, ScannedMember):
-                raise DamagedSlot(f"{archive.path} changed while it was read: {item}")
-            name = item.name.partition("/")[2] or item.name
-            if item.kind == "file" and name in names and ".." not in Path(name).parts:
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(b"".join(item.chunks()))
+        with RestoreFolder(folder) as target:
+            for item in scan(source):
+                if not isinstance(item, ScannedMember):
+                    raise DamagedSlot(f"{archive.path} changed while it was read: {item}")
+                name = without_directory(item.name)
+                if item.kind != "file" or name not in names:
+                    continue
+                try:
+                    target.write(name, item.chunks())
+                except Refused as error:
+                    refused.append(error.message)
     finally:
         source.close()
+    return refused
 
 
 def _next_number(layout: Layout) -> int:

@@ -40,6 +40,7 @@ from fuploader_dagster.takeover_folders import (
     taken_over,
     units,
 )
+from fuploader_dagster.takeover_names import fits_a_folder, without_directory
 from fuploader_dagster.takeover_store import StoredArchives
 from fuploader_dagster.tar_scan import scan
 
@@ -158,7 +159,8 @@ def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
 
 
 def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
-    """The files, and whether there is anything but files and directories."""
+    """The files, and whether there is anything but files and directories, or a file whose name no
+    folder takes: such an archive is only ever taken as it is."""
     members = []
     others = False
     for item in scan(source):
@@ -167,15 +169,12 @@ def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...
         digest = hashlib.sha256()
         for chunk in item.chunks():
             digest.update(chunk)
-        if item.kind == "file":
-            members.append((_without_directory(item.name), digest.digest(), item.size_bytes))
+        name = without_directory(item.name)
+        if item.kind == "file" and fits_a_folder(name):
+            members.append((name, digest.digest(), item.size_bytes))
         else:
             others |= item.kind != "directory"
     return tuple(members), others
-
-
-def _without_directory(name: str) -> str:
-    return name.partition("/")[2] or name
 
 
 def _ask_store(left: Left, settings: Pipeline) -> Left:

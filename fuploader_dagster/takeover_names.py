@@ -16,12 +16,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fuploader_dagster.fileio import make_dirs, rename_durably
+from fuploader_dagster.restoring import Refused, safe_parts
 from fuploader_dagster.temporaries import MAX_NAME_BYTES
+
+MAX_PATH_BYTES = 4096
+"""Of Linux: nothing longer can be opened."""
 
 
 def as_text(name: str) -> str:
     """The name as text that is valid, `\\xff` for a byte that is no UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def without_directory(name: str) -> str:
+    """A member's name in an archive of FUploader's without the directory that was packed."""
+    return name.partition("/")[2] or name
+
+
+def fits_a_folder(name: str) -> bool:
+    """Whether a member can be a file of that name: one that leads elsewhere, or that no disk
+    takes, FUploader never made."""
+    try:
+        parts = safe_parts(name)
+    except Refused:
+        return False
+    return bool(parts) and len(os.fsencode(name)) < MAX_PATH_BYTES
 
 
 def names_in(folder: Path) -> Iterator[str]:

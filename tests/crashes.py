@@ -179,8 +179,8 @@ def pack_by_hand(folder: Path) -> Path:
     made = folder.with_suffix(".tar.zst")
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.add(path, path.name)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.add(path, path.relative_to(folder))
     made.write_bytes(zstandard.compress(tar.getvalue()))
     return made
 

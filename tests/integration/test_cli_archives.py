@@ -185,6 +185,22 @@ def test_restore_by_pattern_never_writes_over_a_file(fuploader: Fuploader, tmp_p
     assert (tmp_path / "out" / "last.json").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("command", ["ls", "cat", "restore"])
+@pytest.mark.parametrize("whole", [True, False], ids=["ours", "without a manifest"])
+def test_what_matches_no_member_is_no_success(
+    command: str, whole: bool, fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = packed(tmp_path)
+    if not whole:
+        subprocess.run(["tar", "--zstd", "-cf", path, "-C", "/etc", "hostname"], check=True)
+    arguments = [command, str(path), *(["out", "--only"] if command == "restore" else [])]
+    answer = fuploader(*arguments, "no*such")
+    assert answer.code == 4
+    assert "'no*such'" in answer.err
+    assert "fuploader ls shows the members" in answer.err
+    assert answer.out == b""
+
+
 def test_a_partition_key_leads_to_its_archive_through_the_receipt(
     fuploader: Fuploader, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fuploader_dagster.catalog import Catalog, CatalogedArchive, CatalogUnusable
 from fuploader_dagster.cataloging import rebuild, remove_catalog
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.name_lists import NamePattern, join_names, pack_names
 from fuploader_dagster.shipping import Done, ship
 from tests.settings import pipeline, sealed
 
@@ -233,3 +234,12 @@ def test_the_catalog_can_be_switched_off(tmp_path: Path) -> None:
     settings = pipeline(tmp_path, catalog=False)
     shipped(settings, {"a.json": b"1"})
     assert not settings.layout.catalog.exists()
+
+
+@pytest.mark.parametrize("pattern", ["*\0*", "\0", "a\0b", "*[\0]*", "a*\0"])
+def test_a_pattern_with_a_nul_ends_and_finds_nothing(pattern: str, tmp_path: Path) -> None:
+    """No name has one; looked for as text it would be found between any two names."""
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        catalog.add(CatalogedArchive("s3://a", "k", "p", "t", 1, 1, None), ["a", "b"])
+        assert list(catalog.find(pattern)) == []
+    assert list(NamePattern(pattern).find_in(pack_names(join_names(["a", "b"])))) == []

@@ -38,7 +38,8 @@ from fuploader_dagster.takeover import (
 )
 from fuploader_dagster.takeover_folders import is_pending, taken_over
 from fuploader_dagster.taking_over import examine, take_over
-from tests.settings import pipeline
+from tests.crashes import pack_by_hand
+from tests.settings import archived_files, pipeline
 
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(4) + (0).to_bytes(8, "little") + bytes(12)
 NAMES = ["a.json", "b.txt", "c.bin", "d", "ä ö.json"]
@@ -351,6 +352,59 @@ def test_an_archive_of_links_only_is_kept_aside(tmp_path: Path) -> None:
     assert take_over(settings) == []
     (aside,) = settings.layout.set_aside.iterdir()
     assert aside.read_bytes() == made
+
+
+def tar_of(members: dict[str, bytes], folder: Path) -> Path:
+    """An archive of FUploader's name with members of any name."""
+    path = folder / "20261120_234501_123456_1a2b3c4d.tar.zst"
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(zstandard.ZstdCompressor().compress(raw.getvalue()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slot_0_1/{outside}/evil",
+        "slot_0_1/../../../evil",
+        "slot_0_1/a/../../../../evil",
+        "slot_0_1/way/../../../evil",
+        "slot_0_1/" + "deep/" * 14000,
+    ],
+)
+def test_a_left_archive_whose_names_lead_elsewhere_is_kept_whole_and_writes_nothing_outside(
+    name: str, tmp_path: Path
+) -> None:
+    """Beside files that are known already: only then an archive is unpacked."""
+    settings = pipeline(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    write(settings.storage_root / "slot_0_1" / "known.json", b"known")
+    evil = {"slot_0_1/known.json": b"known", name.format(outside=f"/{outside}"): b"evil"}
+    archive = tar_of({**evil, "slot_0_1/new.json": b"new"}, settings.storage_root)
+    made = archive.read_bytes()
+    take_over(settings, stopped=True)
+    ship_all(settings)
+    assert list(outside.iterdir()) == []
+    assert not list(tmp_path.rglob("evil"))
+    kept = [*settings.layout.set_aside.glob("*"), *(tmp_path / "objects").rglob("*")]
+    assert made in [path.read_bytes() for path in kept if path.is_file()]
+
+
+def test_a_custom_packer_gets_the_folders_in_an_adopted_directory_too(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, packer=pack_by_hand)
+    contents = {"a.json": b"a", "inner/b.json": b"b", "inner/most/c": b"c"}
+    for name, content in contents.items():
+        write(settings.storage_root / "slot_0_1" / name, content)
+    (slot,) = take_over(settings, stopped=True)
+    assert {entry.name for entry in slot.entries()} == set(contents)
+    ship_all(settings)
+    assert archived_files(tmp_path / "objects") == {name: [c] for name, c in contents.items()}
 
 
 LEGACY = {
