@@ -23,7 +23,7 @@ from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = re.compile(r"\bfuploader ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)?)((?: --?[a-z][a-z-]*)*)")
-SETTING = re.compile(r"(?<![\w./%{-])[a-z]+(?:_[a-z0-9]+)+(?![\w./(%])")
+SETTING = re.compile(r"(?<![\w./%{?&-])[a-z]+(?:_[a-z0-9]+)+(?![\w./(%])")
 PAGE = re.compile(r"\b(?:docs/[\w./-]+|[A-Z]{3,}\.md)\b")
 QUERY = re.compile(
     r"(?i)\n|\b(select|insert (or \w+ )?into|update \w+ set|delete from|pragma)\b|KEYS\["
