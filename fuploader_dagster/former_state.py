@@ -61,7 +61,8 @@ class FormerKeys:
 
 
 class FormerState(Protocol):
-    """Access to FUploader's Redis. Both raise `StateUnavailable` where it does not answer."""
+    """Access to FUploader's Redis. All raise `StateUnavailable` where it does not answer, and
+    `StateRefused` where it refuses us."""
 
     def dump(self, prefix: str) -> Mapping[str, Value]:
         """All keys that begin with the prefix, with their values. Changes nothing."""

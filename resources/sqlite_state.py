@@ -28,7 +28,16 @@ from pathlib import Path
 from pydantic import Field
 
 from fuploader_dagster.errors import SlotInUse, StateUnavailable
-from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
+from fuploader_dagster.state import (
+    HIGHEST_NUMBER,
+    LONGEST_CLAIM_SECONDS,
+    Commit,
+    SlotCount,
+    Snapshot,
+    StateSettings,
+    StateStore,
+    warn_once,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS slots (
@@ -91,7 +100,7 @@ class SqliteStateStore(StateStore):
             self._disconnect()
 
     def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
-        with self._transaction() as db:
+        with self._claiming(slots, ttl_seconds) as db:
             self._take(db, slots, root_id, ttl_seconds)
 
     def release(self, slots: Sequence[int], root_id: str) -> None:
@@ -102,16 +111,18 @@ class SqliteStateStore(StateStore):
             )
 
     def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
-        with self._transaction() as db:
-            self._take(db, [count.slot for count in commit.slots], root_id, ttl_seconds)
+        slots = [count.slot for count in commit.slots]
+        with self._claiming(slots, ttl_seconds) as db:
+            self._take(db, slots, root_id, ttl_seconds)
             db.executemany(
                 "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
                 [(*self._key, s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots],
             )
             db.executemany(
                 "INSERT INTO highest_numbers VALUES (?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET number = max(number, excluded.number)",
-                [(*self._key, s.slot, s.number) for s in commit.slots],
+                "ON CONFLICT DO UPDATE SET number = CASE WHEN typeof(number) = 'integer' AND "
+                "number BETWEEN excluded.number AND ? THEN number ELSE excluded.number END",
+                [(*self._key, s.slot, s.number, HIGHEST_NUMBER) for s in commit.slots],
             )
             self._add_sealed(db, commit.sealed)
             db.execute(
@@ -135,7 +146,15 @@ class SqliteStateStore(StateStore):
                 "SELECT number FROM highest_numbers WHERE pipeline = ? AND node = ? AND slot = ?",
                 (*self._key, slot),
             ).fetchone()
-        return int(row[0]) if row else 0
+        if row is None:
+            return 0
+        if isinstance(row[0], int) and 0 <= row[0] <= HIGHEST_NUMBER:
+            return row[0]
+        warn_once(
+            f"{self._settings.describe()} says that the highest directory of slot {slot} has the "
+            f"number {str(row[0])[:60]!r}; only numbers up to {HIGHEST_NUMBER:,} are believed"
+        )
+        return 0
 
     def add_sealed(self, keys: Sequence[str]) -> None:
         with self._transaction() as db:
@@ -179,6 +198,25 @@ class SqliteStateStore(StateStore):
         return Snapshot(
             tuple(SlotCount(*row) for row in slots), dict(owners), waiting, *(totals or ())
         )
+
+    @contextmanager
+    def _claiming(self, slots: Sequence[int], ttl_seconds: float) -> Iterator[sqlite3.Connection]:
+        """A transaction that may be refused. The claim that refuses it is cut if it is too long."""
+        try:
+            with self._transaction() as db:
+                yield db
+        except SlotInUse:
+            now = time.time()
+            with self._transaction() as db:
+                db.executemany(
+                    "UPDATE claims SET lapses_at = ? "
+                    "WHERE pipeline = ? AND node = ? AND slot = ? AND lapses_at > ?",
+                    [
+                        (now + ttl_seconds, *self._key, slot, now + LONGEST_CLAIM_SECONDS)
+                        for slot in slots
+                    ],
+                )
+            raise
 
     def _take(
         self, db: sqlite3.Connection, slots: Iterable[int], root_id: str, ttl_seconds: float

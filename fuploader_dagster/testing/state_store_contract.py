@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.state import (
+    HIGHEST_NUMBER,
     Commit,
     SlotCount,
     Snapshot,
@@ -125,6 +127,13 @@ class StateStoreContract:
         store.forget_sealed(odd)
         assert store.sealed(100) == ["k1"]
 
+    def test_an_absurd_directory_number_is_not_told(self, store: StateStore) -> None:
+        for number in (HIGHEST_NUMBER + 1, 10**18 - 1):
+            record(store, SlotCount(0, number, 1, 1))
+            assert store.highest_number(0) == 0
+        record(store, SlotCount(0, 12, 1, 1))
+        assert store.highest_number(0) == 12
+
     def test_a_storage_root_may_have_any_name(self, store: StateStore) -> None:
         for slot, root in enumerate(("it's", "a\nb", "1 2 3", "\u00fc" * 300)):
             store.claim([slot], root, 60)
@@ -181,6 +190,21 @@ class StateStoreContract:
         assert store.snapshot().owners == {}
         store.claim([0], ROOT_B, 60)
         assert store.snapshot().owners == {0: ROOT_B}
+
+    def test_a_claim_that_a_clock_set_back_made_hours_long_holds_once_more_and_then_lapses(
+        self, store: StateStore
+    ) -> None:
+        """A claim that would run for hours is what stands there after the clock went back."""
+        store.claim([0], ROOT_A, 8 * 3600)
+        with pytest.raises(SlotInUse):
+            store.claim([0], ROOT_B, 60)
+        store.claim([0], ROOT_A, 8 * 3600)  # its holder lives and keeps it
+        until, lapsed = time.monotonic() + 60, False
+        while not lapsed:
+            assert time.monotonic() < until, "the claim of a root that is gone never lapsed"
+            with suppress(SlotInUse):
+                store.claim([0], ROOT_B, 0.3)
+                lapsed = True
 
     def test_only_the_holder_releases_a_claim(self, store: StateStore) -> None:
         store.claim([0, 1], ROOT_A, 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,21 @@ def test_the_state_file_may_vanish_while_it_is_open(tmp_path: Path, also_its_log
     again = settings.store(pipeline="p", node="n")
     assert again.snapshot().stored_messages == 2
     again.close()
+
+
+@pytest.mark.parametrize("value", ["abc", "9" * 400, -7, 1.5, 10**18, b"\xff", None])
+def test_a_highest_number_that_is_none_is_not_believed_and_written_over(
+    tmp_path: Path, value: object
+) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    record(store, SlotCount(0, 5, 1, 1))
+    with sqlite3.connect(settings.path) as db:
+        db.execute("UPDATE highest_numbers SET number = ?", (value,))
+    assert store.highest_number(0) == 0
+    record(store, SlotCount(0, 6, 1, 1))
+    assert store.highest_number(0) == 6
+    store.close()
 
 
 def test_a_state_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
