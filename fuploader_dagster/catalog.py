@@ -6,6 +6,7 @@ What must always hold:
   and made again from the archives' manifests (`catalog_rebuild`). Nothing waits for it or fails
   because of it.
 - An archive is in it with all its names or not at all. Adding it again changes nothing.
+- Whatever a damaged, locked or forbidden file raises becomes `CatalogUnusable`, with what to do.
 
 Format: `catalog.sqlite` below the pipeline's folder, SQLite with write-ahead log; `user_version` is
 the format's version, 3.
@@ -33,19 +34,37 @@ import re
 import sqlite3
 import string
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import zstandard
 
 from fuploader_dagster.errors import PermanentError
-from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.name_grams import ROWS, Gram, gram_rows, grams_of
 from fuploader_dagster.name_lists import NamePattern, join_names, pack_names
+from fuploader_dagster.sqlite_files import TROUBLE, SqliteFile, open_to_read, trouble
 
 FORMAT_VERSION = 3
-_WAIT_SECONDS = 30.0
+WAIT_SECONDS = 30.0
 """For another upload's transaction. One takes some 30 ms for 10,000 names."""
+_UNUSABLE = (
+    *TROUBLE,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    zstandard.ZstdError,
+)
+"""What rows raise that a damaged file gives: of other types, with other counts, cut short."""
+_TO_DO = {
+    "busy": "another process holds it for long: try again",
+    "rights": "run it as the user who owns the file and its folder",
+    "disk": "check the disk and its space; fuploader catalog rebuild adds what is missing",
+    "damaged": "if it is damaged: fuploader catalog rebuild --anew",
+}
 _IN_ORDER = 10_000
 """So many names with the beginning of a pattern are looked at; with more the lists are quicker."""
 _MOST_GRAMS = 16
@@ -71,7 +90,14 @@ pragma user_version = {FORMAT_VERSION};
 
 
 class CatalogUnusable(PermanentError):
-    """The catalog cannot be read or written. Archives and uploads do not need it."""
+    """The catalog cannot be read or written. Archives and uploads do not need it.
+
+    `busy`: another process holds it; it may be usable soon.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", busy: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.busy = busy
 
 
 class CatalogedArchive(NamedTuple):
@@ -98,40 +124,46 @@ class Hit(NamedTuple):
 class Catalog:
     """An open catalog. Used by one thread; many processes may have it open. A context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the catalog; makes it if it is missing. Raises `CatalogUnusable`."""
+    def __init__(self, path: Path, *, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Opens the catalog; makes it if it is missing. Raises `CatalogUnusable`.
+
+        Waits at most about so long for others, here and at each writing.
+        """
         self._path = path
+        self._file: SqliteFile | None = None
         with self._explained():
-            make_dirs(path.parent)
-            self._db = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+            self._file = SqliteFile(path, _prepare, wait_seconds=wait_seconds)
+            self._db = self._file.connection
+        self._check_version()
 
-    def _prepare(self) -> None:
-        self._db.execute("pragma journal_mode = wal")
-        # A power cut may cost the newest archives' entries, never the file; no fsync per archive.
-        self._db.execute("pragma synchronous = normal")
-        if self._version() == 0:
-            with self._transaction():
-                if self._version() == 0:  # nobody was quicker
-                    for statement in _SCHEMA.split(";\n"):
-                        self._db.execute(statement)
-        if self._version() != FORMAT_VERSION:
-            raise CatalogUnusable(
-                f"{self._path} has format version {self._version()}, this program knows "
-                f"{FORMAT_VERSION}",
-                hint="fuploader catalog rebuild --anew",
-            )
+    @classmethod
+    def to_read(cls, path: Path) -> Catalog:
+        """The catalog for somebody who may only read it. Raises `CatalogUnusable`."""
+        catalog = cls.__new__(cls)
+        catalog._path, catalog._file = path, None
+        with catalog._explained():
+            catalog._db = open_to_read(path, wait_seconds=WAIT_SECONDS)
+        catalog._check_version()
+        return catalog
 
-    def _version(self) -> int:
-        (version,) = self._db.execute("pragma user_version").fetchone()
-        return int(version)
+    def _check_version(self) -> None:
+        try:
+            with self._explained():
+                version = _version(self._db)
+            if version != FORMAT_VERSION:
+                raise CatalogUnusable(
+                    f"{self._path} has format version {version}, this program knows "
+                    f"{FORMAT_VERSION}",
+                    hint="fuploader catalog rebuild --anew",
+                )
+        except CatalogUnusable:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._db.close()
+        """Never raises, may be repeated."""
+        with suppress(sqlite3.Error):  # of a damaged file; there is nothing left to be done
+            self._db.close()
 
     def __enter__(self) -> Catalog:
         return self
@@ -144,8 +176,8 @@ class Catalog:
 
         Another archive under the same address is replaced.
         """
+        names = list(names)
         with self._explained():
-            names = list(names)
             words, joined = "\n".join(map(_word, names)), join_names(names)
             packed, rows = pack_names(joined), gram_rows(joined)
             with self._transaction():
@@ -190,7 +222,7 @@ class Catalog:
         """All archives, by their address."""
         with self._explained():
             rows = self._db.execute("select * from archives").fetchall()
-        return {row[1]: CatalogedArchive(*row[1:]) for row in rows}
+            return {row[1]: _archive_of(row) for row in rows}
 
     def find(self, wanted: str) -> Iterator[Hit]:
         """The files of this name, and where the name has `*`, `?` or `[...]` all that match.
@@ -263,27 +295,54 @@ class Catalog:
 
     def _archive(self, number: int) -> CatalogedArchive | None:
         row = self._db.execute("select * from archives where id = ?", [number]).fetchone()
-        return CatalogedArchive(*row[1:]) if row else None
+        return _archive_of(row) if row else None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
-        try:
+        if self._file is None:
+            raise CatalogUnusable(f"{self._path} was opened to be read")
+        if not self._file.in_place:
+            raise CatalogUnusable(
+                f"{self._path} was removed or replaced while it was in use", hint="try again"
+            )
+        with self._file.transaction():
             yield
-        except BaseException:
-            self._db.rollback()
-            raise
-        self._db.execute("commit")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
+            kind = trouble(error)
             raise CatalogUnusable(
-                f"the catalog {self._path} cannot be used: {error}",
-                hint="if it is damaged: fuploader catalog rebuild --anew",
+                f"the catalog {self._path} cannot be used: {error or type(error).__name__}",
+                hint=_TO_DO[kind],
+                busy=kind == "busy",
             ) from error
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    # A power cut may cost the newest archives' entries, never the file; no fsync per archive.
+    db.execute("pragma synchronous = normal")
+    if _version(db) == 0:
+        db.execute("begin immediate")
+        for statement in _SCHEMA.split(";\n"):
+            db.execute(statement)
+        db.execute("commit")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("pragma user_version").fetchone()
+    return int(version)
+
+
+def _archive_of(row: tuple[Any, ...]) -> CatalogedArchive:
+    """Raises `TypeError` for a row that damage gave columns of other types."""
+    archive = CatalogedArchive(*row[1:])
+    texts = (*archive[:4], archive.sha256 or "")
+    if not all(type(text) is str for text in texts) or type(archive.size_bytes) is not int:
+        raise TypeError("a row of archives has columns of other types")
+    return archive
 
 
 def _place(row: int, archive: int) -> int:

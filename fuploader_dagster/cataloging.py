@@ -1,7 +1,8 @@
 """What goes into the catalog: each archive as it is uploaded, or all of them from the store again.
 
-What must always hold: a catalog that is missing, broken or locked fails no upload; it only stays
-behind, which the log says, and a rebuild catches up.
+What must always hold: a catalog that is missing, broken, forbidden or locked fails no upload, and
+holds none up for long. It only stays behind, which the log says: what another process's lock kept
+out is remembered and added by a later upload (`catalog_missed`), and a rebuild adds all the rest.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fuploader_dagster.archive_reader import Archive
-from fuploader_dagster.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.catalog import WAIT_SECONDS, Catalog, CatalogedArchive, CatalogUnusable
+from fuploader_dagster.catalog_missed import MADE_UP_AT_ONCE, make_up, remember
 from fuploader_dagster.config import BUILT_IN_SUFFIXES, Pipeline
 from fuploader_dagster.errors import DamagedArchive, FuploaderError
-from fuploader_dagster.fileio import make_dirs, remove_file
 from fuploader_dagster.foreign import ForeignArchive
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.range_source import StoredArchive
 from fuploader_dagster.receipts import Receipt, receipts_between
 from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.sqlite_files import TROUBLE, remove_database
 from fuploader_dagster.storage import ObjectInfo, ObjectStore, Progress
 from fuploader_dagster.strategies import key_prefix
 
 log = logging.getLogger(__name__)
 
 _PROBE = "x"
+_UPLOAD_WAITS_SECONDS = 3.0
 
 
 def note_in_catalog(
@@ -37,7 +40,7 @@ def note_in_catalog(
     if not settings.catalog:
         return
     try:
-        names = names_of()
+        names = list(names_of())
         archive = CatalogedArchive(
             address=receipt.address,
             key=receipt.key,
@@ -47,13 +50,27 @@ def note_in_catalog(
             size_bytes=receipt.size_bytes,
             sha256=receipt.sha256,
         )
-        with Catalog(settings.layout.catalog) as catalog:
-            catalog.add(archive, names)
+        _add(archive, names, settings.layout)
     except (FuploaderError, OSError) as error:
         log.warning(
             "%s is stored, but not in the catalog (fuploader catalog rebuild adds it): %s",
             receipt.partition,
             error,
+        )
+
+
+def _add(archive: CatalogedArchive, names: Sequence[str], layout: Layout) -> None:
+    try:
+        with Catalog(layout.catalog, wait_seconds=_UPLOAD_WAITS_SECONDS) as catalog:
+            make_up(layout, catalog, most=MADE_UP_AT_ONCE)
+            catalog.add(archive, names)
+    except CatalogUnusable as error:
+        if not error.busy or not remember(layout, archive, names):
+            raise
+        log.warning(
+            "%s is stored, and the next upload that can adds it to the catalog: %s",
+            archive.partition,
+            error.message,
         )
 
 
@@ -96,6 +113,7 @@ def rebuild(
         store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
     }
     with Catalog(settings.layout.catalog) as catalog:
+        make_up(settings.layout, catalog)
         known = catalog.archives()
         unlisted = _unlisted(settings, store, there, known)
         for address, key in unlisted.items():
@@ -141,10 +159,14 @@ def _unlisted(
 
 
 def remove_catalog(layout: Layout) -> None:
-    """Remove the catalog, whatever state it is in."""
-    make_dirs(layout.root)
-    for ending in ("-wal", "-shm", ""):
-        remove_file(layout.catalog.with_name(layout.catalog.name + ending))
+    """Remove the catalog, whatever state it is in. Raises `CatalogUnusable`."""
+    try:
+        remove_database(layout.catalog, wait_seconds=WAIT_SECONDS)
+    except TROUBLE as error:
+        raise CatalogUnusable(
+            f"the catalog {layout.catalog} cannot be removed: {error}",
+            hint="run it as the user who owns the file and its folder",
+        ) from error
 
 
 def _read_all(

@@ -64,7 +64,7 @@ def find(
 
 def _find(name: str, settings: Pipeline, *, as_json: bool) -> int:
     count = 0
-    with Catalog(settings.layout.catalog) as catalog:
+    with Catalog.to_read(settings.layout.catalog) as catalog:
         for hit in catalog.find(name):
             count += 1
             sys.stdout.write(_as_json(hit, settings) if as_json else _as_line(hit))

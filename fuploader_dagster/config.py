@@ -257,7 +257,8 @@ class Pipeline(Intake):
     upload_threads: Count = 4
     """Archives uploaded at once within a run."""
     catalog: bool = True
-    """Keep which archive holds the file of which name, for `fuploader find`: 35 bytes a name."""
+    """Keep which archive holds the file of which name, for `fuploader find`: 44 bytes for a name
+    of 24 characters."""
     runs_by: Literal["sensor", "automation"] = "sensor"
     """Who asks for the runs of new slots: the drain sensor with its tick, or Dagster's automation
     conditions, some seconds later and as backfills."""

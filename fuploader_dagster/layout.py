@@ -9,6 +9,7 @@
       receipts/                      what the object store has confirmed, one line per archive
       shipped/                       indexes of recent slots that the object store has
       catalog.sqlite                 which archive holds the file of which name
+      catalog-missed/                what could not be added to it yet
       dead-letters/                  messages that could not become files
       adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
       mended/                        what became of sealed slots that were damaged
@@ -99,6 +100,10 @@ class Layout:
     @property
     def catalog(self) -> Path:
         return self.root / "catalog.sqlite"
+
+    @property
+    def catalog_missed(self) -> Path:
+        return self.root / "catalog-missed"
 
     @property
     def dead_letters(self) -> Path:

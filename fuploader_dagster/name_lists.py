@@ -17,7 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import zstandard
 
+from fuploader_dagster.errors import ConfigError
+
 _WILD = re.compile(r"[*?]|\[!?\]?[^\]]*\]")
+LONGEST_PATTERN = 4096
+"""Characters. A name has at most 255; taking a pattern apart takes the square of its length."""
 
 
 def join_names(names: Iterable[str]) -> bytes:
@@ -26,14 +30,25 @@ def join_names(names: Iterable[str]) -> bytes:
 
 
 def pack_names(joined: bytes) -> bytes:
-    """The list as it is kept."""
-    return zstandard.ZstdCompressor(level=3).compress(joined)
+    """The list as it is kept, with zstd's own checksum."""
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(joined)
+
+
+def unpack_names(packed: bytes) -> list[str]:
+    """The names of a list. Raises `zstandard.ZstdError` or `ValueError` for what is none."""
+    names = zstandard.ZstdDecompressor().decompress(packed).split(b"\0")[1:]
+    return [name.decode("utf-8", "surrogatepass") for name in names]
 
 
 class NamePattern:
     """A name with `*`, `?` or `[...]`, as `fnmatch` reads it."""
 
     def __init__(self, pattern: str) -> None:
+        """Raises `ConfigError` if it is too long."""
+        if len(pattern) > LONGEST_PATTERN:
+            raise ConfigError(
+                f"the pattern has {len(pattern):,} characters", hint=f"at most {LONGEST_PATTERN:,}"
+            )
         self._matches = re.compile(fnmatch.translate(pattern)).match
         self.literals: Sequence[bytes] = [
             piece.encode("utf-8", "surrogatepass") for piece in _WILD.split(pattern) if piece

@@ -150,7 +150,7 @@ def select(
     found = sorted(receipts_between(settings.layout, since, until))
     if pattern is None or not settings.layout.catalog.exists():
         return found
-    with Catalog(settings.layout.catalog) as catalog:
+    with Catalog.to_read(settings.layout.catalog) as catalog:
         known = {archive.partition for archive in catalog.archives().values()}
         holding = {hit.archive.partition for hit in catalog.find(pattern)}
     return [partition for partition in found if partition in holding or partition not in known]

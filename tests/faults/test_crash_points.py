@@ -143,7 +143,7 @@ def assert_nothing_is_left(settings: Pipeline, case: str) -> None:
         and path.relative_to(root).parts[0] not in kept
         and not is_empty_directory_of_its_slot(path.parent)
     ]
-    expected = {"root-id", "catalog.sqlite", "seal-request"}
+    expected = {"root-id", "catalog.sqlite", "catalog.sqlite.lock", "seal-request"}
     assert [str(p) for p in left if p.name not in {*expected, "next-number"}] == [], case
     assert [path for path in root.glob("suspects/w*") if path.stat().st_size] == [], case
     temporary = [*root.rglob(".tmp-*"), *objects(settings).rglob(".tmp-*")]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import logging
 import random
+import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fuploader_dagster.catalog import Catalog, CatalogedArchive, CatalogUnusable
-from fuploader_dagster.cataloging import rebuild, remove_catalog
+from fuploader_dagster.catalog_missed import MOST_KEPT
+from fuploader_dagster.cataloging import (
+    _UPLOAD_WAITS_SECONDS,
+    note_in_catalog,
+    rebuild,
+    remove_catalog,
+)
+from fuploader_dagster.cli_catalog import _as_json, _as_line
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.name_lists import NamePattern, join_names, pack_names
+from fuploader_dagster.receipts import Receipt
 from fuploader_dagster.shipping import Done, ship
 from tests.settings import pipeline, sealed
 
@@ -243,3 +255,143 @@ def test_a_pattern_with_a_nul_ends_and_finds_nothing(pattern: str, tmp_path: Pat
         catalog.add(CatalogedArchive("s3://a", "k", "p", "t", 1, 1, None), ["a", "b"])
         assert list(catalog.find(pattern)) == []
     assert list(NamePattern(pattern).find_in(pack_names(join_names(["a", "b"])))) == []
+
+
+def receipt(number: int) -> Receipt:
+    one = archive(number)
+    return Receipt(
+        partition=f"20260101T00000000{number}Z-local-s0-000001",
+        address=one.address,
+        key=one.key,
+        size_bytes=one.size_bytes,
+        sha256="00",
+        messages=1,
+        payload_bytes=1,
+        stored_at="",
+    )
+
+
+def test_whatever_bits_of_the_catalog_change_no_upload_fails_and_finding_says_what_to_do(
+    tmp_path: Path,
+) -> None:
+    """With 8 changed bits each, half of the time all in the first page: that is the schema."""
+    dice = random.Random(5)
+    settings = pipeline(tmp_path)
+    path = settings.layout.catalog
+    with Catalog(path) as catalog:
+        for number in range(3):
+            catalog.add(archive(number), [f"name-{number}-{n:05d}" for n in range(1_000)])
+    good = path.read_bytes()
+    refused = 0
+    for turn in range(150):
+        content = bytearray(good)
+        for _ in range(8):
+            content[dice.randrange(len(good) if turn % 2 else 4096)] ^= 1 << dice.randrange(8)
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        path.write_bytes(content)
+        note_in_catalog(receipt(1), lambda: ["a"], settings)
+        try:
+            with Catalog.to_read(path) as catalog:
+                for wanted in ("*", "name-1-00*", "*-00777", "name-0-00001"):
+                    for hit in catalog.find(wanted):
+                        assert json.loads(_as_json(hit, settings))
+                        assert _as_line(hit)
+                catalog.archives()
+        except CatalogUnusable as error:
+            refused += 1
+            assert error.hint
+    assert refused > 10
+
+
+def test_a_list_of_names_that_changed_is_not_taken_for_right(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with Catalog(path) as catalog:
+        catalog.add(archive(1), ["a-1", "b-2"])
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (packed,) = db.execute("select names from lists").fetchone()
+        for place in range(len(packed)):
+            changed = bytearray(packed)
+            changed[place] ^= 1
+            db.execute("update lists set names = ?", [changed])
+            found: list[str] = []
+            with Catalog.to_read(path) as catalog, suppress(CatalogUnusable):
+                found = names(catalog, "*-?")
+            assert found in ([], ["a-1", "b-2"])
+
+
+def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a_rebuild(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fuploader_dagster.cataloging._UPLOAD_WAITS_SECONDS", 0.1)
+    settings = pipeline(tmp_path)
+    shipped(settings, {"a.json": b"1"})
+    with closing(sqlite3.connect(settings.layout.catalog, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        shipped(settings, {"b.json": b"2"}, {"消息.json": b"3"})
+        assert caplog.text.count("the next upload that can adds it to the catalog") == 2
+        other.execute("rollback")
+        shipped(settings, {"d.json": b"4"})
+        with Catalog.to_read(settings.layout.catalog) as catalog:
+            there = ["a.json", "b.json", "d.json", "消息.json"]
+            assert sorted(names(catalog, "*")) == there
+        other.execute("begin immediate")
+        shipped(settings, {"e.json": b"5"})
+        other.execute("rollback")
+    assert len(list(settings.layout.catalog_missed.iterdir())) == 1
+    (settings.layout.catalog_missed / "torn.json").write_bytes(b'{"archive": [')
+    report = rebuild(settings, settings.store.open())
+    assert (report.archives, report.added) == (5, 0)
+    assert list(settings.layout.catalog_missed.iterdir()) == []
+    with Catalog.to_read(settings.layout.catalog) as catalog:
+        assert names(catalog, "e.json") == ["e.json"]
+
+
+def test_no_more_than_some_archives_are_remembered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fuploader_dagster.cataloging._UPLOAD_WAITS_SECONDS", 0.01)
+    settings = pipeline(tmp_path)
+    settings.layout.catalog_missed.mkdir(parents=True)
+    for number in range(MOST_KEPT):
+        (settings.layout.catalog_missed / str(number)).touch()
+    with closing(sqlite3.connect(settings.layout.catalog, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        note_in_catalog(receipt(1), lambda: ["a"], settings)
+    assert "fuploader catalog rebuild adds it" in caplog.text
+    assert len(list(settings.layout.catalog_missed.iterdir())) == MOST_KEPT
+
+
+def test_an_upload_waits_a_few_seconds_for_the_catalog_at_most() -> None:
+    assert _UPLOAD_WAITS_SECONDS <= 3
+
+
+def test_a_catalog_that_was_removed_while_it_was_open_is_not_written_on(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    with Catalog(settings.layout.catalog) as catalog:
+        catalog.add(archive(1), ["a"])
+        remove_catalog(settings.layout)
+        with pytest.raises(CatalogUnusable, match="removed or replaced"):
+            catalog.add(archive(2), ["b"])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "pattern",
+    ["*?" * 40 + "x", "*a" * 40 + "Z", "*" * 4096, "[" * 4096, "?" * 4096, "*[!b]" * 40],
+    ids=lambda pattern: pattern[:4],
+)
+def test_no_pattern_takes_for_ever(tmp_path: Path, pattern: str) -> None:
+    """Each of these takes hours where its time grows with a power of its length or its stars."""
+    there = ["a" * 255, *(f"doc-{n:06}.json" * 12 for n in range(100))]
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        catalog.add(archive(1), there)
+        expected = sorted(name for name in there if fnmatch.fnmatchcase(name, pattern))
+        assert sorted(names(catalog, pattern)) == expected
+
+
+def test_a_pattern_that_is_longer_than_any_name_is_refused(tmp_path: Path) -> None:
+    with Catalog(tmp_path / "c.sqlite") as catalog:
+        with pytest.raises(ConfigError, match="at most 4,096"):
+            names(catalog, "[" * 4097)
+        assert names(catalog, "a" * 5000) == []

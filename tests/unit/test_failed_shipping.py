@@ -70,6 +70,7 @@ def test_an_upload_killed_around_any_step_is_finished_by_recovery_with_nothing_l
     assert {path.relative_to(settings.layout.root).parts[0] for path in left} <= {
         "active",  # next-number
         "catalog.sqlite",
+        "catalog.sqlite.lock",
         "locks",
         "receipts",
         "shipped",  # the index

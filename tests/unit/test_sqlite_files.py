@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.catalog import Catalog, CatalogedArchive
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.sqlite_files import SqliteFile, open_to_read, remove_database, trouble
 from tests.sqlite_races import Use, assert_waits_for_another_program, together
@@ -27,7 +28,14 @@ def use_embedded(path: Path, number: int) -> None:
         publisher.close()
 
 
+def use_catalog(path: Path, number: int) -> None:
+    one = CatalogedArchive(str(number), "", "", "", 1, 1, None)
+    with Catalog(path) as catalog:
+        catalog.add(one, ["x"])
+
+
 USERS: dict[str, tuple[str, Use]] = {
+    "catalog": ("catalog.sqlite", use_catalog),
     "embedded queue": ("queue.sqlite", use_embedded),
 }
 """For each: its file, and opening, writing and closing it."""
