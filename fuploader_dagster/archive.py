@@ -40,8 +40,9 @@ from xxhash import xxh3_128
 
 from fuploader_dagster.archive_closing import seek_table
 from fuploader_dagster.archive_members import MemberSource
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot
-from fuploader_dagster.fileio import fsync_file, naming_disk_trouble, replace_durably
+from fuploader_dagster.fileio import fsync_file, replace_durably
 from fuploader_dagster.manifest import (
     DIGEST_BYTES,
     Manifest,

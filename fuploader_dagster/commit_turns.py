@@ -18,8 +18,10 @@ worker's own lock free once. A reads the counter under its own lock:
   one committed.
 
 The kernel frees the locks of a process that died; what it had not committed is nobody's any more.
-An ordinary commit pays three system calls. Where a source cannot tell which messages are
-redelivered and marks all of them, all commits take turns.
+Each turn sees that lock and counter are still what others find by their names: whoever removes
+`locks/` ends the turn with an error, and the worker begins again. An ordinary commit pays seven
+system calls. Where a source cannot tell which messages are redelivered and marks all of them, all
+commits take turns.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.fileio import FileLock, make_dirs
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.own_files import open_own, still_at
 
 LONGEST_WAIT_SECONDS = 10.0
 """A commit takes milliseconds, and as long as the disk does not answer."""
@@ -60,11 +64,16 @@ class CommitTurns:
         """So many messages, from the next one on, may be in somebody else's hands as well."""
 
     def __enter__(self) -> CommitTurns:
-        make_dirs(self._path.parent)
-        flags = os.O_RDWR | os.O_CREAT
-        self._own = os.open(self._path, flags, 0o644)
-        self._counter = os.open(self._layout.redeliveries, flags, 0o644)
-        self._heard, self._doubtful = self._count(), 0
+        try:
+            with naming_disk_trouble(self._path):
+                make_dirs(self._path.parent)
+                flags = os.O_RDWR | os.O_CREAT
+                self._own = open_own(self._path, flags)
+                self._counter = open_own(self._layout.redeliveries, flags)
+                self._heard, self._doubtful = self._count(), 0
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +87,8 @@ class CommitTurns:
         """Commit within the block, having looked in the window for what the value says.
 
         `redelivered`: whether any of the messages is marked so. Raises `SlotInUse` if another
-        worker is in a commit and does not get on.
+        worker is in a commit and does not get on, and `DiskFailed` if the files by which workers
+        wait for each other are not found by their names any more.
         """
         if not redelivered and not self._doubtful:
             fcntl.flock(self._own, fcntl.LOCK_EX)
@@ -101,6 +111,10 @@ class CommitTurns:
         self._doubtful = max(0, self._doubtful - messages)
 
     def _count(self) -> int:
+        """The counter. In other files of these names others would count, and not see our lock."""
+        with naming_disk_trouble(self._path):
+            still_at(self._own, self._path)
+            still_at(self._counter, self._layout.redeliveries)
         return int.from_bytes(os.pread(self._counter, 8, 0), "little")
 
     @contextmanager
@@ -130,7 +144,7 @@ class CommitTurns:
 
 def _see_free(path: Path) -> None:
     give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = open_own(path, os.O_RDWR)
     try:
         while True:
             try:

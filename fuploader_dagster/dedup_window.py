@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import zlib
 from array import array
 from bisect import bisect_left
@@ -38,10 +39,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fuploader_dagster import index
-from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.errors import DamagedSlot, ForeignFile
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.numbered_names import family, is_numbered
+from fuploader_dagster.own_files import open_own, read_own
 from fuploader_dagster.segment import sync_directory
 from fuploader_dagster.shipped_indexes import shipped_indexes
 
@@ -64,14 +66,25 @@ class _Directory:
         """Read when it was sealed already, so there is nothing more to read."""
         self.end = 0
         self.keys = array("Q")
+        self._file = (0, 0)
+        """Device and inode of the index: under another root the same numbers begin anew."""
 
     def read_on(self, path: Path, *, active: bool) -> None:
         """Take in what was committed since. Raises `FileNotFoundError` if it moved."""
         self.path, self.active = path, active
-        if self.complete:
+        try:
+            descriptor = open_own(path, os.O_RDONLY)
+        except ForeignFile as error:
+            log.warning("%s is left out of the dedup window: %s", path, error)
             return
-        with path.open("rb") as file:
-            if file.seek(0, 2) < self.end:  # cut back by its writer
+        with os.fdopen(descriptor, "rb") as file:
+            found_file = os.fstat(descriptor)
+            if (found_file.st_dev, found_file.st_ino) != self._file:
+                self._file, self.complete = (found_file.st_dev, found_file.st_ino), False
+                self.end, self.keys = 0, array("Q")
+            if self.complete:
+                return
+            if found_file.st_size < self.end:  # cut back by its writer
                 self.end, self.keys = 0, array("Q")
             file.seek(self.end)
             content = file.read()
@@ -185,7 +198,7 @@ class DedupWindow:
         while content is None and place in self._known:
             try:
                 # Behind the end lies what is just being written: it does not count yet.
-                content = self._known[place].path.read_bytes()[: self._known[place].end]
+                content = read_own(self._known[place].path)[: self._known[place].end]
             except FileNotFoundError:
                 self.refresh()
         if len(self._contents) >= _CONTENTS_HELD:

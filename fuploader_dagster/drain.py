@@ -22,7 +22,6 @@ import logging
 import random
 import signal
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -31,12 +30,13 @@ from fuploader_dagster.config import Intake
 from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.decoding import Decoder, File
 from fuploader_dagster.dedup_window import DedupWindow
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
-from fuploader_dagster.fileio import create_durably, make_dirs, naming_disk_trouble
+from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.kept_letters import without_kept
-from fuploader_dagster.layout import Layout
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.room import RoomWatch
+from fuploader_dagster.root_id import root_id
 from fuploader_dagster.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
@@ -391,10 +391,3 @@ def pause_seconds(troubles: int, jitter: float) -> float:
     """How long to pause after so many troubles in a row; `jitter` from 0 to 1."""
     pause = FIRST_PAUSE_SECONDS * 2.0 ** min(troubles - 1, 16)
     return min(pause, LONGEST_PAUSE_SECONDS) * (0.75 + jitter / 2)
-
-
-def root_id(layout: Layout) -> str:
-    """The identity of a pipeline's folder, made once: what claims slots in the state store."""
-    if not layout.root_id.exists():
-        create_durably(layout.root_id, uuid.uuid4().hex.encode())
-    return layout.root_id.read_text().strip()

@@ -7,7 +7,7 @@
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
     |   +-- SlotInUse            another process writes this slot at the moment
     |   +-- DiskFull             too little room by the configured marks, or the disk said ENOSPC
-    |   +-- DiskFailed           the disk said EIO, or is read-only by now
+    |   +-- DiskFailed           the system refuses to read or write, or a file of ours vanished
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
@@ -15,6 +15,7 @@
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   +-- ObjectConflict       an object with other content lies under our key
     |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
+    |   +-- ForeignFile          a link, a pipe or a folder has the place of one of our files
     +-- DamagedData          bytes are not what they must be
         +-- BadMessage           a message that cannot become a file: goes to the dead letters
         +-- DamagedSlot          a slot directory contradicts its index or its seal
@@ -80,7 +81,8 @@ class DiskFull(TemporaryError):
 
 
 class DiskFailed(TemporaryError):
-    """Reading, writing or syncing failed. What was not synced before counts for nothing."""
+    """Reading, writing or syncing failed, or what is written is no longer found by its name. What
+    was not synced before counts for nothing."""
 
 
 class PermanentError(FuploaderError):
@@ -109,6 +111,10 @@ class ObjectConflict(PermanentError):
 
 class StrategyError(PermanentError):
     """A user's function raised or returned something unusable."""
+
+
+class ForeignFile(PermanentError):
+    """Something that is not ours has the place of one of our files. It was not touched."""
 
 
 class DamagedData(FuploaderError):

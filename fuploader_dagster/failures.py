@@ -12,9 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from fuploader_dagster.errors import UNREADABLE_JSON
+from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.fileio import make_dirs, write_durably
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.own_files import read_own
 from fuploader_dagster.steps import Step, reached
 
 FAILURE_SUFFIX = ".failure.json"
@@ -69,16 +70,22 @@ def clear_failure(layout: Layout, partition: str) -> None:
     _path(layout, partition).unlink(missing_ok=True)
 
 
-def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float) -> float:
-    """When to try again: the pause doubles with each attempt up to the cap."""
+def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float, now: float) -> float:
+    """When to try again: the pause doubles with each attempt up to the cap.
+
+    At once, if it failed in the future: the clock was set back, and how long ago it was nobody
+    knows. The next attempt counts from the right time.
+    """
+    if failure.failed_at > now:
+        return now
     pause = base_seconds * 2.0 ** min(failure.attempts - 1, 30)
     return failure.failed_at + min(pause, cap_seconds)
 
 
 def _read(path: Path) -> Failure | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Failure)
-    except (FileNotFoundError, *UNREADABLE_JSON):
+        return msgspec.json.decode(read_own(path), type=Failure)
+    except (FileNotFoundError, ForeignFile, *UNREADABLE_JSON):
         return None
 
 

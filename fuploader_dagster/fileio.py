@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fuploader_dagster.errors import DiskFailed, DiskFull, SlotInUse
+from fuploader_dagster.disk_trouble import FULL, naming_disk_trouble
+from fuploader_dagster.errors import FuploaderError, SlotInUse
+from fuploader_dagster.own_files import open_own, open_own_folder, read_own, still_at
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.temporaries import is_at, lock_now, temporary_file, temporary_name
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FAILED = (errno.EIO, errno.EROFS)
 _synced: set[Path] = set()
 """What this process found made by others and has synced by name."""
 
@@ -40,7 +40,7 @@ def fsync_dir(path: Path) -> None:
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of a file that somebody else wrote durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_own(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -134,9 +134,9 @@ def write_for_readers(final: Path, content: bytes) -> None:
             temporary.write_bytes(content)
             temporary.replace(final)
     except OSError as error:
-        if error.errno not in _FULL or not final.exists():
+        if error.errno not in FULL or not final.exists():
             raise
-        with final.open("r+b") as file:
+        with os.fdopen(open_own(final, os.O_RDWR), "r+b") as file:
             file.write(content)
             file.truncate()
 
@@ -147,27 +147,28 @@ def append_durably(path: Path, content: bytes) -> None:
     Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
     """
     new = path not in _synced or not path.exists()  # who made it may have died, or be just at it
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        with naming_disk_trouble(path):
+    with naming_disk_trouble(path):
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
             write_all(descriptor, content)
             reached(Step.APPENDED)
             os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-    if new:
-        fsync_dir(path.parent)
-        _synced.add(path)
+        finally:
+            os.close(descriptor)
+        if new:
+            fsync_dir(path.parent)
+            _synced.add(path)
 
 
 def append_or_undo(path: Path, content: bytes) -> None:
     """As `append_durably`, for a file that nobody else writes: what failed is cut off again."""
-    size = path.stat().st_size if path.exists() else 0
+    size = path.lstat().st_size if path.exists() else 0
     try:
         append_durably(path, content)
     except BaseException:
-        with suppress(OSError):
-            os.truncate(path, size)
+        # What made it fail is what there is to say.
+        with suppress(OSError, FuploaderError), os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+            file.truncate(size)
         raise
 
 
@@ -175,7 +176,7 @@ def ends_whole(path: Path) -> bool:
     """False where a crash left half a line at the end of a file of lines."""
     if not path.exists() or path.stat().st_size == 0:
         return True
-    with path.open("rb") as file:
+    with naming_disk_trouble(path), os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
 
@@ -225,28 +226,8 @@ def has_room(folder: Path, size_bytes: int) -> bool:
         with temporary_file(folder / "room") as trial, trial.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as error:
-        return error.errno not in _FULL
+        return error.errno not in (*FULL, errno.EFBIG)
     return True
-
-
-@contextmanager
-def naming_disk_trouble(path: Path) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into `DiskFull`, EIO and EROFS into `DiskFailed`."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        if error.errno in _FULL:
-            raise DiskFull(
-                f"no space left while writing {where}", hint="free some space; nothing was lost"
-            ) from error
-        if error.errno in _FAILED:
-            raise DiskFailed(
-                f"the disk failed at {where}: {error.strerror}",
-                hint="look at the kernel's log (dmesg) and the disk; nothing is acknowledged that "
-                "was not synced",
-            ) from error
-        raise
 
 
 class FileLock:
@@ -266,7 +247,7 @@ class FileLock:
         except BlockingIOError:
             raise SlotInUse(
                 f"{self.path} is held by {self._holder() or 'another process'}",
-                hint="it is given back when that process leaves",
+                hint="the kernel gives it back when that process ends; never remove the file",
             ) from None
 
     def wait(self) -> None:
@@ -274,9 +255,11 @@ class FileLock:
         self._open_and_lock(fcntl.LOCK_EX)
 
     def _open_and_lock(self, how: int) -> None:
-        make_dirs(self.path.parent)
+        with naming_disk_trouble(self.path):
+            make_dirs(self.path.parent)
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            with naming_disk_trouble(self.path):
+                descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, how)
                 still_there = is_at(descriptor, self.path)
@@ -293,8 +276,14 @@ class FileLock:
 
     def _holder(self) -> str:
         with suppress(OSError):  # he may have removed it in this moment
-            return self.path.read_text("utf-8", "replace")[:200].strip()
+            return read_own(self.path).decode("utf-8", "replace")[:200].strip()
         return ""
+
+    def check(self) -> None:
+        """Raise `DiskFailed` if the lock's file is no longer found by its name: then somebody else
+        can lock another one."""
+        if self._descriptor is not None:
+            still_at(self._descriptor, self.path)
 
     def release(self) -> None:
         """Give the lock back; may be repeated."""
@@ -308,3 +297,47 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class FolderLock:
+    """An exclusive lock on a folder itself, for as long as this process lives and has the folder.
+
+    It holds where a lock file that guards the folder was removed. Where the file system cannot lock
+    folders (some network file systems), the lock file has to do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Make the folder if it is missing and take the lock now. Raises `SlotInUse` if another
+        process has it.
+        """
+        with naming_disk_trouble(self.path):
+            make_dirs(self.path)
+            descriptor = open_own_folder(self.path)
+        try:
+            if lock_now(descriptor, fcntl.LOCK_EX) is False:
+                raise SlotInUse(
+                    f"{self.path} is still written by another process, though its lock file was "
+                    f"free: somebody removed the file",
+                    hint="never remove anything in locks/ while a drain runs; this one goes on as "
+                    "soon as the other one has noticed it or ended",
+                )
+            still_at(descriptor, self.path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def check(self) -> None:
+        """Raise `DiskFailed` if the folder is no longer found by its name."""
+        if self._descriptor is not None:
+            still_at(self._descriptor, self.path)
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

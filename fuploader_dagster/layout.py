@@ -32,11 +32,15 @@ from pathlib import Path
 NO_NODE = "local"
 """Stands in partition keys where no node id is set."""
 
+MAX_NUMBER_DIGITS = 15
+"""Of a directory's number: a name with more digits is none of ours, and no state store takes it."""
+
 _PARTITION_KEY = re.compile(
-    r"(?P<time>\d{8}T\d{9}Z)-(?P<node>[A-Za-z0-9_.-]+)-s(?P<slot>\d+)-(?P<number>\d{6,})"
+    r"(?P<time>[0-9]{8}T[0-9]{9}Z)-(?P<node>[A-Za-z0-9_.-]+)"
+    r"-s(?P<slot>[0-9]{1,9})-(?P<number>[0-9]{6,15})"
 )
-_NUMBERED_DIR = re.compile(r"dir-(\d{6,})")
-_SLOT_DIR = re.compile(r"slot-(\d+)")
+_NUMBERED_DIR = re.compile(r"dir-([0-9]{6,15})")
+_SLOT_DIR = re.compile(r"slot-([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -200,4 +204,13 @@ class Layout:
 def _numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     if not folder.is_dir():
         return []
-    return [int(match[1]) for entry in folder.iterdir() if (match := pattern.fullmatch(entry.name))]
+    names = [entry.name for entry in folder.iterdir()]
+    numbers = {
+        name: int(match[1]) for name in names if (match := pattern.fullmatch(name)) is not None
+    }
+    # Not those with zeros too many: their directory would be looked for under another name.
+    return [number for name, number in numbers.items() if name == _name_of(number, pattern)]
+
+
+def _name_of(number: int, pattern: re.Pattern[str]) -> str:
+    return f"slot-{number}" if pattern is _SLOT_DIR else f"dir-{number:06d}"

@@ -31,13 +31,13 @@ import msgspec
 
 from fuploader_dagster import index
 from fuploader_dagster.config import Intake
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
 from fuploader_dagster.failures import clear_failure
 from fuploader_dagster.fileio import (
     FileLock,
     fsync_file,
     make_dirs,
-    naming_disk_trouble,
     rename_durably,
     write_durably,
 )

@@ -18,11 +18,11 @@ import msgspec
 from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_members import FolderMembers, MemberSource, SegmentMembers
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, PermanentError, StrategyError
 from fuploader_dagster.fileio import (
     fsync_file,
     make_dirs,
-    naming_disk_trouble,
     remove_file,
     replace_durably,
     write_durably,

@@ -91,6 +91,7 @@ def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
             failure,
             base_seconds=settings.recovery_base_seconds,
             cap_seconds=settings.recovery_cap_seconds,
+            now=now,
         )
     partition = PartitionKey.parse(key)
     if partition is None:
@@ -98,7 +99,8 @@ def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
     patience = settings.recovery_base_seconds
     if settings.runs_by == "automation":  # Dagster's own daemons come round every 30 s
         patience *= AUTOMATION_PATIENCE
-    return now - partition.sealed_at.timestamp() >= patience
+    sealed_at = partition.sealed_at.timestamp()
+    return now - sealed_at >= patience or sealed_at > now  # the clock was set back: it has waited
 
 
 def apply(plan: Plan, settings: Pipeline) -> None:

@@ -19,9 +19,10 @@ from fuploader_dagster.archive_members import Member, SegmentMembers
 from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.cataloging import note_in_catalog
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.failures import clear_failure
-from fuploader_dagster.fileio import make_dirs, naming_disk_trouble
+from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.packing import Packed, forget_packed, keep_packed, pack_custom
 from fuploader_dagster.receipts import Receipt, keep_receipt

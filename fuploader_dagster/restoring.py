@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import PermanentError
-from fuploader_dagster.fileio import make_dirs, naming_disk_trouble, write_all
+from fuploader_dagster.fileio import make_dirs, write_all
 from fuploader_dagster.temporaries import (
     final_name,
     is_temporary,

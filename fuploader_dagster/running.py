@@ -145,14 +145,16 @@ def _workers(pipeline: Pipeline) -> Iterator[Supervisor]:
 
 def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
     failures = {failure.partition: failure for failure in all_failures(pipeline.layout)}
+    now = time.time()
     waiting = {
         partition
         for partition, failure in failures.items()
-        if time.time()
+        if now
         < due_at(
             failure,
             base_seconds=pipeline.recovery_base_seconds,
             cap_seconds=pipeline.recovery_cap_seconds,
+            now=now,
         )
     }
     partitions = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,10 +26,18 @@ from typing import Any, Literal
 import msgspec
 
 from fuploader_dagster.config import Intake
-from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat, StrategyError
+from fuploader_dagster.disk_trouble import MOVE_IT_AWAY
+from fuploader_dagster.errors import (
+    UNREADABLE_JSON,
+    DamagedSlot,
+    ForeignFile,
+    OtherFormat,
+    StrategyError,
+)
 from fuploader_dagster.fileio import rename_durably, write_durably
 from fuploader_dagster.index import INDEX_NAME, IndexEntry, read_index
 from fuploader_dagster.layout import Layout, PartitionKey, utc
+from fuploader_dagster.own_files import read_own
 from fuploader_dagster.segment import FILES_NAME, SEGMENT_NAME
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.strategies import object_key
@@ -160,9 +169,13 @@ def read_seal(directory: Path) -> Seal:
     """Read `seal.json`. Raises `DamagedSlot` if it is missing or unreadable."""
     path = directory / SEAL_NAME
     try:
-        seal = msgspec.json.decode(path.read_bytes(), type=Seal)
+        seal = msgspec.json.decode(read_own(path), type=Seal)
     except FileNotFoundError:
         raise DamagedSlot(f"{path} is missing", hint="the directory was not sealed by us") from None
+    except NotADirectoryError:
+        raise DamagedSlot(f"{directory} is no folder", hint=MOVE_IT_AWAY) from None
+    except ForeignFile as error:
+        raise DamagedSlot(error.message, hint=error.hint) from error
     except UNREADABLE_JSON as error:
         raise DamagedSlot(f"{path} cannot be read: {error}") from error
     if seal.version != SEAL_VERSION:
@@ -240,7 +253,7 @@ class SealedSlot:
 
         Raises `DamagedSlot` if the index is not the one that was sealed.
         """
-        content = (self.directory / INDEX_NAME).read_bytes()
+        content = read_own(self.directory / INDEX_NAME)
         if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
             raise DamagedSlot(
                 f"the index in {self.directory} is not the one that was sealed",
@@ -256,7 +269,7 @@ class SealedSlot:
         if self.seal.object_key is not None:
             return self.seal.object_key
         late = self.directory / OBJECT_KEY_NAME
-        if not late.exists():
+        if not os.path.lexists(late):
             made = object_key(
                 key,
                 pipeline=self.seal.pipeline,
@@ -265,7 +278,7 @@ class SealedSlot:
             )
             write_durably(late, made.encode("utf-8"))
             reached(Step.OBJECT_KEY_KEPT)
-        return late.read_text("utf-8")
+        return read_own(late).decode("utf-8")
 
 
 def find_sealed(layout: Layout, partition: str) -> SealedSlot | None:

@@ -2,8 +2,9 @@
 
 What must always hold (both formats):
 
-- After `commit` returned, every message added before it is durable, bytes and index record; the
-  worker acknowledges only then.
+- After `commit` returned, every message added before it is durable, bytes and index record, and was
+  found by its names after that: a file that was removed, or over whose folder another disk was
+  mounted, would take bytes and syncs as ever. The worker acknowledges only then.
 - Whatever a crash leaves beyond the last commit is either a whole commit and kept, or cut off; it
   was never acknowledged and will come again. A commit that is whole in the index is never cut off:
   another worker may have relied on it (`dedup_window`).
@@ -28,6 +29,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -38,15 +40,16 @@ from typing import ClassVar, Literal
 from xxhash import xxh3_128
 
 from fuploader_dagster import index
-from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.disk_trouble import disk_trouble, naming_disk_trouble
+from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
 from fuploader_dagster.fileio import (
     fsync_dir,
     fsync_file,
     make_dirs,
-    naming_disk_trouble,
     write_all,
 )
 from fuploader_dagster.index import INDEX_NAME, IndexEntry
+from fuploader_dagster.own_files import open_own, open_own_folder, read_own, still_at
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.tarstream import member_header, padding
 
@@ -54,6 +57,10 @@ SEGMENT_NAME = "segment.tar"
 FILES_NAME = "files"
 _BLOCK_BYTES = 2**20
 _CLOSED = -1
+_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""What a lookup of a name says that the file system cannot have at all."""
+
+log = logging.getLogger(__name__)
 
 SetAside = Callable[[Path], object]
 """Moves a file that recovery does not recognise out of the way, deleting nothing."""
@@ -88,8 +95,8 @@ class SlotWriter(ABC):
     def _open(self, set_aside: SetAside) -> list[IndexEntry]:
         make_dirs(self.directory)
         path = self.directory / INDEX_NAME
-        self._index = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        content = path.read_bytes()
+        self._index = open_own(path, os.O_RDWR | os.O_CREAT)
+        content = os.pread(self._index, os.fstat(self._index).st_size, 0)
         found = index.read_index(content)
         if found.end == 0 and self._has_data():
             raise DamagedSlot(
@@ -115,7 +122,10 @@ class SlotWriter(ABC):
 
     @abstractmethod
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
-        """Take a message into the next commit. Writes nothing yet."""
+        """Take a message into the next commit. Writes nothing yet.
+
+        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        """
 
     @abstractmethod
     def _write_data(self) -> None:
@@ -126,24 +136,32 @@ class SlotWriter(ABC):
         return None
 
     def commit(self) -> None:
-        """Make everything added so far durable.
+        """Make everything added so far durable, and see that it is found by its names.
 
         On an error nothing of the batch counts: call `close` and open the directory again.
         """
-        if not self._records:
-            return
         with naming_disk_trouble(self.directory):
-            self._write_data()
-            reached(Step.DATA_SYNCED)
-            committed = index.commit(self._records, self._commits)
-            os.lseek(self._index, self._index_end, os.SEEK_SET)
-            write_all(self._index, committed)
-            reached(Step.INDEX_WRITTEN)
-            self._sync_index()
-            reached(Step.INDEX_SYNCED)
+            if self._records:
+                self._commit()
+            for descriptor, path in self._files():
+                still_at(descriptor, path)
+
+    def _commit(self) -> None:
+        self._write_data()
+        reached(Step.DATA_SYNCED)
+        committed = index.commit(self._records, self._commits)
+        os.lseek(self._index, self._index_end, os.SEEK_SET)
+        write_all(self._index, committed)
+        reached(Step.INDEX_WRITTEN)
+        self._sync_index()
+        reached(Step.INDEX_SYNCED)
         self._index_end += len(committed)
         self._commits += 1
         self._records.clear()
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """What is open, and the name under which it has to be found."""
+        return [(self._index, self.directory / INDEX_NAME)]
 
     def close(self) -> None:
         """Close the files. What was added and not committed is forgotten."""
@@ -175,10 +193,13 @@ class SegmentWriter(SlotWriter):
 
     def _has_data(self) -> bool:
         path = self.directory / SEGMENT_NAME
-        return path.exists() and path.stat().st_size > 0
+        return os.path.lexists(path) and path.lstat().st_size > 0
+
+    def _files(self) -> list[tuple[int, Path]]:
+        return [*super()._files(), (self._data, self.directory / SEGMENT_NAME)]
 
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
-        self._data = os.open(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        self._data = open_own(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT)
         end = check_entries(self._data, entries)
         torn = os.fstat(self._data).st_size > end
         os.ftruncate(self._data, end)
@@ -200,11 +221,11 @@ class SegmentWriter(SlotWriter):
 
     def _write_data(self) -> None:
         os.lseek(self._data, self._committed_end, os.SEEK_SET)
-        data = b"".join(self._parts)
-        write_all(self._data, data)
+        for block in _blocks(self._parts):
+            write_all(self._data, block)
+            self._digest.update(block)
         reached(Step.DATA_WRITTEN)
         os.fdatasync(self._data)
-        self._digest.update(data)
         self._committed_end = self._end
         self._parts.clear()
 
@@ -214,6 +235,20 @@ class SegmentWriter(SlotWriter):
         if self._data != _CLOSED:
             os.close(self._data)
             self._data = _CLOSED
+
+
+def _blocks(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """The parts joined to about 1 MiB each, so that no batch is in memory twice."""
+    joined: list[bytes] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _BLOCK_BYTES and joined:
+            yield b"".join(joined)
+            joined, size = [], 0
+        joined.append(part)
+        size += len(part)
+    if joined:
+        yield b"".join(joined)
 
 
 def check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
@@ -269,10 +304,14 @@ class FilesWriter(SlotWriter):
         folder = self.directory / FILES_NAME
         return folder.is_dir() and any(folder.iterdir())
 
+    def _files(self) -> list[tuple[int, Path]]:
+        return [*super()._files(), (self._folder, self.directory / FILES_NAME)]
+
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         folder = self.directory / FILES_NAME
         make_dirs(folder)
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._folder = open_own_folder(folder)
+        find_by_content(folder, entries)
         for entry in entries:
             check_file(folder / entry.name, entry)
         known = {entry.name for entry in entries}
@@ -281,6 +320,17 @@ class FilesWriter(SlotWriter):
                 set_aside(path)
 
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        try:
+            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NAME_REFUSED:
+                raise BadMessage(
+                    f"the file system of {self.directory} takes no file of the name {name!r}: "
+                    f"{error.strerror}",
+                    hint="slot_format: segment takes every name",
+                ) from error
+            if error.errno != errno.ENOENT:
+                raise disk_trouble(error, self.directory) from error
         self._pending.append((name, content))
         self._records.append(index.record(name.encode("utf-8"), 0, 0, len(content), sha256))
 
@@ -321,20 +371,57 @@ def check_file(path: Path, entry: IndexEntry) -> None:
         )
 
 
+def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:
+    """Give files their names again that lie in the folder under others, as their content proves.
+
+    Names may have been written in the encoding of another locale, or by a copy that changed them.
+    """
+    there = {path.name for path in folder.iterdir()}
+    missing: dict[bytes, list[IndexEntry]] = {}
+    for entry in entries:
+        if entry.name not in there:
+            missing.setdefault(entry.sha256, []).append(entry)
+    if not missing:
+        return
+    found = 0
+    for name in sorted(there - {entry.name for entry in entries}):
+        try:
+            digest = hashlib.sha256(read_own(folder / name)).digest()
+        except ForeignFile:
+            continue
+        if missing.get(digest):
+            (folder / name).rename(folder / missing[digest].pop().name)
+            found += 1
+    if found:
+        fsync_dir(folder)
+        log.warning(
+            "%d files in %s had other names than they were stored under (those of another "
+            "locale?); they have their own again, as their content proves",
+            found,
+            folder,
+        )
+
+
 def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents that a damaged directory still proves: record and data agree.
 
     Changes nothing.
     """
-    entries = index.salvage_records((directory / INDEX_NAME).read_bytes())
+    try:
+        entries = index.salvage_records(read_own(directory / INDEX_NAME))
+    except (FileNotFoundError, ForeignFile):
+        return
     segment = directory / SEGMENT_NAME
-    if not segment.exists():
+    if not os.path.lexists(segment):
         for entry in entries:
             path = directory / FILES_NAME / entry.name
             if _is_committed(path, entry):
                 yield entry.name, path.read_bytes()
         return
-    descriptor = os.open(segment, os.O_RDONLY)
+    try:
+        descriptor = open_own(segment, os.O_RDONLY)
+    except ForeignFile:
+        return
     try:
         for entry in entries:
             content = _content_of(descriptor, entry)
@@ -353,7 +440,7 @@ def sync_directory(directory: Path) -> None:
     if segment.exists():
         fsync_file(segment)
     elif directory.exists():
-        descriptor = os.open(directory / FILES_NAME, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = open_own_folder(directory / FILES_NAME)
         try:
             syncfs(descriptor)
         finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 from fuploader_dagster.fileio import fsync_dir, make_dirs, write_durably
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.own_files import read_own
 from fuploader_dagster.sealing import SealedSlot
 
 _ENDING = ".index"
@@ -41,7 +42,7 @@ def keep_index(layout: Layout, slot: SealedSlot) -> None:
         os.link(slot.directory / INDEX_NAME, kept)
     except OSError:  # it is kept already, or the file system has no links
         if not kept.exists():
-            write_durably(kept, (slot.directory / INDEX_NAME).read_bytes())
+            write_durably(kept, read_own(slot.directory / INDEX_NAME))
     fsync_dir(layout.shipped)
 
 

@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedData, DamagedSlot, FuploaderError, PermanentError
 from fuploader_dagster.failures import Stage, note_failure
-from fuploader_dagster.fileio import naming_disk_trouble
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.mending import (
     MENDED_SLOT,

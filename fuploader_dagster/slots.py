@@ -2,8 +2,12 @@
 
 What must always hold:
 
-- One writer per slot: a `Slot` exists only while its process holds the slot's file lock, which the
-  kernel takes back when the process dies. Reloads, overlaps and second code servers wait.
+- One writer per slot: a `Slot` exists only while its process holds two locks, which the kernel
+  takes back when the process dies: the slot's lock file, and the slot's folder itself, so that
+  nobody who removes `locks/` lets a second writer in. Reloads, overlaps and second code servers
+  wait.
+- A commit counts only if what was written is still found by its names: whoever removes or renames
+  a folder, or mounts a disk over it, ends the commit with an error, and nothing is acknowledged.
 - A directory number is handed out once: `next-number` is durable before the directory is made.
 - Within a directory a name with the same bytes is stored once; the same name with other bytes gets
   a name of its own (`name~2.json`). Nothing is ever overwritten.
@@ -17,17 +21,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fuploader_dagster.config import Intake
-from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.fileio import FileLock, make_dirs, write_durably
+from fuploader_dagster.disk_trouble import naming_disk_trouble
+from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
+from fuploader_dagster.fileio import FileLock, FolderLock, write_durably
 from fuploader_dagster.index import INDEX_NAME
-from fuploader_dagster.layout import Layout
+from fuploader_dagster.layout import MAX_NUMBER_DIGITS, Layout
 from fuploader_dagster.numbered_names import numbered_name
+from fuploader_dagster.own_files import read_own
 from fuploader_dagster.sealing import (
     SEAL_NAME,
     Reason,
@@ -63,28 +70,37 @@ class Slot:
         *,
         highest_number: int = 0,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`highest_number`: the highest directory number that the state store remembers."""
+        """`highest_number`: the highest directory number that the state store remembers.
+
+        `clock` says what time it is, and may be set back; `monotonic` tells how time passes.
+        """
         self.settings = settings
         self.slot = slot
         self.layout: Layout = settings.layout
         self.found_sealed: list[SealedSlot] = []
         """What opening found full, or half sealed, and sealed."""
         self._clock = clock
+        self._monotonic = monotonic
         self._highest = highest_number
         self._lock = FileLock(self.layout.slot_lock(slot))
+        self._folder = FolderLock(self.layout.active_slot(slot))
         self._number = 0
         self._writer: SlotWriter | None = None
         self._entries = 0
         self._bytes = 0
         self._opened_at = 0.0
+        """In `monotonic` time."""
         self._digests: dict[str, bytes] = {}
         self._variants: dict[str, _Variants] = {}
 
     def __enter__(self) -> Slot:
         self._lock.acquire()
         try:
-            self._recover()
+            self._folder.acquire()
+            with naming_disk_trouble(self.layout.active_slot(self.slot)):
+                self._recover()
         except BaseException:
             self.__exit__()
             raise
@@ -92,6 +108,7 @@ class Slot:
 
     def __exit__(self, *_: object) -> None:
         self._close_directory()
+        self._folder.release()
         self._lock.release()
 
     @property
@@ -100,17 +117,25 @@ class Slot:
         return SlotCount(self.slot, self._number, self._entries, self._bytes)
 
     def add(self, name: str, content: bytes) -> bool:
-        """Take a message into the next commit; False if the directory has it already."""
+        """Take a message into the next commit; False if the directory has it already.
+
+        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        """
         digest = hashlib.sha256(content).digest()
         known = self._digests.get(name)
+        stored_as: str | None = name
         if known is not None:
-            free_name = None if known == digest else self._free_name(name, digest)
-            if free_name is None:
-                return False
-            name = free_name
+            stored_as = None if known == digest else self._free_name(name, digest)
+        if stored_as is None:
+            return False
         writer = self._writer or self._open_directory()
-        self._digests[name] = digest
-        writer.add(name, content, digest)
+        try:
+            writer.add(stored_as, content, digest)
+        except BadMessage:
+            if known is not None:
+                self._variants[name].digests.discard(digest)
+            raise
+        self._digests[stored_as] = digest
         self._entries += 1
         self._bytes += len(content)
         return True
@@ -130,13 +155,20 @@ class Slot:
         return None
 
     def commit(self) -> None:
-        """Make all added messages durable. After an error the slot must be opened anew."""
+        """Make all added messages durable. After an error the slot must be opened anew.
+
+        Raises `DiskFailed` also if what was committed earlier is not found by its name any more:
+        messages of this batch may have been taken for duplicates of it.
+        """
         if self._writer is not None:
             self._writer.commit()
+        with naming_disk_trouble(self.layout.active_slot(self.slot)):
+            self._lock.check()
+            self._folder.check()
 
     def due(self) -> Reason | None:
         """Which seal limit the active directory has reached."""
-        age = self._clock() - self._opened_at
+        age = self._monotonic() - self._opened_at
         return seal_due(
             messages=self._entries,
             size_bytes=self._bytes,
@@ -148,7 +180,7 @@ class Slot:
         """Commit and seal the active directory; None if it is empty."""
         if self._writer is None or self._entries == 0:
             return None
-        self._writer.commit()
+        self.commit()
         directory = self._writer.directory
         seal = make_seal(
             self.settings,
@@ -157,7 +189,7 @@ class Slot:
             slot_format=self._writer.slot_format,
             messages=self._entries,
             payload_bytes=self._bytes,
-            index_content=(directory / INDEX_NAME).read_bytes(),
+            index_content=read_own(directory / INDEX_NAME),
             segment_xxh128=self._writer.xxh128(),
             reason=reason,
             now=self._clock(),
@@ -177,17 +209,19 @@ class Slot:
         self._variants = {}
 
     def _recover(self) -> None:
-        make_dirs(self.layout.active_slot(self.slot))
         numbers = self.layout.active_numbers(self.slot)
         damaged: list[Path] = []
         for number in numbers:
             directory = self.layout.active(self.slot, number)
-            if (directory / SEAL_NAME).exists():
+            if directory.is_symlink() or not directory.is_dir():
+                self._set_aside(directory)
+                continue
+            if os.path.lexists(directory / SEAL_NAME):
                 self._finish_seal(directory)
                 continue
             try:
                 self._resume(directory, number)
-            except DamagedSlot as error:
+            except (DamagedSlot, ForeignFile) as error:
                 log.error("%s is damaged: %s", directory, error)
                 damaged.append(directory)
                 continue
@@ -231,8 +265,10 @@ class Slot:
         self._digests = {entry.name: entry.sha256 for entry in entries}
         self._entries = len(entries)
         self._bytes = sum(entry.size_bytes for entry in entries)
-        # The directory's own entries are made when it is opened first, and never after that.
-        self._opened_at = directory.stat().st_mtime
+        # The directory's own entries are made when it is opened first, and never after that. In
+        # the future it lies if the clock was set back: then it counts as made now.
+        age = max(0.0, self._clock() - directory.stat().st_mtime)
+        self._opened_at = self._monotonic() - age
 
     def _open_directory(self) -> SlotWriter:
         number = self._take_number()
@@ -241,7 +277,7 @@ class Slot:
         writer.open(self._set_aside)
         reached(Step.DIRECTORY_OPENED)
         self._writer, self._number = writer, number
-        self._opened_at = self._clock()
+        self._opened_at = self._monotonic()
         return writer
 
     def _take_number(self) -> int:
@@ -256,8 +292,13 @@ class Slot:
         return number
 
     def _counted(self, counter: Path) -> int:
-        content = counter.read_bytes() if counter.exists() else b"0"
-        if content.isdigit():
+        try:
+            content = read_own(counter)
+        except FileNotFoundError:
+            return 0
+        except ForeignFile:
+            content = b""
+        if content.isdigit() and len(content) <= MAX_NUMBER_DIGITS:
             return int(content)
         target = self._set_aside(counter)
         log.error(
@@ -275,6 +316,6 @@ class Slot:
 def _writer_for(directory: Path, default: str) -> SlotWriter:
     """A writer of the format the directory was begun in; the setting may have changed since."""
     for writer in WRITERS.values():
-        if (directory / writer.data_name).exists():
+        if os.path.lexists(directory / writer.data_name):
             return writer(directory)
     return WRITERS[default](directory)

@@ -24,9 +24,12 @@ from pathlib import Path
 from pydantic import Field
 
 from fuploader_dagster import fileio
+from fuploader_dagster.disk_trouble import FULL, disk_trouble
 from fuploader_dagster.errors import (
     DigestMismatch,
+    DiskFailed,
     DiskFull,
+    ForeignFile,
     FuploaderError,
     ObjectConflict,
     StoreRefused,
@@ -233,19 +236,24 @@ def _link(temporary: Path, final: Path) -> bool:
 def _telling(doing: str, path: Path) -> Iterator[None]:
     """Turn what the file system says into what the person on call has to know."""
     try:
-        with fileio.naming_disk_trouble(path):
-            yield
-    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise StoreRefused(
-            f"{doing}: {path}: {error.strerror}", hint="check the folder and its owner"
-        ) from error
-    except DiskFull as error:
-        raise StoreUnavailable(error.message, hint="free some space; nothing was lost") from error
-    except FuploaderError:
-        raise
+        yield
+    except (DiskFull, DiskFailed, ForeignFile) as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _told(doing, path, error.__cause__) from error
     except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EROFS):
-            raise StoreRefused(f"{doing}: {path}: {error.strerror}") from error
-        raise StoreUnavailable(
-            f"{doing}: {path}: {error.strerror}", hint="check the disk or the mount"
-        ) from error
+        raise _told(doing, path, error) from error
+
+
+def _told(doing: str, path: Path, error: OSError) -> FuploaderError:
+    said = f"{doing}: {path}: {error.strerror}"
+    if error.errno in (errno.EIO, errno.EROFS):
+        return disk_trouble(error, path)
+    if error.errno in (*FULL, errno.EFBIG):
+        trouble = disk_trouble(error, path)
+        return StoreUnavailable(trouble.message, hint=trouble.hint)
+    if error.errno == errno.ENAMETOOLONG:
+        return StoreRefused(said)
+    if isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)):
+        return StoreRefused(said, hint="check the folder and its owner")
+    return StoreUnavailable(said, hint="check the disk or the mount")

@@ -113,4 +113,5 @@ def test_a_failure_that_cannot_be_read_costs_the_count_only(tmp_path: Path) -> N
 )
 def test_the_pause_doubles_up_to_the_cap(attempts: int, pause: float) -> None:
     failure = Failure(partition="p", stage="pack", attempts=attempts, failed_at=100.0, error="")
-    assert due_at(failure, base_seconds=60, cap_seconds=3600) == 100 + pause
+    assert due_at(failure, base_seconds=60, cap_seconds=3600, now=101.0) == 100 + pause
+    assert due_at(failure, base_seconds=60, cap_seconds=3600, now=99.0) == 99, "the clock went back"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import struct
 import subprocess
+import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from xxhash import xxh3_128
 
-from fuploader_dagster.errors import DamagedSlot, DiskFailed, SlotInUse
+from fuploader_dagster.errors import DamagedSlot, DiskFailed, ForeignFile, SlotInUse
 from fuploader_dagster.index import COMMIT_BYTES, HEADER_BYTES
 from fuploader_dagster.numbered_names import numbered_name
+from fuploader_dagster.recovery import seal_unowned
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.segment import SEGMENT_NAME
 from fuploader_dagster.slots import Slot
@@ -334,3 +339,185 @@ def test_the_digest_in_the_index_is_the_payloads(tmp_path: Path) -> None:
         sealed = slot.seal("request")
     assert sealed is not None
     assert sealed.entries()[0].sha256 == hashlib.sha256(b"a").digest()
+
+
+VANISHED: dict[str, Callable[[Path], object]] = {
+    "root renamed": lambda root: root.rename(root.with_name("elsewhere")),
+    "active removed": lambda root: shutil.rmtree(root / "active"),
+    "directory renamed": lambda root: (root / "active/slot-0/dir-000001").rename(root / "d"),
+    "index removed": lambda root: (root / "active/slot-0/dir-000001/index").unlink(),
+    "index replaced": lambda root: shutil.copy(
+        root / "active/slot-0/dir-000001/index", root / "copy"
+    ).replace(root / "active/slot-0/dir-000001/index"),
+    "locks removed": lambda root: shutil.rmtree(root / "locks"),
+    "slot replaced": lambda root: (
+        (root / "active/slot-0").rename(root / "slot"),
+        shutil.copytree(root / "slot", root / "active/slot-0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("slot_format", FORMATS)
+@pytest.mark.parametrize("vanish", VANISHED.values(), ids=VANISHED)
+@pytest.mark.parametrize("batch", ["new", "known", "empty"])
+def test_a_commit_fails_if_what_was_written_is_not_found_by_its_name(
+    tmp_path: Path, slot_format: str, vanish: Callable[[Path], object], batch: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        slot.commit()
+        vanish(settings.layout.root)
+        if batch != "empty":
+            assert slot.add("a.json", b"a" if batch == "known" else b"b") is (batch == "new")
+        with pytest.raises(DiskFailed, match="removed or renamed"):
+            slot.commit()
+        with pytest.raises(DiskFailed, match="removed or renamed"):
+            slot.seal("request")
+
+
+def test_a_slot_has_one_writer_also_where_its_lock_file_was_removed(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        slot.commit()
+        shutil.rmtree(settings.layout.locks)
+        with pytest.raises(SlotInUse, match="though its lock file was free"), Slot(settings, 0):
+            pytest.fail("the slot was opened twice")
+        assert seal_unowned(settings, [0]) == []
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 1
+
+
+@pytest.mark.parametrize("hours", [-8, 8])
+def test_a_slot_is_sealed_by_age_whatever_the_clock_does(tmp_path: Path, hours: int) -> None:
+    settings = intake(tmp_path, seal_age_seconds=60)
+    passed = 0.0
+    shift = 0.0
+
+    def opened() -> Slot:
+        return Slot(
+            settings,
+            0,
+            clock=lambda: time.time() + shift + passed,
+            monotonic=lambda: 1000 + passed,
+        )
+
+    with opened() as slot:
+        slot.add("a.json", b"a")
+        slot.commit()
+        assert slot.due() is None
+        shift = hours * 3600.0
+        assert slot.due() is None
+        passed = 61
+        assert slot.due() == "age"
+    shift = -8 * 3600.0  # the directory was made in the future
+    with opened() as slot:
+        assert slot.due() is None
+        passed += 61
+        assert slot.due() == "age"
+
+
+ODD: dict[str, Callable[[Path, Path], object]] = {
+    "a pipe as index": lambda directory, _: os.mkfifo(directory / "index"),
+    "a link as index": lambda directory, secret: (directory / "index").symlink_to(secret),
+    "a pipe as segment": lambda directory, _: os.mkfifo(directory / SEGMENT_NAME),
+    "a link as segment": lambda directory, secret: (directory / SEGMENT_NAME).symlink_to(secret),
+    "a link to nothing as segment": lambda directory, secret: (directory / SEGMENT_NAME).symlink_to(
+        secret.with_name("nothing")
+    ),
+    "a folder as seal": lambda directory, _: (directory / "seal.json").mkdir(),
+    "a pipe as seal": lambda directory, _: os.mkfifo(directory / "seal.json"),
+    "a link as seal": lambda directory, secret: (directory / "seal.json").symlink_to(secret),
+    "a link as folder of files": lambda directory, secret: (directory / "files").symlink_to(
+        secret.parent
+    ),
+    "a file as directory": lambda directory, _: (directory.rmdir(), directory.write_bytes(b"x")),
+    "a link as directory": lambda directory, secret: (
+        directory.rmdir(),
+        directory.symlink_to(secret.parent),
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", ODD.values(), ids=ODD)
+def test_what_is_odd_in_a_slots_folder_is_set_aside_and_no_link_is_followed(
+    tmp_path: Path, plant: Callable[[Path, Path], object]
+) -> None:
+    settings = intake(tmp_path)
+    directory = settings.layout.active(0, 1)
+    directory.mkdir(parents=True)
+    secret = tmp_path / "others" / "secret"
+    secret.parent.mkdir()
+    secret.write_bytes(b"secret" * 1000)
+    plant(directory, secret)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert contents(sealed) == {"a.json": b"a"}
+    assert len(list(settings.layout.set_aside.iterdir())) == 1
+    assert [path.name for path in secret.parent.iterdir()] == ["secret"]
+    assert secret.read_bytes() == b"secret" * 1000
+
+
+@pytest.mark.parametrize("name", ["dir-" + "9" * 20, "dir-" + "9" * 240, "dir-0000001"])
+def test_a_directory_whose_number_is_none_of_ours_is_left_alone(tmp_path: Path, name: str) -> None:
+    settings = intake(tmp_path)
+    (settings.layout.active_slot(0) / name).mkdir(parents=True)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.seal.number == 1
+    assert (settings.layout.active_slot(0) / name).is_dir()
+
+
+@pytest.mark.parametrize("place", ["next-number", "../../locks/slot-0.lock"])
+def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(tmp_path: Path, place: str) -> None:
+    settings = intake(tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"77")
+    settings.layout.active_slot(0).mkdir(parents=True)
+    settings.layout.locks.mkdir()
+    (settings.layout.active_slot(0) / place).symlink_to(secret)
+    if place == "next-number":
+        with Slot(settings, 0) as slot:
+            slot.add("a.json", b"a")
+            assert slot.count.number == 1
+    else:
+        with pytest.raises(ForeignFile, match="should be a file and is a link"):
+            Slot(settings, 0).__enter__()
+    assert secret.read_bytes() == b"77"
+
+
+def test_files_under_names_of_another_locale_are_known_by_their_content(tmp_path: Path) -> None:
+    settings = intake(tmp_path, slot_format="files")
+    files = {f"视频-{n}.json": b"%d" % n for n in range(5)}
+    with Slot(settings, 0) as slot:
+        for name, content in files.items():
+            slot.add(name, content)
+        slot.commit()
+        folder = slot.layout.active(0, 1) / "files"
+    for name in files:
+        (folder / name).rename(folder / os.fsdecode(name.encode("gbk")))
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 5
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert contents(sealed) == files
+    assert not settings.layout.set_aside.exists()
+
+
+def test_a_batch_is_written_in_blocks_and_no_byte_of_it_differs(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    sizes = [0, 1, 511, 2**20 - 1024, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20, 5, 600_000, 600_000]
+    files = {f"{n}.json": bytes([n + 1]) * size for n, size in enumerate(sizes)}
+    with Slot(settings, 0) as slot:
+        for name, content in files.items():
+            slot.add(name, content)
+        slot.commit()
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert contents(sealed) == files
+    assert sealed.seal.segment_xxh128 == xxh3_128(sealed.segment.read_bytes()).hexdigest()

@@ -1,0 +1,134 @@
+"""Disk trouble: what the operating system says of a file becomes an error of ours, with a way out.
+
+What must always hold: no `OSError` of reading or writing our own files ends a process. It becomes a
+`DiskFull`, a `DiskFailed` or a `ForeignFile` that names the path, says what the system said, and
+what a person can do about it. Errors of the network are somebody else's and pass unchanged.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fuploader_dagster.errors import DiskFailed, DiskFull, ForeignFile, FuploaderError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENXIO)
+_OF_THE_NETWORK = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError)
+
+NOTHING_LOST = "nothing is acknowledged that was not synced"
+MOVE_IT_AWAY = "fuploader did not put it there; look at it and move it out of storage_root"
+
+
+@contextmanager
+def naming_disk_trouble(path: Path) -> Iterator[None]:
+    """Turn what the system says of files within the block into an error of ours.
+
+    `path` is named where the system names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (isinstance(error, _OF_THE_NETWORK) and error.filename is None):
+            raise  # not said by the system, or not of a file
+        raise disk_trouble(error, path) from error
+
+
+def disk_trouble(error: OSError, path: Path) -> FuploaderError:
+    """The error of ours for one of the system."""
+    named = error.filename2 or error.filename
+    where = str(path / _text(named)) if named else str(path)
+    if error.errno in FULL:
+        return DiskFull(
+            f"no space left while writing {where}", hint="free some space; nothing was lost"
+        )
+    if error.errno == errno.EFBIG:
+        return DiskFull(
+            f"{where} cannot grow: this process may only write files of up to "
+            f"{resource.getrlimit(resource.RLIMIT_FSIZE)[0]:,} bytes",
+            hint="raise `ulimit -f` (LimitFSIZE= of a systemd unit), or lower seal_bytes and "
+            "commit_bytes; nothing was lost",
+        )
+    if error.errno in _FOREIGN:
+        return ForeignFile(
+            f"{where} is in the way of a file or folder of ours: {error.strerror}",
+            hint=MOVE_IT_AWAY,
+        )
+    hint = _HINTS.get(error.errno or 0, _look_at_the_disk)
+    return DiskFailed(f"the disk failed at {where}: {error.strerror or error}", hint=hint(where))
+
+
+def _look_at_the_disk(_: str) -> str:
+    return f"look at the kernel's log (dmesg) and the disk; {NOTHING_LOST}"
+
+
+def _too_many_files(_: str) -> str:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"this process may have {allowed} files open: raise `ulimit -n` (LimitNOFILE= of a systemd "
+        f"unit), or lower slots_per_worker; {NOTHING_LOST}"
+    )
+
+
+def _too_many_files_on_the_machine(_: str) -> str:
+    return f"all processes together have as many files open as fs.file-max allows; {NOTHING_LOST}"
+
+
+def _not_allowed(where: str) -> str:
+    """Whose file or folder it is, and who we are."""
+    path = Path(where)
+    for each in (path, *path.parents):
+        try:
+            owner = each.stat().st_uid
+        except OSError:
+            continue
+        return (
+            f"{each} belongs to {_user(owner)} and this process runs as {_user(os.geteuid())}: "
+            f"run everything as one user, or give the folder to this one; {NOTHING_LOST}"
+        )
+    return _look_at_the_disk(where)
+
+
+def _gone(_: str) -> str:
+    return (
+        "something removed or renamed it, or another disk was mounted over it; nothing below "
+        f"storage_root may be removed while a drain runs; {NOTHING_LOST}"
+    )
+
+
+def _name_refused(_: str) -> str:
+    return (
+        "this file system takes no such name; use slot_format: segment, or a file system with "
+        f"names of 255 bytes in UTF-8; {NOTHING_LOST}"
+    )
+
+
+_HINTS: dict[int, Callable[[str], str]] = {
+    errno.EMFILE: _too_many_files,
+    errno.ENFILE: _too_many_files_on_the_machine,
+    errno.EACCES: _not_allowed,
+    errno.EPERM: _not_allowed,
+    errno.ENOENT: _gone,
+    errno.ESTALE: _gone,
+    errno.ENOTEMPTY: _gone,
+    errno.ENAMETOOLONG: _name_refused,
+    errno.EILSEQ: _name_refused,
+}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _text(filename: str | bytes | int | os.PathLike[str]) -> str:
+    return str(filename) if isinstance(filename, int) else os.fsdecode(filename)
