@@ -58,6 +58,7 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.mending import all_mended
+from fuploader_dagster.names_in_utf8 import require_utf8_names
 from fuploader_dagster.publishing import bodies
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.room import Room, Unshipped, room_of
@@ -336,6 +337,7 @@ app.add_typer(cli_dead_letters.app, name="dead-letters")
 def main() -> None:
     """The entry point: one sentence and an exit code for every error of ours."""
     try:
+        require_utf8_names()
         app()
     except FuploaderError as error:
         complain(f"error: {error}")

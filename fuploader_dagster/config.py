@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from fuploader_dagster.layout import NO_NODE, Layout
+from fuploader_dagster.names_in_utf8 import require_utf8_names
 from fuploader_dagster.secret import Secret
 from fuploader_dagster.source import SourceSettings
 from fuploader_dagster.state import StateSettings
@@ -177,6 +178,7 @@ class Intake(BaseModel):
 
     @model_validator(mode="after")
     def _check_traps(self) -> Intake:
+        require_utf8_names()
         if self.prefetch_count <= self.commit_messages:
             raise ValueError(
                 f"prefetch_count ({self.prefetch_count}) must be larger than commit_messages "

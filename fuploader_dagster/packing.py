@@ -31,6 +31,7 @@ from fuploader_dagster.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.restoring import RestoreFolder
 from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.segment import find_by_content
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.storage import ArchiveFile
 from fuploader_dagster.strategies import call_packer, name_of
@@ -148,6 +149,8 @@ def _sealed_entries(slot: SealedSlot, archive: Path) -> Sequence[IndexEntry]:
     sealed = (slot.seal.messages, slot.seal.payload_bytes)
     if (len(entries), sum(entry.size_bytes for entry in entries)) != sealed:
         raise DamagedSlot(f"the seal in {slot.directory} has other numbers than its index")
+    if slot.seal.slot_format == "files":
+        find_by_content(slot.files, entries)  # written under another locale, by a version of before
     return entries
 
 
