@@ -11,6 +11,9 @@ from typing import Any
 
 from fuploader_dagster.diagnosis import Diagnosis
 
+_MEMORY_WARNING = 0.9
+"""Of maxmemory. A pipeline's keys take a few kilobytes: others fill it."""
+
 
 def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
     """What `INFO` says, and `CONFIG GET save` (None where we may not ask)."""
@@ -37,6 +40,14 @@ def _eviction(info: Mapping[str, Any]) -> Diagnosis:
             "warning",
             f"{found}: our keys may be thrown away when memory is short",
             "set maxmemory-policy noeviction, or give the pipeline a Redis of its own",
+        )
+    used = int(info.get("used_memory", 0))
+    if limit and used > _MEMORY_WARNING * limit:
+        return Diagnosis(
+            "eviction",
+            "warning",
+            f"{found}, of which {used:,} are used: soon it refuses our writes",
+            "raise maxmemory, remove other data, or give the pipeline a Redis of its own",
         )
     return Diagnosis("eviction", "good", found)
 

@@ -137,6 +137,8 @@ REDIS = {"redis_version": "7.0.15", "role": "master", "maxmemory_policy": "noevi
         ({"rdb_last_bgsave_status": "err"}, "3600 1", {"persistence": "wrong"}),
         ({"maxmemory_policy": "allkeys-lru"}, None, {}),
         ({"maxmemory_policy": "allkeys-lru", "maxmemory": 1}, None, {"eviction": "warning"}),
+        ({"maxmemory": 100, "used_memory": 91}, None, {"eviction": "warning"}),
+        ({"maxmemory": 100, "used_memory": 50}, None, {}),
         ({"maxmemory_policy": "volatile-lru", "maxmemory": 1}, None, {}),
         ({"role": "slave"}, None, {"state server": "wrong"}),
     ],
