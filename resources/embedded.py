@@ -174,21 +174,18 @@ class EmbeddedSource(MessageSource):
         """Take the oldest messages that nobody holds."""
         taken: list[Message] = []
         runs: list[_Run] = []
+        taken_bytes = 0
         with self._database.transaction(durable=False) as db:
             held = db.execute("SELECT first, last FROM held ORDER BY first").fetchall()
             for first, last in _gaps(held):
-                rows = db.execute(
-                    "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
-                    "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
-                    (first, last, room - len(taken)),
-                ).fetchall()
+                rows, taken_bytes = _read(db, (first, last), room - len(taken), taken_bytes)
                 if rows:
                     receipt = self._last_receipt + len(taken) + 1
                     runs.append(_Run(receipt, _rising([row[0] for row in rows], first, last)))
                     taken += [
                         message_of(row[1:], receipt + offset) for offset, row in enumerate(rows)
                     ]
-                if len(taken) == room:
+                if len(taken) == room or taken_bytes >= _BATCH_BYTES:
                     break
             db.executemany(
                 "INSERT INTO held VALUES (?, ?, ?, ?)",
@@ -320,6 +317,23 @@ class EmbeddedPublisher(MessagePublisher):
 
     def close(self) -> None:
         self._database.close()
+
+
+def _read(
+    db: sqlite3.Connection, ids: tuple[int, int], limit: int, bytes_before: int
+) -> tuple[list[tuple[Any, ...]], int]:
+    """The first rows of a range, and the bytes taken with them: 500 large ones fill a memory."""
+    rows = []
+    for row in db.execute(
+        "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
+        "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
+        (*ids, limit),
+    ):
+        rows.append(row)
+        bytes_before += len(row[1]) if type(row[1]) is bytes else 0
+        if bytes_before >= _BATCH_BYTES:
+            break
+    return rows, bytes_before
 
 
 def _waiting(db: sqlite3.Connection) -> int:

@@ -6,28 +6,28 @@ What must always hold:
   `busy_timeout_seconds`.
 - The file is never the only place of anything, so commits are not synced one by one: a power cut
   may lose the last ones, a crash of the process loses none.
-- The file may be removed at any time, also while it is open. Before each call its identity is
-  compared with what was opened, and an empty store takes the place of a file that is gone.
+- The file may be removed at any time, also while it is open (`sqlite_files`): an empty store takes
+  the place of a file that is gone.
+- Values that no method here stores are passed over, and replaced where we write. SQLite keeps text
+  in a column of numbers, and bytes that are no text, and so does damage.
 
-Format: tables keyed by (pipeline, node), so that pipelines can share a file. Write-ahead log. A
-file lock beside it makes sure that one process at a time creates the file: two of them doing so
-at once would remove each other's log.
+Format: tables keyed by (pipeline, node), so that pipelines can share a file.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from fuploader_dagster.errors import SlotInUse, StateUnavailable
+from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
+from fuploader_dagster.sqlite_files import TROUBLE, SqliteFile, trouble
 from fuploader_dagster.state import (
     HIGHEST_NUMBER,
     LONGEST_CLAIM_SECONDS,
@@ -57,7 +57,15 @@ CREATE TABLE IF NOT EXISTS totals (
     duplicates INTEGER DEFAULT 0, dead_letters INTEGER DEFAULT 0,
     PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
 """
-
+_IS_A_CLAIM = "typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')"
+_MOST = 10**18
+"""Nothing is counted that far."""
+_TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
+_ADD_TOTALS = ", ".join(
+    f"{name} = CASE WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST} "
+    f"THEN {name} ELSE 0 END + excluded.{name}"
+    for name in _TOTALS
+)
 
 HURRIED_SECONDS = 1.0
 
@@ -88,8 +96,7 @@ class SqliteStateStore(StateStore):
         self._settings = settings
         self._key = (pipeline, node)
         self._turn = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._file: SqliteFile | None = None
 
     def open(self) -> None:
         with self._transaction() as db:
@@ -126,18 +133,9 @@ class SqliteStateStore(StateStore):
             )
             self._add_sealed(db, commit.sealed)
             db.execute(
-                "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "stored_messages = stored_messages + excluded.stored_messages, "
-                "stored_bytes = stored_bytes + excluded.stored_bytes, "
-                "duplicates = duplicates + excluded.duplicates, "
-                "dead_letters = dead_letters + excluded.dead_letters",
-                (
-                    *self._key,
-                    commit.stored_messages,
-                    commit.stored_bytes,
-                    commit.duplicates,
-                    commit.dead_letters,
-                ),
+                "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) "  # noqa: S608 - our own names
+                f"ON CONFLICT DO UPDATE SET {_ADD_TOTALS}",
+                (*self._key, *(getattr(commit, name) for name in _TOTALS)),
             )
 
     def highest_number(self, slot: int) -> int:
@@ -163,16 +161,17 @@ class SqliteStateStore(StateStore):
     def sealed(self, limit: int) -> list[str]:
         with self._transaction() as db:
             rows = db.execute(
-                "SELECT key FROM sealed WHERE pipeline = ? AND node = ? ORDER BY key LIMIT ?",
+                "SELECT CAST(key AS BLOB) FROM sealed WHERE pipeline = ? AND node = ? "
+                "AND typeof(key) = 'text' ORDER BY key LIMIT ?",
                 (*self._key, max(limit, 0)),
             ).fetchall()
-        return [key for (key,) in rows]
+        return [key.decode("utf-8", "surrogateescape") for (key,) in rows]
 
     def forget_sealed(self, keys: Sequence[str]) -> None:
         with self._transaction() as db:
             db.executemany(
-                "DELETE FROM sealed WHERE pipeline = ? AND node = ? AND key = ?",
-                [(*self._key, key) for key in keys],
+                "DELETE FROM sealed WHERE pipeline = ? AND node = ? AND key = CAST(? AS TEXT)",
+                [(*self._key, key.encode("utf-8", "surrogateescape")) for key in keys],
             )
 
     def snapshot(self) -> Snapshot:
@@ -183,21 +182,34 @@ class SqliteStateStore(StateStore):
                 self._key,
             ).fetchall()
             owners = db.execute(
-                "SELECT slot, root_id FROM claims "
-                "WHERE pipeline = ? AND node = ? AND lapses_at > ?",
+                "SELECT slot, root_id FROM claims WHERE pipeline = ? AND node = ? "  # noqa: S608 - our own names
+                f"AND {_IS_A_CLAIM} AND lapses_at > ?",
                 (*self._key, time.time()),
             ).fetchall()
             (waiting,) = db.execute(
-                "SELECT count(*) FROM sealed WHERE pipeline = ? AND node = ?", self._key
+                "SELECT count(*) FROM sealed "
+                "WHERE pipeline = ? AND node = ? AND typeof(key) = 'text'",
+                self._key,
             ).fetchone()
             totals = db.execute(
-                "SELECT stored_messages, stored_bytes, duplicates, dead_letters FROM totals "
-                "WHERE pipeline = ? AND node = ?",
+                f"SELECT {', '.join(_TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
                 self._key,
             ).fetchone()
         return Snapshot(
-            tuple(SlotCount(*row) for row in slots), dict(owners), waiting, *(totals or ())
+            tuple(SlotCount(*row) for row in slots if self._are_counts("slots", row)),
+            {slot: root for slot, root in owners if self._are_counts("claims", [slot])},
+            waiting,
+            *(count if self._are_counts("totals", [count]) else 0 for count in totals or ()),
         )
+
+    def _are_counts(self, table: str, values: Sequence[Any]) -> bool:
+        nonsense = [one for one in values if type(one) is not int or not 0 <= one <= _MOST]
+        if nonsense:
+            warn_once(
+                f"{self._settings.describe()} holds {str(nonsense[0])[:60]!r} in its table "
+                f"{table}, which should be a count; it is passed over"
+            )
+        return not nonsense
 
     @contextmanager
     def _claiming(self, slots: Sequence[int], ttl_seconds: float) -> Iterator[sqlite3.Connection]:
@@ -225,9 +237,10 @@ class SqliteStateStore(StateStore):
         now = time.time()
         for slot in slots:
             row = db.execute(
-                "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608 - our own names
                 "root_id = excluded.root_id, lapses_at = excluded.lapses_at "
-                "WHERE root_id = excluded.root_id OR lapses_at <= ? RETURNING slot",
+                f"WHERE root_id = excluded.root_id OR NOT ({_IS_A_CLAIM}) OR lapses_at <= ? "
+                "RETURNING slot",
                 (*self._key, slot, root_id, now + ttl_seconds, now),
             ).fetchone()
             if row is None:
@@ -252,63 +265,43 @@ class SqliteStateStore(StateStore):
         """All or nothing, on the file that is there now."""
         with self._turn:
             try:
-                db = self._connected()
-                db.execute("BEGIN IMMEDIATE")
-                try:
+                with self._opened().transaction() as db:
                     yield db
-                except BaseException:
-                    db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
-            except (sqlite3.Error, OSError) as error:
+            except TROUBLE as error:
                 self._disconnect()  # whatever state it is in, the next call starts afresh
-                raise StateUnavailable(
-                    f"could not use {self._settings.describe()}: {error}",
-                    hint="check its folder, rights and disk; a damaged file may be removed, it is "
-                    "rebuilt from the slot directories",
-                ) from error
+                raise self._explained(error) from error
 
-    def _connected(self) -> sqlite3.Connection:
-        if self._connection is None or self._identity != _identity(self._settings.path):
+    def _opened(self) -> SqliteFile:
+        if self._file is not None and not self._file.in_place:
             self._disconnect()
-            self._connect()
-        assert self._connection is not None  # noqa: S101
-        return self._connection
-
-    def _connect(self) -> None:
-        path = self._settings.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _identity(path) is None:  # a log without its file belongs to a file that is gone
-                for suffix in ("-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-            db = sqlite3.connect(
-                path,
-                timeout=self._settings.busy_timeout_seconds,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            self._connection = db
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.executescript(_SCHEMA)
-            self._identity = _identity(path)
-        finally:
-            os.close(lock)
+        if self._file is None:
+            seconds = self._settings.busy_timeout_seconds
+            self._file = SqliteFile(self._settings.path, _prepare, wait_seconds=seconds)
+        return self._file
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _explained(self, error: BaseException) -> StateUnavailable | StateRefused:
+        what = f"could not use {self._settings.describe()}: {error}"
+        kind = trouble(error)
+        if kind == "rights":
+            hint = "the file and its folder must be ones that this user may write"
+            return StateRefused(what, hint=hint)
+        if kind == "damaged":
+            return StateRefused(
+                what,
+                hint="it is damaged, or no state of ours; it may be removed, with its -wal and "
+                "-shm: it is rebuilt from the slot directories",
+            )
+        if kind == "busy":
+            return StateUnavailable(what, hint="another process writes for long; it is tried again")
+        return StateUnavailable(what, hint="check the disk of its folder and the space there")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies there now: device and inode, or None."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+def _prepare(db: sqlite3.Connection) -> None:
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.executescript(_SCHEMA)

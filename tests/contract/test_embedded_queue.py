@@ -460,3 +460,16 @@ def test_salvaging_a_sound_queue_keeps_everything_and_one_that_is_none_says_so(
     (settings.path / "queue.sqlite").write_bytes(b"no database" * 1_000)
     assert embedded_salvage.main([str(settings.path)]) == 4
     assert "not a database" in capsys.readouterr().err
+
+
+def test_few_large_messages_are_taken_at_once(tmp_path: Path) -> None:
+    settings = EmbeddedQueue(path=tmp_path)
+    publisher, source = settings.publisher(), settings.source(prefetch=1_000)
+    publisher.publish((bytes([n]) * 3_000_000, {}) for n in range(5))
+    source.open()
+    taken = [source.receive(500, 5) for _ in range(3)]
+    assert [[message.body[0] for message in some] for some in taken] == [[0, 1], [2, 3], [4]]
+    source.settle(CommittedBatch(taken[2][-1], 5))
+    assert publisher.backlog() == 0
+    source.close()
+    publisher.close()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from fuploader_dagster.errors import StateRefused, StateUnavailable
+from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.resources.sqlite_state import SqliteState
 from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
 from fuploader_dagster.testing import StateStoreContract
-from fuploader_dagster.testing.state_store_contract import ROOT_A, record
+from fuploader_dagster.testing.state_store_contract import ROOT_A, ROOT_B, record
 from tests.servers.redis import RedisServer
 
 
@@ -186,8 +188,143 @@ def test_a_state_file_that_is_none_is_an_error_that_says_what_to_do(tmp_path: Pa
     path = tmp_path / "state.sqlite"
     path.write_bytes(b"this is not a database at all" * 100)
     store = SqliteState(path=path).store(pipeline="p", node="n")
-    with pytest.raises(StateUnavailable, match="may be removed"):
+    with pytest.raises(StateRefused, match="may be removed"):
         store.open()
     path.unlink()
     store.open()
     store.close()
+
+
+def test_a_state_file_with_tables_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE slots (something TEXT)")
+    store = SqliteState(path=path).store(pipeline="p", node="n")
+    with pytest.raises(StateRefused, match="no state of ours"):
+        record(store, SlotCount(0, 1, 1, 1))
+    store.close()
+
+
+def test_a_state_file_that_another_process_holds_is_tried_again(tmp_path: Path) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite", busy_timeout_seconds=0.1)
+    store = settings.store(pipeline="p", node="n")
+    store.open()
+    with closing(sqlite3.connect(settings.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateUnavailable, match="locked"):
+            record(store, SlotCount(0, 1, 1, 1))
+    record(store, SlotCount(0, 1, 1, 1))
+    store.close()
+
+
+NONSENSE: list[object] = ["abc", "9" * 400, -7, 1.5, 2**62, float("inf"), b"\xff", None]
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+@pytest.mark.parametrize(
+    "column", ["slots.messages", "slots.number", "totals.duplicates", "totals.stored_bytes"]
+)
+def test_a_count_that_is_none_is_left_out_and_written_over(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    record(store, SlotCount(0, 5, 1, 1), SlotCount(1, 1, 1, 1), stored_messages=2)
+    table, name = column.split(".")
+    where = "WHERE slot = 0" if table == "slots" else ""
+    with closing(sqlite3.connect(settings.path, isolation_level=None)) as db:
+        db.execute(f"UPDATE {table} SET {name} = ? {where}", (value,))  # noqa: S608
+    seen = store.snapshot()
+    assert seen.stored_messages == 2
+    assert SlotCount(1, 1, 1, 1) in seen.slots
+    assert len(seen.slots) == (1 if table == "slots" else 2)
+    record(store, SlotCount(0, 5, 2, 2), stored_bytes=3, duplicates=4)
+    healed = store.snapshot()
+    assert SlotCount(0, 5, 2, 2) in healed.slots
+    assert (healed.stored_messages, healed.stored_bytes, healed.duplicates) == (2, 3, 4)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("root_id", b"\xff"), ("root_id", None), ("lapses_at", "later"), ("lapses_at", None)],
+)
+def test_a_claim_that_is_none_holds_nobody_up(tmp_path: Path, column: str, value: object) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    store.claim([0], ROOT_A, 60)
+    with closing(sqlite3.connect(settings.path, isolation_level=None)) as db:
+        db.execute(f"UPDATE claims SET {column} = ?", (value,))  # noqa: S608
+    assert store.snapshot().owners == {}
+    store.claim([0], ROOT_B, 60)
+    assert store.snapshot().owners == {0: ROOT_B}
+    store.close()
+
+
+@pytest.mark.parametrize("lapses_at", [9e99, float("inf"), 2**62])
+def test_a_claim_for_ever_is_cut_when_it_is_met(tmp_path: Path, lapses_at: float) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    store.claim([0], ROOT_A, 60)
+    with closing(sqlite3.connect(settings.path, isolation_level=None)) as db:
+        db.execute("UPDATE claims SET lapses_at = ?", (lapses_at,))
+        with pytest.raises(SlotInUse):
+            store.claim([0], ROOT_B, 30)
+        (cut,) = db.execute("SELECT lapses_at FROM claims").fetchone()
+    assert cut <= time.time() + 30
+    store.close()
+
+
+def test_sealed_keys_that_are_no_text_are_left_out_and_bytes_of_no_encoding_can_be_forgotten(
+    tmp_path: Path,
+) -> None:
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    store.add_sealed(["k1"])
+    with closing(sqlite3.connect(settings.path, isolation_level=None)) as db:
+        for value in ("CAST(x'ff80' AS TEXT)", "CAST(x'eda080' AS TEXT)", "x'00ff'"):
+            db.execute(f"INSERT INTO sealed VALUES ('p', 'n', {value})")  # noqa: S608
+    keys = store.sealed(10)
+    assert keys[0] == "k1"
+    assert len(keys) == store.snapshot().sealed_waiting == 3
+    store.forget_sealed(keys)
+    assert store.sealed(10) == []
+    assert store.snapshot().sealed_waiting == 0
+    store.close()
+
+
+USES: list[Callable[[StateStore], object]] = [
+    lambda store: store.open(),
+    lambda store: store.snapshot(),
+    lambda store: record(store, SlotCount(0, 6, 1, 1), stored_messages=1),
+    lambda store: store.forget_sealed(store.sealed(1_000)),
+    lambda store: store.highest_number(0),
+]
+
+
+def test_whatever_bits_of_the_state_file_change_only_errors_of_ours_come(tmp_path: Path) -> None:
+    """With 8 changed bits each, half of the time all in the first page: that is the schema."""
+    dice = random.Random(6)
+    settings = SqliteState(path=tmp_path / "state.sqlite")
+    store = settings.store(pipeline="p", node="n")
+    store.add_sealed([f"k{number}" for number in range(300)])
+    record(store, SlotCount(0, 5, 6, 7), stored_messages=9)
+    store.close()
+    good = settings.path.read_bytes()
+    refused = 0
+    for turn in range(150):
+        content = bytearray(good)
+        for _ in range(8):
+            content[dice.randrange(len(good) if turn % 2 else 4096)] ^= 1 << dice.randrange(8)
+        for ending in ("-wal", "-shm"):
+            settings.path.with_name(settings.path.name + ending).unlink(missing_ok=True)
+        settings.path.write_bytes(content)
+        store = settings.store(pipeline="p", node="n")
+        for use in USES:
+            try:
+                use(store)
+            except (StateRefused, StateUnavailable, SlotInUse) as error:
+                refused += 1
+                assert error.hint
+        store.close()
+    assert refused > 20

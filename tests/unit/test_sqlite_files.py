@@ -14,6 +14,7 @@ import pytest
 
 from fuploader_dagster.catalog import Catalog, CatalogedArchive
 from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.sqlite_state import SqliteState
 from fuploader_dagster.sqlite_files import SqliteFile, open_to_read, remove_database, trouble
 from tests.sqlite_races import Use, assert_waits_for_another_program, together
 
@@ -34,8 +35,17 @@ def use_catalog(path: Path, number: int) -> None:
         catalog.add(one, ["x"])
 
 
+def use_state(path: Path, number: int) -> None:
+    store = SqliteState(path=path).store(pipeline="p", node="n")
+    try:
+        store.add_sealed([str(number)])
+    finally:
+        store.close()
+
+
 USERS: dict[str, tuple[str, Use]] = {
     "catalog": ("catalog.sqlite", use_catalog),
+    "state": ("state.sqlite", use_state),
     "embedded queue": ("queue.sqlite", use_embedded),
 }
 """For each: its file, and opening, writing and closing it."""
