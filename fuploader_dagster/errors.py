@@ -13,6 +13,7 @@
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
+    |   |   +-- ColdObject           the object is stored, and cannot be read before it is restored
     |   +-- ObjectConflict       an object with other content lies under our key
     |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
     |   +-- ForeignFile          a link, a pipe or a folder has the place of one of our files
@@ -103,6 +104,11 @@ class StateRefused(PermanentError):
 
 class StoreRefused(PermanentError):
     """The object store refused the request for good."""
+
+
+class ColdObject(StoreRefused):
+    """The object is there, in a class that cannot be read (GLACIER and its like) until it is
+    restored. It is not lost, and nothing about it is wrong."""
 
 
 class ObjectConflict(PermanentError):

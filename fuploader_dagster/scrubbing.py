@@ -1,7 +1,8 @@
 """Looking after stored archives: is what the store holds still what was confirmed?
 
 What must always hold: nothing is changed; whatever contradicts a receipt or a manifest is a problem
-that names the archive; a store that does not answer is no finding, it raises.
+that names the archive; a store that does not answer is no finding, it raises. An archive in a class
+that cannot be read at once (GLACIER and its like) is a note, and holds up no other.
 
 Two small requests tell size and digest as the store states them, and the number of members as the
 manifest states it. Members that are read besides are picked at random, with all that leads to them:
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fuploader_dagster.archive_reader import Archive
-from fuploader_dagster.errors import DamagedArchive, PermanentError
+from fuploader_dagster.errors import ColdObject, DamagedArchive, PermanentError
 from fuploader_dagster.foreign import ForeignArchive, refuse_foreign
 from fuploader_dagster.range_source import CountedReads, RangeSource
 from fuploader_dagster.receipts import Receipt
@@ -61,6 +62,11 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
                     read += 1
     except ForeignArchive:
         note = "a packer of your own made it: only its size and digest were compared"
+    except ColdObject:
+        note = (
+            "it is cold and cannot be read back: only size and digest were compared, as the store "
+            "states them; restore it to read it"
+        )
     except DamagedArchive as error:
         problems.append(error.message)
     return Finding(
@@ -75,15 +81,15 @@ def examine(
     *,
     members: int = 0,
 ) -> Finding:
-    """Find an archive by its receipt and scrub it. One that cannot be reached is a finding.
+    """Find an archive by its receipt and scrub it. One that the store refuses is a finding.
 
     Raises `StoreUnavailable`.
     """
     try:
         source = find(receipt)
+        return scrub(receipt, source, rng or random.Random(0), members=members)  # noqa: S311
     except PermanentError as error:
         return Finding(receipt.partition, receipt.address, [str(error)])
-    return scrub(receipt, source, rng or random.Random(0), members=members)  # noqa: S311
 
 
 def _contradictions(receipt: Receipt, source: RangeSource) -> Sequence[str]:

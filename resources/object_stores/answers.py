@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from fuploader_dagster.errors import FuploaderError, StoreRefused, StoreUnavailable
+from fuploader_dagster.errors import ColdObject, FuploaderError, StoreRefused, StoreUnavailable
 from fuploader_dagster.secret import without_logins
 
 LONGEST_QUOTE = 500
@@ -115,6 +115,12 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
     said = f"{tried}: the service answered {answer.status} {code}".rstrip()
     if message and message != code:
         said += f": {message}"
+    if answer.code == "InvalidObjectState":
+        return ColdObject(
+            said,
+            hint="it is stored, in a class that cannot be read at once: restore it first (in the "
+            "provider's console, or aws s3api restore-object), then try again",
+        )
     if answer.status in (302, 303, 307, 308) and code not in _PASSING:
         return _redirected(said, answer)
     if answer.code in _PASSING or answer.status in (408, 425, 429) or _is_server_side(answer):

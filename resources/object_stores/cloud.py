@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from urllib.parse import quote, urlencode
 
 from pydantic import Field
@@ -17,7 +20,7 @@ from fuploader_dagster.resources.object_stores.answers import UploadGone
 from fuploader_dagster.resources.object_stores.keys import full_key, full_prefix, own_key
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
-from fuploader_dagster.resources.object_stores.verified_put import SHA256, VerifiedPut
+from fuploader_dagster.resources.object_stores.verified_put import SHA256, SentParts, VerifiedPut
 from fuploader_dagster.storage import (
     ArchiveFile,
     ObjectInfo,
@@ -97,11 +100,15 @@ class CloudObjectStore(ObjectStore):
         self._prefix = prefix
         self._part_size_bytes = part_size_bytes
         self._concurrency = concurrency
+        self._sent = SentParts()
 
     def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
-        full = full_key(self._prefix, key)
-        put = VerifiedPut(self._service, key, full, archive, progress)
+        put = self._put(key, archive, progress)
         return put.run(self._part_size_bytes, self._concurrency)
+
+    def _put(self, key: str, archive: ArchiveFile, progress: Progress | None) -> VerifiedPut:
+        full = full_key(self._prefix, key)
+        return VerifiedPut(self._service, key, full, archive, progress=progress, sent=self._sent)
 
     def head(self, key: str) -> ObjectInfo | None:
         there = self._service.stat(full_key(self._prefix, key))
@@ -125,10 +132,14 @@ class CloudObjectStore(ObjectStore):
         self._service.delete(full_key(self._prefix, key))
 
     def check(self) -> None:
-        """Begin an upload in parts and abort it: needs the rights of a put and stores nothing."""
-        probe = full_key(self._prefix, "fuploader-check")
-        self._service.stat(probe)
-        self._service.abort(probe, self._service.begin(probe, {}))
+        """Begin an upload, send a part and abort it: needs the rights of a put, stores nothing."""
+        content = b"fuploader-check"
+        with NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            sha256 = hashlib.sha256(content).hexdigest()
+            probe = ArchiveFile(Path(file.name), len(content), sha256)
+            self._put("fuploader-check", probe, None).rehearse()
 
     def address(self, key: str) -> str:
         return self._service.address(full_key(self._prefix, key))

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.cos import COSSettings
 
 META = "x-cos-meta-"
+ENCRYPTED = "x-cos-server-side-encryption"
+"""In an answer: the ETag is no md5, whether we asked for it or the bucket does so by default."""
 CREATE_ONLY = {"x-cos-forbid-overwrite": "true"}
 
 # The SDK logs each refusal that is raised here anyway, and at DEBUG it logs signing keys.
@@ -82,7 +84,7 @@ class CosService(Service):
     def address(self, key: str) -> str:
         return f"cos://{self._bucket}/{key}"
 
-    def stat(self, key: str) -> Stated | None:
+    def head(self, key: str) -> Stated | None:
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key)
@@ -93,10 +95,12 @@ class CosService(Service):
                     if name.startswith(META)
                 }
                 crc = headers.get("x-cos-hash-crc64ecma", "")
-                size = int(headers["content-length"])
-                return Stated(size, metadata, "crc64ecma" if crc else None, crc)
+                stated = headers.get("content-length")
+                size = None if stated is None else int(stated)
         except Missing:
             return None
+        algorithm: Algorithm | None = "crc64ecma" if crc else None
+        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, crc)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):
@@ -114,6 +118,7 @@ class CosService(Service):
             answer = self._client.create_multipart_upload(
                 Bucket=self._bucket, Key=key, Metadata=_meta(metadata) | CREATE_ONLY, **self._new
             )
+            self._encrypted |= ENCRYPTED in self._said.headers
             return str(answer["UploadId"])
 
     def put_part(
@@ -128,8 +133,10 @@ class CosService(Service):
                 UploadId=upload_id,
                 ContentMD5=base64.b64encode(md5).decode(),
             )
-            tag = {name.lower(): value for name, value in answer.items()}["etag"]
-            stated = "" if self._encrypted else tag.strip('"').lower()
+            headers = {name.lower(): value for name, value in answer.items()}
+            tag = headers.get("etag", "")
+            plain = not self._encrypted and ENCRYPTED not in headers
+            stated = tag.strip('"').lower() if plain else ""
             return ConfirmedPart(part.number, part.size_bytes, stated, tag)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
@@ -144,8 +151,8 @@ class CosService(Service):
                     ConfirmedPart(
                         int(part["PartNumber"]),
                         int(part["Size"]),
-                        part["ETag"].strip('"').lower(),
-                        part["ETag"],
+                        part.get("ETag", "").strip('"').lower(),
+                        part.get("ETag", ""),
                     )
                     for part in answer.get("Part", ())
                 ]
@@ -227,16 +234,14 @@ class CosService(Service):
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):
             self._client.list_objects(Bucket=self._bucket, MaxKeys=1)
-        date: str | None = self._said.date
+        date: str | None = self._said.headers.get("Date")
         return date
 
     def _remember(self, answer: requests.Response, *_: Any, **__: Any) -> None:
         """Keep what the SDK drops. It takes a redirect for success, so that is an error here."""
         said = self._said
         said.status = answer.status_code
-        said.retry_after = answer.headers.get("Retry-After")
-        said.date = answer.headers.get("Date")
-        said.location = answer.headers.get("Location")
+        said.headers = answer.headers
         if answer.is_redirect or answer.status_code // 100 == 3:
             raise requests.RequestException("redirected")
 
@@ -246,14 +251,14 @@ class CosService(Service):
         """One request: turn what the SDK raises into what it means."""
         tried, said = f"{doing} {self.address(key)}", self._said
         said.status = 0
-        said.retry_after = said.date = said.location = None
+        said.headers = {}
 
         def meaning(error: Exception) -> Exception | None:
             if said.status // 100 == 3:
-                answer = Answer(said.status, "", "", said.retry_after, said.location)
+                answer = Answer(said.status, "", "", None, said.headers.get("Location"))
                 return error_for(tried, answer, time.time())
             if isinstance(error, CosServiceError):
-                return _meaning(error, tried, said.retry_after)
+                return _meaning(error, tried, said.headers.get("Retry-After"))
             if isinstance(error, (CosClientError, requests.RequestException, HTTPError)):
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     return untrusted(tried, self._where, str(error))

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.oss import OSSSettings
 
 META = "x-oss-meta-"
+ENCRYPTED = "x-oss-server-side-encryption"
+"""In an answer: the ETag is no md5, whether we asked for it or the bucket does so by default."""
 CREATE_ONLY = {"x-oss-forbid-overwrite": "true"}
 
 # oss2 logs each refusal that is raised here anyway, and at DEBUG it logs what it signs.
@@ -75,7 +77,7 @@ class OssService(Service):
     def address(self, key: str) -> str:
         return f"oss://{self._name}/{key}"
 
-    def stat(self, key: str) -> Stated | None:
+    def head(self, key: str) -> Stated | None:
         try:
             with self._asking("looking at", key):
                 headers = self._bucket.head_object(key).headers
@@ -85,10 +87,12 @@ class OssService(Service):
                     if name.lower().startswith(META)
                 }
                 crc = headers.get("x-oss-hash-crc64ecma", "")
-                size = int(headers["Content-Length"])
-                return Stated(size, metadata, "crc64ecma" if crc else None, crc)
+                stated = headers.get("Content-Length")
+                size = None if stated is None else int(stated)
         except Missing:
             return None
+        algorithm: Algorithm | None = "crc64ecma" if crc else None
+        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, crc)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         headers = _meta(metadata) | CREATE_ONLY | self._new | {"Content-MD5": _base64(md5)}
@@ -99,7 +103,9 @@ class OssService(Service):
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
         headers = _meta(metadata) | CREATE_ONLY | self._new
         with self._asking("beginning an upload of", key):
-            return str(self._bucket.init_multipart_upload(key, headers=headers).upload_id)
+            answer = self._bucket.init_multipart_upload(key, headers=headers)
+            self._encrypted |= ENCRYPTED in answer.headers
+            return str(answer.upload_id)
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
@@ -107,8 +113,9 @@ class OssService(Service):
         headers = {"Content-MD5": _base64(md5)}
         with self._asking(f"storing part {part.number} of", key):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
-            stated = "" if self._encrypted else answer.etag.lower()
-            return ConfirmedPart(part.number, part.size_bytes, stated, answer.etag)
+            plain = not self._encrypted and ENCRYPTED not in answer.headers
+            tag = answer.etag or ""
+            return ConfirmedPart(part.number, part.size_bytes, tag.lower() if plain else "", tag)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
         doing = "listing the parts of"

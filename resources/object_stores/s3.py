@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.cloud import CloudSettings
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
+
+COLD_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+READABLE = frozenset({"encryption default", "encryption AES256"})
+"""With these the service states a digest, and nothing has to be read back."""
 
 
 class S3Settings(CloudSettings):
@@ -50,11 +56,32 @@ class S3Settings(CloudSettings):
         default=None, repr=False, description="SSE-C: 32 bytes in base64. Lost key, lost archives."
     )
 
+    @model_validator(mode="after")
+    def _can_be_confirmed(self) -> Self:
+        self.refuse_unconfirmable()
+        return self
+
+    def refuse_unconfirmable(self) -> None:
+        """Raise `ConfigError` for what could store archives and never confirm them.
+
+        With a key of KMS or our own an object is confirmed by reading it back, and objects of these
+        classes cannot be read.
+        """
+        by = "customer_key" if self.customer_key is not None else f"encryption {self.encryption}"
+        if self.storage_class in COLD_CLASSES and by not in READABLE:
+            raise ConfigError(
+                f"S3.storage_class {self.storage_class} cannot be used with {by}: such objects are "
+                "confirmed by reading them back, and this class cannot be read",
+                hint="use storage_class GLACIER_IR, or encryption AES256, or let a lifecycle rule "
+                "move the archives later",
+            )
+
     def service(self) -> Service:
         with needing("boto3", extra="s3"):
             from fuploader_dagster.resources.object_stores.s3_service import (  # noqa: PLC0415
                 S3Service,
             )
+        self.refuse_unconfirmable()  # again: the storage class may have come from a variable
         return S3Service(self)
 
     def describe(self) -> str:

@@ -7,15 +7,18 @@ What must always hold:
   checksums that boto3 sends by default make some servers fail and others store the trailer.
 - The signature covers the body through that header, over http as over https: the sha256 that boto3
   would compute over http besides is a third digest of the same bytes and proves nothing more.
-- The ETag counts as a digest only where it is one: not under KMS or customer keys.
+- The ETag counts as a digest only where it is one: not under KMS or customer keys, whether we asked
+  for them or the bucket has them by default.
+- A service that does not know If-None-Match (it answers 501) is asked without, after a look.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -25,9 +28,11 @@ from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
+    AlreadyThere,
     Answer,
     Missing,
     PastTheEnd,
+    Refusal,
     error_for,
     unreachable,
     untrusted,
@@ -51,9 +56,13 @@ from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
-
     from fuploader_dagster.resources.object_stores.s3 import S3Settings
+
+
+log = logging.getLogger(__name__)
+
+_MD5 = re.compile("[0-9a-f]{32}")
+_MD5_OF_PARTS = re.compile("[0-9a-f]{32}-[1-9][0-9]{0,4}")
 
 
 class S3Service(Service):
@@ -70,39 +79,67 @@ class S3Service(Service):
         self._own_key = customer_key(settings)
         # With these an ETag is not the md5 of the content.
         self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
+        self._knows_conditions = True
         self._new = options_of_new_objects(settings) | self._own_key
 
     def address(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
-    def stat(self, key: str) -> Stated | None:
+    def head(self, key: str) -> Stated | None:
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key, **self._own_key)
                 algorithm, digest = _stated_digest(answer)
                 metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
-                return Stated(answer["ContentLength"], metadata, algorithm, digest)
+                size = answer.get("ContentLength")
         except Missing:
             return None
+        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, digest)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
-        with self._asking("storing", key):
-            self._client.put_object(
-                Bucket=self._bucket,
-                Key=key,
-                Body=cast("IO[bytes]", body),
-                ContentLength=len(body),
-                ContentMD5=_base64(md5),
-                Metadata=metadata,
-                IfNoneMatch="*",
-                **self._new,
+        def send(condition: Any) -> None:
+            body.seek(0)
+            with self._asking("storing", key):
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=cast("IO[bytes]", body),
+                    ContentLength=len(body),
+                    ContentMD5=_base64(md5),
+                    Metadata=metadata,
+                    **condition,
+                    **self._new,
+                )
+
+        self._create_only(key, send)
+
+    def _create_only(self, key: str, send: Callable[[Any], None]) -> None:
+        """On the condition that nothing is there; where the service knows none, by a look."""
+        if self._knows_conditions:
+            try:
+                send({"IfNoneMatch": "*"})
+            except Refusal as refusal:
+                if refusal.answer.status != 501:
+                    raise
+            else:
+                return
+        if self.stat(key) is not None:
+            raise AlreadyThere(key)
+        send({})
+        if self._knows_conditions:
+            self._knows_conditions = False
+            log.warning(
+                "%s does not know If-None-Match: we look before and after each put instead",
+                self._where,
             )
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
         with self._asking("beginning an upload of", key):
-            return self._client.create_multipart_upload(
+            answer = self._client.create_multipart_upload(
                 Bucket=self._bucket, Key=key, Metadata=metadata, **self._new
-            )["UploadId"]
+            )
+            self._encrypted |= _is_foreign(answer)
+            return answer["UploadId"]
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
@@ -118,8 +155,12 @@ class S3Service(Service):
                 ContentMD5=_base64(md5),
                 **self._own_key,
             )
-            md5_stated = "" if self._encrypted else answer["ETag"].strip('"').lower()
-            return ConfirmedPart(part.number, part.size_bytes, md5_stated, answer["ETag"])
+            tag = answer.get("ETag", "")
+            plain = not self._encrypted and not _is_foreign(answer)
+            stated = tag.strip('"').lower() if plain else ""
+            return ConfirmedPart(
+                part.number, part.size_bytes, stated if _MD5.fullmatch(stated) else "", tag
+            )
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
         doing = "listing the parts of"
@@ -133,8 +174,8 @@ class S3Service(Service):
                     ConfirmedPart(
                         part["PartNumber"],
                         part["Size"],
-                        part["ETag"].strip('"').lower(),
-                        part["ETag"],
+                        part.get("ETag", "").strip('"').lower(),
+                        part.get("ETag", ""),
                     )
                     for part in answer.get("Parts", ())
                 ]
@@ -143,16 +184,19 @@ class S3Service(Service):
         return list(pages(0, page, f"{doing} {self.address(key)}", self._where))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
-        with self._asking("completing", key, COMPLETING_SECONDS):
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket,
-                Key=key,
-                UploadId=upload_id,
-                MultipartUpload={
-                    "Parts": [{"PartNumber": part.number, "ETag": part.tag} for part in parts]
-                },
-                IfNoneMatch="*",
-            )
+        def send(condition: Any) -> None:
+            with self._asking("completing", key, COMPLETING_SECONDS):
+                self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    MultipartUpload={
+                        "Parts": [{"PartNumber": part.number, "ETag": part.tag} for part in parts]
+                    },
+                    **condition,
+                )
+
+        self._create_only(key, send)
 
     def abort(self, key: str, upload_id: str) -> None:
         with self._asking("aborting an upload of", key):
@@ -279,15 +323,23 @@ def _meaning_without_answer(error: Exception, tried: str, endpoint: str) -> Exce
     return StoreRefused(f"{tried}: {reason}", hint="check the store's settings")
 
 
-def _stated_digest(answer: HeadObjectOutputTypeDef) -> tuple[Algorithm | None, str]:
+def _is_foreign(answer: Mapping[str, Any]) -> bool:
+    """Whether it was encrypted by a key that makes an ETag something else than a digest.
+
+    Buckets may do so by default: the answer says it, whatever we asked for.
+    """
+    how = answer.get("ServerSideEncryption") or "AES256"
+    return how != "AES256" or bool(answer.get("SSECustomerAlgorithm"))
+
+
+def _stated_digest(answer: Mapping[str, Any]) -> tuple[Algorithm | None, str]:
     """The ETag, where it is a digest of the content."""
-    foreign_key = answer.get("ServerSideEncryption", "").startswith("aws:kms")
-    if foreign_key or answer.get("SSECustomerAlgorithm"):
-        return None, ""
     etag = answer.get("ETag", "").strip('"').lower()
-    if re.fullmatch("[0-9a-f]{32}", etag):
+    if _is_foreign(answer):
+        return None, ""
+    if _MD5.fullmatch(etag):
         return "md5", etag
-    if re.fullmatch("[0-9a-f]{32}-[1-9][0-9]{0,4}", etag):
+    if _MD5_OF_PARTS.fullmatch(etag):
         return "md5-of-parts", etag
     return None, ""
 

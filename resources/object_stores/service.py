@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fuploader_dagster.errors import StoreRefused
+from fuploader_dagster.resources.object_stores.answers import Refusal
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.storage import UnfinishedUpload
 
@@ -27,9 +29,10 @@ class Stated:
 
 @dataclass(frozen=True)
 class ConfirmedPart:
-    """A part that the service holds. `tag` is what completing asks for.
+    """A part that the service holds. `tag` is what completing asks for, empty if it gave none.
 
-    `md5` is empty where the service does not state it (some encryptions).
+    `md5` is empty where the service does not state it (some encryptions). In a listing it is the
+    tag, whatever that is made of.
     """
 
     number: int
@@ -54,7 +57,34 @@ class Service(ABC):
     @abstractmethod
     def address(self, key: str) -> str: ...
     @abstractmethod
-    def stat(self, key: str) -> Stated | None: ...
+    def head(self, key: str) -> Stated | None:
+        """One HEAD. `Refusal` without a code where the service refuses it."""
+
+    def stat(self, key: str) -> Stated | None:
+        """`head`, and the reason of a refusal.
+
+        An answer to HEAD has no body: a wrong secret, an expired token and a wrong region look
+        alike. A GET of one byte is refused with the reason.
+        """
+        try:
+            return self.head(key)
+        except Refusal as refusal:
+            if not refusal.answer.code:
+                self.read(key, 0, 1)
+            raise
+
+    def listed_size(self, key: str) -> int:
+        """The size of an object whose HEAD does not state it."""
+        for found, size in self.list(key):  # in the order of keys: it is the first one
+            if found == key:
+                return size
+            break
+        raise StoreRefused(
+            f"{self.address(key)}: the service states the object's size neither to HEAD nor in its "
+            "listing",
+            hint="nothing can be verified there; look for a proxy between that drops headers",
+        )
+
     @abstractmethod
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None: ...
     @abstractmethod

@@ -9,7 +9,8 @@ What must always hold:
   states no digest that can be computed here too (some encryptions), the object is read back.
 - An upload in parts that was interrupted goes on with the parts whose size and md5, as the
   service lists them, are those of the file here. No note about it is kept on this side, so it
-  goes on from any machine that has the archive.
+  goes on from any machine that has the archive. Where the service states no md5 of parts (those
+  encryptions again), it goes on only within the process that sent them (`SentParts`).
 
 How an unfinished upload is recognised: parts are about equally large and the last one is sent
 first. An archive ends with its manifest, so the last part's digest says for which archive
@@ -27,9 +28,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
 from fuploader_dagster.errors import (
+    ColdObject,
     DigestMismatch,
     FuploaderError,
     ObjectConflict,
+    StoreRefused,
     StoreUnavailable,
 )
 from fuploader_dagster.resources.object_stores.answers import AlreadyThere, UploadGone
@@ -52,6 +55,24 @@ PART_BYTES = "part-bytes"
 """Metadata: how the archive was cut, so that anybody can compute a digest made of parts."""
 
 
+class SentParts:
+    """The tags that a service gave us for parts, where a tag is no digest of them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, dict[tuple[int, bytes], str]] = {}
+
+    def note(self, upload_id: str, part: ConfirmedPart, md5: bytes) -> None:
+        self._tags.setdefault(upload_id, {})[part.number, md5] = part.tag
+
+    def is_ours(self, upload_id: str, part: ConfirmedPart, md5: bytes) -> bool:
+        """Whether the part that the service lists is what was sent with this md5."""
+        tag = self._tags.get(upload_id, {}).get((part.number, md5))
+        return bool(tag) and tag == part.tag
+
+    def forget(self, upload_id: str) -> None:
+        self._tags.pop(upload_id, None)
+
+
 class VerifiedPut:
     """One put of one archive: the steps, and the digests that they share."""
 
@@ -61,9 +82,12 @@ class VerifiedPut:
         key: str,
         full: str,
         archive: ArchiveFile,
+        *,
         progress: Progress | None,
+        sent: SentParts,
     ) -> None:
         self._service = service
+        self._sent = sent
         self._key = key
         self._full = full
         self._address = service.address(full)
@@ -85,6 +109,16 @@ class VerifiedPut:
         except AlreadyThere:
             return self._receipt(self._stated_now(), already_there=True)
         return self._receipt(self._stated_now(), already_there=False)
+
+    def rehearse(self) -> None:
+        """What a put in parts does, of one part, up to its completion; nothing stays."""
+        part = Part(1, 0, self._archive.size_bytes)
+        self._service.stat(self._full)
+        upload_id, _ = self._begin({})
+        try:
+            self._tagged([self._send_part(upload_id, part)], upload_id)
+        finally:
+            self._give_up(upload_id)
 
     def _stated_now(self) -> Stated:
         there = self._service.stat(self._full)
@@ -151,31 +185,57 @@ class VerifiedPut:
             if parts[-1].number not in confirmed:  # nobody could recognise it
                 self._give_up(upload_id)
             raise
-        ordered = [confirmed[part.number] for part in parts]
         try:
+            ordered = self._tagged([confirmed[part.number] for part in parts], upload_id)
             if self._service.stat(self._full) is not None:  # not every service checks by itself
                 raise AlreadyThere(self._full)
             self._service.complete(self._full, upload_id, ordered)
+            self._sent.forget(upload_id)
         except AlreadyThere:
             self._give_up(upload_id)
             raise
 
+    def _tagged(self, parts: Sequence[ConfirmedPart], upload_id: str) -> Sequence[ConfirmedPart]:
+        """The same with the tags that completing asks for; a missing one is looked up."""
+        if all(part.tag for part in parts):
+            return parts
+        held = {part.number: part for part in self._service.parts(self._full, upload_id)}
+        tagged = [held.get(part.number, part) for part in parts]
+        if all(part.tag for part in tagged):
+            return tagged
+        self._give_up(upload_id)
+        raise StoreRefused(
+            f"{self._address}: the service gives no ETag for the parts of an upload",
+            hint="an upload in parts cannot be completed without: look for a proxy between that "
+            "drops headers, or set part_size_bytes above the size of your archives, so that each "
+            "goes in one request",
+        )
+
     def _begun_earlier(self, parts: Sequence[Part]) -> tuple[str, dict[int, ConfirmedPart]] | None:
         """The unfinished upload of this very archive, with the parts that need not be sent."""
-        for upload in self._service.unfinished(self._full):
-            if upload.key != self._full:
-                continue
+        try:
+            uploads = [
+                upload
+                for upload in self._service.unfinished(self._full)
+                if upload.key == self._full
+            ]
+        except StoreRefused as error:  # it does not know how, or we may not: both are no hindrance
+            log.warning("an interrupted upload would not be gone on with: %s", error)
+            return None
+        for upload in uploads:
             try:
                 held = {
                     part.number: part for part in self._service.parts(upload.key, upload.upload_id)
                 }
             except UploadGone:
                 continue
-            if not self._is_held(parts[-1], held):
-                continue
             confirmed = {
-                part.number: held[part.number] for part in parts if self._is_held(part, held)
+                part.number: held[part.number]
+                for part in parts
+                if self._is_held(part, held.get(part.number), upload.upload_id)
             }
+            if parts[-1].number not in confirmed:
+                continue
             log.info(
                 "%s: going on with an unfinished upload, %d of %d parts are there",
                 self._address,
@@ -185,13 +245,11 @@ class VerifiedPut:
             return upload.upload_id, confirmed
         return None
 
-    def _is_held(self, part: Part, held: Mapping[int, ConfirmedPart]) -> bool:
-        there = held.get(part.number)
-        return (
-            there is not None
-            and there.size_bytes == part.size_bytes
-            and there.md5 == self._digests.md5_of(part).hex()
-        )
+    def _is_held(self, part: Part, there: ConfirmedPart | None, upload_id: str) -> bool:
+        if there is None or there.size_bytes != part.size_bytes:
+            return False
+        md5 = self._digests.md5_of(part)
+        return there.md5 == md5.hex() or self._sent.is_ours(upload_id, there, md5)
 
     def _begin(self, metadata: Mapping[str, str]) -> tuple[str, dict[int, ConfirmedPart]]:
         upload_id = self._service.begin(self._full, metadata)
@@ -227,6 +285,7 @@ class VerifiedPut:
 
     def _give_up(self, upload_id: str) -> None:
         """Do not leave behind what nobody will go on with; if that fails, housekeeping does it."""
+        self._sent.forget(upload_id)
         try:
             self._service.abort(self._full, upload_id)
         except UploadGone:
@@ -238,11 +297,14 @@ class VerifiedPut:
         md5 = self._digests.md5_of(part)
         with View(self._archive, part) as body:
             confirmed = self._service.put_part(self._full, upload_id, part, body, md5)
+        if not confirmed.md5:
+            self._sent.note(upload_id, confirmed, md5)
         if confirmed.md5 not in ("", md5.hex()):
             raise StoreUnavailable(
                 f"part {part.number} of {self._address}: the service confirmed "
                 f"md5 {confirmed.md5}, {md5.hex()} was sent",
-                hint="the part is sent again",
+                hint="the part is sent again; if it stays so, its ETag is no md5, and the bucket "
+                "encrypts without saying so: set encryption to what it does",
             )
         return confirmed
 
@@ -310,6 +372,14 @@ class VerifiedPut:
 
     def _read_back(self) -> str:
         digest = hashlib.sha256()
-        for offset in range(0, self._archive.size_bytes, READ_BACK_BYTES):
-            digest.update(self._service.read(self._full, offset, READ_BACK_BYTES) or b"")
+        try:
+            for offset in range(0, self._archive.size_bytes, READ_BACK_BYTES):
+                digest.update(self._service.read(self._full, offset, READ_BACK_BYTES) or b"")
+        except ColdObject as error:
+            raise ColdObject(
+                f"{error.message}; it can be confirmed only by reading it back, because the "
+                "service states no digest of it (the bucket encrypts with a key of its own)",
+                hint="local data was kept; set storage_class to one that can be read (GLACIER_IR), "
+                "or encryption to AES256, and remove or restore this object",
+            ) from error
         return digest.hexdigest()

@@ -9,7 +9,9 @@ import dagster as dg
 import pytest
 
 from fuploader_dagster.checks import CHECK_NAME
+from fuploader_dagster.errors import ColdObject, StoreRefused
 from fuploader_dagster.receipts import find_receipt
+from fuploader_dagster.resources.object_stores.local import LocalObjectStore
 from tests.code_location.test_assets import Location
 from tests.integration.test_cli_archives import zip_packer
 from tests.settings import pipeline, sealed
@@ -109,6 +111,29 @@ def test_a_scrub_finds_damage_says_where_and_fails_its_run(tmp_path: Path) -> No
     assert recorded[keys[1]]["intact"] is True
     (failure,) = [event for event in result.all_events if event.is_step_failure]
     assert path.name in str(failure.event_specific_data)
+
+
+@pytest.mark.parametrize(
+    ("error", "intact"),
+    [(ColdObject("403 InvalidObjectState"), True), (StoreRefused("403 AccessDenied"), False)],
+)
+def test_an_archive_that_cannot_be_read_stops_no_scrub_and_a_cold_one_is_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: StoreRefused, intact: bool
+) -> None:
+    location, keys = stored(tmp_path, 3)
+    read = LocalObjectStore.get_range
+
+    def get_range(store: LocalObjectStore, key: str, offset: int, length: int) -> bytes:
+        if keys[0] in key:
+            raise error
+        return read(store, key, offset, length)
+
+    monkeypatch.setattr(LocalObjectStore, "get_range", get_range)
+    assert check(location).passed is intact
+    result, recorded = scrub(location)
+    assert result.success is intact
+    assert [recorded[key]["intact"] for key in keys] == [intact, True, True]
+    assert ("cold" in recorded[keys[0]].get("note", "")) is intact
 
 
 def test_what_a_custom_packer_made_is_compared_by_size_and_digest(tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ class TestCOS(ObjectStoreContract, PartsContract):
     part_bytes = MIB
 
 
+class TestCOSWithKeysByDefault(PartsContract):
+    """The bucket encrypts by default: no ETag is an md5, and the CRC-64 proves what is there."""
+
+    part_bytes = MIB
+
+    @pytest.fixture(autouse=True)
+    def encrypts(self, fake_cos: FakeCOS) -> None:
+        fake_cos.encrypts_with = "cos/kms"
+
+
 @pytest.mark.parametrize("what", ["key", "secret", "bucket"])
 def test_a_refusal_names_address_and_what_to_check_but_no_secret(
     open_store: OpenStore,
@@ -72,7 +82,7 @@ def test_a_refusal_names_address_and_what_to_check_but_no_secret(
         store.check() if what == "bucket" else list(store.list())
     assert "cos://" in str(caught.value)
     assert caught.value.hint
-    with pytest.raises(StoreRefused) as caught:
+    with pytest.raises(StoreRefused, match=code) as caught:  # its first request is a HEAD
         store.put("k", make_archive(tmp_path, 10))
     assert fake_cos.secret not in str(caught.value)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.errors import FuploaderError, StoreRefused, StoreUnavailable
+from fuploader_dagster.errors import ColdObject, FuploaderError, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores.cos import COSSettings
 from fuploader_dagster.resources.object_stores.oss import OSSSettings
 from fuploader_dagster.resources.object_stores.s3 import S3Settings
@@ -221,6 +221,25 @@ def test_no_redirect_takes_the_token_or_the_archive_to_another_host(
                 operation()
             assert "endpoint" in caught.value.hint
         assert elsewhere.requests == []
+
+
+def test_what_a_refused_head_conceals_is_asked_with_one_get(
+    odd: OddServer, store: ObjectStore
+) -> None:
+    body = b"<Error><Code>ExpiredToken</Code><Message>m</Message></Error>"
+    odd.answer = lambda request: request.reply(400, b"" if request.command == "HEAD" else body)
+    with pytest.raises(StoreRefused, match="ExpiredToken") as caught:
+        store.head("k")
+    assert "renew" in caught.value.hint
+    assert [method for method, _ in odd.requests] == ["HEAD", "GET"]
+
+
+def test_an_object_of_a_cold_class_is_said_to_be_cold(odd: OddServer, store: ObjectStore) -> None:
+    body = b"<Error><Code>InvalidObjectState</Code><Message>m</Message></Error>"
+    odd.answer = lambda request: request.reply(403, body)
+    with pytest.raises(ColdObject) as caught:
+        store.get_range("k", 0, 10)
+    assert "restore" in caught.value.hint
 
 
 def test_what_a_server_says_cannot_forge_a_line_of_a_log(

@@ -89,6 +89,8 @@ class FakeBucket(ABC):
         self.lock = threading.RLock()
         self.fail_late_once = False
         """The next completion answers 200 with an error in its body, as the services document."""
+        self.encrypts_with = ""
+        """Encryption by default with that: answers say so, and no ETag is an md5."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.fake = self
         self.port: int = self._server.server_address[1]
@@ -121,12 +123,18 @@ class FakeBucket(ABC):
             self.counts[operation] += 1
             method = getattr(self, f"_{operation}")
             answer: Answer = method(key, request)
+            if self.encrypts_with and operation in ("put", "head", "get", "begin", "part"):
+                answer.headers[f"{self.prefix}server-side-encryption"] = self.encrypts_with
             return answer
+
+    def _tag(self, content: bytes) -> str:
+        """The md5, in capitals; or something of that form, where objects are encrypted."""
+        return _md5(self.encrypts_with.encode() + content).hex().upper()
 
     def _put(self, key: str, request: Request) -> Answer:
         self._check_md5(request)
         self._refuse_overwriting(key, request)
-        etag = f'"{_md5(request.body).hex().upper()}"'
+        etag = f'"{self._tag(request.body)}"'
         self.files[key] = StoredFile(request.body, etag, self._kept(request))
         return Answer(200, {"ETag": etag, **self._crc(request.body)})
 
@@ -170,7 +178,7 @@ class FakeBucket(ABC):
     def _part(self, key: str, request: Request) -> Answer:
         self._check_md5(request)
         self._upload(key, request).parts[int(request.query["partNumber"])] = request.body
-        etag = f'"{_md5(request.body).hex().upper()}"'
+        etag = f'"{self._tag(request.body)}"'
         return Answer(200, {"ETag": etag, **self._crc(request.body)})
 
     def _parts(self, key: str, request: Request) -> Answer:
@@ -181,7 +189,7 @@ class FakeBucket(ABC):
         listed = "".join(
             f"<Part><PartNumber>{number}</PartNumber><Size>{len(parts[number])}</Size>"
             f"<LastModified>{_iso(time.time())}</LastModified>"
-            f"<ETag>&quot;{_md5(parts[number]).hex().upper()}&quot;</ETag></Part>"
+            f"<ETag>&quot;{self._tag(parts[number])}&quot;</ETag></Part>"
             for number in page
         )
         marker = f"<NextPartNumberMarker>{page[-1] if page else 0}</NextPartNumberMarker>"
@@ -196,7 +204,7 @@ class FakeBucket(ABC):
         if [number for number, _ in named] != sorted({number for number, _ in named}):
             raise Refusal(400, "InvalidPartOrder")
         for number, etag in named:
-            if _md5(upload.parts.get(number, b"")).hex() != etag:
+            if self._tag(upload.parts.get(number, b"")).lower() != etag:
                 raise Refusal(400, "InvalidPart")
         bodies = [upload.parts[number] for number, _ in named]
         if any(len(body) < self.min_part_bytes for body in bodies[:-1]):

@@ -35,6 +35,7 @@ class OddRequest(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: _Server
+    body = b""
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         """A whole answer; `Content_Type="..."` becomes a header of that name."""
@@ -63,6 +64,7 @@ class OddRequest(BaseHTTPRequestHandler):
         odd.requests.append((self.command, self.path))
         odd.headers.append({name.lower(): value for name, value in self.headers.items()})
         odd.bodies.append(body)
+        self.body = body
         odd.answer(self)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _do  # noqa: N815 - http.server's names
