@@ -88,7 +88,8 @@ _HINTS = {
     "PermanentRedirect": "the bucket is in another region: check region and endpoint",
     "QuotaExceeded": "free space in the bucket or raise its quota",
     "SecurityTokenExpired": "renew the temporary credentials",
-    "SignatureDoesNotMatch": "check the secret key, and for a proxy that changes requests",
+    "SignatureDoesNotMatch": "check the secret key, that it belongs to this access key, and for a "
+    "proxy that changes requests",
     "UserDisable": "look at the account in the provider's console",
 }
 
