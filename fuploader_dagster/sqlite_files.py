@@ -127,15 +127,18 @@ def remove_database(path: Path, *, wait_seconds: float) -> None:
 def open_to_read(path: Path, *, wait_seconds: float) -> sqlite3.Connection:
     """A connection that writes nothing, for somebody who may only read.
 
-    SQLite needs a file of its own beside the log. Where it can make none, and no log has anything
-    that the file lacks, the file is read as one that nobody writes.
+    SQLite needs a file of its own beside the log. Where it can make none, or would make one of this
+    user's that the file's owner may not write, and no log has anything that the file lacks, the
+    file is read as one that nobody writes.
     """
+    log, index = (path.with_name(path.name + ending) for ending in LOGS)
+    if not os.access(path, os.W_OK) and not (index.exists() or log.exists()):
+        return _connect(path, wait_seconds, "mode=ro&immutable=1")
     db = _connect(path, wait_seconds, "mode=ro")
     try:
         db.execute("PRAGMA schema_version").fetchone()
     except sqlite3.OperationalError as error:
         db.close()
-        log = path.with_name(f"{path.name}-wal")
         if trouble(error) != "rights" or (log.exists() and log.stat().st_size):
             raise
         db = _connect(path, wait_seconds, "mode=ro&immutable=1")

@@ -122,7 +122,7 @@ def test_a_transaction_that_fails_leaves_nothing_and_says_why(tmp_path: Path) ->
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
+def nobody(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """What a process reads in a file that may write nothing; it was there before the file was open
     here, because a fork would inherit what SQLite knows of it.
     """
@@ -131,12 +131,12 @@ def nobody(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
     process = context.Process(target=_read_as_nobody, args=(theirs,))
     process.start()
 
-    def read(path: Path) -> str:
+    def read(path: Path, mode_of_folder: int = 0o555) -> str:
         modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents)}
         for folder, mode in modes.items():
             if folder.stat().st_uid == os.getuid():
                 folder.chmod(mode | 0o055)
-        path.parent.chmod(0o555)
+        path.parent.chmod(mode_of_folder)
         ours.send(path)
         said = ours.recv()
         path.parent.chmod(0o755)
@@ -161,9 +161,7 @@ def _read_as_nobody(pipe: Connection) -> None:
 
 
 @pytest.mark.parametrize("left", ["", "an empty log", "open elsewhere"])
-def test_who_may_not_write_can_read(
-    tmp_path: Path, nobody: Callable[[Path], str], left: str
-) -> None:
+def test_who_may_not_write_can_read(tmp_path: Path, nobody: Callable[..., str], left: str) -> None:
     path = tmp_path / "folder" / "f?#%.sqlite"
     file = SqliteFile(path, tables, wait_seconds=1)
     file.connection.execute("INSERT INTO t VALUES (7)")
@@ -175,8 +173,20 @@ def test_who_may_not_write_can_read(
     file.close()
 
 
+def test_who_reads_leaves_nothing_that_the_owner_could_not_write(
+    tmp_path: Path, nobody: Callable[..., str]
+) -> None:
+    """The folder is everybody's, the file is not."""
+    path = tmp_path / "folder" / "f"
+    file = SqliteFile(path, tables, wait_seconds=1)
+    file.connection.execute("INSERT INTO t VALUES (7)")
+    file.close()
+    assert nobody(path, 0o777) == "7"
+    assert {left.name for left in path.parent.iterdir()} == {"f", "f.lock"}
+
+
 def test_who_may_not_write_is_told_so_where_a_log_cannot_be_read(
-    tmp_path: Path, nobody: Callable[[Path], str]
+    tmp_path: Path, nobody: Callable[..., str]
 ) -> None:
     path = tmp_path / "folder" / "f"
     file = SqliteFile(path, tables, wait_seconds=1)
