@@ -44,7 +44,11 @@ class DeadLetterCounts(msgspec.Struct, kw_only=True):
             self.reasons[name] = self.reasons.get(name, 0) + count
             self.minutes[minute] = self.minutes.get(minute, 0) + count
             self.total += count
-        self.minutes = {m: n for m, n in self.minutes.items() if m > minute - MINUTES}
+        kept: Counter[int] = Counter()
+        for counted_at, count in self.minutes.items():
+            if counted_at > minute - MINUTES:
+                kept[min(counted_at, minute)] += count  # in the future, if the clock was set back
+        self.minutes = dict(kept)
 
     def last_hour(self, now: float) -> int:
         """How many came within the last sixty minutes."""

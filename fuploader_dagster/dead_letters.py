@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 SENT_BACK_MARGIN_SECONDS = 1.0
 """The clock of a file system goes in steps, and a little behind."""
 
+SET_BACK_SECONDS = 60.0
+"""A clock that is further ahead of ours was set back meanwhile, or is another machine's."""
+
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """One message that could not become a file."""
@@ -137,6 +140,11 @@ def last_sent_back(layout: Layout) -> str:
     if not path.exists():
         return ""
     return _as_time(path.stat().st_mtime + SENT_BACK_MARGIN_SECONDS)
+
+
+def latest_of_now() -> str:
+    """What no letter's `time` is later than, unless the clock was set back since."""
+    return _as_time(time.time() + SET_BACK_SECONDS)
 
 
 def _headers(letter: DeadLetter) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from fuploader_dagster.layout import Layout
 from fuploader_dagster.numbered_names import family, is_numbered
 from fuploader_dagster.own_files import open_own, read_own
 from fuploader_dagster.segment import sync_directory
-from fuploader_dagster.shipped_indexes import shipped_indexes
+from fuploader_dagster.shipped_indexes import in_order, shipped_indexes
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +163,8 @@ class DedupWindow:
             if path.exists() or not path.parent.exists():  # one in the making has no index yet
                 seen.add(place)
                 yield place, path, True
-        ages = [(_modified(path), place, path) for place, path in sealed]
-        for _, place, path in sorted(ages, reverse=True):
+        times = in_order({place: _modified(path) for place, path in sealed})
+        for place, path in sorted(sealed, key=lambda one: times[one[0]], reverse=True):
             if place not in seen:
                 seen.add(place)
                 yield place, path, False

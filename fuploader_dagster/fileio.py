@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.disk_trouble import FULL, naming_disk_trouble
-from fuploader_dagster.errors import FuploaderError, SlotInUse
+from fuploader_dagster.errors import DiskFailed, FuploaderError, SlotInUse
 from fuploader_dagster.own_files import open_own, open_own_folder, read_own, still_at
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.temporaries import is_at, lock_now, temporary_file, temporary_name
@@ -280,10 +280,11 @@ class FileLock:
         return ""
 
     def check(self) -> None:
-        """Raise `DiskFailed` if the lock's file is no longer found by its name: then somebody else
-        can lock another one."""
-        if self._descriptor is not None:
-            still_at(self._descriptor, self.path)
+        """Raise `DiskFailed` if the lock is not held, or its file is no longer found by its name:
+        then somebody else can lock another one."""
+        if self._descriptor is None:
+            raise DiskFailed(f"the lock {self.path} is not held")
+        still_at(self._descriptor, self.path)
 
     def release(self) -> None:
         """Give the lock back; may be repeated."""

@@ -29,13 +29,15 @@ from pathlib import Path
 
 import msgspec
 
-from fuploader_dagster.dead_letters import DeadLetter, last_sent_back
+from fuploader_dagster.dead_letters import DeadLetter, last_sent_back, latest_of_now
 from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import fsync_dir, fsync_file
 from fuploader_dagster.layout import Layout
 
 FILES_LOOKED_AT = 2
 """Of each worker: the newest one may be some minutes old."""
+LATEST = "9999"
+"""Later than every letter's time."""
 _BLOCK_BYTES = 1 << 18
 
 
@@ -60,9 +62,11 @@ def _kept(wanted: Collection[bytes], layout: Layout, in_hand: int) -> set[bytes]
     if not wanted or not layout.dead_letters.is_dir():
         return found
     newer_than = last_sent_back(layout)
+    # If the clock was set back, a letter of the future may be from before letters were sent back.
+    until = latest_of_now() if newer_than else LATEST
     for path in _newest_files(layout.dead_letters):
         letters = _letters_at_the_end(path, in_hand)
-        here = {_identity(letter) for letter in letters if letter.time > newer_than}
+        here = {_identity(letter) for letter in letters if newer_than < letter.time <= until}
         if not here.isdisjoint(wanted):
             fsync_file(path)  # its writer may have died before he did
             found |= here.intersection(wanted)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from fuploader_dagster.config import Intake, Pipeline
-from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
 from fuploader_dagster.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
 from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
@@ -153,8 +153,12 @@ def seal_on_request(settings: Intake) -> list[SealedSlot]:
 
 
 def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
-    """Seal the slots that no live process writes; those of live ones are left alone."""
+    """Seal the slots that no live process writes; those of live ones are left alone.
+
+    What is wrong with one slot is raised after the others were sealed.
+    """
     sealed: list[SealedSlot] = []
+    wrong: list[FuploaderError] = []
     for number in slots:
         try:
             with Slot(settings, number) as slot:
@@ -164,6 +168,10 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
                     sealed.append(one)
         except SlotInUse as error:
             log.debug("left alone: %s", error)
+        except (DiskFailed, ForeignFile) as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
     return sealed
 
 

@@ -12,6 +12,7 @@ back from the queue, and queues count how often.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ RESUME_SHARE = 10
 UNSHIPPED_SECONDS = 2.0
 """Listing a long backlog takes some milliseconds, so it is not done for each batch."""
 LEAST_RESERVE_BYTES = 1024 * 1024
+TAR_BYTES_PER_MESSAGE = 1024
+"""A header and half a block of padding, or twice that where a name is long."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Room:
     """None where the file system makes them as it needs them."""
     unshipped_bytes: int
     """In sealed slots and archives that the object store has not confirmed yet."""
+    file_bytes: int | None = None
+    """How long a file of this process may get (`ulimit -f`); None: as long as it likes."""
 
 
 def shortage(room: Room, settings: Intake, *, paused: bool) -> str:
@@ -69,7 +74,22 @@ def shortage(room: Room, settings: Intake, *, paused: bool) -> str:
             f"the drain pauses at more than max_unshipped_bytes ({max_unshipped:,}) and goes on at "
             f"{max_unshipped - max_unshipped // RESUME_SHARE:,}: see what keeps the uploads"
         )
+    needed = longest_segment(settings)
+    if room.file_bytes is not None and room.file_bytes < needed:
+        said.append(
+            f"this process may write files of up to {room.file_bytes:,} bytes and a slot may need "
+            f"one of {needed:,}, by seal_bytes, commit_bytes and seal_messages: raise `ulimit -f` "
+            f"(LimitFSIZE= of a systemd unit), or lower these settings"
+        )
     return "; ".join(said)
+
+
+def longest_segment(settings: Intake) -> int:
+    """How long the longest file of a slot can get: a batch beyond the marks, with tar's blocks."""
+    if settings.slot_format == "files":
+        return 0
+    messages = settings.seal_messages + settings.commit_messages
+    return settings.seal_bytes + settings.commit_bytes + messages * TAR_BYTES_PER_MESSAGE
 
 
 def _above(mark: int) -> int:
@@ -123,10 +143,12 @@ def room_of(folder: Path, unshipped_bytes: int) -> Room:
     """What a file system has, for whoever is not its superuser."""
     make_dirs(folder)
     stat = os.statvfs(folder)
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return Room(
         free_bytes=stat.f_bavail * stat.f_frsize,
         free_inodes=stat.f_favail if stat.f_files else None,
         unshipped_bytes=unshipped_bytes,
+        file_bytes=None if limit == resource.RLIM_INFINITY else limit,
     )
 
 

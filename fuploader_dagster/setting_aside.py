@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 def place_aside(path: Path, layout: Layout) -> Path:
     """Where a file or folder below the pipeline's root would be moved to now."""
-    _, *parts = path.relative_to(layout.root).parts  # without "active" or "sealed"
+    parts = path.relative_to(layout.root).parts
+    parts = parts[1:] or parts  # without "active" or "sealed"
     name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
     return layout.set_aside / name.decode("utf-8", "ignore")
 

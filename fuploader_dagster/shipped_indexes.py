@@ -11,8 +11,9 @@ kept, as many as it takes for `dedup_window_messages`; an upload removes the oth
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,32 @@ def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
     if not layout.shipped.is_dir():
         return []
     found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
-    return sorted(found, key=lambda one: one.partition.sealed_at, reverse=True)
+    times = in_order(
+        {
+            (one.partition.slot, one.partition.number): one.partition.sealed_at.timestamp()
+            for one in found
+        }
+    )
+    return sorted(
+        found,
+        key=lambda one: times[one.partition.slot, one.partition.number],
+        reverse=True,
+    )
+
+
+def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tuple[float, int]]:
+    """By slot and number, what sorts directories as they were sealed, from what the clock said.
+
+    Within a slot no directory was sealed after the next one. So one that says otherwise was sealed
+    while the clock was wrong, and counts as sealed with the next one.
+    """
+    sorts: dict[tuple[int, int], tuple[float, int]] = {}
+    slot, earliest = -1, math.inf
+    for place in sorted(times, reverse=True):
+        earliest = min(earliest, times[place]) if place[0] == slot else times[place]
+        slot = place[0]
+        sorts[place] = (earliest, place[1])
+    return sorts
 
 
 def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:

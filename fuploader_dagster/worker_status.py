@@ -8,6 +8,7 @@ another container. Display only: nothing is decided by them that matters for dat
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -18,9 +19,10 @@ from typing import Literal
 
 import msgspec
 
-from fuploader_dagster.errors import UNREADABLE_JSON, FuploaderError
-from fuploader_dagster.fileio import FileLock, make_dirs, write_for_readers
+from fuploader_dagster.errors import UNREADABLE_JSON, DiskFailed, ForeignFile, FuploaderError
+from fuploader_dagster.fileio import FileLock, write_for_readers
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.own_files import read_own
 from fuploader_dagster.temporaries import TEMPORARY_PREFIX, is_held, remove_unless_held
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     """Where `pid` means something: see `pid_namespace()`."""
     doing: Doing
     updated_at: float
+    updated_monotonic: float = 0.0
+    """The same moment in `time.monotonic`, which all processes of a machine share, and which no
+    correction of the clock sets back."""
     problem: str = ""
     problem_since: float = 0.0
     messages: int = 0
@@ -49,17 +54,27 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     sealed: int = 0
     messages_per_second: float = 0.0
 
+    def silent_seconds(self) -> float:
+        """How long ago it wrote this, asked on the same machine."""
+        return time.monotonic() - self.updated_monotonic
+
 
 class StatusReport:
     """The file of one worker. `status` is changed freely and written by `write`."""
 
     def __init__(
-        self, layout: Layout, worker: int, *, clock: Callable[[], float] = time.time
+        self,
+        layout: Layout,
+        worker: int,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._monotonic = monotonic
         self._path = layout.workers / f"{worker}-{secrets.token_hex(8)}.json"
         self._alive = FileLock(self._path.with_suffix(".lock"))
-        self._written_at = 0.0
+        self._written_at = -math.inf
         self._written_messages = 0
         self.status = WorkerStatus(
             worker=worker,
@@ -67,8 +82,8 @@ class StatusReport:
             pid_namespace=pid_namespace(),
             doing="starting",
             updated_at=clock(),
+            updated_monotonic=monotonic(),
         )
-        make_dirs(layout.workers)
         self._alive.wait()  # nobody else knows the name; a reader may be looking at it
 
     def doing(self, doing: Doing, problem: FuploaderError | None = None) -> None:
@@ -83,18 +98,29 @@ class StatusReport:
 
     def write(self, *, now: bool = False) -> None:
         """Write the file, at most once a second unless `now`."""
-        elapsed = self._clock() - self._written_at
+        elapsed = self._monotonic() - self._written_at
         if not now and elapsed < WRITE_INTERVAL_SECONDS:
             return
         if elapsed >= WRITE_INTERVAL_SECONDS:
             handled = self.status.messages - self._written_messages
             self.status.messages_per_second = handled / elapsed
-            self._written_at, self._written_messages = self._clock(), self.status.messages
+            self._written_at, self._written_messages = self._monotonic(), self.status.messages
         self.status.updated_at = self._clock()
+        self.status.updated_monotonic = self._monotonic()
         try:
+            self._stay_alive()
             write_for_readers(self._path, msgspec.json.encode(self.status))
-        except OSError as error:  # a full disk is no reason to die, and the worker says so itself
+        except (OSError, FuploaderError) as error:  # a full disk is no reason to die, and the
+            # worker says so itself
             log.warning("the status file %s could not be written: %s", self._path, error)
+
+    def _stay_alive(self) -> None:
+        """Lock a new file if ours was removed: readers take a worker without one for dead."""
+        try:
+            self._alive.check()
+        except DiskFailed:
+            self._alive.release()
+            self._alive.wait()
 
     def remove(self) -> None:
         """The worker leaves in good order."""
@@ -123,10 +149,10 @@ def read_statuses(layout: Layout) -> list[WorkerStatus]:
 
 def _read(path: Path) -> WorkerStatus | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=WorkerStatus)
+        return msgspec.json.decode(read_own(path), type=WorkerStatus)
     except FileNotFoundError:
         return None  # its worker left in this moment
-    except UNREADABLE_JSON as error:  # of another version, or cut by a power failure
+    except (ForeignFile, *UNREADABLE_JSON) as error:  # of another version, or cut by a power cut
         log.debug("passed over %s: %s", path, error)
         return None
 

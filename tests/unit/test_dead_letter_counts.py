@@ -56,3 +56,11 @@ def test_workers_are_counted_together_and_go_on_after_a_restart(tmp_path: Path) 
     for path in layout.dead_letters.glob("counts-*"):
         path.write_bytes(b"{torn")
     assert read_counts(layout).total == 0
+
+
+def test_what_was_counted_before_the_clock_was_set_back_ages_like_the_rest() -> None:
+    counts = DeadLetterCounts()
+    counts.add(["why"], NOON + 8 * HOUR)
+    counts.add(["why"], NOON)
+    assert counts.last_hour(NOON) == 2
+    assert counts.last_hour(NOON + 2 * HOUR) == 0

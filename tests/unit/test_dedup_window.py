@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from fuploader_dagster import dedup_window
 from fuploader_dagster.commit_turns import CommitTurns, Look
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dedup_window import DedupWindow
-from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.errors import DiskFailed, SlotInUse
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.numbered_names import family, is_numbered, numbered_name
+from fuploader_dagster.shipped_indexes import in_order
 from fuploader_dagster.shipping import ship
 from fuploader_dagster.slots import Slot
 from tests.settings import intake, pipeline, sealed
@@ -204,3 +207,44 @@ def test_who_looks_waits_for_a_commit_under_way_and_gives_up_on_one_that_hangs(
         b.turn(1, redelivered=True),
     ):
         pytest.fail("one looked while another committed")
+
+
+def test_a_clock_that_was_set_back_does_not_make_new_directories_old() -> None:
+    hour = 3600.0
+    times = {(0, n): n * hour for n in (1, 2, 3)} | {(0, 4): 1.5 * hour, (0, 5): 1.75 * hour}
+    times |= {(1, 1): 2.9 * hour, (1, 2): 1.6 * hour}
+    order = in_order(times)
+    newest_first = sorted(times, key=lambda place: order[place], reverse=True)
+    assert newest_first == [(0, 5), (1, 2), (1, 1), (0, 4), (0, 3), (0, 2), (0, 1)]
+
+
+def test_another_root_with_the_same_numbers_is_looked_at_anew(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    window = DedupWindow(settings.layout, 100)
+    sealed(settings, {f"old-{n}": b"%d" % n for n in range(5)})
+    window.refresh()
+    assert holds(window, "old-1", b"1")
+    settings.layout.root.rename(tmp_path / "elsewhere")
+    sealed(settings, {f"new-{n}": b"%d" % n for n in range(9)})
+    window.refresh()
+    assert [holds(window, f"{name}-1", b"1") for name in ("old", "new")] == [False, True]
+
+
+@pytest.mark.parametrize("what", ["removed", "made anew"])
+def test_a_turn_ends_with_an_error_if_the_files_of_the_turns_are_other_ones(
+    tmp_path: Path, what: str
+) -> None:
+    layout = Layout(tmp_path)
+    with CommitTurns(layout, 0, prefetch=10) as turns:
+        with turns.turn(1, redelivered=False) as look:
+            assert look == "for none"
+        shutil.rmtree(layout.locks)
+        with ExitStack() as stack:
+            if what == "made anew":
+                stack.enter_context(CommitTurns(layout, 0, prefetch=10))
+            for redelivered in (False, True):
+                with (
+                    pytest.raises(DiskFailed, match="removed or renamed"),
+                    turns.turn(1, redelivered=redelivered),
+                ):
+                    pytest.fail("it went on")

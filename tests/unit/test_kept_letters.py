@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def letter(body: bytes, *, again: bool = True, at: float = NOON, **values: Any) 
         attributes={"headers": {"app": "a", "x-delivery-count": 0}, "deliveries": 1},
         body=body,
     )
-    time = DeadLetterBox(Layout(Path()), 0, clock=lambda: at).now()
-    return msgspec.structs.replace(made, **{"time": time, **values})
+    stamp = DeadLetterBox(Layout(Path()), 0, clock=lambda: at).now()
+    return msgspec.structs.replace(made, **{"time": stamp, **values})
 
 
 def keep(folder: Path, worker: int, letters: list[DeadLetter], *, at: float = NOON) -> None:
@@ -111,3 +112,17 @@ def test_a_message_that_was_sent_back_and_comes_again_becomes_a_letter_anew(
     later = (layout.dead_letters / "requeued").stat().st_mtime + 2 * SENT_BACK_MARGIN_SECONDS
     keep(layout.root, 0, [letter(b"late", at=later)], at=later)
     assert new(layout.root, sent, late) == [b"sent"]
+
+
+def test_a_letter_from_before_the_clock_was_set_back_is_no_proof_once_letters_were_sent_back(
+    tmp_path: Path,
+) -> None:
+    """Its time says that it is newer than the sending back, and nobody knows whether it is."""
+    layout = Layout(tmp_path / "docs")
+    ahead = time.time() + 8 * 3600
+    keep(layout.root, 0, [letter(b"sent", at=ahead)], at=ahead)
+    assert new(layout.root, letter(b"sent")) == []
+    publisher = EmbeddedQueue(path=tmp_path / "queue").publisher()
+    assert requeue(layout, list(numbered_dead_letters(layout)), publisher) == 1
+    publisher.close()
+    assert new(layout.root, letter(b"sent")) == [b"sent"]

@@ -11,6 +11,7 @@ import pytest
 
 from fuploader_dagster import fileio, recovery
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import ForeignFile
 from fuploader_dagster.failures import Failure, all_failures, note_failure
 from fuploader_dagster.layout import PartitionKey, utc
 from fuploader_dagster.packing import pack
@@ -24,6 +25,8 @@ from tests.settings import archived_files, pipeline, sealed
 
 NOW = 1_795_262_400.0
 OLD, YOUNG = (str(PartitionKey(utc(NOW - age), "local", 0, n)) for n, age in ((1, 61), (2, 59)))
+FUTURE = str(PartitionKey(utc(NOW + 8 * 3600), "local", 0, 3))
+"""Sealed before the clock was set back."""
 FILES = {"a.json": b"a", "b.json": b"b" * 1000}
 
 
@@ -52,6 +55,12 @@ def failure(partition: str, *, attempts: int, ago: float) -> Failure:
         (Found(), [], Plan()),
         (Found([OLD]), [], Plan(ask=[OLD])),
         (Found([YOUNG]), [], Plan()),
+        (Found([FUTURE]), [], Plan(ask=[FUTURE])),
+        (
+            Found([OLD], failures={OLD: failure(OLD, attempts=9, ago=-8 * 3600)}),
+            [],
+            Plan(ask=[OLD]),
+        ),
         (Found([OLD, YOUNG]), [OLD], Plan()),
         (Found([OLD], {OLD: receipt(OLD)}), [], Plan(finish=[OLD])),
         (Found([OLD], failures={OLD: failure(OLD, attempts=1, ago=61)}), [], Plan(ask=[OLD])),
@@ -321,3 +330,17 @@ def test_a_new_slot_is_left_to_whoever_asks_first_for_as_long_as_that_takes(
     key = str(PartitionKey(utc(NOW), "local", 0, 1))
     made = plan(Found(sealed=[key]), settings, busy=(), now=NOW + seconds)
     assert made.ask == [key] * asked
+
+
+def test_a_slot_with_something_odd_holds_up_no_other_one_and_is_named(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    for number in (0, 1):
+        with Slot(settings, number) as slot:
+            slot.add("a.json", b"a")
+            slot.commit()
+    settings.layout.slot_lock(0).unlink()
+    settings.layout.slot_lock(0).symlink_to(tmp_path / "secret")
+    with pytest.raises(ForeignFile, match=r"slot-0\.lock should be a file and is a link"):
+        seal_on_request(settings)
+    assert [slot for slot, _ in settings.layout.sealed_numbers()] == [1]
+    assert not (tmp_path / "secret").exists()

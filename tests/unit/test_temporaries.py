@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -125,4 +126,26 @@ def test_a_worker_in_another_container_is_alive_and_a_dead_one_is_not_whoever_ha
     assert [status.worker for status in read_statuses(settings.layout)] == [0]
     assert len(list(settings.layout.workers.iterdir())) == 2
     elsewhere.remove()
+    assert list(settings.layout.workers.iterdir()) == []
+
+
+def test_a_worker_says_how_it_is_whatever_the_clock_does_and_whoever_removes_its_files(
+    tmp_path: Path,
+) -> None:
+    settings = intake(tmp_path)
+    now, passed = 1_795_262_400.0, 0.0
+    report = StatusReport(settings.layout, 0, clock=lambda: now, monotonic=lambda: passed)
+    report.doing("draining")
+    now -= 8 * 3600
+    passed = 2
+    report.status.messages = 100
+    report.write()
+    (found,) = read_statuses(settings.layout)
+    assert (found.messages, found.messages_per_second) == (100, 50)
+    assert found.silent_seconds() == pytest.approx(time.monotonic() - 2, abs=10)
+    shutil.rmtree(settings.layout.workers)
+    passed = 4
+    report.write()
+    assert [one.worker for one in read_statuses(settings.layout)] == [0]
+    report.remove()
     assert list(settings.layout.workers.iterdir()) == []
