@@ -47,3 +47,16 @@ _LOGIN = re.compile(r"(?<=//)[^/?#\s]*@")
 def without_logins(text: str) -> str:
     """The text with `***@` for the login of each address in it: `https://user:password@host`."""
     return _LOGIN.sub("***@", text)
+
+
+def shown_cause(error: BaseException) -> BaseException | None:
+    """What to `raise ... from`: the error, or None if it or what led to it repeats a login.
+
+    Tracebacks and Dagster's UI show causes in their own words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if without_logins(str(cause)) != str(cause):
+            return None
+        cause = cause.__cause__ or cause.__context__
+    return error

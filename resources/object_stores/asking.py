@@ -28,6 +28,7 @@ from fuploader_dagster.resources.object_stores.connections import (
     SLOWEST_BYTES_PER_SECOND,
     answer_within,
 )
+from fuploader_dagster.secret import shown_cause
 
 _DIGITS = re.compile("[0-9]{1,18}")
 _PLACED = re.compile("bytes[ =]([0-9]{1,18})-([0-9]{1,18})/")
@@ -59,10 +60,11 @@ def asking(
             yield
         except (FuploaderError, AlreadyThere, Missing, PastTheEnd, UploadGone):
             raise
-        except Exception as error:  # a client library raises anything on an odd answer
+        except Exception as error:  # noqa: BLE001 - a client library raises anything on an odd answer
             if due.late:
-                raise late(tried, address) from error
-            raise meaning(error) or makes_no_sense(tried, address, error) from error
+                raise late(tried, address) from shown_cause(error)
+            ours = meaning(error) or makes_no_sense(tried, address, error)
+            raise ours from shown_cause(error)
         if due.late:  # and what came so far was taken for all
             raise late(tried, address)
 

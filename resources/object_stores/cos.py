@@ -23,6 +23,9 @@ class COSSettings(CloudSettings):
     """
 
     SECRETS: ClassVar[frozenset[str]] = frozenset({"secret_key", "token"})
+    ADDRESSES: ClassVar[frozenset[str]] = frozenset(
+        {"endpoint", "address", "proxy_url", "instance_role_url"}
+    )
 
     bucket: str = Field(description="With the account's number: name-1250000000.")
     region: str | None = Field(default=None, description="Such as ap-guangzhou.")
@@ -42,6 +45,7 @@ class COSSettings(CloudSettings):
     token: str | None = Field(default=None, repr=False, description="Of temporary credentials.")
     instance_role_url: str | None = Field(
         default=None,
+        repr=False,
         description="http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
     )
     storage_class: str | None = Field(default=None, description="Such as STANDARD_IA or ARCHIVE.")

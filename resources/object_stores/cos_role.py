@@ -13,6 +13,7 @@ import time
 import requests
 
 from fuploader_dagster.errors import StoreRefused, StoreUnavailable
+from fuploader_dagster.secret import without_logins
 
 EARLY_SECONDS = 300.0
 TIMEOUT_SECONDS = 5.0
@@ -23,6 +24,7 @@ class RoleCredentials:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._shown = without_logins(url.partition("?")[0])
         self._lock = threading.Lock()
         self._values: dict[str, str] = {}
         self._expires_at = 0.0
@@ -47,7 +49,7 @@ class RoleCredentials:
 
     def _fetch(self) -> None:
         try:
-            answer = requests.get(self._url, timeout=TIMEOUT_SECONDS)
+            answer = requests.get(self._url, timeout=TIMEOUT_SECONDS, allow_redirects=False)
             answer.raise_for_status()
             stated = answer.json()
             self._values = {
@@ -56,11 +58,11 @@ class RoleCredentials:
             self._expires_at = float(stated["ExpiredTime"])
         except (requests.ConnectionError, requests.Timeout) as error:
             raise StoreUnavailable(
-                f"the metadata service at {self._url} does not answer: {type(error).__name__}",
+                f"the metadata service at {self._shown} does not answer: {type(error).__name__}",
                 hint="instance_role_url works only on a machine of the provider",
             ) from error
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise StoreRefused(
-                f"{self._url} gives no credentials: {type(error).__name__}",
+                f"{self._shown} gives no credentials: {type(error).__name__}",
                 hint="has this machine a role of this name?",
             ) from error

@@ -34,6 +34,7 @@ from fuploader_dagster.resources.object_stores.answers import (
     Missing,
     PastTheEnd,
     error_for,
+    quoted,
     unreachable,
     untrusted,
 )
@@ -49,7 +50,7 @@ from fuploader_dagster.resources.object_stores.asking import (
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.secret import without_logins
+from fuploader_dagster.secret import shown_cause
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
@@ -74,9 +75,8 @@ class CosService(Service):
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
-        self._where = without_logins(
-            settings.address or settings.endpoint or f"COS in {settings.region}"
-        )
+        place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
+        self._where = settings.shown(place) if place else f"COS in {settings.region}"
         self._silence_seconds = settings.read_timeout_seconds
         self._encrypted = settings.encryption != "default"
         self._new = _options_of_new_objects(settings)
@@ -320,8 +320,8 @@ def _client(settings: COSSettings, hook: Any) -> CosS3Client:
         return CosS3Client(config, retry=0, session=session)
     except (CosClientError, ValueError) as error:
         raise ConfigError(
-            f"{settings.describe()}: {error}", hint="check the store's settings"
-        ) from error
+            f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
+        ) from shown_cause(error)
 
 
 class _RoleConfig(CosConfig):  # type: ignore[misc]

@@ -22,6 +22,7 @@ class OSSSettings(CloudSettings):
     """
 
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
+    ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint", "proxy_url", "instance_role_url"})
 
     endpoint: str = Field(description="Such as https://oss-cn-hangzhou.aliyuncs.com.")
     region: str | None = Field(
@@ -37,7 +38,9 @@ class OSSSettings(CloudSettings):
     )
     security_token: str | None = Field(default=None, repr=False, description="Of STS.")
     instance_role_url: str | None = Field(
-        default=None, description="http://100.100.100.200/latest/meta-data/ram/.../<role>"
+        default=None,
+        repr=False,
+        description="http://100.100.100.200/latest/meta-data/ram/.../<role>",
     )
     storage_class: str | None = Field(default=None, description="Such as IA or Archive.")
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(

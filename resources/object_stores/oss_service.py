@@ -45,7 +45,7 @@ from fuploader_dagster.resources.object_stores.asking import (
 )
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.secret import without_logins
+from fuploader_dagster.secret import shown_cause
 from fuploader_dagster.storage import UnfinishedUpload
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class OssService(Service):
 
     def __init__(self, settings: OSSSettings) -> None:
         self._name = settings.bucket
-        self._where = without_logins(settings.endpoint)
+        self._where = settings.shown("endpoint")
         self._silence_seconds = settings.read_timeout_seconds
         self._bucket = _bucket(settings)
         self._new = _options_of_new_objects(settings)
@@ -268,8 +268,8 @@ def _bucket(settings: OSSSettings) -> Any:
         )
     except oss2.exceptions.ClientError as error:
         raise ConfigError(
-            f"{settings.describe()}: {error.body}", hint="check the store's settings"
-        ) from error
+            f"{settings.describe()}: {quoted(str(error.body))}", hint="check the store's settings"
+        ) from shown_cause(error)
 
 
 def _credentials(settings: OSSSettings) -> credentials.CredentialsProvider:

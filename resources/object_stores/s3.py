@@ -29,6 +29,7 @@ class S3Settings(CloudSettings):
     SECRETS: ClassVar[frozenset[str]] = frozenset(
         {"secret_access_key", "session_token", "customer_key"}
     )
+    ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint_url", "proxy_url"})
 
     region: str | None = Field(
         default=None, description="Such as eu-central-1; if not given, boto3's own search decides."

@@ -18,8 +18,10 @@ from botocore.loaders import Loader, create_loader
 from botocore.session import Session as CoreSession
 
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.resources.object_stores.answers import quoted
 from fuploader_dagster.resources.object_stores.archive_bytes import Blocks, View
 from fuploader_dagster.resources.object_stores.connections import punctual
+from fuploader_dagster.secret import shown_cause
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -57,8 +59,8 @@ def open_client(settings: S3Settings) -> S3Client:
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(
-            f"{settings.describe()}: {error}", hint="check the store's settings"
-        ) from error
+            f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
+        ) from shown_cause(error)
     client.meta.events.register("before-send.s3", _send_in_large_blocks)
     if settings.endpoint_url is not None:
         client.meta.events.register_first("needs-retry.s3", _follow_no_redirect)

@@ -5,6 +5,7 @@ What must always hold:
 - A secret is given as the name of an environment variable (`{env: NAME}` in YAML, `EnvVar("NAME")`
   in Python), because Dagster's UI shows a resource's configuration to everybody. A literal is
   refused.
+- An address with a login or a query in it (`https://user:password@host`) is a secret as well.
 - No secret is in a repr, an error or `describe()`; validation errors do not quote what they got.
 - A field that does not exist is an error, not something that is silently ignored.
 
@@ -18,6 +19,7 @@ settings, and `resource.as_resource` makes Dagster resources of them where there
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +30,10 @@ from typing_extensions import Self
 
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
+from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import ObjectStore
+
+_LOGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/?#]*@|[^?#]*\?)")
 
 
 class Variable(str):
@@ -42,11 +47,15 @@ class Variable(str):
 
 
 class ObjectStoreSettings(BaseModel):
-    """What every backend has in common. `SECRETS` names the fields that must be variables."""
+    """What every backend has in common.
+
+    `SECRETS` names the fields that must be variables, `ADDRESSES` those that may hold a login.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     SECRETS: ClassVar[frozenset[str]] = frozenset()
+    ADDRESSES: ClassVar[frozenset[str]] = frozenset()
 
     retry_budget_seconds: float = Field(
         default=300,
@@ -57,7 +66,10 @@ class ObjectStoreSettings(BaseModel):
     def __init__(self, **values: Any) -> None:
         values = {name: _as_variable(value) for name, value in values.items()}
         for name in sorted(self.SECRETS & values.keys()):
-            _refuse_literal(self.kind(), name, values[name])
+            _refuse_literal(self.kind(), name, values[name], "given literally")
+        for name in sorted(self.ADDRESSES & values.keys()):
+            if isinstance(values[name], str) and _LOGIN.match(values[name]):
+                _refuse_literal(self.kind(), name, values[name], "given with a login or a query")
         super().__init__(**values)
         # Validation makes plain text of them. (Dagster keeps its own.)
         self.__dict__.update(
@@ -101,7 +113,18 @@ class ObjectStoreSettings(BaseModel):
         """A field for `describe()`: a variable shows its name."""
         value = getattr(self, name)
         variable = variable_name(value)
-        return str(value) if variable is None else f"${{{variable}}}"
+        return self._plain(name, str(value)) if variable is None else f"${{{variable}}}"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            plain = isinstance(value, str) and variable_name(value) is None
+            yield name, self._plain(name or "", value) if plain else value
+
+    def _plain(self, name: str, text: str) -> str:
+        """A value that may be shown. An address may have a login without `//` before it."""
+        if name in self.ADDRESSES and "//" not in text and "@" in text:
+            return f"***@{text.rpartition('@')[2]}"
+        return without_logins(text)
 
 
 @contextmanager
@@ -129,13 +152,13 @@ def _as_variable(value: Any) -> Any:
     return value
 
 
-def _refuse_literal(settings: str, name: str, value: Any) -> None:
+def _refuse_literal(settings: str, name: str, value: Any, how: str) -> None:
     # When Dagster initialises a resource it constructs it anew with the values that it found in
     # the environment; those must pass. Anything else is somebody's literal.
     if value is None or variable_name(value) is not None or value in os.environ.values():
         return
     raise ConfigError(
-        f"{settings}.{name} is given literally; Dagster's UI would show it",
+        f"{settings}.{name} is {how}; Dagster's UI would show it",
         hint=f"set an environment variable and name it: {name}: {{env: NAME}}, "
         f'or in Python EnvVar("NAME")',
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import pydantic
 import pytest
 from botocore.loaders import JSONFileLoader
 
-from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores import S3, Local, s3_client
+from fuploader_dagster.errors import ConfigError, FuploaderError
+from fuploader_dagster.resources.object_stores import COS, OSS, S3, Local, s3_client
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.storage import ObjectStore, OpensObjectStore
+from fuploader_dagster.testing.object_store_contract import make_archive
 
 SECRET = "very-secret-value"
 
@@ -187,3 +190,81 @@ def test_what_describes_s3_is_read_once_for_all_stores(
     settings().open()
     settings(region="us-east-1").open()
     assert read == []
+
+
+LOGIN = f"http://bob:{SECRET}@127.0.0.1:1"
+STORES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "S3.proxy_url": (S3, {"bucket": "b", "region": "eu-central-1"}),
+    "S3.endpoint_url": (S3, {"bucket": "b", "region": "eu-central-1"}),
+    "COS.proxy_url": (COS, {"bucket": "b-125", "region": "ap-x", "scheme": "http"}),
+    "COS.endpoint": (COS, {"bucket": "b-125", "scheme": "http"}),
+    "COS.address": (COS, {"bucket": "b-125", "region": "ap-x", "scheme": "http"}),
+    "COS.instance_role_url": (COS, {"bucket": "b-125", "region": "ap-x", "scheme": "http"}),
+    "OSS.proxy_url": (OSS, {"bucket": "bbb", "endpoint": "http://oss-cn-x.aliyuncs.com"}),
+    "OSS.endpoint": (OSS, {"bucket": "bbb"}),
+    "OSS.instance_role_url": (OSS, {"bucket": "bbb", "endpoint": "http://oss.example.com"}),
+}
+
+
+def test_every_address_of_every_store_is_in_the_table() -> None:
+    named = {f"{kind.kind()}.{name}" for kind in (S3, COS, OSS) for name in kind.ADDRESSES}
+    assert named == set(STORES)
+    addresses = {
+        f"{kind.kind()}.{name}"
+        for kind in (S3, COS, OSS)
+        for name in kind.model_fields
+        if name.endswith("_url") or name in ("endpoint", "address")
+    }
+    assert addresses == named
+
+
+@pytest.mark.parametrize("field", sorted(STORES))
+@pytest.mark.parametrize(
+    "literal",
+    [LOGIN, f"bob:{SECRET}@host:1", f"//{SECRET}@host", f"http://host/role?token={SECRET}"],
+)
+def test_an_address_with_a_login_is_refused_literally_without_quoting_it(
+    field: str, literal: str
+) -> None:
+    kind, values = STORES[field]
+    with pytest.raises(ConfigError, match=field) as caught:
+        kind(**{**values, field.partition(".")[2]: literal})
+    assert SECRET not in str(caught.value)
+    assert "{env: NAME}" in caught.value.hint
+
+
+@pytest.mark.parametrize("field", sorted(STORES))
+def test_an_address_without_a_login_may_be_given_literally(field: str) -> None:
+    kind, values = STORES[field]
+    for plain in ("http://127.0.0.1:3128", "127.0.0.1:3128", "https://host/a@b"):
+        kind(**{**values, field.partition(".")[2]: plain})
+
+
+@pytest.mark.parametrize("field", sorted(STORES))
+def test_a_login_from_a_variable_is_nowhere_to_be_seen(
+    field: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, values = STORES[field]
+    name = field.partition(".")[2]
+    bare = field in ("COS.address", "COS.endpoint")  # host and port, without a scheme
+    monkeypatch.setenv("TEST_ADDRESS", LOGIN.removeprefix("http://") if bare else LOGIN)
+    monkeypatch.setenv("TEST_SECRET", "another-secret")
+    keys = {
+        S3: {"access_key_id": "id", "secret_access_key": {"env": "TEST_SECRET"}},
+        COS: {"secret_id": "id", "secret_key": {"env": "TEST_SECRET"}},
+        OSS: {"access_key_id": "id", "access_key_secret": {"env": "TEST_SECRET"}},
+    }[kind]
+    with_keys = {} if "role" in name else keys
+    store = kind(
+        **{**values, **with_keys, name: {"env": "TEST_ADDRESS"}, "retry_budget_seconds": 0}
+    )
+    shown = [repr(store), store.describe(), repr(store.resolved()), store.resolved().describe()]
+    shown.append(
+        json.dumps(store.get_resource_definition().config_schema.default_value, default=str)
+    )
+    caplog.set_level(logging.INFO)
+    with pytest.raises(FuploaderError) as caught:
+        store.open().put("k", make_archive(tmp_path, 10))
+    shown += traceback.format_exception(caught.value)
+    shown.append(caplog.text)
+    assert SECRET not in "".join(shown)
