@@ -1,4 +1,4 @@
-"""A 1 GiB archive: bounded memory, and a killed upload that goes on where it stopped."""
+"""An archive of half a GiB: bounded memory, and a killed upload that goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.swift import SwiftServer
 
 MIB = 1 << 20
-SIZE = 1024 * MIB
+SIZE = 512 * MIB
 PART = 16 * MIB
 PARTS = SIZE // PART
 MEMORY_LIMIT = 200 * MIB
@@ -45,7 +45,7 @@ print(json.dumps({"sha256": receipt.sha256, "peak": peak}), flush=True)
 
 @pytest.fixture
 def archive(tmp_path: Path) -> ArchiveFile:
-    """1 GiB in which no two MiB are equal."""
+    """Half a GiB in which no two MiB are equal."""
     path, digest, block = tmp_path / "big.tar.zst", hashlib.sha256(), os.urandom(MIB - 8)
     with path.open("wb") as file:
         for number in range(SIZE // MIB):
@@ -56,7 +56,7 @@ def archive(tmp_path: Path) -> ArchiveFile:
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_upload_of_a_gibibyte_goes_on_and_stays_below_200_mb(
+def test_a_killed_upload_of_half_a_gibibyte_goes_on_and_stays_below_200_mb(
     archive: ArchiveFile, swift: SwiftServer, swift_proxy: FaultyProxy
 ) -> None:
     bucket = swift.fresh_bucket()

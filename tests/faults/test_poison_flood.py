@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.config import Intake
 from fuploader_dagster.dead_letter_counts import read_counts
 from fuploader_dagster.dead_letters import read_dead_letters
 from fuploader_dagster.envelope import encode
@@ -29,37 +27,26 @@ from tests.servers.redis import RedisServer
 MANY = 20_000
 
 
-def seconds_to_drain(settings: Intake, bodies: Sequence[bytes]) -> float:
-    """From the first message handled to the last, so without the start of a process."""
-    publish_bodies(settings, list(bodies))
-    with draining(settings):
-        wait_until_handled(settings, 1, 60)
-        began = time.monotonic()
-        wait_until_handled(settings, len(bodies), 200)
-        taken = time.monotonic() - began
-        wait_for(lambda: backlog(settings) == 0, settings, "the last acknowledgement")
-    return max(taken, 0.5)
-
-
-def test_poison_takes_about_as_long_as_good_messages_and_a_few_lines_of_log(
+def test_a_flood_of_poison_is_kept_and_counted_and_takes_a_few_lines_of_log(
     tmp_path: Path,
     rabbitmq: RabbitMQServer,
     redis_server: RedisServer,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    good = embedded(tmp_path / "good", **on_servers(rabbitmq, redis_server))
     bodies = [encode(name, body, "bytes") for name, body in files(MANY).items()]
-    usual = seconds_to_drain(good, bodies)
-
     flooded = embedded(tmp_path / "flooded", **on_servers(rabbitmq, redis_server))
     poison = [b"no envelope %d %s" % (n, body[:1_000]) for n, body in enumerate(bodies[:-10])]
+    publish_bodies(flooded, [*poison, *bodies[-10:]])
     capfd.readouterr()
-    taken = seconds_to_drain(flooded, [*poison, *bodies[-10:]])
+    began = time.monotonic()
+    with draining(flooded):
+        wait_until_handled(flooded, MANY, 200)
+        wait_for(lambda: backlog(flooded) == 0, flooded, "the last acknowledgement")
+    taken = time.monotonic() - began
     lines = capfd.readouterr().err.splitlines()
 
     assert len(stored(flooded.layout)) == 10
-    assert taken < 4 * usual + 10
-    assert len(lines) < 20 + taken
+    assert len(lines) < 20 + taken  # about one a second
     assert {letter.body for letter in read_dead_letters(flooded.layout)} == set(poison)
     assert len(list(flooded.layout.dead_letters.iterdir())) <= 4  # a file a day, and the counts
     counts = read_counts(flooded.layout)

@@ -56,7 +56,6 @@ def test_a_backfill_of_chosen_partitions_ships_just_these(tmp_path: Path) -> Non
         dev.wait_for(
             lambda: backfill_status(dev, launched["backfillId"]).startswith("COMPLETED"),
             "the backfill",
-            150,
         )
         assert backfill_status(dev, launched["backfillId"]) == "COMPLETED_SUCCESS"
         assert sorted(dev.materialized("docs", "uploaded_archive")) == chosen

@@ -88,7 +88,7 @@ HOST = {
         repository = defs.get_repository_def()
         sensor = repository.get_sensor_def("documents_drain")
         slowest, result, supervisor = 0.0, None, supervisor_for(documents.intake())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         asked = False
         while (result is None or not result.run_requests) and time.monotonic() < deadline:
             started = time.perf_counter()

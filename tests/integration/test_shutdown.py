@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster.loading import load_pipelines
-from tests.drains import backlog, contents_of, files, publish, stored
+from tests.drains import backlog, contents_of, publishing, stored
 from tests.servers.dagster_dev import DagsterDev, group_members
 from tests.servers.ports import wait_until
 
-MESSAGES = 60_000
-ORDERLY_SECONDS = 20
+ORDERLY_SECONDS = 25
+"""Less than after which a worker that hangs ends itself."""
 
 
 @pytest.mark.timeout(300)
@@ -32,7 +30,7 @@ def test_sigterm_under_load_ends_the_workers_in_seconds_with_their_batch_committ
                 "source": {"kind": "embedded", "path": str(folder / "queue")},
                 "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
                 "store": {"kind": "local", "path": str(folder / "objects")},
-                "seal_messages": 10 * MESSAGES,
+                "seal_messages": 1_000_000,
                 "seal_age_seconds": 3600,
                 "dedup_window_messages": 0,  # what was committed and not settled would show
             }
@@ -42,17 +40,21 @@ def test_sigterm_under_load_ends_the_workers_in_seconds_with_their_batch_committ
     try:
         dev.start()
         pipeline = load_pipelines(dev.folder / "fuploader.yaml")["docs"]
-        publishing = threading.Thread(target=publish, args=[pipeline, files(MESSAGES)])
-        publishing.start()
-        dev.wait_for(lambda: bool(stored(pipeline.layout)), "the first messages", 60)
-        terminate(dev, to)
-        seconds = wait_for_none(dev, "fuploader_dagster.worker" if to == "the code server" else "")
-        publishing.join()
+        with publishing(pipeline, ahead=5_000) as contents:
+            dev.wait_for(lambda: bool(stored(pipeline.layout)), "the first messages")
+            terminate(dev, to)
+            wait_for_none(dev, "fuploader_dagster.worker" if to == "the code server" else "")
+            wait_until(
+                lambda: backlog(pipeline) > 0,
+                seconds=60,
+                what="a message that nobody takes",
+                diagnose=lambda: f"{len(contents)} published",
+            )
     finally:
         dev.kill()
     handled = stored(pipeline.layout)
-    assert 0 < len(handled) < MESSAGES, f"not ended within the drain, but after {seconds:.1f} s"
-    assert backlog(pipeline) == MESSAGES - len(handled)
+    assert handled
+    assert backlog(pipeline) == len(contents) - len(handled)
     (directory,) = (pipeline.layout.root / "active").glob("slot-*/dir-*")
     names = [name for name, _ in contents_of(directory)]
     assert len(names) == len(set(names)) == len(handled)
@@ -72,9 +74,8 @@ def terminate(dev: DagsterDev, whom: str) -> None:
         os.kill(pid, signal.SIGTERM)
 
 
-def wait_for_none(dev: DagsterDev, words: str) -> float:
-    """Seconds until no process of the session has the words in its command line."""
-    started = time.monotonic()
+def wait_for_none(dev: DagsterDev, words: str) -> None:
+    """Until no process of the session has the words in its command line."""
 
     def left() -> list[str]:
         return [member for member in group_members(dev.group) if words in member]
@@ -85,4 +86,3 @@ def wait_for_none(dev: DagsterDev, words: str) -> float:
         what=f"the end of {words or 'all processes'}",
         diagnose=lambda: "\n".join(left()),
     )
-    return time.monotonic() - started

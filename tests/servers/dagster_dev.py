@@ -65,6 +65,10 @@ class DagsterDev:
         self.wait_for(self._loaded, "the UI to answer", START_SECONDS)
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def group(self) -> int:
         """The process group of everything it started."""
         if self._process is None:
