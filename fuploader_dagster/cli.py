@@ -59,7 +59,7 @@ from fuploader_dagster.failures import all_failures
 from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.mending import all_mended
 from fuploader_dagster.names_in_utf8 import require_utf8_names
-from fuploader_dagster.publishing import bodies
+from fuploader_dagster.publishing import publish_lines
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.room import Room, Unshipped, room_of
 from fuploader_dagster.running import drain_pipeline, ship_pipeline
@@ -92,12 +92,16 @@ def publish(
         task = progress.add_task("publishing", total=total)
         publisher = settings.source.publisher()
         try:
-            confirmed = publisher.publish(
-                _counted(bodies(lines, settings), lambda: progress.advance(task))
+            report = publish_lines(
+                lines, settings, publisher, progress=lambda more: progress.advance(task, more)
             )
         finally:
             publisher.close()
-    console.print(f"{confirmed:,} messages are confirmed by {settings.source.describe()}")
+    console.print(f"{report.confirmed:,} messages are confirmed by {settings.source.describe()}")
+    for number, error in report.refused:
+        complain(f"line {number} was not sent: {error}")
+    if report.refused:
+        raise typer.Exit(4)
 
 
 @app.command()
@@ -299,12 +303,6 @@ def _free_port(first: int = 3000) -> int:
                 continue
             return port
     raise ConfigError(f"no port from {first} to {first + 99} is free", hint="name one with --port")
-
-
-def _counted(pairs: Iterator[Any], advance: Any) -> Iterator[Any]:
-    for pair in pairs:
-        yield pair
-        advance()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from fuploader_dagster.restoring import Refused, RestoreFolder
 
 SHOWN_REASON = 100
 REQUEUE_BATCH = 500
+REFUSED = 4
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,19 +92,28 @@ def requeue_letters(
     pipeline: PipelineOption = None,
     every: Annotated[bool, typer.Option("--all", help="All that wait here.")] = False,
 ) -> None:
-    """Send them back to the queue, with their headers, confirmed by it."""
+    """Send them back to the queue, with headers and properties, confirmed by it.
+
+    What the queue will not take stays here and is named; the exit code is then 4.
+    """
     settings = one_pipeline(config, pipeline)
     if bool(ids) == every:
         raise ConfigError("name the letters to send back, or say --all")
     letters = list(_waiting(settings.layout)) if every else _chosen(settings.layout, ids or [])
     publisher = settings.source.publisher()
-    sent = 0
+    sent, refused = 0, 0
     try:
         for start in range(0, len(letters), REQUEUE_BATCH):
-            sent += requeue(settings.layout, letters[start : start + REQUEUE_BATCH], publisher)
+            done = requeue(settings.layout, letters[start : start + REQUEUE_BATCH], publisher)
+            sent += done.sent
+            refused += len(done.refused)
+            for letter_id, error in done.refused:
+                complain(f"{letter_id} stays here: {error}")
     finally:
         publisher.close()
     say(f"sent {sent:,} messages back to {settings.source.describe()}")
+    if refused:
+        raise typer.Exit(REFUSED)
 
 
 @app.command()

@@ -8,7 +8,8 @@ can leave a torn last line: its message was not acknowledged and comes again.
 
 A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
 the queue stay where they are; their ids stand in `dead-letters/requeued`, appended after the queue
-confirmed them. A crash in between sends them twice, never not at all.
+confirmed them. A crash in between sends them twice, never not at all. One that the queue will not
+take (it is too large) does not keep the others from being sent, or from counting as sent.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_one, write_one
-from fuploader_dagster.errors import UNREADABLE_JSON
+from fuploader_dagster.errors import UNREADABLE_JSON, MessageRefused
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
+from fuploader_dagster.refused_messages import publish_taken
 from fuploader_dagster.source import MessagePublisher
 from fuploader_dagster.steps import Step, reached
 
@@ -117,21 +120,34 @@ def requeued_ids(layout: Layout) -> set[str]:
     return set(path.read_text("utf-8").split()) if path.exists() else set()
 
 
+@dataclass
+class Requeued:
+    """What became of letters that were to go back to the queue."""
+
+    sent: int = 0
+    """Confirmed by the queue."""
+    refused: list[tuple[str, MessageRefused]] = field(default_factory=list)
+    """Ids of those that it will not take. They wait here as before."""
+
+
 def requeue(
     layout: Layout, letters: Sequence[tuple[str, DeadLetter]], publisher: MessagePublisher
-) -> int:
-    """Send letters back to the queue with their bodies and headers; returns how many.
+) -> Requeued:
+    """Send letters back to the queue with their bodies, headers and properties.
 
     Raises what `MessagePublisher.publish` raises; then none of them counts as sent back.
     """
     if not letters:
-        return 0
+        return Requeued()
     path = _requeued(layout)
     path.touch()  # no letter that is here stands for a message that comes again from now on
-    sent = publisher.publish((one.body, _headers(one)) for _, one in letters)
-    lines = "".join(f"{letter_id}\n" for letter_id, _ in letters).encode("utf-8")
+    refused = publish_taken(
+        publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
+    )
+    sent = [letter_id for at, (letter_id, _) in enumerate(letters) if at not in refused]
+    lines = "".join(f"{letter_id}\n" for letter_id in sent).encode("utf-8")
     append_durably(path, lines if ends_whole(path) else b"\n" + lines)
-    return sent
+    return Requeued(len(sent), [(letters[at][0], error) for at, error in refused.items()])
 
 
 def last_sent_back(layout: Layout) -> str:
@@ -147,10 +163,10 @@ def latest_of_now() -> str:
     return _as_time(time.time() + SET_BACK_SECONDS)
 
 
-def _headers(letter: DeadLetter) -> dict[str, Any]:
-    headers = letter.attributes.get("headers")
-    named = dict(headers) if isinstance(headers, dict) else {}
-    return {**named, **({"message_id": letter.message_id} if letter.message_id else {})}
+def _attributes(letter: DeadLetter) -> dict[str, Any]:
+    """As its source described them; of a letter without its message id there, with that."""
+    named = {"message_id": letter.message_id} if letter.message_id else {}
+    return {**named, **letter.attributes}
 
 
 def _as_time(seconds: float) -> str:

@@ -11,6 +11,7 @@
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
+    |   |   +-- MessageRefused         it refuses one message, which is too large, for example
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   |   +-- ColdObject           the object is stored, and cannot be read before it is restored
@@ -96,6 +97,19 @@ class ConfigError(PermanentError):
 
 class SourceRefused(PermanentError):
     """The queue refused the login, the rights or the queue's name."""
+
+
+class MessageRefused(SourceRefused):
+    """The queue will never take one of the messages that were to be published.
+
+    `position`: which of them, from 0. The first `confirmed` of them are in the queue; what lies
+    between may be.
+    """
+
+    def __init__(self, message: str, *, position: int, confirmed: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+        self.confirmed = confirmed
 
 
 class StateRefused(PermanentError):

@@ -7,10 +7,11 @@ What must always hold:
   replay goes on behind the last confirmed batch: at most one batch (500 messages) is published
   twice, none is left out.
 - What is damaged is never published: the replay stops there and names it.
+- A message that the queue will not take (it is too large) is named at the end; the others are sent.
 
 Format of the progress file, one JSON object: the digest of what was asked for, the partition that
-was reached, how many of its chosen messages are confirmed, and how many in all. It goes once all
-are; so the same command later begins anew.
+was reached, how many of its chosen messages are confirmed, how many in all, and what the queue
+refused. It goes once all are; so the same command later begins anew.
 
 A message becomes an envelope again where the pipeline reads envelopes (content type `json` if the
 content is that, else `text`, else `bytes`), and is its content elsewhere. With a parser of one's
@@ -39,10 +40,13 @@ from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
 from fuploader_dagster.fileio import FileLock, make_dirs, remove_file, write_durably
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.receipts import receipts_between
+from fuploader_dagster.refused_messages import publish_taken
 from fuploader_dagster.source import MessagePublisher, SourceSettings
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 16 * 2**20
+_Named = tuple[str, tuple[bytes, dict[str, Any]]]
+"""A file's name with the body and headers of its message."""
 _FIELDS_OF_QUEUES = ("queue", "stream", "topic", "path")
 
 
@@ -69,8 +73,10 @@ class _Reached(msgspec.Struct, frozen=True):
     selection: str
     partition: str = ""
     confirmed: int = 0
-    """Of the partition's chosen messages."""
+    """Of the partition's chosen messages, those that the queue refused included."""
     total: int = 0
+    refused: list[str] = []
+    """What the queue will never take, with the reason."""
 
 
 @dataclass
@@ -82,7 +88,7 @@ class ReplayReport:
     before: int = 0
     """Confirmed in an earlier attempt at the same replay."""
     refused: list[str] = field(default_factory=list)
-    """Files that no message can carry, with the reason."""
+    """Files that no message can carry, or that the queue will not take, with the reason."""
 
 
 def replay(
@@ -104,6 +110,7 @@ def replay(
     with FileLock(path.with_suffix(".lock")):
         reached = _read(path, selection)
         report.before = reached.total
+        reasons = list(reached.refused)
         start = selection.partitions.index(reached.partition) if reached.partition else 0
         for partition in selection.partitions[start:]:
             skip = reached.confirmed if partition == reached.partition else 0
@@ -111,15 +118,17 @@ def replay(
                 messages = _messages(archive, selection.pattern, settings, report.refused)
                 confirmed = sum(1 for _ in islice(messages, skip))
                 while batch := _batch(messages):
-                    publisher.publish(batch)
+                    refused = publish_taken(publisher.publish, [pair for _, pair in batch])
+                    reasons += [f"{batch[at][0]!r}: {error}" for at, error in refused.items()]
                     confirmed += len(batch)
-                    report.published += len(batch)
+                    report.published += len(batch) - len(refused)
                     total = report.before + report.published
-                    _keep(path, _Reached(selection.digest, partition, confirmed, total))
+                    _keep(path, _Reached(selection.digest, partition, confirmed, total, reasons))
                     if progress:
                         progress(total)
         remove_file(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
+    report.refused += reasons
     return report
 
 
@@ -187,27 +196,27 @@ def content_type_of(content: bytes) -> str:
 
 def _messages(
     archive: Archive, pattern: str | None, settings: Intake, refused: list[str]
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
+) -> Iterator[_Named]:
     def chosen(name: str) -> bool:
         return pattern is None or fnmatchcase(name, pattern)
 
     for name, content in archive.payloads(chosen):
         try:
-            yield _message(name, content, settings.message_format)
+            yield name, _message(name, content, settings.message_format)
         except ValueError as error:
             refused.append(f"{name!r}: {error}")
 
 
-def _batch(messages: Iterator[tuple[bytes, dict[str, Any]]]) -> list[tuple[bytes, dict[str, Any]]]:
+def _batch(messages: Iterator[_Named]) -> list[_Named]:
     """The next messages, until they are enough by number or by size; empty at the end."""
-    batch: list[tuple[bytes, dict[str, Any]]] = []
+    batch: list[_Named] = []
     size_bytes = 0
     while len(batch) < BATCH_MESSAGES and size_bytes < BATCH_BYTES:
-        message = next(messages, None)
-        if message is None:
+        named = next(messages, None)
+        if named is None:
             break
-        batch.append(message)
-        size_bytes += len(message[0])
+        batch.append(named)
+        size_bytes += len(named[1][0])
     return batch
 
 

@@ -106,8 +106,17 @@ class MessagePublisher(ABC):
         """Publish (body, headers) pairs; return how many the queue confirmed as durable.
 
         Returns only when all are confirmed. Raises `SourceUnavailable` otherwise; some of the
-        messages may then be in the queue already.
+        messages may then be in the queue already. Raises `MessageRefused` for a message that the
+        queue will never take, and can be called again with the others.
         """
+
+    def publish_again(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        """Publish (body, attributes) pairs of dead letters, the attributes as `describe` gave them.
+
+        Sends to this queue alone, keeps what belongs to the message, and raises as `publish` does.
+        The default keeps headers and message id.
+        """
+        return self.publish((body, _headers(attributes)) for body, attributes in messages)
 
     @abstractmethod
     def backlog(self) -> int:
@@ -116,6 +125,12 @@ class MessagePublisher(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leave. Never raises, may be repeated."""
+
+
+def _headers(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    headers, message_id = attributes.get("headers"), attributes.get("message_id")
+    named = dict(headers) if isinstance(headers, dict) else {}
+    return {**named, "message_id": message_id} if isinstance(message_id, str) else named
 
 
 class SourceSettings(BaseModel):

@@ -1,6 +1,6 @@
-"""A message's properties as AMQP encodes them: read for the drain and for dead letters.
+"""A message's properties as AMQP encodes them: read for the drain, described, and written again.
 
-What must always hold: nothing here raises, whatever the bytes are. A producer may send a header
+What must always hold: reading never raises, whatever the bytes are. A producer may send a header
 that Python has no value for (a timestamp in milliseconds is the year 56873), text that is no
 UTF-8, a type that nobody knows, or tables thousands deep; such a message is drained like any other.
 What cannot be decoded is kept as it came.
@@ -8,7 +8,9 @@ What cannot be decoded is kept as it came.
 Rendered for JSON, as `docs/formats.md` lists it: text and numbers as they are; bytes that are no
 text as `{"base64": ...}`; a timestamp as ISO 8601, or as its number where no calendar has it; a
 decimal, NaN, an infinity and a number of more than 64 bits as text. Where decoding stops, in a
-table, a list or among the properties, the bytes that are left stand under `undecoded`.
+table, a list or among the properties, the bytes that are left stand under `undecoded`. Written
+again, each is the type that is closest: `{"base64": ...}` is bytes again, what was rendered as text
+is text.
 
 AMQP 0-9-1, numbers big-endian. Properties: one word or more of flags (bit 0: another word
 follows), then the fields whose flags are set, in the order of `_FIELDS`. Short string: u8 length,
@@ -18,8 +20,9 @@ bytes. Table: u32 length in bytes, then pairs of short string and value. Value: 
 from __future__ import annotations
 
 import base64
+import binascii
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from struct import Struct
@@ -30,6 +33,9 @@ UNDECODED = "undecoded"
 DEEPEST = 32
 """Tables and lists inside each other; what is deeper is kept undecoded. JSON has to be read, too,
 by tools with a limit of their own."""
+
+LONGEST_SHORT = 255
+"""Bytes of a short string: all properties that are text, and the names of headers."""
 
 _WORD, _LENGTH, _TIME = Struct(">H"), Struct(">I"), Struct(">Q")
 _MORE_FLAGS = 1
@@ -259,3 +265,95 @@ def _put(table: dict[str, Any], name: str, value: Any) -> None:
     while name in table:
         name += "_"
     table[name] = value
+
+
+def encoded(properties: Mapping[str, Any]) -> bytes:
+    """Properties as they are sent; those that are None are left out.
+
+    Short strings must fit (`as_short`). Raises `TypeError` for a header that has no type in AMQP.
+    """
+    flags, parts = 0, [b""]
+    for flag, name, kind in _FIELDS:
+        value = properties.get(name)
+        if value is not None:
+            flags |= flag
+            parts.append(_WRITERS[kind](value))
+    parts[0] = _WORD.pack(flags)
+    return b"".join(parts)
+
+
+def as_short(value: Any) -> bytes | None:
+    """The bytes of a short string; None if it cannot be one."""
+    raw = _raw(value)
+    return raw if raw is not None and len(raw) <= LONGEST_SHORT else None
+
+
+def _raw(value: Any) -> bytes | None:
+    """Bytes of text, of bytes, and of bytes as they are described."""
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and value.keys() == {"base64"} and isinstance(value["base64"], str):
+        try:
+            return base64.b64decode(value["base64"], validate=True)
+        except (binascii.Error, ValueError):
+            return None
+    return None
+
+
+def _written_short(value: Any) -> bytes:
+    raw = as_short(value)
+    if raw is None:
+        raise TypeError(f"{type(value).__name__} is no short string")
+    return bytes([len(raw)]) + raw
+
+
+def _written_table(table: Mapping[str, Any]) -> bytes:
+    pairs = []
+    for name, value in table.items():
+        key = str(name).encode(errors="replace")
+        while len(key) > LONGEST_SHORT:  # escapes have made it longer
+            key = key[:LONGEST_SHORT].decode(errors="ignore").encode()
+        pairs.append(bytes([len(key)]) + key + _written(value))
+    return _long(b"".join(pairs))
+
+
+def _written(value: Any) -> bytes:  # noqa: PLR0911  one return for each type
+    """A value with its byte of type."""
+    if value is None:
+        return b"V"
+    if isinstance(value, bool):
+        return b"t" + bytes([value])
+    if isinstance(value, int):
+        for kind in (b"I", b"l"):
+            try:
+                return kind + _NUMBERS[kind].pack(value)
+            except StructError:
+                continue
+        return b"S" + _long(str(value).encode())
+    if isinstance(value, float) and math.isfinite(value):
+        return b"d" + _NUMBERS[b"d"].pack(value)
+    if isinstance(value, (float, Decimal)):
+        return b"S" + _long(str(value).encode())
+    if isinstance(value, datetime):
+        return b"T" + _TIME.pack(max(0, int(value.timestamp())))
+    if (raw := _raw(value)) is not None:
+        return (b"S" if isinstance(value, str) else b"x") + _long(raw)
+    if isinstance(value, Mapping):
+        return b"F" + _written_table(value)
+    if isinstance(value, (list, tuple)):
+        return b"A" + _long(b"".join(map(_written, value)))
+    raise TypeError(type(value).__name__)
+
+
+def _long(raw: bytes) -> bytes:
+    return _LENGTH.pack(len(raw)) + raw
+
+
+_WRITERS: dict[str, Callable[[Any], bytes]] = {
+    _SHORT: _written_short,
+    _OCTET: lambda value: bytes([value]),
+    _SECONDS: lambda value: _TIME.pack(int(value)),
+    _TABLE: _written_table,
+}

@@ -149,7 +149,7 @@ def test_headers_of_every_kind_are_described_as_json_values(
     source = opened(queue)
     (message,) = collect(source, 1)
     assert source.describe(message) == {
-        "headers": {"text": "plain", "raw": {"base64": "/wA="}, "ratio": "0.5"},
+        "headers": {"text": "plain", "raw": {"base64": "/wA="}, "ratio": 0.5},
         "delivery_mode": 2,
     }
 

@@ -16,7 +16,7 @@ from fuploader_dagster.archive_reader import Archive
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.decoding import Decoder, File
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.errors import ConfigError, DamagedArchive, SourceUnavailable
+from fuploader_dagster.errors import ConfigError, DamagedArchive, MessageRefused, SourceUnavailable
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.replay import (
@@ -132,6 +132,33 @@ def test_an_interrupted_replay_goes_on_behind_what_was_confirmed(
         settings.layout, Selection(keys, None, settings.source.describe())
     ).exists()
     assert run(settings, keys).published == 75  # a finished one begins anew
+
+
+class TakesOnlySmall(FailsAfter):
+    """A queue with a limit for the size of a message, and a broker that goes away."""
+
+    def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        batch = list(messages)
+        for position, (body, _) in enumerate(batch):
+            if len(body) > 100:
+                super().publish(batch[:position])
+                raise MessageRefused("too large", position=position, confirmed=position)
+        return super().publish(batch)
+
+
+def test_what_the_queue_will_never_take_is_named_and_the_others_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "BATCH_MESSAGES", 5)
+    settings = with_queue(tmp_path, message_format="raw")
+    files = {f"{n:02}": b"x" * (1_000 if n in (3, 11) else 1) for n in range(20)}
+    keys = stored(settings, files)
+    with pytest.raises(SourceUnavailable):
+        run(settings, keys, publisher=TakesOnlySmall(settings.source.publisher(), 12))
+    report = run(settings, keys, publisher=TakesOnlySmall(settings.source.publisher(), 100))
+    assert [reason.split(":")[0] for reason in report.refused] == ["'03'", "'11'"]
+    assert report.before + report.published == 18
+    assert {file.name for file in files_in(settings)} == set(files) - {"03", "11"}
 
 
 def test_what_is_damaged_is_not_published_and_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fuploader_dagster.dead_letters import (
     DeadLetter,
     DeadLetterBox,
+    Requeued,
     numbered_dead_letters,
     read_dead_letters,
     requeue,
@@ -89,7 +90,7 @@ def test_letters_sent_back_carry_body_and_headers_and_are_remembered(tmp_path: P
     queue = EmbeddedQueue(path=tmp_path / "queue")
     numbered = list(numbered_dead_letters(layout))
     publisher = queue.publisher()
-    assert requeue(layout, numbered[1:], publisher) == 1
+    assert requeue(layout, numbered[1:], publisher) == Requeued(1)
     publisher.close()
     assert requeued_ids(layout) == {numbered[1][0]}
     source = queue.source(prefetch=10)

@@ -104,9 +104,9 @@ def test_a_message_that_was_sent_back_and_comes_again_becomes_a_letter_anew(
     sent, late = letter(b"sent", time=box.now()), letter(b"late", time=box.now())
     box.keep([sent])
     publisher = EmbeddedQueue(path=tmp_path / "queue").publisher()
-    assert requeue(layout, [], publisher) == 0
+    assert requeue(layout, [], publisher).sent == 0
     assert new(layout.root, sent) == []
-    assert requeue(layout, list(numbered_dead_letters(layout)), publisher) == 1
+    assert requeue(layout, list(numbered_dead_letters(layout)), publisher).sent == 1
     publisher.close()
     assert new(layout.root, sent) == [b"sent"]
     later = (layout.dead_letters / "requeued").stat().st_mtime + 2 * SENT_BACK_MARGIN_SECONDS
