@@ -123,6 +123,6 @@ def test_a_letter_from_before_the_clock_was_set_back_is_no_proof_once_letters_we
     keep(layout.root, 0, [letter(b"sent", at=ahead)], at=ahead)
     assert new(layout.root, letter(b"sent")) == []
     publisher = EmbeddedQueue(path=tmp_path / "queue").publisher()
-    assert requeue(layout, list(numbered_dead_letters(layout)), publisher) == 1
+    assert requeue(layout, list(numbered_dead_letters(layout)), publisher).sent == 1
     publisher.close()
     assert new(layout.root, letter(b"sent")) == [b"sent"]
