@@ -57,7 +57,9 @@ CREATE TABLE IF NOT EXISTS totals (
     duplicates INTEGER DEFAULT 0, dead_letters INTEGER DEFAULT 0,
     PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
 """
-_IS_A_CLAIM = "typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')"
+_IS_A_CLAIM = """
+    typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')
+"""
 _MOST = 10**18
 """Nothing is counted that far."""
 _TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
