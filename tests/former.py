@@ -163,7 +163,7 @@ class Former:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
+            process.wait(120)
 
     def die_at(self, moment: str, dice: random.Random) -> None:
         """Run it until it dies at this moment, if it comes to it."""
@@ -192,7 +192,7 @@ class Former:
         with self.running(moment, times, recover=recover) as process:
             self._wait(lambda: process.poll() is not None, process)
 
-    def _wait(self, ready: Any, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    def _wait(self, ready: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
         def diagnose() -> str:
             return (self.folder / "fuploader.log").read_text()[-3000:]
 
@@ -308,7 +308,7 @@ def take_over_after(
     publish_bodies(settings.intake(), encoded(published))
     former.die_at(moment, dice)
     wait_until(
-        lambda: not _consumers(former), seconds=30, what="the broker", diagnose=lambda: moment
+        lambda: not _consumers(former), seconds=120, what="the broker", diagnose=lambda: moment
     )
     disk, store = former.on_disk(), former.in_store()
     waiting = backlog(settings.intake())

@@ -146,7 +146,7 @@ def test_a_redis_whose_clock_went_back_by_eight_hours_keeps_a_claim_only_while_i
     keys.put("claims", "0", f"{keys.now_ms() + EIGHT_HOURS_MS} {ROOT_A}")
     wait_until(
         lambda: taken(lambda: rival.claim([0], ROOT_B, 0.2)),
-        seconds=30,
+        seconds=120,
         what="the claim of a root that is gone",
         diagnose=lambda: str(keys.get("claims", "0")),
     )

@@ -55,7 +55,7 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
     with former.running():
         wait_until(
             lambda: bool(former.keys()) and (former.root / "active").is_dir(),
-            seconds=60,
+            seconds=120,
             what="FUploader",
             diagnose=(tmp_path / "fuploader.log").read_text,
         )
@@ -66,13 +66,13 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
         assert gate.closed()
         wait_until(
             lambda: "stop it" in gate.closed(),
-            seconds=60,
+            seconds=120,
             what="the refusal",
             diagnose=gate.closed,
         )
         assert (former.root / "active/slot-0/dir-000001/a.json").exists()
         assert former.keys()
-    wait_until(lambda: not gate.closed(), seconds=60, what="the gate", diagnose=gate.closed)
+    wait_until(lambda: not gate.closed(), seconds=120, what="the gate", diagnose=gate.closed)
     assert not (former.root / "active").exists()
     assert not former.keys()
 
@@ -87,7 +87,7 @@ def test_uploads_that_fuploader_gave_up_are_taken_over_without_their_archives(
     with former.running():
         wait_until(
             lambda: len(list(former.root.glob("sealed/*/2*.tar.zst"))) > 0,
-            seconds=60,
+            seconds=120,
             what="an archive that was refused",
             diagnose=lambda: (tmp_path / "fuploader.log").read_text()[-2000:],
         )

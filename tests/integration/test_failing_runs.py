@@ -197,7 +197,7 @@ def test_a_run_that_is_killed_alone_or_with_its_code_server_ships_its_slot_once_
         daemon.code_server.kill()
         wait_until(
             lambda: second not in processes_of(str(tmp_path)),
-            seconds=30,
+            seconds=120,
             what="the end of the run",
             diagnose=str,
         )

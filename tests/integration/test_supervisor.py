@@ -206,7 +206,7 @@ def test_after_a_reload_the_next_supervisor_waits_for_no_lease_to_end(tmp_path: 
             wait_for(lambda: bool(new.problems()), settings, "the new one's wait for the slot")
             old.process.kill()
             publish(settings, contents)
-            wait_until_stored(settings, contents, 40)
+            wait_until_stored(settings, contents, 55)
             new.leave()
     assert_exactly_once(settings, contents)
 

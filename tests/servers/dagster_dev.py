@@ -98,7 +98,7 @@ class DagsterDev:
             for member in group_members(process.pid):
                 with suppress(ProcessLookupError):
                     os.kill(int(member.split()[0]), signal.SIGKILL)
-            process.wait(30)
+            process.wait(120)
 
     def wait_for(self, met: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Poll until `met`; on time-out fail with the end of the log."""
@@ -115,7 +115,7 @@ class DagsterDev:
         answer = requests.post(
             f"http://127.0.0.1:{self.port}/graphql",
             json={"query": text, "variables": variables},
-            timeout=30,
+            timeout=120,
         ).json()
         assert "errors" not in answer, answer
         data: dict[str, Any] = answer["data"]

@@ -48,7 +48,7 @@ class ServerProcess:
         env: Mapping[str, str],
         cwd: Path,
         ready: Callable[[], bool],
-        seconds: float = 60,
+        seconds: float = 120,
     ) -> None:
         """Start it and return when it is ready."""
         assert not self.running, f"{self.name} runs already"
@@ -90,7 +90,7 @@ class ServerProcess:
             return
         if self.running:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
+        self._process.wait(120)
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nobody answers."""
