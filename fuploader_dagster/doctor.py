@@ -97,13 +97,14 @@ def disk(settings: Pipeline) -> Iterator[Diagnosis]:
 
 
 def object_store(settings: Pipeline) -> Iterator[Diagnosis]:
-    """The bucket and our rights on it, by an object of our own; then its clock against ours."""
+    """The bucket and our rights on it, by a part and an object of our own; then its clock."""
     try:
         store = _opened(settings.store)
         store.check()
     except FuploaderError as error:
         yield trouble("object store", error)
         return
+    yield from getattr(settings.store, "examine", tuple)()  # of a host's own, maybe not there
     yield from _round_trip(store, key_prefix(settings.key, pipeline=settings.name))
     yield _listing(store)
     yield from _clock(store)
@@ -187,7 +188,7 @@ def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
 
 def _removal(store: ObjectStore, key: str) -> Diagnosis:
     try:
-        store.delete(key)
+        store.erase(key)
         if store.head(key) is None:
             return Diagnosis("removal", "good", "the doctor's object is removed again")
         problem = f"{store.address(key)} was removed and is there still"

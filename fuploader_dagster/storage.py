@@ -109,6 +109,13 @@ class ObjectStore(ABC):
     def address(self, key: str) -> str:
         """The full address of a key, for people."""
 
+    def erase(self, key: str) -> None:
+        """Remove the object so that nothing of it stays, in a bucket with versions too.
+
+        A missing one is no error. By default `delete`, for stores that keep no versions.
+        """
+        self.delete(key)
+
     def clock(self) -> datetime | None:
         """What time the service says it is (UTC); None where it has no clock of its own."""
         return None

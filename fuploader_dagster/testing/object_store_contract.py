@@ -169,6 +169,18 @@ class ObjectStoreContract:
         store.delete("k")
         store.delete("never/there")
 
+    def test_what_is_erased_is_gone_and_that_may_be_repeated(
+        self, open_store: OpenStore, tmp_path: Path
+    ) -> None:
+        store, archive = open_store(), make_archive(tmp_path, 10)
+        store.put("k", archive)
+        store.erase("k")
+        assert store.head("k") is None
+        assert list(store.list()) == []
+        store.erase("k")
+        store.erase("never/there")
+        assert not store.put("k", archive).already_there
+
     @pytest.mark.parametrize(
         "key",
         ["with space", "plus+sign", "per%20cent", "ü/日本", "a&b=c?d#e", "x" * 200, "~;,@!'()*"],

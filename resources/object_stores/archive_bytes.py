@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
 from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.resources.object_stores.crc64 import Crc64
 from fuploader_dagster.storage import ArchiveFile
 
 CHUNK_BYTES = 1 << 18
@@ -156,21 +157,6 @@ class Hash(Protocol):
 
     def update(self, data: memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
-
-
-class Crc64:
-    """CRC-64/XZ. `hexdigest` is decimal, which is how COS and OSS write it."""
-
-    def __init__(self) -> None:
-        import crcmod  # noqa: PLC0415 - comes with the clients of COS and OSS, and only with them
-
-        self._crc = crcmod.Crc(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFFF, rev=True)
-
-    def update(self, data: memoryview, /) -> None:
-        self._crc.update(bytes(data))  # crcmod takes no views
-
-    def hexdigest(self) -> str:
-        return str(self._crc.crcValue)
 
 
 _HASHES: dict[str, Callable[[], Hash]] = {

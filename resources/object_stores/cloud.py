@@ -131,6 +131,12 @@ class CloudObjectStore(ObjectStore):
     def delete(self, key: str) -> None:
         self._service.delete(full_key(self._prefix, key))
 
+    def erase(self, key: str) -> None:
+        full = full_key(self._prefix, key)
+        there = self._service.stat(full)
+        if there is not None:
+            self._service.delete(full, there.version)
+
     def check(self) -> None:
         """Begin an upload, send a part and abort it: needs the rights of a put, stores nothing."""
         content = b"fuploader-check"

@@ -6,10 +6,13 @@ store is opened.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.resources.object_stores import crc64
 from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
@@ -63,6 +66,9 @@ class COSSettings(CloudSettings):
                 CosService,
             )
         return CosService(self)
+
+    def examine(self) -> Iterator[Diagnosis]:
+        yield from crc64.examine()
 
     def describe(self) -> str:
         place = "region" if self.endpoint is None else "endpoint"

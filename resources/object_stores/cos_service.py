@@ -100,7 +100,8 @@ class CosService(Service):
         except Missing:
             return None
         algorithm: Algorithm | None = "crc64ecma" if crc else None
-        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, crc)
+        size = self.listed_size(key) if size is None else size
+        return Stated(size, metadata, algorithm, crc, headers.get("x-cos-version-id", ""))
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):
@@ -227,9 +228,10 @@ class CosService(Service):
 
         return pages("", page, f"listing {self.address(prefix)}", self._where)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, version: str = "") -> None:
+        which = {"VersionId": version} if version else {}
         with self._asking("removing", key):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._client.delete_object(Bucket=self._bucket, Key=key, **which)
 
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
+from fuploader_dagster.diagnosis import Diagnosis
 from fuploader_dagster.errors import (
     DigestMismatch,
     FuploaderError,
@@ -66,6 +67,10 @@ class MirrorSettings(ObjectStoreSettings):
 
     def open(self) -> ObjectStore:
         return MirroredObjectStore([self.first.open(), self.second.open()])
+
+    def examine(self) -> Iterator[Diagnosis]:
+        yield from self.first.examine()
+        yield from self.second.examine()
 
     def describe(self) -> str:
         return f"{self.first.describe()}, mirrored to {self.second.describe()}"
@@ -119,6 +124,9 @@ class MirroredObjectStore(ObjectStore):
 
     def delete(self, key: str) -> None:
         self._all(lambda _, store: store.delete(key))
+
+    def erase(self, key: str) -> None:
+        self._all(lambda _, store: store.erase(key))
 
     def check(self) -> None:
         self._all(lambda _, store: store.check())

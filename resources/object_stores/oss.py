@@ -5,10 +5,13 @@ The API itself is in `oss_service`, which needs oss2 and is imported only when a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.resources.object_stores import crc64
 from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
@@ -57,6 +60,9 @@ class OSSSettings(CloudSettings):
                 OssService,
             )
         return OssService(self)
+
+    def examine(self) -> Iterator[Diagnosis]:
+        yield from crc64.examine()
 
     def describe(self) -> str:
         where = self.shown("endpoint")

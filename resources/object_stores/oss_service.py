@@ -92,7 +92,8 @@ class OssService(Service):
         except Missing:
             return None
         algorithm: Algorithm | None = "crc64ecma" if crc else None
-        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, crc)
+        size = self.listed_size(key) if size is None else size
+        return Stated(size, metadata, algorithm, crc, headers.get("x-oss-version-id", ""))
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         headers = _meta(metadata) | CREATE_ONLY | self._new | {"Content-MD5": _base64(md5)}
@@ -197,9 +198,9 @@ class OssService(Service):
 
         return pages("", page, f"listing {self.address(prefix)}", self._where)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, version: str = "") -> None:
         with self._asking("removing", key):
-            self._bucket.delete_object(key)
+            self._bucket.delete_object(key, params={"versionId": version} if version else None)
 
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):

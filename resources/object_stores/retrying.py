@@ -77,6 +77,9 @@ class RetryingObjectStore(ObjectStore):
     def delete(self, key: str) -> None:
         self._try(lambda: self.store.delete(key))
 
+    def erase(self, key: str) -> None:
+        self._try(lambda: self.store.erase(key))
+
     def check(self) -> None:
         """One attempt only: this is asked by people and ticks that want to know how it is now."""
         self.store.check()

@@ -91,10 +91,11 @@ class S3Service(Service):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key, **self._own_key)
                 algorithm, digest = _stated_digest(answer)
                 metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
-                size = answer.get("ContentLength")
+                size, version = answer.get("ContentLength"), answer.get("VersionId", "")
         except Missing:
             return None
-        return Stated(self.listed_size(key) if size is None else size, metadata, algorithm, digest)
+        size = self.listed_size(key) if size is None else size
+        return Stated(size, metadata, algorithm, digest, version)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         def send(condition: Any) -> None:
@@ -254,9 +255,10 @@ class S3Service(Service):
 
         return pages("", page, f"listing {self.address(prefix)}", self._where)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, version: str = "") -> None:
+        which: Any = {"VersionId": version} if version else {}
         with self._asking("removing", key):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._client.delete_object(Bucket=self._bucket, Key=key, **which)
 
     def date(self) -> str | None:
         with self._asking("asking the time of", ""):

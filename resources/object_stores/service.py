@@ -25,6 +25,8 @@ class Stated:
     algorithm: Algorithm | None
     """How the service's own digest is made; None: it states none that can be computed here."""
     digest: str = ""
+    version: str = ""
+    """Which one it is, in a bucket with versions."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ class Service(ABC):
     @abstractmethod
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     @abstractmethod
-    def delete(self, key: str) -> None: ...
+    def delete(self, key: str, version: str = "") -> None:
+        """Without a version, a bucket with versions keeps them all behind a mark of deletion."""
+
     @abstractmethod
     def date(self) -> str | None:
         """The `Date` header of an answer to some small request."""

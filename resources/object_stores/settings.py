@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
+from fuploader_dagster.diagnosis import Diagnosis
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
 from fuploader_dagster.secret import without_logins
@@ -86,6 +87,10 @@ class ObjectStoreSettings(BaseModel):
     @abstractmethod
     def describe(self) -> str:
         """Address in words, without secrets, for logs and error messages."""
+
+    def examine(self) -> Iterator[Diagnosis]:
+        """What `fuploader doctor` should know besides what the store shows. Sends nothing."""
+        yield from ()
 
     @classmethod
     def kind(cls) -> str:

@@ -35,7 +35,7 @@ from fuploader_dagster.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from fuploader_dagster.resources.object_stores.answers import AlreadyThere, UploadGone
+from fuploader_dagster.resources.object_stores.answers import AlreadyThere, Refusal, UploadGone
 from fuploader_dagster.resources.object_stores.archive_bytes import (
     Algorithm,
     Digests,
@@ -50,6 +50,8 @@ from fuploader_dagster.storage import ArchiveFile, Progress, StoredObject
 log = logging.getLogger(__name__)
 
 READ_BACK_BYTES = 8 << 20
+FEWEST_PARTS = 1_000
+"""Amazon takes 10,000 parts, some compatible services only as many as this (Swift as it comes)."""
 SHA256 = "sha256"
 PART_BYTES = "part-bytes"
 """Metadata: how the archive was cut, so that anybody can compute a digest made of parts."""
@@ -295,8 +297,17 @@ class VerifiedPut:
 
     def _send_part(self, upload_id: str, part: Part) -> ConfirmedPart:
         md5 = self._digests.md5_of(part)
-        with View(self._archive, part) as body:
-            confirmed = self._service.put_part(self._full, upload_id, part, body, md5)
+        try:
+            with View(self._archive, part) as body:
+                confirmed = self._service.put_part(self._full, upload_id, part, body, md5)
+        except Refusal as refusal:
+            if part.number <= FEWEST_PARTS or refusal.answer.status != 400:
+                raise
+            raise StoreRefused(
+                refusal.message,
+                hint=f"some services take {FEWEST_PARTS:,} parts at most: set part_size_bytes to "
+                f"{-(-self._archive.size_bytes // FEWEST_PARTS):,} or more",
+            ) from refusal
         if not confirmed.md5:
             self._sent.note(upload_id, confirmed, md5)
         if confirmed.md5 not in ("", md5.hex()):

@@ -176,3 +176,19 @@ def test_without_keys_those_of_the_environment_are_used(
     monkeypatch.setenv("COS_SECRET_KEY", fake_cos.secret)
     store = open_store(secret_id=None, secret_key=None)
     assert not store.put("k", make_archive(tmp_path, 10)).already_there
+
+
+@pytest.mark.parametrize("size", [1_000, 2 * MIB + 5])
+def test_what_is_erased_leaves_no_version_and_no_mark(
+    open_store: OpenStore, fake_cos: FakeCOS, tmp_path: Path, size: int
+) -> None:
+    fake_cos.versioned = True
+    store, kept = open_store(), make_archive(tmp_path, 10)
+    store.put("kept", kept)
+    store.put("k", make_archive(tmp_path, size))
+    store.erase("k")
+    store.erase("k")
+    assert list(fake_cos.versions.values()) == ["archives/of-node-1/kept"]
+    store.put("k", kept)
+    store.delete("k")
+    assert len(fake_cos.versions) == 3  # the object is still there, behind a mark

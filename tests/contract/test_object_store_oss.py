@@ -174,3 +174,19 @@ def test_requests_go_through_the_proxy_that_is_set(
     open_store(proxy_url=proxy.endpoint).put("k", make_archive(tmp_path, 10))
     assert proxy.forwarded["put"] == fake_oss.counts["put"] == 1
     proxy.stop()
+
+
+@pytest.mark.parametrize("size", [1_000, 2 * MIB + 5])
+def test_what_is_erased_leaves_no_version_and_no_mark(
+    open_store: OpenStore, fake_oss: FakeOSS, tmp_path: Path, size: int
+) -> None:
+    fake_oss.versioned = True
+    store, kept = open_store(), make_archive(tmp_path, 10)
+    store.put("kept", kept)
+    store.put("k", make_archive(tmp_path, size))
+    store.erase("k")
+    store.erase("k")
+    assert list(fake_oss.versions.values()) == ["archives/of-node-1/kept"]
+    store.put("k", kept)
+    store.delete("k")
+    assert len(fake_oss.versions) == 3  # the object is still there, behind a mark

@@ -11,7 +11,7 @@ import pytest
 
 from fuploader_dagster.errors import DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.storage import ArchiveFile, ObjectStore
 from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,
@@ -157,3 +157,33 @@ def test_temporary_credentials_send_their_token_signed(
     S3(**settings).open().head("k")
     assert swift_proxy.last_headers["x-amz-security-token"] == "a-token"
     assert "x-amz-security-token" in swift_proxy.last_headers["authorization"]
+
+
+@pytest.mark.parametrize("size", [1_000, 12 * MIB])
+def test_what_is_erased_leaves_no_version_and_no_mark(
+    open_store: OpenStore,
+    swift: SwiftServer,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    size: int,
+) -> None:
+    client, bucket = swift.client(), settings["bucket"]
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    store = open_store()
+    store.put("k", make_archive(tmp_path, size))
+    store.erase("k")
+    left = client.list_object_versions(Bucket=bucket)
+    assert left.get("Versions", []) == left.get("DeleteMarkers", []) == []
+
+
+def test_an_archive_of_more_parts_than_the_service_takes_says_which_setting_to_raise(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    path, size = tmp_path / "huge.tar.zst", 1_010 * 5 * MIB
+    with path.open("wb") as file:
+        file.truncate(size)
+    store = open_store(concurrency=1)
+    with pytest.raises(StoreRefused, match="part 1010") as caught:
+        store.put("huge", ArchiveFile(path, size, "0" * 64))
+    assert "part_size_bytes to 5,295,309 or more" in caught.value.hint
+    assert store.unfinished() == []

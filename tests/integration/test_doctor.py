@@ -14,7 +14,7 @@ import pytest
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.diagnosis import Diagnosis
-from fuploader_dagster.doctor import examine
+from fuploader_dagster.doctor import examine, object_store
 from fuploader_dagster.resources.object_stores import S3, Local
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
 from fuploader_dagster.resources.redis_state import RedisState
@@ -24,6 +24,14 @@ from tests.servers.ports import free_port
 from tests.servers.queue_fixtures import channel, new_queue
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
+from tests.servers.s3_dialects import (
+    DefaultKms,
+    Dialect,
+    DialectProxy,
+    Drops,
+    Refuses,
+    refusal,
+)
 from tests.servers.swift import SwiftServer
 from tests.settings import pipeline
 
@@ -150,6 +158,61 @@ def test_the_arguments_of_a_queue_are_read_without_changing_it(
     (missing,) = [one for one in settings.examine() if one.check == "queue"]
     assert missing.verdict == "warning"
     assert "the first worker declares it" in missing.found
+
+
+def test_the_doctor_leaves_no_version_in_a_bucket_with_versions(
+    swift: SwiftServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, client = s3(swift, monkeypatch), swift.client()
+    client.put_bucket_versioning(Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"})
+    found = {one.check: one for one in object_store(pipeline(tmp_path, store=store))}
+    assert found["removal"].verdict == "good"
+    left = client.list_object_versions(Bucket=store.bucket)
+    assert left.get("Versions", []) == left.get("DeleteMarkers", []) == []
+
+
+@pytest.mark.parametrize(
+    ("dialects", "verdict"),
+    [
+        ([DefaultKms()], "good"),
+        ([Drops("ETag", "part", listed=False)], "wrong"),
+        ([Refuses(refusal(403, "InvalidObjectState"), "get")], "wrong"),
+        ([Refuses(refusal(400, "ExpiredToken"), "head", "get")], "wrong"),
+    ],
+)
+def test_the_doctor_finds_what_a_large_archive_would_meet(
+    swift: SwiftServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    dialects: list[Dialect],
+    verdict: str,
+) -> None:
+    with DialectProxy(swift.port, *dialects) as proxy:
+        store = s3(swift, monkeypatch, endpoint_url=proxy.endpoint)
+        settings = pipeline(tmp_path, store=store)
+        found = {one.check: one for one in object_store(settings)}
+        assert found["object store"].verdict == verdict
+        assert proxy.count("part") == (0 if "ExpiredToken" in found["object store"].found else 1)
+    assert verdict == "good" or "rights" not in found["object store"].hint
+
+
+def test_a_crc_that_is_computed_in_python_is_a_warning(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        {}
+        from fuploader_dagster.resources.object_stores.cos import COSSettings
+        for one in COSSettings(bucket="b-125", region="r").examine():
+            print(one.check, one.verdict, one.hint)
+    """
+    for spoil, verdict in (("", "good"), ("sys.modules['crcmod._crcfunext'] = None", "warning")):
+        told = subprocess.run(
+            [sys.executable, "-c", program.format(spoil)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.startswith(f"CRC-64 {verdict}")
+    assert "compiler" in told.stdout
 
 
 def test_the_command_says_each_finding_as_json_and_ends_with_the_worst(tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ class FakeBucket(ABC):
         self.lock = threading.RLock()
         self.fail_late_once = False
         """The next completion answers 200 with an error in its body, as the services document."""
+        self.versioned = False
+        self.versions: dict[str, str] = {}
+        """Of a bucket with versions, those of objects and marks of deletion, with their keys."""
         self.encrypts_with = ""
         """Encryption by default with that: answers say so, and no ETag is an md5."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -135,7 +138,8 @@ class FakeBucket(ABC):
         self._check_md5(request)
         self._refuse_overwriting(key, request)
         etag = f'"{self._tag(request.body)}"'
-        self.files[key] = StoredFile(request.body, etag, self._kept(request))
+        headers = self._kept(request) | self._new_version(key)
+        self.files[key] = StoredFile(request.body, etag, headers)
         return Answer(200, {"ETag": etag, **self._crc(request.body)})
 
     def _head(self, key: str, request: Request) -> Answer:
@@ -162,8 +166,22 @@ class FakeBucket(ABC):
         raise Refusal(416, "InvalidRange")
 
     def _delete(self, key: str, request: Request) -> Answer:
-        self.files.pop(key, None)
+        version = request.query.get("versionId", "")
+        file = self.files.get(key)
+        if version:
+            self.versions.pop(version, None)
+        elif self.versioned:
+            self._new_version(key)
+        if not version or (file and file.headers.get(f"{self.prefix}version-id") == version):
+            self.files.pop(key, None)
         return Answer(204)
+
+    def _new_version(self, key: str) -> dict[str, str]:
+        if not self.versioned:
+            return {}
+        version = secrets.token_hex(8)
+        self.versions[version] = key
+        return {f"{self.prefix}version-id": version}
 
     def _begin(self, key: str, request: Request) -> Answer:
         self._refuse_overwriting(key, request)
@@ -216,7 +234,7 @@ class FakeBucket(ABC):
         content = b"".join(bodies)
         md5s = b"".join(_md5(body) for body in bodies)
         etag = f'"{_md5(md5s).hex().upper()}-{len(bodies)}"'
-        self.files[key] = StoredFile(content, etag, upload.headers)
+        self.files[key] = StoredFile(content, etag, upload.headers | self._new_version(key))
         del self.uploads[request.query["uploadId"]]
         answer = _xml(
             "CompleteMultipartUploadResult",

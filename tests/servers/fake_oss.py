@@ -24,7 +24,8 @@ from urllib.parse import quote
 from tests.servers.fake_bucket import Answer, FakeBucket, Refusal, Request
 
 # Of the documented sub-resources those that this fake knows.
-SUBRESOURCES = {"uploads", "uploadId", "partNumber", "continuation-token", "security-token"}
+SUBRESOURCES = {"uploads", "uploadId", "partNumber", "versionId", "continuation-token"}
+SUBRESOURCES |= {"security-token"}
 
 
 class FakeOSS(FakeBucket):
