@@ -27,11 +27,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 _LONG_FIRST = (
-    "integration/test_whole_way",
     "faults/test_soak",
+    "faults/test_object_store_faults",
+    "integration/test_whole_way",
+    "faults/test_network_cut",
+    "faults/test_crash_points",
     "integration/test_backfill",
+    "code_location/test_sqlite_history",
     "integration/",
     "faults/",
+    "contract/",
+    "code_location/",
 )
 
 
