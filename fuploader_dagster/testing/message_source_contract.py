@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from fuploader_dagster.errors import ConfigError, SourceUnavailable
@@ -45,6 +47,17 @@ source.receive(0, 0.2)
 print("holding 20", flush=True)
 sys.stdin.read()
 """
+
+
+LARGE_BYTES = 3 * 2**20
+ODD_HEADERS: dict[str, dict[str, Any]] = {
+    "large numbers": {"a": 2**40, "b": -(2**62), "c": [2**33]},
+    "text": {"ü": "\0\x7f\u2028", "": "no name", "long": "x" * 70_000},
+    "nothing": {"none": None, "list": [], "table": {}, "no": False},
+    "names of ours": {"headers": 1, "message_id": "x", "undecoded": 2, "base64": "eA=="},
+    "of brokers": {"x-match": "all", "x-delay": 5, "CC": ["was-nobody"], "BCC": "text"},
+    "deep": {"a": {"b": [{"c": [[[{"d": 1}]]]}]}},
+}
 
 
 def publish(publisher: MessagePublisher, count: int, start: int = 0) -> list[bytes]:
@@ -436,6 +449,69 @@ class MessageSourceContract:
         assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
         source.close()
         eventually(publisher.backlog, 0)
+
+    @pytest.mark.parametrize("commit", [1, 3, 7, 100])
+    @pytest.mark.parametrize("large_at", [(0,), (5,), (11,), (0, 1), (4, 5, 6), (0, 11)])
+    def test_large_messages_among_small_ones_keep_their_place_and_none_is_lost(
+        self,
+        settings: SourceSettings,
+        publisher: MessagePublisher,
+        commit: int,
+        large_at: tuple[int, ...],
+    ) -> None:
+        """Closed after each batch, so that what was acknowledged and not received is missing."""
+        bodies = [b"%d" % number for number in range(12)]
+        for at in large_at:
+            bodies[at] += bytes(LARGE_BYTES)
+        publisher.publish((body, {}) for body in bodies)
+        source = settings.source(prefetch=100)
+        received: list[bytes] = []
+        while len(received) < 12:
+            source.open()
+            batch = source.receive(commit, 15)
+            assert batch, f"nothing came after {len(received)} messages"
+            assert 1 <= len(batch) <= commit
+            settle(source, batch)
+            received += bodies_of(batch)
+            source.close()
+        assert received == bodies
+        eventually(publisher.backlog, 0)
+
+    def test_a_consumer_that_leaves_many_times_with_all_it_may_hold_loses_nothing(
+        self, settings: SourceSettings, publisher: MessagePublisher
+    ) -> None:
+        bodies = publish(publisher, 20)
+        source = settings.source(prefetch=20)
+        for _ in range(25):
+            source.open()
+            assert source.receive(20, 15)
+            source.close()
+        source.open()
+        messages = collect(source, 20)
+        assert sorted(bodies_of(messages)) == sorted(bodies)
+        settle(source, messages)
+        source.close()
+        eventually(publisher.backlog, 0)
+
+    @pytest.mark.parametrize("name", ODD_HEADERS)
+    def test_odd_headers_are_described_and_can_be_published_again(
+        self,
+        settings: SourceSettings,
+        publisher: MessagePublisher,
+        source: MessageSource,
+        name: str,
+    ) -> None:
+        publisher.publish([(b"odd", ODD_HEADERS[name]), (b"next", {})])
+        messages = collect(source, 2)
+        described = [source.describe(message) for message in messages]
+        assert json.loads(json.dumps(described, allow_nan=False)) == described
+        assert msgspec.json.decode(msgspec.json.encode(described)) == described
+        settle(source, messages)
+        assert publisher.publish_again([(b"odd", described[0])]) == 1
+        (again,) = collect(source, 1)
+        assert again.message_id == messages[0].message_id
+        assert source.describe(again).get("headers") == described[0].get("headers")
+        settle(source, [again])
 
     @pytest.mark.parametrize("prefetch", [0, -1])
     def test_a_prefetch_without_a_limit_is_refused(
