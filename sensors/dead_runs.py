@@ -6,8 +6,9 @@ and each takes one of the runs that may go on at once. So the recovery schedule 
 
 What must always hold: a run is called dead only if its process was of this machine and is gone.
 Every run says its process id when it begins; the number may have been given out again since, so a
-process that is younger than the run's beginning is not it. Runs that other launchers started, in
-containers or on other machines, are left to those.
+process that is younger than the run's beginning is not it. One that has not said it for
+`LONGEST_START_SECONDS` never came up. Runs that other launchers started, in containers or on other
+machines, are left to those.
 """
 
 from __future__ import annotations
@@ -22,28 +23,42 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from fuploader_dagster.partitions import Names
 
-_BEGUN = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+_BEGUN = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+LONGEST_START_SECONDS = 900.0
+"""From Dagster's launching a run to its process id. Run monitoring, where it is on, waits 180 s."""
+_GONE = (
+    "The process of this run is gone: it was killed together with its code server. "
+    "Nothing is lost; what it did not finish is asked for again."
+)
 _YOUNGER_SECONDS = 30.0
 """The clock may have been set a little since; a number is not given out again within seconds."""
 
 
 def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.DagsterRun]:
-    """Report the pipeline's runs whose process is gone as failed; returns them.
+    """Report the pipeline's runs whose process is gone as failed, or as canceled if somebody was
+    terminating them; returns those that failed.
 
-    Dagster's own `run_retries` may then start them again.
+    Dagster's own `run_retries` may then start these again.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return []
-    begun = instance.get_runs(dg.RunsFilter(statuses=_BEGUN))
-    dead = [run for run in begun if _is_ours(run, names) and _is_dead(run, instance)]
-    for run in dead:
-        instance.report_run_failed(
-            run,
-            "The process of this run is gone: it was killed together with its code server. "
-            "Nothing is lost; what it did not finish is asked for again.",
-            JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION),
-        )
-    return dead
+    begun = instance.get_run_records(dg.RunsFilter(statuses=_BEGUN))
+    failed = []
+    for record in begun:
+        run = record.dagster_run
+        if not _is_ours(run, names) or not _is_dead(record, instance):
+            continue
+        if run.status is dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, _GONE)
+        else:
+            failed.append(run)
+            reason = RunFailureReason.UNEXPECTED_TERMINATION
+            instance.report_run_failed(run, _GONE, JobFailureData(None, failure_reason=reason))
+    return failed
 
 
 def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int | None:
@@ -58,12 +73,19 @@ def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
     return run.job_name in jobs or bool(assets & (run.asset_selection or set()))
 
 
-def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
+def _is_dead(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:
+    run = record.dagster_run
     process = _process_of(run, instance)
-    if process is None or _still_there(*process):
+    if process is None:
+        said_nothing_seconds = time.time() - record.update_timestamp.timestamp()
+        # What somebody executes in a process of his own has begun without saying which.
+        in_process = run.status is dg.DagsterRunStatus.STARTED
+        if in_process or said_nothing_seconds < LONGEST_START_SECONDS:
+            return False
+    elif _still_there(*process):
         return False
     now = instance.get_run_by_id(run.run_id)  # it may have come to its end in this moment
-    return now is not None and not now.is_finished
+    return now is not None and now.status is run.status
 
 
 def _process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> tuple[int, float] | None:

@@ -25,6 +25,7 @@ from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.partitions import UNFINISHED_RUNS, Names, chunks, run_request
 from fuploader_dagster.sealing import find_sealed
+from fuploader_dagster.sensors.busy_runs import named
 from fuploader_dagster.state import Snapshot, StateStore
 from fuploader_dagster.supervisor import supervisor_for
 from fuploader_dagster.taking_over import gate_of
@@ -95,16 +96,19 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         dead_letters, reported = report(pipeline, last.reported, now)
         summary = _summary(last, snapshot, pipeline.layout, now)
         context.log.info(summary)
-        waiting = bool(new) and _wait_for_run(
-            len(new), now - last.asked_at, pipeline, names, context.instance
+        waits_for = (
+            _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
+            if new
+            else None
         )
+        waiting = waits_for is not None
         asked_at = now if new and not waiting else last.asked_at
         following = _Cursor(
             now, snapshot.stored_messages, snapshot.dead_letters, asked_at, reported
         )
         cursor = msgspec.json.encode(following).decode()
         if waiting or not new:
-            held = f"{len(new)} sealed slots wait for the end of the last run; " if new else ""
+            held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if waiting else ""
             return dg.SensorResult(
                 skip_reason=held + summary, asset_events=dead_letters, cursor=cursor
             )
@@ -209,24 +213,27 @@ def _remove_junk(state: StateStore, junk: Sequence[str], pipeline: Pipeline) -> 
     )
 
 
-def _wait_for_run(
+def _last_run(
     slots: int, seconds: float, pipeline: Pipeline, names: Names, instance: dg.DagsterInstance
-) -> bool:
-    """Whether sealed slots should share a later run, so long after runs were asked for last.
+) -> str | None:
+    """The run whose end sealed slots wait for, to share the next one, so long after runs were
+    asked for last; None if they need not. It is named as a tick shows it.
 
     Starting a run takes from the workers what they could drain with.
     """
     enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
     if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
-        return False
+        return None
     if not any(worker.messages_per_second for worker in read_statuses(pipeline.layout)):
-        return False
+        return None
     of_this_sensor = dg.RunsFilter(
         job_name=names.ship_job,
-        statuses=UNFINISHED_RUNS,
+        statuses=[one for one in UNFINISHED_RUNS if one is not dg.DagsterRunStatus.CANCELING],
         tags={_SENSOR_TAG: names.drain_sensor},
     )
-    return bool(instance.get_run_ids(of_this_sensor, limit=1))
+    for record in instance.get_run_records(of_this_sensor, limit=1):
+        return named(record)
+    return None
 
 
 def _read_cursor(cursor: str | None) -> _Cursor:

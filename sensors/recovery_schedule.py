@@ -1,11 +1,10 @@
 """The recovery schedule: asks again for whatever lies on the disk without a verified object.
 
 It needs no memory: what failed, was never registered, or was interrupted is found from the
-directories, and what a queued or running run is about to handle is left to it.
+directories, and what a queued or working run is about to handle is left to it (`busy_runs`).
 """
 
 import time
-from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import dagster as dg
@@ -13,14 +12,8 @@ import dagster as dg
 from fuploader_dagster import recovery
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.partitions import (
-    PIPELINE_TAG,
-    UNFINISHED_RUNS,
-    Names,
-    contiguous_ranges,
-    keys_of_run,
-    run_request,
-)
+from fuploader_dagster.partitions import Names, contiguous_ranges, keys_of_run, run_request
+from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from fuploader_dagster.shipping import mend_unreadable
 from fuploader_dagster.taking_over import gate_of
@@ -51,9 +44,14 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         found = recovery.look(pipeline)
         dead = end_dead_runs(context.instance, names)
-        # Those are still left alone this time: Dagster may be about to start them again.
-        busy = _busy(context.instance, names, registered) | _keys(dead, names, registered)
-        plan = recovery.plan(found, pipeline, busy=busy, now=time.time())
+        runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
+        # The dead are still left alone this time: Dagster may be about to start them again.
+        busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
+        now = time.time()
+        plan = recovery.plan(found, pipeline, busy=busy, now=now)
+        due = recovery.plan(found, pipeline, busy=(), now=now).ask
+        for told in given_up(plan.ask, runs):
+            context.log.warning(told)
         recovery.apply(plan, pipeline)
         forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
         forgotten += mend_unreadable(pipeline)
@@ -71,6 +69,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
             return dg.SkipReason(
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
+                + (f"; {blocks}" if (blocks := what_blocks(due, runs)) else "")
             )
         moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
         return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
@@ -85,20 +84,6 @@ def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> No
         recovery.abort_unneeded_uploads(pipeline, pipeline.store.open(), now)
     except FuploaderError as error:
         context.log.warning(f"unfinished uploads were not looked at: {error}")
-
-
-def _busy(instance: dg.DagsterInstance, names: Names, registered: Sequence[str]) -> set[str]:
-    """Partitions in unfinished runs. Those of a backfill say no pipeline; they may be ours."""
-    return _keys(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS)), names, registered)
-
-
-def _keys(runs: Sequence[dg.DagsterRun], names: Names, registered: Sequence[str]) -> set[str]:
-    return {
-        key
-        for run in runs
-        if run.tags.get(PIPELINE_TAG, names.scope) == names.scope
-        for key in keys_of_run(run.tags, registered)
-    }
 
 
 def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:

@@ -57,6 +57,37 @@ def test_a_slot_of_a_run_whose_process_was_killed_is_asked_for_again(
     assert recovering.tick(2) == [keys]
 
 
+def test_a_run_that_was_being_terminated_when_its_process_was_killed_is_canceled(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Dagster leaves it CANCELING for ever, in one of the places for runs."""
+    recovering = Recovering(tmp_path)
+    keys = recovering.slots(1)
+    run_id = begin(recovering, sleeper.pid, key=keys[0])
+    run = recovering.instance.get_run_by_id(run_id)
+    assert run is not None
+    recovering.instance.report_run_canceling(run)
+    assert recovering.tick() == []
+    assert status(recovering, run_id) is dg.DagsterRunStatus.CANCELING
+    sleeper.kill()
+    sleeper.wait()
+    assert recovering.tick(1) == [keys]
+    assert status(recovering, run_id) is dg.DagsterRunStatus.CANCELED
+
+
+def test_a_run_whose_process_never_came_up_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovering = Recovering(tmp_path)
+    job = recovering.names.ship_job
+    run = dg.DagsterRun(job_name=job, status=dg.DagsterRunStatus.STARTING)
+    recovering.instance.add_run(run)
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    monkeypatch.setattr("fuploader_dagster.sensors.dead_runs.LONGEST_START_SECONDS", -1.0)
+    assert len(end_dead_runs(recovering.instance, recovering.names)) == 1
+    assert status(recovering, run.run_id) is dg.DagsterRunStatus.FAILURE
+
+
 def test_a_process_that_got_the_number_later_is_not_the_run(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,3 +212,27 @@ def test_a_run_that_is_killed_alone_or_with_its_code_server_ships_its_slot_once_
     (stored,) = (tmp_path / "objects-docs").rglob("*.tar.zst")
     assert stored.name == f"{receipt}.tar.zst"
     assert archived_files(tmp_path / "objects-docs") == {n: [body] for n, body in contents.items()}
+
+
+@pytest.mark.timeout(420)
+def test_a_run_that_was_being_terminated_when_the_power_went_holds_its_slot_no_longer(
+    tmp_path: Path,
+) -> None:
+    """A host project with Dagster's own defaults: nobody monitors its runs."""
+    (tmp_path / "packing.py").write_text(held_packer("packing"))
+    hold, packing = tmp_path / HOLD, tmp_path / "packing"
+    hold.touch()
+    contents = fill_a_slot(tmp_path, "docs")
+    settings = configuration(tmp_path, docs=pipeline(tmp_path, "docs", packer="packing:pack"))
+    with QuickDaemon(tmp_path, settings, monitoring=False) as daemon:
+        daemon.until(lambda: packing.exists() and packing.read_text() != "", "the run to pack")
+        (record,) = daemon.runs()
+        daemon.instance.report_run_canceling(record.dagster_run)
+        daemon.code_server.kill()
+        hold.unlink()
+        assert daemon.statuses() == ["CANCELING"]
+        daemon.code_server.start()
+        stored = tmp_path / "objects-docs"
+        wanted = {name: [body] for name, body in contents.items()}
+        daemon.until(lambda: archived_files(stored) == wanted, "the slot to be stored")
+        daemon.until(lambda: daemon.statuses() == ["CANCELED", "SUCCESS"], "both runs to be over")

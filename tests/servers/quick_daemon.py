@@ -43,11 +43,16 @@ log = logging.getLogger(__name__)
 class QuickDaemon:
     """Use as a context manager, which starts the code server; then `until`, or rounds by hand."""
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, configuration: Mapping[str, Any], *, monitoring: bool = True
+    ) -> None:
+        """`monitoring`: as our dagster.yaml has it; off, as in Dagster's own defaults."""
         self.folder = folder
+        self._monitoring = monitoring
         port = free_port()
         server = {"host": LOOPBACK, "port": port, "location_name": "fuploader"}
         instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+        instance["run_monitoring"]["enabled"] = monitoring
         instance["storage"]["custom"]["config"]["base_dir"] = str(folder / ".dagster" / "storage")
         for name in ("local_artifact_storage", "compute_logs"):
             instance[name]["config"]["base_dir"] = str(folder / ".dagster" / name)
@@ -89,7 +94,8 @@ class QuickDaemon:
             _go_through(
                 launch_scheduled_runs(self._context, log, get_current_datetime(), self._schedules)
             )
-        _go_through(execute_run_monitoring_iteration(self._context, log))
+        if self._monitoring:
+            _go_through(execute_run_monitoring_iteration(self._context, log))
         _go_through(self._retries.run_iteration(self._context))
 
     def launch(self) -> None:
