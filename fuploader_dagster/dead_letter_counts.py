@@ -17,9 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from fuploader_dagster.errors import UNREADABLE_JSON
+from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.fileio import write_for_readers
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.own_files import read_own
 
 MAX_REASONS = 50
 OTHER_REASONS = "other reasons"
@@ -77,8 +78,8 @@ def read_counts(layout: Layout) -> DeadLetterCounts:
 def read_one(path: Path) -> DeadLetterCounts:
     """The counts in a file; none where there is no file, or it was cut by a power failure."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=DeadLetterCounts)
-    except (FileNotFoundError, *UNREADABLE_JSON):
+        return msgspec.json.decode(read_own(path), type=DeadLetterCounts)
+    except (FileNotFoundError, ForeignFile, *UNREADABLE_JSON):
         return DeadLetterCounts()
 
 

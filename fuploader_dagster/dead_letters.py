@@ -15,6 +15,7 @@ take (it is too large) does not keep the others from being sent, or from countin
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_one, wri
 from fuploader_dagster.errors import UNREADABLE_JSON, MessageRefused
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
+from fuploader_dagster.own_files import open_own
 from fuploader_dagster.refused_messages import publish_taken
 from fuploader_dagster.source import MessagePublisher
 from fuploader_dagster.steps import Step, reached
@@ -104,7 +106,7 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
     if not layout.dead_letters.is_dir():
         return
     for path in sorted(layout.dead_letters.glob("*.jsonl")):
-        with path.open("rb") as lines:
+        with os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     letter = msgspec.json.decode(line, type=DeadLetter)

@@ -33,6 +33,7 @@ from fuploader_dagster.dead_letters import DeadLetter, last_sent_back, latest_of
 from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import fsync_dir, fsync_file
 from fuploader_dagster.layout import Layout
+from fuploader_dagster.own_files import open_own
 
 FILES_LOOKED_AT = 2
 """Of each worker: the newest one may be some minutes old."""
@@ -93,7 +94,7 @@ def _newest_files(folder: Path) -> Iterator[Path]:
 
 def _letters_at_the_end(path: Path, count: int) -> Iterator[DeadLetter]:
     """At least so many of the last letters, if there are as many; torn lines are passed over."""
-    with path.open("rb") as file:
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         start = file.seek(0, os.SEEK_END)
         breaks = 0
         while start > 0 and breaks <= count:

@@ -10,6 +10,7 @@ store answers with the object that is there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.fileio import append_durably, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.own_files import open_own
 from fuploader_dagster.steps import Step, reached
 
 
@@ -82,9 +84,12 @@ def receipts_between(
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
-        with path.open("rb") as lines:
-            yield from lines
+    try:
+        descriptor = open_own(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor, "rb") as lines:
+        yield from lines
 
 
 def _decode(line: bytes) -> Receipt | None:

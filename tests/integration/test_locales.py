@@ -89,17 +89,18 @@ def test_no_worker_drains_where_names_are_not_utf8(tmp_path: Path) -> None:
         last_words=write,
         intake=msgspec.Raw(dump_intake(settings)),
     )
-    done = subprocess.run(
+    worker = subprocess.Popen(
         [sys.executable, "-m", "fuploader_dagster.worker"],
-        input=msgspec.json.encode(job) + b"\n",
+        stdin=subprocess.PIPE,
         env={**os.environ, **NO_UTF8},
         pass_fds=[write],
-        capture_output=True,
-        check=False,
-        timeout=120,
     )
     os.close(write)
-    assert done.returncode == EXIT_ERROR
+    assert worker.stdin is not None
+    with worker.stdin:  # open until it ended: a worker whose supervisor left ends without a word
+        worker.stdin.write(msgspec.json.encode(job) + b"\n")
+        worker.stdin.flush()
+        assert worker.wait(120) == EXIT_ERROR
     with os.fdopen(read, "rb") as words:
         assert b"set PYTHONUTF8=1 or LC_ALL=C.UTF-8" in words.read()
 

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.dead_letter_counts import read_counts
+from fuploader_dagster.dead_letters import read_dead_letters
 from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import DiskFailed, DiskFull, ForeignFile, FuploaderError
 from fuploader_dagster.fileio import FileLock, append_durably, make_dirs
 from fuploader_dagster.own_files import open_own, read_own, still_at
+from fuploader_dagster.receipts import find_receipt
 from fuploader_dagster.root_id import root_id
 from tests.settings import intake
 
@@ -132,3 +135,20 @@ def test_a_damaged_identity_is_moved_aside_and_the_folder_gets_a_new_one(
     assert len(found) == 32
     assert root_id(layout) == found
     assert [path.read_bytes() for path in layout.set_aside.iterdir()] == [damaged]
+
+
+@pytest.mark.parametrize(("kind", "plant"), PLANTS.items(), ids=PLANTS)
+def test_no_reader_of_lines_follows_a_link_or_waits_for_a_pipe(
+    tmp_path: Path, kind: str, plant: Callable[[Path], object]
+) -> None:
+    layout = intake(tmp_path).layout
+    layout.receipts.mkdir(parents=True)
+    layout.dead_letters.mkdir()
+    plant(layout.receipts / "20261120T23.jsonl")
+    plant(layout.dead_letters / "20261120-w0.jsonl")
+    plant(layout.dead_letters / "counts-w0.json")
+    with pytest.raises(ForeignFile, match=f"20261120T23.*is {kind}"):
+        find_receipt(layout, "20261120T234501123Z-node1-s0-000017")
+    with pytest.raises(ForeignFile, match=f"20261120-w0.*is {kind}"):
+        list(read_dead_letters(layout))
+    assert read_counts(layout).total == 0
