@@ -24,13 +24,19 @@ from fuploader_dagster.manifest import (
     decode_page,
     decode_page_names,
 )
-from fuploader_dagster.range_source import RangeSource
+from fuploader_dagster.memory_budget import Budget
+from fuploader_dagster.range_source import RangeSource, ReadAhead
 from fuploader_dagster.tarstream import END
 
 SEEK_TABLE_MAGIC = 0x184D2A5E
 _SEEKABLE_MAGIC = 0x8F92EAB1
 _ENTRY = struct.Struct("<II")  # compressed size, decompressed size
 _FOOTER = struct.Struct("<IBI")  # number of frames, flags, magic
+_MOST_FRAMES = 2**22
+"""Of 1 MiB each, 4 TiB. What a table states is read and held in memory."""
+_MOST_MANIFEST_BYTES = 2**26
+_PAGES_READ_BYTES = 2**26
+"""At once: the pages of two million members."""
 
 
 def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
@@ -51,6 +57,8 @@ def _table_bytes(footer: bytes) -> int | None:
     """Length of the whole seek table frame, from an archive's last 9 bytes; None if it has none."""
     count, flags, magic = _FOOTER.unpack(footer)
     if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
+        return None
+    if count > _MOST_FRAMES:
         return None
     entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # with a checksum each
     return int(FRAME_HEADER.size + count * entry_bytes + _FOOTER.size)
@@ -87,6 +95,11 @@ def find_manifest(source: RangeSource) -> Manifest | None:
         return None
     manifest_bytes, end_bytes = closing
     offset = size - table_bytes - end_bytes - manifest_bytes
+    if manifest_bytes > _MOST_MANIFEST_BYTES:
+        raise DamagedArchive(
+            f"the seek table at offset {size - table_bytes} of {source.address} states a manifest "
+            f"of {manifest_bytes} bytes, more than there can be"
+        )
     if offset < 0:
         raise DamagedArchive(
             f"the seek table at offset {size - table_bytes} of {source.address} states more bytes "
@@ -109,31 +122,35 @@ def read_page(source: RangeSource, manifest: Manifest, index: int) -> list[Membe
     return decode_page(manifest, index, packed, where=f"offset {start} of {source.address}")
 
 
-def read_pages(source: RangeSource, manifest: Manifest) -> list[MemberEntry]:
-    """All members, in the order of the archive. One read."""
+def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[MemberEntry]:
+    """All members, in the order of the archive. One read for each 64 MiB of pages."""
     members: list[MemberEntry] = []
     for index, packed, where in _all_pages(source, manifest):
-        members += decode_page(manifest, index, packed, where=where)
+        page = decode_page(manifest, index, packed, where=where)
+        budget.hold(len(page), sum(len(member.name) for member in page))
+        members += page
     members.sort(key=attrgetter("offset"))
     check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
     return members
 
 
-def read_names(source: RangeSource, manifest: Manifest) -> list[str]:
-    """All names, in no order. One read, and quicker than `read_pages`."""
+def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[str]:
+    """All names, in no order, quicker than `read_pages`."""
     names: list[str] = []
     for index, packed, where in _all_pages(source, manifest):
-        names += decode_page_names(manifest, index, packed, where=where)
+        page = decode_page_names(manifest, index, packed, where=where)
+        budget.hold(len(page), sum(map(len, page)))
+        names += page
     return names
 
 
-def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, memoryview, str]]:
-    """Each page's number, its packed bytes, and where it lies. One read."""
-    start = manifest.pages_offset + FRAME_HEADER.size
-    packed = memoryview(source.read(start, sum(manifest.page_sizes)))
-    at = 0
+def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, bytes, str]]:
+    """Each page's number, its packed bytes, and where it lies."""
+    at = manifest.pages_offset + FRAME_HEADER.size
+    step = min(sum(manifest.page_sizes), _PAGES_READ_BYTES)
+    ahead = ReadAhead(source, max(step, 1))
     for index, size in enumerate(manifest.page_sizes):
-        yield index, packed[at : at + size], f"offset {start + at} of {source.address}"
+        yield index, ahead.read(at, size), f"offset {at} of {source.address}"
         at += size
 
 

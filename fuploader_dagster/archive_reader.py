@@ -22,7 +22,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -34,14 +33,23 @@ from fuploader_dagster.archive_closing import (
     read_page,
     read_pages,
 )
-from fuploader_dagster.archive_reports import Listing, RestoreReport, VerifyReport, WholeMembers
-from fuploader_dagster.errors import DamagedArchive, StoreRefused
-from fuploader_dagster.foreign import refuse_foreign
+from fuploader_dagster.archive_reports import (
+    Listing,
+    Other,
+    RestoreReport,
+    Unproven,
+    VerifyReport,
+    WholeMembers,
+)
+from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
+from fuploader_dagster.foreign import refuse_foreign, verify_whole
 from fuploader_dagster.frame_reader import FrameReader, Stretch, stretches
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.manifest import FrameEntry, Manifest, MemberEntry
+from fuploader_dagster.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
 from fuploader_dagster.range_source import LocalFile, RangeSource, WithTail
 from fuploader_dagster.restoring import Refused, RestoreFolder
+from fuploader_dagster.scanned_members import is_whole, matches, restore_scanned, stream_last
 from fuploader_dagster.storage import Progress
 from fuploader_dagster.tar_scan import ScannedMember, scan
 
@@ -53,8 +61,13 @@ _RESTORE_HINT = "fuploader restore gets out what is intact"
 class Archive:
     """An open archive. Safe to use from several threads; a context manager."""
 
-    def __init__(self, source: RangeSource) -> None:
-        """Reads the end of the archive: one or two reads. `open` also takes a path."""
+    def __init__(self, source: RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
+        """Reads the end of the archive: one or two reads. `open` also takes a path.
+
+        `memory_bytes`: what one piece of the archive, or a list of its members, may take. Where
+        that is not enough, `TooLarge` is raised.
+        """
+        self._memory_bytes = memory_bytes
         tail_offset = max(source.size_bytes - _TAIL_BYTES, 0)
         self._source: RangeSource = WithTail(source, tail_offset)
         self.address = source.address
@@ -66,15 +79,20 @@ class Archive:
             self.manifest = find_manifest(self._source)
         except DamagedArchive as e:
             self.closing_damage = Damage(e.message)
+        self.unproven = Unproven()
+        """Of the members that were read last: those that nothing proves."""
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._pages: dict[int, dict[str, MemberEntry]] = {}
         self._frames: list[FrameEntry] = self.manifest.frames() if self.manifest else []
 
     @classmethod
-    def open(cls, source: Path | str | RangeSource) -> Archive:
+    def open(
+        cls, source: Path | str | RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    ) -> Archive:
         """Open a local path, or anything that reads ranges (`StoredArchive`)."""
-        return cls(LocalFile(Path(source)) if isinstance(source, (str, Path)) else source)
+        opened = LocalFile(Path(source)) if isinstance(source, (str, Path)) else source
+        return cls(opened, memory_bytes=memory_bytes)
 
     def close(self) -> None:
         self._source.close()
@@ -97,12 +115,16 @@ class Archive:
         with self._lock:
             if self._listing is None and self.manifest:
                 try:
-                    self._listing = Listing(read_pages(self._source, self.manifest), ())
+                    members = read_pages(self._source, self.manifest, self._budget())
+                    self._listing = Listing(members, ())
                 except DamagedArchive as e:
                     self._give_up_manifest(e)
             if self._listing is None:
                 self._listing = self._scan_listing()
             return self._listing
+
+    def _budget(self) -> Budget:
+        return Budget(self.address, self._memory_bytes)
 
     def _give_up_manifest(self, damage: DamagedArchive) -> None:
         """From here on this archive is read from front to back."""
@@ -110,16 +132,19 @@ class Archive:
 
     def _scan_listing(self) -> Listing:
         members: list[MemberEntry] = []
-        damages = []
+        damages: list[Damage] = []
+        others: list[Other] = []
+        budget = self._budget()
         for item in self._scan():
+            budget.hold(1, 0 if isinstance(item, Damage) else len(item.name))
             if isinstance(item, Damage):
                 damages.append(item)
-            elif item.kind == "file" and _is_whole(item):
-                entry = MemberEntry(
-                    item.name, item.size_bytes, None, item.offset, item.header_bytes
-                )
-                members.append(entry)
-        return Listing(members, damages)
+            elif item.kind == "file" and is_whole(item):
+                place = (item.offset, item.header_bytes)
+                members.append(MemberEntry(item.name, item.size_bytes, None, *place))
+            elif item.kind not in ("file", "directory"):
+                others.append(Other(item.name, item.kind))
+        return Listing(members, damages, others)
 
     def names(self) -> list[str]:
         """The names of all members, in no order: what is quickest of all about them.
@@ -129,7 +154,7 @@ class Archive:
         with self._lock:
             if self.manifest:
                 try:
-                    return read_names(self._source, self.manifest)
+                    return read_names(self._source, self.manifest, self._budget())
                 except DamagedArchive as e:
                     self._give_up_manifest(e)
         return [member.name for member in self.members]
@@ -155,11 +180,14 @@ class Archive:
         if member is None:
             yield from self._stream_by_scan(name)
             return
-        reader = FrameReader(self._source, self._frames, member.offset, member.end)
+        reader = self._reader(member.offset, member.end)
         try:
             yield from reader.payload(member)
         except DamagedArchive as e:
             raise DamagedArchive(f"{name!r}: {e.message}", hint=e.hint) from e
+
+    def _reader(self, start: int, stop: int) -> FrameReader:
+        return FrameReader(self._source, self._frames, start, stop, self._memory_bytes)
 
     def _find(self, name: str) -> MemberEntry | None:
         """A member by its page; None if there is no manifest that can be used."""
@@ -182,16 +210,9 @@ class Archive:
         return found
 
     def _stream_by_scan(self, name: str) -> Iterator[memoryview]:
-        damage = None
-        for item in self._scan():
-            if isinstance(item, Damage):
-                damage = damage or item
-            elif item.name == name and item.kind == "file":
-                yield from item.chunks()
-                return
-        if damage:
-            raise DamagedArchive(f"{name!r} was not found, but the archive is damaged: {damage}")
-        raise self._no_member(name)
+        found = yield from stream_last(self._scan, name, self.address)
+        if not found:
+            raise self._no_member(name)
 
     def _no_member(self, name: str) -> StoreRefused:
         return StoreRefused(
@@ -199,29 +220,48 @@ class Archive:
         )
 
     def _scan(self) -> Iterator[ScannedMember | Damage]:
+        self.unproven = Unproven()
         if self.closing_damage:
             yield self.closing_damage
         else:
             refuse_foreign(self._source)
-        yield from scan(self._source, manifest_doubted=self.closing_damage is not None)
+        doubted = self.closing_damage is not None
+        for item in scan(self._source, manifest_doubted=doubted, memory_bytes=self._memory_bytes):
+            yield item
+            if isinstance(item, ScannedMember) and item.kind == "file" and item.is_unproven:
+                self.unproven.add(item.name)
 
     def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Name and payload of each chosen member, in the order of the archive.
 
-        Read in few large steps. Raises `DamagedArchive` where the first damage lies.
+        Read in few large steps. Raises `DamagedArchive` where the first damage lies. What comes
+        from an archive without a manifest may be `unproven`; of two members with one name the last
+        one comes.
         """
         members = self._indexed_members()
         if members is None:
+            last = {member.name: member.offset for member in self.members}
             for item in self._scan():
                 if isinstance(item, Damage):
                     raise DamagedArchive(str(item), hint=_RESTORE_HINT)
-                if item.kind == "file" and chosen(item.name):
+                if last.get(item.name) == item.offset and chosen(item.name):
+                    self._check_size(item)
                     yield item.name, b"".join(item.chunks())
             return
         for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
-            reader = FrameReader(self._source, self._frames, stretch.start, stretch.stop)
+            reader = self._reader(stretch.start, stretch.stop)
             for member in stretch.members:
+                self._check_size(member)
                 yield member.name, b"".join(reader.payload(member))
+
+    def _check_size(self, member: MemberEntry | ScannedMember) -> None:
+        if member.size_bytes > self._memory_bytes:
+            what = f"the member {member.name!r} of {self.address}"
+            raise too_large(what, member.size_bytes, self._memory_bytes)
+
+    def verify_whole(self, sha256: str, progress: Progress | None = None) -> None:
+        """Compare all bytes of the archive with a digest. Raises `DamagedArchive`."""
+        verify_whole(self._source, sha256, progress)
 
     # -- verifying -----------------------------------------------------------------------------
 
@@ -234,15 +274,18 @@ class Archive:
             for item in self._scan():
                 if isinstance(item, Damage):
                     damages.append(item)
-                elif _is_whole(item) and item.kind == "file":
+                elif is_whole(item) and item.kind == "file":
                     count.add(item.size_bytes)
         else:
             for found in self._in_threads(
                 lambda _, payload: _drain(payload), members, threads, count
             ):
                 damages += found.damages
+                if found.refused:
+                    raise TooLarge(found.refused[0])
             damages += closing_damages(self._source, self.manifest)
-        return VerifyReport(count.members, count.size_bytes, damages, self.manifest is not None)
+        whole = self.manifest is not None
+        return VerifyReport(count.members, count.size_bytes, damages, whole, self.unproven)
 
     def _in_threads(
         self,
@@ -254,14 +297,14 @@ class Archive:
         """Let `take` read the members, several stretches of the archive at a time."""
 
         def run(stretch: Stretch) -> _Trouble:
-            reader = FrameReader(self._source, self._frames, stretch.start, stretch.stop)
+            reader = self._reader(stretch.start, stretch.stop)
             trouble = _Trouble([], [])
             for member in stretch.members:
                 try:
                     take(member, reader.payload(member))
                 except DamagedArchive as e:
                     trouble.damages.append(Damage(e.message, member.name))
-                except Refused as e:
+                except (Refused, TooLarge) as e:
                     trouble.refused.append(str(e))
                 else:
                     count.add(member.size_bytes)
@@ -296,9 +339,10 @@ class Archive:
         with RestoreFolder(folder) as target:
             members = self._indexed_members()
             if members is None:
-                self._restore_by_scan(target, pattern, report, progress)
+                restore_scanned(self._scan(), target, pattern, report, progress)
+                report.unproven = self.unproven
             else:
-                chosen = [m for m in members if _matches(m.name, pattern)]
+                chosen = [m for m in members if matches(m.name, pattern)]
                 self._restore_by_manifest(target, chosen, report, threads, progress)
         if pattern is not None and report.is_empty:
             raise no_match(self.address, pattern)
@@ -326,41 +370,14 @@ class Archive:
         report.restored, report.size_bytes = count.members, count.size_bytes
         report.unchanged = len(unchanged)
 
-    def _restore_by_scan(
-        self,
-        target: RestoreFolder,
-        pattern: str | None,
-        report: RestoreReport,
-        progress: Progress | None,
-    ) -> None:
-        for item in self._scan():
-            if isinstance(item, Damage):
-                report.damages.append(item)
-                continue
-            if not _matches(item.name, pattern):
-                continue
-            try:
-                if item.kind == "directory":
-                    target.directory(item.name)
-                elif item.kind != "file":
-                    report.refused.append(f"{item.name!r} is {item.kind}")
-                else:
-                    report.unchanged += not target.write(item.name, item.chunks())
-                    report.restored += 1
-                    report.size_bytes += item.size_bytes
-            except Refused as e:
-                report.refused.append(str(e))
-            except DamagedArchive:
-                pass  # the scan itself reports it next
-            if progress:
-                progress(report.size_bytes, 0)
-
 
 def verify_archive(path: Path) -> VerifyReport:
     """Read a finished local archive back. Raises `DamagedArchive` unless every byte is right."""
     with Archive.open(path) as archive:
         report = archive.verify()
     report.raise_if_damaged()
+    if report.unproven.count:
+        raise DamagedArchive(f"{path} has no damage that shows, but {report.unproven}")
     return report
 
 
@@ -379,16 +396,3 @@ class _Trouble(NamedTuple):
 def _drain(payload: Iterable[memoryview]) -> None:
     for _ in payload:
         pass
-
-
-def _is_whole(member: ScannedMember) -> bool:
-    """Read the payload; False if it is damaged (the scan reports it then)."""
-    try:
-        _drain(member.chunks())
-    except DamagedArchive:
-        return False
-    return True
-
-
-def _matches(name: str, pattern: str | None) -> bool:
-    return pattern is None or fnmatchcase(name, pattern)

@@ -5,11 +5,44 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.manifest import MemberEntry
 from fuploader_dagster.storage import Progress
+
+LISTED_NAMES = 100
+
+
+@dataclass
+class Unproven:
+    """Members whose bytes nothing proves: there is no manifest with their digests, and they come
+    from zstd frames without a checksum. A changed byte in them is mostly not noticed."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+    """The first hundred."""
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < LISTED_NAMES:
+            self.names.append(name)
+
+    def __str__(self) -> str:
+        some = ", ".join(map(repr, self.names[:3])) + ", ..." * (self.count > 3)
+        return (
+            f"nothing proves the bytes of {self.count:,} members ({some}): their zstd frames have "
+            f"no checksum, and the archive has no manifest with digests"
+        )
+
+
+class Other(NamedTuple):
+    """An entry that is no file: a link, a device, a sparse file."""
+
+    name: str
+    kind: str
+    """In words; of a link also where it leads to."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +51,16 @@ class Listing:
 
     members: Sequence[MemberEntry]
     damages: Sequence[Damage]
+    others: Sequence[Other] = ()
+    """Entries that can be named only. Directories are not among them."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a verification found. `damages` is empty if every byte is as it was written."""
+    """What a verification found.
+
+    Every byte is as it was written if `damages` is empty and `unproven` counts none.
+    """
 
     members: int
     """Members that are whole."""
@@ -31,6 +69,8 @@ class VerifyReport:
     damages: Sequence[Damage]
     has_digests: bool
     """False for archives without a manifest: only zstd's own checksums could be compared."""
+    unproven: Unproven = field(default_factory=Unproven)
+    """Members without damage that nothing proves, not even such a checksum."""
 
     def raise_if_damaged(self) -> None:
         """Raise `DamagedArchive` with the first damage and the number of the others."""
@@ -53,6 +93,8 @@ class RestoreReport:
     damages: list[Damage] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     """Members that were not written, with the reason: names that lead out, links, conflicts."""
+    unproven: Unproven = field(default_factory=Unproven)
+    """Members that were written, and whose bytes nothing proves."""
 
     @property
     def is_empty(self) -> bool:

@@ -1,7 +1,8 @@
 """Commands that read archives: `ls`, `cat`, `verify`, `restore`.
 
 Exit codes as in `cli`: 5 where something is damaged (what is intact comes out all the same), 4
-where a member was refused or there is no such archive or member.
+where a member was refused or there is no such archive or member, and of `verify` 6 where nothing
+was found wrong, but nothing proves the bytes either.
 """
 
 from __future__ import annotations
@@ -32,20 +33,28 @@ from fuploader_dagster.console import (
     say,
     shown,
 )
-from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused
+from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused, TooLarge
 from fuploader_dagster.foreign import ForeignArchive, verify_whole
 from fuploader_dagster.frame_walk import Damage
 from fuploader_dagster.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.manifest import MemberEntry
+from fuploader_dagster.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.range_source import ReadAhead
 
-DAMAGED, REFUSED = 5, 4
+DAMAGED, REFUSED, UNPROVEN = 5, 4, 6
 _LISTED_TROUBLES = 100
+_WITHOUT_CHECKSUM = "its zstd frame has no checksum, and the archive no manifest with digests"
 
 ArchiveArgument = Annotated[
     str,
     typer.Argument(
         metavar="ARCHIVE", help="A path, an address such as s3://bucket/key, or a partition key."
+    ),
+]
+MemoryOption = Annotated[
+    int,
+    typer.Option(
+        "--max-memory", min=1, help="Bytes that a piece of the archive, or its list, may take."
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Parts of the archive read at once.")]
@@ -61,15 +70,20 @@ def ls(
     archive: ArchiveArgument,
     pattern: Annotated[str, typer.Argument(help="Only such names: *, ?, [...].")] = "*",
     *,
+    max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
     pipeline: PipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List an archive: sizes and names, in its order. Reads its manifest only, where it has one."""
-    with _opened(archive, config, pipeline) as (opened, _):
+    """List an archive: sizes and names, in its order. Reads its manifest only, where it has one.
+
+    Of links, devices and sparse files it says what they are instead of a size.
+    """
+    with _opened(archive, config, pipeline, max_memory) as (opened, _):
         listing = opened.listing()
         members = [m for m in listing.members if fnmatchcase(m.name, pattern)]
-        if pattern != "*" and not members and not listing.damages:
+        others = [one for one in listing.others if fnmatchcase(one.name, pattern)]
+        if pattern != "*" and not (members or others or listing.damages):
             raise no_match(opened.address, pattern)
         if as_json:
             _print_json(
@@ -78,11 +92,13 @@ def ls(
                     "size_bytes": opened.size_bytes,
                     "has_manifest": opened.manifest is not None,
                     "members": [_as_json(member) for member in members],
+                    "others": [one._asdict() for one in others],
                     "damages": [asdict(damage) for damage in listing.damages],
                 }
             )
         else:
             _print_lines(f"{m.size_bytes:>12} {shown(m.name)}" for m in members)
+            _print_lines(f"{'-':>12} {shown(one.name)} ({shown(one.kind)})" for one in others)
     _report(listing.damages, ())
 
 
@@ -92,10 +108,14 @@ def cat(
         str | None, typer.Argument(help="Its name; without one: the archive itself, as it lies.")
     ] = None,
     *,
+    max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
     pipeline: PipelineOption = None,
 ) -> None:
-    """Write one member to stdout, verified. Reads only the part of the archive that holds it."""
+    """Write one member to stdout, verified. Reads only the part of the archive that holds it.
+
+    Where nothing proves its bytes, stderr says so.
+    """
     out = sys.stdout.buffer
     if member is None:
         found = _find(archive, config, pipeline)
@@ -103,9 +123,11 @@ def cat(
         for offset in range(0, source.size_bytes, 2**20):
             out.write(source.read(offset, 2**20))
     else:
-        with _opened(archive, config, pipeline) as (opened, _):
+        with _opened(archive, config, pipeline, max_memory) as (opened, _):
             for piece in opened.stream(member):
                 out.write(piece)
+            if member in opened.unproven.names:
+                complain(f"unproven: nothing proves the bytes of {member!r}: {_WITHOUT_CHECKSUM}")
     out.flush()
 
 
@@ -115,12 +137,13 @@ def verify(
     ],
     *,
     threads: ThreadsOption = 4,
+    max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
     pipeline: PipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read archives whole and compare every byte with what was recorded when it was written."""
-    verdicts = [_verify(archive, threads, config, pipeline) for archive in archives]
+    verdicts = [_verify(archive, threads, config, pipeline, max_memory) for archive in archives]
     if as_json:
         _print_json([asdict(verdict) for verdict in verdicts])
     for verdict in verdicts:
@@ -129,6 +152,7 @@ def verify(
     _report(
         [damage for verdict in verdicts for damage in verdict.damages],
         [verdict.refused for verdict in verdicts if verdict.refused],
+        [f"{v.archive}: {v.unproven}" for v in verdicts if v.unproven],
     )
 
 
@@ -138,13 +162,14 @@ def restore(
     *,
     only: Annotated[str | None, typer.Option(help="Only such names: *, ?, [...].")] = None,
     threads: ThreadsOption = 4,
+    max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
     pipeline: PipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Unpack an archive, never outside the folder or over a file, and what is intact if damaged."""
     with (
-        _opened(archive, config, pipeline) as (opened, _),
+        _opened(archive, config, pipeline, max_memory) as (opened, _),
         bytes_bar("restoring") as progress,
     ):
         report = opened.restore(folder, only, threads=threads, progress=progress)
@@ -152,6 +177,8 @@ def restore(
         _print_json({"archive": opened.address, **asdict(report)})
     else:
         say(_summary(report, folder))
+    if report.unproven.count:
+        complain(f"unproven: {report.unproven}; `fuploader verify` tells whether all of it is")
     _report(report.damages, report.refused)
 
 
@@ -167,12 +194,19 @@ class Verdict:
     damages: Sequence[Damage]
     refused: str = ""
     """Why it could not be compared at all: it is not there, or nothing is known about it."""
+    unproven: str = ""
+    """Why what shows no damage is not proven either: then there is no `proof`."""
+    unproven_members: int = 0
+    unproven_names: Sequence[str] = ()
+    """The first hundred."""
 
 
-def _verify(target: str, threads: int, config: Path | None, pipeline: str | None) -> Verdict:
+def _verify(
+    target: str, threads: int, config: Path | None, pipeline: str | None, max_memory: int
+) -> Verdict:
     """One that is not there keeps nobody from hearing about the others."""
     try:
-        with _opened(target, config, pipeline) as (opened, found):
+        with _opened(target, config, pipeline, max_memory) as (opened, found):
             try:
                 with bytes_bar("verifying") as progress:
                     report = opened.verify(threads=threads, progress=progress)
@@ -180,10 +214,27 @@ def _verify(target: str, threads: int, config: Path | None, pipeline: str | None
                 _compare_with_receipt(found, "unpack what can be unpacked with its own program")
                 return _verify_foreign(found, error)
             damages = [*_contradictions(found, report.damages), *report.damages]
+            if report.unproven.count and not damages and found.sha256 is not None:
+                with bytes_bar("verifying as a whole") as progress:
+                    verify_whole(found.source, found.sha256, progress)
+                proof = f"{found.source.size_bytes:,} bytes, as a whole: as it was stored"
+                return Verdict(opened.address, report.members, report.size_bytes, proof, ())
     except DamagedData as error:
         return Verdict(target, 0, 0, "", [Damage(str(error))])
-    except (StoreRefused, ForeignArchive) as error:
+    except (StoreRefused, ForeignArchive, TooLarge) as error:
         return Verdict(target, 0, 0, "", (), str(error))
+    unproven = report.unproven
+    if unproven.count and not damages:
+        return Verdict(
+            opened.address,
+            report.members,
+            report.size_bytes,
+            "",
+            (),
+            unproven=f"no damage shows in {report.members:,} members, but {unproven}",
+            unproven_members=unproven.count,
+            unproven_names=unproven.names,
+        )
     proof = f"{report.members:,} members, {report.size_bytes:,} bytes: " + (
         "every byte is as it was written"
         if report.has_digests
@@ -236,10 +287,10 @@ def _compare_with_receipt(found: FoundArchive, hint: str) -> None:
 
 @contextmanager
 def _opened(
-    target: str, config: Path | None, pipeline: str | None
+    target: str, config: Path | None, pipeline: str | None, max_memory: int
 ) -> Iterator[tuple[Archive, FoundArchive]]:
     found = _find(target, config, pipeline)
-    with Archive.open(found.source) as archive:
+    with Archive.open(found.source, memory_bytes=max_memory) as archive:
         yield archive, found
 
 
@@ -263,15 +314,19 @@ def _summary(report: RestoreReport, folder: Path) -> str:
     return f"{report.restored:,} members, {report.size_bytes:,} bytes are in {folder}{unchanged}"
 
 
-def _report(damages: Sequence[Damage], refused: Sequence[str]) -> None:
+def _report(
+    damages: Sequence[Damage], refused: Sequence[str], unproven: Sequence[str] = ()
+) -> None:
     """Say what went wrong and leave with its exit code."""
-    for what, troubles in (("damaged", damages), ("refused", refused)):
+    for what, troubles in (("damaged", damages), ("refused", refused), ("unproven", unproven)):
         for trouble in troubles[:_LISTED_TROUBLES]:
             complain(f"{what}: {trouble}")
         if len(troubles) > _LISTED_TROUBLES:
             complain(f"{what}: {len(troubles) - _LISTED_TROUBLES:,} more")
     if damages or refused:
         raise typer.Exit(DAMAGED if damages else REFUSED)
+    if unproven:
+        raise typer.Exit(UNPROVEN)
 
 
 def _as_json(member: MemberEntry) -> dict[str, Any]:

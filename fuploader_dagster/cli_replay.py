@@ -84,6 +84,8 @@ def replay(
         f"{report.published:,} messages of {len(selection.partitions):,} archives are confirmed by "
         f"{selection.target}{earlier}"
     )
+    for reason in report.unproven[:_LISTED_TROUBLES]:
+        complain(f"unproven: {reason}")
     for reason in report.refused[:_LISTED_TROUBLES]:
         complain(f"cannot be a message: {reason}")
     if report.refused:

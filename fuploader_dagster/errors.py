@@ -16,6 +16,7 @@
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   |   +-- ColdObject           the object is stored, and cannot be read before it is restored
     |   +-- ObjectConflict       an object with other content lies under our key
+    |   +-- TooLarge             an archive needs more memory than it may take
     |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
     |   +-- ForeignFile          a link, a pipe or a folder has the place of one of our files
     +-- DamagedData          bytes are not what they must be
@@ -127,6 +128,10 @@ class ColdObject(StoreRefused):
 
 class ObjectConflict(PermanentError):
     """An object with other content already lies under the key. It was not touched."""
+
+
+class TooLarge(PermanentError):
+    """A piece of an archive needs more memory than reading it may take. Nothing is damaged."""
 
 
 class StrategyError(PermanentError):

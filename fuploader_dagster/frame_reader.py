@@ -16,6 +16,7 @@ import zstandard
 
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.manifest import DIGEST_BYTES, FrameEntry, MemberEntry, digest
+from fuploader_dagster.memory_budget import DEFAULT_MEMORY_BYTES, too_large
 from fuploader_dagster.range_source import RangeSource, ReadAhead
 from fuploader_dagster.tarstream import member_header, padding
 
@@ -28,9 +29,15 @@ class FrameReader:
     """Tar bytes of a stretch of an archive. Not safe to use from several threads."""
 
     def __init__(
-        self, source: RangeSource, frames: Sequence[FrameEntry], start: int, stop: int
+        self,
+        source: RangeSource,
+        frames: Sequence[FrameEntry],
+        start: int,
+        stop: int,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
     ) -> None:
         """For tar bytes from `start` to `stop`: in one request, or several of 8 MiB."""
+        self._memory_bytes = memory_bytes
         first = bisect_right(frames, start, key=lambda f: f.tar_offset) - 1
         last = bisect_right(frames, max(start, stop - 1), key=lambda f: f.tar_offset)
         self._frames = frames[max(first, 0) : last]
@@ -66,6 +73,12 @@ class FrameReader:
         return content
 
     def _decode(self, frame: FrameEntry) -> bytes:
+        if frame.size_bytes + frame.tar_bytes > self._memory_bytes:
+            raise too_large(
+                f"the frame at offset {frame.offset} of {self._address}",
+                frame.size_bytes + frame.tar_bytes,
+                self._memory_bytes,
+            )
         try:
             data = self._source.read(frame.offset, frame.size_bytes)
         except OSError as e:

@@ -4,8 +4,12 @@ What must always hold: each stretch of damage is reported once, where it begins;
 out of a frame that states its size (all of ours do) before its checksum was compared.
 
 Frames that do not state their size (`tar --zstd`, FUploader) are given out as they are decoded;
-zstd checks them at their end only, if at all. Behind damage only frames that state their size are
-taken up again: what looks like a frame may be chance there, and must prove itself first.
+zstd checks them at their end only. Where a frame has no checksum (FUploader, bsdtar and zstd's
+Python packages write none) zstd decodes many changed bytes to others without a word: what comes of
+it is marked as not checked, and only whoever has a digest of it can prove it.
+
+Behind damage only frames that state their size are taken up again: what looks like a frame may be
+chance there, and must prove itself first.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import zstandard
 
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.manifest import FRAME_HEADER, is_manifest
+from fuploader_dagster.memory_budget import too_large
 from fuploader_dagster.range_source import RangeSource
 
 _ZSTD_MAGIC = 0xFD2FB528
@@ -32,6 +37,8 @@ _STREAMED_STEP = 2**10
 """Of compressed bytes: what comes before damage is lost up to one step. Small also because four
 bytes can stand for 128 KiB, and a step is decoded at once: at most 32 MiB."""
 _SEARCH_BYTES = 2**20
+_LARGEST_WINDOW = 2**31
+"""Of zstd, with `--ultra --long=31`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Chunk(NamedTuple):
 
     data: bytes
     starts_frame: bool
+    checked: bool
+    """Whether its frame has a checksum. zstd has compared it by the next chunk of another frame."""
 
 
 class Skipped(NamedTuple):
@@ -60,8 +69,11 @@ class Skipped(NamedTuple):
     is_manifest: bool
 
 
-def walk_frames(source: RangeSource) -> Iterator[Chunk | Skipped | Damage]:
-    """All frames in order. Each stretch of damage is reported once, where it begins."""
+def walk_frames(source: RangeSource, memory_bytes: int) -> Iterator[Chunk | Skipped | Damage]:
+    """All frames in order. Each stretch of damage is reported once, where it begins.
+
+    Raises `TooLarge` for a frame that zstd can decode only in more memory.
+    """
     offset = 0
     damaged = False
     while offset < source.size_bytes:
@@ -71,7 +83,7 @@ def walk_frames(source: RangeSource) -> Iterator[Chunk | Skipped | Damage]:
             head = source.read(offset, _FRAME_HEADER_LIMIT)
             magic = int.from_bytes(head[:4], "little")
             if magic == _ZSTD_MAGIC and len(head) > 4:
-                offset = yield from _decode(source, offset, head, must_hold=damaged)
+                offset = yield from _decode(source, offset, head, memory_bytes, must_hold=damaged)
                 damaged = False
             elif magic & ~0xF == _SKIPPABLE_MAGIC and len(head) >= FRAME_HEADER.size:
                 end = offset + FRAME_HEADER.size + FRAME_HEADER.unpack_from(head)[1]
@@ -89,18 +101,23 @@ def walk_frames(source: RangeSource) -> Iterator[Chunk | Skipped | Damage]:
 
 
 def _decode(
-    source: RangeSource, offset: int, head: bytes, *, must_hold: bool
+    source: RangeSource, offset: int, head: bytes, memory_bytes: int, *, must_hold: bool
 ) -> Generator[Chunk, None, int]:
     """Decode one frame; returns where it ends."""
     try:
-        content_size = zstandard.get_frame_parameters(head).content_size
+        parameters = zstandard.get_frame_parameters(head)
     except zstandard.ZstdError as e:
         raise _damaged_frame(source, offset, offset, e) from e
+    content_size, checked = parameters.content_size, parameters.has_checksum
     hold = content_size <= _HOLD_BYTES  # an unknown size is a very large number
     if must_hold and not hold:
         raise DamagedArchive(f"the frame at offset {offset} of {source.address} has no size")
+    window = parameters.window_size
+    if not hold and memory_bytes < window <= _LARGEST_WINDOW:
+        raise too_large(f"the frame at offset {offset} of {source.address}", window, memory_bytes)
     step = min(content_size // 2 + 64, 2**18) if hold else _STREAMED_STEP
-    decoder = zstandard.ZstdDecompressor().decompressobj()
+    largest = min(max(memory_bytes, _HOLD_BYTES), _LARGEST_WINDOW)
+    decoder = zstandard.ZstdDecompressor(max_window_size=largest).decompressobj()
     held = []
     at = offset
     first = True
@@ -116,10 +133,10 @@ def _decode(
         if hold:
             held.append(data)
         elif data:
-            yield Chunk(data, first)
+            yield Chunk(data, first, checked)
             first = False
     if hold:
-        yield Chunk(b"".join(held), True)
+        yield Chunk(b"".join(held), True, checked)
     return at - len(decoder.unused_data)
 
 

@@ -14,6 +14,10 @@ The members are listed in pages of about 4,096, each member in the page that a c
 selects. So one member of millions is found by reading one page of some hundred kilobytes. Within
 a page they are kept as columns, which encode ten times as fast and compress better than records.
 
+Digests say that nothing changed by chance; whoever forges an archive forges them too. So what a
+manifest or page says is taken only as far as it can be true of the bytes that are there: everything
+is checked where it is decoded (`decode`, `decode_page`, `decode_page_names`), and nowhere else.
+
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
 would make archives of small messages 4 % larger. The digest of the whole archive is kept in full
 beside the object.
@@ -44,6 +48,12 @@ PAGES_MAGIC = 0x184D2A5C
 MANIFEST_MAGIC = 0x184D2A5D
 _MARK = b"FUPLMAN" + bytes([FORMAT_VERSION])
 _PREFIX_BYTES = FRAME_HEADER.size + len(_MARK) + 32
+_MOST_UNPACKED_BYTES = {"Manifest": 2**26, "Page": 2**25, "_PageNames": 2**25}
+"""A manifest of three million frames, a page of 4,096 names of the longest path twice over. As
+Python's objects they take up to eight times as much."""
+_MOST_PAGE_BYTES = 2**26
+_MOST_EXPANSION = 2**16
+"""zstd makes at most 128 KiB of four bytes."""
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
@@ -253,13 +263,26 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         raise DamagedArchive(f"the manifest at {where} does not have its own digest")
     manifest = _unpacked(packed, Manifest, where)
     sizes = (manifest.frame_sizes, manifest.frame_tar_sizes, manifest.page_sizes)
+    tar_bytes = sum(manifest.frame_tar_sizes)
     if not (
         len(manifest.frame_sizes) == len(manifest.frame_tar_sizes)
         and len(manifest.frame_digests) == len(manifest.frame_sizes) * DIGEST_BYTES
         and len(manifest.page_digests) == len(manifest.page_sizes) * DIGEST_BYTES
         and all(0 < size < 2**32 for column in sizes for size in column)
+        and all(size <= _MOST_PAGE_BYTES for size in manifest.page_sizes)
     ):
         raise _contradiction(where, "columns of different lengths, or frames of no possible size")
+    if any(
+        unpacked > packed * _MOST_EXPANSION
+        for packed, unpacked in zip(manifest.frame_sizes, manifest.frame_tar_sizes, strict=True)
+    ):
+        raise _contradiction(where, "a frame of more than zstd can make of its bytes")
+    if not (
+        0 <= manifest.member_count * BLOCK <= tar_bytes
+        and 0 <= manifest.payload_bytes <= tar_bytes
+        and len(manifest.page_sizes) <= manifest.member_count
+    ):
+        raise _contradiction(where, "more members than its frames have room for")
     return manifest
 
 
@@ -275,7 +298,18 @@ def decode_page(
         and len(page.digests) == count * DIGEST_BYTES
     ):
         raise _contradiction(where, "columns of different lengths")
-    return page.members()
+    _check_count(manifest, count, where)
+    if any(not 0 <= n < 2**63 for c in (page.sizes, page.distances, page.header_blocks) for n in c):
+        raise _contradiction(where, "a member of no possible size or place")
+    members = page.members()
+    end = 0
+    for member in members:
+        if member.offset < end or member.header_bytes < BLOCK:
+            raise _contradiction(where, f"{member.name!r} does not follow the member before")
+        end = member.end
+    if end > sum(manifest.frame_tar_sizes):
+        raise _contradiction(where, "members that lie behind the end of its frames")
+    return members
 
 
 def decode_page_names(
@@ -283,12 +317,19 @@ def decode_page_names(
 ) -> list[str]:
     """The names in a page, in a third of the time of `decode_page`. Errors as in `decode`."""
     _check_page(manifest, index, packed, where)
-    return _unpacked(packed, _PageNames, where).names
+    names = _unpacked(packed, _PageNames, where).names
+    _check_count(manifest, len(names), where)
+    return names
 
 
 def _check_page(manifest: Manifest, index: int, packed: bytes | memoryview, where: str) -> None:
     if digest(packed) != manifest.page_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
         raise DamagedArchive(f"page {index} of the manifest at {where} does not have its digest")
+
+
+def _check_count(manifest: Manifest, count: int, where: str) -> None:
+    if count > manifest.member_count:
+        raise _contradiction(where, f"a page of {count} of its {manifest.member_count} members")
 
 
 def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
@@ -306,6 +347,9 @@ def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: 
 
 def _unpacked(packed: bytes | memoryview, kind: type[_Record], where: str) -> _Record:
     try:
+        # Asked first: zstd would allocate whatever the frame states.
+        if not 0 <= zstandard.frame_content_size(packed) <= _MOST_UNPACKED_BYTES[kind.__name__]:
+            raise _contradiction(where, "a page, or a manifest, of no possible size")
         return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(packed), type=kind)
     except (zstandard.ZstdError, MemoryError, *UNREADABLE_JSON) as e:
         what = str(e) or "it unpacks to more than this machine's memory"

@@ -1,9 +1,10 @@
 """Packing anew: a stored archive is fetched back and written as the settings say today.
 
-What must always hold: every member is verified on the way, and all are there again, in the same
-order; the object that was stored first is neither changed nor removed; the partition's receipt
-changes only after the store has confirmed the new object. Where the key is the same and the bytes
-are not, the store refuses (`ObjectConflict`): another level needs another key or another store.
+What must always hold: every member is verified on the way (where an archive has no digests of them,
+the whole of it is, by the digest in its receipt), and all are there again, in the same order; the
+object that was stored first is neither changed nor removed; the partition's receipt changes only
+after the store has confirmed the new object. Where the key is the same and the bytes are not, the
+store refuses (`ObjectConflict`): another level needs another key or another store.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
     with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
         with wish.open_archive(before.partition) as stored, naming_disk_trouble(segment):
             members = _fetch(stored, segment)
+            if stored.unproven.count:  # or the new archive would vouch for whatever came
+                stored.verify_whole(before.sha256)
         if len(members) != before.messages:
             raise DamagedArchive(
                 f"{before.address} has {len(members)} members, its receipt says {before.messages}"

@@ -6,7 +6,8 @@ What must always hold:
 - A message counts as replayed when the queue confirmed it. After a crash or an error the same
   replay goes on behind the last confirmed batch: at most one batch (500 messages) is published
   twice, none is left out.
-- What is damaged is never published: the replay stops there and names it.
+- What is damaged is never published: the replay stops there and names it. What nothing proves
+  (archives of FUploader have no checksums) is published, and said.
 - A message that the queue will not take (it is too large) is named at the end; the others are sent.
 
 Format of the progress file, one JSON object: the digest of what was asked for, the partition that
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -42,6 +44,8 @@ from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.receipts import receipts_between
 from fuploader_dagster.refused_messages import publish_taken
 from fuploader_dagster.source import MessagePublisher, SourceSettings
+
+log = logging.getLogger(__name__)
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 16 * 2**20
@@ -89,6 +93,8 @@ class ReplayReport:
     """Confirmed in an earlier attempt at the same replay."""
     refused: list[str] = field(default_factory=list)
     """Files that no message can carry, or that the queue will not take, with the reason."""
+    unproven: list[str] = field(default_factory=list)
+    """Partitions whose archives show no damage, but have nothing that proves their bytes."""
 
 
 def replay(
@@ -126,6 +132,9 @@ def replay(
                     _keep(path, _Reached(selection.digest, partition, confirmed, total, reasons))
                     if progress:
                         progress(total)
+                if archive.unproven.count:
+                    report.unproven.append(f"{partition}: {archive.unproven}")
+                    log.warning("replayed %s, but %s", partition, archive.unproven)
         remove_file(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
     report.refused += reasons

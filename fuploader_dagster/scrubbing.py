@@ -21,6 +21,11 @@ from fuploader_dagster.foreign import ForeignArchive, refuse_foreign
 from fuploader_dagster.range_source import CountedReads, RangeSource
 from fuploader_dagster.receipts import Receipt
 
+_NOT_READ = (
+    "{why}: only the size and the digest that the store states were compared, which proves nothing "
+    "of its bytes; `fuploader verify` with the partition reads them"
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -50,7 +55,7 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
                 problems.append(str(archive.closing_damage))
             elif archive.manifest is None:
                 refuse_foreign(counted)
-                note = "it has no manifest: only its size and digest were compared"
+                note = _NOT_READ.format(why="it has no manifest")
             else:
                 there = archive.manifest.member_count
                 if there != receipt.messages:
@@ -61,7 +66,7 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
                         pass
                     read += 1
     except ForeignArchive:
-        note = "a packer of your own made it: only its size and digest were compared"
+        note = _NOT_READ.format(why="a packer of your own made it")
     except ColdObject:
         note = (
             "it is cold and cannot be read back: only size and digest were compared, as the store "

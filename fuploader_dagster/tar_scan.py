@@ -4,7 +4,7 @@ What must always hold: nothing that is damaged is passed over in silence. A scan
 every byte was part of a whole frame, tar ended with its end mark, nothing but zeros followed, and
 no manifest was met: whoever has one that can be used does not scan.
 
-Understood are ustar, pax and GNU's long names. Behind damage the tar stream is taken up again at
+What the headers say is read in `tar_headers`. Behind damage the tar stream is taken up again at
 the next frame that begins with a member's header, as ours do.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.frame_walk import Chunk, Damage, Skipped, walk_frames
+from fuploader_dagster.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.range_source import RangeSource, ReadAhead
-from fuploader_dagster.tarstream import BLOCK, padding
+from fuploader_dagster.tar_headers import Header, read_header
+from fuploader_dagster.tarstream import padding
 
 _CHUNK_BYTES = 2**20
 _ZEROS = bytes(_CHUNK_BYTES)
@@ -37,14 +38,17 @@ class _Ended(Exception):
 class _TarBytes:
     """The decompressed stream, by the number of bytes that the caller wants."""
 
-    def __init__(self, source: RangeSource) -> None:
-        self._walk = walk_frames(source)
+    def __init__(self, source: RangeSource, memory_bytes: int) -> None:
+        self._walk = walk_frames(source, memory_bytes)
         self._block = memoryview(b"")
+        self._checked = True
         self._pending: list[Damage] = []
         self.position = 0
         """In the tar stream; behind damage, counted without what is missing."""
         self.has_manifest = False
         """Whether one was stepped over so far."""
+        self.unchecked = 0
+        """Bytes that were given out of frames without a checksum."""
 
     def _fill(self) -> Chunk:
         for event in self._walk:
@@ -54,6 +58,7 @@ class _TarBytes:
                 self._block = memoryview(b"")
                 raise _Interrupted(event)
             elif event.data:
+                self._checked = event.checked
                 return event
         raise _Ended
 
@@ -63,6 +68,8 @@ class _TarBytes:
             self._block = memoryview(self._fill().data)
         part, self._block = self._block[:limit], self._block[limit:]
         self.position += len(part)
+        if not self._checked:
+            self.unchecked += len(part)
         return part
 
     def take(self, count: int) -> bytes:
@@ -83,20 +90,21 @@ class _TarBytes:
 class ScannedMember:
     """One entry of the tar stream. Its payload must be read before the scan goes on."""
 
-    def __init__(
-        self, name: str, size_bytes: int, kind: str, offset: int, stream: _TarBytes
-    ) -> None:
-        self.name = name
-        self.size_bytes = size_bytes
-        self.kind = kind
-        """`file`, `directory`, or in words what else it is."""
+    def __init__(self, header: Header, offset: int, stream: _TarBytes, unchecked: int) -> None:
+        self.name, self.size_bytes, self.kind = header
         self.offset = offset
         """Of its (first) header in the tar stream."""
+        self._unchecked_before = unchecked
         self.header_bytes = stream.position - offset
         self.damage: Damage | None = None
         self._stream = stream
-        self._left = size_bytes
+        self._left = self.size_bytes
         self._unread = True
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it was read whole, and part of it came from a frame without a checksum."""
+        return not (self._unread or self.damage) and self._stream.unchecked > self._unchecked_before
 
     def chunks(self) -> Iterator[memoryview]:
         """The payload, at most 1 MiB at a time. Raises `DamagedArchive` if it is not whole."""
@@ -117,19 +125,24 @@ class ScannedMember:
 
 
 def scan(
-    source: RangeSource, *, manifest_doubted: bool = False
+    source: RangeSource,
+    *,
+    manifest_doubted: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> Iterator[ScannedMember | Damage]:
     """Every entry that can be read, and everything that is wrong, in the order of the archive.
+
+    Raises `TooLarge` where it would need more memory than that.
 
     `manifest_doubted`: that the manifest is not used was said already, with the reason.
     """
     source = ReadAhead(source)
-    stream = _TarBytes(source)
+    stream = _TarBytes(source, memory_bytes)
     resuming = False
     while True:
-        offset = stream.position
+        offset, unchecked = stream.position, stream.unchecked
         try:
-            header = _Header.read(stream)
+            header = read_header(stream.take)
         except _Interrupted as e:
             yield e.damage
             resuming = True
@@ -156,7 +169,7 @@ def scan(
         if header is None:
             break
         resuming = False
-        member = ScannedMember(header.name, header.size_bytes, header.kind, offset, stream)
+        member = ScannedMember(header, offset, stream, unchecked)
         yield member
         try:
             for _ in member.chunks():  # what the caller left
@@ -188,81 +201,3 @@ def _behind_the_end(source: RangeSource, stream: _TarBytes, doubted: bool) -> It
             f"{source.address} has a manifest, but no seek table at its end (offset "
             f"{source.size_bytes}) that leads to it"
         )
-
-
-class _Header(NamedTuple):
-    name: str
-    size_bytes: int
-    kind: str
-
-    @classmethod
-    def read(cls, stream: _TarBytes) -> _Header | None:
-        """The next header with everything that extends it; None at tar's end mark."""
-        pax: dict[str, bytes] = {}
-        long_name: bytes | None = None
-        while True:
-            block = stream.take(BLOCK)
-            if not any(block):
-                if any(stream.take(BLOCK)):
-                    raise tarfile.ReadError("a single block of zeros")
-                return None
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
-                records = _pax_records(_extension(stream, info.size))
-                pax |= records if info.type != tarfile.XGLTYPE else {}
-            elif info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = _extension(stream, info.size).rstrip(b"\0")
-            elif info.type == tarfile.GNUTYPE_LONGLINK:
-                _extension(stream, info.size)
-            else:
-                break
-        raw = pax.get("path", long_name)
-        name = info.name if raw is None else raw.decode("utf-8", "surrogateescape")
-        size = info.size
-        if "size" in pax:
-            if not pax["size"].isdigit() or len(pax["size"]) > 20:
-                raise tarfile.ReadError("a pax size that is no number")
-            size = int(pax["size"])
-        if size < 0:
-            raise tarfile.ReadError("a negative size")
-        if info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE):
-            size = 0
-        return cls(name.rstrip("/"), size, _kind(info, pax))
-
-
-def _kind(info: tarfile.TarInfo, pax: dict[str, bytes]) -> str:
-    if info.type == tarfile.GNUTYPE_SPARSE or any(k.startswith("GNU.sparse") for k in pax):
-        return "a sparse file"
-    if info.isreg():
-        return "file"
-    if info.isdir():
-        return "directory"
-    return "a link" if info.issym() or info.islnk() else "neither file nor directory"
-
-
-_EXTENSION_LIMIT = 2**20  # a name of a megabyte is damage, not a name
-
-
-def _extension(stream: _TarBytes, size: int) -> bytes:
-    if not 0 <= size <= _EXTENSION_LIMIT:
-        raise tarfile.ReadError(f"an extended header of {size} bytes")
-    return stream.take(size + len(padding(size)))[:size]
-
-
-def _pax_records(data: bytes) -> dict[str, bytes]:
-    """`<length> <key>=<value>\\n` again and again."""
-    records = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        if (
-            not length.isdigit()
-            or len(length) > 20
-            or not len(length) + 2 < int(length) <= len(data)
-        ):
-            raise tarfile.ReadError("a pax record of no length")
-        key, equals, value = data[len(length) + 1 : int(length)].partition(b"=")
-        if not equals or value[-1:] != b"\n":
-            raise tarfile.ReadError("a pax record that does not end")
-        records[key.decode("utf-8", "replace")] = value[:-1]
-        data = data[int(length) :]
-    return records

@@ -141,7 +141,7 @@ def test_what_a_custom_packer_made_is_compared_by_size_and_digest(tmp_path: Path
     assert check(location).passed
     result, recorded = scrub(location)
     assert result.success
-    assert "only its size and digest" in recorded[keys[0]]["note"]
+    assert "only the size and the digest that the store states" in recorded[keys[0]]["note"]
     path = object_of(location, keys[0])
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert not check(location).passed

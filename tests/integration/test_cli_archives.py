@@ -185,6 +185,55 @@ def test_restore_by_pattern_never_writes_over_a_file(fuploader: Fuploader, tmp_p
     assert (tmp_path / "out" / "last.json").read_bytes() == b"mine"
 
 
+def without_checksum(folder: Path, files: dict[str, bytes]) -> Path:
+    path = folder / "theirs.tar.zst"
+    source = folder / "theirs"
+    source.mkdir()
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    subprocess.run(["bsdtar", "--zstd", "-cf", path, "-C", source, *files], check=True)
+    return path
+
+
+def test_what_nothing_proves_is_said_with_an_exit_code_of_its_own(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = without_checksum(tmp_path, {"a.json": b"alpha", "b.json": b"beta"})
+    answer = fuploader("verify", str(path))
+    assert (answer.code, answer.out) == (6, b"")
+    assert "no damage shows in 2 members, but nothing proves the bytes of 2 members" in answer.err
+    answer = fuploader("verify", str(path), "--json")
+    (verdict,) = json.loads(answer.out)
+    assert answer.code == 6
+    assert (verdict["proof"], verdict["unproven_members"]) == ("", 2)
+    assert verdict["unproven_names"] == ["a.json", "b.json"]
+    assert fuploader("verify", str(path), str(packed(tmp_path))).code == 6
+    assert fuploader("verify", str(path), str(damaged(packed(tmp_path)))).code == 5
+    answer = fuploader("restore", str(path), "out")
+    assert answer.code == 0
+    assert "nothing proves the bytes of 2 members ('a.json', 'b.json')" in answer.err
+    answer = fuploader("cat", str(path), "a.json")
+    assert (answer.code, answer.out) == (0, b"alpha")
+    assert "nothing proves the bytes of 'a.json'" in answer.err
+
+
+def test_a_stored_archive_without_checksums_is_proven_as_a_whole_by_its_receipt(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    configure(tmp_path, packer="tests.crashes:pack_by_hand")
+    one = shipped(tmp_path, {f"{n}.json": b"%d" % n * 50 for n in range(40)})
+    answer = fuploader("verify", one.partition)
+    assert answer.code == 0, answer.err
+    assert b"as a whole: as it was stored" in answer.out
+    assert one.receipt is not None
+    stored = tmp_path / "objects" / one.receipt.key
+    content = stored.read_bytes()
+    for at in range(100, len(content), 7):
+        stored.write_bytes(content)
+        damaged(stored, at)
+        assert fuploader("verify", one.partition).code == 5
+
+
 @pytest.mark.parametrize("command", ["ls", "cat", "restore"])
 @pytest.mark.parametrize("whole", [True, False], ids=["ours", "without a manifest"])
 def test_what_matches_no_member_is_no_success(

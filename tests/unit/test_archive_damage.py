@@ -273,7 +273,10 @@ def test_a_manifest_that_states_something_else_is_believed_in_nothing(
     [
         ({"frame_digests": b""}, "columns of different lengths"),
         ({"page_digests": b""}, "columns of different lengths"),
-        ({"member_count": 7}, "add up to different sizes"),
+        ({"member_count": 7}, "a page of 128 of its 7 members"),
+        ({"member_count": 129}, "add up to different sizes"),
+        ({"member_count": 2**40}, "more members than its frames have room for"),
+        ({"payload_bytes": -1}, "more members than its frames have room for"),
         ({"end_frame": b"x" * 23}, "end of tar|bytes are missing|end frame"),
     ],
 )

@@ -33,6 +33,7 @@ QUERY = re.compile(
 OTHER_NAMES = {
     "content_type",  # of an envelope
     "message_id",  # of AMQP
+    "max_message_size",  # of RabbitMQ
     "fuploader_dagster",
     "has_journal",  # of ext4
     "load_reference",  # the example in the contract of sources
