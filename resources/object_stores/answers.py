@@ -99,7 +99,7 @@ _HINTS_BY_STATUS = {
     401: "check the access key and its secret",
     403: _HINTS["AccessDenied"],
     404: _HINTS["NoSuchBucket"],
-    501: "this service does not know an option that is set",
+    501: "this service does not offer that, or not with the options that are set",
     507: _HINTS["QuotaExceeded"],
 }
 

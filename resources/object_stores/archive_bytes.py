@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
-from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.errors import DamagedArchive, DiskFailed
 from fuploader_dagster.resources.object_stores.crc64 import Crc64
 from fuploader_dagster.storage import ArchiveFile
 
@@ -86,6 +86,7 @@ class View(io.RawIOBase):
 
     def __init__(self, archive: ArchiveFile, part: Part) -> None:
         super().__init__()
+        self._path = archive.path
         self._file = open_archive(archive)
         self._part = part
         self._position = 0
@@ -110,7 +111,13 @@ class View(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._part.size_bytes - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
-        data = os.pread(self._file.fileno(), wanted, self._part.offset + self._position)
+        try:
+            data = os.pread(self._file.fileno(), wanted, self._part.offset + self._position)
+        except OSError as error:  # or the client library would take it for the network's
+            raise DiskFailed(
+                f"{self._path} cannot be read: {error.strerror}",
+                hint="look at the disk (dmesg); if the archive is removed, it is packed again",
+            ) from error
         self._position += len(data)
         return data
 

@@ -8,6 +8,7 @@ request and the address. An answer ends in time and in size; a listing comes to 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -55,18 +56,30 @@ def asking(
 
     `meaning` translates what the client library is known to raise, and gives None for the rest.
     """
+    handled = sys.exc_info()[1]  # by the caller, at the moment: no error of this request's
     with answer_within(2 * silence_seconds, body_seconds) as due:
         try:
             yield
         except (FuploaderError, AlreadyThere, Missing, PastTheEnd, UploadGone):
             raise
-        except Exception as error:  # noqa: BLE001 - a client library raises anything on an odd answer
+        except Exception as error:
+            if (own := _own_error(error, handled)) is not None:
+                raise own from error
             if due.late:
                 raise late(tried, address) from shown_cause(error)
             ours = meaning(error) or makes_no_sense(tried, address, error)
             raise ours from shown_cause(error)
         if due.late:  # and what came so far was taken for all
             raise late(tried, address)
+
+
+def _own_error(error: BaseException | None, before: BaseException | None) -> FuploaderError | None:
+    """What of ours a client library has wrapped: it reads our archive and asks for our keys."""
+    while error is not None and error is not before:
+        if isinstance(error, FuploaderError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def pages(

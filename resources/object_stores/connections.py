@@ -85,6 +85,22 @@ class _Waiting:
         due.wait_for_body(sock)
         return answer
 
+    def _handle_expect_response(self, message_body: Any) -> Any:
+        """botocore's: it waits here for a 100 Continue before it sends a body."""
+        due, sock = getattr(_current, "due", None), getattr(self, "sock", None)
+        if due is not None and isinstance(sock, socket.socket):
+            due.wait_for_head(sock)
+        return super()._handle_expect_response(message_body)  # type: ignore[misc]
+
+    def _consume_headers(self, lines: Any) -> None:
+        """botocore's: the headers of a 100 Continue. Its own would read for ever at their end."""
+        while (line := lines.readline()) not in (b"\r\n", b"\n"):
+            if not line:
+                raise ConnectionError("the connection ended within a 100 Continue")
+        due = getattr(_current, "due", None)
+        if due is not None:
+            due.end()  # the sending of the body is not what it waits for
+
 
 class _StayingHere:
     """Mixed into a connection pool."""

@@ -10,6 +10,7 @@ import base64
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -62,7 +63,7 @@ def open_client(settings: S3Settings) -> S3Client:
             f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
         ) from shown_cause(error)
     client.meta.events.register("before-send.s3", _send_in_large_blocks)
-    if settings.endpoint_url is not None:
+    if not _is_amazons(settings.endpoint_url):
         client.meta.events.register_first("needs-retry.s3", _follow_no_redirect)
     pools = client._endpoint.http_session._pool_classes_by_scheme  # type: ignore[attr-defined]
     pools.update(punctual(pools))
@@ -99,11 +100,17 @@ def _send_in_large_blocks(request: AWSPreparedRequest, **_: Any) -> None:
         request.body = Blocks(request.body)
 
 
+def _is_amazons(endpoint_url: str | None) -> bool:
+    host = urlsplit(endpoint_url).hostname if endpoint_url is not None else ".amazonaws.com"
+    return (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
 def _follow_no_redirect(request_dict: dict[str, Any], **_: Any) -> None:
     """Tell botocore that it has followed a redirect already.
 
     Amazon's own lead from one of its regions to another, at a host that botocore builds itself from
-    the region's name. Any other server's would only make it ask again, without end for some.
+    the region's name. Any other server's would only make it ask again, without end for some, and
+    hide the reason of a refusal.
     """
     request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 

@@ -70,10 +70,11 @@ class Service(ABC):
         """
         try:
             return self.head(key)
-        except Refusal as refusal:
-            if not refusal.answer.code:
-                self.read(key, 0, 1)
-            raise
+        except Refusal as error:
+            refusal = error
+        if not refusal.answer.code:
+            self.read(key, 0, 1)
+        raise refusal
 
     def listed_size(self, key: str) -> int:
         """The size of an object whose HEAD does not state it."""

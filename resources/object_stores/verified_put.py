@@ -127,7 +127,8 @@ class VerifiedPut:
         if there is None:
             raise StoreUnavailable(
                 f"{self._address}: the service said that it is there and does not have it",
-                hint="local data was kept; it is tried again",
+                hint="local data was kept; it is tried again; if it stays, look for a proxy or a "
+                "login page that answers in the service's place",
             )
         return there
 
@@ -222,7 +223,9 @@ class VerifiedPut:
                 if upload.key == self._full
             ]
         except StoreRefused as error:  # it does not know how, or we may not: both are no hindrance
-            log.warning("an interrupted upload would not be gone on with: %s", error)
+            log.warning(
+                "all parts are sent, because no unfinished upload can be looked for: %s", error
+            )
             return None
         for upload in uploads:
             try:

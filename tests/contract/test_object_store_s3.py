@@ -187,3 +187,10 @@ def test_an_archive_of_more_parts_than_the_service_takes_says_which_setting_to_r
         store.put("huge", ArchiveFile(path, size, "0" * 64))
     assert "part_size_bytes to 5,295,309 or more" in caught.value.hint
     assert store.unfinished() == []
+
+
+def test_a_wrong_region_is_named_with_the_right_one(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store(region="eu-west-1")
+    with pytest.raises(StoreRefused, match=r"AuthorizationHeaderMalformed.*us-east-1") as caught:
+        store.put("k", make_archive(tmp_path, 10))
+    assert "check the region" in caught.value.hint

@@ -6,6 +6,7 @@ product at the address. So each is put to all three clients.
 
 from __future__ import annotations
 
+import errno
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.errors import ColdObject, FuploaderError, StoreRefused, StoreUnavailable
+from fuploader_dagster.errors import (
+    ColdObject,
+    DiskFailed,
+    FuploaderError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from fuploader_dagster.resources.object_stores.cos import COSSettings
 from fuploader_dagster.resources.object_stores.oss import OSSSettings
 from fuploader_dagster.resources.object_stores.s3 import S3Settings
@@ -231,7 +238,8 @@ def test_what_a_refused_head_conceals_is_asked_with_one_get(
     with pytest.raises(StoreRefused, match="ExpiredToken") as caught:
         store.head("k")
     assert "renew" in caught.value.hint
-    assert [method for method, _ in odd.requests] == ["HEAD", "GET"]
+    asked = [method for method, path in odd.requests if "/k" in path]  # not of the bucket
+    assert asked == ["HEAD", "GET"]
 
 
 def test_an_object_of_a_cold_class_is_said_to_be_cold(odd: OddServer, store: ObjectStore) -> None:
@@ -288,3 +296,38 @@ def test_the_authority_that_is_set_counts_and_not_the_environments(
         assert open_store(client, odd).head("k") is None
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other / "cert.pem"))
         assert open_store(client, odd, verify_tls=False).head("k") is None
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        lambda r: r.reply_raw(b"HTTP/1.1 100 Continue\r\nX-Half: y"),
+        lambda r: r.reply_raw(b"HTTP/1.1 100 Continue\r\n"),
+        lambda r: r.trickle(b"HTTP/1.1 100 Continue\r\n", b"X: y\r\n"),
+        lambda r: r.trickle(b"HTTP/1.1 10", b"0"),
+    ],
+)
+def test_a_100_continue_that_has_no_end_is_an_error(
+    expected: Answering, odd: OddServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only botocore asks before it sends a body; left alone it reads such an answer for ever."""
+    monkeypatch.setenv("TEST_SECRET", "a-secret")
+    monkeypatch.setenv("TEST_TOKEN", "a-token")
+    odd.expected = expected
+    with pytest.raises(StoreUnavailable):
+        open_store("s3", odd).put("k", make_archive(tmp_path, 1_000))
+    assert [method for method, _ in odd.requests] == ["HEAD"]
+
+
+def test_a_disk_that_fails_while_an_archive_is_sent_is_not_taken_for_the_network(
+    odd: OddServer, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path, 1_000)
+
+    def failing(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fuploader_dagster.resources.object_stores.archive_bytes.os.pread", failing)
+    with pytest.raises(DiskFailed, match="Input/output error") as caught:
+        store.put("k", archive)
+    assert str(archive.path) in caught.value.message

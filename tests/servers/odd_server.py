@@ -58,6 +58,13 @@ class OddRequest(BaseHTTPRequestHandler):
         while not self.server.odd.stopping.wait(0.1):
             self.wfile.write(again)
 
+    def handle_expect_100(self) -> bool:
+        """What a client gets that asks before it sends a body."""
+        if self.server.odd.expected is None:
+            return super().handle_expect_100()
+        self.server.odd.expected(self)
+        return False
+
     def _do(self) -> None:
         odd = self.server.odd
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -89,6 +96,8 @@ class OddServer:
     def __init__(self, certificate: Path | None = None) -> None:
         """Over TLS if it gets a PEM file with a certificate for 127.0.0.1 and its key."""
         self.answer: Callable[[OddRequest], None] = lambda request: request.reply(404)
+        self.expected: Callable[[OddRequest], None] | None = None
+        """Instead of `100 Continue`."""
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
