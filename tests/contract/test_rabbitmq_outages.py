@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from tests.contract.rabbitmq_sources import collect, on, publish
 from tests.servers.ports import LOOPBACK
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.tcp_proxy import TcpProxy
 
 
 def fails_in_the_end(call: Callable[[], object], seconds: float = 60) -> FuploaderError:
@@ -191,3 +193,44 @@ def test_a_deleted_queue_is_said_and_declared_anew_by_open(
     source.open()
     publish(rabbitmq, queue, 1)
     assert collect(source, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (struct.pack(">BHI", 1, 1, 0xFFFFFFF0), "announced a frame of 4,294,967,280 bytes"),
+        (struct.pack(">BHI", 3, 0, 0xFFFFFFF0), "announced a frame of 4,294,967,280 bytes"),
+        (b"HTTP/1.1 400 Bad Request", "unknown type 72"),
+        (b"\x08\0\0\0\0\0\0\0", "does not end where it should"),
+    ],
+)
+def test_what_is_no_amqp_closes_the_connection_with_a_sentence_and_nothing_is_lost(
+    rabbitmq: RabbitMQServer, queue: str, said: bytes, sentence: str
+) -> None:
+    publish(rabbitmq, queue, 20)
+    with TcpProxy(rabbitmq.port) as proxy:
+        url = rabbitmq.url.replace(f":{rabbitmq.port}/", f":{proxy.port}/")
+        source = on(rabbitmq, queue, url=url).source(prefetch=10)
+        source.open()
+        received = collect(source, 10)
+        proxy.say(said)
+        error = fails_in_the_end(lambda: source.receive(1, 0.5))
+        assert isinstance(error, SourceUnavailable)
+        assert sentence in str(error)
+        source.open()
+        again = collect(source, 10)
+        assert {message.body for message in again} == {message.body for message in received}
+        source.close()
+
+
+def test_an_acknowledgement_of_what_was_not_received_is_refused_and_nothing_is_lost(
+    rabbitmq: RabbitMQServer, queue: str, opened: Callable[..., RabbitMQSource]
+) -> None:
+    publish(rabbitmq, queue, 20)
+    source = opened(queue)
+    received = collect(source, 5)
+    never = received[-1]._replace(receipt=received[-1].receipt + 3)
+    with pytest.raises(SourceUnavailable, match="nothing is lost"):
+        source.settle(CommittedBatch(last=never, messages=8))
+    source.open()
+    assert len(collect(source, 20)) == 20

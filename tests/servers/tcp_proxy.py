@@ -7,6 +7,7 @@
   arrive; what the server sends still comes through.
 - `forsake`: a connection is closed on the server's side only. The server gives its messages away
   while the client goes on with those in its hands, and notices nothing.
+- `say`: the oldest connection's client gets bytes that no server sent.
 - `drop`: all connections are closed, for both sides.
 """
 
@@ -63,6 +64,9 @@ class TcpProxy:
         connection = self._connections[0]
         connection.forsaken = True
         _close(connection.server)
+
+    def say(self, data: bytes) -> None:
+        self._connections[0].client.sendall(data)
 
     def drop(self) -> None:
         while self._connections:
