@@ -42,6 +42,7 @@ def ticking(tmp_path: Path) -> Iterator[Any]:
                     **{
                         "source": EmbeddedQueue(path=tmp_path / "queue"),
                         "min_free_bytes": 0,
+                        "lease_seconds": 60,  # workers may take long to start, and ticks to come
                         **values,
                     },
                 )

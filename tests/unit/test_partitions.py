@@ -109,6 +109,7 @@ def test_names_carry_the_node_where_one_is_set(tmp_path: Path) -> None:
 
 def test_two_node_ids_never_give_one_name() -> None:
     ids = ["".join(one) for size in range(1, 6) for one in itertools.product("1_-.", repeat=size)]
+    ids = [node_id for node_id in ids if "..." not in node_id]  # which is refused
     names = {node_id: node_in_names(node_id) for node_id in ids}
     assert len(set(names.values())) == len(ids)
     for node_id, name in names.items():
