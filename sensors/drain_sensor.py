@@ -4,7 +4,8 @@ What must always hold: a tick takes milliseconds, whatever the queue, the disk o
 workers' lease is renewed first, so trouble with anything else does not stop the drain. Keys leave
 the state store's waiting list only when a later tick sees their partitions in the instance; so a
 tick whose answer was lost is simply repeated. Only keys of this pipeline's own slots are
-registered: whatever else somebody put into that list is taken out of it and logged.
+registered: whatever else somebody put into that list is taken out of it and logged. Only the tick
+of a running sensor does anything: whoever tests the sensor by hand is told what a tick would do.
 
 A run costs Dagster seconds of CPU before it does anything, so under load a run for each tick's few
 slots would take more of the machine than draining and shipping. While the last run of this sensor
@@ -12,9 +13,7 @@ is not over, slots wait for it and share the next one; not when they are enough 
 own, and not longer than `LONGEST_WAIT_SECONDS`, so that a run that hangs holds nothing up.
 """
 
-import logging
 import time
-from collections.abc import Sequence
 
 import dagster as dg
 import msgspec
@@ -22,11 +21,13 @@ import msgspec
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_asset import Reported, report
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.layout import Layout, PartitionKey
+from fuploader_dagster.layout import Layout
 from fuploader_dagster.partitions import UNFINISHED_RUNS, Names, chunks, run_request
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.sensors.busy_runs import named
-from fuploader_dagster.state import Snapshot, StateStore
+from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
+from fuploader_dagster.sensors.waiting_list import WaitingList
+from fuploader_dagster.state import Snapshot
 from fuploader_dagster.supervisor import supervisor_for
 from fuploader_dagster.taking_over import gate_of
 from fuploader_dagster.worker_status import read_statuses
@@ -36,20 +37,9 @@ MINIMUM_INTERVAL_SECONDS = 1
 here a tick that came a moment late would be followed by a gap of 10 s, longer than the lease."""
 KEYS_PER_TICK = 320
 """A registered key costs the daemon about 10 ms; the rest waits for the next tick."""
-KEYS_LOOKED_AT = 10_000
-"""A worker that starts queues all that lies sealed, also what was registered long ago and waits
-for a store that is down. New keys come last and must not wait until all those were passed over."""
-
-LOOKS_PER_TICK = 10
-"""As many times a tick looks again where it found nothing but junk in the waiting list."""
-LONGEST_KEY = 200
-"""Characters. Ours have about 100 with the longest node_id; each names a lock file, too."""
-
 LONGEST_WAIT_SECONDS = 9.0
 """Of a sealed slot for the end of the run before, while messages come."""
 _SENSOR_TAG = "dagster/sensor_name"
-
-log = logging.getLogger(__name__)
 
 
 class DrainTrouble(Exception):
@@ -82,9 +72,10 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         description="Keeps the drain workers running; registers sealed slots and asks for runs.",
     )
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        problems = _renew(pipeline)
+        dry = is_dry_run(context)
+        problems = _told_by_workers(pipeline) if dry else _renew(pipeline)
         try:
-            new, snapshot = _look(pipeline, context.instance, names)
+            new, snapshot = _look(pipeline, context.instance, names, dry=dry)
         except FuploaderError as error:
             others = [problem for problem in problems if str(error) not in problem]
             raise DrainTrouble("; ".join([*others, str(error)])) from error
@@ -95,6 +86,8 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         now, last = time.time(), _read_cursor(context.cursor)
         dead_letters, reported = report(pipeline, last.reported, now)
         summary = _summary(last, snapshot, pipeline.layout, now)
+        if dry:
+            summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
         context.log.info(summary)
         waits_for = (
             _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
@@ -131,11 +124,8 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
 
 
 def _renew(pipeline: Pipeline) -> list[str]:
-    if pipeline.drain_by != "sensor":  # somebody else's workers: what they say of themselves
-        told = read_statuses(pipeline.layout)
-        drained = {one.worker for one in told if one.doing == "draining"}
-        troubled = [one for one in told if one.problem and one.worker not in drained]
-        return [f"worker {one.worker}: {one.problem}" for one in troubled]
+    if pipeline.drain_by != "sensor":
+        return _told_by_workers(pipeline)
     if waits_for := gate_of(pipeline).closed():
         return [waits_for]
     supervisor = supervisor_for(pipeline.intake())
@@ -143,74 +133,31 @@ def _renew(pipeline: Pipeline) -> list[str]:
     return supervisor.problems()
 
 
+def _told_by_workers(pipeline: Pipeline) -> list[str]:
+    """What somebody else's workers say of themselves."""
+    told = read_statuses(pipeline.layout)
+    drained = {one.worker for one in told if one.doing == "draining"}
+    troubled = [one for one in told if one.problem and one.worker not in drained]
+    return [f"worker {one.worker}: {one.problem}" for one in troubled]
+
+
+def _duty(pipeline: Pipeline) -> str:
+    if pipeline.drain_by != "sensor":
+        return "start no workers (drain_by: command)"
+    return f"keep {pipeline.process_count} workers running"
+
+
 def _look(
-    pipeline: Pipeline, instance: dg.DagsterInstance, names: Names
+    pipeline: Pipeline, instance: dg.DagsterInstance, names: Names, *, dry: bool
 ) -> tuple[list[str], Snapshot]:
     """Sealed slots to be registered, and what the state store knows."""
     state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
-        return _unregistered(state, instance, names, pipeline), state.snapshot()
+        waiting = WaitingList(state, pipeline, changing=not dry)
+        return waiting.unregistered(instance, names)[:KEYS_PER_TICK], state.snapshot()
     finally:
         state.close()
-
-
-def _unregistered(
-    state: StateStore, instance: dg.DagsterInstance, names: Names, pipeline: Pipeline
-) -> list[str]:
-    waiting = _waiting(state, pipeline)
-    if not waiting:
-        return []
-    registered = instance.get_existing_dynamic_partitions(names.partition_set, waiting)
-    state.forget_sealed([key for key in waiting if key in registered])
-    return [key for key in waiting if key not in registered][:KEYS_PER_TICK]
-
-
-def _waiting(state: StateStore, pipeline: Pipeline) -> list[str]:
-    """Keys of slots of ours in the waiting list. The others are taken out of it.
-
-    They would fail each tick (Dagster refuses some names) and stay at the head of the list.
-    """
-    for _ in range(LOOKS_PER_TICK):
-        found = state.sealed(KEYS_LOOKED_AT)
-        ours = [key for key in found if _is_ours(key, pipeline)]
-        if len(ours) < len(found):
-            kept = set(ours)
-            _remove_junk(state, [key for key in found if key not in kept], pipeline)
-        if ours or not found:
-            return ours
-    return []
-
-
-def _is_ours(text: str, pipeline: Pipeline) -> bool:
-    """Whether it is the key of a slot of this node, or of one that is sealed on its disk.
-
-    The latter has another node's name after `node_id` was changed.
-    """
-    key = PartitionKey.parse(text) if len(text) <= LONGEST_KEY else None
-    if key is None:
-        return False
-    if key.node == pipeline.node:
-        return True
-    try:
-        return find_sealed(pipeline.layout, text) is not None
-    except FuploaderError:  # its directory is damaged, and the run will say so
-        return True
-
-
-def _remove_junk(state: StateStore, junk: Sequence[str], pipeline: Pipeline) -> None:
-    state.forget_sealed(junk)
-    first = junk[0] if len(junk[0]) <= LONGEST_KEY else f"{junk[0][:LONGEST_KEY]}..."
-    log.warning(
-        "%s of pipeline %s on node %s listed %d strings as sealed slots that are no partition keys "
-        "of ours, the first one %r; they were taken out of the list and nothing is lost: find out "
-        "who else writes there",
-        pipeline.state.describe(),
-        pipeline.name,
-        pipeline.node,
-        len(junk),
-        first,
-    )
 
 
 def _last_run(

@@ -5,6 +5,7 @@ directories, and what a queued or working run is about to handle is left to it (
 """
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import dagster as dg
@@ -15,6 +16,7 @@ from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.partitions import Names, contiguous_ranges, keys_of_run, run_request
 from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.shipping import mend_unreadable
 from fuploader_dagster.taking_over import gate_of
 
@@ -39,11 +41,12 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
     def recover(
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        if taking_over := gate_of(pipeline).closed():
+        dry = is_dry_run(context)
+        if not dry and (taking_over := gate_of(pipeline).closed()):
             context.log.warning(taking_over)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         found = recovery.look(pipeline)
-        dead = end_dead_runs(context.instance, names)
+        dead = [] if dry else end_dead_runs(context.instance, names)
         runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
         # The dead are still left alone this time: Dagster may be about to start them again.
         busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
@@ -52,29 +55,42 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
         for told in given_up(plan.ask, runs):
             context.log.warning(told)
-        recovery.apply(plan, pipeline)
-        forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
-        forgotten += mend_unreadable(pipeline)
-        forgotten += sorted(set(plan.ask) - set(registered))
         ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
-        try:
-            _hand_to_sensor(pipeline, forgotten)
-        except FuploaderError as error:
-            if not ranges:
-                raise
-            context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
-        if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
-            _keep_house(pipeline, context)
+        if not dry:
+            _mend(plan, ranges, registered, pipeline, context)
         if not ranges:
-            return dg.SkipReason(
+            summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
-                + (f"; {blocks}" if (blocks := what_blocks(due, runs)) else "")
             )
+            blocks = what_blocks(due, runs)
+            return dg.SkipReason("; ".join(filter(None, [SAID if dry else "", summary, blocks])))
         moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
         return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
 
     return recover
+
+
+def _mend(
+    plan: recovery.Plan,
+    ranges: Sequence[Sequence[str]],
+    registered: Sequence[str],
+    pipeline: Pipeline,
+    context: dg.ScheduleEvaluationContext,
+) -> None:
+    """What needs no run. Trouble with the state store holds up no run that can be asked for."""
+    recovery.apply(plan, pipeline)
+    forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
+    forgotten += mend_unreadable(pipeline)
+    forgotten += sorted(set(plan.ask) - set(registered))
+    try:
+        _hand_to_sensor(pipeline, forgotten)
+    except FuploaderError as error:
+        if not ranges:
+            raise
+        context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
+    if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
+        _keep_house(pipeline, context)
 
 
 def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> None:

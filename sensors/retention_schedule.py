@@ -16,6 +16,7 @@ from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.mending import find_mended
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.receipts import find_receipts
+from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 
 KEYS_PER_EVALUATION = 5_000
 _DAY_SECONDS = 86_400.0
@@ -40,6 +41,10 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedul
         candidates = foldable(registered, pipeline, now=time.time())[:KEYS_PER_EVALUATION]
         receipts = find_receipts(pipeline.layout, candidates)
         stored = [k for k in candidates if k in receipts or find_mended(pipeline.layout, k)]
+        if is_dry_run(context):
+            return dg.SkipReason(
+                f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} partitions"
+            )
         for key in stored:
             context.instance.delete_dynamic_partition(names.partition_set, key)
         return dg.SkipReason(

@@ -12,7 +12,7 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.partitions import node_in_names
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sensors import drain_sensor
+from fuploader_dagster.sensors import waiting_list
 from tests.servers.redis import RedisServer
 from tests.settings import pipeline, sealed
 from tests.ticking import Ticking, new_keys
@@ -46,7 +46,7 @@ def test_the_first_tick_registers_the_real_slot_and_takes_the_junk_out(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(drain_sensor, "KEYS_LOOKED_AT", 1_000)
+    monkeypatch.setattr(waiting_list, "KEYS_LOOKED_AT", 1_000)
     one = ticking(tmp_path)
     key = sealed(one.settings, {"a": b"1"}).seal.partition
     one.store().add_sealed([key, *junk])

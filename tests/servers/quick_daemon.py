@@ -112,6 +112,10 @@ class QuickDaemon:
             self.launch()
             time.sleep(PAUSE_SECONDS)
 
+    def request_context(self) -> Any:
+        """What the webserver gives GraphQL for a request."""
+        return self._context.create_request_context()
+
     def runs(self, **tags: str) -> list[dg.RunRecord]:
         """All runs with these tags, oldest first."""
         found = self.instance.get_run_records(dg.RunsFilter(tags=tags))

@@ -1,0 +1,88 @@
+"""The state store's list of sealed slots that are to become partitions.
+
+What must always hold: a key leaves the list only when its partition is in the instance, or when it
+is no slot of this pipeline's: whatever else somebody put there is taken out and logged. Otherwise
+it would fail each tick (Dagster refuses some names) and stay at the head of the list.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import dagster as dg
+
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.layout import PartitionKey
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.sealing import find_sealed
+from fuploader_dagster.state import StateStore
+
+KEYS_LOOKED_AT = 10_000
+"""A worker that starts queues all that lies sealed, also what was registered long ago and waits
+for a store that is down. New keys come last and must not wait until all those were passed over."""
+LOOKS_PER_TICK = 10
+"""As many times a tick looks again where it found nothing but junk in the waiting list."""
+LONGEST_KEY = 200
+"""Characters. Ours have about 100 with the longest node_id; each names a lock file, too."""
+
+log = logging.getLogger(__name__)
+
+
+class WaitingList:
+    """The list as a tick sees it, of an open store. Not `changing`: nothing is taken out of it."""
+
+    def __init__(self, state: StateStore, pipeline: Pipeline, *, changing: bool) -> None:
+        self._state = state
+        self._pipeline = pipeline
+        self._changing = changing
+
+    def unregistered(self, instance: dg.DagsterInstance, names: Names) -> list[str]:
+        """Keys that are no partitions yet. Those that are leave the list."""
+        waiting = self._ours()
+        if not waiting:
+            return []
+        registered = instance.get_existing_dynamic_partitions(names.partition_set, waiting)
+        if self._changing:
+            self._state.forget_sealed([key for key in waiting if key in registered])
+        return [key for key in waiting if key not in registered]
+
+    def _ours(self) -> list[str]:
+        for _ in range(LOOKS_PER_TICK):
+            found = self._state.sealed(KEYS_LOOKED_AT)
+            ours = [key for key in found if _is_ours(key, self._pipeline)]
+            if len(ours) < len(found) and self._changing:
+                kept = set(ours)
+                self._remove([key for key in found if key not in kept])
+            if ours or not found:
+                return ours
+        return []
+
+    def _remove(self, junk: Sequence[str]) -> None:
+        self._state.forget_sealed(junk)
+        first = junk[0] if len(junk[0]) <= LONGEST_KEY else f"{junk[0][:LONGEST_KEY]}..."
+        log.warning(
+            "%s of pipeline %s on node %s listed %d strings as sealed slots that are no partition "
+            "keys of ours, the first one %r; they were taken out of the list and nothing is lost: "
+            "find out who else writes there",
+            self._pipeline.state.describe(),
+            self._pipeline.name,
+            self._pipeline.node,
+            len(junk),
+            first,
+        )
+
+
+def _is_ours(text: str, pipeline: Pipeline) -> bool:
+    """Whether it is the key of a slot of this node, or of one that is sealed on its disk.
+
+    The latter has another node's name after `node_id` was changed.
+    """
+    key = PartitionKey.parse(text) if len(text) <= LONGEST_KEY else None
+    if key is None:
+        return False
+    if key.node == pipeline.node:
+        return True
+    try:
+        return find_sealed(pipeline.layout, text) is not None
+    except FuploaderError:  # its directory is damaged, and the run will say so
+        return True
