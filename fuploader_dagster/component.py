@@ -31,7 +31,7 @@ _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),
     "former_stores": list[dict[str, Any]],
     "name_fields": list[str] | str,
-    "failure_webhook": dict[str, str] | str | None,
+    "alert_webhook": dict[str, str] | str | None,
 }
 """Settings that YAML writes in a form of their own. Functions and paths are their names."""
 _RUNNING = "Sensors and schedules are on as soon as Dagster loads them."
@@ -150,6 +150,10 @@ def _attributes() -> type[BaseModel]:
         )
         for name, field in Pipeline.model_fields.items()
     }
+    fields["failure_webhook"] = (
+        _IN_YAML["alert_webhook"],
+        Field(None, description="The old name of alert_webhook."),
+    )
     fields["running"] = (bool, Field(True, description=_RUNNING))
     return create_model(
         "QueueToObjectStoreAttributes", __config__=ConfigDict(extra="forbid"), **fields

@@ -10,6 +10,9 @@ Unknown keys and impossible values fail at load, and so do traps between options
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +23,9 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    SecretStr,
     SerializeAsAny,
+    field_validator,
     model_validator,
 )
 
@@ -41,6 +46,8 @@ FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
 LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and says what it is doing."""
 
+_WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -56,7 +63,11 @@ class Intake(BaseModel):
     """Everything between the queue and a sealed slot."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -287,8 +298,27 @@ class Pipeline(Intake):
     max_dead_letters_per_hour: Annotated[int, Field(ge=0)] = 100
     """With more of them within an hour the asset check of `dead_letters` warns. A few are mistakes
     of somebody; a hundred mean that a producer or the parser has changed."""
-    failure_webhook: Secret | None = None
-    """Gets a POST of JSON for each run that failed after its retries."""
+    alert_webhook: Secret | None = None
+    """An http(s) address that gets a POST of JSON when the drain stops, the object store does not
+    answer, the disk is nearly full, dead letters exceed their mark, slots failed or were damaged;
+    once each, and once when it is over. Its old name, `failure_webhook`, still works."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "failure_webhook" not in values:
+            return values
+        renamed = {name: one for name, one in values.items() if name != "failure_webhook"}
+        renamed["alert_webhook"] = renamed.get("alert_webhook") or values["failure_webhook"]
+        _warn_of_old_name()
+        return renamed
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _is_an_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _WEB_ADDRESS.match(value.get_secret_value()):
+            raise ValueError("it must be an address that begins with http:// or https://")
+        return value
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
@@ -304,6 +334,22 @@ class Pipeline(Intake):
             )
         return self
 
+    @property
+    def failure_webhook(self) -> SecretStr | None:
+        """The old name of `alert_webhook`."""
+        return self.alert_webhook
+
     def intake(self) -> Intake:
         """The half that a worker needs."""
         return Intake.model_construct(**{name: getattr(self, name) for name in Intake.model_fields})
+
+
+@cache
+def _warn_of_old_name() -> None:
+    """Once a process, however many pipelines there are."""
+    warnings.warn(
+        "failure_webhook is now alert_webhook, and gets more than failed runs; the old name goes "
+        "with the next major version",
+        DeprecationWarning,
+        stacklevel=2,
+    )

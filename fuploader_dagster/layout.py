@@ -15,6 +15,7 @@
       mended/                        what became of sealed slots that were damaged
       set-aside/                     what recovery found and did not recognise; never deleted
       suspects/                      messages whose decoding may have ended a worker
+      alerts.json                    what a person was told of it
       workers/                       what each worker is doing, for ticks and `fuploader status`
       locks/                         held by the kernel for live processes only
 
@@ -132,6 +133,10 @@ class Layout:
     @property
     def workers(self) -> Path:
         return self.root / "workers"
+
+    @property
+    def alerts(self) -> Path:
+        return self.root / "alerts.json"
 
     @property
     def root_id(self) -> Path:

@@ -90,6 +90,10 @@ class Names:
         return f"{self.scope}_drain"
 
     @property
+    def alert_sensor(self) -> str:
+        return f"{self.scope}_alerts"
+
+    @property
     def ship_job(self) -> str:
         return f"{self.scope}_ship"
 

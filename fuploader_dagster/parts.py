@@ -22,6 +22,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_asset import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.replay_job import build_replay_job
 from fuploader_dagster.seal_job import build_seal_job
+from fuploader_dagster.sensors.alert_sensor import build_alert_sensor
 from fuploader_dagster.sensors.automation_sensor import build_automation_sensor
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
@@ -55,6 +56,7 @@ class Parts:
     drain_sensor: BuildRunning | None = build_drain_sensor
     automation_sensor: BuildRunning | None = build_automation_sensor
     failure_sensor: BuildRunning | None = build_failure_sensor
+    alert_sensor: BuildRunning | None = build_alert_sensor
     recovery_schedule: BuildRunning | None = build_recovery_schedule
     retention_schedule: BuildRunning | None = build_retention_schedule
     scrub_schedule: BuildRunning | None = build_scrub_schedule
@@ -69,7 +71,12 @@ class Parts:
         return list(_made(pipeline, self.seal_job, self.replay_job))
 
     def sensors(self, pipeline: Pipeline, *, running: bool) -> Sequence[dg.SensorDefinition]:
-        builds = (self.drain_sensor, self.automation_sensor, self.failure_sensor)
+        builds = (
+            self.drain_sensor,
+            self.automation_sensor,
+            self.failure_sensor,
+            self.alert_sensor,
+        )
         return list(_made(pipeline, *builds, running=running))
 
     def schedules(self, pipeline: Pipeline, *, running: bool) -> Sequence[dg.ScheduleDefinition]:

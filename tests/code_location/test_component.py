@@ -92,7 +92,7 @@ def test_a_wrong_attribute_is_named(wrong: dict[str, Any], said: str) -> None:
 def test_every_setting_is_described_in_the_schema_that_dagster_shows() -> None:
     model = QueueToObjectStore.get_model_cls()
     properties = model.model_json_schema()["properties"]
-    assert properties.keys() == Pipeline.model_fields.keys() | {"running"}
+    assert properties.keys() == Pipeline.model_fields.keys() | {"running", "failure_webhook"}
     assert all(one["description"] for one in properties.values())
     assert properties["seal_messages"]["default"] == 10_000
     assert "mirror" in properties["store"]["description"]

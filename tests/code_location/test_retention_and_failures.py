@@ -1,4 +1,4 @@
-"""Old verified partitions are folded away, nothing else; a failed run reaches a person."""
+"""Old verified partitions are folded away, nothing else; a failure of others is passed over."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable
 from fuploader_dagster.shipping import ship
-from tests.crashes import no_key
-from tests.servers.webhook import Webhook
 from tests.settings import pipeline, sealed
 
 DAY = 86_400.0
@@ -56,50 +54,9 @@ def test_the_oldest_go_when_there_are_too_many_and_the_rest_by_age(tmp_path: Pat
     assert foldable(list(reversed(keys)), old, now=now) == keys[:5]
 
 
-def test_a_failed_run_reaches_the_webhook_with_what_failed_and_why(
-    tmp_path: Path,
-) -> None:
-    webhook = Webhook()
-    settings = pipeline(tmp_path, failure_webhook=webhook.url, max_retries=0, key=no_key)
-    assert webhook.secret not in repr(settings)
-    names = Names.of(settings)
-    slot = sealed(settings, {"a.json": b"content", "b.json": b"b"})
-    key = slot.seal.partition
-    damaged = sealed(settings, {"a.json": b"content"})
-    damaged.segment.write_bytes(damaged.segment.read_bytes().replace(b"content", b"c0ntent"))
-    last = damaged.seal.partition
-    definitions = build_definitions(settings)
-    with persistent_instance(tmp_path) as instance:
-        instance.add_dynamic_partitions(names.partition_set, [key, last])
-        result = definitions.resolve_job_def(names.ship_job).execute_in_process(
-            instance=instance,
-            tags={RANGE_START_TAG: key, RANGE_END_TAG: last},
-            raise_on_error=False,
-        )
-        context = dg.build_run_status_sensor_context(
-            sensor_name="docs_failures",
-            dagster_event=result.get_run_failure_event(),
-            dagster_instance=instance,
-            dagster_run=result.dagster_run,
-        ).for_run_failure()
-        with webhook:
-            build_failure_sensor(settings, running=True)(context)
-    (message,) = webhook.posted
-    assert message["slots_waiting"] == 1
-    assert message["failures"][0]["partition"] == key
-    assert "no key today" in message["failures"][0]["error"]
-    assert "data is kept" in message["text"]
-    assert [one["partition"] for one in message["damaged"]] == [last]
-    assert "a.json" in message["text"]
-    assert str(settings.layout.set_aside) in message["text"]
-
-
 def test_a_failure_sensor_passes_over_the_failures_of_others(tmp_path: Path) -> None:
     """Whichever comes first: a tick that failed over it would post its own again and again."""
-    both = [
-        pipeline(tmp_path / name, name=name, failure_webhook=None, max_retries=0)
-        for name in ("docs", "logs")
-    ]
+    both = [pipeline(tmp_path / name, name=name, max_retries=0) for name in ("docs", "logs")]
     with persistent_instance(tmp_path) as instance:
         sensors = {one.name: build_failure_sensor(one, running=True) for one in both}
         cursors = {name: _tick(sensor, instance, None).cursor for name, sensor in sensors.items()}

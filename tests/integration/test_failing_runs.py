@@ -91,8 +91,8 @@ class Failures:
 
     def told(self, webhook: Webhook) -> str:
         """What the webhook was told first of a failure; empty if nothing."""
-        told = [one["failures"] for one in webhook.posted if one["pipeline"] == self.name]
-        return str(told[0]) if told else ""
+        told = [one for one in webhook.posted if one["pipeline"] == self.name]
+        return next((str(one["failures"]) for one in told if "failures" in one), "")
 
     def is_red(self, asset: str) -> bool:
         """Whether the UI shows the partition as failed."""
@@ -127,7 +127,7 @@ def test_a_slot_that_fails_stays_is_seen_is_told_and_gets_through_when_the_cause
     packer.write_text(PACKER_THAT_FAILS)
     with Webhook() as webhook, small_disk(tmp_path / "disk", size_bytes=4 * MIB) as disk:
         fill(disk)
-        settings = {"failure_webhook": webhook.url}
+        settings = {"alert_webhook": webhook.url}
         full = {"kind": "local", "path": str(disk), "retry_budget_seconds": 0}
         pipelines = {
             "docs": pipeline(tmp_path, "docs", packer="packing:pack", **settings),

@@ -11,23 +11,49 @@ from tests.servers.ports import LOOPBACK
 
 
 class Webhook:
-    """Use as a context manager; `url` has a secret in it, `posted` is what came."""
+    """Use as a context manager; `url` has a secret in it, `posted` is what it took.
+
+    `status` is what it answers; with another one than 200 to 299 it takes nothing. Redirects lead
+    to `elsewhere`, which counts what follows them.
+    """
 
     secret = "token-that-nobody-may-see"
 
     def __init__(self) -> None:
-        posted: list[dict[str, Any]] = []
+        hook = self
+        self.posted: list[dict[str, Any]] = []
+        self.asked = 0
+        self.followed = 0
+        self.status = 204
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.startswith("/elsewhere"):
+                    hook.followed += 1
+                    self._answer(204)
+                    return
+                hook.asked += 1
+                if hook.status in range(200, 300):
+                    hook.posted.append(body)
+                self._answer(hook.status)
+
+            def do_GET(self) -> None:  # what a redirect makes of a POST
+                hook.followed += 1
+                self._answer(204)
+
+            def _answer(self, status: int) -> None:
+                said = b"" if status == 204 else f"no hook {hook.secret}".encode()
+                self.send_response(status, hook.secret)
+                if status in range(300, 400):
+                    self.send_header("Location", f"/elsewhere?{hook.secret}")
+                self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
+                self.wfile.write(said)
 
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
-        self.posted = posted
         self._server = HTTPServer((LOOPBACK, 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self.url = f"http://{LOOPBACK}:{self._server.server_port}/hook?token={self.secret}"

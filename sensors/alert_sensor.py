@@ -1,0 +1,170 @@
+"""The alert sensor: once a minute it posts to `alert_webhook` what a person should know.
+
+It looks for itself and needs no other sensor: also where the drain sensor is switched off, disk,
+object store, dead letters and failed slots are watched. That nothing drains then is what somebody
+wants, and is not told; a trouble of the drain that was told before ends with the word that it was
+switched off.
+
+What was told is in the pipeline's folder (`alert_memory`), so neither a restart nor another daemon
+repeats or forgets anything. What could not be delivered is tried again with the next tick.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+import dagster as dg
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
+from dagster_shared.error import SerializableErrorInfo
+
+from fuploader_dagster.alert_look import Draining, FailedRun, look
+from fuploader_dagster.alert_memory import read_memory, write_memory
+from fuploader_dagster.alert_post import post
+from fuploader_dagster.alerts import Memory, due, noticed, told
+from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import FuploaderError, SlotInUse
+from fuploader_dagster.fileio import FileLock
+from fuploader_dagster.partitions import Names
+from fuploader_dagster.sensors.failure_sensor import is_of
+
+INTERVAL_SECONDS = 60
+RUNS_LOOKED_AT = 200
+RUNS_OVERLAP_SECONDS = 120.0
+"""A run's last change is noted by whoever made it, with its own clock and transaction."""
+TICKS_LOOKED_AT = 40
+OLD_TICK_SECONDS = 600.0
+_WILL_RETRY = "dagster/will_retry"
+
+log = logging.getLogger(__name__)
+
+
+class AlertNotSent(Exception):
+    """The tick fails with it, so that the UI shows it."""
+
+
+def build_alert_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition | None:
+    """The alert sensor of a pipeline; None without a webhook."""
+    if pipeline.alert_webhook is None:
+        return None
+
+    @dg.sensor(
+        name=Names.of(pipeline).alert_sensor,
+        job_name=Names.of(pipeline).ship_job,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=(
+            dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
+        ),
+        description="Posts to alert_webhook what a person should know, and when it is over.",
+    )
+    def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        return dg.SkipReason(tell(pipeline, context.instance, running=running, now=time.time()))
+
+    return alert
+
+
+def tell(pipeline: Pipeline, instance: dg.DagsterInstance, *, running: bool, now: float) -> str:
+    """Look, post what is due, and note it. Returns what was done, for the tick.
+
+    Raises `AlertNotSent` if something could not be posted.
+    """
+    try:
+        with FileLock(pipeline.layout.locks / "alerts.lock"):
+            return _tell(pipeline, instance, running, now)
+    except SlotInUse:
+        return "another tick is just telling what there is"
+
+
+def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> str:
+    assert pipeline.alert_webhook is not None  # noqa: S101 - there would be no sensor
+    names, url = Names.of(pipeline), pipeline.alert_webhook.get_secret_value()
+    before = read_memory(pipeline.layout)
+    memory, runs = _failed_runs(before or Memory(runs_until=now), instance, names)
+    if before is None:
+        runs = []  # they failed before anybody was to be told
+    draining = _draining(instance, names, running, now)
+    going_on = [one.kind for one in memory.episodes.values() if not one.over_since]
+    memory = noticed(memory, look(pipeline, draining, runs, now=now, going_on=going_on), now)
+    write_memory(pipeline.layout, memory)
+    posted, problem = 0, None
+    for alert in list(due(memory, now)):
+        try:
+            post(url, alert.message(pipeline=pipeline.name, node=pipeline.node))
+        except FuploaderError as error:
+            problem = str(error)
+            log.error("%s: %s", pipeline.name, problem)
+            break  # the rest waits: an end must not be told before its beginning
+        memory = told(memory, alert, now)
+        write_memory(pipeline.layout, memory)
+        posted += 1
+    if problem:
+        raise AlertNotSent(problem)
+    lasting = sorted({one.kind for one in memory.episodes.values() if not one.over_since})
+    return f"{posted} alerts posted; trouble: {', '.join(lasting) or 'none'}"
+
+
+def _failed_runs(
+    memory: Memory, instance: dg.DagsterInstance, names: Names
+) -> tuple[Memory, Sequence[FailedRun]]:
+    """Runs of ours that failed since the last look, without those that Dagster starts again."""
+    after = datetime.fromtimestamp(memory.runs_until - RUNS_OVERLAP_SECONDS, timezone.utc)
+    filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=after)
+    records = instance.get_run_records(filters, limit=RUNS_LOOKED_AT)
+    found = []
+    for record in reversed(records):
+        run = record.dagster_run
+        if run.run_id in memory.runs_known or run.tags.get(_WILL_RETRY) == "true":
+            continue
+        if is_of(run, names):
+            found.append(FailedRun(run.run_id, _reason(instance, run)))
+    after_these = Memory(
+        episodes=memory.episodes,
+        runs_until=max([memory.runs_until, *(one.update_timestamp.timestamp() for one in records)]),
+        runs_known=tuple(sorted(record.dagster_run.run_id for record in records)),
+    )
+    return after_these, found
+
+
+def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    said = [one.dagster_event.message for one in events if one.dagster_event]
+    return (said[-1] if said else None) or "Dagster's log does not say why."
+
+
+def _draining(instance: dg.DagsterInstance, names: Names, running: bool, now: float) -> Draining:
+    """Whether the drain sensor is on, and why its last ticks failed, if they all did."""
+    states = instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
+    ours = [one for one in states if one.name == names.drain_sensor]
+    if not ours:
+        return Draining(wanted=running)
+    state = ours[-1]
+    if state.status is InstigatorStatus.STOPPED:
+        return Draining(wanted=False)
+    wanted = running or state.status is InstigatorStatus.RUNNING
+    problem, since = _tick_problem(instance, state, now)
+    return Draining(wanted, problem, since)
+
+
+def _tick_problem(
+    instance: dg.DagsterInstance, state: InstigatorState, now: float
+) -> tuple[str, float]:
+    ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS_LOOKED_AT)
+    problem, since = "", now
+    for tick in ticks:  # the newest first
+        if tick.status is TickStatus.STARTED:
+            continue
+        if tick.status is not TickStatus.FAILURE or now - tick.timestamp > OLD_TICK_SECONDS:
+            break
+        problem = problem or _sentence(tick.error, state.name)
+        since = tick.timestamp
+    return problem, since
+
+
+def _sentence(error: SerializableErrorInfo | None, sensor: str) -> str:
+    """What the drain sensor said. Nobody knows what other errors' texts hold."""
+    while error is not None and error.cls_name != "DrainTrouble":
+        error = error.cause
+    if error is None:
+        return f"the ticks of {sensor} fail: look at them in the UI"
+    return error.message.partition(": ")[2].strip()
