@@ -129,6 +129,8 @@ class Left:
     adopted: Mapping[Content, str] = field(default_factory=dict)
     """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
     keys: tuple[FormerKeys, ...] = ()
+    links: tuple[Path, ...] = ()
+    """Symbolic links where FUploader has directories and archives."""
     taken_before: frozenset[str] = frozenset()
     """Sources of earlier take-overs."""
     alive: str = ""
@@ -255,7 +257,7 @@ def plan(left: Left) -> Plan:
         aside=tuple(aside),
         empty=left.empty,
         forget=forget,
-        remarks=(*remarks, *_what_cannot_be_known(left)),
+        remarks=(*remarks, *map(_left_alone, left.links), *_what_cannot_be_known(left)),
         stored=frozenset(stored),
     )
 
@@ -340,6 +342,10 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"the keys {keys.prefix}* name no directory below {left.root} and are left alone"
             )
     return tuple(forget), tuple(remarks)
+
+
+def _left_alone(link: Path) -> str:
+    return f"{link} is a symbolic link, and left alone with what it leads to"
 
 
 def _below(path: Path, root: Path) -> bool:

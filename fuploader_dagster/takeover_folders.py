@@ -153,6 +153,19 @@ def archive_paths(root: Path, layout: Layout) -> Iterator[Path]:
                 yield path
 
 
+def links(root: Path, layout: Layout) -> Iterator[Path]:
+    """Symbolic links with names of FUploader's: never followed, so what they lead to stays."""
+    for path in _children(root):
+        if path.is_symlink() and (is_of_fuploader(path.name) or is_archive(path.name)):
+            yield path
+    for kind in ("active", "sealed"):
+        for path in _children(root / kind):
+            if layout.root == root / kind or not _SLOT_DIR.fullmatch(path.name):
+                continue
+            inner = [one for one in _children(path) if _DIR.fullmatch(one.name)]
+            yield from (one for one in (path, *inner) if one.is_symlink())
+
+
 def frame(root: Path, layout: Layout) -> list[Path]:
     """FUploader's own folders around its directories, inner ones first."""
     if root / "active" == layout.root or root / "sealed" == layout.root:

@@ -31,6 +31,7 @@ from fuploader_dagster.takeover_folders import (
     frame,
     is_archive,
     is_of_fuploader,
+    links,
     listing,
     origin_of,
     read_directory,
@@ -91,6 +92,7 @@ def look(settings: Pipeline, redis: FormerState | None, *, stopped: bool = False
         interrupted=tuple(interrupted),
         adopted=adopted(layout, interrupted),
         keys=tuple(one for one in keys if one.keys),
+        links=tuple(links(root, layout)),
         taken_before=frozenset(one.source for one in taken_over(layout)),
     )
     left = _ask_store(left, settings)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import shutil
 import struct
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -19,10 +21,13 @@ import zstandard
 from fuploader_dagster import manifest
 from fuploader_dagster.archive import write_archive
 from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.tar_scan import scan
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
 from tests.unit.archives import InMemory, payloads, segment
+
+MEMORY_BYTES = 2**26
 
 
 class ArchiveTarget(Target):
@@ -58,7 +63,7 @@ class ArchiveTarget(Target):
                 link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
                 tar.addfile(link)
             made.append(file.getvalue())
-        return made
+        return [*made, _sparse_tar(self.folder)]
 
     def repaired(self, data: bytes, changes: Sequence[Edit]) -> bytes:
         if len(data) % 2:
@@ -108,9 +113,16 @@ class ArchiveTarget(Target):
         return frames + closing + struct.pack("<II", 0x184D2A5E, len(body)) + body
 
     def put(self, data: bytes) -> bool:
-        for _ in scan(InMemory(data)):
+        for _ in scan(InMemory(data), memory_bytes=MEMORY_BYTES):
             pass
-        with Archive(InMemory(data)) as archive:
+        for name in ("empty.json", "last.json", "a.json", "nobody"):
+            # By one page alone, as `cat` does: a listing would find it damaged as a whole first.
+            with Archive(InMemory(data), memory_bytes=MEMORY_BYTES) as archive:
+                with suppress(FuploaderError):
+                    archive.read(name)
+                with suppress(FuploaderError):
+                    archive.names()
+        with Archive(InMemory(data), memory_bytes=MEMORY_BYTES) as archive:
             report = archive.verify(threads=1)
             listing = archive.listing()
             archive.names()
@@ -123,6 +135,18 @@ class ArchiveTarget(Target):
             for member in listing.members[:2]:
                 archive.read(member.name)
         return not report.damages
+
+
+def _sparse_tar(folder: Path) -> bytes:
+    """GNU tar's own format, with a sparse file of more pieces than fit into its header."""
+    with (folder / "sparse").open("wb") as file:
+        for number in range(30):
+            file.seek(number << 14)
+            file.write(b"d" * 4096)
+        file.truncate(31 << 14)
+    (folder / "a.json").write_bytes(b"{}")
+    command = ["tar", "--format=gnu", "-S", "-c", "-C", str(folder), "sparse", "a.json"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
 def _with_tar_checksums(tar: bytes) -> bytes:

@@ -396,6 +396,32 @@ def test_a_left_archive_whose_names_lead_elsewhere_is_kept_whole_and_writes_noth
     assert made in [path.read_bytes() for path in kept if path.is_file()]
 
 
+def test_links_with_names_of_fuploaders_are_not_followed_and_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = pipeline(tmp_path)
+    root, elsewhere = settings.storage_root, tmp_path / "elsewhere"
+    write(elsewhere / "slot-0" / "dir-000001" / "theirs", b"theirs")
+    write(root / "slot_0_1" / "ours", b"ours")
+    (root / "sealed" / "slot-2").mkdir(parents=True)
+    made = {
+        root / "active": elsewhere,
+        root / "slot_0_2": elsewhere / "slot-0" / "dir-000001",
+        root / "sealed" / "slot-1": elsewhere / "slot-0",
+        root / "sealed" / "slot-2" / "dir-000001": elsewhere / "slot-0" / "dir-000001",
+        root / "20261120_234501_123456_1a2b3c4d.tar.zst": elsewhere / "slot-0",
+    }
+    for link, target in made.items():
+        link.symlink_to(target)
+    take_over(settings, stopped=True)
+    ship_all(settings)
+    assert archived_files(tmp_path / "objects") == {"ours": [b"ours"]}
+    assert (elsewhere / "slot-0" / "dir-000001" / "theirs").read_bytes() == b"theirs"
+    for link in made:
+        assert link.is_symlink()
+        assert f"{link} is a symbolic link, and left alone" in caplog.text
+
+
 def test_a_custom_packer_gets_the_folders_in_an_adopted_directory_too(tmp_path: Path) -> None:
     settings = pipeline(tmp_path, packer=pack_by_hand)
     contents = {"a.json": b"a", "inner/b.json": b"b", "inner/most/c": b"c"}
