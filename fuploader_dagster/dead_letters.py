@@ -25,16 +25,17 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_one, write_one
-from fuploader_dagster.errors import UNREADABLE_JSON, MessageRefused
+from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.own_files import open_own
 from fuploader_dagster.refused_messages import publish_taken
-from fuploader_dagster.source import MessagePublisher
+from fuploader_dagster.source import Message, MessagePublisher
 from fuploader_dagster.steps import Step, reached
 
 log = logging.getLogger(__name__)
 
+MAX_REASON_CHARACTERS = 500
 SENT_BACK_MARGIN_SECONDS = 1.0
 """The clock of a file system goes in steps, and a little behind."""
 
@@ -86,6 +87,28 @@ class DeadLetterBox:
         except OSError as error:  # for displays only: the letters themselves are kept
             log.warning("the counts of dead letters could not be written: %s", error)
 
+    def letter(
+        self,
+        message: Message,
+        error: BadMessage,
+        describe: Callable[[Message], dict[str, Any]],
+    ) -> DeadLetter:
+        """A letter about the message, which `keep` can write whatever the message is like.
+
+        `describe`: the source's. What cannot be described is left out, and the letter says so.
+        """
+        message_id, attributes = message.message_id, _described(message, describe)
+        if message_id is not None:
+            message_id = message_id.encode("utf-8", "backslashreplace").decode()
+        return DeadLetter(
+            time=self.now(),
+            reason=str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON_CHARACTERS],
+            redelivered=message.redelivered,
+            message_id=message_id,
+            attributes=attributes,
+            body=message.body,
+        )
+
     def path(self) -> Path:
         """The file that is written today."""
         return self._folder / f"{utc(self._clock()):%Y%m%d}-w{self._worker}.jsonl"
@@ -93,6 +116,23 @@ class DeadLetterBox:
     def now(self) -> str:
         """The moment, as a letter's `time` states it."""
         return _as_time(self._clock())
+
+
+def _described(message: Message, describe: Callable[[Message], dict[str, Any]]) -> dict[str, Any]:
+    """What the source says of a message, if that can be written as JSON.
+
+    Nothing may keep a letter from being kept: a message that cannot be described would come again
+    for ever, and end the worker each time.
+    """
+    try:
+        attributes = describe(message)
+        msgspec.json.encode(attributes)
+    except Exception as error:  # noqa: BLE001  said in the letter
+        log.warning("a dead letter's headers could not be described: %s", error)
+        return {
+            "undescribed": f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+        }
+    return attributes
 
 
 def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:

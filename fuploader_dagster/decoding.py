@@ -1,13 +1,18 @@
 """From a message to a named file: the built-in formats, or a user's parser and name generator.
 
-What must always hold: each message of a batch gives either a `File` or a `BadMessage`; whatever a
-user's function does to one message, the others flow on. Without a parser the content is the
-payload's bytes as received; with one, it is what the parser returned, written as FUploader writes
-it (bytes as they are, text as UTF-8, anything else as JSON).
+What must always hold: each message gives either a `File` or a `BadMessage`; whatever a user's
+function does to one message, the others flow on. Without a parser the content is the payload's
+bytes as received; with one, it is what the parser returned, written as FUploader writes it (bytes
+as they are, text as UTF-8, anything else as JSON).
 
-A user's function that runs out of memory costs its own message; but what it holds by then may be
-what is missing, so nothing more is decoded in this process (`exhausted`), and the worker leaves.
-One that does not return ends the process: an alarm is set for each message (`alarm`).
+A batch is decoded as far as one commit goes: until the files have `most_bytes` (a few packed
+kilobytes can unpack to gigabytes) or `most_seconds` are over. The rest is for the next one.
+
+A message for which memory runs out costs nobody else: it is decoded once more, as the first of the
+next batch, when what was decoded before it is stored and its memory free. If that is still too
+much it is a bad message; but what a user's function holds by then may be what is missing, so
+nothing more is decoded in this process (`exhausted`), and the worker leaves. A function that does
+not return ends the process: an alarm is set for each message (`alarm`).
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fuploader_dagster.config import Intake
@@ -33,11 +40,7 @@ from fuploader_dagster.strategies import USER_ERRORS, name_of, raised
 
 
 class _OutOfMemory(BadMessage):
-    """A user's function ran into the worker's limit, or the machine's."""
-
-
-def no_alarm(_seconds: float) -> None:
-    """Where nothing but ending the process could be done about a function that hangs."""
+    """Decoding it ran into the worker's limit of memory, or the machine's."""
 
 
 class File(NamedTuple):
@@ -50,13 +53,16 @@ class File(NamedTuple):
 class Decoder:
     """Turns messages into files, as one pipeline's settings say."""
 
-    def __init__(self, settings: Intake, alarm: Callable[[float], object] = no_alarm) -> None:
-        """`alarm(seconds)` ends the process after that time unless it is set anew; 0 unsets it."""
+    def __init__(self, settings: Intake, alarm: Callable[[float], object] | None = None) -> None:
+        """`alarm(seconds)` ends the process after that time unless it is set again; 0 unsets it.
+        Without one, nothing is done about a function that hangs.
+        """
         self.exhausted = False
         """Memory ran out: this process should decode nothing more."""
-        self._alarm = alarm
+        self._alarm = alarm or _no_alarm
         self._settings = settings
         self._parser = settings.parser
+        self._parser_name = f"the parser {name_of(settings.parser)}" if settings.parser else ""
         self._namer = settings.file_name
         self._built_in: Callable[[Message], Envelope] = {
             "envelope": self._envelope,
@@ -65,28 +71,43 @@ class Decoder:
         }[settings.message_format]
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def decode(self, messages: Sequence[Message]) -> list[File | BadMessage]:
-        """One result per message, in their order; of the first ones only if it is `exhausted`."""
-        if self._parser is None and self._namer is None:
-            return [self._plain(message) for message in messages]
-        try:
-            results = self._by_strategies(messages)
-        finally:
-            self._alarm(0)
-        for number, result in enumerate(results):
-            if isinstance(result, _OutOfMemory):
-                self.exhausted = True
-                return results[: number + 1]
-        return results
+    @property
+    def may_take_long(self) -> bool:
+        """Whether code of a user's has a part in it."""
+        return self._parser is not None or self._namer is not None
 
-    def _by_strategies(self, messages: Sequence[Message]) -> list[File | BadMessage]:
-        if self._parser is None:
-            return [self._plain(message) for message in messages]
-        parsed = self._parse(self._parser, messages)
-        return [
-            self._attempt(self._named, result, message)
-            for message, result in zip(messages, parsed, strict=False)  # exhausted: fewer results
-        ]
+    def decode(
+        self,
+        messages: Sequence[Message],
+        *,
+        most_bytes: float = math.inf,
+        most_seconds: float = math.inf,
+    ) -> list[File | BadMessage]:
+        """One result per message, in their order; of the first ones only if they are enough.
+
+        There is at least one. What an async parser has begun is waited for, side by side.
+        """
+        step = self._plain if self._parser is None else self._parsed
+        until = time.monotonic() + most_seconds
+        size = 0
+        results: list[File | BadMessage | asyncio.Task[Any]] = []
+        try:
+            for message in messages:
+                result = BadMessage(message.damage) if message.damage else step(message)
+                out_of_memory = isinstance(result, _OutOfMemory)
+                if out_of_memory and results:
+                    break  # what is before it may be what took the memory
+                results.append(result)
+                if isinstance(result, File):
+                    size += len(result.content)
+                if out_of_memory or size >= most_bytes or time.monotonic() >= until:
+                    break
+            finished = self._await_all(results, messages)
+        finally:
+            if self.may_take_long:
+                self._alarm(0)
+        self.exhausted = any(isinstance(result, _OutOfMemory) for result in finished)
+        return finished
 
     def close(self) -> None:
         """Give back what an async parser needed. May be repeated."""
@@ -94,28 +115,40 @@ class Decoder:
             self._loop.close()
             self._loop = None
 
-    @staticmethod
-    def _attempt(
-        step: Callable[[Any, Message], File], parsed: Any, message: Message
-    ) -> File | BadMessage:
-        try:
-            return step(parsed, message)
-        except BadMessage as error:
-            return error
-
     def _plain(self, message: Message) -> File | BadMessage:
-        if message.damage:
-            return BadMessage(message.damage)
         try:
             envelope = self._built_in(message)
             name = envelope.file_name if self._namer is None else self._ask_name(envelope)
             return File(check_file_name(name), envelope.content)
         except BadMessage as error:
             return error
+        except Exception as error:  # noqa: BLE001  said in the letter: nobody else is to suffer
+            return _misbehaved("decoding it", error)
+
+    def _parsed(self, message: Message) -> File | BadMessage | asyncio.Task[Any]:
+        """What the user's parser makes of it; begun only if it is an async one."""
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - else it is not called
+        self._alarm(self._settings.parser_timeout_seconds)
+        try:
+            parsed = _ask(self._parser_name, parser, message.body)
+        except BadMessage as error:
+            return error
+        return (
+            self._begun(parsed) if inspect.isawaitable(parsed) else self._finished(parsed, message)
+        )
+
+    def _finished(self, parsed: Any, message: Message) -> File | BadMessage:
+        try:
+            return self._named(parsed, message)
+        except BadMessage as error:
+            return error
 
     def _named(self, parsed: Any, message: Message) -> File:
         if isinstance(parsed, BadMessage):
             raise parsed
+        if parsed is None:
+            raise BadMessage(f"{self._parser_name} returned None")
         if self._namer is not None:
             name = self._ask_name(parsed)
         else:  # a message without any name gets the one that a redelivery of it gets too
@@ -137,45 +170,34 @@ class Decoder:
             )
         return name
 
-    def _parse(self, parser: Callable[..., Any], messages: Sequence[Message]) -> list[Any]:
-        """What the user's parser makes of each body; awaitables of a batch run side by side."""
-        results: list[Any] = []
-        what = f"the parser {name_of(parser)}"
-        for message in messages:
-            if message.damage:
-                results.append(BadMessage(message.damage))
-                continue
-            self._alarm(self._settings.parser_timeout_seconds)
-            try:
-                results.append(_ask(what, parser, message.body))
-            except BadMessage as error:
-                results.append(error)
-                if isinstance(error, _OutOfMemory):
-                    break
-        waiting = [n for n, result in enumerate(results) if inspect.isawaitable(result)]
-        if waiting:
-            answers = self._await_all(parser, [results[n] for n in waiting])
-            for n, answer in zip(waiting, answers, strict=True):
-                results[n] = answer
-        return [
-            BadMessage(f"the parser {name_of(parser)} returned None") if result is None else result
-            for result in results
-        ]
-
-    def _await_all(self, parser: Callable[..., Any], awaitables: Sequence[Any]) -> list[Any]:
-        async def answer_of(awaitable: Any) -> Any:
-            try:
-                return await awaitable
-            except (*USER_ERRORS, asyncio.CancelledError) as error:
-                return _misbehaved(f"the parser {name_of(parser)}", error)
-            finally:  # as long as one after the other is done, they do not hang
-                self._alarm(self._settings.parser_timeout_seconds)
-
-        async def gather() -> list[Any]:
-            return await asyncio.gather(*map(answer_of, awaitables))
-
+    def _begun(self, awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+        """Its first step is done at once: an async parser that blocks shows how long it takes."""
         self._loop = self._loop or asyncio.new_event_loop()
-        return self._loop.run_until_complete(gather())
+        task = self._loop.create_task(self._answer(awaitable))
+        self._loop.run_until_complete(asyncio.sleep(0))
+        return task
+
+    async def _answer(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except (*USER_ERRORS, asyncio.CancelledError) as error:
+            return _misbehaved(self._parser_name, error)
+        finally:  # as long as one after the other is done, they do not hang
+            self._alarm(self._settings.parser_timeout_seconds)
+
+    def _await_all(
+        self,
+        results: Sequence[File | BadMessage | asyncio.Task[Any]],
+        messages: Sequence[Message],
+    ) -> list[File | BadMessage]:
+        """The results, with its answer in the place of each task."""
+        tasks = [result for result in results if isinstance(result, asyncio.Task)]
+        if tasks and self._loop is not None:
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        return [
+            self._finished(result.result(), message) if isinstance(result, asyncio.Task) else result
+            for result, message in zip(results, messages, strict=False)
+        ]
 
     def _envelope(self, message: Message) -> Envelope:
         return decode_envelope(
@@ -189,6 +211,10 @@ class Decoder:
 
     def _raw(self, message: Message) -> Envelope:
         return decode_raw(message.body, message.message_id)
+
+
+def _no_alarm(_seconds: float) -> None:
+    """Where nothing but ending the process could be done about a function that hangs."""
 
 
 def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:

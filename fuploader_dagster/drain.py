@@ -11,8 +11,11 @@ queue delivers again may be stored already, here or by another worker: it is loo
 Without room on the disk (`room`) the queue is let go until there is some; meanwhile slots are
 sealed and claims renewed as ever, so that what is there can be shipped. Trouble (broker, state
 store, disk) ends the session: what was not settled goes back to the queue, the worker says what is
-wrong, pauses, and begins anew from what is on disk. The pauses grow; only a slot that somebody else
-still writes is looked at often, because he is mostly just leaving.
+wrong, pauses, and starts again from what is on disk. The pauses grow. Only a slot that another
+process still holds is retried quickly: that process is usually about to exit.
+
+How much of the queue a worker has in hand is `in_hand`; which messages may end it, and are handled
+alone, is `suspects`; what goes on while a parser takes its time is `meanwhile`.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from fuploader_dagster.dedup_window import DedupWindow
 from fuploader_dagster.disk_trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.fileio import make_dirs
+from fuploader_dagster.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.kept_letters import without_kept
 from fuploader_dagster.lease import Lease
+from fuploader_dagster.meanwhile import Meanwhile
 from fuploader_dagster.room import RoomWatch
 from fuploader_dagster.root_id import root_id
 from fuploader_dagster.sealing import Reason, sealed_partitions
@@ -42,7 +47,7 @@ from fuploader_dagster.slots import Slot
 from fuploader_dagster.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.state import Commit, StateStore
 from fuploader_dagster.steps import Step, reached
-from fuploader_dagster.suspects import Suspects
+from fuploader_dagster.suspects import Part, Suspects
 from fuploader_dagster.worker_status import StatusReport
 
 log = logging.getLogger(__name__)
@@ -50,8 +55,8 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 30.0
 """How long a claim outlives its last renewal."""
 HOUSEKEEPING_SECONDS = 1.0
-RECEIVE_SECONDS = 0.25
-"""Longest wait for a message, and so for noticing the end of the lease."""
+WORK_OFF_SECONDS = 2.0
+"""How long a leaving worker goes on with what it has in hand, instead of giving it back."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 HANDOVER_PAUSE_SECONDS = 0.25
@@ -61,7 +66,7 @@ ROOM_SECONDS = 1.0
 """Looking for room costs nothing, so a pause for lack of it does not grow."""
 MESSAGES_WAIT = "messages wait in the queue meanwhile"
 DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
-MAX_REASON_CHARACTERS = 500
+_NO_QUOTA = 1 << 62
 
 
 class Drain:
@@ -78,17 +83,20 @@ class Drain:
     ) -> None:
         self.settings = settings
         self.layout = settings.layout
-        self.source = source
         self.state = state
         self.lease = lease
         self.report = StatusReport(self.layout, worker)
         self.status = self.report.status
         self._owned = settings.slots_of(worker)
+        self._in_hand = InHand(source, settings, lease)
         self._decoder = Decoder(settings, alarm=_alarm)
         self._suspects = Suspects(self.layout, worker, max_deliveries=settings.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
         self._window = DedupWindow(self.layout, settings.dedup_window_messages)
         self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
+        self._room = RoomWatch(settings)
+        self._slots: Sequence[Slot] = ()
+        self._meanwhile = Meanwhile(self._stay_alive)
         self._root_id = ""
         self._housekeeping_at = 0.0
         self._renewed_at = 0.0
@@ -97,12 +105,10 @@ class Drain:
         self._seal_requested_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_logged = 0
-        self._room = RoomWatch(settings)
-        self._consuming = False
         self._batch_bytes = 0
 
     def run(self) -> None:
-        """Drain; after trouble pause and begin anew, as long as the lease runs."""
+        """Drain; after trouble pause and start again, as long as the lease runs."""
         troubles = 0
         self.report.doing("starting")
         while not self._finished():
@@ -115,6 +121,7 @@ class Drain:
                     self._room.disk_was_full(self._batch_bytes)
                 troubles = troubles + 1 if self.status.messages == handled else 1
                 self._pause(error, troubles)
+        self._meanwhile.close()
         self._decoder.close()
         self.report.remove()
 
@@ -129,41 +136,43 @@ class Drain:
         self.lease.wait(pause)
 
     def _finished(self) -> bool:
+        return bool(self.lease.over()) or self._quota() <= 0 or self._decoder.exhausted
+
+    def _quota(self) -> int:
+        """How many more messages this worker may handle."""
         quota = self.settings.max_tasks_per_child
-        used_up = 0 < quota <= self.status.messages
-        return bool(self.lease.over()) or used_up or self._decoder.exhausted
+        return quota - self.status.messages if quota else _NO_QUOTA
 
     def _session(self) -> None:
-        self._wait_for_room([])
+        self._wait_for_room()
         if self._finished():
             return
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
-        with self._closing_parts(), self._slots() as slots, self._turns:
+        with self._closing_connections(), self._opened_slots(), self._turns:
             self._suspects.note_the_dead()
-            self._seal_due(slots)  # what became due while there was trouble with the queue
+            self._seal_due()  # what became due while there was trouble with the queue
             while not self._finished():
-                if self._wait_for_room(slots):
+                if self._wait_for_room():
                     continue
                 self._consume()
-                batch = self._receive_batch()
-                if batch:
-                    self._commit(batch, slots)
-                self._seal_due(slots)
-                self._keep_house(slots)
-            self._leave(slots)
+                most = self.settings.commit_messages - self._batched
+                self._handle(self._in_hand.next_batch(most, quota=self._quota()))
+                self._seal_due()
+                self._keep_house()
+            self._leave()
 
     def _consume(self) -> None:
-        if not self._consuming:
-            self.source.open()
-            self._consuming = self.lease.in_hand = True
+        if not self._in_hand.consuming:
+            self._in_hand.open()
+            self.lease.in_hand = True
             self.report.doing("draining")
 
     def _let_go_of_queue(self) -> None:
-        self._consuming = self.lease.in_hand = False
-        self.source.close()
+        self.lease.in_hand = False
+        self._in_hand.close()
 
-    def _wait_for_room(self, slots: Sequence[Slot]) -> bool:
+    def _wait_for_room(self) -> bool:
         """Return when there is room, or the lease is over; says whether that took a pause."""
         sentence = self._room.shortage()
         if not sentence:
@@ -173,15 +182,15 @@ class Drain:
         while sentence and not self._finished():
             self.report.doing("paused", DiskFull(sentence, hint=MESSAGES_WAIT))
             self.lease.wait(ROOM_SECONDS)
-            self._seal_due(slots)
-            self._keep_house(slots)
+            self._seal_due()
+            self._keep_house()
             sentence = self._room.shortage()
         if not sentence:
             log.info("draining goes on: there is room again")
         return True
 
     @contextmanager
-    def _closing_parts(self) -> Iterator[None]:
+    def _closing_connections(self) -> Iterator[None]:
         try:
             yield
         finally:
@@ -189,64 +198,73 @@ class Drain:
             self.state.close()
 
     @contextmanager
-    def _slots(self) -> Iterator[Sequence[Slot]]:
+    def _opened_slots(self) -> Iterator[None]:
         """Lock, claim and recover the slots of this worker, and tell the state what they hold."""
         self.state.open()
         # Before the slots are locked: who asks after that finds them locked and counts on us.
         self._seal_requested_at = self._seal_request()
         with ExitStack() as stack:
-            slots = [
+            self._slots = [
                 stack.enter_context(
                     Slot(self.settings, slot, highest_number=self.state.highest_number(slot))
                 )
                 for slot in self._owned
             ]
+            stack.callback(self._forget_slots)
             self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
             reached(Step.SLOTS_CLAIMED)
             self.state.add_sealed(sealed_partitions(self.layout))
             reached(Step.SEALED_FOUND)
-            self._record(Commit(slots=[slot.count for slot in slots]))
-            yield slots
+            self._record(self._counts_of_slots())
+            yield
 
-    def _receive_batch(self) -> list[Message]:
-        """Messages for one commit: full, or as old as the flush interval, or all there are."""
-        batch: list[Message] = []
-        size, due_at = 0, 0.0
-        while len(batch) < self.settings.commit_messages and size < self.settings.commit_bytes:
-            received = self.source.receive(
-                self.settings.commit_messages - len(batch), RECEIVE_SECONDS
-            )
-            if received and not batch:
-                due_at = time.monotonic() + self.settings.flush_interval_seconds
-            batch += received
-            size += sum(len(message.body) for message in received)
-            if not received or time.monotonic() >= due_at or self.lease.over():
+    def _forget_slots(self) -> None:
+        self._slots = ()
+
+    def _handle(self, batch: Sequence[Message]) -> None:
+        """Commit a batch, or as much of it as is enough for one commit."""
+        done = 0
+        for part in self._suspects.parts(batch):
+            committed = self._commit(part)
+            done += committed
+            if committed < len(part.messages) or self._decoder.exhausted:
                 break
-        return batch
+        self._in_hand.put_back(batch[done:])
 
-    def _commit(self, batch: Sequence[Message], slots: Sequence[Slot]) -> None:
+    def _commit(self, part: Part) -> int:
+        """Decode, store and settle messages; of the first ones only, if they are enough.
+
+        Returns how many. A part of suspects stays written down if this ends the process.
+        """
         dead: list[tuple[Message, BadMessage]] = []
         stored = stored_bytes = 0
-        files = self._suspects.decode(batch, self._decoder)
-        batch = batch[: len(files)]
-        self._batch_bytes = sum(len(message.body) for message in batch)
-        slot = self._next_slot(slots, len(batch))
-        with self._turn(batch) as look:
-            for message, file in zip(batch, files, strict=True):
-                if isinstance(file, BadMessage):
-                    dead.append((message, file))
-                elif self._is_stored(message, file, look):
-                    continue
-                elif slot.add(file.name, file.content):
-                    stored += 1
-                    stored_bytes += len(file.content)
-            self._batch_bytes += stored_bytes
-            letters = self._letters(dead, look)
-            self._dead_letters.keep(letters)
-            slot.commit()
-        self.source.settle(CommittedBatch(batch[-1], len(batch), [message for message, _ in dead]))
-        reached(Step.SETTLED)
-        self._suspects.settled()
+        with self._suspects.trying(part):
+            files = self._decode(part)
+            batch = part.messages[: len(files)]
+            self._batch_bytes = sum(len(message.body) for message in batch)
+            slot = self._next_slot(len(batch))
+            with self._turn(batch) as look:
+                for message, file in zip(batch, files, strict=True):
+                    if isinstance(file, BadMessage):
+                        dead.append((message, file))
+                        continue
+                    if self._is_stored(message, file, look):
+                        continue
+                    try:
+                        added = slot.add(file.name, file.content)
+                    except BadMessage as error:  # the file system refuses its name
+                        dead.append((message, error))
+                        continue
+                    if added:
+                        stored += 1
+                        stored_bytes += len(file.content)
+                self._batch_bytes += stored_bytes
+                letters = self._letters(dead, look)
+                self._dead_letters.keep(letters)
+                slot.commit()
+            bad = [message for message, _ in dead]
+            self._in_hand.settle(CommittedBatch(batch[-1], len(batch), bad))
+            reached(Step.SETTLED)
         duplicates = len(batch) - stored - len(letters)
         self._count(len(batch), stored_bytes, duplicates, letters)
         commit = Commit(
@@ -257,16 +275,36 @@ class Drain:
             dead_letters=len(letters),
         )
         self._record(commit)
+        return len(batch)
 
-    def _next_slot(self, slots: Sequence[Slot], messages: int) -> Slot:
+    def _decode(self, part: Part) -> list[File | BadMessage]:
+        if part.verdict is not None:
+            return [part.verdict]
+        if not self._decoder.may_take_long:
+            return self._decoder.decode(part.messages, most_bytes=self.settings.commit_bytes)
+        began = time.monotonic()
+        with self._meanwhile.allowed():
+            files = self._decoder.decode(
+                part.messages, most_bytes=self.settings.commit_bytes, most_seconds=DECODE_SECONDS
+            )
+        self._in_hand.pace.decoded(len(files), time.monotonic() - began)
+        return files
+
+    def _stay_alive(self) -> None:
+        """What cannot wait while a parser takes its time. Called by another thread."""
+        self._in_hand.keep_alive()
+        self._renew_claims()
+
+    def _next_slot(self, messages: int) -> Slot:
         """One slot for the whole batch: a commit costs the same however many slots there are.
 
         The next slot has its turn after a full batch: a slow queue fills one, not all of them.
         """
-        if self._batched >= self.settings.commit_messages:
-            self._slot_turn, self._batched = (self._slot_turn + 1) % len(slots), 0
+        slot = self._slots[self._slot_turn]
         self._batched += messages
-        return slots[self._slot_turn]
+        if self._batched >= self.settings.commit_messages:
+            self._slot_turn, self._batched = (self._slot_turn + 1) % len(self._slots), 0
+        return slot
 
     @contextmanager
     def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
@@ -290,17 +328,8 @@ class Drain:
 
     def _letters(self, dead: Sequence[tuple[Message, BadMessage]], look: Look) -> list[DeadLetter]:
         """What is still to be written: a message that came again may have its letter already."""
-        letters = [
-            DeadLetter(
-                time=self._dead_letters.now(),
-                reason=str(error)[:MAX_REASON_CHARACTERS],
-                redelivered=message.redelivered,
-                message_id=message.message_id,
-                attributes=self.source.describe(message),
-                body=message.body,
-            )
-            for message, error in dead
-        ]
+        describe = self._in_hand.source.describe
+        letters = [self._dead_letters.letter(*pair, describe) for pair in dead]
         if look == "for none":
             return letters
         in_hand, every = self.settings.prefetch_count, look == "for all"
@@ -322,8 +351,8 @@ class Drain:
         if len(commit.slots) == len(self._owned):
             self._renewed_at = time.monotonic()
 
-    def _seal_due(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
+    def _seal_due(self) -> None:
+        for slot in self._slots:
             reason = slot.due()
             if reason is not None:
                 self._seal(slot, reason)
@@ -335,8 +364,10 @@ class Drain:
             self._room.backlog_grew()
             self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
 
-    def _keep_house(self, slots: Sequence[Slot]) -> None:
-        """What is due about once a second: the status file, seal requests, the claims."""
+    def _keep_house(self) -> None:
+        """What is due about once a second: the status file, seal requests, the claims, the
+        queue's heartbeats.
+        """
         now = time.monotonic()
         if now - self._housekeeping_at < HOUSEKEEPING_SECONDS:
             return
@@ -344,12 +375,18 @@ class Drain:
         self.report.write()
         self._log_dead_letters(now)
         requested_at = self._seal_request()
-        if requested_at > self._seal_requested_at:
+        if requested_at != self._seal_requested_at:  # also after the clock was set back
             self._seal_requested_at = requested_at
-            for slot in slots:
+            for slot in self._slots:
                 self._seal(slot, "request")
-        if slots and now - self._renewed_at > CLAIM_SECONDS / 3:
-            self._record(Commit(slots=[slot.count for slot in slots]))
+        self._stay_alive()
+
+    def _renew_claims(self) -> None:
+        if self._slots and time.monotonic() - self._renewed_at > CLAIM_SECONDS / 3:
+            self._record(self._counts_of_slots())
+
+    def _counts_of_slots(self) -> Commit:
+        return Commit(slots=[slot.count for slot in self._slots])
 
     def _log_dead_letters(self, now: float) -> None:
         """Once in a while, however many there are: a flood of them must not flood the log."""
@@ -364,16 +401,28 @@ class Drain:
         request = self.layout.seal_request
         return request.stat().st_mtime if request.exists() else 0.0
 
-    def _leave(self, slots: Sequence[Slot]) -> None:
+    def _leave(self) -> None:
         reason = self.lease.over()
         log.info("worker %d leaves: %s", self.status.worker, reason or self._used_up())
         self.report.doing("leaving")
+        self._work_off()
         self._log_dead_letters(time.monotonic())
         if reason and self.settings.residue_file_upload:
-            for slot in slots:
+            for slot in self._slots:
                 self._seal(slot, "shutdown")
         self.state.release(self._owned, self._root_id)
         reached(Step.SLOTS_RELEASED)
+
+    def _work_off(self) -> None:
+        """Handle what is in hand already: given back, it would count as delivered once more."""
+        until = time.monotonic() + WORK_OFF_SECONDS
+        while self._in_hand.consuming and time.monotonic() < until and not self._decoder.exhausted:
+            self.lease.in_hand = False  # the broker may hang: then there is nothing to wait for
+            batch = self._in_hand.last_batch()
+            if not batch:
+                break
+            self.lease.in_hand = True
+            self._handle(batch)
 
     def _used_up(self) -> str:
         return "its memory is used up" if self._decoder.exhausted else "its quota is used up"

@@ -3,8 +3,9 @@
 What must always hold: a worker leaves by itself, soon, when its supervisor stops renewing, closes
 the pipe, or dies in any way (the kernel closes the pipe then). A worker never outlives its lease.
 
-Protocol, over the worker's stdin: one line of JSON (the worker's job), then a line `renew SECONDS`
-per renewal; the lease runs SECONDS from its arrival. End of file ends the lease at once.
+Protocol, over the pipe that a worker is started with: one line of JSON (the worker's job), then a
+line `renew SECONDS` per renewal; the lease runs SECONDS from its arrival. End of file ends the
+lease at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Lease:
     """The worker's end of the pipe."""
 
     def __init__(self, descriptor: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._clock = clock
         self._ends_at = 0.0
         self._buffer = b""
@@ -31,7 +32,7 @@ class Lease:
     def read_job(self) -> bytes:
         """The first line, waiting for it. Empty if the pipe closed before it was complete."""
         while b"\n" not in self._buffer and not self._ended:
-            select.select([self._descriptor], [], [])
+            select.select([self.descriptor], [], [])
             self._read()
         line, end, self._buffer = self._buffer.partition(b"\n")
         return line if end else b""
@@ -46,7 +47,7 @@ class Lease:
 
     def over(self) -> str:
         """Why the lease is over; empty while it runs. Cheap: called once per batch."""
-        while not self._ended and select.select([self._descriptor], [], [], 0)[0]:
+        while not self._ended and select.select([self.descriptor], [], [], 0)[0]:
             self._read()
         self._take_renewals()
         if not self._ended and self._clock() >= self._ends_at:
@@ -57,11 +58,11 @@ class Lease:
         """Pause, but not beyond the lease. Returns what `over` returns."""
         until = self._clock() + seconds
         while not (reason := self.over()) and (left := until - self._clock()) > 0:
-            select.select([self._descriptor], [], [], min(left, 0.2))
+            select.select([self.descriptor], [], [], min(left, 0.2))
         return reason
 
     def _read(self) -> None:
-        received = os.read(self._descriptor, 65536)
+        received = os.read(self.descriptor, 65536)
         if not received:
             self.end("the supervising process left")
         self._buffer += received

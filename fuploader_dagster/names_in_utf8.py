@@ -20,5 +20,5 @@ def require_utf8_names() -> None:
         raise ConfigError(
             f"the locale of this process has file names written in {encoding}, not in UTF-8",
             hint="set PYTHONUTF8=1 or LC_ALL=C.UTF-8 in the environment of everything that runs "
-            "Dagster or a command of this software: services, containers, cron jobs, shells",
+            "fuploader or Dagster: services, containers, cron jobs, shells",
         )

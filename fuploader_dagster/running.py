@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from fuploader_dagster import recovery
 from fuploader_dagster.config import Pipeline
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.failures import all_failures, due_at
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import (
@@ -171,10 +172,16 @@ def _shipped(outcome: Outcome) -> Shipped:
 
 
 def _is_empty(pipeline: Pipeline) -> bool:
-    """Nothing waits in the queue; what workers hold comes back to it if they do not settle it."""
+    """Nothing waits in the queue; what workers hold comes back to it if they do not settle it.
+
+    A queue that does not answer is not known to be empty: its workers wait for it as well.
+    """
     publisher = pipeline.source.publisher()
     try:
         return publisher.backlog() == 0
+    except SourceUnavailable as error:
+        log.warning("cannot tell yet whether the queue is empty: %s", error)
+        return False
     finally:
         publisher.close()
 

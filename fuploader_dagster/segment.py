@@ -182,10 +182,7 @@ class SegmentWriter(SlotWriter):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._blocks: list[list[bytes]] = [[]]
-        """What is to be written, in blocks that are joined one after the other: so no batch is in
-        memory twice, and nothing large is copied at all."""
-        self._block_starts = 0
+        self._parts: list[bytes] = []
         self._data = _CLOSED
         self._committed_end = 0
         self._end = 0
@@ -209,21 +206,14 @@ class SegmentWriter(SlotWriter):
         if torn:
             reached(Step.TAIL_CUT)
         os.fdatasync(self._data)
-        self._committed_end = self._block_starts = self._end = end
+        self._committed_end = self._end = end
         for start in range(0, end, _BLOCK_BYTES):
             self._digest.update(os.pread(self._data, min(_BLOCK_BYTES, end - start), start))
 
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
         head = member_header(name, len(content))
         tail = padding(len(content))
-        if len(content) >= _BLOCK_BYTES:
-            self._blocks += ([head], [content], [tail])
-            self._block_starts = self._end
-        elif self._end - self._block_starts >= _BLOCK_BYTES:
-            self._blocks.append([head, content, tail])
-            self._block_starts = self._end
-        else:
-            self._blocks[-1] += (head, content, tail)
+        self._parts += (head, content, tail)
         self._records.append(
             index.record(name.encode("utf-8"), self._end, len(head), len(content), sha256)
         )
@@ -231,21 +221,34 @@ class SegmentWriter(SlotWriter):
 
     def _write_data(self) -> None:
         os.lseek(self._data, self._committed_end, os.SEEK_SET)
-        for parts in self._blocks:
-            block = b"".join(parts)
+        for block in _blocks(self._parts):
             write_all(self._data, block)
             self._digest.update(block)
         reached(Step.DATA_WRITTEN)
         os.fdatasync(self._data)
-        self._committed_end = self._block_starts = self._end
-        self._blocks = [[]]
+        self._committed_end = self._end
+        self._parts.clear()
 
     def close(self) -> None:
         super().close()
-        self._blocks = [[]]
+        self._parts.clear()
         if self._data != _CLOSED:
             os.close(self._data)
             self._data = _CLOSED
+
+
+def _blocks(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """The parts joined to about 1 MiB each, so that no batch is in memory twice."""
+    joined: list[bytes] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _BLOCK_BYTES and joined:
+            yield b"".join(joined)
+            joined, size = [], 0
+        joined.append(part)
+        size += len(part)
+    if joined:
+        yield b"".join(joined)
 
 
 def check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:

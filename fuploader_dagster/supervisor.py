@@ -26,7 +26,7 @@ from fuploader_dagster.config import Intake
 from fuploader_dagster.drain import pause_seconds
 from fuploader_dagster.lease import renewal
 from fuploader_dagster.loading import dump_intake
-from fuploader_dagster.suspects import was_decoding
+from fuploader_dagster.suspects import was_handling
 from fuploader_dagster.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
 from fuploader_dagster.worker_status import WorkerStatus, pid_namespace, read_statuses
 
@@ -162,7 +162,7 @@ class Supervisor:
         worker.deaths += 1
         worker.died_of = died_of
         # The deaths that a message brings are counted with the message: no need to wait longer.
-        suspected = was_decoding(self.settings.layout, worker.number)
+        suspected = was_handling(self.settings.layout, worker.number)
         worker.start_after = now + pause_seconds(1 if suspected else worker.deaths, 0.5)
         log.error(
             "worker %d of %s ended, what it had not acknowledged comes again: %s",
@@ -186,6 +186,7 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=[last_words],
+                env={**os.environ, "PYTHONUTF8": "1"},  # `python -X utf8` is not inherited
             )
         except OSError as error:  # no memory or no process left: it may pass
             os.close(worker.last_words)

@@ -1,5 +1,8 @@
 """A drain worker's process: reads its job from stdin, drains until its lease is over, leaves.
 
+The pipe that comes as stdin is moved away at once (`_take_away_stdin`): what a user's parser runs
+must not read it.
+
 Started by `supervisor`. Ctrl-C goes to the whole process group, so SIGINT is ignored here: the end
 of the lease is what ends a worker, in good order. SIGTERM ends the lease at once.
 
@@ -11,6 +14,7 @@ nothing in hand, connecting or saying goodbye to a broker that hangs, it does so
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import os
@@ -38,6 +42,8 @@ GOODBYE_SECONDS = 1.0
 MAX_LAST_WORDS = 1000
 """Less than what a pipe takes without a reader."""
 EXIT_ERROR, EXIT_HUNG = 1, 2
+FIRST_OWN_DESCRIPTOR = 10
+"""Above those that shells and scripts use by number."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -56,13 +62,15 @@ class Job(msgspec.Struct, frozen=True):
 def main() -> int:
     """The process. Exit code 0 when the lease is over, 1 when something unforeseen happened."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lease = Lease(sys.stdin.fileno())
+    lease = Lease(_take_away_stdin())
     signal.signal(signal.SIGTERM, lambda *_: lease.end("the worker was told to leave"))
     line = lease.read_job()
     if not line:
         return 0
     job = msgspec.json.decode(line, type=Job)
     lease.renew(job.lease_seconds)
+    if job.last_words > sys.stderr.fileno():
+        os.set_inheritable(job.last_words, False)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
     threading.Thread(target=_leave_at_last, args=[lease], daemon=True).start()
@@ -75,6 +83,19 @@ def main() -> int:
         os.write(job.last_words, sentence.encode("utf-8", "replace")[:MAX_LAST_WORDS])
         return EXIT_ERROR
     return 0
+
+
+def _take_away_stdin() -> int:
+    """The pipe that comes as stdin, under a number of its own; stdin is /dev/null from now on.
+
+    A program that a user's parser runs inherits stdin. Many read it (ffmpeg, ssh, cat): it would
+    take the renewals of the lease, or wait for ever for the end of the pipe.
+    """
+    pipe = fcntl.fcntl(sys.stdin.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno(), inheritable=True)
+    os.close(nothing)
+    return pipe
 
 
 def _drain(job: Job, lease: Lease) -> None:
@@ -103,7 +124,7 @@ def _drain(job: Job, lease: Lease) -> None:
 def _leave_at_last(lease: Lease) -> None:
     """End the process if it is still there long after its supervisor closed the pipe."""
     closed = select.poll()
-    closed.register(sys.stdin.fileno(), 0)  # reads nothing: only the other end's closing shows
+    closed.register(lease.descriptor, 0)  # reads nothing: only the other end's closing shows
     closed.poll()
     until = time.monotonic() + LEAVING_SECONDS
     time.sleep(GOODBYE_SECONDS)

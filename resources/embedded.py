@@ -93,7 +93,7 @@ class EmbeddedSource(MessageSource):
     def __init__(self, settings: EmbeddedQueue, prefetch: int) -> None:
         self._settings = settings
         self._database = QueueDatabase(settings)
-        self._prefetch = prefetch
+        self._prefetch = self._most_in_hand = prefetch
         self._consumer = ""
         self._alive: FileLock | None = None
         self._runs: deque[_Run] = deque()
@@ -121,8 +121,10 @@ class EmbeddedSource(MessageSource):
         """As the contract says; with limit 0 it only waits."""
         if self._alive is None:
             raise SourceUnavailable(f"{self._settings.describe()} is not open")
+        room = min(limit, self._most_in_hand - self._unsettled)
+        if limit and room <= 0:
+            return []
         deadline = time.monotonic() + timeout_seconds
-        room = min(limit, self._prefetch - self._unsettled)
         empty_at: int | None = None
         with self._closing_on_error():
             while True:
@@ -138,6 +140,9 @@ class EmbeddedSource(MessageSource):
                 if remaining <= 0:
                     return []
                 time.sleep(min(_POLL_SECONDS, remaining))
+
+    def limit_in_hand(self, messages: int) -> None:
+        self._most_in_hand = min(messages, self._prefetch)
 
     def settle(self, batch: CommittedBatch) -> None:
         if self._alive is None or batch.last.receipt <= self._start:

@@ -24,6 +24,7 @@ from fuploader_dagster.envelope import encode
 from fuploader_dagster.index import INDEX_NAME, read_index
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.loading import load_intake
+from fuploader_dagster.messages import DecodedFilePayload, parse_file_message
 from fuploader_dagster.recovery import seal_on_request
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
@@ -241,6 +242,12 @@ def hang(_: bytes) -> bytes:
     """A parser that never returns."""
     while True:
         time.sleep(60)
+
+
+def slowly(body: bytes) -> DecodedFilePayload:
+    """A parser that takes its time, four milliseconds of it."""
+    time.sleep(0.004)
+    return parse_file_message(body)
 
 
 def main() -> None:

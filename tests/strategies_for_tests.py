@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+
+from fuploader_dagster.envelope import Envelope
 
 KEY_FILE = Path()
 
@@ -36,3 +39,21 @@ def deadly(body: bytes) -> dict[str, str]:
     if b"hang" in body:
         time.sleep(600)
     return {"file_name": body.decode(), "payload": body.decode()}
+
+
+def by_instruction(body: bytes) -> Envelope:
+    """A parser that takes as long as the body says: `name seconds`."""
+    name, _, seconds = body.decode().partition(" ")
+    time.sleep(float(seconds or 0))
+    return Envelope(name, "bytes", name.encode())
+
+
+async def by_instruction_later(body: bytes) -> Envelope:
+    """The same as a parser that is async by name only: it does not let others run meanwhile."""
+    return by_instruction(body)
+
+
+def runs_a_program_that_reads_stdin(body: bytes) -> Envelope:
+    """As a parser does that calls ffmpeg, ssh or `while read`."""
+    read = subprocess.run(["cat"], stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    return Envelope(body.decode(), "bytes", read)

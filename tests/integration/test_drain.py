@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,20 @@ def test_a_slot_is_sealed_for_each_reason_and_says_which_one_fired(
         assert sealed_files(settings.layout) == {name: [body] for name, body in contents.items()}
     sealed = settings.state.store(pipeline=settings.name, node=settings.node).sealed(100)
     assert sealed == sorted(seal.partition for seal in found)
+
+
+def test_a_request_to_seal_is_seen_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    settings = embedded(tmp_path)
+    request = settings.layout.seal_request
+    request.parent.mkdir(parents=True)
+    request.touch()
+    in_eight_hours = time.time() + 28_800  # it was made before the clock was set back
+    os.utime(request, (in_eight_hours, in_eight_hours))
+    publish(settings, files(10))
+    with draining(settings):
+        wait_until_handled(settings, 10)
+        seal_on_request(settings)
+        wait_for(lambda: bool(seals(settings.layout)), settings, "the seal")
 
 
 def test_without_residue_upload_a_leaving_worker_leaves_its_slot_open_for_the_next(

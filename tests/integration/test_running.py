@@ -7,10 +7,24 @@ import sys
 import threading
 from pathlib import Path
 
-from fuploader_dagster import drain_pipeline, recover_pipeline, ship_pipeline
+import pytest
+
+from fuploader_dagster import drain_pipeline, recover_pipeline, run_pipeline, ship_pipeline
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.resources.embedded import EmbeddedQueue
-from tests.drains import MARK, files, publish, wait_until_stored
+from fuploader_dagster.running import Shipped
+from tests import drains
+from tests.drains import (
+    MARK,
+    files,
+    on_servers,
+    publish,
+    stored,
+    wait_for,
+    wait_until_stored,
+)
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
 from tests.settings import archived_files, pipeline
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,6 +42,42 @@ def test_the_example_stores_everything(tmp_path: Path) -> None:
     assert done.stdout.startswith("1000 messages in ")
     found = archived_files(tmp_path / "archives")
     assert found == {f"{n}.json": [b'{"number":%d}' % n] for n in range(1000)}
+
+
+def test_until_empty_waits_out_a_broker_that_restarts(
+    tmp_path: Path,
+    rabbitmq: RabbitMQServer,
+    redis_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings: Pipeline = pipeline(
+        tmp_path, **on_servers(rabbitmq, redis_server), parser=drains.slowly
+    )
+    contents = files(2_000)
+    publish(settings.intake(), contents)
+    rabbitmq.sync_definitions()
+    done: list[object] = []
+
+    def run() -> None:
+        try:
+            done.append(run_pipeline(settings, until_empty=True))
+        except Exception as error:
+            done.append(error)
+
+    running = threading.Thread(target=run)
+    running.start()
+    wait_for(lambda: bool(stored(settings.layout)), settings, "the drain")
+    rabbitmq.kill()
+    try:
+        wait_for(
+            lambda: bool(done) or "cannot tell yet whether" in caplog.text, settings, "a look at it"
+        )
+    finally:
+        rabbitmq.start()
+    running.join(120)
+    (shipped,) = done
+    assert isinstance(shipped, Shipped), shipped
+    assert archived_files(tmp_path / "objects") == {n: [body] for n, body in contents.items()}
 
 
 def test_writer_recovery_and_shipper_can_be_used_one_by_one(tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster.config import Intake
 from fuploader_dagster.decoding import Decoder, File
-from fuploader_dagster.errors import BadMessage
+from fuploader_dagster.errors import BadMessage, SourceUnavailable
 from fuploader_dagster.source import Message
 from fuploader_dagster.suspects import (
     FORGOTTEN_AFTER_SECONDS,
     Suspect,
     Suspects,
     is_guilty,
-    was_decoding,
+    was_handling,
 )
 from tests.settings import intake
 
@@ -41,18 +42,35 @@ def again(*bodies: bytes) -> list[Message]:
     return [Message(body, number, True, None) for number, body in enumerate(bodies)]
 
 
-def one_life(settings: Intake, batch: list[Message], now: float = 0.0, worker: int = 0) -> str:
+def in_good_order() -> None:
+    """How the broker takes an acknowledgement."""
+
+
+def one_life(
+    settings: Intake,
+    batch: list[Message],
+    now: float = 0.0,
+    worker: int = 0,
+    settle: Callable[[], object] = in_good_order,
+) -> str:
     """A worker starts, decodes the batch, and dies or settles it: what became of each message."""
     DECODED.clear()
     suspects = Suspects(settings.layout, worker, max_deliveries=4, clock=lambda: now)
     suspects.note_the_dead()
+    results: list[File | BadMessage] = []
+    decoder = Decoder(settings)
     try:
-        results = suspects.decode(batch, Decoder(settings))
+        for part in suspects.parts(batch):
+            with suspects.trying(part):
+                results += [part.verdict] if part.verdict else decoder.decode(part.messages)
+                settle()
     except Died:
-        assert was_decoding(settings.layout, worker)
+        assert was_handling(settings.layout, worker)
         return "died"
-    assert not was_decoding(settings.layout, worker)
-    suspects.settled()
+    except SourceUnavailable:
+        assert not was_handling(settings.layout, worker)
+        return "trouble"
+    assert not was_handling(settings.layout, worker)
     return "".join("." if isinstance(result, File) else "x" for result in results)
 
 
@@ -103,12 +121,17 @@ def test_workers_know_each_others_suspects_and_old_ones_are_forgotten(tmp_path: 
     assert one_life(settings, again(b"d"), worker=2, now=FORGOTTEN_AFTER_SECONDS + 1) == "x"
 
 
-def test_first_deliveries_are_decoded_as_ever_and_nothing_is_written_down(tmp_path: Path) -> None:
+def test_first_deliveries_are_blamed_for_nothing_but_it_is_known_that_messages_were_handled(
+    tmp_path: Path,
+) -> None:
     settings = intake(tmp_path, parser=parse, message_format="raw")
     DEADLY.clear()
-    batch = [message._replace(redelivered=False) for message in again(b"a", b"b")]
+    batch = [message._replace(redelivered=False) for message in again(b"a", b"d")]
     assert one_life(settings, batch) == ".."
-    assert list(settings.layout.suspects.iterdir()) == []
+    DEADLY.add(b"d")
+    for _ in range(9):
+        assert one_life(settings, batch) == "died"  # and its supervisor knows: see `one_life`
+    assert not (settings.layout.suspects / "known.json").exists()
 
 
 def test_a_note_that_cannot_be_read_only_begins_the_counting_anew(tmp_path: Path) -> None:
@@ -120,15 +143,54 @@ def test_a_note_that_cannot_be_read_only_begins_the_counting_anew(tmp_path: Path
     assert one_life(settings, again(b"a")) == "."
 
 
+def test_trouble_with_a_name_is_blamed_on_no_message(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+
+    def broken() -> None:
+        raise SourceUnavailable("the broker is gone")
+
+    for _ in range(9):
+        assert one_life(settings, again(b"a", b"b"), settle=broken) == "trouble"
+    assert one_life(settings, again(b"a", b"b")) == ".."
+
+
+def test_what_cannot_be_stored_is_found_as_what_cannot_be_decoded(tmp_path: Path) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+
+    def bug() -> None:
+        if DECODED[-1] == b"d":
+            raise Died
+
+    batch = again(b"a", b"d")
+    outcomes = [one_life(settings, batch, settle=bug) for _ in range(4)]
+    assert outcomes == ["died", "died", "died", ".x"]
+
+
+def test_what_lies_before_a_suspect_is_settled_before_the_suspect_is_decoded(
+    tmp_path: Path,
+) -> None:
+    settings = intake(tmp_path, parser=parse, message_format="raw")
+    DEADLY.clear()
+    DEADLY.add(b"d")
+    batch = again(b"a", b"b", b"d", b"c")
+    assert one_life(settings, batch) == "died"
+    settled: list[list[bytes]] = []
+    assert one_life(settings, batch, settle=lambda: settled.append(list(DECODED))) == "died"
+    assert settled == [[b"a"], [b"a", b"b"]]
+
+
 def test_out_of_memory_costs_one_message_and_nothing_more_is_decoded_by_this_process(
     tmp_path: Path,
 ) -> None:
     settings = intake(tmp_path, parser=parse, message_format="raw")
     DEADLY.clear()
     decoder = Decoder(settings)
-    kept, bad = decoder.decode(again(b"a", b"greedy", b"b"))
-    assert isinstance(kept, File)
+    batch = again(b"a", b"greedy", b"b")
+    assert decoder.decode(batch) == [File("a", b'{"file_name": "a"}')]
+    assert not decoder.exhausted  # what was before it may have been what took the memory
+    (bad,) = decoder.decode(batch[1:])
     assert isinstance(bad, BadMessage)
     assert "raised MemoryError" in str(bad)
     assert decoder.exhausted
-    assert one_life(settings, again(b"greedy", b"a")) == "x"
