@@ -24,7 +24,7 @@ _FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENXIO)
 _OF_THE_NETWORK = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError)
 
 NOTHING_LOST = "nothing is acknowledged that was not synced"
-MOVE_IT_AWAY = "fuploader did not put it there; look at it and move it out of storage_root"
+MOVE_IT_AWAY = "it is not one of ours; look at it and move it out of storage_root"
 
 
 @contextmanager

@@ -19,6 +19,6 @@ def require_utf8_names() -> None:
     if encoding != "utf-8":
         raise ConfigError(
             f"the locale of this process has file names written in {encoding}, not in UTF-8",
-            hint="set PYTHONUTF8=1 or LC_ALL=C.UTF-8 in the environment of everything that runs "
-            "fuploader or Dagster: services, containers, cron jobs, shells",
+            hint="set PYTHONUTF8=1 or LC_ALL=C.UTF-8 in the environment of everything that "
+            "runs this package: services, containers, cron jobs, shells",
         )
