@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,16 @@ LOOK_SECONDS = 0.1
 _NAME = re.compile(rb"m(\d{8})\.json")
 
 
+Place = tuple[Layout, int]
+"""A slot of a pipeline."""
+
+
 @dataclass
 class _Waiting:
     victim: Victim
     killed_at: float
     is_back: Callable[[], bool]
-    slots: tuple[int, ...]
+    places: Sequence[Place]
     uploads: bool
     mark: int | None = None
     """A message published, or the size of the receipts, when it was back."""
@@ -42,10 +46,9 @@ class _Waiting:
 class Flow:
     """`killed` at each kill; `seconds` at the end. `upcoming`: the number to be published next."""
 
-    def __init__(self, layout: Layout, slots: Iterable[int], upcoming: Callable[[], int]) -> None:
-        self._layout = layout
+    def __init__(self, places: Sequence[Place], upcoming: Callable[[], int]) -> None:
         self._upcoming = upcoming
-        self._newest = dict.fromkeys(slots, -1)
+        self._newest = dict.fromkeys(places, -1)
         self._read_to: dict[Path, int] = {}
         self._waiting: _Waiting | None = None
         self._measured: dict[str, list[float]] = defaultdict(list)
@@ -65,18 +68,18 @@ class Flow:
         victim: Victim,
         is_back: Callable[[], bool],
         *,
-        slots: tuple[int, ...] = (),
+        places: Sequence[Place] = (),
         uploads: bool = False,
     ) -> None:
         """Now. Gives up measuring the kill before, if that is not over.
 
-        `slots`: those which stand still; none means any. `uploads`: not the drain stands still, but
-        what comes after it.
+        `places`: those which stand still; none means any. `uploads`: what stands still is not the
+        drain, but what comes after it.
         """
         with self._lock:
             everywhere = tuple(self._newest)
             self._waiting = _Waiting(
-                victim, time.monotonic(), is_back, slots or everywhere, uploads
+                victim, time.monotonic(), is_back, places or everywhere, uploads
             )
 
     def seconds(self) -> dict[str, dict[str, Any]]:
@@ -96,8 +99,8 @@ class Flow:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
-            for slot in self._newest:
-                self._look(slot)
+            for place in self._newest:
+                self._look(place)
             with self._lock:
                 waiting = self._waiting
                 if waiting is not None and self._flows(waiting):
@@ -111,16 +114,20 @@ class Flow:
             waiting.mark = self._receipts_bytes() if waiting.uploads else self._upcoming()
         if waiting.uploads:
             return self._receipts_bytes() > waiting.mark
-        return any(self._newest[slot] >= waiting.mark for slot in waiting.slots)
+        return any(self._newest[place] >= waiting.mark for place in waiting.places)
 
-    def _look(self, slot: int) -> None:
-        for number in self._layout.active_numbers(slot):
-            path = self._layout.active(slot, number) / "segment.tar"
+    def _look(self, place: Place) -> None:
+        layout, slot = place
+        for number in layout.active_numbers(slot):
+            path = layout.active(slot, number) / "segment.tar"
             with suppress(FileNotFoundError), path.open("rb") as segment:  # it may be sealed now
                 segment.seek(self._read_to.get(path, 0))
                 found = _NAME.findall(segment.read())
                 self._read_to[path] = segment.tell()
-                self._newest[slot] = max([self._newest[slot], *map(int, found)])
+                self._newest[place] = max([self._newest[place], *map(int, found)])
 
     def _receipts_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self._layout.receipts.glob("*.jsonl"))
+        layouts = {layout for layout, _ in self._newest}
+        return sum(
+            path.stat().st_size for each in layouts for path in each.receipts.glob("*.jsonl")
+        )

@@ -8,9 +8,10 @@ here are killed.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
+from tests.soak import parser
+from tests.soak.plan import DELIVERY_LIMIT, LIMITED, PLAIN
 
-PIPELINE = "soak"
-QUEUE = "soak"
-WORKERS = 2
+WORKERS = {PLAIN: 2, LIMITED: 1}
+"""Of each pipeline."""
+QUEUES: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    LIMITED: {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT},
+}
 WATCH_SECONDS = 0.2
 
 
@@ -93,14 +99,16 @@ class Kept:
 
 
 class Installation:
-    """All parts. Use as a context manager."""
+    """All parts. Use as a context manager. `pipelines`: the names of those that run."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, *, pipelines: Sequence[str] = (PLAIN,), **settings: Any
+    ) -> None:
         self.folder = folder
         project = folder / "project"
         for name in ("rabbitmq", "redis", "s3", "project"):
             (folder / name).mkdir(parents=True)
-        self.layout = Layout(project / "data" / PIPELINE)
+        self.layouts = {name: Layout(project / "data" / name) for name in pipelines}
         self.rabbitmq = RabbitMQServer(folder / "rabbitmq")
         self.redis = RedisServer(folder / "redis")
         self.s3 = SwiftServer(folder / "s3")
@@ -134,7 +142,8 @@ class Installation:
                 self.kept[name].begin()
             self.bucket = self.s3.fresh_bucket()
             with channel(self.rabbitmq) as open_channel:
-                open_channel.queue_declare(QUEUE, durable=True)
+                for name in self.layouts:
+                    open_channel.queue_declare(name, durable=True, arguments=QUEUES[name])
             self.rabbitmq.sync_definitions()
             self._configure()
             for name in ("code_server", "daemon"):
@@ -173,8 +182,20 @@ class Installation:
             for part in self.kept.values():
                 part.end()
 
+    @property
+    def layout(self) -> Layout:
+        """Of the only pipeline, or the first."""
+        return next(iter(self.layouts.values()))
+
+    def places(self) -> list[tuple[Layout, int]]:
+        """The slots of all pipelines."""
+        return [
+            (layout, slot) for name, layout in self.layouts.items() for slot in range(WORKERS[name])
+        ]
+
     def queue(self) -> RabbitMQ:
-        return RabbitMQ(url=self.rabbitmq.url, queue=QUEUE)
+        """That of the pipeline without a parser."""
+        return RabbitMQ(url=self.rabbitmq.url, queue=PLAIN)
 
     def processes(self, *words: str) -> list[int]:
         """All processes of Dagster here, and workers, whoever started them."""
@@ -189,8 +210,7 @@ class Installation:
         Only that a run which never began is noticed sooner: else a short soak would be mostly that.
         """
         project = self.folder / "project"
-        pipeline = {
-            "source": {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}, "queue": QUEUE},
+        parts: dict[str, Any] = {
             "state": {"kind": "redis", "url": {"env": "REDIS_URL"}},
             "store": {
                 "kind": "s3",
@@ -200,10 +220,26 @@ class Installation:
                 "access_key_id": self.s3.access_key,
                 "secret_access_key": {"env": "S3_SECRET"},
             },
-            "process_count": WORKERS,
             **self._settings,
         }
-        configuration = {"storage_root": "data", "pipelines": {PIPELINE: pipeline}}
+        source = {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}}
+        own: dict[str, dict[str, Any]] = {
+            PLAIN: {"source": {**source, "queue": PLAIN}},
+            LIMITED: {
+                "source": {
+                    **source,
+                    "queue": LIMITED,
+                    "queue_type": "quorum",
+                    "heartbeat_seconds": 4,
+                },
+                "parser": "strategies:parse",
+            },
+        }
+        pipelines = {
+            name: {**parts, "process_count": WORKERS[name], **own[name]} for name in self.layouts
+        }
+        configuration = {"storage_root": "data", "pipelines": pipelines}
+        shutil.copy(parser.__file__, project / "strategies.py")
         (project / "fuploader.yaml").write_text(yaml.safe_dump(configuration))
         server = {"host": LOOPBACK, "port": self._port, "location_name": "fuploader"}
         workspace = {"load_from": [{"grpc_server": server}]}

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tests.soak.properties import properties
+from tests.soak.publisher import Outgoing
+
 Victim = Literal[
     "worker",
     "run",
@@ -25,7 +28,25 @@ Victim = Literal[
 leaves that behind, so that old and new ones overlap."""
 VICTIMS: tuple[Victim, ...] = ("worker", "worker", *get_args(Victim))
 """A deck that is shuffled and dealt again and again, so that each gets its share."""
+PLAIN, LIMITED = "soak", "limited"
+"""The pipelines, which have queues of these names. What is even goes to the first: a classic queue,
+no parser of its own. What is odd goes to a quorum queue that drops a message after some deliveries,
+and to a parser that is slow at times and dies of a few messages."""
+DELIVERY_LIMIT = 20
+
 POISON_ONE_IN = 400
+EMPTY_ONE_IN = 50
+LARGE_ONE_IN = 400
+LARGE_BYTES = range(100_000, 3_700_000)
+"""Sizes of files: their messages have up to 5 MB."""
+ODD_ONE_IN = 10
+SLOW_ONE_IN = 300
+SLOW_SECONDS = (0.05, 0.2)
+SLOW_TOGETHER, STRETCHES = 150, 27
+"""Every 27th stretch of 150 messages: half of them, all slow, take longer than two heartbeats."""
+DEADLY_EVERY = 24_000
+DEADLY_AT = (601, 621, 641, 661)
+"""Four together: each ends its worker four times, after pauses that grow."""
 TERM_ONE_IN = 4
 OVERLAP_ONE_IN = 4
 FLUSH_ONE_IN = 2
@@ -70,9 +91,26 @@ def kills(seed: int, pause_seconds: float) -> Iterator[Kill]:
             )
 
 
+def queue_of(number: int) -> str:
+    return LIMITED if number % 2 else PLAIN
+
+
 def is_poison(seed: int, number: int) -> bool:
     """Whether this message can never become a file."""
-    return not random.Random(f"{seed} {number} poison").randrange(POISON_ONE_IN)
+    some = not random.Random(f"{seed} {number} poison").randrange(POISON_ONE_IN)
+    return some or is_deadly(seed, number)
+
+
+def is_deadly(seed: int, number: int) -> bool:
+    """Whether the parser ends its process at this message."""
+    return (number - 2 * seed) % DEADLY_EVERY in DEADLY_AT
+
+
+def pause_of(seed: int, number: int) -> float:
+    """How long the parser takes for it."""
+    dice = random.Random(f"{seed} {number} pause")
+    slow = not dice.randrange(SLOW_ONE_IN) or not (number // SLOW_TOGETHER + seed) % STRETCHES
+    return dice.uniform(*SLOW_SECONDS) if slow and queue_of(number) == LIMITED else 0
 
 
 def name_of(number: int) -> str:
@@ -87,6 +125,10 @@ def number_of(name: str) -> int | None:
 def content_of(seed: int, number: int) -> bytes:
     """The file that must come out."""
     dice = random.Random(f"{seed} {number}")
+    if not dice.randrange(EMPTY_ONE_IN):
+        return b""
+    if not dice.randrange(LARGE_ONE_IN):
+        return b"%d of %d " % (number, seed) + dice.randbytes(dice.choice(LARGE_BYTES))
     text = dice.randbytes(dice.randrange(1200)).hex()
     return json.dumps({"seed": seed, "number": number, "text": text}).encode()
 
@@ -94,12 +136,21 @@ def content_of(seed: int, number: int) -> bytes:
 def body_of(seed: int, number: int) -> bytes:
     """The message: an envelope, made without the code under test, or poison."""
     if is_poison(seed, number):
-        return b"poison %d of %d" % (number, seed)
-    packed = gzip.compress(content_of(seed, number), 1, mtime=0)
+        kind = b"deadly" if is_deadly(seed, number) else b"poison"
+        return b"%s %d of %d" % (kind, number, seed)
+    content = content_of(seed, number)
     envelope = {
         "file_name": name_of(number),
         "compression": "gzip",
-        "content_type": "json",
-        "payload": base64.b64encode(packed).decode(),
+        "content_type": "json" if content.startswith(b"{") else "bytes",
+        "payload": base64.b64encode(gzip.compress(content, 1, mtime=0)).decode(),
     }
-    return json.dumps(envelope).encode()
+    pause = pause_of(seed, number)
+    return json.dumps({"pause": round(pause, 3), **envelope} if pause else envelope).encode()
+
+
+def outgoing(seed: int, number: int) -> Outgoing:
+    """The message with its properties and its way."""
+    dice = random.Random(f"{seed} {number} properties")
+    odd = is_poison(seed, number) or not dice.randrange(ODD_ONE_IN)
+    return Outgoing(queue_of(number), properties(dice, odd=odd), body_of(seed, number))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
-from fuploader_dagster.errors import TemporaryError
-from fuploader_dagster.source import MessagePublisher
-from tests.soak.plan import body_of
+from tests.soak.plan import outgoing
+from tests.soak.publisher import LOST, Publisher
 
 BATCH_SECONDS = 0.1
 PAUSE_SECONDS = 0.5
@@ -18,12 +16,12 @@ class Producer:
     """`confirmed` are the messages that must come out. What was not confirmed is never sent again,
     and may come out or not."""
 
-    def __init__(self, connect: Callable[[], MessagePublisher], seed: int, rate: int) -> None:
+    def __init__(self, url: str, seed: int, rate: int) -> None:
         self.next = 0
         """The number of the next message."""
         self.confirmed: list[range] = []
         self.problem: BaseException | None = None
-        self._connect = connect
+        self._url = url
         self._seed = seed
         self._rate = rate
         self._over = threading.Event()
@@ -38,7 +36,7 @@ class Producer:
         self._thread.join()
 
     def _publish(self) -> None:
-        publisher = self._connect()
+        publisher = Publisher(self._url)
         count = max(1, round(self._rate * BATCH_SECONDS))
         try:
             due = time.monotonic()
@@ -47,8 +45,8 @@ class Producer:
                 batch = range(self.next, self.next + count)
                 self.next = batch.stop
                 try:
-                    publisher.publish((body_of(self._seed, number), {}) for number in batch)
-                except TemporaryError:
+                    publisher.publish([outgoing(self._seed, number) for number in batch])
+                except LOST:
                     self._over.wait(PAUSE_SECONDS)
                 else:
                     self._note(batch)

@@ -15,8 +15,8 @@ from typing import Any
 
 from fuploader_dagster.worker_status import read_statuses
 from tests.soak.flow import Flow
-from tests.soak.installation import QUEUE, WORKERS, Installation
-from tests.soak.plan import Kill, Victim, kills
+from tests.soak.installation import Installation
+from tests.soak.plan import LIMITED, PLAIN, Kill, Victim, kills
 from tests.soak.producer import Producer
 from tests.soak.verdict import Verdict, dead_letters_below, judge, members_in
 
@@ -65,9 +65,9 @@ def soak(
     progress: Progress,
 ) -> dict[str, Any]:
     """Returns what the last line says."""
-    with Installation(folder, **SETTINGS) as parts:
-        producer = Producer(parts.queue().publisher, seed, rate)
-        flow = Flow(parts.layout, range(WORKERS), lambda: producer.next)
+    with Installation(folder, pipelines=(PLAIN, LIMITED), **SETTINGS) as parts:
+        producer = Producer(parts.rabbitmq.url, seed, rate)
+        flow = Flow(parts.places(), lambda: producer.next)
         flow.start()
         producer.start()
         try:
@@ -94,7 +94,11 @@ def soak(
             seed,
             producer.confirmed,
             members_in(parts.s3.client(), parts.bucket),
-            dead_letters_below(parts.layout.dead_letters),
+            (
+                body
+                for layout in parts.layouts.values()
+                for body in dead_letters_below(layout.dead_letters)
+            ),
         )
         return {
             **_counts(verdict),
@@ -108,7 +112,11 @@ def soak(
             "unasked_restarts": {
                 part.name: part.surprises for part in parts.kept.values() if part.surprises
             },
-            "set_aside": sorted(path.name for path in parts.layout.set_aside.glob("*")),
+            "set_aside": sorted(
+                path.name
+                for layout in parts.layouts.values()
+                for path in layout.set_aside.glob("*")
+            ),
             "reused_keys": _reused_keys(parts),
         }
 
@@ -171,8 +179,13 @@ def _kill_process(parts: Installation, flow: Flow, kill: Kill) -> bool:
             return False
         time.sleep(0.05)
     pid = pids[int(kill.dice * len(pids))]
-    slots = tuple(one.worker for one in read_statuses(parts.layout) if one.pid == pid)
-    flow.killed(kill.victim, lambda: True, slots=slots, uploads=kill.victim == "run")
+    places = [
+        (layout, one.worker)
+        for layout in parts.layouts.values()
+        for one in read_statuses(layout)
+        if one.pid == pid
+    ]
+    flow.killed(kill.victim, lambda: True, places=places, uploads=kill.victim == "run")
     try:
         os.kill(pid, signal.SIGTERM if kill.polite else signal.SIGKILL)
     except ProcessLookupError:
@@ -184,15 +197,19 @@ def _unfinished(parts: Installation) -> list[str]:
     """What is not at its end yet: messages in the queue, slots on the disk."""
     if not parts.up():
         return ["a part is not up"]
-    layout = parts.layout
     folders = ("active/slot-*/dir-*", "sealed/slot-*/dir-*", "archives/*")
-    found = [str(path) for folder in folders for path in layout.root.glob(folder)]
+    found = [
+        str(path)
+        for layout in parts.layouts.values()
+        for folder in folders
+        for path in layout.root.glob(folder)
+    ]
     if found:
         return found
     # Only now, because it costs a second of a processor: also what workers have in their hands.
     queued = parts.rabbitmq.ctl("list_queues", "name", "messages").split()
-    waiting = int(queued[queued.index(QUEUE) + 1])
-    return [f"{waiting} messages in the queue"] if waiting else []
+    waiting = {name: int(queued[queued.index(name) + 1]) for name in parts.layouts}
+    return [f"{count} messages in queue {name}" for name, count in waiting.items() if count]
 
 
 def _rest(parts: Installation) -> list[str]:
@@ -209,7 +226,9 @@ def _wait(met: Callable[[], bool], seconds: float, parts: Installation, what: st
         if time.monotonic() > until:
             left = "; ".join(_unfinished(parts)[:10])
             workers = "; ".join(
-                f"{s.worker}: {s.doing} {s.problem}" for s in read_statuses(parts.layout)
+                f"{name} {s.worker}: {s.doing} {s.problem}"
+                for name, layout in parts.layouts.items()
+                for s in read_statuses(layout)
             )
             raise AssertionError(
                 f"waited {seconds:.0f} s for {what}; left: {left}; workers: {workers}; "
@@ -222,7 +241,8 @@ def _reused_keys(parts: Installation) -> list[str]:
     """Partition keys and object keys that stand in two receipts."""
     receipts = [
         json.loads(line)
-        for path in parts.layout.receipts.glob("*.jsonl")
+        for layout in parts.layouts.values()
+        for path in layout.receipts.glob("*.jsonl")
         for line in path.read_bytes().splitlines()
         if line.endswith(b"}")
     ]

@@ -68,6 +68,8 @@ def judge(
             if not (dead[body_of(seed, number)] if bad else copies[number]):
                 lost += 1
                 examples["lost"].append(f"message {number}{', poison' if bad else ''}")
+    wrong = [body for body in dead if not body.startswith((b"poison ", b"deadly "))]
+    examples["wrong_dead_letters"] = [repr(body[:200]) for body in wrong]
     return Verdict(
         published=published,
         stored=len(copies),
@@ -76,7 +78,7 @@ def judge(
         corrupt=corrupt,
         dead_letters=len(+dead),
         dead_letter_copies=dead.total() - len(+dead),
-        wrong_dead_letters=sum(not body.startswith(b"poison ") for body in +dead),
+        wrong_dead_letters=len(wrong),
         archives=len(archives),
         examples={what: some[:20] for what, some in examples.items()},
     )
