@@ -149,7 +149,7 @@ def test_a_slot_is_sealed_for_each_reason_and_says_which_one_fired(
         if reason == "request":
             assert seal_on_request(settings) == []  # the worker owns the slot and does it itself
         if reason != "shutdown":
-            wait_for(lambda: bool(seals(settings.layout)), settings, "the seal", 10)
+            wait_for(lambda: bool(seals(settings.layout)), settings, "the seal")
     found = seals(settings.layout)
     assert {seal.reason for seal in found} == {reason}
     if expected is None:

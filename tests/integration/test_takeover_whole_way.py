@@ -48,11 +48,11 @@ def test_started_in_place_of_a_killed_fuploader_it_stores_every_message_once_by_
     )
     dev.start(samples=None)
     try:
-        dev.wait_for(lambda: not _left(former) and not former.keys(), "the take-over", 120)
+        dev.wait_for(lambda: not _left(former) and not former.keys(), "the take-over")
         dev.wait_for(
             lambda: _receipted(former) >= MESSAGES - stored.total(), "everything to be stored", 120
         )
-        dev.wait_for(lambda: _ended(dev), "the runs' end", 60)
+        dev.wait_for(lambda: _ended(dev), "the runs' end")
         uploaded = dev.materialized("docs", NODE, "uploaded_archive")
         assert set(uploaded) == set(dev.materialized("docs", NODE, "sealed_slot"))
         assert {run["status"] for run in dev.runs()} == {"SUCCESS"}
