@@ -8,6 +8,9 @@ The clients of all three services stand on urllib3, whose connections are told h
 to wait for an answer. How long a thread waits at most is set by `answer_within`; when the time is
 up the socket is shut down, the read that waits on it ends, and the caller sees `late`.
 
+What client libraries read to its end into memory, pages and errors, has a longest size. Ranges of
+objects are read in other ways, by who knows how much to expect (`asking.exact_range`).
+
 No redirect is followed here, whatever the client library asks for: another host would get the
 session token, and with a 307 the archive.
 """
@@ -16,13 +19,16 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 
 SLOWEST_BYTES_PER_SECOND = 16 << 10
+LONGEST_ANSWER_BYTES = 64 << 20
+"""A page of a listing has 1,000 names of at most 1,024 bytes: some MiB, written as XML."""
 
 
 class Due:
@@ -106,7 +112,25 @@ class _StayingHere:
     """Mixed into a connection pool."""
 
     def urlopen(self, *args: Any, **kwargs: Any) -> Any:
-        return super().urlopen(*args, **{**kwargs, "redirect": False})  # type: ignore[misc]
+        answer = super().urlopen(*args, **{**kwargs, "redirect": False})  # type: ignore[misc]
+        answer.stream = _limited(answer)
+        return answer
+
+
+def _limited(answer: Any) -> Callable[..., Iterator[bytes]]:
+    """The answer's `stream`, with an end."""
+    stream = answer.stream
+
+    def limited(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        size = 0
+        for piece in stream(*args, **kwargs):
+            size += len(piece)
+            if size > LONGEST_ANSWER_BYTES:
+                answer.close()
+                raise HTTPError(f"an answer of more than {LONGEST_ANSWER_BYTES:,} bytes came")
+            yield piece
+
+    return limited
 
 
 def punctual(pools: dict[str, Any]) -> dict[str, Any]:

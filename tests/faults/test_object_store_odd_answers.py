@@ -208,6 +208,31 @@ def test_a_server_that_ignores_ranges_fills_no_memory(odd: OddServer, store: Obj
     assert len(sent) < 1024
 
 
+@pytest.mark.parametrize("status", [200, 403])
+@pytest.mark.parametrize("operation", ["list", "uploads", "head"])
+def test_an_answer_of_any_length_fills_no_memory(
+    odd: OddServer, store: ObjectStore, status: int, operation: str
+) -> None:
+    sent = []
+
+    def endless(request: OddRequest) -> None:
+        if request.command == "HEAD":
+            return request.reply(status if status != 200 else 403)
+        request.wfile.write(f"HTTP/1.1 {status} Odd\r\n\r\n<Error>".encode())
+        request.close_connection = True
+        for _ in range(1024):
+            request.wfile.write(b" " * (1 << 20))
+            sent.append(1)
+        return None
+
+    odd.answer = endless
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FuploaderError):
+        OPERATIONS[operation](store)
+    assert len(sent) < 200
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_takes_the_token_or_the_archive_to_another_host(
     status: int, odd: OddServer, store: ObjectStore, tmp_path: Path
