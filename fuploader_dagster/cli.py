@@ -26,7 +26,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 
 from fuploader_dagster import (
     cli_archives,
@@ -44,10 +43,10 @@ from fuploader_dagster.console import (
     JsonOption,
     PipelineOption,
     complain,
-    console,
     counting,
     one_pipeline,
     say,
+    show_table,
 )
 from fuploader_dagster.errors import (
     ConfigError,
@@ -63,6 +62,7 @@ from fuploader_dagster.publishing import publish_lines
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.room import Room, Unshipped, room_of
 from fuploader_dagster.running import drain_pipeline, ship_pipeline
+from fuploader_dagster.safe_text import log_to_stderr, print_uncaught
 from fuploader_dagster.samples import sample_messages
 from fuploader_dagster.sealing import sealed_partitions
 from fuploader_dagster.shipping import Failed, ship
@@ -70,6 +70,8 @@ from fuploader_dagster.taking_over import take_over_if_needed
 from fuploader_dagster.worker_status import read_statuses
 
 SAMPLES = 5000
+_USAGE_ERRORS: Any = typer.BadParameter.__bases__
+"""`UsageError`, of whichever copy of click this version of typer has."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,7 +99,7 @@ def publish(
             )
         finally:
             publisher.close()
-    console.print(f"{report.confirmed:,} messages are confirmed by {settings.source.describe()}")
+    say(f"{report.confirmed:,} messages are confirmed by {settings.source.describe()}")
     for number, error in report.refused:
         complain(f"line {number} was not sent: {error}")
     if report.refused:
@@ -110,7 +112,7 @@ def drain(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
 
     With residue_file_upload everything that is left is sealed, packed and uploaded then.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     settings = one_pipeline(config, pipeline)
     drain_pipeline(settings)
     if settings.residue_file_upload and (failures := ship_pipeline(settings).failures):
@@ -147,7 +149,7 @@ def seal(config: ConfigOption = None, pipeline: PipelineOption = None) -> None:
         state.add_sealed([slot.seal.partition for slot in sealed])
     finally:
         state.close()
-    console.print(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+    say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
 
 
 @app.command()
@@ -190,10 +192,10 @@ def dev(
     for settings in pipelines.values():
         _put_samples(settings, samples)
     port = port or _free_port()
-    console.print(f"UI:       http://127.0.0.1:{port}", highlight=False)
+    say(f"UI:       http://127.0.0.1:{port}")
     for settings in pipelines.values():
-        console.print(f"archives: {settings.store.describe()}", highlight=False)
-    console.print("Ctrl-C stops everything; starting again goes on where this stopped.")
+        say(f"archives: {settings.store.describe()}")
+    say("Ctrl-C stops everything; starting again goes on where this stopped.")
     dagster = Path(sys.executable).with_name("dagster")
     arguments = [
         "dev",
@@ -245,17 +247,20 @@ def _print_status(found: dict[str, Any]) -> None:
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
     say(_room_in_words(found["room"]))
-    table = Table("worker", "pid", "doing", "messages/s", "messages", "problem")
-    for worker in found["workers"]:
-        table.add_row(
-            str(worker.worker),
-            str(worker.pid),
-            worker.doing,
-            f"{worker.messages_per_second:,.0f}",
-            f"{worker.messages:,}",
-            worker.problem,
-        )
-    console.print(table)
+    show_table(
+        ("worker", "pid", "doing", "messages/s", "messages", "problem"),
+        (
+            (
+                str(worker.worker),
+                str(worker.pid),
+                worker.doing,
+                f"{worker.messages_per_second:,.0f}",
+                f"{worker.messages:,}",
+                worker.problem,
+            )
+            for worker in found["workers"]
+        ),
+    )
     for failure in found["failures"]:
         say(
             f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
@@ -283,7 +288,7 @@ def _put_samples(settings: Pipeline, count: int | None) -> None:
     try:
         if publisher.backlog() == 0:
             published = publisher.publish(sample_messages(count, seed=_next_seed(settings)))
-            console.print(f"put {published:,} sample messages into {settings.source.describe()}")
+            say(f"put {published:,} sample messages into {settings.source.describe()}")
     finally:
         publisher.close()
 
@@ -334,9 +339,17 @@ app.add_typer(cli_dead_letters.app, name="dead-letters")
 
 def main() -> None:
     """The entry point: one sentence and an exit code for every error of ours."""
+    log_to_stderr("%(message)s", logging.WARNING)
+    sys.excepthook = print_uncaught
     try:
         require_utf8_names()
-        app()
+        raise SystemExit(app(standalone_mode=False))
+    except typer.Abort:
+        complain("aborted")
+        raise SystemExit(1) from None
+    except _USAGE_ERRORS as error:
+        _explain(error)
+        raise SystemExit(error.exit_code) from None
     except FuploaderError as error:
         complain(f"error: {error}")
         raise SystemExit(_exit_code(error)) from None
@@ -346,6 +359,13 @@ def main() -> None:
             raise
         complain(f"error: {error.filename or 'standard output'}: {error.strerror}")
         raise SystemExit(3 if error.errno == errno.ENOSPC else 4) from None
+
+
+def _explain(error: Any) -> None:
+    """What was wrong with how a command was called. Without arguments its help was shown."""
+    if said := error.format_message():
+        complain(error.ctx.get_usage() if error.ctx is not None else "")
+        complain(f"error: {said}")
 
 
 def _exit_code(error: FuploaderError) -> int:

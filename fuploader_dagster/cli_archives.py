@@ -31,7 +31,6 @@ from fuploader_dagster.console import (
     complain,
     one_pipeline,
     say,
-    shown,
 )
 from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused, TooLarge
 from fuploader_dagster.foreign import ForeignArchive, verify_whole
@@ -40,6 +39,7 @@ from fuploader_dagster.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipeli
 from fuploader_dagster.manifest import MemberEntry
 from fuploader_dagster.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.range_source import ReadAhead
+from fuploader_dagster.safe_text import in_a_line
 
 DAMAGED, REFUSED, UNPROVEN = 5, 4, 6
 _LISTED_TROUBLES = 100
@@ -97,8 +97,10 @@ def ls(
                 }
             )
         else:
-            _print_lines(f"{m.size_bytes:>12} {shown(m.name)}" for m in members)
-            _print_lines(f"{'-':>12} {shown(one.name)} ({shown(one.kind)})" for one in others)
+            _print_lines(f"{m.size_bytes:>12} {in_a_line(m.name)}" for m in members)
+            _print_lines(
+                f"{'-':>12} {in_a_line(one.name)} ({in_a_line(one.kind)})" for one in others
+            )
     _report(listing.damages, ())
 
 

@@ -19,10 +19,10 @@ from fuploader_dagster.console import (
     counting,
     one_pipeline,
     say,
-    shown,
 )
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.safe_text import in_a_line
 
 _LISTED_TROUBLES = 100
 
@@ -57,7 +57,7 @@ def find(
     if not sum(_find(name, settings, as_json=as_json) for settings in cataloged):
         raise StoreRefused(
             f"no archive of {', '.join(settings.name for settings in cataloged)} is known to hold "
-            f"{shown(name)}",
+            f"{name}",
             hint="of archives that others stored, fuploader catalog rebuild learns the names",
         )
 
@@ -75,7 +75,8 @@ def _find(name: str, settings: Pipeline, *, as_json: bool) -> int:
 
 def _as_line(hit: Hit) -> str:
     one = hit.archive
-    return f"{shown(hit.name)}  {one.sealed_at or '-'}  {one.partition or '-'}  {one.address}\n"
+    line = f"{hit.name}  {one.sealed_at or '-'}  {one.partition or '-'}  {one.address}"
+    return in_a_line(line) + "\n"
 
 
 def _as_json(hit: Hit, settings: Pipeline) -> str:

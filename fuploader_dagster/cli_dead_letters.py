@@ -10,17 +10,15 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from fuploader_dagster.console import (
     ConfigOption,
     JsonOption,
     PipelineOption,
     complain,
-    console,
     one_pipeline,
     say,
+    show_table,
 )
 from fuploader_dagster.dead_letters import (
     DeadLetter,
@@ -62,11 +60,13 @@ def list_letters(
         ]
         sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
         return
-    table = Table("id", "time", "bytes", "reason")
-    for letter_id, letter in letters:
-        size, reason = f"{len(letter.body):,}", letter.reason[:SHOWN_REASON]
-        table.add_row(letter_id, letter.time, size, Text(reason))
-    console.print(table)
+    show_table(
+        ("id", "time", "bytes", "reason"),
+        (
+            (letter_id, letter.time, f"{len(letter.body):,}", letter.reason[:SHOWN_REASON])
+            for letter_id, letter in letters
+        ),
+    )
     for reason, count in Counter(letter.reason for _, letter in letters).most_common(10):
         say(f"{count:,} × {reason[:SHOWN_REASON]}")
 

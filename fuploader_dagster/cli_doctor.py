@@ -7,16 +7,15 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.markup import escape
 
 from fuploader_dagster import doctor
 from fuploader_dagster.console import (
     ConfigOption,
     JsonOption,
     PipelineOption,
-    console,
     one_pipeline,
-    shown,
+    show_title,
+    show_verdict,
 )
 from fuploader_dagster.diagnosis import Diagnosis, exit_code
 from fuploader_dagster.loading import load_pipelines
@@ -46,7 +45,7 @@ def doctor_command(
     found: list[tuple[str, Diagnosis]] = []
     for settings in chosen:
         if not as_json:
-            console.print(f"[bold]{settings.name}[/bold]")
+            show_title(settings.name)
         for one in doctor.examine(settings):
             found.append((settings.name, one))
             if not as_json and (everything or one.verdict != "good"):
@@ -58,8 +57,4 @@ def doctor_command(
 
 
 def _print(one: Diagnosis) -> None:
-    verdict = f"[{_COLOURS[one.verdict]}]{one.verdict:<11}[/{_COLOURS[one.verdict]}]"
-    line = f"{verdict} {one.check:<12} {escape(shown(one.found))}"
-    if one.hint:
-        line += f"\n{'':<24} -> {escape(shown(one.hint))}"
-    console.print(line, highlight=False, soft_wrap=True)
+    show_verdict(one.verdict, _COLOURS[one.verdict], f"{one.check:<12} {one.found}", one.hint)

@@ -9,7 +9,9 @@ import dagster as dg
 
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.safe_text import make_records_safe
 
+make_records_safe("fuploader_dagster")
 defs = dg.Definitions.merge(
     build_definitions(*load_pipelines().values()),
     # A run of ours is one process anyway; a process per step would double what it costs.

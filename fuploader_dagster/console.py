@@ -1,12 +1,14 @@
 """What all commands share: their common options, where they write, progress bars.
 
-Results go to stdout, everything else (errors, progress) to stderr.
+Results go to stdout, everything else (errors, progress) to stderr. What must always hold: text that
+is not ours (names, keys, reasons, answers) reaches a terminal only through this module, which makes
+it safe and takes nothing in it for markup.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +25,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from fuploader_dagster import storage
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.safe_text import in_a_line
 
 console = Console()
 errors = Console(stderr=True)
@@ -60,12 +65,34 @@ def one_pipeline(config: Path | None, name: str | None) -> Pipeline:
 
 def say(line: str) -> None:
     """A result, as it stands: names and addresses may hold what rich takes for markup."""
-    console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
+    console.print(in_a_line(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def complain(line: str) -> None:
     """Something that went wrong."""
-    errors.print(shown(line), highlight=False, markup=False, soft_wrap=True)
+    errors.print(in_a_line(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Results in columns."""
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(in_a_line(cell)) for cell in row))
+    console.print(table)
+
+
+def show_verdict(word: str, colour: str, line: str, hint: str = "") -> None:
+    """A result with a word in colour before it, and what to do in a line below."""
+    text = Text(f"{word:<11}", style=colour)
+    text.append(f" {in_a_line(line)}", style="default")
+    if hint:
+        text.append(f"\n{'':<24} -> {in_a_line(hint)}", style="default")
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_title(line: str) -> None:
+    """What the lines below it are about."""
+    console.print(Text(in_a_line(line), style="bold"), highlight=False)
 
 
 def counting() -> Progress:
@@ -77,7 +104,7 @@ def counting() -> Progress:
 def bytes_bar(what: str) -> Iterator[storage.Progress]:
     """Progress in bytes, as the engine reports it; 0 as the total: it is not known."""
     with _progress(DownloadColumn(binary_units=True), TransferSpeedColumn()) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(in_a_line(what), total=None)
         shown = 0.0
         last = (0, 0)
 
@@ -94,18 +121,9 @@ def bytes_bar(what: str) -> Iterator[storage.Progress]:
 
 def _progress(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
         TimeElapsedColumn(),
         console=errors,
-    )
-
-
-def shown(name: str) -> str:
-    """A file's name on a line of its own: what a terminal would obey is escaped."""
-    if name.isprintable():
-        return name
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name
     )

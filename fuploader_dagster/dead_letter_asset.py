@@ -15,6 +15,7 @@ import msgspec
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_counts import DeadLetterCounts, read_counts
 from fuploader_dagster.partitions import Names
+from fuploader_dagster.safe_text import in_code
 
 CHECK_NAME = "few"
 REPORT_SECONDS = 60.0
@@ -102,13 +103,9 @@ def _judged(
 
 def _metadata(pipeline: Pipeline, counts: DeadLetterCounts) -> dict[str, Any]:
     listed = list(counts.reasons.items())[:LISTED_REASONS]
-    rows = "\n".join(f"| {count:,} | {_in_a_cell(reason)} |" for reason, count in listed)
+    rows = "\n".join(f"| {count:,} | {in_code(reason)} |" for reason, count in listed)
     return {
         "dead_letters": counts.total,
         "reasons": dg.MetadataValue.md(f"| messages | reason |\n|---|---|\n{rows}"),
         "folder": dg.MetadataValue.path(str(pipeline.layout.dead_letters)),
     }
-
-
-def _in_a_cell(reason: str) -> str:
-    return reason.replace("|", "\\|").replace("\n", " ")

@@ -9,9 +9,10 @@ languages stay as they are. What a program reads (`--json`, files) is not for th
 from __future__ import annotations
 
 import logging
-
-MARKDOWN = frozenset("\\`*_{}[]()<>#+!|~&$:")
-"""What means something in Markdown or HTML; `:` so that no bare address becomes a link."""
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
 
 
 def in_a_line(text: str) -> str:
@@ -28,9 +29,13 @@ def in_lines(text: str) -> str:
     return "\n".join(in_a_line(line.expandtabs()) for line in text.split("\n"))
 
 
-def in_markdown(text: str) -> str:
-    """The text on one line, where Markdown is shown: it is text and nothing else there."""
-    return "".join(f"&#{ord(c)};" if c in MARKDOWN else c for c in in_a_line(text))
+def in_code(text: str) -> str:
+    """The text as code in Markdown, also in a cell of a table: no link, image or HTML in it is one.
+
+    A backtick would end it, so it becomes an apostrophe.
+    """
+    line = in_a_line(text).replace("`", "'").replace("|", "\\|")
+    return f"`{line}`" if line.strip() else ""
 
 
 class LineFormatter(logging.Formatter):
@@ -38,8 +43,8 @@ class LineFormatter(logging.Formatter):
     them passes for a record of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        first, *traceback = self._parts(record)
-        return "\n".join([in_a_line(first), *(f"    {in_a_line(line)}" for line in traceback)])
+        first, *rest = self._parts(record)
+        return "\n".join([in_a_line(first), *(f"    {in_a_line(line)}" for line in rest)])
 
     def _parts(self, record: logging.LogRecord) -> list[str]:
         record.message = record.getMessage()
@@ -51,3 +56,34 @@ class LineFormatter(logging.Formatter):
         if record.stack_info:
             parts += self.formatStack(record.stack_info).splitlines()
         return parts
+
+
+def log_to_stderr(form: str, level: int = logging.INFO) -> None:
+    """Let this process log to stderr, a line for each record, in this form."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def make_records_safe(package: str) -> None:
+    """Make one line of each record of a package, where others own the handlers and their forms."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "is_safe", False):
+        return
+
+    def record(*args: Any, **values: Any) -> logging.LogRecord:
+        made = make(*args, **values)
+        if made.name.partition(".")[0] == package:
+            made.msg, made.args = in_a_line(made.getMessage()), None
+        return made
+
+    record.is_safe = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(record)
+
+
+def print_uncaught(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """For `sys.excepthook`: the traceback of what nobody foresaw, whose text may be anybody's."""
+    lines = "".join(traceback.format_exception(kind, error, where))
+    sys.stderr.write(in_lines(lines) + "\n")

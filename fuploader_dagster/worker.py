@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.lease import Lease
+from fuploader_dagster.safe_text import log_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def main() -> int:
     lease.renew(job.lease_seconds)
     if job.last_words > sys.stderr.fileno():
         os.set_inheritable(job.last_words, False)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    log_to_stderr(LOG_FORMAT)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
     threading.Thread(target=_leave_at_last, args=[lease], daemon=True).start()
     try:

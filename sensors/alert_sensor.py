@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.run_request import InstigatorType
@@ -22,11 +23,12 @@ from dagster_shared.error import SerializableErrorInfo
 from fuploader_dagster.alert_look import Draining, FailedRun, look
 from fuploader_dagster.alert_memory import read_memory, write_memory
 from fuploader_dagster.alert_post import post
-from fuploader_dagster.alerts import Memory, due, noticed, told
+from fuploader_dagster.alerts import Alert, Memory, due, noticed, told
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import FuploaderError, SlotInUse
 from fuploader_dagster.fileio import FileLock
 from fuploader_dagster.partitions import Names
+from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.failure_sensor import is_of
 
 INTERVAL_SECONDS = 60
@@ -59,7 +61,12 @@ def build_alert_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         description="Posts to alert_webhook what a person should know, and when it is over.",
     )
     def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        return dg.SkipReason(tell(pipeline, context.instance, running=running, now=time.time()))
+        now, instance = time.time(), context.instance
+        if is_dry_run(context):
+            memory = _looked(pipeline, instance, running, now)
+            texts = [_message(one, pipeline)["text"] for one in due(memory, now)]
+            return dg.SkipReason(f"{SAID}; a tick would post: {'; '.join(texts) or 'nothing'}")
+        return dg.SkipReason(tell(pipeline, instance, running=running, now=now))
 
     return alert
 
@@ -78,19 +85,13 @@ def tell(pipeline: Pipeline, instance: dg.DagsterInstance, *, running: bool, now
 
 def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> str:
     assert pipeline.alert_webhook is not None  # noqa: S101 - there would be no sensor
-    names, url = Names.of(pipeline), pipeline.alert_webhook.get_secret_value()
-    before = read_memory(pipeline.layout)
-    memory, runs = _failed_runs(before or Memory(runs_until=now), instance, names)
-    if before is None:
-        runs = []  # they failed before anybody was to be told
-    draining = _draining(instance, names, running, now)
-    going_on = [one.kind for one in memory.episodes.values() if not one.over_since]
-    memory = noticed(memory, look(pipeline, draining, runs, now=now, going_on=going_on), now)
+    url = pipeline.alert_webhook.get_secret_value()
+    memory = _looked(pipeline, instance, running, now)
     write_memory(pipeline.layout, memory)
     posted, problem = 0, None
     for alert in list(due(memory, now)):
         try:
-            post(url, alert.message(pipeline=pipeline.name, node=pipeline.node))
+            post(url, _message(alert, pipeline))
         except FuploaderError as error:
             problem = str(error)
             log.error("%s: %s", pipeline.name, problem)
@@ -102,6 +103,21 @@ def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: 
         raise AlertNotSent(problem)
     lasting = sorted({one.kind for one in memory.episodes.values() if not one.over_since})
     return f"{posted} alerts posted; trouble: {', '.join(lasting) or 'none'}"
+
+
+def _looked(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> Memory:
+    """What is known after a look. Changes nothing."""
+    names, before = Names.of(pipeline), read_memory(pipeline.layout)
+    memory, runs = _failed_runs(before or Memory(runs_until=now), instance, names)
+    if before is None:
+        runs = []  # they failed before anybody was to be told
+    draining = _draining(instance, names, running, now)
+    going_on = [one.kind for one in memory.episodes.values() if not one.over_since]
+    return noticed(memory, look(pipeline, draining, runs, now=now, going_on=going_on), now)
+
+
+def _message(alert: Alert, pipeline: Pipeline) -> dict[str, Any]:
+    return alert.message(pipeline=pipeline.name, node=pipeline.node)
 
 
 def _failed_runs(

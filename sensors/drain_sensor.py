@@ -23,6 +23,7 @@ from fuploader_dagster.dead_letter_asset import Reported, report
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.partitions import UNFINISHED_RUNS, Names, chunks, run_request
+from fuploader_dagster.safe_text import in_a_line
 from fuploader_dagster.sealing import find_sealed
 from fuploader_dagster.sensors.busy_runs import named
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
@@ -44,6 +45,9 @@ _SENSOR_TAG = "dagster/sensor_name"
 
 class DrainTrouble(Exception):
     """What keeps the drain from draining. The tick fails with it, so that the UI shows it."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(in_a_line(said))
 
 
 class _Cursor(msgspec.Struct):
@@ -203,7 +207,7 @@ def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> s
     new_dead = snapshot.dead_letters - last.dead_letters
     if new_dead > 0 and last.at:
         reasons = [s.last_dead_reason for s in read_statuses(layout) if s.last_dead_reason]
-        because = f", the last one because {reasons[-1]}" if reasons else ""
+        because = f", the last one because {in_a_line(reasons[-1])}" if reasons else ""
         return f"{new_dead:,} messages became dead letters since the last tick{because}; {summary}"
     return summary
 
