@@ -129,6 +129,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
             getattr(context.resources, names.store).open(),
             _log_progress(context.log),
             _repacking(context.run.tags, pipeline),
+            tell=context.log.warning,
         )
 
     return [queue, sealed_slot, packed_archive, uploaded_archive]

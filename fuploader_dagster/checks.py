@@ -1,8 +1,11 @@
-"""The asset check of `uploaded_archive`: does the store hold what was sealed?
+"""The asset checks of `uploaded_archive`: does the store hold what was sealed, and does it answer?
 
-It runs behind each upload, for the partitions of the run, and by hand for the newest ones: size and
-digest as the store states them, and the number of members in the manifest, against the receipt
-(which has them from the seal). Two small requests per archive.
+`as_sealed` runs behind each upload, for the partitions of the run, and by hand for the newest ones:
+size and digest as the store states them, and the number of members in the manifest, against the
+receipt (which has them from the seal). Two small requests per archive.
+
+`store_reachable` costs no run: the drain sensor reports it whenever that changes, from what runs
+and the recovery schedule have noted. Executed by hand it looks at the store.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -17,6 +20,7 @@ from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.receipts import Receipt, find_receipts, receipts_between
 from fuploader_dagster.scrubbing import Finding, examine
+from fuploader_dagster.store_trouble import look
 
 CHECK_NAME = "as_sealed"
 NEWEST = 64
@@ -52,6 +56,21 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         return _result(receipts, findings)
 
     return as_sealed
+
+
+def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    """The check whether the store answers."""
+
+    @dg.asset_check(
+        asset=Names.of(pipeline).uploaded_archive,
+        name=Names.of(pipeline).reachable_check.name,
+        description="The object store answers.",
+    )
+    def store_reachable() -> dg.AssetCheckResult:
+        error = look(pipeline.store.open())
+        return dg.AssetCheckResult(passed=not error, description=error or "it answers")
+
+    return store_reachable
 
 
 def _receipts(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> list[Receipt]:

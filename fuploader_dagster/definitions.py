@@ -13,7 +13,7 @@ import dagster as dg
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.partitions import SHIP_TAG, Names
 from fuploader_dagster.parts import Parts
 from fuploader_dagster.resources.object_stores.resource import as_resource
 from fuploader_dagster.takeover_rivals import refuse_rivals
@@ -38,9 +38,15 @@ def build_definitions(
 def _definitions_of(pipeline: Pipeline, running: bool, parts: Parts) -> dg.Definitions:
     pipeline = pipeline.model_copy(update={"store": as_resource(pipeline.store)})
     names = Names.of(pipeline)
+    assets: dg.AssetSelection = dg.AssetSelection.assets(
+        names.packed_archive, names.uploaded_archive
+    )
+    if parts.reachable_check is not None:  # it costs no run
+        assets -= dg.AssetSelection.checks(names.reachable_check)
     ship = dg.define_asset_job(
         names.ship_job,
-        selection=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
+        selection=assets,
+        tags={SHIP_TAG: names.scope},
         executor_def=dg.in_process_executor,
         description="Packs sealed slots and uploads their archives.",
     )

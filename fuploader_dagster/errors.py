@@ -5,6 +5,7 @@
     |   +-- SourceUnavailable    the queue does not answer
     |   +-- StateUnavailable     the state store does not answer, or cannot for the moment
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
+    |   |   +-- StoreAwaited           the same, and another process waits for it already
     |   +-- SlotInUse            another process writes this slot at the moment
     |   +-- DiskFull             too little room by the configured marks, or the disk said ENOSPC
     |   +-- DiskFailed           the system refuses to read or write, or a file of ours vanished
@@ -73,6 +74,11 @@ class StoreUnavailable(TemporaryError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
+
+
+class StoreAwaited(StoreUnavailable):
+    """The object store cannot be reached, and another process of the pipeline waits for it: this
+    one gives up at once."""
 
 
 class SlotInUse(TemporaryError):

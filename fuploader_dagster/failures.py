@@ -65,6 +65,12 @@ def all_failures(layout: Layout) -> Iterator[Failure]:
             yield failure
 
 
+def forgive(layout: Layout, failure: Failure) -> None:
+    """Count the failures of a slot anew: what caused them is over."""
+    again = msgspec.structs.replace(failure, attempts=1)
+    write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
+
+
 def clear_failure(layout: Layout, partition: str) -> None:
     """The slot got through."""
     _path(layout, partition).unlink(missing_ok=True)

@@ -14,6 +14,7 @@
       adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
       mended/                        what became of sealed slots that were damaged
       set-aside/                     what recovery found and did not recognise; never deleted
+      store-trouble.json             since when the object store has not answered
       suspects/                      messages whose decoding may have ended a worker
       alerts.json                    what a person was told of it
       workers/                       what each worker is doing, for ticks and `fuploader status`
@@ -146,6 +147,15 @@ class Layout:
     def seal_request(self) -> Path:
         """Touched by whoever wants all active slots sealed now."""
         return self.root / "seal-request"
+
+    @property
+    def store_trouble(self) -> Path:
+        return self.root / "store-trouble.json"
+
+    @property
+    def store_wait_lock(self) -> Path:
+        """Held by the one process that waits for an object store that does not answer."""
+        return self.locks / "store-wait.lock"
 
     @property
     def locks(self) -> Path:

@@ -21,6 +21,10 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 PIPELINE_TAG = "fuploader/pipeline"
+SHIP_TAG = "fuploader/ship"
+"""On each run of a ship job, for limits of the run queue: small jobs find a place beside them."""
+PRIORITY_TAGS = {"dagster/priority": "10"}
+"""Of jobs that a person waits for: they leave the run queue before the others."""
 UNFINISHED_RUNS = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -75,6 +79,10 @@ class Names:
     @property
     def uploaded_archive(self) -> dg.AssetKey:
         return self.asset("uploaded_archive")
+
+    @property
+    def reachable_check(self) -> dg.AssetCheckKey:
+        return dg.AssetCheckKey(self.uploaded_archive, "store_reachable")
 
     @property
     def partition_set(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import dagster as dg
 
 from fuploader_dagster.assets import build_assets
-from fuploader_dagster.checks import build_check
+from fuploader_dagster.checks import build_check, build_reachable_check
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_asset import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.replay_job import build_replay_job
@@ -50,6 +50,7 @@ class Parts:
     assets: Build = build_assets
     dead_letter_asset: Build | None = build_dead_letter_asset
     check: Build | None = build_check
+    reachable_check: Build | None = build_reachable_check
     dead_letter_check: Build | None = build_dead_letter_check
     seal_job: Build | None = build_seal_job
     replay_job: Build | None = build_replay_job
@@ -65,7 +66,7 @@ class Parts:
         return list(_made(pipeline, self.assets, self.dead_letter_asset))
 
     def checks(self, pipeline: Pipeline) -> Sequence[dg.AssetChecksDefinition]:
-        return list(_made(pipeline, self.check, self.dead_letter_check))
+        return list(_made(pipeline, self.check, self.reachable_check, self.dead_letter_check))
 
     def jobs(self, pipeline: Pipeline) -> Sequence[dg.JobDefinition]:
         return list(_made(pipeline, self.seal_job, self.replay_job))

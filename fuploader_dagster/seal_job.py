@@ -5,7 +5,7 @@
 import dagster as dg
 
 from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.partitions import PRIORITY_TAGS, Names
 from fuploader_dagster.recovery import seal_on_request
 
 
@@ -24,6 +24,7 @@ def build_seal_job(pipeline: Pipeline) -> dg.JobDefinition:
     @dg.job(
         name=names.seal_job,
         executor_def=dg.in_process_executor,
+        tags=PRIORITY_TAGS,
         description="Seals all active slots now, however full they are.",
     )
     def seal_now() -> None:

@@ -23,7 +23,13 @@ from dataclasses import dataclass
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.disk_trouble import naming_disk_trouble
-from fuploader_dagster.errors import DamagedData, DamagedSlot, FuploaderError, PermanentError
+from fuploader_dagster.errors import (
+    DamagedData,
+    DamagedSlot,
+    FuploaderError,
+    PermanentError,
+    StoreAwaited,
+)
 from fuploader_dagster.failures import Stage, note_failure
 from fuploader_dagster.layout import PartitionKey
 from fuploader_dagster.mending import (
@@ -41,6 +47,7 @@ from fuploader_dagster.repacking import Repacking, repack, upload_again
 from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.secret import without_logins
 from fuploader_dagster.storage import ObjectStore, Progress
+from fuploader_dagster.store_trouble import Patience
 from fuploader_dagster.upload import PartitionLock, upload
 
 log = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ class Failed:
     seconds: float
     error: str
     permanent: bool
-    """Trying again without a change cannot help."""
+    """Trying again in this run cannot help."""
 
 
 Outcome = Done | Failed
@@ -94,26 +101,42 @@ def upload_partitions(
     store: ObjectStore,
     progress: Callable[[str], Progress] | None = None,
     repacking: Repacking | None = None,
+    *,
+    tell: Callable[[str], None] = log.warning,
 ) -> Iterator[Outcome]:
     """Upload side by side; a partition that was not packed yet is packed first.
 
-    `progress` gives the callback for a partition. Outcomes come in the order of `partitions`.
+    `progress` gives the callback for a partition, `tell` gets a sentence for each attempt that is
+    repeated. Outcomes come in the order of `partitions`.
     """
+    patience = Patience(settings.layout, store, tell)
 
     def ship_one(partition: str) -> Outcome:
         def step(slot: SealedSlot, packed: Packed) -> _Result:
-            report = progress(partition) if progress else None
-            return packed, upload(slot, packed, store, settings, progress=report)
+            patience.begin()
+            receipt = upload(slot, packed, store, settings, progress=reporting(partition))
+            patience.succeeded()
+            return packed, receipt
 
         def again(before: Receipt) -> _Result:
             assert repacking is not None  # noqa: S101 - else it is not called
             packed = find_packed(settings.layout, partition) or repack(before, repacking, settings)
-            report = progress(partition) if progress else None
+            report = reporting(partition)
             return packed, upload_again(before, packed, store, settings, progress=report)
 
         return _attempt(partition, settings, "upload", step, again if repacking else None)
 
-    with ThreadPoolExecutor(settings.upload_threads, "upload") as threads:
+    def reporting(partition: str) -> Progress:
+        report = progress(partition) if progress else None
+
+        def progressed(sent: int, total: int) -> None:
+            patience.progressed()
+            if report is not None:
+                report(sent, total)
+
+        return progressed
+
+    with patience, ThreadPoolExecutor(settings.upload_threads, "upload") as threads:
         yield from threads.map(ship_one, partitions)
 
 
@@ -161,8 +184,9 @@ def _attempt(
                 packed, receipt = None, stored_before
     except (FuploaderError, OSError) as error:
         text = str(error) or type(error).__name__
-        _note(partition, settings, stage, text)
-        permanent = isinstance(error, (PermanentError, DamagedData))
+        if not isinstance(error, StoreAwaited):  # it was no attempt
+            _note(partition, settings, stage, text)
+        permanent = isinstance(error, (PermanentError, DamagedData, StoreAwaited))
         return Failed(partition, time.monotonic() - started, text, permanent)
     except Exception as error:  # nobody foresaw it; the outcomes of the others must not go with it
         log.exception("the %s of %s failed by an error that nobody foresaw", stage, partition)

@@ -65,6 +65,20 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """An attempt that failed, with another one to follow."""
+
+    error: BaseException
+    attempt: int
+    pause_seconds: float
+    seconds: float
+    """Since the last progress."""
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} failed, next in {self.pause_seconds:.1f} s: {self.error}"
+
+
+@dataclass(frozen=True)
 class UnfinishedUpload:
     """What an interrupted put left at the service; it costs money until it is aborted."""
 
@@ -131,6 +145,12 @@ class ObjectStore(ABC):
         """Forget an unfinished upload with its parts; one that is gone is no error.
 
         A put that is just going on with it fails and begins anew: abort only old ones.
+        """
+
+    def listen(self, ear: Callable[[Retry], None]) -> None:  # noqa: B027 - nothing is tried again
+        """Have `ear` called, from any thread, before the pause that follows a failed attempt.
+
+        What it raises ends the attempts. For stores that try again by themselves.
         """
 
 

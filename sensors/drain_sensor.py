@@ -29,6 +29,7 @@ from fuploader_dagster.sensors.busy_runs import named
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.waiting_list import WaitingList
 from fuploader_dagster.state import Snapshot
+from fuploader_dagster.store_trouble import StoreTrouble, find_trouble
 from fuploader_dagster.supervisor import supervisor_for
 from fuploader_dagster.taking_over import gate_of
 from fuploader_dagster.worker_status import read_statuses
@@ -59,6 +60,8 @@ class _Cursor(msgspec.Struct):
     asked_at: float = 0.0
     """When runs were asked for last."""
     reported: Reported = msgspec.field(default_factory=Reported)
+    store_down: bool | None = None
+    """What the check `store_reachable` was told last; None: nothing yet."""
 
 
 def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
@@ -88,7 +91,10 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         if problems and not new:
             raise DrainTrouble("; ".join(problems))
         now, last = time.time(), _read_cursor(context.cursor)
-        dead_letters, reported = report(pipeline, last.reported, now)
+        events, reported = report(pipeline, last.reported, now)
+        trouble = find_trouble(pipeline.layout)
+        if last.store_down is not (trouble is not None):
+            events = [*events, _reachable(pipeline, trouble)]
         summary = _summary(last, snapshot, pipeline.layout, now)
         if dry:
             summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
@@ -101,25 +107,32 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         waiting = waits_for is not None
         asked_at = now if new and not waiting else last.asked_at
         following = _Cursor(
-            now, snapshot.stored_messages, snapshot.dead_letters, asked_at, reported
+            now,
+            snapshot.stored_messages,
+            snapshot.dead_letters,
+            asked_at,
+            reported,
+            trouble is not None,
         )
         cursor = msgspec.json.encode(following).decode()
         if waiting or not new:
             held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if waiting else ""
+            down = f"{trouble}; " if trouble else ""
             return dg.SensorResult(
-                skip_reason=held + summary, asset_events=dead_letters, cursor=cursor
+                skip_reason=down + held + summary, asset_events=events, cursor=cursor
             )
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
+            # While the store does not answer recovery keeps them, and asks when it is back.
             run_requests=[]
-            if pipeline.runs_by == "automation"
+            if pipeline.runs_by == "automation" or trouble
             else [
                 run_request(names, keys, run_key=f"sealed:{keys[0]}:{keys[-1]}")
                 for keys in chunks(new, pipeline.partitions_per_run)
             ],
             asset_events=[
                 *(_sealed_event(names, pipeline.layout, key) for key in new),
-                *dead_letters,
+                *events,
             ],
             cursor=cursor,
         )
@@ -233,3 +246,14 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
         else {}
     )
     return dg.AssetMaterialization(names.sealed_slot, partition=key, metadata=metadata)
+
+
+def _reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:
+    """The check of the object store, as it costs no run."""
+    return dg.AssetCheckEvaluation(
+        asset_key=Names.of(pipeline).uploaded_archive,
+        check_name=Names.of(pipeline).reachable_check.name,
+        passed=trouble is None,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=str(trouble or "no upload waits for it"),
+    )

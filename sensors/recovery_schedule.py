@@ -1,9 +1,12 @@
 """The recovery schedule: asks again for whatever lies on the disk without a verified object.
 
 It needs no memory: what failed, was never registered, or was interrupted is found from the
-directories, and what a queued or working run is about to handle is left to it (`busy_runs`).
+directories, and what a queued or working run is about to handle is left to it (`busy_runs`). While
+the object store is known not to answer, nothing is asked for: it is looked at, until it is back.
 """
 
+import logging
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -18,10 +21,20 @@ from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.shipping import mend_unreadable
+from fuploader_dagster.store_trouble import (
+    StoreTrouble,
+    end_trouble,
+    find_trouble,
+    look,
+    note_trouble,
+)
 from fuploader_dagster.taking_over import gate_of
+from fuploader_dagster.temporaries import is_held
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
+
+log = logging.getLogger(__name__)
 
 
 def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
@@ -45,17 +58,19 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
         if not dry and (taking_over := gate_of(pipeline).closed()):
             context.log.warning(taking_over)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
-        found = recovery.look(pipeline)
         dead = [] if dry else end_dead_runs(context.instance, names)
         runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
         # The dead are still left alone this time: Dagster may be about to start them again.
         busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
-        now = time.time()
+        trouble = _store_trouble(pipeline, dry=dry)
+        found, now = recovery.look(pipeline), time.time()
         plan = recovery.plan(found, pipeline, busy=busy, now=now)
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
-        for told in given_up(plan.ask, runs):
-            context.log.warning(told)
+        for sentence in given_up(plan.ask, runs):
+            context.log.warning(sentence)
         ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
+        if trouble is not None:
+            ranges = []
         if not dry:
             _mend(plan, ranges, registered, pipeline, context)
         if not ranges:
@@ -63,8 +78,8 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedule
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
-            blocks = what_blocks(due, runs)
-            return dg.SkipReason("; ".join(filter(None, [SAID if dry else "", summary, blocks])))
+            told = [SAID if dry else "", str(trouble or ""), summary, what_blocks(due, runs)]
+            return dg.SkipReason("; ".join(filter(None, told)))
         moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
         return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
 
@@ -90,16 +105,39 @@ def _mend(
             raise
         context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
-        _keep_house(pipeline, context)
+        _keep_house(pipeline)
 
 
-def _keep_house(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> None:
-    """What needs a look at the object store. Trouble with it must not hold up the rest."""
-    try:
-        now = datetime.now(tz=timezone.utc)
-        recovery.abort_unneeded_uploads(pipeline, pipeline.store.open(), now)
-    except FuploaderError as error:
-        context.log.warning(f"unfinished uploads were not looked at: {error}")
+def _store_trouble(pipeline: Pipeline, *, dry: bool) -> StoreTrouble | None:
+    """Why nothing is asked for at the moment: the object store does not answer.
+
+    It is looked at here, except while a run tries: that one says when it is back.
+    """
+    layout = pipeline.layout
+    trouble = find_trouble(layout)
+    if trouble is None or dry or is_held(layout.store_wait_lock):
+        return trouble
+    if error := look(pipeline.store.open()):
+        note_trouble(layout, error)
+    else:
+        end_trouble(layout)
+    return find_trouble(layout)
+
+
+def _keep_house(pipeline: Pipeline) -> None:
+    """What needs the object store, in a thread: its retries take longer than a tick may."""
+
+    if find_trouble(pipeline.layout) is not None:
+        return
+
+    def abort() -> None:
+        try:
+            now = datetime.now(tz=timezone.utc)
+            recovery.abort_unneeded_uploads(pipeline, pipeline.store.open(), now)
+        except (FuploaderError, OSError) as error:
+            log.warning("%s: unfinished uploads were not looked at: %s", pipeline.name, error)
+
+    threading.Thread(target=abort, daemon=True, name="unfinished uploads").start()
 
 
 def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:

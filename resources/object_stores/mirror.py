@@ -39,6 +39,7 @@ from fuploader_dagster.storage import (
     ObjectInfo,
     ObjectStore,
     Progress,
+    Retry,
     StoredObject,
     UnfinishedUpload,
 )
@@ -127,6 +128,10 @@ class MirroredObjectStore(ObjectStore):
 
     def erase(self, key: str) -> None:
         self._all(lambda _, store: store.erase(key))
+
+    def listen(self, ear: Callable[[Retry], None]) -> None:
+        for store in self._stores:
+            store.listen(ear)
 
     def check(self) -> None:
         self._all(lambda _, store: store.check())

@@ -27,6 +27,7 @@ from fuploader_dagster.storage import (
     ObjectInfo,
     ObjectStore,
     Progress,
+    Retry,
     StoredObject,
     UnfinishedUpload,
 )
@@ -53,6 +54,11 @@ class RetryingObjectStore(ObjectStore):
             multiplier=first_pause_seconds, max=longest_pause_seconds
         )
         self._floor_seconds = first_pause_seconds / 2
+        self._ear: Callable[[Retry], None] = lambda retry: log.warning("%s", retry)
+
+    def listen(self, ear: Callable[[Retry], None]) -> None:
+        self._ear = ear
+        self.store.listen(ear)
 
     def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
         attempts = _Attempts(self._budget_seconds)
@@ -103,7 +109,7 @@ class RetryingObjectStore(ObjectStore):
             retry=tenacity.retry_if_exception_type(TemporaryError),
             wait=self._pause,
             stop=attempts.exhausted,
-            before_sleep=_tell,
+            before_sleep=lambda state: self._ear(attempts.failed(state)),
             reraise=True,
         )
         return retrying(action)
@@ -129,14 +135,12 @@ class _Attempts:
             self._most_confirmed = confirmed
             self._last_progress = time.monotonic()
 
+    def failed(self, state: tenacity.RetryCallState) -> Retry:
+        error = state.outcome.exception() if state.outcome else None
+        seconds = time.monotonic() - self._last_progress
+        return Retry(error or Exception(), state.attempt_number, state.upcoming_sleep, seconds)
+
     def exhausted(self, state: tenacity.RetryCallState) -> bool:
         # A pause that ends after the budget could only waste the caller's time.
         spent = time.monotonic() - self._last_progress + state.upcoming_sleep
         return spent > self._budget_seconds
-
-
-def _tell(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning(
-        "attempt %d failed, next in %.1f s: %s", state.attempt_number, state.upcoming_sleep, error
-    )

@@ -16,6 +16,7 @@ from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sensors import drain_sensor
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
 from fuploader_dagster.state import Commit
+from fuploader_dagster.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.supervisor import supervisor_for
 from fuploader_dagster.worker_status import StatusReport
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
@@ -329,3 +330,36 @@ def test_slots_are_registered_though_a_worker_has_trouble(ticking: Any) -> None:
     one.accept(results[-1])
     with pytest.raises(DrainTrouble, match=r"less than min_free_bytes .*free some space"):
         one.tick()
+
+
+def test_while_the_store_is_known_to_be_down_no_run_is_asked_for_and_the_check_is_red(
+    ticking: Any,
+) -> None:
+    """Slots become partitions all the same. The check is told when it changes, not at each tick."""
+    one: Ticking = ticking(drain_by="command")
+
+    def checks(result: Any) -> list[bool]:
+        return [
+            event.passed
+            for event in result.asset_events
+            if getattr(event, "check_name", "") == "store_reachable"
+        ]
+
+    assert checks(one.tick()) == [True]
+    note_trouble(one.settings.layout, "connection refused")
+    keys = queued(one, 2)
+    down = one.tick()
+    assert new_keys(down) == keys
+    assert not down.run_requests
+    assert checks(down) == [False]
+    one.accept(down)
+    said = one.tick()
+    assert "the object store has not answered since" in str(said.skip_reason)
+    assert "connection refused" in str(said.skip_reason)
+    assert checks(said) == []
+    end_trouble(one.settings.layout)
+    later = queued(one, 1)
+    back = one.tick()
+    assert checks(back) == [True]
+    assert new_keys(back) == later
+    assert len(back.run_requests or []) == 1

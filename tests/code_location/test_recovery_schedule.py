@@ -18,6 +18,7 @@ from dagster._core.remote_origin import (
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.failures import clear_failure, note_failure
+from fuploader_dagster.fileio import FileLock
 from fuploader_dagster.partitions import (
     PARTITION_TAG,
     PIPELINE_TAG,
@@ -30,8 +31,10 @@ from fuploader_dagster.receipts import Receipt, keep_receipt
 from fuploader_dagster.recovery import seal_on_request
 from fuploader_dagster.resources.redis_state import RedisState
 from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.slots import Slot
+from fuploader_dagster.store_trouble import find_trouble, note_trouble
 from tests.servers.ports import free_port
 from tests.settings import pipeline, sealed
 
@@ -219,3 +222,26 @@ def test_without_its_state_store_it_asks_for_what_it_can_and_else_says_what_is_w
     assert "top-secret" not in str(trouble.value)
     known = recovering.slots(1)
     assert recovering.tick() == [known]
+
+
+def test_a_store_that_is_down_is_looked_at_and_nothing_is_asked_for_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then at once, however often it failed meanwhile. While a run waits, that one looks."""
+    recovering = Recovering(tmp_path, recovery_base_seconds=1, recovery_cap_seconds=3600)
+    layout = recovering.settings.layout
+    keys = recovering.slots(2)
+    monkeypatch.setattr(recovery_schedule, "look", lambda _: "connection refused")
+    note_trouble(layout, "no answer")
+    for _ in range(9):
+        note_failure(layout, keys[0], stage="upload", error="no answer", now=time.time())
+    assert recovering.tick() == []
+    assert "connection refused" in str(find_trouble(layout)), "it was looked at, and noted anew"
+    monkeypatch.setattr(recovery_schedule, "look", lambda _: "")
+    with FileLock(layout.store_wait_lock):
+        assert recovering.tick(1) == []
+        assert find_trouble(layout) is not None
+    deadline = time.monotonic() + 60
+    while (asked := recovering.tick(2)) != [keys]:
+        assert time.monotonic() < deadline, asked
+    assert find_trouble(layout) is None

@@ -100,6 +100,9 @@ def test_an_attempt_that_failed_inside_the_lock_lets_the_next_one_in(
 class Unreachable:
     """A store that never answers."""
 
+    def listen(self, _: object) -> None:
+        """Nothing is tried again."""
+
     def put(self, *_: object) -> None:
         raise StoreUnavailable("the store does not answer", hint="look at its address")
 

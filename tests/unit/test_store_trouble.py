@@ -1,0 +1,242 @@
+"""A store that does not answer is noted soon, one process waits for it, and nothing waits after."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fuploader_dagster import store_trouble
+from fuploader_dagster.errors import StoreAwaited, StoreRefused, StoreUnavailable
+from fuploader_dagster.failures import all_failures, find_failure, note_failure
+from fuploader_dagster.fileio import FileLock
+from fuploader_dagster.layout import Layout
+from fuploader_dagster.resources.object_stores.mirror import MirroredObjectStore
+from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
+from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.shipping import Done, Failed, upload_partitions
+from fuploader_dagster.storage import ArchiveFile, ObjectStore, Progress, Retry, StoredObject
+from fuploader_dagster.store_trouble import (
+    Patience,
+    StoreTrouble,
+    end_trouble,
+    find_trouble,
+    look,
+    note_trouble,
+)
+from fuploader_dagster.temporaries import is_held
+from tests.servers.ports import wait_until
+from tests.settings import pipeline, sealed
+
+
+class Switched(ObjectStore):
+    """A store that can be down: it refuses, or hangs until it is up again."""
+
+    def __init__(self, folder_store: ObjectStore, *, hangs: bool = False) -> None:
+        self.inner = folder_store
+        self.up = threading.Event()
+        self.hangs = hangs
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.hangs:
+            self.up.wait(60)
+        elif not self.up.is_set():
+            raise StoreUnavailable("connection refused")
+
+    def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
+        self._ask()
+        return self.inner.put(key, archive, progress)
+
+    def check(self) -> None:
+        self._ask()
+
+    def head(self, key: str) -> None:
+        raise NotImplementedError
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        raise NotImplementedError
+
+    def list(self, prefix: str = "") -> Iterator[None]:  # type: ignore[override]
+        raise NotImplementedError
+
+    def delete(self, key: str) -> None:
+        raise NotImplementedError
+
+    def address(self, key: str) -> str:
+        return self.inner.address(key)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "data" / "docs")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_trouble, "LASTING_SECONDS", 0.05)
+    monkeypatch.setattr(store_trouble, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(store_trouble, "LOOK_SECONDS", 0.1)
+
+
+def in_a_thread(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action)
+    thread.start()
+    return thread
+
+
+def test_of_two_processes_one_waits_for_a_dead_store_and_the_other_ends_and_says_so(
+    tmp_path: Path,
+) -> None:
+    """Each retry is told while it waits; when the store is back, the one that waited gets through,
+    and nothing is left of the trouble."""
+    settings = pipeline(tmp_path)
+    first, second, third = (sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(3))
+    store = Switched(settings.store.open())
+    told: list[str] = []
+    outcomes: list[Done | Failed] = []
+    retrying = RetryingObjectStore(store, first_pause_seconds=0.2, longest_pause_seconds=0.2)
+    waiting = in_a_thread(
+        lambda: outcomes.extend(upload_partitions([first], settings, retrying, tell=told.append))
+    )
+    wait_until(
+        lambda: bool(find_trouble(settings.layout)) and is_held(settings.layout.store_wait_lock),
+        seconds=60,
+        what="the note",
+        diagnose=lambda: str(told),
+    )
+    other = Switched(settings.store.open())
+    for partition in (second, third):
+        (failed,) = upload_partitions([partition], settings, RetryingObjectStore(other))
+        assert isinstance(failed, Failed)
+        assert failed.permanent
+        assert "connection refused" in failed.error
+        assert "waits for the store" in failed.error
+    assert other.asked == 0
+    assert list(all_failures(settings.layout)) == []
+    assert any("attempt 1 failed, next in" in sentence for sentence in told)
+    store.up.set()
+    waiting.join(60)
+    assert [type(one) for one in outcomes] == [Done]
+    assert find_trouble(settings.layout) is None
+    other.up.set()
+    assert all(isinstance(one, Done) for one in upload_partitions([second, third], settings, other))
+    assert sealed_partitions(settings.layout) == []
+
+
+def test_a_store_that_hangs_is_noted_long_before_its_time_out(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    key = sealed(settings, {"a": b"x"}).seal.partition
+    store = Switched(settings.store.open(), hangs=True)
+    uploading = in_a_thread(lambda: list(upload_partitions([key], settings, store)))
+    wait_until(
+        lambda: "no answer within" in str(find_trouble(settings.layout)),
+        seconds=30,
+        what="the note",
+        diagnose=str,
+    )
+    store.up.set()
+    uploading.join(60)
+    assert find_trouble(settings.layout) is None
+
+
+def test_a_failure_that_the_next_attempt_mends_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_trouble, "LASTING_SECONDS", 60.0)
+    settings = pipeline(tmp_path)
+    key = sealed(settings, {"a": b"x"}).seal.partition
+    store = Switched(settings.store.open())
+    seen: list[StoreTrouble | None] = []
+
+    def tell(_: str) -> None:
+        seen.append(find_trouble(settings.layout))
+        store.up.set()
+
+    (done,) = upload_partitions(
+        [key], settings, RetryingObjectStore(store, first_pause_seconds=0.01), tell=tell
+    )
+    assert isinstance(done, Done)
+    assert seen == [None]
+    assert find_trouble(settings.layout) is None
+
+
+def test_a_note_that_nobody_renews_stops_nothing(layout: Layout) -> None:
+    """Also one of the future: the clock was set back."""
+    note_trouble(layout, "away")
+    trouble = find_trouble(layout)
+    assert trouble is not None
+    for seen_at in (time.time() - 301, time.time() + 1000):
+        changed = msgspec.structs.replace(trouble, seen_at=seen_at)
+        layout.store_trouble.write_bytes(msgspec.json.encode(changed))
+        assert find_trouble(layout) is None
+    for junk in (b"", b"{}", b"\xff", b'{"since": "x"}', b"[" * 100_000):
+        layout.store_trouble.write_bytes(junk)
+        assert find_trouble(layout) is None
+
+
+def test_since_when_stays_while_the_error_changes(layout: Layout) -> None:
+    note_trouble(layout, "refused")
+    first = find_trouble(layout)
+    note_trouble(layout, "timed out")
+    later = find_trouble(layout)
+    assert first is not None
+    assert later is not None
+    assert later.since == first.since
+    assert str(later).endswith(" UTC: timed out")
+
+
+def test_what_failed_while_the_store_was_away_is_due_soon_when_it_is_back(layout: Layout) -> None:
+    before, during, packing = "before", "during", "packing"
+    for _ in range(9):
+        note_failure(layout, before, stage="upload", error="x", now=time.time() - 60)
+    note_trouble(layout, "away")
+    for _ in range(9):
+        note_failure(layout, during, stage="upload", error="away", now=time.time())
+        note_failure(layout, packing, stage="pack", error="no 7z", now=time.time())
+    end_trouble(layout)
+    end_trouble(layout)
+    attempts = {key: find_failure(layout, key).attempts for key in (before, during, packing)}  # type: ignore[union-attr]
+    assert attempts == {before: 9, during: 1, packing: 9}
+
+
+def test_a_store_that_refuses_us_answers(tmp_path: Path) -> None:
+    store = Switched(pipeline(tmp_path).store.open())
+    assert look(store) == "connection refused"
+    store.up.set()
+    assert look(store) == ""
+
+    def refuse() -> None:
+        raise StoreRefused("check the key's rights")
+
+    store._ask = refuse  # type: ignore[method-assign]
+    assert look(store) == ""
+
+
+def test_who_waited_gives_the_place_back_whatever_happened(layout: Layout, tmp_path: Path) -> None:
+    store = Switched(pipeline(tmp_path).store.open())
+    note_trouble(layout, "away")
+    with pytest.raises(ZeroDivisionError), Patience(layout, store, str) as patience:
+        patience.begin()
+        with pytest.raises(StoreAwaited), Patience(layout, store, str) as other:
+            other.begin()
+        raise ZeroDivisionError
+    with FileLock(layout.store_wait_lock):
+        pass
+
+
+def test_both_stores_of_a_mirror_are_heard(tmp_path: Path) -> None:
+    stores = [Switched(pipeline(tmp_path).store.open()) for _ in range(2)]
+    mirror = MirroredObjectStore(
+        [RetryingObjectStore(one, budget_seconds=0.5, first_pause_seconds=0.1) for one in stores]
+    )
+    heard: list[Retry] = []
+    mirror.listen(heard.append)
+    with pytest.raises(StoreUnavailable):
+        mirror.put("key", ArchiveFile(tmp_path / "archive", 1, "0" * 64))
+    assert len([one for one in heard if one.attempt == 1]) == 2
