@@ -29,6 +29,7 @@ from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.fileio import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.layout import Layout, utc
 from fuploader_dagster.own_files import open_own
+from fuploader_dagster.own_modes import file_mode
 from fuploader_dagster.refused_messages import publish_taken
 from fuploader_dagster.source import Message, MessagePublisher
 from fuploader_dagster.steps import Step, reached
@@ -182,7 +183,9 @@ def requeue(
     if not letters:
         return Requeued()
     path = _requeued(layout)
-    path.touch()  # no letter that is here stands for a message that comes again from now on
+    path.touch(
+        file_mode(path.parent)
+    )  # no letter that is here stands for a message that comes again from now on
     refused = publish_taken(
         publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
     )

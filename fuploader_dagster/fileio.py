@@ -22,6 +22,7 @@ from pathlib import Path
 from fuploader_dagster.disk_trouble import FULL, naming_disk_trouble
 from fuploader_dagster.errors import DiskFailed, FuploaderError, SlotInUse
 from fuploader_dagster.own_files import open_own, open_own_folder, read_own, still_at
+from fuploader_dagster.own_modes import folder_mode
 from fuploader_dagster.steps import Step, reached
 from fuploader_dagster.temporaries import is_at, lock_now, temporary_file, temporary_name
 
@@ -47,15 +48,19 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_dirs(path: Path) -> None:
-    """Create the directory and its missing parents, durably."""
+def make_dirs(path: Path, *, for_others: bool = False) -> None:
+    """Create the directory and its missing parents, durably.
+
+    `for_others`: with the mode that the umask gives, not with that of our own folders.
+    """
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     _sync_names(path)
     for directory in reversed(missing):
-        directory.mkdir(exist_ok=True)
+        mode = 0o777 if for_others else folder_mode(directory.parent)
+        directory.mkdir(mode, exist_ok=True)
         reached(Step.DIRECTORY_MADE)
         fsync_dir(directory.parent)
 

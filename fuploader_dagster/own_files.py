@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fuploader_dagster.disk_trouble import MOVE_IT_AWAY
 from fuploader_dagster.errors import DiskFailed, ForeignFile
+from fuploader_dagster.own_modes import file_mode
 
 _ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
@@ -21,11 +22,12 @@ _ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 def open_own(path: Path, flags: int) -> int:
     """A descriptor for one of our files. Raises `ForeignFile` if there is something else.
 
-    A file that is made can be read by everybody, as far as the umask allows.
+    A file that is made is its owner's alone, see `own_modes`.
     """
     try:
         # NONBLOCK: a pipe must not hang; files do not know it
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, 0o644)
+        mode = file_mode(path.parent) if flags & os.O_CREAT else 0
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, mode)
     except OSError as error:
         if error.errno not in _ODD:
             raise

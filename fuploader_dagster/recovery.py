@@ -19,6 +19,7 @@ from fuploader_dagster.failures import FAILURE_SUFFIX, Failure, all_failures, du
 from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.layout import Layout, PartitionKey
 from fuploader_dagster.mending import all_mended, find_mended
+from fuploader_dagster.own_modes import file_mode
 from fuploader_dagster.receipts import Receipt, find_receipts
 from fuploader_dagster.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.slots import Slot
@@ -148,7 +149,7 @@ def seal_on_request(settings: Intake) -> list[SealedSlot]:
     """
     make_dirs(settings.layout.root)
     sealed = seal_unowned(settings, settings.layout.active_slots())
-    settings.layout.seal_request.touch()
+    settings.layout.seal_request.touch(file_mode(settings.layout.root))
     return sealed
 
 

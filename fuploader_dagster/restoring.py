@@ -43,7 +43,7 @@ class RestoreFolder:
     """Safe to use from several threads. A context manager."""
 
     def __init__(self, folder: Path) -> None:
-        make_dirs(folder)
+        make_dirs(folder, for_others=True)
         _remove_leftovers(folder)
         self._folder = folder
         with ExitStack() as stack:

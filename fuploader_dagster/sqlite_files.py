@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from fuploader_dagster.fileio import make_dirs, remove_file
+from fuploader_dagster.own_modes import file_mode
 from fuploader_dagster.temporaries import is_at, lock_now
 
 TROUBLE = (sqlite3.Error, OSError, UnicodeError, OverflowError)
@@ -158,6 +159,9 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def _connect(path: Path, wait_seconds: float, how: str = "mode=rwc") -> sqlite3.Connection:
+    if how == "mode=rwc" and not path.exists():  # SQLite would make it readable by all
+        with suppress(OSError):  # SQLite says what is wrong, or somebody else was quicker
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, file_mode(path.parent)))
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?{how}",
         uri=True,
@@ -197,7 +201,7 @@ def _lock(path: Path, until: float) -> int:
     """A locked descriptor; closing it gives the lock back."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, file_mode(path.parent))
         except PermissionError:  # another user made it; locking needs no right to write
             descriptor = os.open(path, os.O_RDONLY)
         # None: a file system without locks, where all that is left is trying again

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fuploader_dagster.own_modes import file_mode, folder_mode
+
 TEMPORARY_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 255
 _OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}-.+", re.DOTALL)
@@ -40,9 +42,12 @@ def temporary_name(final: Path) -> Path:
 
 
 @contextmanager
-def temporary_file(final: Path) -> Iterator[Path]:
-    """An empty file under a new temporary name, locked; gone afterwards unless it was renamed."""
-    path, descriptor = _made_and_locked(final, _make_file)
+def temporary_file(final: Path, *, for_others: bool = False) -> Iterator[Path]:
+    """An empty file under a new temporary name, locked; gone afterwards unless it was renamed.
+
+    `for_others`: with the mode that the umask gives, not with that of our own files.
+    """
+    path, descriptor = _made_and_locked(final, _make_file_for_others if for_others else _make_file)
     try:
         yield path
     finally:
@@ -72,11 +77,15 @@ def _made_and_locked(final: Path, make: Callable[[Path], int]) -> tuple[Path, in
 
 
 def _make_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, file_mode(path.parent))
+
+
+def _make_file_for_others(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
 
 
 def _make_folder(path: Path) -> int:
-    path.mkdir()
+    path.mkdir(folder_mode(path.parent))
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 

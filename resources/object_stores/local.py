@@ -88,8 +88,8 @@ class LocalObjectStore(ObjectStore):
                 )
             if final.exists():
                 return self._judge(key, archive)
-            fileio.make_dirs(final.parent)
-            with temporary_file(final) as temporary:
+            fileio.make_dirs(final.parent, for_others=True)
+            with temporary_file(final, for_others=True) as temporary:
                 _copy(archive, temporary, progress)
                 fileio.fsync_file(temporary)
                 _compare(archive, temporary)
@@ -137,7 +137,7 @@ class LocalObjectStore(ObjectStore):
 
     def check(self) -> None:
         with _telling("creating a file", self.folder):
-            fileio.make_dirs(self.folder)
+            fileio.make_dirs(self.folder, for_others=True)
             with temporary_file(self.folder / "probe"):
                 fileio.fsync_dir(self.folder)
 

@@ -136,6 +136,8 @@ def nobody(tmp_path: Path) -> Iterator[Callable[..., str]]:
         for folder, mode in modes.items():
             if folder.stat().st_uid == os.getuid():
                 folder.chmod(mode | 0o055)
+        for file in path.parent.iterdir():
+            file.chmod(0o644)
         path.parent.chmod(mode_of_folder)
         ours.send(path)
         said = ours.recv()
