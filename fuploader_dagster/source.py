@@ -54,7 +54,11 @@ class CommittedBatch:
 
 
 class MessageSource(ABC):
-    """A queue that is being consumed by one worker. Not thread-safe."""
+    """A queue that is being consumed by one worker.
+
+    Called by one thread at a time, but not always the same one: while a user's parser takes long,
+    a second thread calls `receive(0, 0)` so that the queue hears of us.
+    """
 
     @abstractmethod
     def open(self) -> None:
