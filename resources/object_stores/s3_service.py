@@ -290,7 +290,7 @@ class S3Service(Service):
 def _meaning(error: ClientError, tried: str) -> Exception:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
-    code = said.get("Code", "")
+    code = said.get("Code") or ""  # an element that is empty is None
     if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound", "")):
         return Missing(tried)
     if status == 416 or code == "InvalidRange":
@@ -298,7 +298,7 @@ def _meaning(error: ClientError, tried: str) -> Exception:
     headers = meta.get("HTTPHeaders", {})
     code = "" if code == str(status) else code  # an answer without a body, as to HEAD
     answer = Answer(
-        status, code, said.get("Message", ""), headers.get("retry-after"), headers.get("location")
+        status, code, said.get("Message") or "", headers.get("retry-after"), headers.get("location")
     )
     return error_for(tried, answer, time.time())
 

@@ -95,6 +95,13 @@ class RadosGateway:
         self.client().create_bucket(Bucket=name)
         return name
 
+    def another_user(self) -> tuple[str, str, str]:
+        """Its name, access key and secret key: it may do nothing in anybody's bucket."""
+        name, key, secret = (prefix + os.urandom(6).hex() for prefix in ("user", "AKIA", "s"))
+        keys = [f"--access-key={key}", f"--secret-key={secret}"]
+        self._run("radosgw-admin", "user", "create", f"--uid={name}", "--display-name=x", *keys)
+        return name, key, secret
+
     def start(self) -> None:
         """Start and return when requests are answered."""
         missing = [name for name in ("ceph-mon", "ceph-osd", "radosgw") if not shutil.which(name)]

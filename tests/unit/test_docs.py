@@ -17,7 +17,11 @@ from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "SECURITY.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
 VARIABLES = {
     "RABBITMQ_URL": "amqp://somebody:a-secret@broker/",
     "REDIS_URL": "redis://:a-secret@redis/0",
