@@ -26,7 +26,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from fuploader_dagster.commit_turns import CommitTurns, Look
 from fuploader_dagster.config import Intake
@@ -40,6 +40,7 @@ from fuploader_dagster.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.kept_letters import without_kept
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.meanwhile import Meanwhile
+from fuploader_dagster.owned_slots import OwnedSlots
 from fuploader_dagster.room import RoomWatch
 from fuploader_dagster.root_id import root_id
 from fuploader_dagster.sealing import Reason, sealed_partitions
@@ -87,7 +88,7 @@ class Drain:
         self.lease = lease
         self.report = StatusReport(self.layout, worker)
         self.status = self.report.status
-        self._owned = settings.slots_of(worker)
+        self._slots = OwnedSlots(settings, worker)
         self._in_hand = InHand(source, settings, lease)
         self._decoder = Decoder(settings, alarm=_alarm)
         self._suspects = Suspects(self.layout, worker, max_deliveries=settings.max_deliveries)
@@ -95,13 +96,11 @@ class Drain:
         self._window = DedupWindow(self.layout, settings.dedup_window_messages)
         self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
         self._room = RoomWatch(settings)
-        self._slots: Sequence[Slot] = ()
         self._meanwhile = Meanwhile(self._stay_alive)
         self._root_id = ""
         self._housekeeping_at = 0.0
         self._renewed_at = 0.0
         """When all claims were renewed; a commit renews that of its own slot only."""
-        self._slot_turn = self._batched = 0
         self._seal_requested_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_logged = 0
@@ -156,7 +155,7 @@ class Drain:
                 if self._wait_for_room():
                     continue
                 self._consume()
-                most = self.settings.commit_messages - self._batched
+                most = self._slots.left_in_turn
                 self._handle(self._in_hand.next_batch(most, quota=self._quota()))
                 self._seal_due()
                 self._keep_house()
@@ -203,23 +202,13 @@ class Drain:
         self.state.open()
         # Before the slots are locked: who asks after that finds them locked and counts on us.
         self._seal_requested_at = self._seal_request()
-        with ExitStack() as stack:
-            self._slots = [
-                stack.enter_context(
-                    Slot(self.settings, slot, highest_number=self.state.highest_number(slot))
-                )
-                for slot in self._owned
-            ]
-            stack.callback(self._forget_slots)
-            self.state.claim(self._owned, self._root_id, CLAIM_SECONDS)
+        with self._slots.opened(self.state):
+            self.state.claim(self._slots.numbers, self._root_id, CLAIM_SECONDS)
             reached(Step.SLOTS_CLAIMED)
             self.state.add_sealed(sealed_partitions(self.layout))
             reached(Step.SEALED_FOUND)
-            self._record(self._counts_of_slots())
+            self._record(self._slots.counts())
             yield
-
-    def _forget_slots(self) -> None:
-        self._slots = ()
 
     def _handle(self, batch: Sequence[Message]) -> None:
         """Commit a batch, or as much of it as is enough for one commit."""
@@ -242,7 +231,7 @@ class Drain:
             files = self._decode(part)
             batch = part.messages[: len(files)]
             self._batch_bytes = sum(len(message.body) for message in batch)
-            slot = self._next_slot(len(batch))
+            slot = self._slots.take_turn(len(batch))
             with self._turn(batch) as look:
                 for message, file in zip(batch, files, strict=True):
                     if isinstance(file, BadMessage):
@@ -295,17 +284,6 @@ class Drain:
         self._in_hand.keep_alive()
         self._renew_claims()
 
-    def _next_slot(self, messages: int) -> Slot:
-        """One slot for the whole batch: a commit costs the same however many slots there are.
-
-        The next slot has its turn after a full batch: a slow queue fills one, not all of them.
-        """
-        slot = self._slots[self._slot_turn]
-        self._batched += messages
-        if self._batched >= self.settings.commit_messages:
-            self._slot_turn, self._batched = (self._slot_turn + 1) % len(self._slots), 0
-        return slot
-
     @contextmanager
     def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
         """Around a commit: which of the messages have to be looked for, with a window to do it."""
@@ -348,7 +326,7 @@ class Drain:
     def _record(self, commit: Commit) -> None:
         self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
         reached(Step.PARTITION_PUSHED if commit.sealed else Step.RECORDED)
-        if len(commit.slots) == len(self._owned):
+        if len(commit.slots) == len(self._slots.numbers):
             self._renewed_at = time.monotonic()
 
     def _seal_due(self) -> None:
@@ -383,10 +361,7 @@ class Drain:
 
     def _renew_claims(self) -> None:
         if self._slots and time.monotonic() - self._renewed_at > CLAIM_SECONDS / 3:
-            self._record(self._counts_of_slots())
-
-    def _counts_of_slots(self) -> Commit:
-        return Commit(slots=[slot.count for slot in self._slots])
+            self._record(self._slots.counts())
 
     def _log_dead_letters(self, now: float) -> None:
         """Once in a while, however many there are: a flood of them must not flood the log."""
@@ -410,7 +385,7 @@ class Drain:
         if reason and self.settings.residue_file_upload:
             for slot in self._slots:
                 self._seal(slot, "shutdown")
-        self.state.release(self._owned, self._root_id)
+        self.state.release(self._slots.numbers, self._root_id)
         reached(Step.SLOTS_RELEASED)
 
     def _work_off(self) -> None:
