@@ -73,7 +73,7 @@ def make_records_safe(package: str) -> None:
 
     def record(*args: Any, **values: Any) -> logging.LogRecord:
         made = make(*args, **values)
-        if made.name.partition(".")[0] == package:
+        if made.name and made.name.partition(".")[0] == package:  # Dagster makes some without one
             made.msg, made.args = in_a_line(made.getMessage()), None
         return made
 
