@@ -8,27 +8,23 @@ What only Dagster knows (runs, ticks, a switch) comes from the caller.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fuploader_dagster.alerts import Kind, Looked, Trouble
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.dead_letter_counts import grouped, read_counts
-from fuploader_dagster.errors import FuploaderError, StoreUnavailable
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.failures import Failure, all_failures
 from fuploader_dagster.layout import Layout
 from fuploader_dagster.mending import all_mended
 from fuploader_dagster.room import Unshipped, room_of, shortage
-from fuploader_dagster.storage import OpensObjectStore
+from fuploader_dagster.store_trouble import find_trouble
 from fuploader_dagster.worker_status import WorkerStatus, read_statuses
 
 log = logging.getLogger(__name__)
 
-STORE_SECONDS = 20.0
-"""How long the store may take to say whether it takes us; a sensor's tick has 60."""
 SILENT_SECONDS = 60.0
 """A worker writes its status about once a second."""
 LISTED = 20
@@ -66,7 +62,7 @@ def look(
     layout = pipeline.layout
     looks: dict[Kind, Callable[[], Trouble | None]] = {
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),
-        "store": lambda: store_trouble(pipeline.store, layout, now),
+        "store": lambda: store_trouble(pipeline),
         "disk": lambda: disk_trouble(pipeline, now, paused="disk" in going_on),
         "dead_letters": lambda: letter_trouble(pipeline, now),
         "failed_slots": lambda: slot_trouble(
@@ -83,7 +79,7 @@ def look(
             unknown.append(kind)
         else:
             found += [trouble] if trouble is not None else []
-    if not any(trouble.kind == "failed_slots" for trouble in found):
+    if not any(trouble.kind in ("failed_slots", "store") for trouble in found):
         found += _failed_runs(runs, now)
     endings = {} if draining.wanted else {"drain": "was switched off: its drain is not watched"}
     return Looked(tuple(found), tuple(unknown), endings)
@@ -127,48 +123,13 @@ def _nobody(pipeline: Pipeline) -> str:
     return "no worker runs: look at the ticks of the drain sensor"
 
 
-def store_trouble(store: OpensObjectStore, layout: Layout, now: float) -> Trouble | None:
-    """Whether the object store answers, and would take an archive: what `doctor` asks it first."""
-    try:
-        _asked(layout.root, lambda: _without_patience(store).open().check())
-    except FuploaderError as error:
-        text = f"the object store {store.describe()} does not answer or refuses us: {error}"
-        return Trouble("store", f"{text}; what is sealed waits on the disk", now)
-    return None
-
-
-def _without_patience(settings: OpensObjectStore) -> OpensObjectStore:
-    if "retry_budget_seconds" in getattr(type(settings), "model_fields", {}):
-        return settings.model_copy(  # type: ignore[attr-defined, no-any-return]
-            update={"retry_budget_seconds": 0}
-        )
-    return settings
-
-
-_asking: dict[Path, threading.Thread] = {}
-
-
-def _asked(whose: Path, ask: Callable[[], object]) -> None:
-    """Ask in a thread, so that a store that hangs does not hang the tick. One thread at most."""
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            ask()
-        except Exception as error:  # noqa: BLE001 - whoever asked gets it
-            raised.append(error)
-
-    before = _asking.get(whose)
-    if before is None or not before.is_alive():
-        thread = _asking[whose] = threading.Thread(target=run, name="alerts: store", daemon=True)
-        thread.start()
-        thread.join(STORE_SECONDS)
-    if _asking[whose].is_alive():
-        raise StoreUnavailable(f"it has not answered within {STORE_SECONDS:.0f} s")
-    if raised and isinstance(raised[0], FuploaderError):
-        raise raised[0]
-    if raised:
-        raise StoreUnavailable(f"asking it failed with {type(raised[0]).__name__}") from raised[0]
+def store_trouble(pipeline: Pipeline) -> Trouble | None:
+    """Whether the object store answers those who ship, or the recovery schedule, which looks."""
+    found = find_trouble(pipeline.layout)
+    if found is None:
+        return None
+    text = f"the object store {pipeline.store.describe()} does not answer: {found.error}"
+    return Trouble("store", f"{text}; what is sealed waits on the disk", found.since)
 
 
 def disk_trouble(pipeline: Pipeline, now: float, *, paused: bool) -> Trouble | None:

@@ -34,8 +34,10 @@ from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.fileio import make_dirs
 from fuploader_dagster.loading import ConfigError, load_pipeline
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.sensors import alert_sensor
 from fuploader_dagster.sensors.alert_sensor import AlertNotSent, build_alert_sensor, tell
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
+from fuploader_dagster.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.worker_status import StatusReport
 from tests.crashes import no_key
 from tests.servers.small_disks import MIB, fill, small_disk
@@ -137,7 +139,7 @@ def test_a_drain_in_trouble_a_dead_store_and_their_ends_are_told_once_each(
 ) -> None:
     worker = StatusReport(settings.layout, 0, clock=lambda: NOW)
     worker.doing("trouble", SourceUnavailable("could not connect to queue 'documents'"))
-    (tmp_path / "objects").write_text("a file in the place of the store")
+    note_trouble(settings.layout, "no route to it")
 
     def tick(minute: int) -> str:
         return tell(settings, instance, running=True, now=NOW + minute * MINUTE)
@@ -148,7 +150,7 @@ def test_a_drain_in_trouble_a_dead_store_and_their_ends_are_told_once_each(
     assert sorted(heard(webhook)) == ["trouble drain", "trouble store"]
     assert "could not connect to queue 'documents'" in webhook.posted[0]["text"]
     assert "trouble: drain, store" in tick(2)
-    (tmp_path / "objects").unlink()
+    end_trouble(settings.layout)
     worker._clock = lambda: NOW + 3 * MINUTE
     worker.doing("draining")
     tick(3)
@@ -331,3 +333,20 @@ def test_what_is_no_address_is_refused_without_being_shown(tmp_path: Path, addre
     with pytest.raises((ValidationError, ConfigError)) as other:
         pipeline(tmp_path, alert_webhook="https://s3cret/hook", commit_messages=9, prefetch_count=5)
     assert "s3cret" not in str(other.value)
+
+
+def test_who_tries_the_sensor_by_hand_hears_what_would_be_posted_and_nothing_is(
+    instance: dg.DagsterInstance,
+    settings: Pipeline,
+    webhook: Webhook,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pressed = settings.model_copy(update={"min_free_bytes": 1 << 60})
+    make_dirs(settings.layout.root)
+    sensor = build_alert_sensor(pressed, running=False)
+    assert sensor
+    monkeypatch.setattr(alert_sensor, "is_dry_run", lambda _: True)
+    said = _tick(sensor, instance)
+    assert "a tick would post: docs on local" in said
+    assert webhook.asked == 0
+    assert read_memory(settings.layout) is None

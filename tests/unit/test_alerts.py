@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from fuploader_dagster.dead_letter_counts import DeadLetterCounts, write_one
 from fuploader_dagster.errors import DiskFailed
 from fuploader_dagster.failures import Failure
 from fuploader_dagster.fileio import make_dirs
+from fuploader_dagster.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.worker_status import Doing, WorkerStatus
 from tests.settings import pipeline
 
@@ -287,14 +287,16 @@ def test_too_little_room_is_told_also_where_no_worker_runs(tmp_path: Path) -> No
     assert not damage(settings.layout, NOW)
 
 
-def test_a_store_that_is_not_there_is_told_and_one_that_is_there_is_not(tmp_path: Path) -> None:
-    settings = pipeline(tmp_path)
-    assert store_trouble(settings.store, settings.layout, NOW) is None
-    shutil.rmtree(tmp_path / "objects", ignore_errors=True)
-    (tmp_path / "objects").write_text("no folder")
-    found = store_trouble(settings.store, settings.layout, NOW)
-    assert found
-    assert str(tmp_path / "objects") in found.sentence
+def test_a_store_that_does_not_answer_is_told_as_such_and_its_runs_are_not(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, min_free_bytes=0, min_free_inodes=0)
+    make_dirs(settings.layout.root)
+    assert store_trouble(settings) is None
+    note_trouble(settings.layout, "no route to it")
+    found = look(settings, OFF, [RUN], now=NOW)
+    assert [one.kind for one in found.troubles] == ["store"]
+    assert "no route to it" in found.troubles[0].sentence
+    end_trouble(settings.layout)
+    assert [one.kind for one in look(settings, OFF, [RUN], now=NOW).troubles] == ["failed_run"]
 
 
 def test_a_look_that_fails_hides_nothing_that_others_find(
