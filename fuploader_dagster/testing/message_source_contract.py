@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -66,7 +67,7 @@ def publish(publisher: MessagePublisher, count: int, start: int = 0) -> list[byt
     return bodies
 
 
-def collect(source: MessageSource, count: int, seconds: float = 15) -> list[Message]:
+def collect(source: MessageSource, count: int, seconds: float = 60) -> list[Message]:
     """Exactly `count` messages, however many calls it takes."""
     messages: list[Message] = []
     deadline = time.monotonic() + seconds
@@ -97,7 +98,7 @@ def all_in_hand(source: MessageSource) -> list[Message]:
     return messages
 
 
-def eventually(backlog: Callable[[], int], expected: int, seconds: float = 10) -> None:
+def eventually(backlog: Callable[[], int], expected: int, seconds: float = 60) -> None:
     """The broker counts a moment later."""
     deadline = time.monotonic() + seconds
     while (seen := backlog()) != expected:
@@ -353,6 +354,22 @@ class MessageSourceContract:
         assert bodies_of(messages) == bodies[10:]
         assert all(message.redelivered for message in messages[:20])
         settle(source, messages)
+
+    def test_while_messages_are_decoded_another_thread_may_keep_the_source_alive(
+        self, source: MessageSource, publisher: MessagePublisher
+    ) -> None:
+        """As the drain does while a user's parser takes long."""
+        bodies = publish(publisher, 60)
+        received = collect(source, 5)
+        for _ in range(8):
+            with ThreadPoolExecutor(1) as second:
+                kept = [second.submit(source.receive, 0, 0.01) for _ in range(5)]
+            assert [one.result() for one in kept] == [[]] * 5
+            settle(source, received[-5:])
+            received += collect(source, 5)
+        settle(source, received)
+        assert bodies_of(received) == bodies[: len(received)]
+        assert not any(message.redelivered for message in received)
 
     def test_a_limit_in_hand_bounds_what_is_out_and_receive_does_not_wait_for_more(
         self, settings: SourceSettings, publisher: MessagePublisher
