@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -90,3 +91,17 @@ def test_commands_print_only_through_the_console() -> None:
                 if name in ("print", "typer.echo", "typer.secho", "console.print", "errors.print"):
                     found.append((path.name, node.lineno, name))
     assert found == []
+
+
+def test_records_of_the_package_are_one_line_for_handlers_of_others_too() -> None:
+    """As in a code server, whose handlers are Dagster's. In a process of its own: it stays so."""
+    code = (
+        "import logging\n"
+        "from fuploader_dagster.safe_text import make_records_safe\n"
+        "make_records_safe('fuploader_dagster'); make_records_safe('fuploader_dagster')\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "logging.getLogger('fuploader_dagster.x').warning('100%% %s', 'a\\x1b[2J\\nERROR b')\n"
+        "logging.getLogger('others').warning('%s', 'a\\nb')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["100% a\\x1b[2J\\nERROR b", "a", "b"]
