@@ -286,9 +286,16 @@ class Pipeline(Intake):
     recovery_cap_seconds: Seconds = 3600.0
     """The longest such pause."""
     retention_days: Seconds = 30.0
-    """Verified partitions older than this are folded away; their history stays."""
+    """Verified partitions older than this are folded away; their history stays for
+    `run_history_days`."""
     retention_partitions: Count = 20_000
     """So many verified partitions are kept at most, whatever their age."""
+    run_history_days: Seconds = 30.0
+    """Runs that ended longer ago are removed from Dagster's history, with their events and logs
+    (about 160 kB each); not before their partitions are folded away (`retention_days`)."""
+    tick_history_days: Seconds = 7.0
+    """Ticks of this pipeline's sensors and schedules, and their log files, are removed after so
+    many days."""
     scrub_cron: str = "23 3 * * *"
     """When stored archives are looked after; UTC."""
     scrub_archives: Annotated[int, Field(ge=0)] = 32

@@ -117,6 +117,16 @@ class Names:
     def scrub_job(self) -> str:
         return f"{self.scope}_scrub"
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return (self.ship_job, self.seal_job, self.replay_job, self.scrub_job)
+
+    @property
+    def instigators(self) -> tuple[str, ...]:
+        """Sensors and schedules."""
+        others = ("failures", "automation", "recovery", "retention", "scrub_schedule")
+        return (self.drain_sensor, self.alert_sensor, *(f"{self.scope}_{one}" for one in others))
+
     def partitions(self) -> dg.DynamicPartitionsDefinition:
         return SlotPartitions(name=self.partition_set)
 

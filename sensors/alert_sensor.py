@@ -28,6 +28,7 @@ from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import FuploaderError, SlotInUse
 from fuploader_dagster.fileio import FileLock
 from fuploader_dagster.partitions import Names
+from fuploader_dagster.sensors.drain_sensor import IN_TROUBLE
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.failure_sensor import is_of
 
@@ -170,9 +171,12 @@ def _tick_problem(
     for tick in ticks:  # the newest first
         if tick.status is TickStatus.STARTED:
             continue
-        if tick.status is not TickStatus.FAILURE or now - tick.timestamp > OLD_TICK_SECONDS:
+        skipped = tick.skip_reason or ""  # between two failures with the same sentence
+        troubled = tick.status is TickStatus.FAILURE or skipped.startswith(IN_TROUBLE)
+        if not troubled or now - tick.timestamp > OLD_TICK_SECONDS:
             break
-        problem = problem or _sentence(tick.error, state.name)
+        said = skipped.removeprefix(IN_TROUBLE) or _sentence(tick.error, state.name)
+        problem = problem or said
         since = tick.timestamp
     return problem, since
 

@@ -13,7 +13,9 @@ is not over, slots wait for it and share the next one; not when they are enough 
 own, and not longer than `LONGEST_WAIT_SECONDS`, so that a run that hangs holds nothing up.
 """
 
+import re
 import time
+from pathlib import Path
 
 import dagster as dg
 import msgspec
@@ -41,11 +43,18 @@ KEYS_PER_TICK = 320
 """A registered key costs the daemon about 10 ms; the rest waits for the next tick."""
 LONGEST_WAIT_SECONDS = 9.0
 """Of a sealed slot for the end of the run before, while messages come."""
+FAIL_AGAIN_SECONDS = 300.0
+"""So often a tick fails while one trouble lasts; those between are skipped, with the sentence."""
+IN_TROUBLE = "in trouble: "
+"""Begins the reason of such a tick."""
+_FIGURES = re.compile(r"[0-9][0-9.,:]*")
+_failed_last: dict[Path, tuple[str, float]] = {}
+"""By pipeline, what a tick of this process failed with last, and when."""
 _SENSOR_TAG = "dagster/sensor_name"
 
 
 class DrainTrouble(Exception):
-    """What keeps the drain from draining. The tick fails with it, so that the UI shows it."""
+    """What keeps the drain from draining. A tick fails with it, so that the UI shows it."""
 
     def __init__(self, said: str) -> None:
         super().__init__(in_a_line(said))
@@ -81,15 +90,18 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dry = is_dry_run(context)
         problems = _told_by_workers(pipeline) if dry else _renew(pipeline)
+        root = pipeline.layout.root
         try:
             new, snapshot = _look(pipeline, context.instance, names, dry=dry)
         except FuploaderError as error:
             others = [problem for problem in problems if str(error) not in problem]
-            raise DrainTrouble("; ".join([*others, str(error)])) from error
-        for problem in problems:
-            context.log.error(problem)
+            return _in_trouble("; ".join([*others, str(error)]), root, dry=dry)
         if problems and not new:
-            raise DrainTrouble("; ".join(problems))
+            return _in_trouble("; ".join(problems), root, dry=dry)
+        if problems and _is_news("; ".join(problems), root):
+            context.log.error("; ".join(problems))
+        if not problems:
+            _failed_last.pop(root, None)
         now, last = time.time(), _read_cursor(context.cursor)
         events, reported = report(pipeline, last.reported, now)
         trouble = find_trouble(pipeline.layout)
@@ -98,7 +110,6 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         summary = _summary(last, snapshot, pipeline.layout, now)
         if dry:
             summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
-        context.log.info(summary)
         waits_for = (
             _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
             if new
@@ -121,6 +132,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
             return dg.SensorResult(
                 skip_reason=down + held + summary, asset_events=events, cursor=cursor
             )
+        context.log.info(summary)  # only here: each tick that logs leaves a file
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
             # While the store does not answer recovery keeps them, and asks when it is back.
@@ -138,6 +150,26 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinit
         )
 
     return drain
+
+
+def _in_trouble(sentence: str, root: Path, *, dry: bool) -> dg.SensorResult:
+    """Fail the tick with the sentence if it is news; else one line in the daemon's log says it.
+
+    A tick that fails leaves some 40 lines of traceback there, and a tick comes every 5 s.
+    """
+    if dry or _is_news(sentence, root):
+        raise DrainTrouble(sentence)
+    return dg.SensorResult(skip_reason=f"{IN_TROUBLE}{sentence}")
+
+
+def _is_news(sentence: str, root: Path) -> bool:
+    """Whether this was not said lately. Figures in it may change."""
+    gist, now = _FIGURES.sub("#", sentence), time.monotonic()
+    said, at = _failed_last.get(root, ("", 0.0))
+    if gist == said and now - at < FAIL_AGAIN_SECONDS:
+        return False
+    _failed_last[root] = (gist, now)
+    return True
 
 
 def _renew(pipeline: Pipeline) -> list[str]:

@@ -1,9 +1,9 @@
 """The retention schedule: folds away old partitions that the object store has confirmed.
 
 Dagster lists all keys of a partition set for many things it does, so the set has to stay small (its
-own advice is 100,000 at most). Deleting a key deletes no history: materialisations, runs and
-receipts stay. A partition without a receipt is never folded away, unless its slot was damaged and
-replaced (`mending`).
+own advice is 100,000 at most). Deleting a key deletes no history; what is old of that goes with
+`old_history`. Receipts stay. A partition without a receipt is never folded away, unless its slot
+was damaged and replaced (`mending`).
 """
 
 import time
@@ -17,6 +17,7 @@ from fuploader_dagster.mending import find_mended
 from fuploader_dagster.partitions import Names
 from fuploader_dagster.receipts import find_receipts
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
+from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
 
 KEYS_PER_EVALUATION = 5_000
 _DAY_SECONDS = 86_400.0
@@ -34,7 +35,7 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedul
         default_status=(
             dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
         ),
-        description="Folds away old partitions that are verified in the object store.",
+        description="Folds away old verified partitions; removes old runs, ticks and their logs.",
     )
     def fold(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         registered = context.instance.get_dynamic_partitions(names.partition_set)
@@ -47,8 +48,13 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedul
             )
         for key in stored:
             context.instance.delete_dynamic_partition(names.partition_set, key)
+        now, log_key = time.time(), context.log_key
+        runs = remove_old_runs(context.instance, pipeline, now=now)
+        repository = log_key[0] if log_key else None
+        logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
         return dg.SkipReason(
-            f"folded away {len(stored):,} of {len(registered):,} partitions; their history stays"
+            f"folded away {len(stored):,} of {len(registered):,} partitions; removed {runs:,} runs "
+            f"and {logs:,} logs of ticks that are older than run_history_days and tick_history_days"
         )
 
     return fold

@@ -8,7 +8,11 @@ import dagster as dg
 
 from fuploader_dagster.config import Pipeline
 from fuploader_dagster.partitions import Names
-from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
+from fuploader_dagster.sensors.drain_sensor import (
+    IN_TROUBLE,
+    DrainTrouble,
+    build_drain_sensor,
+)
 
 
 class Ticking:
@@ -25,6 +29,9 @@ class Ticking:
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
         result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
+        said = result.skip_reason.skip_message if result.skip_reason else None
+        if said and said.startswith(IN_TROUBLE):  # the tick before failed with it
+            raise DrainTrouble(said.removeprefix(IN_TROUBLE))
         self.cursor = result.cursor
         return result
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.resources.rabbitmq import RabbitMQ
@@ -363,3 +365,42 @@ def test_while_the_store_is_known_to_be_down_no_run_is_asked_for_and_the_check_i
     assert checks(back) == [True]
     assert new_keys(back) == later
     assert len(back.run_requests or []) == 1
+
+
+def test_a_trouble_that_lasts_fails_a_tick_now_and_then_and_is_a_line_of_log_between(
+    ticking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tick that fails leaves 40 lines of traceback in the daemon's log."""
+    one: Ticking = ticking(drain_by="command")
+    worker = StatusReport(one.settings.layout, 0)
+
+    def trouble(problem: str) -> None:
+        worker.doing("trouble", SourceUnavailable(problem))
+        worker.write(now=True)
+
+    def tick() -> str:
+        context = dg.build_sensor_context(instance=one.instance)
+        try:
+            result = one.sensor(context)
+        except DrainTrouble as error:
+            return f"failed: {error}"
+        assert isinstance(result, dg.SensorResult)
+        assert result.skip_reason is not None
+        return str(result.skip_reason.skip_message)
+
+    trouble("1,000 bytes free")
+    assert tick() == "failed: worker 0: 1,000 bytes free"
+    trouble("999 bytes free")
+    assert tick() == "in trouble: worker 0: 999 bytes free"
+    trouble("no such queue")
+    assert tick() == "failed: worker 0: no such queue"
+    assert tick() == "in trouble: worker 0: no such queue"
+    monkeypatch.setattr(drain_sensor, "FAIL_AGAIN_SECONDS", 0.0)
+    assert tick() == "failed: worker 0: no such queue"
+    monkeypatch.undo()
+    worker.doing("draining")
+    worker.write(now=True)
+    assert tick().startswith("0 messages/s")
+    trouble("no such queue")
+    assert tick() == "failed: worker 0: no such queue"
+    worker.remove()

@@ -105,3 +105,13 @@ def test_records_of_the_package_are_one_line_for_handlers_of_others_too() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == ["100% a\\x1b[2J\\nERROR b", "a", "b"]
+
+
+def test_records_without_a_name_are_left_alone() -> None:
+    """Dagster makes one for each message of a run, to see what attributes records have."""
+    before = logging.getLogRecordFactory()
+    try:
+        safe_text.make_records_safe("fuploader_dagster")
+        assert logging.makeLogRecord({}).__dict__["name"] is None
+    finally:
+        logging.setLogRecordFactory(before)
