@@ -390,13 +390,16 @@ class Drain:
 
     def _work_off(self) -> None:
         """Handle what is in hand already: given back, it would count as delivered once more."""
+        if not self._in_hand.consuming or self._decoder.exhausted:
+            return
+        self.lease.in_hand = False  # the broker may hang, and then there is nothing to wait for
+        self._in_hand.stop_taking()
+        self.lease.in_hand = True
         until = time.monotonic() + WORK_OFF_SECONDS
-        while self._in_hand.consuming and time.monotonic() < until and not self._decoder.exhausted:
-            self.lease.in_hand = False  # the broker may hang: then there is nothing to wait for
+        while time.monotonic() < until and not self._decoder.exhausted:
             batch = self._in_hand.last_batch()
             if not batch:
                 break
-            self.lease.in_hand = True
             self._handle(batch)
 
     def _used_up(self) -> str:

@@ -112,11 +112,14 @@ class InHand:
             self.source.limit_in_hand(wanted)
         return self._batch(min(most, self.pace.batch), RECEIVE_SECONDS)
 
-    def last_batch(self) -> list[Message]:
-        """As `next_batch`, of what was handed out already: the queue hands out nothing more."""
+    def stop_taking(self) -> None:
+        """Have the queue hand out nothing more. Takes as long as the queue takes to answer."""
         if self._asked:
             self._asked = 0
             self.source.limit_in_hand(0)
+
+    def last_batch(self) -> list[Message]:
+        """As `next_batch`, of what was handed out before `stop_taking`."""
         return self._batch(self.pace.batch, 0)
 
     def _batch(self, most: int, wait_seconds: float) -> list[Message]:

@@ -7,6 +7,7 @@ logging in is called a "probable authentication error". Only the broker's own re
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import ssl
@@ -267,4 +268,6 @@ def _hint(settings: RabbitMQ, error: BaseException) -> str:
         if settings.address().tls:  # what it says of our certificate may get lost
             return f"{hint} {_certificate_hint(settings)}"
         return hint
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "this process may open no more files: raise `ulimit -n` (LimitNOFILE= of a service)"
     return "is the broker running, and can this machine reach it?"

@@ -146,6 +146,7 @@ def test_one_that_leaves_takes_nothing_more_and_gives_out_what_it_has(
         commit(hand, batch)
     left_over = hand.next_batch(100, quota=UNLIMITED)
     hand.put_back(left_over)
+    hand.stop_taking()
     assert hand.last_batch() == left_over
     commit(hand, left_over)
     assert hand.last_batch() == []
