@@ -41,6 +41,7 @@ from fuploader_dagster.sealing import (
     SealedSlot,
     finish_seal,
     make_seal,
+    read_seal,
     seal_directory,
     seal_due,
 )
@@ -217,7 +218,8 @@ class Slot:
                 self._set_aside(directory)
                 continue
             if os.path.lexists(directory / SEAL_NAME):
-                self._finish_seal(directory)
+                if not self._finish_seal(directory):
+                    damaged.append(directory)
                 continue
             try:
                 self._resume(directory, number)
@@ -249,13 +251,20 @@ class Slot:
             target,
         )
 
-    def _finish_seal(self, directory: Path) -> None:
+    def _finish_seal(self, directory: Path) -> bool:
+        """False if the seal cannot be read: then only its messages can be saved."""
+        try:
+            read_seal(directory)
+        except (DamagedSlot, ForeignFile) as error:
+            log.error("%s is damaged: %s", directory, error)
+            return False
         try:
             self.found_sealed.append(finish_seal(directory, self.layout))
             reached(Step.SEAL_FINISHED)
         except DamagedSlot as error:
             target = self._set_aside(directory)
             log.error("%s is damaged and was moved to %s: %s", directory, target, error)
+        return True
 
     def _resume(self, directory: Path, number: int) -> None:
         """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""

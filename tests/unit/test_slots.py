@@ -241,6 +241,28 @@ def test_a_seal_interrupted_before_the_rename_is_finished_by_the_next_owner(
     assert contents(sealed) == {"a.json": b"a"}
 
 
+@pytest.mark.parametrize("slot_format", FORMATS)
+def test_a_seal_that_rots_before_the_rename_costs_no_message(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = intake(tmp_path, slot_format=slot_format)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        slot.add("b.json", b"b")
+        sealed = slot.seal("count")
+    assert sealed is not None
+    directory = settings.layout.active(0, 1)
+    sealed.directory.rename(directory)
+    (directory / "seal.json").write_bytes(b"\0" * 40)
+    with Slot(settings, 0) as slot:
+        assert slot.found_sealed == []
+        again = slot.seal("request")
+    assert again is not None
+    assert contents(again) == {"a.json": b"a", "b.json": b"b"}
+    (kept,) = settings.layout.set_aside.iterdir()
+    assert (kept / "seal.json").read_bytes() == b"\0" * 40
+
+
 def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
     settings = intake(tmp_path)
     numbers = []
