@@ -29,7 +29,7 @@ from pathlib import Path
 
 from fuploader_dagster.config import Intake
 from fuploader_dagster.disk_trouble import naming_disk_trouble
-from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
+from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile, OtherFormat
 from fuploader_dagster.fileio import FileLock, FolderLock, write_durably
 from fuploader_dagster.index import INDEX_NAME
 from fuploader_dagster.layout import MAX_NUMBER_DIGITS, Layout
@@ -252,19 +252,25 @@ class Slot:
         )
 
     def _finish_seal(self, directory: Path) -> bool:
-        """False if the seal cannot be read: then only its messages can be saved."""
+        """False if the seal cannot be read: then its messages are all that can be saved."""
         try:
             read_seal(directory)
-        except (DamagedSlot, ForeignFile) as error:
+        except OtherFormat as error:
+            self._move_aside_and_say(directory, error)
+            return True
+        except DamagedSlot as error:
             log.error("%s is damaged: %s", directory, error)
             return False
         try:
             self.found_sealed.append(finish_seal(directory, self.layout))
             reached(Step.SEAL_FINISHED)
         except DamagedSlot as error:
-            target = self._set_aside(directory)
-            log.error("%s is damaged and was moved to %s: %s", directory, target, error)
+            self._move_aside_and_say(directory, error)
         return True
+
+    def _move_aside_and_say(self, directory: Path, error: DamagedSlot) -> None:
+        target = self._set_aside(directory)
+        log.error("%s is damaged and was moved to %s: %s", directory, target, error)
 
     def _resume(self, directory: Path, number: int) -> None:
         """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""

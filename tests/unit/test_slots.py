@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -261,6 +262,22 @@ def test_a_seal_that_rots_before_the_rename_costs_no_message(
     assert contents(again) == {"a.json": b"a", "b.json": b"b"}
     (kept,) = settings.layout.set_aside.iterdir()
     assert (kept / "seal.json").read_bytes() == b"\0" * 40
+
+
+def test_a_directory_that_another_version_sealed_is_moved_aside_whole(tmp_path: Path) -> None:
+    settings = intake(tmp_path)
+    with Slot(settings, 0) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("count")
+    assert sealed is not None
+    directory = settings.layout.active(0, 1)
+    sealed.directory.rename(directory)
+    seal = json.loads((directory / "seal.json").read_bytes())
+    (directory / "seal.json").write_text(json.dumps({**seal, "version": 99}))
+    with Slot(settings, 0) as slot:
+        assert slot.count.messages == 0  # that version can still ship it
+    (kept,) = settings.layout.set_aside.iterdir()
+    assert json.loads((kept / "seal.json").read_bytes()) == {**seal, "version": 99}
 
 
 def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
