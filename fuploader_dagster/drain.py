@@ -56,8 +56,9 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 30.0
 """How long a claim outlives its last renewal."""
 HOUSEKEEPING_SECONDS = 1.0
-WORK_OFF_SECONDS = 2.0
-"""How long a leaving worker goes on with what it has in hand, instead of giving it back."""
+WORK_OFF_SECONDS = 5.0
+"""How long a leaving worker goes on with what it has in hand, instead of giving it back: about
+twice what that should take."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 HANDOVER_PAUSE_SECONDS = 0.25

@@ -10,7 +10,7 @@ What must always hold:
   of a message's deliveries at most about log2(prefetch) can end with the death of a worker that
   had not come to it yet: to have it in hand again, the worker needs to settle at least as many
   messages as lie between the two causes of death.
-- It has no more in hand than it can decode within some seconds, and commits at least that often.
+- It has no more in hand than it can decode in two seconds, and commits at least that often.
 - A worker that leaves in good order has nothing in hand: it stops taking, and works off the rest.
 
 `Pace` decides, from figures alone; `InHand` stands between the drain and its source.
@@ -31,8 +31,6 @@ RECEIVE_SECONDS = 0.25
 """Longest wait for a message, and so for noticing the end of the lease."""
 DECODE_SECONDS = 2.0
 """What was decoded for this long is committed, however few messages it is."""
-BATCHES_AHEAD = 4
-"""A slow worker has so many batches in hand, the one that it decodes included."""
 
 
 class Pace:
@@ -41,7 +39,8 @@ class Pace:
     def __init__(self, settings: Intake) -> None:
         self._commit_messages = settings.commit_messages
         self._prefetch = settings.prefetch_count
-        self._affordable = float(settings.commit_messages)
+        self._affordable = float(settings.prefetch_count)
+        """As many can be decoded in `DECODE_SECONDS`, as far as is known."""
         self._settled = 0
 
     def begin(self) -> None:
@@ -67,11 +66,10 @@ class Pace:
         `quota`: how many the worker may still handle. Changes by a factor of two at least, because
         changing it makes the broker begin anew, and ends at the prefetch.
         """
-        most = self._prefetch
-        if self._affordable < self._commit_messages:
-            most = min(most, int(self._affordable * BATCHES_AHEAD))
+        most = int(min(self._prefetch, self._affordable))
         wanted = max(1, min(most, 1 + self._settled, quota // 2))
-        return wanted if wanted >= 2 * asked or 2 * wanted <= asked or wanted == most else asked
+        reached = wanted == self._prefetch
+        return wanted if wanted >= 2 * asked or 2 * wanted <= asked or reached else asked
 
 
 class InHand:

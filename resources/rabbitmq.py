@@ -50,6 +50,8 @@ from fuploader_dagster.steps import Step, reached
 
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
+_PAUSE_OF_ARRIVALS_SECONDS = 0.1
+_LONGEST_ARRIVAL_SECONDS = 1.0
 _NOT_OF_A_STREAM = {"x-priority": 0}
 """The priority that every consumer has anyway. A stream refuses the argument; without it, it would
 hand out nothing of what waits in it, and say nothing. AMQP has no question for a queue's type."""
@@ -213,10 +215,12 @@ class RabbitMQSource(MessageSource):
         A consumer's prefetch is fixed when it begins. So another limit takes another consumer,
         which begins once all messages of the one before are settled. A quorum queue takes back,
         and counts as delivered, what is on its way to a consumer that ends: so one ends for a
-        higher limit only when its prefetch is used up, which is when the limit matters.
+        higher limit only when its prefetch is used up, which is when the limit matters, and for a
+        lower one when what is on its way has come.
         """
         self._limit = max(0, min(messages, self._prefetch))
         if self._limit < self._prefetch_of_consumer:
+            self._let_arrive()
             self._end_consumer()
         if not self._consumer:
             self._consume()
@@ -306,6 +310,18 @@ class RabbitMQSource(MessageSource):
             self._give_up("consume from", error)
         self._prefetch_of_consumer = self._limit
         self._last_io = time.monotonic()
+
+    def _let_arrive(self) -> None:
+        """Take what is on its way: nothing is settled meanwhile, so the prefetch bounds it.
+
+        A quorum queue sends more only after it has made an acknowledgement durable, so a short
+        silence says nothing, unless nothing is in hand at all.
+        """
+        until = time.monotonic() + _LONGEST_ARRIVAL_SECONDS
+        while not self._nothing_may_come() and time.monotonic() < until:
+            self._process_io(_PAUSE_OF_ARRIVALS_SECONDS)
+            if not self._in_hand():
+                return
 
     def _end_consumer(self) -> None:
         """What was delivered until the broker's answer is in the surplus."""

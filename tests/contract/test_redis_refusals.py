@@ -86,9 +86,12 @@ def test_a_server_that_forbids_what_no_pipeline_needs_is_used_as_it_is(tmp_path:
         assert "cannot be told" in found["state server"].found
 
 
-def test_a_connection_sends_nothing_but_what_was_asked_for(redis_server: RedisServer) -> None:
-    settings = RedisState(url=redis_server.url())  # type: ignore[arg-type]
-    with redis_server.client() as client:
+def test_a_connection_sends_nothing_but_what_was_asked_for(tmp_path: Path) -> None:
+    with (
+        redis_configured(tmp_path / "redis") as redis_server,
+        redis_server.client() as client,
+    ):
+        settings = RedisState(url=redis_server.url())  # type: ignore[arg-type]
         client.config_resetstat()
         drained(settings)
         sent = set(client.info("commandstats"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.config import Intake
-from fuploader_dagster.in_hand import BATCHES_AHEAD, DECODE_SECONDS, InHand, Pace
+from fuploader_dagster.in_hand import DECODE_SECONDS, InHand, Pace
 from fuploader_dagster.lease import Lease
 from fuploader_dagster.resources.embedded import EmbeddedQueue
 from fuploader_dagster.source import CommittedBatch, Message
@@ -94,11 +94,24 @@ def test_what_decodes_slowly_is_taken_in_small_helpings(tmp_path: Path) -> None:
     assert asked == 2_000
     pace.decoded(50, 50 * 0.2)
     assert pace.batch == DECODE_SECONDS / 0.2
-    assert pace.wanted(asked, UNLIMITED) == BATCHES_AHEAD * pace.batch
+    assert pace.wanted(asked, UNLIMITED) == pace.batch
     pace.decoded(1, 60)
     assert pace.batch == 1
     pace.decoded(1, 0.0)
     assert pace.batch == 500
+
+
+def test_a_pace_that_varies_a_little_does_not_make_the_broker_begin_again(tmp_path: Path) -> None:
+    pace = Pace(intake(tmp_path))
+    pace.settled(10_000)
+    pace.decoded(100, 100 * 0.004)
+    asked = pace.wanted(1, UNLIMITED)
+    assert asked == 500
+    for seconds in (0.0041, 0.0035, 0.005, 0.0039, 0.006):
+        pace.decoded(500, 500 * seconds)
+        assert pace.wanted(asked, UNLIMITED) == asked
+    pace.decoded(500, 500 * 0.01)
+    assert pace.wanted(asked, UNLIMITED) == 200
 
 
 def test_a_worker_near_its_quota_takes_no_more_than_it_may_handle(tmp_path: Path) -> None:
