@@ -127,10 +127,13 @@ def _leave_at_last(lease: Lease) -> None:
     closed = select.poll()
     closed.register(lease.descriptor, 0)  # reads nothing: only the other end's closing shows
     closed.poll()
-    until = time.monotonic() + LEAVING_SECONDS
-    time.sleep(GOODBYE_SECONDS)
-    while lease.in_hand and time.monotonic() < until:
+    now = in_hand_at = time.monotonic()
+    until = now + LEAVING_SECONDS
+    while now < until and now - in_hand_at < GOODBYE_SECONDS:
         time.sleep(0.1)
+        now = time.monotonic()
+        if lease.in_hand:
+            in_hand_at = now
     if lease.in_hand:
         log.error("the worker hung for %.0f s when it was to leave, and ends now", LEAVING_SECONDS)
     os._exit(EXIT_HUNG if lease.in_hand else 0)

@@ -51,7 +51,7 @@ from fuploader_dagster.steps import Step, reached
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
 _PAUSE_OF_ARRIVALS_SECONDS = 0.1
-_LONGEST_ARRIVAL_SECONDS = 1.0
+_LONGEST_ARRIVAL_SECONDS = 0.5
 _NOT_OF_A_STREAM = {"x-priority": 0}
 """The priority that every consumer has anyway. A stream refuses the argument; without it, it would
 hand out nothing of what waits in it, and say nothing. AMQP has no question for a queue's type."""
