@@ -354,7 +354,7 @@ class Drain:
         self.report.write()
         self._log_dead_letters(now)
         requested_at = self._seal_request()
-        if requested_at != self._seal_requested_at:  # also after the clock was set back
+        if requested_at not in (0.0, self._seal_requested_at):  # earlier: the clock was set back
             self._seal_requested_at = requested_at
             for slot in self._slots:
                 self._seal(slot, "request")
@@ -374,6 +374,7 @@ class Drain:
             log.warning("%d messages became dead letters, the last one because %s", new, reason)
 
     def _seal_request(self) -> float:
+        """When it was made; 0 if there is none."""
         request = self.layout.seal_request
         return request.stat().st_mtime if request.exists() else 0.0
 

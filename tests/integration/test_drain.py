@@ -177,6 +177,21 @@ def test_a_request_to_seal_is_seen_though_the_clock_was_set_back(tmp_path: Path)
         wait_for(lambda: bool(seals(settings.layout)), settings, "the seal")
 
 
+def test_a_request_to_seal_that_is_removed_is_no_request(tmp_path: Path) -> None:
+    settings = embedded(tmp_path)
+    request = settings.layout.seal_request
+    request.parent.mkdir(parents=True)
+    request.touch()
+    publish(settings, files(10))
+    with draining(settings):
+        wait_until_handled(settings, 10)
+        request.unlink()
+        for _ in range(2):  # it looks for requests each time before it writes its status again
+            seen = one_worker(settings).updated_at
+            wait_for(lambda: one_worker(settings).updated_at > seen, settings, "the status")  # noqa: B023
+        assert seals(settings.layout) == []
+
+
 def test_without_residue_upload_a_leaving_worker_leaves_its_slot_open_for_the_next(
     tmp_path: Path,
 ) -> None:
