@@ -145,7 +145,8 @@ class DialectProxy(OddServer):
         headers = reply.headers + ((("Content-Length", length),) if length else ())
         for name, value in headers:
             request.send_header(name, value)
-        request.close_connection = not length
+        # An answer to HEAD ends with its headers, so the connection stays: closed without a word
+        # it would take the client's next request with it, or not, as the moment falls.
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(reply.body)
