@@ -18,9 +18,9 @@ import yaml
 
 from benchmarks.ground import RABBITMQ_VARIABLE, REDIS_VARIABLE, S3_VARIABLE, Ground
 from benchmarks.processes import Program
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.index import INDEX_NAME, read_index
-from fuploader_dagster.loading import load_pipeline
+from fuploader_dagster.settings.loading import load_pipeline
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.index import INDEX_NAME, read_index
 
 REPOSITORY = Path(__file__).parents[1]
 NEVER = 1_000_000_000

@@ -24,7 +24,7 @@ from rich.console import Console
 from benchmarks.disk import Disk
 from benchmarks.documents import documents_of
 from benchmarks.results import Spread
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.radosgw import RadosGateway

@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from benchmarks.contenders import FUPLOADER_TUNED, FUploader, Ours
 from benchmarks.ground import Ground, Runs
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.recovery import seal_on_request
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.disk.layout import PartitionKey
 from tests.servers.dagster_dev import DagsterDev
 
 FUPLOADER_PER_SLOT = 1000

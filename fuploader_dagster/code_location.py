@@ -8,8 +8,8 @@ from __future__ import annotations
 import dagster as dg
 
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.loading import load_pipelines
-from fuploader_dagster.safe_text import make_records_safe
+from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.settings.safe_text import make_records_safe
 
 make_records_safe("fuploader_dagster")
 defs = dg.Definitions.merge(

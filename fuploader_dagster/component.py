@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-from fuploader_dagster.config import Pipeline
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.loading import KINDS, load_pipeline
+from fuploader_dagster.settings.loading import KINDS, load_pipeline
+from fuploader_dagster.settings.pipeline import Pipeline
 
 _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),

@@ -11,12 +11,12 @@ from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import SHIP_TAG, Names
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.partitions import SHIP_TAG, Names
 from fuploader_dagster.parts import Parts
 from fuploader_dagster.resources.object_stores.resource import as_resource
-from fuploader_dagster.takeover_rivals import refuse_rivals
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.takeover.rivals import refuse_rivals
 
 
 def build_definitions(

@@ -16,12 +16,11 @@ from typing import Any, Protocol
 
 import dagster as dg
 
-from fuploader_dagster.assets import build_assets
-from fuploader_dagster.checks import build_check, build_reachable_check
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dead_letter_asset import build_dead_letter_asset, build_dead_letter_check
-from fuploader_dagster.replay_job import build_replay_job
-from fuploader_dagster.seal_job import build_seal_job
+from fuploader_dagster.assets.checks import build_check, build_reachable_check
+from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
+from fuploader_dagster.assets.pipeline_assets import build_assets
+from fuploader_dagster.assets.replay_job import build_replay_job
+from fuploader_dagster.assets.seal_job import build_seal_job
 from fuploader_dagster.sensors.alert_sensor import build_alert_sensor
 from fuploader_dagster.sensors.automation_sensor import build_automation_sensor
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
@@ -29,6 +28,7 @@ from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.sensors.scrub_schedule import build_scrub_schedule
+from fuploader_dagster.settings.pipeline import Pipeline
 
 
 class Build(Protocol):

@@ -53,7 +53,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
-from fuploader_dagster.sqlite_files import being_made, identity
+from fuploader_dagster.disk.sqlite_files import being_made, identity
 
 MOST_KEPT_OPEN = 16
 """Databases in a process: each run has one of its own, and a webserver reads many."""

@@ -13,7 +13,7 @@ from importlib import import_module
 
 gc.disable()
 
-from fuploader_dagster.loading import KINDS  # noqa: E402
+from fuploader_dagster.settings.loading import KINDS  # noqa: E402
 
 MODULES = (
     # What Dagster itself imports only when it needs it.

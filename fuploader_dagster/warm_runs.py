@@ -38,7 +38,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._utils import get_run_crash_explanation
 from dagster._utils.interrupts import capture_interrupts
 
-from fuploader_dagster.partitions import PIPELINE_TAG
+from fuploader_dagster.assets.partitions import PIPELINE_TAG
 from fuploader_dagster.sensors.dead_runs import living_process_of
 
 _forks = multiprocessing.get_context("forkserver")

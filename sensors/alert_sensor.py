@@ -20,17 +20,17 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 from dagster_shared.error import SerializableErrorInfo
 
-from fuploader_dagster.alert_look import Draining, FailedRun, look
-from fuploader_dagster.alert_memory import read_memory, write_memory
-from fuploader_dagster.alert_post import post
-from fuploader_dagster.alerts import Alert, Memory, due, noticed, told
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.disk.durable import FileLock
 from fuploader_dagster.errors import FuploaderError, SlotInUse
-from fuploader_dagster.fileio import FileLock
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.health.alert_look import Draining, FailedRun, look
+from fuploader_dagster.health.alert_memory import read_memory, write_memory
+from fuploader_dagster.health.alert_post import post
+from fuploader_dagster.health.alerts import Alert, Memory, due, noticed, told
 from fuploader_dagster.sensors.drain_sensor import IN_TROUBLE
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.failure_sensor import is_of
+from fuploader_dagster.settings.pipeline import Pipeline
 
 INTERVAL_SECONDS = 60
 RUNS_LOOKED_AT = 200

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.settings.pipeline import Pipeline
 
 MINIMUM_INTERVAL_SECONDS = 10
 """An evaluation reads the events of three assets; backfills start every 30 s at best."""

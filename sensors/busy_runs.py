@@ -20,9 +20,9 @@ from datetime import timezone
 
 import dagster as dg
 
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import PIPELINE_TAG, UNFINISHED_RUNS, Names, keys_of_run
-from fuploader_dagster.temporaries import is_held
+from fuploader_dagster.assets.partitions import PIPELINE_TAG, UNFINISHED_RUNS, Names, keys_of_run
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.temporaries import is_held
 
 YOUNG_SECONDS = 300.0
 """After a run's last event. Between two events it packs or uploads, with locks held, or pauses

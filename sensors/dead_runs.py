@@ -21,7 +21,7 @@ import dagster as dg
 from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.assets.partitions import Names
 
 _BEGUN = [
     dg.DagsterRunStatus.STARTING,

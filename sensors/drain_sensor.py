@@ -20,21 +20,21 @@ from pathlib import Path
 import dagster as dg
 import msgspec
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dead_letter_asset import Reported, report
+from fuploader_dagster.assets.dead_letters import Reported, report
+from fuploader_dagster.assets.partitions import UNFINISHED_RUNS, Names, chunks, run_request
+from fuploader_dagster.contracts.state import Snapshot
+from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import UNFINISHED_RUNS, Names, chunks, run_request
-from fuploader_dagster.safe_text import in_a_line
-from fuploader_dagster.sealing import find_sealed
+from fuploader_dagster.intake.supervisor import supervisor_for
+from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.sensors.busy_runs import named
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.waiting_list import WaitingList
-from fuploader_dagster.state import Snapshot
-from fuploader_dagster.store_trouble import StoreTrouble, find_trouble
-from fuploader_dagster.supervisor import supervisor_for
-from fuploader_dagster.taking_over import gate_of
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.safe_text import in_a_line
+from fuploader_dagster.slots.sealing import find_sealed
+from fuploader_dagster.takeover.run import gate_of
 
 MINIMUM_INTERVAL_SECONDS = 1
 """The daemon looks at sensors every 5 s and skips those whose interval has not passed; with 5 s

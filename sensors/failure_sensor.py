@@ -6,11 +6,11 @@ says what failed, why, and where to look. Who is to be called is called by the a
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.failures import all_failures
-from fuploader_dagster.mending import all_mended
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.safe_text import in_a_line
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.delivery.failures import all_failures
+from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.safe_text import in_a_line
 
 LISTED_FAILURES = 20
 

@@ -20,8 +20,8 @@ import dagster as dg
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.settings.pipeline import Pipeline
 
 RUNS_PER_EVALUATION = 500
 """A run takes about 20 ms to remove; the schedule comes once an hour, and has 60 s."""

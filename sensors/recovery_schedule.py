@@ -13,23 +13,23 @@ from datetime import datetime, timezone
 
 import dagster as dg
 
-from fuploader_dagster import recovery
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.partitions import Names, contiguous_ranges, keys_of_run, run_request
-from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
-from fuploader_dagster.sensors.dead_runs import end_dead_runs
-from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
-from fuploader_dagster.shipping import mend_unreadable
-from fuploader_dagster.store_trouble import (
+from fuploader_dagster.assets.partitions import Names, contiguous_ranges, keys_of_run, run_request
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.ship import mend_unreadable
+from fuploader_dagster.delivery.store_trouble import (
     StoreTrouble,
     end_trouble,
     find_trouble,
     look,
     note_trouble,
 )
-from fuploader_dagster.taking_over import gate_of
-from fuploader_dagster.temporaries import is_held
+from fuploader_dagster.disk.temporaries import is_held
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
+from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.takeover.run import gate_of
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""

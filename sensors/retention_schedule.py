@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.mending import find_mended
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.receipts import find_receipts
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.delivery.mend import find_mended
+from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import find_receipts
 
 KEYS_PER_EVALUATION = 5_000
 _DAY_SECONDS = 86_400.0

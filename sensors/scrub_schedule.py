@@ -12,11 +12,11 @@ from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.archive_address import ArchiveFinder
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.scrubbing import Finding, examine
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
+from fuploader_dagster.delivery.scrub import Finding, examine
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import receipts_between
 
 LISTED_PROBLEMS = 10
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.state import StateStore
+from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.sealing import find_sealed
-from fuploader_dagster.state import StateStore
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import find_sealed
 
 KEYS_LOOKED_AT = 10_000
 """A worker that starts queues all that lies sealed, also what was registered long ago and waits

@@ -25,21 +25,21 @@ from typing import Any, TypedDict
 
 import zstandard
 
-from fuploader_dagster import recovery
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.drain import Drain
-from fuploader_dagster.index import INDEX_NAME, read_index
-from fuploader_dagster.lease import Lease
-from fuploader_dagster.recovery import seal_abandoned, seal_on_request
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.recovery import seal_abandoned, seal_on_request
+from fuploader_dagster.delivery.ship import mend_unreadable, pack_partitions, upload_partitions
+from fuploader_dagster.disk.crash_points import Step, observe
+from fuploader_dagster.intake.drain import Drain
+from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sealing import SEAL_NAME, sealed_partitions
-from fuploader_dagster.segment import SEGMENT_NAME
-from fuploader_dagster.shipping import mend_unreadable, pack_partitions, upload_partitions
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.steps import Step, observe
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.index import INDEX_NAME, read_index
+from fuploader_dagster.slots.sealing import SEAL_NAME, sealed_partitions
+from fuploader_dagster.slots.segment import SEGMENT_NAME
+from fuploader_dagster.slots.slot import Slot
 from tests.drains import MARK, backlog, files
 from tests.settings import pipeline
 

@@ -19,20 +19,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.envelope import encode
-from fuploader_dagster.index import INDEX_NAME, read_index
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.loading import load_intake
-from fuploader_dagster.messages import DecodedFilePayload, parse_file_message
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sealing import Seal, read_seal
-from fuploader_dagster.state import Snapshot
-from fuploader_dagster.supervisor import Supervisor
-from fuploader_dagster.worker_status import WorkerStatus, read_statuses
+from fuploader_dagster.contracts.state import Snapshot
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.supervisor import Supervisor
+from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
+from fuploader_dagster.processing.envelope import encode
+from fuploader_dagster.processing.producer import DecodedFilePayload, parse_file_message
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.loading import load_intake
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.index import INDEX_NAME, read_index
+from fuploader_dagster.slots.sealing import Seal, read_seal
 from tests.servers.ports import wait_until
 from tests.servers.queue_fixtures import new_queue
 from tests.servers.rabbitmq import RabbitMQServer

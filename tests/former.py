@@ -27,14 +27,14 @@ from typing import Any
 
 from dagster import EnvVar
 
-from fuploader_dagster.config import Pipeline, Takeover
-from fuploader_dagster.envelope import encode
-from fuploader_dagster.recovery import seal_on_request
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.shipping import Done, ship
-from fuploader_dagster.taking_over import take_over
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.pipeline import Pipeline, Takeover
+from fuploader_dagster.takeover.run import take_over
 from tests import fuploader_app
 from tests.drains import backlog, draining, publish_bodies, wait_until_handled
 from tests.servers.ports import wait_until

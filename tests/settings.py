@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fuploader_dagster.config import Intake, Pipeline
 from fuploader_dagster.resources.object_stores import Local
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.sqlite_state import SqliteState
-from fuploader_dagster.sealing import SealedSlot
-from fuploader_dagster.slots import Slot
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.sqlite import SqliteState
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.slots.sealing import SealedSlot
+from fuploader_dagster.slots.slot import Slot
 
 
 def intake(folder: Path, **values: Any) -> Intake:

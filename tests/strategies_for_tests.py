@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from fuploader_dagster.envelope import Envelope
+from fuploader_dagster.processing.envelope import Envelope
 
 KEY_FILE = Path()
 

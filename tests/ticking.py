@@ -6,13 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.sensors.drain_sensor import (
     IN_TROUBLE,
     DrainTrouble,
     build_drain_sensor,
 )
+from fuploader_dagster.settings.pipeline import Pipeline
 
 
 class Ticking:

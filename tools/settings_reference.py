@@ -20,9 +20,9 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fuploader_dagster.config import Intake, Pipeline, Takeover
-from fuploader_dagster.loading import KINDS
-from fuploader_dagster.strategies import load_reference
+from fuploader_dagster.settings.loading import KINDS
+from fuploader_dagster.settings.pipeline import Intake, Pipeline, Takeover
+from fuploader_dagster.settings.user_functions import load_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _ORDER = {"source": "Where messages come from", "state": "What counts and coordinates"}

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from fuploader_dagster.loading import load_pipelines
-from fuploader_dagster.shipping import Failed, ship
+from fuploader_dagster.delivery.ship import Failed, ship
+from fuploader_dagster.settings.loading import load_pipelines
 
 PAUSE_SECONDS = 0.05
 

@@ -18,11 +18,11 @@ from benchmarks.contenders import Ours
 from benchmarks.documents import documents_of, name_of
 from benchmarks.ground import Ground, Runs, note
 from benchmarks.results import Row, Spread
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
-from fuploader_dagster.slots import Slot
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.slot import Slot
 
 FEW, MANY = 100, 100_000
 WAITING = 64

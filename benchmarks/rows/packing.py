@@ -19,8 +19,8 @@ from benchmarks.contenders import Ours
 from benchmarks.documents import documents_of, name_of
 from benchmarks.ground import Ground, note, ratio_of_rounds
 from benchmarks.results import Row
-from fuploader_dagster.packing import forget_packed, pack
-from fuploader_dagster.slots import Slot
+from fuploader_dagster.delivery.pack import forget_packed, pack
+from fuploader_dagster.slots.slot import Slot
 
 FILES = 10_000
 

@@ -12,7 +12,7 @@ from benchmarks.ground import Ground, note
 from benchmarks.processes import Program, cpu_seconds
 from benchmarks.results import Row
 from benchmarks.ways import dagster_dev
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 
 _WAIT_SECONDS = 60.0
 _LOOK_SECONDS = 0.001

@@ -26,8 +26,8 @@ from dagster import EnvVar
 
 from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
 from benchmarks.results import Row
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.storage import ArchiveFile, ObjectStore
 from tests.servers.radosgw import RadosGateway
 from tests.servers.swift import SwiftServer
 

@@ -4,7 +4,7 @@
 
 Each partition of `documents/word_counts` reads the archive of the same partition from the store.
 Both are driven by Dagster's automation conditions: a sealed slot makes its archive wanted, a stored
-archive its count. Publish something to count with `fuploader_dagster.messages`, or see the test.
+archive its count. Publish something to count with `fuploader publish`, or see the test.
 """
 
 import json

@@ -21,20 +21,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuploader_dagster.errors import ConfigError, SourceUnavailable
-from fuploader_dagster.source import (
+from fuploader_dagster.contracts.source import (
     CommittedBatch,
     Message,
     MessagePublisher,
     MessageSource,
     SourceSettings,
 )
-from fuploader_dagster.strategies import reference_to
+from fuploader_dagster.errors import ConfigError, SourceUnavailable
+from fuploader_dagster.settings.user_functions import reference_to
 
 CONSUMER = """
 import json, sys
-from fuploader_dagster.source import CommittedBatch
-from fuploader_dagster.strategies import load_reference
+from fuploader_dagster.contracts.source import CommittedBatch
+from fuploader_dagster.settings.user_functions import load_reference
 
 job = json.loads(sys.stdin.readline())
 sys.path[:] = job["sys_path"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, StoredObject
 from fuploader_dagster.errors import (
     DamagedArchive,
     FuploaderError,
@@ -21,7 +22,6 @@ from fuploader_dagster.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from fuploader_dagster.storage import ArchiveFile, ObjectStore, StoredObject
 
 MIB = 1 << 20
 

@@ -13,8 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.state import (
+from fuploader_dagster.contracts.state import (
     HIGHEST_NUMBER,
     Commit,
     SlotCount,
@@ -22,6 +21,7 @@ from fuploader_dagster.state import (
     StateSettings,
     StateStore,
 )
+from fuploader_dagster.errors import SlotInUse
 
 ROOT_A, ROOT_B = "root a", "root-b"
 

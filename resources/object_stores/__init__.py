@@ -1,4 +1,4 @@
-"""Where archives go: one file per backend behind `fuploader_dagster.storage.ObjectStore`.
+"""Where archives go: one file per backend behind the contract `ObjectStore`.
 
 The names below are Dagster resources, loaded when they are first asked for; the settings of each
 backend, which need no Dagster, are in its own module.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from fuploader_dagster.errors import ColdObject, FuploaderError, StoreRefused, StoreUnavailable
-from fuploader_dagster.secret import without_logins
+from fuploader_dagster.settings.secret import without_logins
 
 LONGEST_QUOTE = 500
 LONGEST_PAUSE_SECONDS = 86_400.0

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
+from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.errors import DamagedArchive, DiskFailed
 from fuploader_dagster.resources.object_stores.crc64 import Crc64
-from fuploader_dagster.storage import ArchiveFile
 
 CHUNK_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 20

@@ -29,7 +29,7 @@ from fuploader_dagster.resources.object_stores.connections import (
     SLOWEST_BYTES_PER_SECOND,
     answer_within,
 )
-from fuploader_dagster.secret import shown_cause
+from fuploader_dagster.settings.secret import shown_cause
 
 _DIGITS = re.compile("[0-9]{1,18}")
 _PLACED = re.compile("bytes[ =]([0-9]{1,18})-([0-9]{1,18})/")

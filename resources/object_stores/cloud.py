@@ -15,13 +15,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import Field
 
-from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import UploadGone
-from fuploader_dagster.resources.object_stores.keys import full_key, full_prefix, own_key
-from fuploader_dagster.resources.object_stores.service import Service
-from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
-from fuploader_dagster.resources.object_stores.verified_put import SHA256, SentParts, VerifiedPut
-from fuploader_dagster.storage import (
+from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
     ObjectStore,
@@ -29,6 +23,12 @@ from fuploader_dagster.storage import (
     StoredObject,
     UnfinishedUpload,
 )
+from fuploader_dagster.errors import StoreRefused
+from fuploader_dagster.resources.object_stores.answers import UploadGone
+from fuploader_dagster.resources.object_stores.keys import full_key, full_prefix, own_key
+from fuploader_dagster.resources.object_stores.service import Service
+from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
+from fuploader_dagster.resources.object_stores.verified_put import SHA256, SentParts, VerifiedPut
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import time
 import requests
 
 from fuploader_dagster.errors import StoreRefused, StoreUnavailable
-from fuploader_dagster.secret import without_logins
+from fuploader_dagster.settings.secret import without_logins
 
 EARLY_SECONDS = 300.0
 TIMEOUT_SECONDS = 5.0

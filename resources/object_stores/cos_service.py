@@ -28,6 +28,7 @@ import requests
 from qcloud_cos import CosClientError, CosConfig, CosS3Client, CosServiceError
 from urllib3.exceptions import HTTPError
 
+from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
@@ -50,8 +51,7 @@ from fuploader_dagster.resources.object_stores.asking import (
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.secret import shown_cause
-from fuploader_dagster.storage import UnfinishedUpload
+from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.cos import COSSettings

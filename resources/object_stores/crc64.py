@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 
-from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.contracts.diagnosis import Diagnosis
 
 
 class Crc64:

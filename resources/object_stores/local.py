@@ -23,8 +23,24 @@ from pathlib import Path
 
 from pydantic import Field
 
-from fuploader_dagster import fileio
-from fuploader_dagster.disk_trouble import FULL, disk_trouble
+from fuploader_dagster.contracts.object_store import (
+    ArchiveFile,
+    ObjectInfo,
+    ObjectStore,
+    Progress,
+    StoredObject,
+    UnfinishedUpload,
+)
+from fuploader_dagster.disk import durable
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.temporaries import (
+    final_name,
+    is_held,
+    is_temporary,
+    remove_unless_held,
+    temporary_file,
+)
+from fuploader_dagster.disk.trouble import FULL, disk_trouble
 from fuploader_dagster.errors import (
     DigestMismatch,
     DiskFailed,
@@ -38,22 +54,6 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
 from fuploader_dagster.resources.object_stores.keys import full_key
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
-from fuploader_dagster.steps import Step, reached
-from fuploader_dagster.storage import (
-    ArchiveFile,
-    ObjectInfo,
-    ObjectStore,
-    Progress,
-    StoredObject,
-    UnfinishedUpload,
-)
-from fuploader_dagster.temporaries import (
-    final_name,
-    is_held,
-    is_temporary,
-    remove_unless_held,
-    temporary_file,
-)
 
 CHUNK_BYTES = 1 << 20
 
@@ -88,10 +88,10 @@ class LocalObjectStore(ObjectStore):
                 )
             if final.exists():
                 return self._judge(key, archive)
-            fileio.make_dirs(final.parent, for_others=True)
+            durable.make_dirs(final.parent, for_others=True)
             with temporary_file(final, for_others=True) as temporary:
                 _copy(archive, temporary, progress)
-                fileio.fsync_file(temporary)
+                durable.fsync_file(temporary)
                 _compare(archive, temporary)
                 reached(Step.OBJECT_WRITTEN)
                 created = _link(temporary, final)
@@ -133,13 +133,13 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         with _telling("removing", path):
             if path.is_file():
-                fileio.remove_file(path)
+                durable.remove_file(path)
 
     def check(self) -> None:
         with _telling("creating a file", self.folder):
-            fileio.make_dirs(self.folder, for_others=True)
+            durable.make_dirs(self.folder, for_others=True)
             with temporary_file(self.folder / "probe"):
-                fileio.fsync_dir(self.folder)
+                durable.fsync_dir(self.folder)
 
     def address(self, key: str) -> str:
         return self._path(key).as_uri()
@@ -227,8 +227,8 @@ def _link(temporary: Path, final: Path) -> bool:
             raise
         if final.exists():
             return False
-        fileio.replace_durably(temporary, final)
-    fileio.fsync_dir(final.parent)
+        durable.replace_durably(temporary, final)
+    durable.fsync_dir(final.parent)
     return True
 
 

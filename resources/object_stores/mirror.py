@@ -25,16 +25,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from fuploader_dagster.diagnosis import Diagnosis
-from fuploader_dagster.errors import (
-    DigestMismatch,
-    FuploaderError,
-    StoreRefused,
-    TemporaryError,
-)
-from fuploader_dagster.loading import load_part
-from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
-from fuploader_dagster.storage import (
+from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
     ObjectStore,
@@ -43,6 +35,14 @@ from fuploader_dagster.storage import (
     StoredObject,
     UnfinishedUpload,
 )
+from fuploader_dagster.errors import (
+    DigestMismatch,
+    FuploaderError,
+    StoreRefused,
+    TemporaryError,
+)
+from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
+from fuploader_dagster.settings.loading import load_part
 
 log = logging.getLogger(__name__)
 

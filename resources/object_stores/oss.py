@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.object_stores import crc64
 from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
 from fuploader_dagster.resources.object_stores.service import Service

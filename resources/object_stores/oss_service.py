@@ -24,6 +24,7 @@ import requests
 from oss2 import credentials
 from urllib3.exceptions import HTTPError
 
+from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import ConfigError, StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
@@ -45,8 +46,7 @@ from fuploader_dagster.resources.object_stores.asking import (
 )
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.secret import shown_cause
-from fuploader_dagster.storage import UnfinishedUpload
+from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.oss import OSSSettings

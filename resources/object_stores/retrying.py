@@ -21,8 +21,7 @@ from typing import TypeVar
 
 import tenacity
 
-from fuploader_dagster.errors import StoreUnavailable, TemporaryError
-from fuploader_dagster.storage import (
+from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
     ObjectStore,
@@ -31,6 +30,7 @@ from fuploader_dagster.storage import (
     StoredObject,
     UnfinishedUpload,
 )
+from fuploader_dagster.errors import StoreUnavailable, TemporaryError
 
 log = logging.getLogger(__name__)
 

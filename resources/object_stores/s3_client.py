@@ -22,7 +22,7 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.answers import quoted
 from fuploader_dagster.resources.object_stores.archive_bytes import Blocks, View
 from fuploader_dagster.resources.object_stores.connections import punctual
-from fuploader_dagster.secret import shown_cause
+from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest

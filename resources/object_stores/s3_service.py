@@ -26,6 +26,7 @@ from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     AlreadyThere,
@@ -52,8 +53,7 @@ from fuploader_dagster.resources.object_stores.s3_client import (
     options_of_new_objects,
 )
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.secret import without_logins
-from fuploader_dagster.storage import UnfinishedUpload
+from fuploader_dagster.settings.secret import without_logins
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.s3 import S3Settings

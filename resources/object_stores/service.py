@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import Refusal
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.storage import UnfinishedUpload
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
-from fuploader_dagster.diagnosis import Diagnosis
+from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
-from fuploader_dagster.secret import without_logins
-from fuploader_dagster.storage import ObjectStore
+from fuploader_dagster.settings.secret import without_logins
 
 _LOGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/?#]*@|[^?#]*\?)")
 

@@ -27,6 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
+from fuploader_dagster.contracts.object_store import ArchiveFile, Progress, StoredObject
+from fuploader_dagster.disk.crash_points import Step, reached
 from fuploader_dagster.errors import (
     ColdObject,
     DigestMismatch,
@@ -44,8 +46,6 @@ from fuploader_dagster.resources.object_stores.archive_bytes import (
     cut,
 )
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
-from fuploader_dagster.steps import Step, reached
-from fuploader_dagster.storage import ArchiveFile, Progress, StoredObject
 
 log = logging.getLogger(__name__)
 

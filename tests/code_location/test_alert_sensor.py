@@ -25,20 +25,20 @@ from dagster._core.scheduler.instigation import (
 from dagster._utils.error import serializable_error_info_from_exc_info
 from pydantic import ValidationError
 
-from fuploader_dagster import alert_memory
-from fuploader_dagster import config as config_module
-from fuploader_dagster.alert_memory import read_memory
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.fileio import make_dirs
-from fuploader_dagster.loading import ConfigError, load_pipeline
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.health import alert_memory
+from fuploader_dagster.health.alert_memory import read_memory
+from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.sensors import alert_sensor
 from fuploader_dagster.sensors.alert_sensor import AlertNotSent, build_alert_sensor, tell
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
-from fuploader_dagster.store_trouble import end_trouble, note_trouble
-from fuploader_dagster.worker_status import StatusReport
+from fuploader_dagster.settings import pipeline as config_module
+from fuploader_dagster.settings.loading import ConfigError, load_pipeline
+from fuploader_dagster.settings.pipeline import Pipeline
 from tests.crashes import no_key
 from tests.servers.small_disks import MIB, fill, small_disk
 from tests.servers.webhook import Webhook

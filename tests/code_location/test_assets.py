@@ -11,11 +11,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
-from fuploader_dagster.recovery import look, plan
-from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.delivery.recovery import look, plan
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.settings import archived_files, pipeline, sealed
 
 

@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 
 from fuploader_dagster import Names, Parts, build_definitions
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.delivery.recovery import AUTOMATION_PATIENCE
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.recovery import AUTOMATION_PATIENCE
-from fuploader_dagster.sealing import SealedSlot
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import SealedSlot
 from tests.code_location.test_recovery_schedule import PATIENCE_SECONDS, Recovering
 from tests.settings import pipeline, sealed
 

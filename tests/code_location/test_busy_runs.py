@@ -8,8 +8,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG
-from fuploader_dagster.upload import PartitionLock
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
+from fuploader_dagster.delivery.upload import PartitionLock
 from tests.code_location.test_recovery_schedule import NOON, Recovering
 
 NO_PROCESS = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]

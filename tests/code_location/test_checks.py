@@ -8,10 +8,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.checks import CHECK_NAME
+from fuploader_dagster.assets.checks import CHECK_NAME
 from fuploader_dagster.errors import ColdObject, StoreRefused
-from fuploader_dagster.receipts import find_receipt
 from fuploader_dagster.resources.object_stores.local import LocalObjectStore
+from fuploader_dagster.slots.receipts import find_receipt
 from tests.code_location.test_assets import Location
 from tests.integration.test_cli_archives import zip_packer
 from tests.settings import pipeline, sealed

@@ -13,8 +13,8 @@ from dagster.components.testing import create_defs_folder_sandbox
 
 from fuploader_dagster import QueueToObjectStore
 from fuploader_dagster.component import pipeline_name
-from fuploader_dagster.config import Pipeline
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Pipeline
 
 TYPE = "fuploader_dagster.QueueToObjectStore"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fuploader_dagster import dead_letter_asset
-from fuploader_dagster.dead_letters import DeadLetterBox
+from fuploader_dagster.assets import dead_letters
+from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.partitions import Names
+from fuploader_dagster.intake.dead_letters import DeadLetterBox
 from tests.settings import pipeline
 from tests.ticking import Ticking
 from tests.unit.test_dead_letters import letter
@@ -59,7 +59,7 @@ def test_ticks_tell_count_and_reasons_once_and_warn_while_there_are_many(
 def test_the_check_can_be_run_by_hand(tmp_path: Path) -> None:
     settings = pipeline(tmp_path, max_dead_letters_per_hour=1)
     DeadLetterBox(settings.layout, 0).keep([letter(b"1"), letter(b"2")])
-    key = dg.AssetCheckKey(Names.of(settings).dead_letters, dead_letter_asset.CHECK_NAME)
+    key = dg.AssetCheckKey(Names.of(settings).dead_letters, dead_letters.CHECK_NAME)
     job = build_definitions(settings).get_implicit_global_asset_job_def()
     run = job.get_subset(asset_selection=set(), asset_check_selection={key})
     with dg.DagsterInstance.ephemeral() as instance:

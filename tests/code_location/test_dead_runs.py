@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
-from fuploader_dagster.partitions import PARTITION_TAG
+from fuploader_dagster.assets.partitions import PARTITION_TAG
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from tests.code_location.test_recovery_schedule import Recovering
 

@@ -10,17 +10,17 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
+from fuploader_dagster.contracts.state import Commit
+from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
+from fuploader_dagster.intake.supervisor import supervisor_for
+from fuploader_dagster.intake.worker_status import StatusReport
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import drain_sensor
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
-from fuploader_dagster.state import Commit
-from fuploader_dagster.store_trouble import end_trouble, note_trouble
-from fuploader_dagster.supervisor import supervisor_for
-from fuploader_dagster.worker_status import StatusReport
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
 from tests.servers.ports import free_port
 from tests.servers.rabbitmq import RabbitMQServer

@@ -16,10 +16,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.failures import clear_failure, note_failure
-from fuploader_dagster.fileio import FileLock
-from fuploader_dagster.partitions import (
+from fuploader_dagster.assets.partitions import (
     PARTITION_TAG,
     PIPELINE_TAG,
     RANGE_END_TAG,
@@ -27,14 +24,17 @@ from fuploader_dagster.partitions import (
     Names,
     keys_of_run,
 )
-from fuploader_dagster.receipts import Receipt, keep_receipt
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.delivery.failures import clear_failure, note_failure
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.store_trouble import find_trouble, note_trouble
+from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.store_trouble import find_trouble, note_trouble
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt, keep_receipt
+from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.slots.slot import Slot
 from tests.servers.ports import free_port
 from tests.settings import pipeline, sealed
 

@@ -10,12 +10,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.assets import REPACK_TAG
-from fuploader_dagster.catalog import Catalog
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG
-from fuploader_dagster.receipts import Receipt, find_receipt
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
+from fuploader_dagster.assets.pipeline_assets import REPACK_TAG
+from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.resources.object_stores import Local
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from tests.code_location.test_assets import Location
 from tests.settings import archived_files, pipeline, sealed
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable
-from fuploader_dagster.shipping import ship
+from fuploader_dagster.settings.pipeline import Pipeline
 from tests.settings import pipeline, sealed
 
 DAY = 86_400.0

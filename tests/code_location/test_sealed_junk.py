@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.assets.partitions import node_in_names
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.partitions import node_in_names
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.redis_state import RedisState
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import waiting_list
 from tests.servers.redis import RedisServer
 from tests.settings import pipeline, sealed

@@ -280,7 +280,9 @@ def test_no_more_than_some_databases_stay_open(tmp_path: Path) -> None:
     assert {log.name for log in tmp_path.glob("*-wal")} == {"3-wal", "4-wal"}
 
 
-@pytest.mark.parametrize("project", ["dagster.yaml", "fuploader_dagster/new_project/dagster.yaml"])
+@pytest.mark.parametrize(
+    "project", ["dagster.yaml", "fuploader_dagster/cli/new_project/dagster.yaml"]
+)
 def test_projects_of_ours_use_it(project: str) -> None:
     settings = (Path(__file__).parents[2] / project).read_text()
     assert "class: SqliteHistory" in settings

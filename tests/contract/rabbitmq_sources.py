@@ -7,8 +7,8 @@ from typing import Any
 
 import pika
 
-from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
-from fuploader_dagster.source import Message
+from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ, RabbitMQSource
 from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 

@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuploader_dagster.dead_letters import read_dead_letters
+from fuploader_dagster.contracts.source import CommittedBatch, Message
 from fuploader_dagster.errors import BadMessage, SlotInUse, SourceRefused, SourceUnavailable
+from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.resources import embedded_salvage
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.embedded_salvage import salvage
-from fuploader_dagster.source import CommittedBatch, Message
+from fuploader_dagster.resources.sources.embedded.salvage import salvage
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from tests.drains import (
     assert_exactly_once,
     draining,
@@ -35,8 +35,8 @@ from tests.drains import (
 WORKER = """
 import random, sys
 from pathlib import Path
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.source import CommittedBatch
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.contracts.source import CommittedBatch
 
 source = EmbeddedQueue(path=Path(sys.argv[1])).source(prefetch=100)
 source.open()

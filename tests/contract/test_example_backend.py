@@ -12,9 +12,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.loading import load_pipeline
-from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.settings.loading import load_pipeline
+from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.testing import ObjectStoreContract, OpenStore
 from tests.settings import pipeline, sealed
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.source import SourceSettings
+from fuploader_dagster.contracts.source import SourceSettings
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.testing import MessageSourceContract
 from tests.servers.rabbitmq import RabbitMQServer
 

@@ -9,9 +9,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import ConfigError, DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS
-from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import (
     ColdObject,
     ConfigError,
@@ -22,7 +23,6 @@ from fuploader_dagster.errors import (
     StoreUnavailable,
 )
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores import Local
-from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.testing.object_store_contract import (
     ObjectStoreContract,
     OpenStore,

@@ -9,9 +9,9 @@ import dagster as dg
 import pydantic
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore, OpensObjectStore
 from fuploader_dagster.errors import ConfigError, DigestMismatch, ObjectConflict, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS, Local, Mirror
-from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 from fuploader_dagster.testing.object_store_contract import (
     MIB,
     ObjectStoreContract,

@@ -15,10 +15,10 @@ import pydantic
 import pytest
 from botocore.loaders import JSONFileLoader
 
+from fuploader_dagster.contracts.object_store import ObjectStore, OpensObjectStore
 from fuploader_dagster.errors import ConfigError, FuploaderError
 from fuploader_dagster.resources.object_stores import COS, OSS, S3, Local, s3_client
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
-from fuploader_dagster.storage import ObjectStore, OpensObjectStore
 from fuploader_dagster.testing.object_store_contract import make_archive
 
 SECRET = "very-secret-value"

@@ -8,6 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import (
+    ArchiveFile,
+    ObjectInfo,
+    ObjectStore,
+    Progress,
+    StoredObject,
+)
 from fuploader_dagster.errors import (
     DigestMismatch,
     FuploaderError,
@@ -16,13 +23,6 @@ from fuploader_dagster.errors import (
     StoreUnavailable,
 )
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
-from fuploader_dagster.storage import (
-    ArchiveFile,
-    ObjectInfo,
-    ObjectStore,
-    Progress,
-    StoredObject,
-)
 
 ARCHIVE = ArchiveFile(Path("archive"), 100, "0" * 64)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pika
 import pytest
 
+from fuploader_dagster.contracts.source import CommittedBatch
 from fuploader_dagster.errors import BadMessage, SourceRefused, SourceUnavailable
-from fuploader_dagster.resources.rabbitmq import RabbitMQ, RabbitMQSource
-from fuploader_dagster.resources.rabbitmq_deliveries import take_deliveries
-from fuploader_dagster.source import CommittedBatch
+from fuploader_dagster.resources.sources.rabbitmq.deliveries import take_deliveries
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ, RabbitMQSource
 from tests.contract.rabbitmq_sources import collect, on, publish
 from tests.servers.ports import LOOPBACK, free_port
 from tests.servers.queue_fixtures import channel, new_queue, waiting

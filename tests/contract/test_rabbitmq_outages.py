@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fuploader_dagster.contracts.source import CommittedBatch
 from fuploader_dagster.errors import FuploaderError, SourceUnavailable
-from fuploader_dagster.resources.rabbitmq import RabbitMQSource
-from fuploader_dagster.source import CommittedBatch
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
 from tests.contract.rabbitmq_sources import collect, on, publish
 from tests.servers.ports import LOOPBACK
 from tests.servers.queue_fixtures import channel, new_queue, waiting

@@ -12,17 +12,17 @@ from typing import Any
 import pika
 import pytest
 
-from fuploader_dagster.dead_letters import (
+from fuploader_dagster.cli.publishing import publish_lines
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import MessageRefused
+from fuploader_dagster.intake.dead_letters import (
     DeadLetter,
     DeadLetterBox,
     numbered_dead_letters,
     requeue,
     requeued_ids,
 )
-from fuploader_dagster.errors import MessageRefused
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.publishing import publish_lines
-from fuploader_dagster.resources.rabbitmq import RabbitMQSource
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
 from tests.contract.rabbitmq_sources import collect, on, publish_raw
 from tests.properties_for_tests import EVERY_TYPE, NESTED_LEVELS, nested, with_headers
 from tests.servers.queue_fixtures import channel, new_queue, waiting

@@ -9,11 +9,11 @@ import msgspec
 import pika
 import pytest
 
+from fuploader_dagster.contracts.source import CommittedBatch, Message
 from fuploader_dagster.errors import SourceRefused
-from fuploader_dagster.resources.rabbitmq import RabbitMQSource
-from fuploader_dagster.resources.rabbitmq_connection import declared_arguments
-from fuploader_dagster.resources.rabbitmq_examination import ENOUGH_DELIVERIES
-from fuploader_dagster.source import CommittedBatch, Message
+from fuploader_dagster.resources.sources.rabbitmq.connection import declared_arguments
+from fuploader_dagster.resources.sources.rabbitmq.examination import ENOUGH_DELIVERIES
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
 from tests.contract.rabbitmq_sources import collect, on, publish, publish_raw
 from tests.properties_for_tests import (
     EVERY_TYPE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.errors import FuploaderError, SourceRefused
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.contract.rabbitmq_sources import collect
 from tests.servers.process import binary
 from tests.servers.queue_fixtures import new_queue

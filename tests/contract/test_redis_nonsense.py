@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 import redis
 
+from fuploader_dagster.contracts.state import HIGHEST_NUMBER, SlotCount, Snapshot, StateStore
 from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.state import HIGHEST_NUMBER, SlotCount, Snapshot, StateStore
+from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.testing.state_store_contract import ROOT_A, ROOT_B, record
 from tests.contract.test_redis_refusals import looked
 from tests.servers.ports import wait_until

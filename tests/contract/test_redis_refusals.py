@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from fuploader_dagster.diagnosis import Diagnosis, Verdict, trouble
+from fuploader_dagster.contracts.diagnosis import Diagnosis, Verdict, trouble
+from fuploader_dagster.contracts.state import Commit, SlotCount
 from fuploader_dagster.errors import FuploaderError, StateRefused, StateUnavailable
-from fuploader_dagster.resources.fuploader_redis import FuploaderRedis
-from fuploader_dagster.resources.redis_errors import explained
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.state import Commit, SlotCount
+from fuploader_dagster.resources.states.fuploader_redis import FuploaderRedis
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.resources.states.redis_errors import explained
 from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
 from tests.servers.redis import (
     RedisServer,

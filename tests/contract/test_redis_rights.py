@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.errors import StateRefused
-from fuploader_dagster.resources.redis_state import RedisState
+from fuploader_dagster.resources.states.redis import RedisState
 from tests.contract.test_redis_refusals import NODE, PIPELINE, drained, looked
 from tests.drains import backlog, draining, embedded, files, publish, snapshot, wait_for
 from tests.servers.redis import RedisServer, redis_configured

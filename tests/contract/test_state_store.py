@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fuploader_dagster.contracts.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
 from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.resources.sqlite_state import SqliteState
-from fuploader_dagster.state import Commit, SlotCount, Snapshot, StateSettings, StateStore
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.resources.states.sqlite import SqliteState
 from fuploader_dagster.testing import StateStoreContract
 from fuploader_dagster.testing.state_store_contract import ROOT_A, ROOT_B, record
 from tests.servers.redis import RedisServer

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dead_letters import read_dead_letters
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.steps import Step
+from fuploader_dagster.disk.crash_points import Step
+from fuploader_dagster.intake.dead_letters import read_dead_letters
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import receipts_between
 from tests.crashes import (
     RESIDUE,
     Kill,

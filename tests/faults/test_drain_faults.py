@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.index import COMMIT_BYTES, HEADER_BYTES, record
-from fuploader_dagster.loading import dump_intake
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.supervisor import Supervisor
-from fuploader_dagster.worker import Job
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.intake.supervisor import Supervisor
+from fuploader_dagster.intake.worker import Job
+from fuploader_dagster.settings.loading import dump_intake
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.index import COMMIT_BYTES, HEADER_BYTES, record
 from tests.drains import (
     assert_exactly_once,
     backlog,
@@ -251,7 +251,7 @@ def test_no_ack_leaves_before_its_batch_is_synced_in_segment_and_index(
             binary("strace", package="strace"),
             *("-f", "-y", "-xx", "-s", "100000", "-o", str(trace)),
             *("-e", "trace=write,pwrite64,sendto,fdatasync,fsync"),
-            *(sys.executable, "-m", "fuploader_dagster.worker"),
+            *(sys.executable, "-m", "fuploader_dagster.intake.worker"),
         ],
         stdin=subprocess.PIPE,
         cwd=ROOT,

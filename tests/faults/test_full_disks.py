@@ -16,21 +16,21 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fuploader_dagster import cli
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dead_letters import DeadLetterBox, read_dead_letters
+from fuploader_dagster.cli import app
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.ship import Failed, ship
 from fuploader_dagster.errors import DiskFull
-from fuploader_dagster.index import read_index
-from fuploader_dagster.loading import dump_intake, load_pipelines
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.segment import SegmentWriter
+from fuploader_dagster.intake.dead_letters import DeadLetterBox, read_dead_letters
+from fuploader_dagster.intake.supervisor import supervisor_for
+from fuploader_dagster.intake.worker import Job
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
-from fuploader_dagster.shipping import Failed, ship
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.supervisor import supervisor_for
-from fuploader_dagster.worker import Job
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.settings.loading import dump_intake, load_pipelines
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.index import read_index
+from fuploader_dagster.slots.segment import SegmentWriter
+from fuploader_dagster.slots.slot import Slot
 from tests.drains import (
     assert_exactly_once,
     backlog,
@@ -121,12 +121,12 @@ def test_at_each_mark_the_drain_pauses_says_why_leaves_the_queue_alone_and_goes_
             published += 10
             time.sleep(2)
             assert backlog(settings) == 10
-            said = CliRunner().invoke(cli.app, ["status", "--json", "--config", str(config)])
+            said = CliRunner().invoke(app.app, ["status", "--json", "--config", str(config)])
             (found,) = msgspec.json.decode(said.stdout)
             assert [one["doing"] for one in found["workers"]] == ["paused"]
             assert sentence in found["workers"][0]["problem"]
             assert "messages wait in the queue" in found["workers"][0]["problem"]
-            shown = CliRunner().invoke(cli.app, ["status", "--config", str(config)]).stdout
+            shown = CliRunner().invoke(app.app, ["status", "--config", str(config)]).stdout
             assert "bytes are not in the object store yet" in shown
 
         def goes_on() -> None:
@@ -328,7 +328,7 @@ def test_a_disk_that_fails_to_sync_is_a_pause_and_its_batch_is_stored_once(
             [
                 binary("strace", package="strace"),
                 *("-f", "-o", os.devnull, "-e", f"inject=fdatasync:error=EIO:when={when}"),
-                *(sys.executable, "-m", "fuploader_dagster.worker"),
+                *(sys.executable, "-m", "fuploader_dagster.intake.worker"),
             ],
             stdin=subprocess.PIPE,
             stderr=stderr,

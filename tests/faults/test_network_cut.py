@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.config import MIB
-from fuploader_dagster.envelope import Envelope, decode_envelope
+from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.supervisor import Supervisor
+from fuploader_dagster.intake.supervisor import Supervisor
+from fuploader_dagster.processing.envelope import Envelope, decode_envelope
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.pipeline import MIB
 from tests.drains import (
     assert_exactly_once,
     backlog,

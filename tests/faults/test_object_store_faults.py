@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS, OSS, S3
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
-from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.testing.object_store_contract import MIB, make_archive
 from tests.servers.fake_cos import FakeCOS
 from tests.servers.fake_oss import FakeOSS

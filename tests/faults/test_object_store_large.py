@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.storage import ArchiveFile
+from fuploader_dagster.contracts.object_store import ArchiveFile
 from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.swift import SwiftServer
 
@@ -28,7 +28,7 @@ _UPLOAD = """
 import json, sys
 from pathlib import Path
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.storage import ArchiveFile
+from fuploader_dagster.contracts.object_store import ArchiveFile
 
 settings, archive = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 archive["path"] = Path(archive["path"])

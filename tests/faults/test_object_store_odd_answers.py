@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.errors import (
     ColdObject,
     DiskFailed,
@@ -24,7 +25,6 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.resources.object_stores.cos import COSSettings
 from fuploader_dagster.resources.object_stores.oss import OSSSettings
 from fuploader_dagster.resources.object_stores.s3 import S3Settings
-from fuploader_dagster.storage import ObjectStore
 from fuploader_dagster.testing.object_store_contract import make_archive
 from tests.servers.odd_server import OddRequest, OddServer, make_certificate
 

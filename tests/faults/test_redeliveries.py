@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from fuploader_dagster.config import Intake, Pipeline
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.shipping import ship
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from tests.drains import (
     backlog,
     draining,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests import strategies_for_tests
 from tests.drains import (
     assert_exactly_once,

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.layout import Layout, PartitionKey
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import (
     MARK,
     backlog,

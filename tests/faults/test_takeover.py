@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.taking_over import Gate, examine, take_over
+from fuploader_dagster.takeover.run import Gate, examine, take_over
 from tests.drains import publish_bodies
 from tests.former import Former, Mode, Servers, encoded, messages, take_over_after
 from tests.servers.ports import wait_until

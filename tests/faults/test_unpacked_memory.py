@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.envelope import encode
+from fuploader_dagster.processing.envelope import encode
 from tests.drains import (
     assert_exactly_once,
     draining,

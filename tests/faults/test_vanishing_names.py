@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.dead_letters import read_dead_letters
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.dead_letters import read_dead_letters
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.pipeline import Intake
 from tests.drains import (
     MARK,
     assert_exactly_once,

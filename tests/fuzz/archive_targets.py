@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 import zstandard
 
-from fuploader_dagster import manifest
-from fuploader_dagster.archive import write_archive
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archives import manifest
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.archives.tar_scan import scan
+from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.tar_scan import scan
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
 from tests.unit.archives import InMemory, payloads, segment

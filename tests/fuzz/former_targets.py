@@ -21,12 +21,12 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from fuploader_dagster import index
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.former_state import Value, read_keys
-from fuploader_dagster.sealing import SEAL_NAME, make_seal
-from fuploader_dagster.takeover import ADOPTED_SLOT, Left, LeftDirectory, is_waiting, plan
-from fuploader_dagster.taking_over import take_over
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.sealing import SEAL_NAME, make_seal
+from fuploader_dagster.takeover.former_redis import Value, read_keys
+from fuploader_dagster.takeover.plan import ADOPTED_SLOT, Left, LeftDirectory, is_waiting, plan
+from fuploader_dagster.takeover.run import take_over
 from tests.fuzz.target import Target
 from tests.settings import pipeline
 

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import msgspec
 
-from fuploader_dagster.decoding import Decoder
-from fuploader_dagster.envelope import decode_json, encode
+from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.errors import BadMessage
-from fuploader_dagster.loading import load_pipelines
-from fuploader_dagster.resources.rabbitmq_properties import described, message_id
-from fuploader_dagster.source import Message
+from fuploader_dagster.processing.decoder import Decoder
+from fuploader_dagster.processing.envelope import decode_json, encode
+from fuploader_dagster.resources.sources.rabbitmq.properties import described, message_id
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
 from tests.properties_for_tests import (

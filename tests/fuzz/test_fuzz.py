@@ -14,8 +14,8 @@ import msgspec
 import pytest
 import zstandard
 
-from fuploader_dagster import index
-from fuploader_dagster.tarstream import member_header
+from fuploader_dagster.disk.tar_headers import member_header
+from fuploader_dagster.slots import index
 from tests.fuzz.__main__ import in_a_process, portions
 from tests.fuzz.archive_targets import ArchiveTarget
 from tests.fuzz.run import fuzz, put, target_of
@@ -136,7 +136,7 @@ def test_a_manifest_with_right_digests_that_fuzzing_found_is_refused(what: str) 
 _PEAK = """
 import resource, sys
 from pathlib import Path
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archives.reader import Archive
 limit = 2**28
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 with Archive.open(Path(sys.argv[1])) as archive:

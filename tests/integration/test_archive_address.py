@@ -9,13 +9,13 @@ import dagster as dg
 import pytest
 import yaml
 
-from fuploader_dagster.archive_address import find_archive
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.delivery.find_archive import find_archive
+from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.loading import load_pipelines
 from fuploader_dagster.resources.object_stores import COS, OSS, Local, Mirror
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource
-from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.servers.fake_cos import FakeCOS
 from tests.servers.fake_oss import FakeOSS
 from tests.settings import pipeline, sealed

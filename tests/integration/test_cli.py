@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox
-from fuploader_dagster.envelope import encode
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox
+from fuploader_dagster.processing.envelope import encode
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.settings import archived_files

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from fuploader_dagster import cli
-from fuploader_dagster.archive import write_archive
-from fuploader_dagster.archive_reader import Archive
-from fuploader_dagster.loading import load_pipelines
-from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.archives.writer import write_archive
+from fuploader_dagster.cli import app
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process
 from tests.servers.swift import SwiftServer
@@ -52,7 +52,7 @@ def fuploader(
         monkeypatch.setattr(sys, "argv", ["fuploader", *arguments])
         capfdbinary.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         out, err = capfdbinary.readouterr()
         code = left.value.code
         return Answer(code if isinstance(code, int) else 0, out, err.decode())

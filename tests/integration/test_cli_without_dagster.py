@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.integration.test_cli import configure
 from tests.settings import sealed
 
 PROGRAM = """
 import sys
-from fuploader_dagster import cli
+from fuploader_dagster.cli import app
 
 for line in sys.stdin.read().splitlines():
     command = line.split()
     try:
-        cli.app(command, standalone_mode=False)
+        app.app(command, standalone_mode=False)
     except Exception as error:
         sys.exit(f"{line}: {type(error).__name__}: {error}")
     loaded = sorted({"dagster", "boto3", "qcloud_cos", "oss2"} & sys.modules.keys())

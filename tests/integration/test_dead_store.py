@@ -9,11 +9,11 @@ import dagster as dg
 import pytest
 from dagster_graphql.test.utils import execute_dagster_graphql
 
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import PIPELINE_TAG, Names
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.sealing import sealed_partitions
+from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import files, publish
 from tests.integration.test_failing_runs import MESSAGES, configuration, pipeline
 from tests.servers.quick_daemon import QuickDaemon

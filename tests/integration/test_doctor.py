@@ -12,13 +12,13 @@ import dagster as dg
 import pika
 import pytest
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.diagnosis import Diagnosis
-from fuploader_dagster.doctor import examine, object_store
+from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.health.doctor import examine, object_store
 from fuploader_dagster.resources.object_stores import S3, Local
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.scaffolding import write_project
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.pipeline import Pipeline
 from tests.integration.test_cli import configure, fuploader
 from tests.servers.ports import free_port
 from tests.servers.queue_fixtures import channel, new_queue

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from fuploader_dagster.failures import Failure, all_failures
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import PIPELINE_TAG, Names
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.delivery.failures import Failure, all_failures
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.slots.receipts import receipts_between
 from tests.drains import files, publish, sealed_files
 from tests.packers import HOLD, held_packer
 from tests.servers.dagster_part import processes_of

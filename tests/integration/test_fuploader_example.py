@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from fuploader_dagster import run_pipeline
-from fuploader_dagster.loading import load_pipeline
+from fuploader_dagster.settings.loading import load_pipeline
 from tests.drains import MARK
 from tests.servers.fake_cos import FakeCOS
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import receipts_between
 from tests.integration import test_failing_runs as failing
 from tests.servers.quick_daemon import QuickDaemon
 from tests.settings import pipeline

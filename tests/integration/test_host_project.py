@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.scaffolding import write_project
+from fuploader_dagster.cli.scaffolding import write_project
 from tests.settings import archived_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,9 +76,9 @@ HOST = {
 
         import dagster as dg
         import fuploader_dagster
-        from fuploader_dagster.publishing import bodies
-        from fuploader_dagster.recovery import seal_on_request
-        from fuploader_dagster.supervisor import Supervisor, supervisor_for
+        from fuploader_dagster.cli.publishing import bodies
+        from fuploader_dagster.delivery.recovery import seal_on_request
+        from fuploader_dagster.intake.supervisor import Supervisor, supervisor_for
         from host.definitions import defs, documents
 
         lines = [b'{"file_name": "%d.json", "payload": {"n": %d}}' % (n, n) for n in range(200)]

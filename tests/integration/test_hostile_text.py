@@ -13,22 +13,22 @@ import pytest
 import typer
 import yaml
 
-from fuploader_dagster import cli
-from fuploader_dagster.catalog import Catalog, CatalogedArchive
-from fuploader_dagster.dead_letter_counts import read_counts
+from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.cli import app
+from fuploader_dagster.delivery.failures import note_failure
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import StateUnavailable
-from fuploader_dagster.failures import note_failure
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.worker_status import StatusReport
+from fuploader_dagster.intake.dead_letter_counts import read_counts
+from fuploader_dagster.intake.worker_status import StatusReport
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import publish_bodies
 from tests.integration.test_cli import FUPLOADER
 from tests.servers.ports import wait_until
 from tests.settings import intake
 
-FORGED = "2026-11-26 15:00:00,000 ERROR worker 1 fuploader_dagster.drain: all data lost"
+FORGED = "2026-11-26 15:00:00,000 ERROR worker 1 fuploader_dagster.intake.drain: all data lost"
 HOSTILE = f"x\x1b[2J\x1b]0;pwned\x07\x9b31m\u202e\u2028[bold]\r\n{FORGED}"
 NAME = "fine\u202egnp\u2028[bold].exe"
 """What a file can be called: names with control characters become dead letters."""
@@ -168,7 +168,7 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
     wrong = {name: found for name, out in outputs.items() if (found := problems_of(out))}
     assert wrong == {}
     assert b"[/red]" in outputs["('status',)"] + outputs["('find', '[/red]')"]
-    assert used >= set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert used >= set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
     # Programs get what it is.
     listed = json.loads(run("ls", partition, "--json"))
     assert [one["name"] for one in listed["members"]] == [NAME]

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 import yaml
 
-from fuploader_dagster.loading import dump_intake, load_pipelines
-from fuploader_dagster.packing import pack
-from fuploader_dagster.worker import EXIT_ERROR, Job
+from fuploader_dagster.delivery.pack import pack
+from fuploader_dagster.intake.worker import EXIT_ERROR, Job
+from fuploader_dagster.settings.loading import dump_intake, load_pipelines
 from tests.drains import MARK, publish, wait_until_stored
 from tests.settings import archived_files, pipeline, sealed
 
@@ -72,7 +72,7 @@ def test_no_code_location_loads_where_names_are_not_utf8(tmp_path: Path) -> None
     path = configured(tmp_path)
     code = (
         "from pathlib import Path\n"
-        "from fuploader_dagster.loading import load_pipelines\n"
+        "from fuploader_dagster.settings.loading import load_pipelines\n"
         f"load_pipelines(Path({str(path)!r}))"
     )
     done = run(tmp_path, sys.executable, "-c", code, **NO_UTF8)
@@ -90,7 +90,7 @@ def test_no_worker_drains_where_names_are_not_utf8(tmp_path: Path) -> None:
         intake=msgspec.Raw(dump_intake(settings)),
     )
     worker = subprocess.Popen(
-        [sys.executable, "-m", "fuploader_dagster.worker"],
+        [sys.executable, "-m", "fuploader_dagster.intake.worker"],
         stdin=subprocess.PIPE,
         env={**os.environ, **NO_UTF8},
         pass_fds=[write],

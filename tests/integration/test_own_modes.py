@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.archive_reader import Archive
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.fileio import make_dirs
-from fuploader_dagster.range_source import LocalFile
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.archives.ranges import LocalFile
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.resources.object_stores import Local
-from fuploader_dagster.resources.sqlite_state import SqliteState
-from fuploader_dagster.shipping import ship
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.states.sqlite import SqliteState
+from fuploader_dagster.settings.pipeline import Pipeline
 from tests.drains import draining, publish_bodies, wait_until_handled
 from tests.settings import sealed
 

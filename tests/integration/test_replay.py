@@ -10,16 +10,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster import replay as replay_module
-from fuploader_dagster.archive_address import find_archive
-from fuploader_dagster.archive_reader import Archive
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.decoding import Decoder, File
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
+from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.errors import ConfigError, DamagedArchive, MessageRefused, SourceUnavailable
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
-from fuploader_dagster.replay import (
+from fuploader_dagster.delivery import replay as replay_module
+from fuploader_dagster.delivery.find_archive import find_archive
+from fuploader_dagster.delivery.replay import (
     ReplayReport,
     Selection,
     another_queue,
@@ -28,10 +25,13 @@ from fuploader_dagster.replay import (
     replay,
     select,
 )
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.shipping import ship
-from fuploader_dagster.source import MessagePublisher
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.errors import ConfigError, DamagedArchive, MessageRefused, SourceUnavailable
+from fuploader_dagster.processing.decoder import Decoder, File
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.pipeline import Pipeline
 from tests.integration.test_cli import configure, fuploader
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster import drain_pipeline, recover_pipeline, run_pipeline, ship_pipeline
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.running import Shipped
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.standalone import Shipped
 from tests import drains
 from tests.drains import (
     MARK,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.drains import backlog, contents_of, publishing, stored
 from tests.servers.dagster_dev import DagsterDev, group_members
 from tests.servers.ports import wait_until
@@ -43,7 +43,7 @@ def test_sigterm_under_load_ends_the_workers_in_seconds_with_their_batch_committ
         with publishing(pipeline, ahead=5_000) as contents:
             dev.wait_for(lambda: bool(stored(pipeline.layout)), "the first messages")
             terminate(dev, to)
-            wait_for_none(dev, "fuploader_dagster.worker" if to == "the code server" else "")
+            wait_for_none(dev, "fuploader_dagster.intake.worker" if to == "the code server" else "")
             wait_until(
                 lambda: backlog(pipeline) > 0,
                 seconds=60,

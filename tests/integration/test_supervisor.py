@@ -15,13 +15,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fuploader_dagster import supervisor as supervisor_module
-from fuploader_dagster.config import Intake
-from fuploader_dagster.loading import dump_intake
-from fuploader_dagster.recovery import seal_on_request
-from fuploader_dagster.supervisor import Supervisor, supervisor_for
-from fuploader_dagster.worker import Job
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.delivery.recovery import seal_on_request
+from fuploader_dagster.intake import supervisor as supervisor_module
+from fuploader_dagster.intake.supervisor import Supervisor, supervisor_for
+from fuploader_dagster.intake.worker import Job
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.settings.loading import dump_intake
+from fuploader_dagster.settings.pipeline import Intake
 from tests import drains
 from tests.drains import (
     assert_exactly_once,

@@ -56,7 +56,7 @@ def workers(dev: DagsterDev) -> set[int]:
     found = set()
     for member in group_members(dev.group):
         pid, _, command = member.partition(" ")
-        if "fuploader_dagster.worker" in command:
+        if "fuploader_dagster.intake.worker" in command:
             found.add(int(pid))
     return found
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from dagster_graphql.test.utils import execute_dagster_graphql
 
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.partitions import Names
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import files, publish
 from tests.integration.test_failing_runs import configuration, pipeline
 from tests.servers.dagster_part import processes_of
@@ -54,7 +54,7 @@ def test_a_sensor_or_schedule_that_is_off_does_nothing_when_somebody_tests_it(
     with QuickDaemon(tmp_path, settings) as daemon:
         told = tried(daemon, SENSOR, selector=sensor)
         assert "changes nothing; a tick would keep 1 workers running" in told["skipReason"]
-        assert processes_of(str(tmp_path), "fuploader_dagster.worker") == []
+        assert processes_of(str(tmp_path), "fuploader_dagster.intake.worker") == []
         for name in ("docs_recovery", "docs_retention"):
             schedule = {**PLACE, "scheduleName": name}
             told = tried(daemon, SCHEDULE, selector=schedule, at=1_780_000_000.0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.recovery import abort_unneeded_uploads
+from fuploader_dagster.delivery.recovery import abort_unneeded_uploads
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.resources.object_stores import S3
-from fuploader_dagster.shipping import ship
 from tests.servers.swift import SwiftServer
 from tests.settings import pipeline, sealed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.loading import load_pipelines
-from fuploader_dagster.receipts import receipts_between
+from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.slots.receipts import receipts_between
 from tests.drains import files, publish, sealed_files
 from tests.packers import HOLD, held_packer
 from tests.servers.dagster_dev import DagsterDev

@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
-from fuploader_dagster.numbered_names import numbered_name
-from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.steps import Step, observe
+from fuploader_dagster.disk.crash_points import Step, observe
+from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.numbered_names import numbered_name
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots.slot import Slot
 from tests.settings import intake
 
 NAMES = st.sampled_from(

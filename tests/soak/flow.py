@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fuploader_dagster.layout import Layout
+from fuploader_dagster.disk.layout import Layout
 from tests.soak.plan import Victim
 
 LOOK_SECONDS = 0.1

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.dagster_dev import REPOSITORY
 from tests.servers.dagster_part import DagsterPart, end, processes_of
 from tests.servers.ports import LOOPBACK, free_port

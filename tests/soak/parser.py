@@ -8,7 +8,7 @@ import re
 import signal
 import time
 
-from fuploader_dagster.messages import DecodedFilePayload, parse_file_message
+from fuploader_dagster.processing.producer import DecodedFilePayload, parse_file_message
 
 _PAUSE = re.compile(rb'\{"pause": ([0-9.]+)')
 

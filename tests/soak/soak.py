@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuploader_dagster.worker_status import read_statuses
+from fuploader_dagster.intake.worker_status import read_statuses
 from tests.soak.flow import Flow
 from tests.soak.installation import Installation
 from tests.soak.plan import LIMITED, PLAIN, Kill, Victim, kills
@@ -27,7 +27,7 @@ RETURN_SECONDS = 180.0
 PROCESS_SECONDS = 15.0
 """How long a kill waits for a worker or run that it can kill; then it is let off."""
 PROCESSES: dict[Victim, tuple[str, ...]] = {
-    "worker": ("fuploader_dagster.worker",),
+    "worker": ("fuploader_dagster.intake.worker",),
     "run": ("multiprocessing.spawn", "spawn_main"),
 }
 SETTINGS: dict[str, Any] = {

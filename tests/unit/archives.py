@@ -8,8 +8,8 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-from fuploader_dagster.archive_members import Member, SegmentMembers
-from fuploader_dagster.tarstream import member_header, padding
+from fuploader_dagster.archives.members import Member, SegmentMembers
+from fuploader_dagster.disk.tar_headers import member_header, padding
 
 
 def payloads(count: int = 60, seed: int = 1) -> dict[str, bytes]:

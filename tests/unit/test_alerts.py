@@ -8,8 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fuploader_dagster import alert_look
-from fuploader_dagster.alert_look import (
+from fuploader_dagster.delivery.failures import Failure
+from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.disk.durable import make_dirs
+from fuploader_dagster.errors import DiskFailed
+from fuploader_dagster.health import alert_look
+from fuploader_dagster.health.alert_look import (
     Draining,
     FailedRun,
     damage,
@@ -20,14 +24,10 @@ from fuploader_dagster.alert_look import (
     slot_trouble,
     store_trouble,
 )
-from fuploader_dagster.alert_memory import SPARE_BYTES, read_memory, write_memory
-from fuploader_dagster.alerts import Kind, Looked, Memory, Trouble, due, noticed, told
-from fuploader_dagster.dead_letter_counts import DeadLetterCounts, write_one
-from fuploader_dagster.errors import DiskFailed
-from fuploader_dagster.failures import Failure
-from fuploader_dagster.fileio import make_dirs
-from fuploader_dagster.store_trouble import end_trouble, note_trouble
-from fuploader_dagster.worker_status import Doing, WorkerStatus
+from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
+from fuploader_dagster.health.alerts import Kind, Looked, Memory, Trouble, due, noticed, told
+from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, write_one
+from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from tests.settings import pipeline
 
 NOW = 1_764_000_000.0

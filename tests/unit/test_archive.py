@@ -18,12 +18,12 @@ from indexed_zstd import IndexedZstdFile
 from ratarmountcore.mountsource.factory import open_mount_source
 from xxhash import xxh3_128
 
-from fuploader_dagster import archive as archive_module
-from fuploader_dagster.archive import cut_frames, write_archive
-from fuploader_dagster.archive_members import FolderMembers, Member, MemberSource, SegmentMembers
+from fuploader_dagster.archives import writer as archive_module
+from fuploader_dagster.archives.members import FolderMembers, Member, MemberSource, SegmentMembers
+from fuploader_dagster.archives.writer import cut_frames, write_archive
+from fuploader_dagster.contracts.object_store import ArchiveFile
+from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot, DiskFull
-from fuploader_dagster.storage import ArchiveFile
-from fuploader_dagster.tarstream import END, member_header, padding
 from tests.unit.archives import members, payloads, segment
 
 FRAME = 16_384  # small frames, so that little data has many of them

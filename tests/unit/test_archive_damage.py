@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuploader_dagster.archive import write_archive
-from fuploader_dagster.archive_closing import seek_table
-from fuploader_dagster.archive_reader import Archive, verify_archive
-from fuploader_dagster.archive_reports import RestoreReport
+from fuploader_dagster.archives.foreign import ForeignArchive
+from fuploader_dagster.archives.manifest import Manifest, digest, encode, encode_pages, pages_frame
+from fuploader_dagster.archives.reader import Archive, verify_archive
+from fuploader_dagster.archives.reports import RestoreReport
+from fuploader_dagster.archives.seek_table import seek_table
+from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.foreign import ForeignArchive
-from fuploader_dagster.manifest import Manifest, digest, encode, encode_pages, pages_frame
 from tests.unit.archives import InMemory, payloads, segment
 from tests.unit.test_archive_reader import files_below
 

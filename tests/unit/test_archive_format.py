@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import zstandard
 
-from fuploader_dagster.archive import write_archive
-from fuploader_dagster.manifest import Manifest, Page
+from fuploader_dagster.archives.manifest import Manifest, Page
+from fuploader_dagster.archives.writer import write_archive
 from tests.unit.archives import payloads, segment
 
 

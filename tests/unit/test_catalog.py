@@ -15,20 +15,20 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fuploader_dagster.catalog import Catalog, CatalogedArchive, CatalogUnusable
-from fuploader_dagster.catalog_missed import MOST_KEPT
-from fuploader_dagster.cataloging import (
+from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive, CatalogUnusable
+from fuploader_dagster.catalog.missed import MOST_KEPT
+from fuploader_dagster.catalog.name_lists import NamePattern, join_names, pack_names
+from fuploader_dagster.catalog.rebuild import (
     _UPLOAD_WAITS_SECONDS,
     note_in_catalog,
     rebuild,
     remove_catalog,
 )
-from fuploader_dagster.cli_catalog import _as_json, _as_line
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.cli.catalog import _as_json, _as_line
+from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.name_lists import NamePattern, join_names, pack_names
-from fuploader_dagster.receipts import Receipt
-from fuploader_dagster.shipping import Done, ship
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt
 from tests.settings import pipeline, sealed
 
 ODD_NAMES = [
@@ -104,7 +104,7 @@ def test_a_pattern_finds_what_fnmatch_says(
 def test_a_pattern_finds_the_same_in_order_and_in_the_lists_of_archives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: int
 ) -> None:
-    monkeypatch.setattr("fuploader_dagster.catalog._IN_ORDER", in_order)
+    monkeypatch.setattr("fuploader_dagster.catalog.catalog._IN_ORDER", in_order)
     rng = random.Random(3)
     there = [[f"doc-{rng.randrange(10**9):09d}.json" for _ in range(40)] for _ in range(12)]
     with Catalog(tmp_path / "c.sqlite") as catalog:
@@ -323,7 +323,7 @@ def test_a_list_of_names_that_changed_is_not_taken_for_right(tmp_path: Path) -> 
 def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a_rebuild(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fuploader_dagster.cataloging._UPLOAD_WAITS_SECONDS", 0.1)
+    monkeypatch.setattr("fuploader_dagster.catalog.rebuild._UPLOAD_WAITS_SECONDS", 0.1)
     settings = pipeline(tmp_path)
     shipped(settings, {"a.json": b"1"})
     with closing(sqlite3.connect(settings.layout.catalog, isolation_level=None)) as other:
@@ -350,7 +350,7 @@ def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a
 def test_no_more_than_some_archives_are_remembered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fuploader_dagster.cataloging._UPLOAD_WAITS_SECONDS", 0.01)
+    monkeypatch.setattr("fuploader_dagster.catalog.rebuild._UPLOAD_WAITS_SECONDS", 0.01)
     settings = pipeline(tmp_path)
     settings.layout.catalog_missed.mkdir(parents=True)
     for number in range(MOST_KEPT):

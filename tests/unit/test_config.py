@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fuploader_dagster.config import Intake, Pipeline
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from tests.settings import intake, pipeline
 
 

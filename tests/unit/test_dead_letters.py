@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.dead_letters import (
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import SourceUnavailable
+from fuploader_dagster.intake.dead_letters import (
     DeadLetter,
     DeadLetterBox,
     Requeued,
@@ -16,10 +18,8 @@ from fuploader_dagster.dead_letters import (
     requeue,
     requeued_ids,
 )
-from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00:00Z
 DAY = 86_400.0

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuploader_dagster import dedup_window
-from fuploader_dagster.commit_turns import CommitTurns, Look
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dedup_window import DedupWindow
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import DiskFailed, SlotInUse
-from fuploader_dagster.index import INDEX_NAME
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.numbered_names import family, is_numbered, numbered_name
-from fuploader_dagster.shipped_indexes import in_order
-from fuploader_dagster.shipping import ship
-from fuploader_dagster.slots import Slot
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots import dedup_window
+from fuploader_dagster.slots.commit_turns import CommitTurns, Look
+from fuploader_dagster.slots.dedup_window import DedupWindow
+from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.numbered_names import family, is_numbered, numbered_name
+from fuploader_dagster.slots.shipped_indexes import in_order
+from fuploader_dagster.slots.slot import Slot
 from tests.settings import intake, pipeline, sealed
 
 
@@ -192,7 +192,7 @@ def test_who_looks_waits_for_a_commit_under_way_and_gives_up_on_one_that_hangs(
             order.append("a has committed")
         thread.join(60)
         assert order == ["a has committed", "b looks"]
-        monkeypatch.setattr("fuploader_dagster.commit_turns.LONGEST_WAIT_SECONDS", 0.1)
+        monkeypatch.setattr("fuploader_dagster.slots.commit_turns.LONGEST_WAIT_SECONDS", 0.1)
         with (
             a.turn(1, redelivered=True),
             pytest.raises(SlotInUse, match="commits-that-look"),

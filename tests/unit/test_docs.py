@@ -11,8 +11,8 @@ import pytest
 import typer
 import yaml
 
-from fuploader_dagster import cli
-from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.cli import app
+from fuploader_dagster.settings.loading import load_pipelines
 from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_the_repositorys_configuration_loads(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
-    commands = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    commands = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"`fuploader ([a-z-]+)", README)) == commands
 
 

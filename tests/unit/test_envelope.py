@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fuploader_dagster.envelope import (
+from fuploader_dagster.errors import BadMessage, ConfigError
+from fuploader_dagster.processing.envelope import (
     Envelope,
     check_file_name,
     decode_envelope,
@@ -22,8 +23,7 @@ from fuploader_dagster.envelope import (
     encode,
     read_envelope,
 )
-from fuploader_dagster.errors import BadMessage, ConfigError
-from fuploader_dagster.messages import serialize_file_payload
+from fuploader_dagster.processing.producer import serialize_file_payload
 
 LIMIT = 1 << 20
 NAME_FIELDS = ("file_name", "file_id", "aweme_id")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fuploader_dagster
-from fuploader_dagster import messages as ours
+from fuploader_dagster.processing import producer as ours
 
 text = st.text(st.characters(exclude_categories=()), max_size=8)  # halves of surrogates too
 values = st.recursive(

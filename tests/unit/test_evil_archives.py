@@ -20,11 +20,11 @@ import msgspec
 import pytest
 import zstandard
 
-from fuploader_dagster import manifest as form
-from fuploader_dagster.archive_closing import seek_table
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archives import manifest as form
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.archives.seek_table import seek_table
+from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
-from fuploader_dagster.tarstream import END, member_header, padding
 
 GIB = 1 << 30
 ROOM_BYTES = GIB // 2

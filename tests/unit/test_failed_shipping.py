@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster import fileio, recovery, upload
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, StoredObject
+from fuploader_dagster.delivery import recovery, upload
+from fuploader_dagster.delivery.failures import all_failures, note_failure
+from fuploader_dagster.delivery.recovery import look, plan
+from fuploader_dagster.delivery.ship import Done, Failed, upload_partitions
+from fuploader_dagster.disk import durable
 from fuploader_dagster.errors import DiskFull, StoreUnavailable
-from fuploader_dagster.failures import all_failures, note_failure
-from fuploader_dagster.receipts import find_receipt, keep_receipt
-from fuploader_dagster.recovery import look, plan
-from fuploader_dagster.sealing import find_sealed
-from fuploader_dagster.shipping import Done, Failed, upload_partitions
-from fuploader_dagster.storage import ArchiveFile, ObjectStore, StoredObject
+from fuploader_dagster.slots.receipts import find_receipt, keep_receipt
+from fuploader_dagster.slots.sealing import find_sealed
 from tests.settings import archived_files, pipeline, sealed
 from tests.unit.test_recovery import FILES, OLD, receipt
 
@@ -25,14 +26,14 @@ class Killed(BaseException):
 
 
 STEPS = [
-    (fileio, "replace_durably"),
-    (fileio, "fsync_dir"),
+    (durable, "replace_durably"),
+    (durable, "fsync_dir"),
     (upload, "keep_receipt"),
     (upload, "remove_local_data"),
     (upload, "clear_failure"),
     (upload, "forget_packed"),
     (upload, "remove_tree"),
-    (fileio.shutil, "rmtree"),
+    (durable.shutil, "rmtree"),
 ]
 
 
@@ -91,7 +92,7 @@ def test_an_attempt_that_failed_inside_the_lock_lets_the_next_one_in(
         patched.setattr(upload, "remove_tree", no_luck)
         (failed,) = upload_partitions([slot.seal.partition], settings, settings.store.open())
     assert isinstance(failed, Failed)
-    with fileio.FileLock(settings.layout.partition_lock(slot.seal.partition)):
+    with durable.FileLock(settings.layout.partition_lock(slot.seal.partition)):
         pass  # free: it would raise otherwise, and a second upload would wait for ever
     (done,) = upload_partitions([slot.seal.partition], settings, settings.store.open())
     assert isinstance(done, Done)
@@ -122,7 +123,7 @@ def test_a_store_that_does_not_answer_costs_nothing_and_is_asked_again(
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fuploader_dagster.shipping.note_failure", full)
+        patched.setattr("fuploader_dagster.delivery.ship.note_failure", full)
         failed = list(upload_partitions(keys, settings, unreachable))
     assert [type(one) for one in failed] == [Failed] * 2
     assert [find_sealed(settings.layout, key) for key in keys] == slots

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.in_hand import DECODE_SECONDS, InHand, Pace
-from fuploader_dagster.lease import Lease
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.source import CommittedBatch, Message
+from fuploader_dagster.contracts.source import CommittedBatch, Message
+from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand, Pace
+from fuploader_dagster.intake.lease import Lease
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.settings.pipeline import Intake
 from tests.settings import intake
 
 UNLIMITED = 1 << 40

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.index import (
+from fuploader_dagster.slots.index import (
     HEADER_BYTES,
     IndexEntry,
     commit,

@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuploader_dagster.dead_letters import (
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.dead_letter_dedup import without_kept
+from fuploader_dagster.intake.dead_letters import (
     SENT_BACK_MARGIN_SECONDS,
     DeadLetter,
     DeadLetterBox,
     numbered_dead_letters,
     requeue,
 )
-from fuploader_dagster.kept_letters import without_kept
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.embedded import EmbeddedQueue
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00:00Z
 DAY = 86_400.0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fuploader_dagster.layout import Layout, PartitionKey, utc
+from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 KEYS = st.builds(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fuploader_dagster.lease import Lease, renewal
+from fuploader_dagster.intake.lease import Lease, renewal
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fuploader_dagster.config import Intake, Pipeline
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.loading import dump_intake, load_intake, load_pipelines
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.loading import dump_intake, load_intake, load_pipelines
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from tests.settings import intake
 
 SECRET = "hunter2"

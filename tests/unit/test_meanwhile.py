@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.meanwhile import Meanwhile
+from fuploader_dagster.intake.meanwhile import Meanwhile
 
 LONG_SECONDS = 60
 

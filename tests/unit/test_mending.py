@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster import recovery
-from fuploader_dagster.config import Pipeline
-from fuploader_dagster.dedup_window import DedupWindow
-from fuploader_dagster.failures import all_failures
-from fuploader_dagster.mending import MENDED_SLOT, all_mended, find_mended
-from fuploader_dagster.receipts import receipts_between
-from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.shipping import Done, Failed, pack_partitions, ship, upload_partitions
-from fuploader_dagster.slots import Slot
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.failures import all_failures
+from fuploader_dagster.delivery.mend import MENDED_SLOT, all_mended, find_mended
+from fuploader_dagster.delivery.ship import Done, Failed, pack_partitions, ship, upload_partitions
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.dedup_window import DedupWindow
+from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots.slot import Slot
 from tests.crashes import pack_by_hand
 from tests.settings import archived_files, pipeline, sealed
 

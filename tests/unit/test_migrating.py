@@ -16,10 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 import fuploader_dagster
-from fuploader_dagster import cli
-from fuploader_dagster.config import Pipeline, Takeover
+from fuploader_dagster.cli import app
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.settings.pipeline import Pipeline, Takeover
 
 GUIDE = Path(__file__).parents[2] / "docs" / "migrating-from-fuploader.md"
 CONFIGURATION = """
@@ -114,7 +114,7 @@ def test_its_variables_work_with_every_value_that_it_takes(
 
 
 def migrate(*options: str, answers: str = "") -> str:
-    done = CliRunner().invoke(cli.app, ["migrate", *options], input=answers)
+    done = CliRunner().invoke(app.app, ["migrate", *options], input=answers)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -185,4 +185,4 @@ def test_dev_says_what_is_missing_where_dagster_would_find_nothing_to_load(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fuploader.yaml").write_text(CONFIGURATION)
     with pytest.raises(ConfigError, match=r"there is no workspace\.yaml in"):
-        CliRunner().invoke(cli.app, ["dev"], catch_exceptions=False)
+        CliRunner().invoke(app.app, ["dev"], catch_exceptions=False)

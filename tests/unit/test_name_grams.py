@@ -7,8 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuploader_dagster.name_grams import ROWS, gram_rows, grams_of
-from fuploader_dagster.name_lists import join_names
+from fuploader_dagster.catalog.name_grams import ROWS, gram_rows, grams_of
+from fuploader_dagster.catalog.name_lists import join_names
 
 NAMES = st.lists(st.text(st.characters(blacklist_characters="\0"), max_size=30), max_size=30)
 

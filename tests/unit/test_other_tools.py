@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from fuploader_dagster import scanned_members
-from fuploader_dagster.archive_reader import Archive
+from fuploader_dagster.archives import scanned_members
+from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.errors import StoreRefused, TooLarge
 from tests.unit.archives import InMemory
 from tests.unit.test_archive_reader import files_below

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.partitions import (
+from fuploader_dagster.assets.partitions import (
     PARTITION_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
@@ -22,6 +21,7 @@ from fuploader_dagster.partitions import (
     node_in_names,
     run_request,
 )
+from fuploader_dagster.errors import ConfigError
 from tests.settings import intake
 
 ALL = [f"k{n:02d}" for n in range(8)]

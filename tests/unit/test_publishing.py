@@ -10,11 +10,11 @@ from typing import Any
 import file_uploader
 import pytest
 
-from fuploader_dagster.decoding import Decoder, File
+from fuploader_dagster.cli.publishing import bodies, publish_lines
+from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused
-from fuploader_dagster.publishing import bodies, publish_lines
-from fuploader_dagster.refused_messages import publish_taken
-from fuploader_dagster.source import Message, MessagePublisher
+from fuploader_dagster.processing.decoder import Decoder, File
+from fuploader_dagster.processing.refused_messages import publish_taken
 from tests.settings import intake
 
 

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from pika.channel import ContentFrameAssembler
 from pika.exceptions import AMQPError, InvalidFrameError
 
+from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.errors import SourceRefused
-from fuploader_dagster.resources.rabbitmq_deliveries import take_deliveries
-from fuploader_dagster.resources.rabbitmq_properties import described
-from fuploader_dagster.source import Message
+from fuploader_dagster.resources.sources.rabbitmq.deliveries import take_deliveries
+from fuploader_dagster.resources.sources.rabbitmq.properties import described
 
 CHANNEL = 1
 FRAME_MAX = 4096

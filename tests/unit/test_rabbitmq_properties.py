@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuploader_dagster.resources.rabbitmq_properties import described, message_id
+from fuploader_dagster.resources.sources.rabbitmq.properties import described, message_id
 from tests.properties_for_tests import (
     CORRELATION_ID,
     EVERY_TYPE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.failures import (
+from fuploader_dagster.delivery.failures import (
     MAX_ERROR_CHARACTERS,
     Failure,
     all_failures,
@@ -17,8 +17,8 @@ from fuploader_dagster.failures import (
     find_failure,
     note_failure,
 )
-from fuploader_dagster.layout import Layout, PartitionKey, utc
-from fuploader_dagster.receipts import Receipt, find_receipt, find_receipts, keep_receipt
+from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
+from fuploader_dagster.slots.receipts import Receipt, find_receipt, find_receipts, keep_receipt
 
 HOUR = 3600
 KEYS = [str(PartitionKey(utc(n * HOUR / 2), "n", 0, n + 1)) for n in range(6)]

@@ -9,18 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster import fileio, recovery
-from fuploader_dagster.config import Pipeline
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.failures import Failure, all_failures, note_failure
+from fuploader_dagster.delivery.pack import pack
+from fuploader_dagster.delivery.recovery import (
+    Found,
+    Plan,
+    look,
+    plan,
+    seal_abandoned,
+    seal_on_request,
+)
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.disk import durable
+from fuploader_dagster.disk.layout import PartitionKey, utc
+from fuploader_dagster.disk.temporaries import temporary_file, temporary_folder
 from fuploader_dagster.errors import ForeignFile
-from fuploader_dagster.failures import Failure, all_failures, note_failure
-from fuploader_dagster.layout import PartitionKey, utc
-from fuploader_dagster.packing import pack
-from fuploader_dagster.receipts import Receipt, keep_receipt
-from fuploader_dagster.recovery import Found, Plan, look, plan, seal_abandoned, seal_on_request
-from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.shipping import Done, ship
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.temporaries import temporary_file, temporary_folder
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt, keep_receipt
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots.slot import Slot
 from tests.settings import archived_files, pipeline, sealed
 
 NOW = 1_795_262_400.0
@@ -200,7 +208,7 @@ def test_notes_and_locks_of_slots_that_are_no_more_go_and_those_of_others_stay(
     made = [layout.partition_lock(name) for name in (OLD.replace("s0", "s1"), gone, here, "other")]
     for path in made:
         path.touch()
-    with fileio.FileLock(made[0]):
+    with durable.FileLock(made[0]):
         recovery.apply(plan(look(settings), settings, busy=[], now=NOW), settings)
     assert [path.exists() for path in made] == [True, False, True, True]
     assert [failure.partition for failure in all_failures(layout)] == [here, "somebody's"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster import restoring
+from fuploader_dagster.archives import restore_folder
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.restoring import Refused, RestoreFolder
 
 CONTENT = b"0123456789" * 1000
 
@@ -89,7 +89,7 @@ def test_where_the_file_system_has_no_links_a_file_is_renamed_and_still_none_is_
     def no_links(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(restoring.os, "link", no_links)
+    monkeypatch.setattr(restore_folder.os, "link", no_links)
     (tmp_path / "mine").write_bytes(b"mine")
     with RestoreFolder(tmp_path) as target:
         assert target.write("a.bin", pieces())

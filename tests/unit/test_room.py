@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.room import LEAST_RESERVE_BYTES, Room, RoomWatch, Unshipped, shortage
-from fuploader_dagster.shipping import pack_partitions, ship
+from fuploader_dagster.delivery.ship import pack_partitions, ship
+from fuploader_dagster.intake.disk_space import (
+    LEAST_RESERVE_BYTES,
+    Room,
+    RoomWatch,
+    Unshipped,
+    shortage,
+)
 from tests.settings import intake, pipeline, sealed
 
 MARKS: dict[str, Any] = {

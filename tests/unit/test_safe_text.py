@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster import safe_text
-from fuploader_dagster.safe_text import LineFormatter, in_a_line, in_code, in_lines
+from fuploader_dagster.settings import safe_text
+from fuploader_dagster.settings.safe_text import LineFormatter, in_a_line, in_code, in_lines
 
 PACKAGE = Path(safe_text.__file__).parent
 
@@ -97,7 +97,7 @@ def test_records_of_the_package_are_one_line_for_handlers_of_others_too() -> Non
     """As in a code server, whose handlers are Dagster's. In a process of its own: it stays so."""
     code = (
         "import logging\n"
-        "from fuploader_dagster.safe_text import make_records_safe\n"
+        "from fuploader_dagster.settings.safe_text import make_records_safe\n"
         "make_records_safe('fuploader_dagster'); make_records_safe('fuploader_dagster')\n"
         "logging.basicConfig(format='%(message)s')\n"
         "logging.getLogger('fuploader_dagster.x').warning('100%% %s', 'a\\x1b[2J\\nERROR b')\n"

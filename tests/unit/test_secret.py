@@ -7,9 +7,9 @@ import json
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fuploader_dagster.resources.rabbitmq import RabbitMQ
-from fuploader_dagster.resources.redis_state import RedisState
-from fuploader_dagster.secret import Secret
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states.redis import RedisState
+from fuploader_dagster.settings.secret import Secret
 
 
 class Holder(BaseModel):

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_128
 
+from fuploader_dagster.delivery.recovery import seal_unowned
+from fuploader_dagster.disk.crash_points import Step, observe
 from fuploader_dagster.errors import DamagedSlot, DiskFailed, ForeignFile, SlotInUse
-from fuploader_dagster.index import COMMIT_BYTES, HEADER_BYTES
-from fuploader_dagster.numbered_names import numbered_name
-from fuploader_dagster.recovery import seal_unowned
-from fuploader_dagster.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.segment import SEGMENT_NAME
-from fuploader_dagster.slots import Slot
-from fuploader_dagster.steps import Step, observe
+from fuploader_dagster.slots.index import COMMIT_BYTES, HEADER_BYTES
+from fuploader_dagster.slots.numbered_names import numbered_name
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots.segment import SEGMENT_NAME
+from fuploader_dagster.slots.slot import Slot
 from tests.settings import intake
 
 FORMATS = ["segment", "files"]

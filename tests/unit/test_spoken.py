@@ -16,9 +16,9 @@ import msgspec
 import pytest
 import typer
 
-from fuploader_dagster import cli
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.sealing import Seal
+from fuploader_dagster.cli import app
+from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.slots.sealing import Seal
 from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def sentences() -> list[tuple[str, str]]:
 @cache
 def commands() -> dict[str, set[str]]:
     """Every command of `fuploader`, groups included, with its options."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(app.app)
     found: dict[str, set[str]] = {}
     for name, command in group.commands.items():
         found[name] = {option for one in command.params for option in one.opts}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.catalog import Catalog, CatalogedArchive
-from fuploader_dagster.resources.embedded import EmbeddedQueue
-from fuploader_dagster.resources.sqlite_state import SqliteState
-from fuploader_dagster.sqlite_files import SqliteFile, open_to_read, remove_database, trouble
+from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.disk.sqlite_files import SqliteFile, open_to_read, remove_database, trouble
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.states.sqlite import SqliteState
 from tests.sqlite_races import Use, assert_waits_for_another_program, together
 
 ROUNDS = 25

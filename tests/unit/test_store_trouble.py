@@ -10,17 +10,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fuploader_dagster import store_trouble
-from fuploader_dagster.errors import StoreAwaited, StoreRefused, StoreUnavailable
-from fuploader_dagster.failures import all_failures, find_failure, note_failure
-from fuploader_dagster.fileio import FileLock
-from fuploader_dagster.layout import Layout
-from fuploader_dagster.resources.object_stores.mirror import MirroredObjectStore
-from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
-from fuploader_dagster.sealing import sealed_partitions
-from fuploader_dagster.shipping import Done, Failed, upload_partitions
-from fuploader_dagster.storage import ArchiveFile, ObjectStore, Progress, Retry, StoredObject
-from fuploader_dagster.store_trouble import (
+from fuploader_dagster.contracts.object_store import (
+    ArchiveFile,
+    ObjectStore,
+    Progress,
+    Retry,
+    StoredObject,
+)
+from fuploader_dagster.delivery import store_trouble
+from fuploader_dagster.delivery.failures import all_failures, find_failure, note_failure
+from fuploader_dagster.delivery.ship import Done, Failed, upload_partitions
+from fuploader_dagster.delivery.store_trouble import (
     Patience,
     StoreTrouble,
     end_trouble,
@@ -28,7 +28,13 @@ from fuploader_dagster.store_trouble import (
     look,
     note_trouble,
 )
-from fuploader_dagster.temporaries import is_held
+from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.temporaries import is_held
+from fuploader_dagster.errors import StoreAwaited, StoreRefused, StoreUnavailable
+from fuploader_dagster.resources.object_stores.mirror import MirroredObjectStore
+from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
+from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.servers.ports import wait_until
 from tests.settings import pipeline, sealed
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import StrategyError
-from fuploader_dagster.layout import PartitionKey
-from fuploader_dagster.strategies import (
+from fuploader_dagster.settings.user_functions import (
     as_key_strategy,
     call,
     call_packer,

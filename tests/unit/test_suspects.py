@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.config import Intake
-from fuploader_dagster.decoding import Decoder, File
+from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.errors import BadMessage, SourceUnavailable
-from fuploader_dagster.source import Message
-from fuploader_dagster.suspects import (
+from fuploader_dagster.processing.decoder import Decoder, File
+from fuploader_dagster.processing.poison import (
     FORGOTTEN_AFTER_SECONDS,
     Suspect,
     Suspects,
     is_guilty,
     was_handling,
 )
+from fuploader_dagster.settings.pipeline import Intake
 from tests.settings import intake
 
 

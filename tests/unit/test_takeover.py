@@ -19,14 +19,15 @@ import file_uploader
 import pytest
 import zstandard
 
-from fuploader_dagster import steps
-from fuploader_dagster.config import Pipeline, Takeover
-from fuploader_dagster.dedup_window import DedupWindow
+from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.disk import crash_points
+from fuploader_dagster.disk.crash_points import Step
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.former_state import FormerKeys, prefixes, read_keys
-from fuploader_dagster.shipping import Done, ship
-from fuploader_dagster.steps import Step
-from fuploader_dagster.takeover import (
+from fuploader_dagster.settings.pipeline import Pipeline, Takeover
+from fuploader_dagster.slots.dedup_window import DedupWindow
+from fuploader_dagster.takeover.folders import is_pending, taken_over
+from fuploader_dagster.takeover.former_redis import FormerKeys, prefixes, read_keys
+from fuploader_dagster.takeover.plan import (
     Left,
     LeftArchive,
     LeftDirectory,
@@ -36,8 +37,7 @@ from fuploader_dagster.takeover import (
     TakeArchive,
     plan,
 )
-from fuploader_dagster.takeover_folders import is_pending, taken_over
-from fuploader_dagster.taking_over import examine, take_over
+from fuploader_dagster.takeover.run import examine, take_over
 from tests.crashes import pack_by_hand
 from tests.settings import archived_files, pipeline
 
@@ -182,13 +182,13 @@ def take_over_killed_at(settings: Pipeline, number: int) -> bool:
         if passed == number:
             raise Killed
 
-    steps.observe(count)
+    crash_points.observe(count)
     try:
         take_over(settings, stopped=True)
     except Killed:
         return True
     finally:
-        steps.observe(None)
+        crash_points.observe(None)
     return False
 
 

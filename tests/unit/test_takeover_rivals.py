@@ -10,7 +10,7 @@ import yaml
 
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.loading import load_pipelines
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.settings import pipeline
 
 FLAT = "root/slot_0_3/a.json"

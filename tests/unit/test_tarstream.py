@@ -12,8 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fuploader_dagster.disk.tar_headers import (
+    END,
+    header_bytes,
+    member_bytes,
+    member_header,
+    padding,
+)
 from fuploader_dagster.errors import BadMessage
-from fuploader_dagster.tarstream import END, header_bytes, member_bytes, member_header, padding
 
 NAMES = [
     "a",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster import fileio, temporaries
-from fuploader_dagster.fileio import FileLock
-from fuploader_dagster.temporaries import (
+from fuploader_dagster.disk import durable, temporaries
+from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.temporaries import (
     final_name,
     is_held,
     is_temporary,
@@ -22,13 +22,13 @@ from fuploader_dagster.temporaries import (
     temporary_file,
     temporary_folder,
 )
-from fuploader_dagster.worker_status import StatusReport, read_statuses
+from fuploader_dagster.intake.worker_status import StatusReport, read_statuses
 from tests.settings import intake
 
 WRITE_AND_HANG = """
 import sys, time
 from pathlib import Path
-from fuploader_dagster.temporaries import temporary_file, temporary_folder
+from fuploader_dagster.disk.temporaries import temporary_file, temporary_folder
 with temporary_file(Path("file")) as file, temporary_folder(Path("folder")) as folder:
     (folder / "deep").mkdir()
     print(file, folder, flush=True)
@@ -84,7 +84,7 @@ def test_nothing_is_left_of_what_was_not_renamed(tmp_path: Path) -> None:
 
 
 def test_a_long_name_gets_a_temporary_one_that_fits(tmp_path: Path) -> None:
-    fileio.write_durably(tmp_path / ("ü" * 127), b"x")
+    durable.write_durably(tmp_path / ("ü" * 127), b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["ü" * 127]
 
 

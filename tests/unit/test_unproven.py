@@ -14,10 +14,10 @@ import pytest
 import zstandard
 from file_uploader import tar_zstd_packer
 
-from fuploader_dagster.archive_reader import Archive, verify_archive
+from fuploader_dagster.archives.reader import Archive, verify_archive
+from fuploader_dagster.delivery.repack import Repacking, repack
+from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.errors import DamagedArchive
-from fuploader_dagster.repacking import Repacking, repack
-from fuploader_dagster.shipping import Done, ship
 from tests.crashes import pack_by_hand
 from tests.settings import pipeline, sealed
 from tests.unit.archives import InMemory

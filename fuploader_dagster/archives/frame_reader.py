@@ -1,0 +1,176 @@
+"""Reading members of an archive by its manifest: each byte compared with a digest on the way.
+
+What must always hold: a byte that is given out comes from a frame whose compressed bytes have the
+digest that the manifest states. A member that is reported as whole also has its own header,
+padding and digest right.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+import zstandard
+
+from fuploader_dagster.archives.manifest import DIGEST_BYTES, FrameEntry, MemberEntry, digest
+from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, too_large
+from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
+from fuploader_dagster.disk.tar_headers import member_header, padding
+from fuploader_dagster.errors import DamagedArchive
+
+_READ_AHEAD_BYTES = 8 * 2**20
+_GAP_BYTES = 4 * 2**20
+"""Of the tar stream: from here on another request is cheaper than reading over it."""
+
+
+class FrameReader:
+    """Tar bytes of a stretch of an archive. Not safe to use from several threads."""
+
+    def __init__(
+        self,
+        source: RangeSource,
+        frames: Sequence[FrameEntry],
+        start: int,
+        stop: int,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    ) -> None:
+        """For tar bytes from `start` to `stop`: in one request, or several of 8 MiB."""
+        self._memory_bytes = memory_bytes
+        first = bisect_right(frames, start, key=lambda f: f.tar_offset) - 1
+        last = bisect_right(frames, max(start, stop - 1), key=lambda f: f.tar_offset)
+        self._frames = frames[max(first, 0) : last]
+        self._starts = [f.tar_offset for f in self._frames]
+        self._address = source.address
+        stretch = sum(f.size_bytes for f in self._frames)
+        self._source = ReadAhead(source, max(1, min(stretch, _READ_AHEAD_BYTES)))
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._last: tuple[int, bytes | DamagedArchive] = (-1, b"")
+
+    def tar_bytes(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The bytes of the tar stream from `start` to `stop`, in pieces."""
+        while start < stop:
+            index = bisect_right(self._starts, start) - 1
+            frame = self._frames[index]
+            begin = start - frame.tar_offset
+            piece = memoryview(self._content(index))[begin : begin + stop - start]
+            yield piece
+            start += len(piece)
+
+    def _content(self, index: int) -> bytes:
+        """A frame's content. The last one is kept, be it content or damage: members share it."""
+        if self._last[0] != index:
+            content: bytes | DamagedArchive
+            try:
+                content = self._decode(self._frames[index])
+            except DamagedArchive as e:
+                content = e
+            self._last = (index, content)
+        content = self._last[1]
+        if isinstance(content, DamagedArchive):
+            raise content
+        return content
+
+    def _decode(self, frame: FrameEntry) -> bytes:
+        if frame.size_bytes + frame.tar_bytes > self._memory_bytes:
+            raise too_large(
+                f"the frame at offset {frame.offset} of {self._address}",
+                frame.size_bytes + frame.tar_bytes,
+                self._memory_bytes,
+            )
+        try:
+            data = self._source.read(frame.offset, frame.size_bytes)
+        except OSError as e:
+            raise self._damaged(frame, f"it cannot be read: {e.strerror}") from e
+        if len(data) != frame.size_bytes:
+            raise self._damaged(frame, f"the archive ends at {frame.offset + len(data)}")
+        if digest(data) != frame.digest:
+            raise self._damaged(frame, "its bytes do not have the digest in the manifest")
+        try:
+            # Asked first: zstd would allocate whatever the frame states.
+            as_stated = zstandard.frame_content_size(data) == frame.tar_bytes
+            content = self._decompressor.decompress(data) if as_stated else b""
+        except zstandard.ZstdError as e:
+            raise self._damaged(frame, str(e)) from e
+        if len(content) != frame.tar_bytes:
+            raise self._damaged(frame, "it has another length than the manifest states")
+        return content
+
+    def _damaged(self, frame: FrameEntry, what: str) -> DamagedArchive:
+        return DamagedArchive(
+            f"the frame at offset {frame.offset} of {self._address} ({frame.size_bytes} bytes) is "
+            f"damaged: {what}"
+        )
+
+    def payload(self, member: MemberEntry) -> Iterator[memoryview]:
+        """A member's payload in pieces. Raises `DamagedArchive`, at the latest behind the last
+        piece, if the member is not what the manifest states."""
+        index = bisect_right(self._starts, member.offset) - 1
+        frame = self._frames[index]
+        if member.end <= frame.tar_offset + frame.tar_bytes:
+            yield self._within(self._content(index), member, member.offset - frame.tar_offset)
+        else:
+            yield from self._over_frames(member)
+
+    def _within(self, content: bytes, member: MemberEntry, start: int) -> memoryview:
+        """The payload of a member that lies in one frame: nearly all, so this is the quick way."""
+        begin = start + member.header_bytes
+        end = begin + member.size_bytes
+        payload = memoryview(content)[begin:end]
+        if content[start:begin] != member_header(member.name, member.size_bytes):
+            raise _wrong_member(self._address, member, "its tar header is another one")
+        if not content.startswith(padding(member.size_bytes), end):
+            raise _wrong_member(self._address, member, "its padding is not zero")
+        if sha256(payload).digest()[:DIGEST_BYTES] != member.digest:
+            raise _wrong_member(self._address, member, "it does not have its digest")
+        return payload
+
+    def _over_frames(self, member: MemberEntry) -> Iterator[memoryview]:
+        header = b"".join(self.tar_bytes(member.offset, member.payload_offset))
+        if header != member_header(member.name, member.size_bytes):
+            raise _wrong_member(self._address, member, "its tar header is another one")
+        found = sha256()
+        payload_end = member.payload_offset + member.size_bytes
+        for piece in self.tar_bytes(member.payload_offset, payload_end):
+            found.update(piece)
+            yield piece
+        if any(b"".join(self.tar_bytes(payload_end, member.end))):
+            raise _wrong_member(self._address, member, "its padding is not zero")
+        if found.digest()[:DIGEST_BYTES] != member.digest:
+            raise _wrong_member(self._address, member, "it does not have its digest")
+
+
+def _wrong_member(address: str, member: MemberEntry, what: str) -> DamagedArchive:
+    return DamagedArchive(
+        f"the member at {member.offset} of the tar stream of {address} is wrong: {what}"
+    )
+
+
+class Stretch(NamedTuple):
+    """Members that lie together."""
+
+    members: Sequence[MemberEntry]
+    start: int
+    stop: int
+    """In the tar stream."""
+
+
+def stretches(
+    members: Sequence[MemberEntry], frames: Sequence[FrameEntry], tar_bytes: int = 16 * 2**20
+) -> Iterator[Stretch]:
+    """Cut an archive into stretches of about `tar_bytes`, to be read by one thread each.
+
+    `members` may be some of the members only; what lies far apart is not read together.
+    """
+    starts = {f.tar_offset for f in frames}
+    first = 0
+    for i in range(1, len(members) + 1):
+        start, stop = members[first].offset, members[i - 1].end
+        if (
+            i == len(members)
+            or (stop - start >= tar_bytes and stop in starts)
+            or members[i].offset - stop >= _GAP_BYTES
+        ):
+            yield Stretch(members[first:i], start, stop)
+            first = i

@@ -1,0 +1,403 @@
+"""Reading an archive back: list, read one member, verify, restore; from a disk or from a store.
+
+What must always hold:
+
+- Bytes that contradict the manifest are never given out as a whole member.
+- Whatever is wrong with an archive is said with the member's name or the offset. An error of this
+  package is all that a damaged archive can cause.
+- Restoring never writes outside its folder (`restoring`), and gets out all that is intact.
+
+An archive with a manifest is read from its end: tail, manifest, and then only the frames that are
+asked for. Any other `.tar.zst`, and one of ours whose end is damaged, is read from front to back
+(`tar_scan`): everything works, but slowly, and without digests of the members. What is no
+`.tar.zst` at all raises `ForeignArchive` (`foreign`).
+
+    with Archive.open(Path("a.tar.zst")) as archive:
+        for member in archive.members: print(member.name, member.size_bytes)
+        payload = archive.read("1.json")
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from fuploader_dagster.archives.foreign import refuse_foreign, verify_whole
+from fuploader_dagster.archives.frame_reader import FrameReader, Stretch, stretches
+from fuploader_dagster.archives.frame_walk import Damage
+from fuploader_dagster.archives.manifest import FrameEntry, Manifest, MemberEntry
+from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
+from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
+from fuploader_dagster.archives.reports import (
+    Listing,
+    Other,
+    RestoreReport,
+    Unproven,
+    VerifyReport,
+    WholeMembers,
+)
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
+from fuploader_dagster.archives.scanned_members import (
+    is_whole,
+    matches,
+    restore_scanned,
+    stream_last,
+)
+from fuploader_dagster.archives.seek_table import (
+    closing_damages,
+    find_manifest,
+    read_names,
+    read_page,
+    read_pages,
+)
+from fuploader_dagster.archives.tar_scan import ScannedMember, scan
+from fuploader_dagster.contracts.object_store import Progress
+from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
+
+_TAIL_BYTES = 2**16
+"""Read first: the seek table of an archive of 8 GiB, and often the whole manifest."""
+_RESTORE_HINT = "fuploader restore gets out what is intact"
+
+
+class Archive:
+    """An open archive. Safe to use from several threads; a context manager."""
+
+    def __init__(self, source: RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
+        """Reads the end of the archive: one or two reads. `open` also takes a path.
+
+        `memory_bytes`: what one piece of the archive, or a list of its members, may take. Where
+        that is not enough, `TooLarge` is raised.
+        """
+        self._memory_bytes = memory_bytes
+        tail_offset = max(source.size_bytes - _TAIL_BYTES, 0)
+        self._source: RangeSource = WithTail(source, tail_offset)
+        self.address = source.address
+        self.size_bytes = source.size_bytes
+        self.manifest: Manifest | None = None
+        self.closing_damage: Damage | None = None
+        """Why the manifest of an archive that has one cannot be used."""
+        try:
+            self.manifest = find_manifest(self._source)
+        except DamagedArchive as e:
+            self.closing_damage = Damage(e.message)
+        self.unproven = Unproven()
+        """Of the members that were read last: those that nothing proves."""
+        self._lock = threading.Lock()
+        self._listing: Listing | None = None
+        self._pages: dict[int, dict[str, MemberEntry]] = {}
+        self._frames: list[FrameEntry] = self.manifest.frames() if self.manifest else []
+
+    @classmethod
+    def open(
+        cls, source: Path | str | RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    ) -> Archive:
+        """Open a local path, or anything that reads ranges (`StoredArchive`)."""
+        opened = LocalFile(Path(source)) if isinstance(source, (str, Path)) else source
+        return cls(opened, memory_bytes=memory_bytes)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- listing and reading -------------------------------------------------------------------
+
+    def listing(self) -> Listing:
+        """All members that can be listed. From the manifest, or by reading everything."""
+        with self._lock:
+            if self._listing is None and self.manifest:
+                try:
+                    members = read_pages(self._source, self.manifest, self._budget())
+                    self._listing = Listing(members, ())
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
+            if self._listing is None:
+                self._listing = self._scan_listing()
+            return self._listing
+
+    def _budget(self) -> Budget:
+        return Budget(self.address, self._memory_bytes)
+
+    def _give_up_manifest(self, damage: DamagedArchive) -> None:
+        """From here on this archive is read from front to back."""
+        self.manifest, self.closing_damage = None, Damage(damage.message)
+
+    def _scan_listing(self) -> Listing:
+        members: list[MemberEntry] = []
+        damages: list[Damage] = []
+        others: list[Other] = []
+        budget = self._budget()
+        for item in self._scan():
+            budget.hold(1, 0 if isinstance(item, Damage) else len(item.name))
+            if isinstance(item, Damage):
+                damages.append(item)
+            elif item.kind == "file" and is_whole(item):
+                place = (item.offset, item.header_bytes)
+                members.append(MemberEntry(item.name, item.size_bytes, None, *place))
+            elif item.kind not in ("file", "directory"):
+                others.append(Other(item.name, item.kind))
+        return Listing(members, damages, others)
+
+    def names(self) -> list[str]:
+        """The names of all members, in no order: what is quickest of all about them.
+
+        Raises `DamagedArchive` where `members` does.
+        """
+        with self._lock:
+            if self.manifest:
+                try:
+                    return read_names(self._source, self.manifest, self._budget())
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
+        return [member.name for member in self.members]
+
+    @property
+    def members(self) -> Sequence[MemberEntry]:
+        """All members. Raises `DamagedArchive` if the archive has no manifest and is damaged."""
+        listing = self.listing()
+        if listing.damages:
+            raise DamagedArchive(str(listing.damages[0]), hint=_RESTORE_HINT)
+        return listing.members
+
+    def read(self, name: str) -> bytes:
+        """One member, whole and verified: by two reads if the archive has a manifest.
+
+        Raises `StoreRefused` if there is no such member, `DamagedArchive` if it is damaged.
+        """
+        return b"".join(self.stream(name))
+
+    def stream(self, name: str) -> Iterator[memoryview]:
+        """One member in pieces. Damage may show only behind the last piece."""
+        member = self._find(name)
+        if member is None:
+            yield from self._stream_by_scan(name)
+            return
+        reader = self._reader(member.offset, member.end)
+        try:
+            yield from reader.payload(member)
+        except DamagedArchive as e:
+            raise DamagedArchive(f"{name!r}: {e.message}", hint=e.hint) from e
+
+    def _reader(self, start: int, stop: int) -> FrameReader:
+        return FrameReader(self._source, self._frames, start, stop, self._memory_bytes)
+
+    def _find(self, name: str) -> MemberEntry | None:
+        """A member by its page; None if there is no manifest that can be used."""
+        with self._lock:
+            if self.manifest is None:
+                return None
+            if not self.manifest.page_sizes:
+                raise self._no_member(name)
+            index = self.manifest.page_of(name)
+            if index not in self._pages:
+                try:
+                    page = read_page(self._source, self.manifest, index)
+                except DamagedArchive as e:
+                    self._give_up_manifest(e)
+                    return None
+                self._pages[index] = {m.name: m for m in page}
+            found = self._pages[index].get(name)
+        if found is None:
+            raise self._no_member(name)
+        return found
+
+    def _stream_by_scan(self, name: str) -> Iterator[memoryview]:
+        found = yield from stream_last(self._scan, name, self.address)
+        if not found:
+            raise self._no_member(name)
+
+    def _no_member(self, name: str) -> StoreRefused:
+        return StoreRefused(
+            f"{self.address} has no member {name!r}", hint="fuploader ls shows the members"
+        )
+
+    def _scan(self) -> Iterator[ScannedMember | Damage]:
+        self.unproven = Unproven()
+        if self.closing_damage:
+            yield self.closing_damage
+        else:
+            refuse_foreign(self._source)
+        doubted = self.closing_damage is not None
+        for item in scan(self._source, manifest_doubted=doubted, memory_bytes=self._memory_bytes):
+            yield item
+            if isinstance(item, ScannedMember) and item.kind == "file" and item.is_unproven:
+                self.unproven.add(item.name)
+
+    def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and payload of each chosen member, in the order of the archive.
+
+        Read in few large steps. Raises `DamagedArchive` where the first damage lies. What comes
+        from an archive without a manifest may be `unproven`; of two members with one name the last
+        one comes.
+        """
+        members = self._indexed_members()
+        if members is None:
+            last = {member.name: member.offset for member in self.members}
+            for item in self._scan():
+                if isinstance(item, Damage):
+                    raise DamagedArchive(str(item), hint=_RESTORE_HINT)
+                if last.get(item.name) == item.offset and chosen(item.name):
+                    self._check_size(item)
+                    yield item.name, b"".join(item.chunks())
+            return
+        for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
+            reader = self._reader(stretch.start, stretch.stop)
+            for member in stretch.members:
+                self._check_size(member)
+                yield member.name, b"".join(reader.payload(member))
+
+    def _check_size(self, member: MemberEntry | ScannedMember) -> None:
+        if member.size_bytes > self._memory_bytes:
+            what = f"the member {member.name!r} of {self.address}"
+            raise too_large(what, member.size_bytes, self._memory_bytes)
+
+    def verify_whole(self, sha256: str, progress: Progress | None = None) -> None:
+        """Compare all bytes of the archive with a digest. Raises `DamagedArchive`."""
+        verify_whole(self._source, sha256, progress)
+
+    # -- verifying -----------------------------------------------------------------------------
+
+    def verify(self, *, threads: int = 2, progress: Progress | None = None) -> VerifyReport:
+        """Read everything and compare every byte with what the manifest vouches for."""
+        members = self._indexed_members()
+        count = WholeMembers(progress, sum(m.size_bytes for m in members or ()))
+        damages = []
+        if self.manifest is None or members is None:
+            for item in self._scan():
+                if isinstance(item, Damage):
+                    damages.append(item)
+                elif is_whole(item) and item.kind == "file":
+                    count.add(item.size_bytes)
+        else:
+            for found in self._in_threads(
+                lambda _, payload: _drain(payload), members, threads, count
+            ):
+                damages += found.damages
+                if found.refused:
+                    raise TooLarge(found.refused[0])
+            damages += closing_damages(self._source, self.manifest)
+        whole = self.manifest is not None
+        return VerifyReport(count.members, count.size_bytes, damages, whole, self.unproven)
+
+    def _in_threads(
+        self,
+        take: Callable[[MemberEntry, Iterator[memoryview]], None],
+        members: Sequence[MemberEntry],
+        threads: int,
+        count: WholeMembers,
+    ) -> Iterator[_Trouble]:
+        """Let `take` read the members, several stretches of the archive at a time."""
+
+        def run(stretch: Stretch) -> _Trouble:
+            reader = self._reader(stretch.start, stretch.stop)
+            trouble = _Trouble([], [])
+            for member in stretch.members:
+                try:
+                    take(member, reader.payload(member))
+                except DamagedArchive as e:
+                    trouble.damages.append(Damage(e.message, member.name))
+                except (Refused, TooLarge) as e:
+                    trouble.refused.append(str(e))
+                else:
+                    count.add(member.size_bytes)
+            return trouble
+
+        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="read-archive") as pool:
+            yield from pool.map(run, stretches(members, self._frames))
+
+    def _indexed_members(self) -> Sequence[MemberEntry] | None:
+        """All members by the manifest; None if there is none that can be used."""
+        if self.manifest is None:
+            return None
+        members = self.listing().members
+        return members if self.manifest else None
+
+    # -- restoring -----------------------------------------------------------------------------
+
+    def restore(
+        self,
+        folder: Path,
+        pattern: str | None = None,
+        *,
+        threads: int = 4,
+        progress: Progress | None = None,
+    ) -> RestoreReport:
+        """Write all members, or those whose name matches the pattern (`*`, `?`, `[...]`).
+
+        Damaged members are left out and reported; all others are written. Raises `StoreRefused`
+        if no member matches.
+        """
+        report = RestoreReport()
+        with RestoreFolder(folder) as target:
+            members = self._indexed_members()
+            if members is None:
+                restore_scanned(self._scan(), target, pattern, report, progress)
+                report.unproven = self.unproven
+            else:
+                chosen = [m for m in members if matches(m.name, pattern)]
+                self._restore_by_manifest(target, chosen, report, threads, progress)
+        if pattern is not None and report.is_empty:
+            raise no_match(self.address, pattern)
+        return report
+
+    def _restore_by_manifest(
+        self,
+        target: RestoreFolder,
+        members: Sequence[MemberEntry],
+        report: RestoreReport,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        count = WholeMembers(progress, sum(m.size_bytes for m in members))
+
+        unchanged: list[str] = []
+
+        def take(member: MemberEntry, payload: Iterator[memoryview]) -> None:
+            if not target.write(member.name, payload):
+                unchanged.append(member.name)
+
+        for trouble in self._in_threads(take, members, threads, count):
+            report.damages += trouble.damages
+            report.refused += trouble.refused
+        report.restored, report.size_bytes = count.members, count.size_bytes
+        report.unchanged = len(unchanged)
+
+
+def verify_archive(path: Path) -> VerifyReport:
+    """Read a finished local archive back. Raises `DamagedArchive` unless every byte is right."""
+    with Archive.open(path) as archive:
+        report = archive.verify()
+    report.raise_if_damaged()
+    if report.unproven.count:
+        raise DamagedArchive(f"{path} has no damage that shows, but {report.unproven}")
+    return report
+
+
+def no_match(address: str, pattern: str) -> StoreRefused:
+    """What a pattern gets that no member matches: nothing was found, which is no success."""
+    return StoreRefused(
+        f"{address} has no member that matches {pattern!r}", hint="fuploader ls shows the members"
+    )
+
+
+class _Trouble(NamedTuple):
+    damages: list[Damage]
+    refused: list[str]
+
+
+def _drain(payload: Iterable[memoryview]) -> None:
+    for _ in payload:
+        pass

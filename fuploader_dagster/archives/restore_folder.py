@@ -1,0 +1,193 @@
+"""A folder into which the members of an archive are written: the one place that joins their names.
+
+What must always hold: nothing is written outside the folder, whatever the members are called and
+whatever links lie in the folder; no file that was there is changed; a file has its name only once
+all of it was written. So a restore that was killed, or that met damage, leaves no part of a member
+under its name, and can be repeated: a file that is there with the same content counts as restored.
+
+What is being written lies in `.tmp-{16 hex digits}-restoring` in the folder, whose writer holds a
+lock on it (`temporaries`); the next restore removes that of one that was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from fuploader_dagster.disk.durable import make_dirs, write_all
+from fuploader_dagster.disk.temporaries import (
+    final_name,
+    is_temporary,
+    remove_unless_held,
+    temporary_folder,
+)
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import PermanentError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_WORK = "restoring"
+
+
+class Refused(PermanentError):
+    """A member that cannot be written here: its name leads out, or something is in its place."""
+
+
+class RestoreFolder:
+    """Safe to use from several threads. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        make_dirs(folder, for_others=True)
+        _remove_leftovers(folder)
+        self._folder = folder
+        with ExitStack() as stack:
+            self._work = _opened(stack.enter_context(temporary_folder(folder / _WORK)), stack)
+            self._descriptor = _opened(folder, stack)
+            self._stack = stack.pop_all()
+        self._numbers = count()
+
+    def close(self) -> None:
+        """Remove what was not finished; may be repeated."""
+        self._stack.close()
+
+    def __enter__(self) -> RestoreFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, name: str, payload: Iterable[memoryview], *, again: bool = False) -> bool:
+        """Write a member; False if the same content was there already. Raises `Refused`.
+
+        `again`: this restore wrote one of this name before; of two the last one counts. What
+        `payload` raises passes through, and no file is left.
+        """
+        parts = safe_parts(name)
+        if not parts:
+            raise Refused(f"{name!r} is no name of a file")
+        with self._parent(name, parts[:-1]) as parent:
+            if not again and _exists(name, parent, parts[-1]):
+                if self._same(parent, parts[-1], payload):
+                    return False
+                raise Refused(
+                    f"{name!r} is there already with other content",
+                    hint="restore into an empty folder",
+                )
+            work = str(next(self._numbers))
+            with naming_disk_trouble(self._folder):
+                file = os.open(work, _NEW_FILE, 0o644, dir_fd=self._work)
+            try:
+                with naming_disk_trouble(self._folder):
+                    for piece in payload:
+                        write_all(file, piece)
+                self._give_name(work, name, parent, parts[-1], again=again)
+            finally:
+                os.close(file)
+                with suppress(FileNotFoundError):
+                    os.unlink(work, dir_fd=self._work)
+        return True
+
+    def _give_name(self, work: str, name: str, parent: int, last: str, *, again: bool) -> None:
+        places = {"src_dir_fd": self._work, "dst_dir_fd": parent}
+        try:
+            if again:
+                os.replace(work, last, **places)  # noqa: PTH105  below open folders
+                return
+            try:
+                os.link(work, last, follow_symlinks=False, **places)
+            except OSError as e:
+                if e.errno not in _NO_LINKS or _exists(name, parent, last):
+                    raise
+                # A file system without links: the next best.
+                os.rename(work, last, **places)  # noqa: PTH104
+        except FileExistsError:
+            raise Refused(f"{name!r} was made by somebody else while it was written") from None
+        except OSError as e:
+            raise Refused(f"{name!r} cannot be created: {e.strerror}") from e
+
+    def directory(self, name: str) -> None:
+        """Create a directory below the folder; one that is there already is no error."""
+        with self._parent(name, safe_parts(name)):
+            pass
+
+    @contextmanager
+    def _parent(self, name: str, parts: list[str]) -> Iterator[int]:
+        """The directory, made where missing, step by step without following links."""
+        descriptor = os.dup(self._descriptor)
+        try:
+            for part in parts:
+                try:
+                    try:
+                        below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+                    except FileNotFoundError:
+                        _make_dir(part, descriptor)
+                        below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+                except OSError as e:
+                    raise Refused(
+                        f"{name!r} cannot be written: {part!r} is no directory here ({e.strerror})"
+                    ) from e
+                os.close(descriptor)
+                descriptor = below
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _same(parent: int, part: str, payload: Iterable[memoryview]) -> bool:
+        try:
+            file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+        except OSError:
+            return False  # a link, or nothing that we may read
+        with os.fdopen(file, "rb") as there:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return False
+            return all(there.read(len(piece)) == piece for piece in payload) and not there.read(1)
+
+
+def safe_parts(name: str) -> list[str]:
+    """The components of a member's name. Raises `Refused` for one that leads elsewhere."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise Refused(f"{name!r} leads out of the folder")
+    if parts and _is_work(parts[0]):
+        raise Refused(f"{name!r} is a name that restoring itself uses")
+    return parts
+
+
+def _is_work(name: str) -> bool:
+    return is_temporary(name) and final_name(name) == _WORK
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a restore that was killed left half written."""
+    for path in folder.iterdir():
+        if _is_work(path.name) and path.is_dir() and not path.is_symlink():
+            remove_unless_held(path)
+
+
+def _opened(folder: Path, stack: ExitStack) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _exists(name: str, parent: int, part: str) -> bool:
+    """Whether anything has this name, be it a link that leads nowhere."""
+    try:
+        os.stat(part, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        raise Refused(f"{name!r} cannot be created: {e.strerror}") from e
+    return True
+
+
+def _make_dir(part: str, parent: int) -> None:
+    with suppress(FileExistsError):  # another thread was faster
+        os.mkdir(part, 0o755, dir_fd=parent)

@@ -1,0 +1,123 @@
+"""What is taken out of an archive that is read from front to back.
+
+What must always hold: of two members with one name the last one counts, as tar itself unpacks
+them; so whether a member counts is known at the end of the archive only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from fnmatch import fnmatchcase
+
+from fuploader_dagster.archives.frame_walk import Damage
+from fuploader_dagster.archives.reports import RestoreReport
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
+from fuploader_dagster.archives.tar_scan import ScannedMember
+from fuploader_dagster.contracts.object_store import Progress
+from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
+
+_HELD_BYTES = 2**26
+"""Of a member in memory until the archive's end; for a longer one it is read once more."""
+
+Scanned = Iterable[ScannedMember | Damage]
+
+
+def matches(name: str, pattern: str | None) -> bool:
+    """Whether a name is chosen by a pattern; without one all are."""
+    return pattern is None or fnmatchcase(name, pattern)
+
+
+def is_whole(member: ScannedMember) -> bool:
+    """Read the payload; False if it is damaged (the scan reports it then)."""
+    try:
+        for _ in member.chunks():
+            pass
+    except DamagedArchive:
+        return False
+    return True
+
+
+def stream_last(
+    scan: Callable[[], Scanned], name: str, address: str
+) -> Generator[memoryview, None, bool]:
+    """The member of this name in pieces; returns False if there is none.
+
+    Raises `DamagedArchive` if it is damaged, or may be among what is; `StoreRefused` for a link or
+    whatever else has no content of its own.
+    """
+    damage: Damage | None = None
+    last: ScannedMember | None = None
+    held: list[bytes] = []
+    for item in scan():
+        if isinstance(item, Damage):
+            damage = item if item.member == name else damage or item
+        elif item.name == name:
+            last, damage = item, None
+            held.clear()
+            with suppress(DamagedArchive):  # the scan itself reports it next
+                for chunk in item.chunks():
+                    if item.size_bytes <= _HELD_BYTES:
+                        held.append(bytes(chunk))
+    if damage and (damage.member == name or last is None):
+        found = "is damaged" if last else "was not found, but the archive is damaged"
+        raise DamagedArchive(f"{name!r} {found}: {damage}")
+    if last is None:
+        return False
+    if last.kind != "file":
+        raise StoreRefused(f"{name!r} in {address} is {last.kind}, which has no content of its own")
+    for piece in held:
+        yield memoryview(piece)
+    if last.size_bytes > _HELD_BYTES:
+        for item in scan():
+            if isinstance(item, ScannedMember) and item.offset == last.offset:
+                yield from item.chunks()
+    return True
+
+
+def restore_scanned(
+    scanned: Scanned,
+    target: RestoreFolder,
+    pattern: str | None,
+    report: RestoreReport,
+    progress: Progress | None,
+) -> None:
+    """Write what matches into the folder, and what became of it into the report."""
+    written: set[str] = set()
+    refused: dict[str, str] = {}
+    try:
+        for item in scanned:
+            if isinstance(item, Damage):
+                report.damages.append(item)
+            elif matches(item.name, pattern):
+                _restore(item, target, report, written, refused)
+                if progress:
+                    progress(report.size_bytes, 0)
+    except TooLarge as e:
+        refused[""] = str(e)
+    report.refused += refused.values()
+
+
+def _restore(
+    item: ScannedMember,
+    target: RestoreFolder,
+    report: RestoreReport,
+    written: set[str],
+    refused: dict[str, str],
+) -> None:
+    try:
+        if item.kind == "directory":
+            target.directory(item.name)
+        elif item.kind != "file":
+            refused[item.name] = f"{item.name!r} is {item.kind}"
+        else:
+            again = item.name in written
+            report.unchanged += not target.write(item.name, item.chunks(), again=again)
+            report.restored += not again
+            report.size_bytes += item.size_bytes
+            written.add(item.name)
+            refused.pop(item.name, None)  # an earlier one, that does not count
+    except Refused as e:
+        refused[item.name] = str(e)
+    except DamagedArchive:
+        pass  # the scan itself reports it next

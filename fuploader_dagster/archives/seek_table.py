@@ -1,0 +1,182 @@
+"""The end of an archive: seek table, way to the manifest and its pages, and checking all of them.
+
+The seek table is the standard one of zstd's seekable format (`contrib/seekable_format`): other
+programs find frames by it. What decompresses to nothing (pages, manifest) appears in it as such.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from operator import attrgetter
+
+import zstandard
+
+from fuploader_dagster.archives.frame_walk import Damage
+from fuploader_dagster.archives.manifest import (
+    FRAME_HEADER,
+    PAGES_MAGIC,
+    Manifest,
+    MemberEntry,
+    check_members,
+    decode,
+    decode_page,
+    decode_page_names,
+)
+from fuploader_dagster.archives.memory_budget import Budget
+from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
+from fuploader_dagster.disk.tar_headers import END
+from fuploader_dagster.errors import DamagedArchive
+
+SEEK_TABLE_MAGIC = 0x184D2A5E
+_SEEKABLE_MAGIC = 0x8F92EAB1
+_ENTRY = struct.Struct("<II")  # compressed size, decompressed size
+_FOOTER = struct.Struct("<IBI")  # number of frames, flags, magic
+_MOST_FRAMES = 2**22
+"""Of 1 MiB each, 4 TiB. What a table states is read and held in memory."""
+_MOST_MANIFEST_BYTES = 2**26
+_PAGES_READ_BYTES = 2**26
+"""At once: the pages of two million members."""
+
+
+def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
+    """The seek table's frame: the last bytes of an archive."""
+    pages_bytes = manifest.offset - manifest.pages_offset
+    sizes = [
+        *zip(manifest.frame_sizes, manifest.frame_tar_sizes, strict=True),
+        (pages_bytes, 0),
+        (manifest_frame_bytes, 0),
+        (len(manifest.end_frame), len(END)),
+    ]
+    body = b"".join(_ENTRY.pack(*entry) for entry in sizes)
+    body += _FOOTER.pack(len(sizes), 0, _SEEKABLE_MAGIC)
+    return FRAME_HEADER.pack(SEEK_TABLE_MAGIC, len(body)) + body
+
+
+def _table_bytes(footer: bytes) -> int | None:
+    """Length of the whole seek table frame, from an archive's last 9 bytes; None if it has none."""
+    count, flags, magic = _FOOTER.unpack(footer)
+    if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
+        return None
+    if count > _MOST_FRAMES:
+        return None
+    entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # with a checksum each
+    return int(FRAME_HEADER.size + count * entry_bytes + _FOOTER.size)
+
+
+def _closing_frames(table: bytes) -> tuple[int, int] | None:
+    """Compressed sizes of manifest and end frame, from a seek table.
+
+    None for the seek tables of other programs: in ours, and as good as never in theirs, the last
+    frame but one decompresses to nothing and the last to tar's end.
+    """
+    entry = _ENTRY.size + (4 if table[-5] & 0x80 else 0)
+    entries = table[FRAME_HEADER.size : -_FOOTER.size]
+    if len(entries) < 2 * entry:
+        return None
+    manifest_bytes, nothing = _ENTRY.unpack_from(entries, len(entries) - 2 * entry)
+    end_bytes, end = _ENTRY.unpack_from(entries, len(entries) - entry)
+    return (manifest_bytes, end_bytes) if (nothing, end) == (0, len(END)) else None
+
+
+def find_manifest(source: RangeSource) -> Manifest | None:
+    """From the end: footer, seek table, manifest. None if this is no archive of ours.
+
+    Raises `DamagedArchive` if it is one, but its end is not as it was written.
+    """
+    size = source.size_bytes
+    if size < _FOOTER.size:
+        return None
+    table_bytes = _table_bytes(source.read(size - _FOOTER.size, _FOOTER.size))
+    if table_bytes is None or table_bytes > size:
+        return None
+    closing = _closing_frames(source.read(size - table_bytes, table_bytes))
+    if closing is None:
+        return None
+    manifest_bytes, end_bytes = closing
+    offset = size - table_bytes - end_bytes - manifest_bytes
+    if manifest_bytes > _MOST_MANIFEST_BYTES:
+        raise DamagedArchive(
+            f"the seek table at offset {size - table_bytes} of {source.address} states a manifest "
+            f"of {manifest_bytes} bytes, more than there can be"
+        )
+    if offset < 0:
+        raise DamagedArchive(
+            f"the seek table at offset {size - table_bytes} of {source.address} states more bytes "
+            "than there are"
+        )
+    frame = source.read(offset, manifest_bytes)
+    manifest = decode(frame, where=f"offset {offset} of {source.address}")
+    if manifest.offset != offset or len(manifest.end_frame) != end_bytes:
+        raise DamagedArchive(
+            f"the manifest at offset {offset} of {source.address} belongs to offset "
+            f"{manifest.offset}: bytes are missing, or there are too many"
+        )
+    return manifest
+
+
+def read_page(source: RangeSource, manifest: Manifest, index: int) -> list[MemberEntry]:
+    """The members that one page lists. One read."""
+    start = manifest.pages_offset + FRAME_HEADER.size + sum(manifest.page_sizes[:index])
+    packed = source.read(start, manifest.page_sizes[index])
+    return decode_page(manifest, index, packed, where=f"offset {start} of {source.address}")
+
+
+def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[MemberEntry]:
+    """All members, in the order of the archive. One read for each 64 MiB of pages."""
+    members: list[MemberEntry] = []
+    for index, packed, where in _all_pages(source, manifest):
+        page = decode_page(manifest, index, packed, where=where)
+        budget.hold(len(page), sum(len(member.name) for member in page))
+        members += page
+    members.sort(key=attrgetter("offset"))
+    check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
+    return members
+
+
+def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[str]:
+    """All names, in no order, quicker than `read_pages`."""
+    names: list[str] = []
+    for index, packed, where in _all_pages(source, manifest):
+        page = decode_page_names(manifest, index, packed, where=where)
+        budget.hold(len(page), sum(map(len, page)))
+        names += page
+    return names
+
+
+def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, bytes, str]]:
+    """Each page's number, its packed bytes, and where it lies."""
+    at = manifest.pages_offset + FRAME_HEADER.size
+    step = min(sum(manifest.page_sizes), _PAGES_READ_BYTES)
+    ahead = ReadAhead(source, max(step, 1))
+    for index, size in enumerate(manifest.page_sizes):
+        yield index, ahead.read(at, size), f"offset {at} of {source.address}"
+        at += size
+
+
+def closing_damages(source: RangeSource, manifest: Manifest) -> Iterator[Damage]:
+    """Compare what lies around manifest and pages: it follows from the manifest, byte by byte."""
+    pages_bytes = manifest.offset - manifest.pages_offset
+    if source.read(manifest.pages_offset, FRAME_HEADER.size) != FRAME_HEADER.pack(
+        PAGES_MAGIC, pages_bytes - FRAME_HEADER.size
+    ):
+        yield Damage(f"the head of the pages at offset {manifest.pages_offset} changed")
+    size = source.size_bytes
+    footer = source.read(size - _FOOTER.size, _FOOTER.size)
+    end_offset = size - (_table_bytes(footer) or 0) - len(manifest.end_frame)
+    expected = manifest.end_frame + seek_table(manifest, end_offset - manifest.offset)
+    if source.read(end_offset, size - end_offset) != expected:
+        yield Damage(f"end frame or seek table at offset {end_offset} of {source.address} changed")
+    if not _is_end(manifest.end_frame):
+        yield Damage(f"the end frame at offset {end_offset} of {source.address} is no end of tar")
+
+
+def _is_end(frame: bytes) -> bool:
+    """Whether a frame holds the end of tar, all of it and nothing else."""
+    try:
+        return (
+            zstandard.frame_content_size(frame) == len(END)
+            and zstandard.ZstdDecompressor().decompress(frame) == END
+        )
+    except zstandard.ZstdError:
+        return False

@@ -1,0 +1,145 @@
+"""The headers of a tar stream, as all kinds of tools write them: what an entry is called, what it
+is, and how many bytes follow.
+
+What must always hold: an entry's size is that of the bytes that really follow its header, so one
+odd entry never takes the next one with it; a header that contradicts itself is a `TarError`.
+
+Understood are ustar, pax and GNU's long names. Links and sparse files (in pax, and in GNU's own
+format with any number of continuation blocks) are told with their names, and are not unpacked.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fuploader_dagster.disk.tar_headers import BLOCK, padding
+
+Take = Callable[[int], bytes]
+"""Exactly so many bytes of the stream."""
+
+_EXTENSION_LIMIT = 2**20
+"""Of what extends one header, all in all: a name of a megabyte is damage, not a name."""
+_SPARSE_GOES_ON = 482
+_SPARSE_BLOCK_GOES_ON = 504
+_MOST_SPARSE_BLOCKS = 2**20
+"""Of 21 pieces each, in one file."""
+
+
+class Header(NamedTuple):
+    """One entry."""
+
+    name: str
+    size_bytes: int
+    """Of what follows in the stream."""
+    kind: str
+    """`file`, `directory`, or in words what else it is."""
+
+
+def read_header(take: Take) -> Header | None:
+    """The next header with everything that extends it; None at tar's end mark.
+
+    Raises `TarError`, and what `take` raises.
+    """
+    pax: dict[str, bytes] = {}
+    long_name: bytes | None = None
+    long_link: bytes | None = None
+    extended = 0
+    while True:
+        block = take(BLOCK)
+        if not any(block):
+            if any(take(BLOCK)):
+                raise tarfile.ReadError("a single block of zeros")
+            return None
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if info.type in _EXTENSIONS:
+            extended += info.size + BLOCK
+            if info.size < 0 or extended > _EXTENSION_LIMIT:
+                raise tarfile.ReadError(f"extended headers of {extended} bytes")
+            data = take(info.size + len(padding(info.size)))[: info.size]
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = data.rstrip(b"\0")
+            elif info.type == tarfile.GNUTYPE_LONGLINK:
+                long_link = data.rstrip(b"\0")
+            elif info.type != tarfile.XGLTYPE:
+                pax |= _pax_records(data)
+        else:
+            break
+    name = _text(pax.get("GNU.sparse.name", pax.get("path", long_name)), info.name)
+    link = _text(pax.get("linkpath", long_link), info.linkname)
+    size = _pax_number(pax["size"]) if "size" in pax else info.size
+    if size < 0:
+        raise tarfile.ReadError("a negative size")
+    if info.type == tarfile.GNUTYPE_SPARSE:
+        _skip_sparse_map(block, take)
+    if info.type in _WITHOUT_CONTENT:
+        size = 0
+    return Header(name.rstrip("/"), size, _kind(info, pax, link))
+
+
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_DEVICES = {
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+_WITHOUT_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, *_DEVICES)
+
+
+def _kind(info: tarfile.TarInfo, pax: dict[str, bytes], link: str) -> str:
+    if info.type == tarfile.GNUTYPE_SPARSE or any(k.startswith("GNU.sparse") for k in pax):
+        return "a sparse file"
+    if info.isreg():
+        return "file"
+    if info.isdir():
+        return "directory"
+    if info.issym():
+        return f"a symbolic link to {link!r}"
+    if info.islnk():
+        return f"a hard link to {link!r}"
+    return _DEVICES.get(info.type, "neither file nor directory")
+
+
+def _skip_sparse_map(block: bytes, take: Take) -> None:
+    """Where a sparse file has more than four pieces, GNU's own format goes on in further blocks."""
+    goes_on = block[_SPARSE_GOES_ON]
+    blocks = 0
+    while goes_on:
+        blocks += 1
+        if blocks > _MOST_SPARSE_BLOCKS:
+            raise tarfile.ReadError("a sparse file of more pieces than there can be")
+        goes_on = take(BLOCK)[_SPARSE_BLOCK_GOES_ON]
+
+
+def _text(raw: bytes | None, otherwise: str) -> str:
+    return otherwise if raw is None else raw.decode("utf-8", "surrogateescape")
+
+
+def _pax_number(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 20:
+        raise tarfile.ReadError("a pax size that is no number")
+    return int(value)
+
+
+def _pax_records(data: bytes) -> dict[str, bytes]:
+    """`<length> <key>=<value>\\n` again and again."""
+    records = {}
+    at = 0
+    while at < len(data):
+        length, _, _ = data[at : at + 21].partition(b" ")
+        if not length.isdigit() or not len(length) + 2 < int(length) <= len(data) - at:
+            raise tarfile.ReadError("a pax record of no length")
+        record = data[at : at + int(length)]
+        key, equals, value = record[len(length) + 1 :].partition(b"=")
+        if not equals or value[-1:] != b"\n":
+            raise tarfile.ReadError("a pax record that does not end")
+        records[key.decode("utf-8", "replace")] = value[:-1]
+        at += int(length)
+    return records

@@ -1,0 +1,380 @@
+"""Writing an archive: a sealed slot becomes one verified `.tar.zst`.
+
+What must always hold:
+
+- An archive under its final name is whole, synced, and was read back.
+- Identical members give identical bytes, whatever machine, source or number of threads (and the
+  same zstd library: `zstandard` bundles its own; another version may compress differently).
+- Every byte was compared with what was recorded of it on the way: with the digest of the whole
+  segment where a seal has one, else each payload with its own. A slot that contradicts its seal or
+  its index gives `DamagedSlot`, which names the member, and no archive.
+
+Format: docs/formats.md, "Archive". How it works: members are cut into frames of about 1 MiB, at
+their boundaries; the frames are compressed independently, in a few threads, and written in order.
+One frame per thread is in memory, so a slot of any size takes the same few megabytes.
+
+Reading back is honest and cheap: each frame is decompressed at once and compared, byte by byte,
+with what was compressed; the finished file is read from the disk and its digest compared with
+that of what was written. Together: what is in the file decompresses to the members that were
+checked.
+
+Two kinds of digest: SHA-256 for what travels with the archive, XXH3-128, which takes a thirtieth of
+the time, for what is compared on this machine. Both have 128 bits or more: no damage escapes them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import zstandard
+from xxhash import xxh3_128
+
+from fuploader_dagster.archives.manifest import (
+    DIGEST_BYTES,
+    Manifest,
+    digest,
+    encode,
+    encode_pages,
+    pages_frame,
+)
+from fuploader_dagster.archives.members import MemberSource
+from fuploader_dagster.archives.seek_table import seek_table
+from fuploader_dagster.contracts.object_store import ArchiveFile
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import fsync_file, replace_durably
+from fuploader_dagster.disk.tar_headers import (
+    END,
+    member_header,
+    padding,
+)
+from fuploader_dagster.disk.temporaries import temporary_file
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import DamagedArchive, DamagedSlot
+
+FRAME_BYTES = 2**20
+"""Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
+
+_DEFAULT_LEVEL = 3
+_DEFAULT_HASH_LOG = 14
+"""Of zstd's default level, instead of 17: its hash table leaves room in a core's cache for what
+else is at work there. Takes a seventh of zstd's time away, for archives at most 1 % larger
+(docs/benchmarks.md). Other levels are as zstd has them."""
+
+_READ_BACK_BYTES = 2**18
+
+
+def write_archive(
+    path: Path,
+    source: MemberSource,
+    *,
+    level: int = _DEFAULT_LEVEL,
+    threads: int = 1,
+    frame_bytes: int = FRAME_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> ArchiveFile:
+    """Pack all members of the source into a new archive at `path`, replacing an older one.
+
+    `metadata` goes into the manifest and, unchanged, into the result; for identical archives it
+    must not hold times or machine names that differ. Raises `DamagedSlot` (naming the member),
+    `DiskFull`, or `DamagedArchive` when the disk gives back something else than was written.
+    """
+    members = source.members
+    if len({m.name for m in members}) != len(members):
+        raise DamagedSlot(f"two members of one name cannot be packed into {path}")
+    with temporary_file(path) as temporary:
+        encoder = _FrameEncoder(level)
+        jobs = _jobs(source, frame_bytes, encoder)
+        with naming_disk_trouble(path), closing(_in_order(jobs, threads)) as frames:
+            end = encoder.encode(END, b"").data
+            written = _write(temporary, source, frames, end, metadata or {})
+            fsync_file(temporary)
+            reached(Step.ARCHIVE_SYNCED)
+        _read_back(temporary, written)
+        reached(Step.ARCHIVE_VERIFIED)
+        replace_durably(temporary, path)
+        reached(Step.ARCHIVE_NAMED)
+    return ArchiveFile(path, written.size_bytes, written.sha256.hex(), dict(metadata or {}))
+
+
+class _Written(NamedTuple):
+    size_bytes: int
+    sha256: bytes
+    xxh128: str
+
+
+class _Frame(NamedTuple):
+    """A compressed frame that decompresses to what it was made of."""
+
+    data: bytes
+    tar_bytes: int
+    digest: bytes
+    member_digests: bytes
+    """Of the members that end in this frame."""
+
+
+def _write(
+    path: Path,
+    source: MemberSource,
+    frames: Iterator[_Frame],
+    end_frame: bytes,
+    metadata: Mapping[str, str],
+) -> _Written:
+    whole, quick = sha256(), xxh3_128()
+    size = 0
+    member_digests, frame_digests = bytearray(), bytearray()
+    frame_sizes: list[int] = []
+    frame_tar_sizes: list[int] = []
+    with path.open("wb") as file:
+
+        def put(data: bytes) -> None:
+            nonlocal size
+            file.write(data)
+            whole.update(data)
+            quick.update(data)
+            size += len(data)
+
+        for frame in frames:
+            put(frame.data)
+            reached(Step.ARCHIVE_PARTLY_WRITTEN)
+            frame_sizes.append(len(frame.data))
+            frame_tar_sizes.append(frame.tar_bytes)
+            frame_digests += frame.digest
+            member_digests += frame.member_digests
+        names = [m.name for m in source.members]
+        sizes = [m.size_bytes for m in source.members]
+        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests))
+        manifest = Manifest(
+            metadata=dict(sorted(metadata.items())),
+            member_count=len(names),
+            payload_bytes=sum(sizes),
+            page_sizes=[len(page) for page in pages],
+            page_digests=b"".join(digest(page) for page in pages),
+            frame_sizes=frame_sizes,
+            frame_tar_sizes=frame_tar_sizes,
+            frame_digests=bytes(frame_digests),
+            end_frame=end_frame,
+        )
+        put(pages_frame(pages))
+        packed = encode(manifest)
+        put(packed)
+        put(end_frame)
+        put(seek_table(manifest, len(packed)))
+    return _Written(size, whole.digest(), quick.hexdigest())
+
+
+def _read_back(path: Path, written: _Written) -> None:
+    """Compare the file on the disk (not what the page cache remembers of it) with its digest."""
+    quick = xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(_READ_BACK_BYTES):
+            quick.update(block)
+        size = file.tell()
+    if (size, quick.hexdigest()) != (written.size_bytes, written.xxh128):
+        raise DamagedArchive(
+            f"{path} was written as {written.size_bytes} bytes with XXH128 {written.xxh128}, but "
+            f"the disk gives back {size} bytes with {quick.hexdigest()}",
+            hint="the slot is untouched; check the disk (dmesg, SMART), then pack again",
+        )
+
+
+# -- cutting into frames -----------------------------------------------------------------------
+
+
+class FrameCut(NamedTuple):
+    """`members[first:last]`, or of a single member the tar bytes from `start` to `stop`."""
+
+    first: int
+    last: int
+    start: int = 0
+    stop: int | None = None
+
+
+def cut_frames(lengths: Sequence[int], frame_bytes: int) -> Iterator[FrameCut]:
+    """Where the frames begin and end, given each member's length in the tar stream.
+
+    Members share a frame as long as they fit; a member longer than a frame gets frames of its
+    own, up to four times as long (nobody wants half of it, and it compresses better).
+    """
+    first, filled = 0, 0
+    for i, length in enumerate(lengths):
+        if filled and filled + length > frame_bytes:
+            yield FrameCut(first, i)
+            first, filled = i, 0
+        if length > frame_bytes:
+            for start in range(0, length, 4 * frame_bytes):
+                yield FrameCut(i, i + 1, start, min(start + 4 * frame_bytes, length))
+            first = i + 1
+        else:
+            filled += length
+    if filled:
+        yield FrameCut(first, len(lengths))
+
+
+class _FrameEncoder:
+    """Compresses frames and proves that they decompress; each thread has contexts of its own."""
+
+    def __init__(self, level: int) -> None:
+        self._parameters = zstandard.ZstdCompressionParameters(
+            compression_level=level,
+            hash_log=_DEFAULT_HASH_LOG if level == _DEFAULT_LEVEL else 0,
+            write_checksum=True,
+        )
+        self._contexts = threading.local()
+
+    def encode(self, raw: bytes, member_digests: bytes) -> _Frame:
+        contexts = self._contexts
+        if not hasattr(contexts, "compressor"):
+            contexts.compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
+            contexts.decompressor = zstandard.ZstdDecompressor()
+        data: bytes = contexts.compressor.compress(raw)
+        if contexts.decompressor.decompress(data) != raw:
+            raise DamagedArchive(
+                "a frame did not decompress to what was compressed",
+                hint="nothing was written; check this machine's memory",
+            )
+        return _Frame(data, len(raw), digest(data), member_digests)
+
+
+def _jobs(
+    source: MemberSource, frame_bytes: int, encoder: _FrameEncoder
+) -> Iterator[Callable[[], _Frame]]:
+    """One job per frame. Reading happens here, in order; comparing, too, if it is done at once."""
+    recorded = [m.sha256 for m in source.members if m.sha256 is not None]
+    if source.xxh128 is None or len(recorded) != len(source.members):
+        for raw, check in _frames_to_check(source, frame_bytes):
+            yield lambda raw=raw, check=check: encoder.encode(raw, check())  # type: ignore[misc]
+        return
+    whole = xxh3_128()
+    for cut in cut_frames(source.lengths, frame_bytes):
+        raw = _read(source, cut)
+        whole.update(raw)
+        last_part = cut.stop is None or cut.stop == source.lengths[cut.first]
+        ended = recorded[cut.first : cut.last] if last_part else []
+        yield partial(encoder.encode, raw, b"".join(sha[:DIGEST_BYTES] for sha in ended))
+    if whole.hexdigest() != source.xxh128:
+        for _, check in _frames_to_check(source, frame_bytes):
+            check()
+        raise DamagedSlot(
+            f"each member from {source.place(0)} on is as its index says, but all of them together "
+            "are not what was sealed",
+            hint="nothing was packed; segment_xxh128 in the slot's seal.json is what changed",
+        )
+
+
+def _read(source: MemberSource, cut: FrameCut) -> bytes:
+    if cut.stop is None:
+        return source.read(cut.first, cut.last)
+    return source.read_part(cut.first, cut.start, cut.stop)
+
+
+def _frames_to_check(
+    source: MemberSource, frame_bytes: int
+) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
+    """Each frame, and what compares its members one by one and returns their digests.
+
+    The parts of a large member are compared here, because that must happen in order.
+    """
+    large: _LargeMember | None = None
+    for cut in cut_frames(source.lengths, frame_bytes):
+        raw = _read(source, cut)
+        if cut.stop is None:
+            yield raw, partial(check_members, raw, source, cut.first, cut.last)
+        else:
+            if cut.start == 0:
+                large = _LargeMember(source, cut.first)
+            assert large is not None  # noqa: S101 - a large member's first frame starts at 0
+            found = large.add(raw, last=cut.stop == source.lengths[cut.first])
+            yield raw, partial(bytes, found)
+
+
+def _in_order(jobs: Iterator[Callable[[], _Frame]], threads: int) -> Generator[_Frame, None, None]:
+    """Results in the order of the jobs, with at most one finished job waiting per thread."""
+    if threads <= 1:
+        for job in jobs:
+            yield job()
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pack")
+    waiting: deque[Future[_Frame]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# -- comparing with the index ------------------------------------------------------------------
+
+
+def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> bytes:
+    """Compare the tar bytes of `members[first:last]` with the index; return their digests.
+
+    Raises `DamagedSlot` naming the member and where it lies.
+    """
+    digests = []
+    view = memoryview(raw)
+    at = 0
+    for i, member in enumerate(source.members[first:last], first):
+        size, recorded = member.size_bytes, member.sha256
+        header = member_header(member.name, size)
+        start = at + len(header)
+        end = start + size
+        found = sha256(view[start:end]).digest()
+        if found != recorded and recorded is not None:
+            raise _damaged(source, i, "its payload does not have the digest that was recorded")
+        fill = padding(size)
+        if not raw.startswith(header, at) or not raw.startswith(fill, end):
+            raise _damaged(source, i, "its header or padding is not what was written")
+        digests.append(found[:DIGEST_BYTES])
+        at = end + len(fill)
+    return b"".join(digests)
+
+
+class _LargeMember:
+    """The same comparison for a member that comes in parts."""
+
+    def __init__(self, source: MemberSource, index: int) -> None:
+        self._source, self._index = source, index
+        member = source.members[index]
+        self._recorded = member.sha256
+        self._expected_start = member_header(member.name, member.size_bytes)
+        self._left = member.size_bytes
+        self._digest = sha256()
+
+    def add(self, raw: bytes, *, last: bool) -> bytes:
+        """Take the next part; with the last one, return the digest (nothing before)."""
+        header, self._expected_start = self._expected_start, b""
+        payload = memoryview(raw)[len(header) :][: self._left]
+        self._digest.update(payload)
+        self._left -= len(payload)
+        fill = raw[len(header) + len(payload) :]
+        if not raw.startswith(header) or fill.strip(b"\0"):
+            raise _damaged(self._source, self._index, "its header or padding is not as written")
+        if not last:
+            return b""
+        found = self._digest.digest()
+        if found != self._recorded and self._recorded is not None:
+            raise _damaged(
+                self._source, self._index, "its payload does not have the digest that was recorded"
+            )
+        return found[:DIGEST_BYTES]
+
+
+def _damaged(source: MemberSource, index: int, what: str) -> DamagedSlot:
+    return DamagedSlot(
+        f"member {source.place(index)} is damaged: {what}",
+        hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
+    )

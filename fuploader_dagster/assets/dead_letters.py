@@ -1,0 +1,111 @@
+"""The dead letters in the UI: an asset with count and reasons, and a check that warns of many.
+
+Neither costs a run: the drain sensor reports both, at most once a minute and only when something
+changed. The check can be run by hand as well.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
+
+import time
+from typing import Any
+
+import dagster as dg
+import msgspec
+
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_counts
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.safe_text import in_code
+
+CHECK_NAME = "few"
+REPORT_SECONDS = 60.0
+LISTED_REASONS = 20
+
+
+class Reported(msgspec.Struct):
+    """What was reported last."""
+
+    at: float = 0.0
+    total: int = 0
+    warned: bool = False
+
+
+def build_dead_letter_asset(pipeline: Pipeline) -> dg.AssetSpec:
+    """The asset: not partitioned, made by the drain workers."""
+    names = Names.of(pipeline)
+    return dg.AssetSpec(
+        names.dead_letters,
+        deps=[names.queue],
+        group_name=names.scope,
+        kinds={"file"},
+        description=(
+            "Messages that could not become files, kept whole with the reason. "
+            "`fuploader dead-letters` lists, shows, exports them and sends them back."
+        ),
+    )
+
+
+def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    """The check: not more within an hour than `max_dead_letters_per_hour`."""
+
+    @dg.asset_check(
+        asset=Names.of(pipeline).dead_letters,
+        name=CHECK_NAME,
+        description="Not more within an hour than max_dead_letters_per_hour.",
+    )
+    def few() -> dg.AssetCheckResult:
+        passed, said, metadata = _judged(pipeline, read_counts(pipeline.layout), time.time())
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=said,
+            metadata=metadata,
+        )
+
+    return few
+
+
+def report(
+    pipeline: Pipeline, last: Reported, now: float
+) -> tuple[list[dg.AssetMaterialization | dg.AssetCheckEvaluation], Reported]:
+    """What a tick has to tell, and what to remember of it."""
+    if now - last.at < REPORT_SECONDS:
+        return [], last
+    counts = read_counts(pipeline.layout)
+    passed, said, metadata = _judged(pipeline, counts, now)
+    if counts.total == last.total and last.warned == (not passed):
+        return [], last
+    names = Names.of(pipeline)
+    events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = [
+        dg.AssetCheckEvaluation(
+            asset_key=names.dead_letters,
+            check_name=CHECK_NAME,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=said,
+            metadata=metadata,
+        )
+    ]
+    if counts.total != last.total:
+        events.insert(
+            0, dg.AssetMaterialization(names.dead_letters, metadata=_metadata(pipeline, counts))
+        )
+    return events, Reported(now, counts.total, not passed)
+
+
+def _judged(
+    pipeline: Pipeline, counts: DeadLetterCounts, now: float
+) -> tuple[bool, str, dict[str, Any]]:
+    recent, most = counts.last_hour(now), pipeline.max_dead_letters_per_hour
+    said = f"{recent:,} dead letters within the last hour, {most:,} are allowed"
+    return recent <= most, said, {"last_hour": recent, "dead_letters": counts.total}
+
+
+def _metadata(pipeline: Pipeline, counts: DeadLetterCounts) -> dict[str, Any]:
+    listed = list(counts.reasons.items())[:LISTED_REASONS]
+    rows = "\n".join(f"| {count:,} | {in_code(reason)} |" for reason, count in listed)
+    return {
+        "dead_letters": counts.total,
+        "reasons": dg.MetadataValue.md(f"| messages | reason |\n|---|---|\n{rows}"),
+        "folder": dg.MetadataValue.path(str(pipeline.layout.dead_letters)),
+    }

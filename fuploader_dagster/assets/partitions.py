@@ -1,0 +1,245 @@
+"""Names and partitions of a pipeline in Dagster, and which keys go into which run.
+
+One run takes many slots, as a contiguous range of the partition set (Dagster lists dynamic
+partitions in the order in which they were added, and a run's range is read in that order).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Intake
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+PARTITION_TAG = "dagster/partition"
+PIPELINE_TAG = "fuploader/pipeline"
+SHIP_TAG = "fuploader/ship"
+"""On each run of a ship job, for limits of the run queue: small jobs find a place beside them."""
+PRIORITY_TAGS = {"dagster/priority": "10"}
+"""Of jobs that a person waits for: they leave the run queue before the others."""
+UNFINISHED_RUNS = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
+"""The code server's console shows trouble only; the UI shows every event of a run."""
+
+_RANGE_KEPT_SECONDS = 60
+
+_MARKS = {"_": "u", "-": "d", ".": "p"}
+_MARKED = re.compile(r"(.*)_x([udp]+)")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a pipeline's parts are called in Dagster. They carry the node where one is set."""
+
+    pipeline: str
+    node: str | None
+
+    @classmethod
+    def of(cls, settings: Intake) -> Names:
+        node = node_in_names(settings.node_id) if settings.node_id else None
+        return cls(settings.name, node)
+
+    @property
+    def scope(self) -> str:
+        return f"{self.pipeline}_{self.node}" if self.node else self.pipeline
+
+    def asset(self, name: str) -> dg.AssetKey:
+        return dg.AssetKey([self.pipeline, *([self.node] if self.node else []), name])
+
+    @property
+    def queue(self) -> dg.AssetKey:
+        return self.asset("queue")
+
+    @property
+    def dead_letters(self) -> dg.AssetKey:
+        return self.asset("dead_letters")
+
+    @property
+    def sealed_slot(self) -> dg.AssetKey:
+        return self.asset("sealed_slot")
+
+    @property
+    def packed_archive(self) -> dg.AssetKey:
+        return self.asset("packed_archive")
+
+    @property
+    def uploaded_archive(self) -> dg.AssetKey:
+        return self.asset("uploaded_archive")
+
+    @property
+    def reachable_check(self) -> dg.AssetCheckKey:
+        return dg.AssetCheckKey(self.uploaded_archive, "store_reachable")
+
+    @property
+    def partition_set(self) -> str:
+        return f"{self.scope}_slots"
+
+    @property
+    def store(self) -> str:
+        """The resource key of the object store."""
+        return f"{self.scope}_store"
+
+    @property
+    def drain_sensor(self) -> str:
+        return f"{self.scope}_drain"
+
+    @property
+    def alert_sensor(self) -> str:
+        return f"{self.scope}_alerts"
+
+    @property
+    def ship_job(self) -> str:
+        return f"{self.scope}_ship"
+
+    @property
+    def seal_job(self) -> str:
+        return f"{self.scope}_seal_now"
+
+    @property
+    def replay_job(self) -> str:
+        return f"{self.scope}_replay"
+
+    @property
+    def scrub_job(self) -> str:
+        return f"{self.scope}_scrub"
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return (self.ship_job, self.seal_job, self.replay_job, self.scrub_job)
+
+    @property
+    def instigators(self) -> tuple[str, ...]:
+        """Sensors and schedules."""
+        others = ("failures", "automation", "recovery", "retention", "scrub_schedule")
+        return (self.drain_sensor, self.alert_sensor, *(f"{self.scope}_{one}" for one in others))
+
+    def partitions(self) -> dg.DynamicPartitionsDefinition:
+        return SlotPartitions(name=self.partition_set)
+
+
+class SlotPartitions(dg.DynamicPartitionsDefinition):
+    """A pipeline's partition set, which remembers for a minute what lies in the last range.
+
+    Dagster looks up the run's range for each partition to which a step adds metadata, and reads
+    the whole set for it: 64 times 100,000 keys in one step, most of a minute. A range that exists
+    gets no new keys (they are added at the end), and a key that retention folded away in between
+    does no harm: its slot is shipped and says so.
+    """
+
+    def get_partition_keys_in_range(
+        self, partition_key_range: dg.PartitionKeyRange
+    ) -> Sequence[str]:
+        with dg.partition_loading_context() as context:
+            store = context.dynamic_partitions_store
+        last: _LastRange | None = self.__dict__.get("_last_range")
+        if last and last.is_of(store, partition_key_range):
+            return last.keys
+        keys = super().get_partition_keys_in_range(partition_key_range)
+        if store is not None:
+            last = _LastRange(weakref.ref(store), partition_key_range, keys, time.monotonic())
+            self.__dict__["_last_range"] = last
+        return keys
+
+
+@dataclass(frozen=True)
+class _LastRange:
+    store: weakref.ref[object]
+    range: dg.PartitionKeyRange
+    keys: Sequence[str]
+    read_at: float
+
+    def is_of(self, store: object, key_range: dg.PartitionKeyRange) -> bool:
+        fresh = time.monotonic() - self.read_at < _RANGE_KEPT_SECONDS
+        return fresh and self.range == key_range and store is not None and self.store() is store
+
+
+def node_in_names(node_id: str) -> str:
+    """The node's id as Dagster's names can have it: letters, digits and underscores only.
+
+    Two ids never give one name: an instance that they share would take the runs and partitions of
+    one machine for those of the other. So an id with dashes or points gets an ending that says what
+    each underscore was: `node-1` is `node_1_xd`, `node_id-10.0.0.1` is `node_id_10_0_0_1_xudppp`.
+    All others stay as they are. Raises `ConfigError` for one that looks like such a name itself, or
+    has `...` in it.
+    """
+    if "..." in node_id:  # Dagster refuses it in the key of a partition, at each tick
+        raise ConfigError(
+            f"node_id {node_id!r} has '...' in it, which Dagster keeps for ranges of partitions",
+            hint="give this node another id",
+        )
+    if not set(node_id) & {"-", "."}:
+        if (match := _MARKED.fullmatch(node_id)) and _may_be_folded(*match.groups()):
+            raise ConfigError(
+                f"node_id {node_id!r} reads as the name in Dagster of a node whose id has '-' or "
+                f"'.' in it",
+                hint="give this node another id",
+            )
+        return node_id
+    marks = "".join(_MARKS[character] for character in node_id if character in _MARKS)
+    return f"{re.sub('[-.]', '_', node_id)}_x{marks}"
+
+
+def _may_be_folded(folded: str, marks: str) -> bool:
+    return folded.count("_") == len(marks) and set(marks) != {_MARKS["_"]}
+
+
+def chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The keys in runs of at most `size`."""
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+def contiguous_ranges(
+    keys: Sequence[str], all_keys: Sequence[str], size: int
+) -> Iterator[Sequence[str]]:
+    """The keys as ranges that lie together in the partition set, each of at most `size`.
+
+    Keys that are not in the set are left out: no run can ask for them.
+    """
+    wanted = set(keys)
+    gathered: list[str] = []
+    for key in all_keys:
+        if key in wanted:
+            gathered.append(key)
+        if gathered and (key not in wanted or len(gathered) == size):
+            yield gathered
+            gathered = []
+    if gathered:
+        yield gathered
+
+
+def run_request(names: Names, keys: Sequence[str], *, run_key: str) -> dg.RunRequest:
+    """A run for neighbouring keys of the partition set."""
+    return dg.RunRequest(
+        run_key=run_key,
+        run_config=_QUIET_CONSOLE,
+        tags={
+            RANGE_START_TAG: keys[0],
+            RANGE_END_TAG: keys[-1],
+            PIPELINE_TAG: names.scope,
+        },
+    )
+
+
+def keys_of_run(tags: Mapping[str, str], all_keys: Sequence[str]) -> Sequence[str]:
+    """Which partitions a run handles, read from its tags."""
+    if PARTITION_TAG in tags:
+        return [tags[PARTITION_TAG]]
+    start, end = tags.get(RANGE_START_TAG), tags.get(RANGE_END_TAG)
+    if start not in all_keys or end not in all_keys:
+        return []
+    return all_keys[all_keys.index(start) : all_keys.index(end) + 1]

@@ -1,0 +1,1 @@
+"""The catalog: which archive holds the file of a given name."""

@@ -1,0 +1,60 @@
+"""What uploads could not add to the catalog, because another process held it, until one can.
+
+What must always hold: it may be lost at any time: `fuploader catalog rebuild` reads the store.
+What is added late changes nothing that was added since: it is added before anything newer.
+
+Format: `catalog-missed/{32 hex digits}.json`, named by the archive's address: the archive as the
+catalog knows it, and its names as `name_lists` packs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import islice
+
+import msgspec
+import zstandard
+
+from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
+from fuploader_dagster.catalog.name_lists import join_names, pack_names, unpack_names
+from fuploader_dagster.disk.durable import make_dirs, write_for_readers
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import UNREADABLE_JSON
+
+MOST_KEPT = 1000
+"""With more than these missing a rebuild is quicker."""
+MADE_UP_AT_ONCE = 20
+"""By one upload: each takes some 30 ms for 10,000 names."""
+
+
+class _Missed(msgspec.Struct, frozen=True, kw_only=True):
+    archive: CatalogedArchive
+    names: bytes
+
+
+def remember(layout: Layout, archive: CatalogedArchive, names: Sequence[str]) -> bool:
+    """Keep an archive for later; False if there are too many already."""
+    folder = layout.catalog_missed
+    make_dirs(folder)
+    if sum(1 for _ in folder.iterdir()) >= MOST_KEPT:
+        return False
+    name = hashlib.sha256(archive.address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    missed = _Missed(archive=archive, names=pack_names(join_names(names)))
+    write_for_readers(folder / f"{name}.json", msgspec.json.encode(missed))
+    return True
+
+
+def make_up(layout: Layout, catalog: Catalog, *, most: int | None = None) -> None:
+    """Add what was missed. Raises `CatalogUnusable`; the rest is kept then."""
+    for path in islice(sorted(layout.catalog_missed.glob("*.json")), most):
+        try:
+            missed = msgspec.json.decode(path.read_bytes(), type=_Missed)
+            names = unpack_names(missed.names)
+        except FileNotFoundError:  # another upload was quicker
+            continue
+        except (*UNREADABLE_JSON, zstandard.ZstdError):  # a power cut: it is not synced
+            path.unlink(missing_ok=True)
+            continue
+        catalog.add(missed.archive, names)
+        path.unlink(missing_ok=True)

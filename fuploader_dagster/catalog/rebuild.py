@@ -1,0 +1,209 @@
+"""What goes into the catalog: each archive as it is uploaded, or all of them from the store again.
+
+What must always hold: a catalog that is missing, broken, forbidden or locked fails no upload, and
+holds none up for long. It only stays behind, which the log says: what another process's lock kept
+out is remembered and added by a later upload (`catalog_missed`), and a rebuild adds all the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from fuploader_dagster.archives.foreign import ForeignArchive
+from fuploader_dagster.archives.ranges import StoredArchive
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.catalog.catalog import (
+    WAIT_SECONDS,
+    Catalog,
+    CatalogedArchive,
+    CatalogUnusable,
+)
+from fuploader_dagster.catalog.missed import MADE_UP_AT_ONCE, make_up, remember
+from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore, Progress
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.sqlite_files import TROUBLE, remove_database
+from fuploader_dagster.errors import DamagedArchive, FuploaderError
+from fuploader_dagster.settings.pipeline import BUILT_IN_SUFFIXES, Pipeline
+from fuploader_dagster.settings.user_functions import key_prefix
+from fuploader_dagster.slots.receipts import Receipt, receipts_between
+from fuploader_dagster.slots.sealing import SealedSlot
+
+log = logging.getLogger(__name__)
+
+_PROBE = "x"
+_UPLOAD_WAITS_SECONDS = 3.0
+
+
+def note_in_catalog(
+    receipt: Receipt, names_of: Callable[[], Sequence[str]], settings: Pipeline
+) -> None:
+    """Add an archive that was just stored; `names_of` reads its names. Never raises."""
+    if not settings.catalog:
+        return
+    try:
+        names = list(names_of())
+        archive = CatalogedArchive(
+            address=receipt.address,
+            key=receipt.key,
+            partition=receipt.partition,
+            sealed_at=_sealed_at(receipt.partition),
+            members=len(names),
+            size_bytes=receipt.size_bytes,
+            sha256=receipt.sha256,
+        )
+        _add(archive, names, settings.layout)
+    except (FuploaderError, OSError) as error:
+        log.warning(
+            "%s is stored, but not in the catalog (fuploader catalog rebuild adds it): %s",
+            receipt.partition,
+            error,
+        )
+
+
+def _add(archive: CatalogedArchive, names: Sequence[str], layout: Layout) -> None:
+    try:
+        with Catalog(layout.catalog, wait_seconds=_UPLOAD_WAITS_SECONDS) as catalog:
+            make_up(layout, catalog, most=MADE_UP_AT_ONCE)
+            catalog.add(archive, names)
+    except CatalogUnusable as error:
+        if not error.busy or not remember(layout, archive, names):
+            raise
+        log.warning(
+            "%s is stored, and the next upload that can adds it to the catalog: %s",
+            archive.partition,
+            error.message,
+        )
+
+
+def names_of_slot(slot: SealedSlot, settings: Pipeline) -> Sequence[str]:
+    """The names in a slot whose archive still lies here."""
+    if settings.packer is not None:  # what it made need not be readable for us
+        return [entry.name for entry in slot.entries()]
+    with Archive.open(settings.layout.archives / slot.seal.archive) as archive:
+        return archive.names()
+
+
+@dataclass
+class RebuildReport:
+    """What a rebuild did."""
+
+    archives: int = 0
+    """In the store."""
+    added: int = 0
+    gone: int = 0
+    """Were in the catalog and are no longer in the store."""
+    unreadable: list[str] = field(default_factory=list)
+    """Archives whose members cannot be listed, each with the reason."""
+    damaged: bool = False
+    """Whether damage is among the reasons."""
+
+
+def rebuild(
+    settings: Pipeline, store: ObjectStore, *, threads: int = 8, progress: Progress | None = None
+) -> RebuildReport:
+    """Make the catalog say what the store holds: read the manifests of archives that it lacks.
+
+    Takes two or three small reads per archive, and one request for each that is known
+    and was not listed: under a key that the pipeline had before, or gone. `progress` counts
+    archives.
+    """
+    report = RebuildReport()
+    endings = (settings.archive_suffix, *BUILT_IN_SUFFIXES)
+    prefix = key_prefix(settings.key, pipeline=settings.name)
+    there = {
+        store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
+    }
+    with Catalog(settings.layout.catalog) as catalog:
+        make_up(settings.layout, catalog)
+        known = catalog.archives()
+        unlisted = _unlisted(settings, store, there, known)
+        for address, key in unlisted.items():
+            if info := store.head(key):
+                there[address] = info
+            elif address in known:
+                catalog.forget(address)
+                report.gone += 1
+        report.archives = len(there)
+        lacking = [
+            info
+            for address, info in there.items()
+            if address not in known or known[address].size_bytes != info.size_bytes
+        ]
+        for number, (info, found) in enumerate(_read_all(store, lacking, threads), start=1):
+            if isinstance(found, FuploaderError):
+                report.unreadable.append(str(found))
+                report.damaged |= isinstance(found, DamagedArchive)
+            else:
+                catalog.add(_cataloged(info, store, len(found)), found)
+                report.added += 1
+            if progress:
+                progress(number, len(lacking))
+    return report
+
+
+def _unlisted(
+    settings: Pipeline, store: ObjectStore, there: Iterable[str], known: Iterable[str]
+) -> dict[str, str]:
+    """Address and key of what catalog and receipts say lies in this store, and no listing named.
+
+    What lies in another store stays in the catalog: nobody looks there.
+    """
+    base = store.address(_PROBE).removesuffix(_PROBE)
+    keys = {address: address.removeprefix(base) for address in known}
+    keys |= {one.address: one.key for one in receipts_between(settings.layout).values()}
+    listed = set(there)
+    return {
+        address: key
+        for address, key in keys.items()
+        if address not in listed and key and store.address(key) == address
+    }
+
+
+def remove_catalog(layout: Layout) -> None:
+    """Remove the catalog, whatever state it is in. Raises `CatalogUnusable`."""
+    try:
+        remove_database(layout.catalog, wait_seconds=WAIT_SECONDS)
+    except TROUBLE as error:
+        raise CatalogUnusable(
+            f"the catalog {layout.catalog} cannot be removed: {error}",
+            hint="run it as the user who owns the file and its folder",
+        ) from error
+
+
+def _read_all(
+    store: ObjectStore, infos: Sequence[ObjectInfo], threads: int
+) -> Iterator[tuple[ObjectInfo, Sequence[str] | FuploaderError]]:
+    def read(info: ObjectInfo) -> Sequence[str] | FuploaderError:
+        try:
+            with Archive.open(StoredArchive(store, info.key, info)) as archive:
+                return archive.names()
+        except (DamagedArchive, ForeignArchive) as error:
+            return error
+
+    with ThreadPoolExecutor(threads, "catalog") as pool:
+        for first in range(0, len(infos), 2 * threads):  # so that few names are in memory at once
+            some = infos[first : first + 2 * threads]
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _cataloged(info: ObjectInfo, store: ObjectStore, members: int) -> CatalogedArchive:
+    name = PurePosixPath(info.key).name
+    partition = name.partition(".tar")[0] if PartitionKey.parse(name.partition(".tar")[0]) else ""
+    return CatalogedArchive(
+        address=store.address(info.key),
+        key=info.key,
+        partition=partition,
+        sealed_at=_sealed_at(partition),
+        members=members,
+        size_bytes=info.size_bytes,
+        sha256=info.sha256,
+    )
+
+
+def _sealed_at(partition: str) -> str:
+    key = PartitionKey.parse(partition)
+    return key.sealed_at.isoformat(timespec="milliseconds") if key else ""

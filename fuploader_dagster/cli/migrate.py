@@ -1,0 +1,162 @@
+"""The command `migrate`: from FUploader to here, the plan first.
+
+`fuploader migrate` without a configuration writes one, from the environment and a few questions,
+and beside it what Dagster needs to start there.
+With one it takes over what FUploader left, which a start does by itself as well.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuploader_dagster.cli.console import (
+    ConfigOption,
+    PipelineOption,
+    complain,
+    counting,
+    one_pipeline,
+    say,
+)
+from fuploader_dagster.cli.scaffolding import write_instance
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.takeover.configuration import Answers, write_configuration
+from fuploader_dagster.takeover.folders import root_of
+from fuploader_dagster.takeover.look import refuse_if_alive
+from fuploader_dagster.takeover.plan import Plan
+from fuploader_dagster.takeover.run import examine, take_over
+
+_LISTED = 50
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(migrate)
+
+
+def migrate(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")] = (
+        False
+    ),
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="FUploader does not run: do not look for it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write-config", help="Write a configuration and nothing else.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="FUploader's task_name.")] = None,
+    storage_root: Annotated[str | None, typer.Option(help="FUploader's storage_root.")] = None,
+    queue: Annotated[str | None, typer.Option(help="The queue's name.")] = None,
+    provider: Annotated[str | None, typer.Option(help="cos, oss or s3.")] = None,
+    bucket: Annotated[str | None, typer.Option(help="The bucket's name.")] = None,
+    region: Annotated[str | None, typer.Option(help="The bucket's region.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="The store's endpoint.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Key template, or package.module:function.")
+    ] = None,
+    parser: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
+    file_name: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
+    config: ConfigOption = None,
+    pipeline: PipelineOption = None,
+) -> None:
+    """Take over what FUploader left: its directories, archives, queue and Redis keys.
+
+    Without a configuration file one is written first, from FUploader's environment variables and
+    the options, or answers, given here.
+    """
+    path = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    if dry_run and not path.exists():
+        raise ConfigError(
+            f"there is no configuration file {path} that says where FUploader kept its things",
+            hint="`fuploader migrate` without --dry-run writes one first",
+        )
+    if write or not path.exists():
+        given = {
+            "name": name,
+            "storage_root": storage_root,
+            "queue": queue,
+            "provider": provider,
+            "bucket": bucket,
+            "region": region,
+            "endpoint": endpoint,
+            "key": key,
+            "parser": parser,
+            "file_name": file_name,
+        }
+        _write(path, {setting: value for setting, value in given.items() if value}, yes=yes)
+        return
+    settings = one_pipeline(config, pipeline)
+    plan = examine(settings, stopped=stopped)
+    _show(plan, settings)
+    if dry_run:
+        return
+    refuse_if_alive(plan.alive, root_of(settings))
+    if not plan:
+        return
+    if not yes:
+        typer.confirm("take over?", abort=True)
+    with counting() as progress:
+        task = progress.add_task("taking over", total=plan.files)
+        sealed = take_over(settings, stopped=stopped, progress=lambda n: progress.advance(task, n))
+    say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
+    say("`fuploader ship` stores them now; a running Dagster does so by itself")
+
+
+def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
+    answers = Answers.from_environment(os.environ, given)
+    if not yes:
+        for question in answers.questions():
+            answers = answers.with_answer(
+                question.setting, typer.prompt(question.text, default=question.default)
+            )
+    if missing := [q.option for q in answers.questions() if not q.default]:
+        raise ConfigError(
+            f"a configuration needs {', '.join(missing)}",
+            hint="give them as options, or leave out --yes to be asked",
+        )
+    write_configuration(path, answers)
+    for written in (path, *write_instance(path.parent)):
+        say(f"wrote {written}")
+    for variable in answers.secrets():
+        state = "is set" if os.environ.get(variable) else "has to be set"
+        say(f"{variable} {state} in the environment")
+    say("next: fuploader migrate --dry-run shows what would be taken over")
+
+
+def _show(plan: Plan, settings: Pipeline) -> None:
+    """The plan, line by line; long ones are cut."""
+    if plan.alive:
+        complain(f"FUploader still runs: {plan.alive}")
+    if not plan:
+        say(f"nothing of FUploader's is left in {root_of(settings)}")
+        return
+    lines = [f"finish {path}" for path in plan.finish]
+    for step in plan.adopt:
+        drops = f", {len(step.drop):,} of them not again" if step.drop else ""
+        lines.append(f"adopt {step.directory.path}: {len(step.directory.files):,} files{drops}")
+        reasons = sorted({drop.because for drop in step.drop})
+        lines += [f"      because {reason}" for reason in reasons[:3]]
+    for taken in plan.archives:
+        what = "as it is" if taken.only is None else f"{len(taken.only):,} files of it"
+        lines.append(f"ship {taken.archive.path}: {what}")
+    lines += [f"remove {step.path}: {step.because}" for step in plan.remove]
+    lines += [f"set aside {step.path}: {step.because}" for step in plan.aside]
+    lines += [f"remove the empty {path}" for path in plan.empty]
+    lines += [f"forget the key {key}" for key in plan.forget]
+    for line in lines[:_LISTED]:
+        say(line)
+    if len(lines) > _LISTED:
+        say(f"... and {len(lines) - _LISTED:,} more")
+    for remark in plan.remarks:
+        say(f"note: {remark}")
+    say(
+        f"{plan.files:,} files of {len(plan.adopt):,} directories and {len(plan.archives):,} "
+        f"archives would be taken over from {root_of(settings)}"
+    )

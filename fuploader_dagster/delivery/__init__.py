@@ -1,0 +1,1 @@
+"""From a sealed slot to a verified object: pack, upload, recover, scrub, replay."""

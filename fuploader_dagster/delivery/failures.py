@@ -1,0 +1,99 @@
+"""Failures: which slots could not be packed or uploaded, how often, and when to try again.
+
+`archives/{partition}.failure.json` beside the data that it is about; gone when the slot gets
+through. Losing one loses only the count: the slot is tried again sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import make_dirs, write_durably
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
+
+FAILURE_SUFFIX = ".failure.json"
+MAX_ERROR_CHARACTERS = 2000
+
+Stage = Literal["pack", "upload"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """How a slot failed last. `failed_at` is seconds since 1970."""
+
+    partition: str
+    stage: Stage
+    attempts: int
+    failed_at: float
+    error: str
+
+
+def note_failure(
+    layout: Layout, partition: str, *, stage: Stage, error: str, now: float
+) -> Failure:
+    """Count a failure of the slot."""
+    before = find_failure(layout, partition)
+    failure = Failure(
+        partition=partition,
+        stage=stage,
+        attempts=before.attempts + 1 if before else 1,
+        failed_at=now,
+        error=error[:MAX_ERROR_CHARACTERS],
+    )
+    make_dirs(layout.archives)
+    write_durably(_path(layout, partition), msgspec.json.encode(failure))
+    reached(Step.FAILURE_NOTED)
+    return failure
+
+
+def find_failure(layout: Layout, partition: str) -> Failure | None:
+    """How the slot failed last, or None if it did not."""
+    return _read(_path(layout, partition))
+
+
+def all_failures(layout: Layout) -> Iterator[Failure]:
+    """The slots that failed and have not got through since."""
+    for path in sorted(layout.archives.glob(f"*{FAILURE_SUFFIX}")):
+        failure = _read(path)
+        if failure is not None:
+            yield failure
+
+
+def forgive(layout: Layout, failure: Failure) -> None:
+    """Count the failures of a slot anew: what caused them is over."""
+    again = msgspec.structs.replace(failure, attempts=1)
+    write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
+
+
+def clear_failure(layout: Layout, partition: str) -> None:
+    """The slot got through."""
+    _path(layout, partition).unlink(missing_ok=True)
+
+
+def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float, now: float) -> float:
+    """When to try again: the pause doubles with each attempt up to the cap.
+
+    At once, if it failed in the future: the clock was set back, and how long ago it was nobody
+    knows. The next attempt counts from the right time.
+    """
+    if failure.failed_at > now:
+        return now
+    pause = base_seconds * 2.0 ** min(failure.attempts - 1, 30)
+    return failure.failed_at + min(pause, cap_seconds)
+
+
+def _read(path: Path) -> Failure | None:
+    try:
+        return msgspec.json.decode(read_own(path), type=Failure)
+    except (FileNotFoundError, ForeignFile, *UNREADABLE_JSON):
+        return None
+
+
+def _path(layout: Layout, partition: str) -> Path:
+    return layout.archives / f"{partition}{FAILURE_SUFFIX}"

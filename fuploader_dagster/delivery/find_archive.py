@@ -1,0 +1,175 @@
+"""Which archive a person means, and where its bytes come from.
+
+An archive is named by
+
+- a path, or `file://` and a path;
+- an address in a store: `s3://bucket/key`, `cos://...`, `oss://...`, as receipts and the UI show
+  them. The pipeline opens it in whose store (today's or a former one) it lies; an `s3://` address
+  that lies in none is opened with what boto3 finds by itself (environment, profile, instance);
+- a partition key: through its receipt; without one through the archive that still lies here; and
+  else, for another node's, through the key that the pipeline's template gives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fuploader_dagster.archives.ranges import LocalFile, RangeSource, StoredArchive
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.contracts.object_store import ObjectStore, OpensObjectStore
+from fuploader_dagster.delivery.pack import find_packed
+from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.resources.object_stores.mirror import MirrorSettings
+from fuploader_dagster.resources.object_stores.s3 import S3Settings
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.user_functions import object_key
+from fuploader_dagster.slots.receipts import Receipt, find_receipt
+
+_PROBE = "x"
+
+
+@dataclass(frozen=True)
+class FoundArchive:
+    """An archive that is there."""
+
+    source: RangeSource
+    sha256: str | None
+    """Of the whole archive, by its receipt or by the store; None for a file that nobody knows."""
+    size_bytes: int | None = None
+    """By its receipt."""
+
+
+def is_partition(target: str) -> bool:
+    """Whether the target is a partition key (and no file of that name lies here)."""
+    return PartitionKey.parse(target) is not None and not Path(target).exists()
+
+
+def find_archive(target: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive:
+    """The archive that the target names. Errors as in `ArchiveFinder.find`."""
+    return ArchiveFinder(pipelines).find(target)
+
+
+def open_partition(pipeline: Pipeline, partition: str) -> Archive:
+    """The archive of a partition, to be read: for assets that depend on `uploaded_archive`.
+
+    Use it as a context manager. Errors as in `ArchiveFinder.find`, and those of opening.
+    """
+    return ArchiveFinder({pipeline.name: pipeline}).open(partition)
+
+
+class ArchiveFinder:
+    """Finds archives of these pipelines; opens each of their stores once. Thread-safe."""
+
+    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+        self._pipelines = pipelines
+        self._lock = threading.Lock()
+        self._opened: dict[int, ObjectStore] = {}
+
+    def find(self, target: str) -> FoundArchive:
+        """The archive that the target names.
+
+        Raises `StoreRefused` if it is not there, `ConfigError` if nothing leads to such an address.
+        """
+        if "://" in target:
+            return self._at_address(target)
+        if is_partition(target):
+            return self._of_partition(target)
+        return FoundArchive(LocalFile(Path(target)), None)
+
+    def open(self, target: str) -> Archive:
+        """The same, opened. Raises what opening raises."""
+        return Archive.open(self.find(target).source)
+
+    def _at_address(self, address: str) -> FoundArchive:
+        scheme, _, rest = address.partition("://")
+        if scheme == "file":
+            return FoundArchive(LocalFile(Path(unquote(urlsplit(address).path))), None)
+        unusable: list[str] = []
+        for store in self._stores(scheme, unusable):
+            base = store.address(_PROBE).removesuffix(_PROBE)
+            if address.startswith(base) and address != base:
+                return _stored(store, address.removeprefix(base))
+        bucket, _, key = rest.partition("/")
+        if scheme == "s3" and bucket and key:
+            return _stored(S3Settings(bucket=bucket).open(), key)
+        raise ConfigError(
+            f"no pipeline stores into {scheme}://{bucket}"
+            + "".join(f"; {reason}" for reason in unusable),
+            hint="name the configuration with --config; without one only s3://bucket/key can be "
+            "read",
+        )
+
+    def _stores(self, scheme: str, unusable: list[str]) -> Iterator[ObjectStore]:
+        for name, pipeline in self._pipelines.items():
+            settings = (pipeline.store, *pipeline.former_stores)
+            for setting in chain.from_iterable(map(_parts, settings)):
+                described = setting.describe()
+                if "://" in described and not described.startswith(f"{scheme}://"):
+                    continue  # a client library that is not needed may be missing
+                try:
+                    yield self._open(setting)
+                except ConfigError as error:
+                    unusable.append(f"{name}: {error}")
+
+    def _open(self, setting: OpensObjectStore) -> ObjectStore:
+        with self._lock:
+            if id(setting) not in self._opened:
+                self._opened[id(setting)] = setting.open()
+            return self._opened[id(setting)]
+
+    def _of_partition(self, partition: str) -> FoundArchive:
+        for pipeline in self._pipelines.values():
+            receipt = find_receipt(pipeline.layout, partition)
+            if receipt is not None:
+                return self.of_receipt(receipt, pipeline)
+        for pipeline in self._pipelines.values():
+            packed = find_packed(pipeline.layout, partition)
+            if packed is not None:
+                file = LocalFile(pipeline.layout.archives / packed.archive)
+                return FoundArchive(file, packed.sha256, packed.size_bytes)
+        for pipeline in self._pipelines.values():
+            found = self._of_another_node(partition, pipeline)
+            if found is not None:
+                return found
+        raise StoreRefused(
+            f"no archive of partition {partition} is known to {', '.join(self._pipelines)}",
+            hint="a slot that is only sealed has no archive yet; of another machine's slot only "
+            "the address in its store leads there",
+        )
+
+    def of_receipt(self, receipt: Receipt, pipeline: Pipeline) -> FoundArchive:
+        """By the receipt; its store need not be the one that the pipeline has today."""
+        store = self._open(pipeline.store)
+        if store.address(receipt.key) == receipt.address:
+            source: RangeSource = StoredArchive(store, receipt.key)
+        else:
+            source = self._at_address(receipt.address).source
+        return FoundArchive(source, receipt.sha256, receipt.size_bytes)
+
+    def _of_another_node(self, partition: str, pipeline: Pipeline) -> FoundArchive | None:
+        parsed = PartitionKey.parse(partition)
+        if not isinstance(pipeline.key, str) or parsed is None:
+            return None
+        archive = f"{partition}{pipeline.archive_suffix}"
+        key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
+        store = self._open(pipeline.store)
+        return _stored(store, key) if store.head(key) else None
+
+
+def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
+    if isinstance(setting, MirrorSettings):
+        yield from _parts(setting.first)
+        yield from _parts(setting.second)
+    else:
+        yield setting
+
+
+def _stored(store: ObjectStore, key: str) -> FoundArchive:
+    source = StoredArchive(store, key)
+    return FoundArchive(source, source.sha256)

@@ -1,0 +1,323 @@
+"""Mending: a sealed slot that is damaged is replaced by one of what it still proves.
+
+What must always hold: a sealed slot never changes, so what is proven (record and data agree) is
+stored as another slot, with a partition key of its own, and the damaged directory is moved to
+`set-aside/`, whole. No message of it ends in two archives: the new slot is shipped only after the
+damaged one was moved, and the damaged one is not packed once its replacement is noted. A slot that
+another version of this software wrote is whole, and left alone.
+
+Each step is durable before the next one, and is recognised by whoever finds it:
+
+    sealed/slot-9998/.tmp-...-dir-000001/     the replacement, with index and seal
+    mended/slot-0-dir-000017.json             what becomes of the damaged slot, and where
+    sealed/slot-9998/dir-000001/              renamed in one step; its seal says what it `mends`
+    set-aside/...-slot-0-dir-000017/          renamed in one step
+
+Killed before the third step, nothing happened and the next attempt does all of it again; killed
+after it, the next attempt, of either slot, does the fourth. Redelivered messages are compared with
+the replacement (`dedup_window`), because at each moment one of the two lies among the sealed slots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from fuploader_dagster.delivery.failures import clear_failure
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import (
+    FileLock,
+    fsync_file,
+    make_dirs,
+    rename_durably,
+    write_durably,
+)
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.setting_aside import place_aside, set_aside
+from fuploader_dagster.disk.tar_headers import member_header, padding
+from fuploader_dagster.disk.temporaries import temporary_folder
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.sealing import (
+    SEAL_NAME,
+    Seal,
+    SealedSlot,
+    encode_seal,
+    make_seal,
+    read_seal,
+)
+from fuploader_dagster.slots.segment import SEGMENT_NAME, salvage
+
+log = logging.getLogger(__name__)
+
+MENDED_SLOT = 9998
+"""No worker's: a worker that is writing the damaged slot's own goes on undisturbed."""
+LISTED_NAMES = 100
+_SAID_NAMES = 5
+
+
+class Mended(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a damaged slot. Paths are relative to the pipeline's folder."""
+
+    partition: str
+    """Empty where its seal could not be read."""
+    error: str
+    """What was damaged."""
+    sealed_messages: int | None
+    """As its seal says, or its index; None where neither can be read."""
+    stored: int
+    """Messages that were proven and stored again."""
+    stored_as: str
+    """The partition of these; empty if there are none."""
+    number: int
+    """Of the directory of these."""
+    lost: list[str]
+    """Names that could not be proven, as far as they are known, 100 at most."""
+    set_aside: str
+    told: bool = False
+    """Whether a run has reported it for its partition."""
+
+    def sentence(self, layout: Layout) -> str:
+        """What a person has to know of it."""
+        aside = layout.root / self.set_aside
+        again = f"{self.stored} messages of it were proven and stored again"
+        again += f" as {self.stored_as}" if self.stored_as else ""
+        where = f"the damaged directory was moved to {aside}"
+        if self.stored == self.sealed_messages:
+            return f"{self.error}. All {again}; {where} and can be removed"
+        names = ", ".join(map(repr, self.lost[:_SAID_NAMES])) or "names unknown"
+        names += ", ..." if len(self.lost) > _SAID_NAMES else ""
+        count = "others" if self.sealed_messages is None else self.sealed_messages - self.stored
+        return f"{self.error}. {again}; {where}, and the only copy of {count} ({names}) is there"
+
+
+def find_mended(layout: Layout, partition: str) -> Mended | None:
+    """What became of a partition whose slot was damaged; None if it was not, or is here still."""
+    key = PartitionKey.parse(partition)
+    if key is None or layout.sealed(key.slot, key.number).exists():
+        return None
+    record = _read(_path(layout, key.slot, key.number))
+    return record if record is not None and record.partition in ("", partition) else None
+
+
+def all_mended(layout: Layout) -> Iterator[Mended]:
+    """All damaged slots that there ever were, oldest directory number first."""
+    for path in sorted(layout.mended.glob("*.json")):
+        record = _read(path)
+        if record is not None:
+            yield record
+
+
+def note_told(layout: Layout, partition: str, record: Mended) -> None:
+    """A run has reported it: nobody has to ask for the partition again."""
+    key = PartitionKey.parse(partition)
+    if key is not None and not record.told:
+        told = msgspec.structs.replace(record, told=True)
+        write_durably(_path(layout, key.slot, key.number), msgspec.json.encode(told))
+
+
+def unreadable_slots(layout: Layout) -> list[Path]:
+    """Sealed directories whose seal is gone or damaged, so that no partition asks for them."""
+    found = []
+    for directory in layout.sealed_dirs():
+        try:
+            read_seal(directory)
+        except OtherFormat as error:
+            log.error("%s is left alone: %s", directory, error)
+        except DamagedSlot:
+            if directory.is_dir():
+                found.append(directory)
+    return found
+
+
+def mend(slot: int, number: int, error: DamagedSlot, settings: Intake) -> Mended:
+    """Replace a damaged sealed directory. May be repeated. Raises `OtherFormat` as it came.
+
+    The caller holds the partition's lock, if the partition is known.
+    """
+    if isinstance(error, OtherFormat):
+        raise error
+    layout = settings.layout
+    directory = layout.sealed(slot, number)
+    with _mending(layout), naming_disk_trouble(directory):
+        record = _read(_path(layout, slot, number))
+        if directory.exists() and not _is_replaced(record, layout):
+            record = _replace(directory, error, settings)
+        if record is None:
+            raise error
+        _finish(directory, record, layout)
+    log.error("%s", record.sentence(layout))
+    return record
+
+
+def is_replaced(layout: Layout, slot: int, number: int) -> bool:
+    """Whether a sealed directory has its replacement beside it, and only has to be moved."""
+    return _is_replaced(_read(_path(layout, slot, number)), layout)
+
+
+def finish_mending(replacement: SealedSlot, layout: Layout) -> None:
+    """Move away the damaged slot that this one replaces. Before that it must not be shipped."""
+    if replacement.seal.mends is None:
+        return
+    slot, number = replacement.seal.mends
+    with _mending(layout):
+        record = _read(_path(layout, slot, number))
+        if record is not None and record.stored_as == replacement.seal.partition:
+            _finish(layout.sealed(slot, number), record, layout)
+
+
+@contextmanager
+def _mending(layout: Layout) -> Iterator[None]:
+    """One slot is mended at a time."""
+    lock = FileLock(layout.slot_lock(MENDED_SLOT))
+    lock.wait()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_replaced(record: Mended | None, layout: Layout) -> bool:
+    return (
+        record is not None
+        and bool(record.stored_as)
+        and layout.sealed(MENDED_SLOT, record.number).is_dir()
+    )
+
+
+def _replace(directory: Path, error: DamagedSlot, settings: Intake) -> Mended:
+    """The first three steps."""
+    layout = settings.layout
+    number = _free_number(layout)
+    target = layout.sealed(MENDED_SLOT, number)
+    make_dirs(target.parent)
+    make_dirs(layout.mended)
+    old = _seal_of(directory)
+    with temporary_folder(target) as work:
+        names, seal = _write_proven(directory, work, number, old, settings)
+        record = Mended(
+            partition=old.partition if old else "",
+            error=error.message,
+            sealed_messages=old.messages if old else _indexed(directory),
+            stored=len(names),
+            stored_as=seal.partition if seal else "",
+            number=number,
+            lost=_names_lost(directory, names)[:LISTED_NAMES],
+            set_aside=str(place_aside(directory, layout).relative_to(layout.root)),
+        )
+        slot, old_number = _place_of(directory)
+        write_durably(_path(layout, slot, old_number), msgspec.json.encode(record))
+        reached(Step.MENDING_NOTED)
+        if seal is not None:
+            rename_durably(work, target)
+            reached(Step.REPLACED)
+    return record
+
+
+def _write_proven(
+    directory: Path, work: Path, number: int, old: Seal | None, settings: Intake
+) -> tuple[Sequence[str], Seal | None]:
+    """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
+
+    A segment whatever the damaged slot was: for the archive that makes no difference.
+    """
+    records: list[bytes] = []
+    names: dict[str, None] = {}
+    offset = size = 0
+    with (work / SEGMENT_NAME).open("wb") as segment:
+        for name, content in _proven(directory):
+            if name in names:
+                continue
+            head = member_header(name, len(content))
+            digest = hashlib.sha256(content).digest()
+            records.append(index.record(name.encode(), offset, len(head), len(content), digest))
+            names[name] = None
+            offset += segment.write(head + content + padding(len(content)))
+            size += len(content)
+    if not names:
+        return [], None
+    fsync_file(work / SEGMENT_NAME)
+    index_content = index.whole_index(records)
+    write_durably(work / INDEX_NAME, index_content)
+    seal = make_seal(
+        settings,
+        slot=MENDED_SLOT,
+        number=number,
+        slot_format="segment",
+        messages=len(names),
+        payload_bytes=size,
+        index_content=index_content,
+        reason="mended",
+        now=time.time(),
+        mends=_place_of(directory),
+    )
+    write_durably(work / SEAL_NAME, encode_seal(seal))
+    return list(names), seal
+
+
+def _proven(directory: Path) -> Iterator[tuple[str, bytes]]:
+    if (directory / INDEX_NAME).exists():
+        yield from salvage(directory)
+
+
+def _names_lost(directory: Path, proven: Collection[str]) -> list[str]:
+    """Names in the index, as far as it can be read, that are not among the proven ones."""
+    path = directory / INDEX_NAME
+    if not path.exists():
+        return []
+    known = set(proven)
+    return [e.name for e in index.salvage_records(path.read_bytes()) if e.name not in known]
+
+
+def _indexed(directory: Path) -> int | None:
+    try:
+        return len(index.read_index((directory / INDEX_NAME).read_bytes()).entries)
+    except (FileNotFoundError, DamagedSlot):
+        return None
+
+
+def _finish(directory: Path, record: Mended, layout: Layout) -> None:
+    """The fourth step, if it is not done."""
+    if directory.exists():
+        set_aside(directory, layout, layout.root / record.set_aside)
+    if record.partition:
+        clear_failure(layout, record.partition)
+
+
+def _free_number(layout: Layout) -> int:
+    """A directory number that was never used: whatever lay there has its record."""
+    used = [record.number for record in all_mended(layout)]
+    used += [number for slot, number in layout.sealed_numbers() if slot == MENDED_SLOT]
+    return max(used, default=0) + 1
+
+
+def _seal_of(directory: Path) -> Seal | None:
+    try:
+        return read_seal(directory)
+    except DamagedSlot:
+        return None
+
+
+def _place_of(directory: Path) -> tuple[int, int]:
+    slot, number = (name.rpartition("-")[2] for name in directory.parts[-2:])
+    return int(slot), int(number)
+
+
+def _path(layout: Layout, slot: int, number: int) -> Path:
+    return layout.mended / f"slot-{slot}-dir-{number:06d}.json"
+
+
+def _read(path: Path) -> Mended | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Mended)
+    except (FileNotFoundError, *UNREADABLE_JSON):
+        return None

@@ -1,0 +1,203 @@
+"""Recovery: what dead processes and failed runs left, found from the disk alone.
+
+What must always hold: looking changes nothing; the plan is a pure function of what was found and
+of the time; each step of it may be repeated and may be killed at any point. Only what is provably
+nobody's is touched, and nothing that is not recognised is ever removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
+from fuploader_dagster.delivery.mend import all_mended, find_mended
+from fuploader_dagster.delivery.upload import PartitionLock
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import make_dirs
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.temporaries import is_held, is_temporary, remove_unless_held
+from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.slots.receipts import Receipt, find_receipts
+from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
+from fuploader_dagster.slots.slot import Slot
+
+log = logging.getLogger(__name__)
+
+AUTOMATION_PATIENCE = 3
+"""So many times `recovery_base_seconds` a new slot waits for conditions and backfills. An early
+question would do no harm, but cost a run."""
+UNNEEDED_AFTER = timedelta(hours=1)
+"""An upload that is unfinished for less may be one that is going on right now."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on the disk."""
+
+    sealed: Sequence[str] = ()
+    """Partition keys of sealed directories, oldest first."""
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Those of them that the store has confirmed already."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    leftovers: Sequence[Path] = ()
+    """Temporary files and folders, locks and notes of processes that are dead."""
+    mended: Sequence[str] = ()
+    """Partitions whose slots were damaged and replaced, while no run has said so of them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about it."""
+
+    finish: Sequence[str] = ()
+    """Stored, but the local data was not removed."""
+    ask: Sequence[str] = ()
+    """To be packed and uploaded, again or at last."""
+    remove: Sequence[Path] = ()
+
+
+def look(settings: Pipeline) -> Found:
+    """Read what lies there; changes nothing."""
+    layout = settings.layout
+    sealed = sealed_partitions(layout)
+    receipts = find_receipts(layout, sealed)
+    failures = {failure.partition: failure for failure in all_failures(layout)}
+    mended = [one.partition for one in all_mended(layout) if one.partition and not one.told]
+    gone = tuple(key for key in mended if find_mended(layout, key))
+    return Found(sealed, receipts, failures, _leftovers(settings), gone)
+
+
+def plan(found: Found, settings: Pipeline, *, busy: Collection[str], now: float) -> Plan:
+    """Decide. `busy` are partitions that a run is about to handle."""
+    ask = [
+        key
+        for key in found.sealed
+        if key not in found.receipts and key not in busy and _due(key, found, settings, now)
+    ]
+    ask += [key for key in found.mended if key not in busy]
+    return Plan(finish=list(found.receipts), ask=ask, remove=found.leftovers)
+
+
+def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
+    failure = found.failures.get(key)
+    if failure is not None:
+        return now >= due_at(
+            failure,
+            base_seconds=settings.recovery_base_seconds,
+            cap_seconds=settings.recovery_cap_seconds,
+            now=now,
+        )
+    partition = PartitionKey.parse(key)
+    if partition is None:
+        return False
+    patience = settings.recovery_base_seconds
+    if settings.runs_by == "automation":  # Dagster's own daemons come round every 30 s
+        patience *= AUTOMATION_PATIENCE
+    sealed_at = partition.sealed_at.timestamp()
+    return now - sealed_at >= patience or sealed_at > now  # the clock was set back: it has waited
+
+
+def apply(plan: Plan, settings: Pipeline) -> None:
+    """Do what needs no run: finish removals, remove leftovers."""
+    for partition in plan.finish:
+        with PartitionLock(settings.layout, partition):
+            reached(Step.REMOVAL_FINISHED)
+            log.info("removed the local data of %s, which the store has", partition)
+    for path in plan.remove:
+        if remove_unless_held(path):
+            reached(Step.LEFTOVER_REMOVED)
+            log.info("removed %s, left by a dead process", path)
+
+
+def abort_unneeded_uploads(settings: Pipeline, store: ObjectStore, now: datetime) -> int:
+    """Abort unfinished uploads of archives that the store has; returns how many.
+
+    A bucket may hold the uploads of others. Ours, and not needed, are provably those whose key
+    ends in the name of an archive that we have a receipt for; the rest is left alone.
+    """
+    aborted = 0
+    for upload in store.unfinished():
+        name = upload.key.rpartition("/")[2]
+        partition = name.removesuffix(settings.archive_suffix)
+        old = now - upload.begun_at > UNNEEDED_AFTER
+        if old and find_receipts(settings.layout, [partition]):
+            store.abort(upload)
+            reached(Step.UPLOAD_ABORTED)
+            log.info("aborted the unfinished upload of %s, which is stored", upload.key)
+            aborted += 1
+    return aborted
+
+
+def seal_abandoned(settings: Intake) -> list[SealedSlot]:
+    """Seal what lies in slots that no worker owns any more (there were more workers once)."""
+    owned = settings.process_count * settings.slots_per_worker
+    return seal_unowned(settings, [n for n in settings.layout.active_slots() if n >= owned])
+
+
+def seal_on_request(settings: Intake) -> list[SealedSlot]:
+    """Have all active slots sealed: live workers see the request, the other slots are sealed here.
+
+    Returns those that were sealed here. A request speaks to workers that had their slots before it
+    was made, so it is made after the slots were tried.
+    """
+    make_dirs(settings.layout.root)
+    sealed = seal_unowned(settings, settings.layout.active_slots())
+    settings.layout.seal_request.touch(file_mode(settings.layout.root))
+    return sealed
+
+
+def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
+    """Seal the slots that no live process writes; those of live ones are left alone.
+
+    What is wrong with one slot is raised after the others were sealed.
+    """
+    sealed: list[SealedSlot] = []
+    wrong: list[FuploaderError] = []
+    for number in slots:
+        try:
+            with Slot(settings, number) as slot:
+                sealed += slot.found_sealed
+                one = slot.seal("adopted")
+                if one is not None:
+                    sealed.append(one)
+        except SlotInUse as error:
+            log.debug("left alone: %s", error)
+        except (DiskFailed, ForeignFile) as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
+    return sealed
+
+
+def _leftovers(settings: Intake) -> list[Path]:
+    """What is ours by its name, that no live process holds, and that nobody will come back to."""
+    layout = settings.layout
+    folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
+    folders.append(layout.root)
+    folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]
+    found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]
+    found += [path for path in _in(layout.workers) if path.suffix == ".lock"]
+    found += [path for path in _in(layout.locks) if _is_over(path, ".lock", layout)]
+    found += [path for path in _in(layout.archives) if _is_over(path, FAILURE_SUFFIX, layout)]
+    return [path for path in found if _is_removable(path) and not is_held(path)]
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+def _is_removable(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir())
+
+
+def _is_over(path: Path, ending: str, layout: Layout) -> bool:
+    """Whether this belongs to a partition whose slot is here no more."""
+    key = PartitionKey.parse(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
+    return key is not None and not layout.sealed(key.slot, key.number).exists()

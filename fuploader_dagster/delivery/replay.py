@@ -1,0 +1,248 @@
+"""Replay: messages out of archives go to a queue again.
+
+What must always hold:
+
+- In order: archives by the time of their sealing, messages as they lie in them (as they arrived).
+- A message counts as replayed when the queue confirmed it. After a crash or an error the same
+  replay goes on behind the last confirmed batch: at most one batch (500 messages) is published
+  twice, none is left out.
+- What is damaged is never published: the replay stops there and names it. What nothing proves
+  (archives of FUploader have no checksums) is published, and said.
+- A message that the queue will not take (it is too large) is named at the end; the others are sent.
+
+Format of the progress file, one JSON object: the digest of what was asked for, the partition that
+was reached, how many of its chosen messages are confirmed, how many in all, and what the queue
+refused. It goes once all are; so the same command later begins anew.
+
+A message becomes an envelope again where the pipeline reads envelopes (content type `json` if the
+content is that, else `text`, else `bytes`), and is its content elsewhere. With a parser of one's
+own what was archived is what the parser returned: it must be able to read that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.catalog.catalog import Catalog
+from fuploader_dagster.contracts.source import MessagePublisher, SourceSettings
+from fuploader_dagster.disk.durable import FileLock, make_dirs, remove_file, write_durably
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
+from fuploader_dagster.processing.envelope import encode, payload_of
+from fuploader_dagster.processing.refused_messages import publish_taken
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.receipts import receipts_between
+
+log = logging.getLogger(__name__)
+
+BATCH_MESSAGES = 500
+BATCH_BYTES = 16 * 2**20
+_Named = tuple[str, tuple[bytes, dict[str, Any]]]
+"""A file's name with the body and headers of its message."""
+_FIELDS_OF_QUEUES = ("queue", "stream", "topic", "path")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be replayed, and where to."""
+
+    partitions: Sequence[str]
+    """In the order in which they are replayed."""
+    pattern: str | None
+    """Only messages whose file has such a name."""
+    target: str
+    """The queue in words: another one is another replay."""
+
+    @property
+    def digest(self) -> str:
+        asked = [list(self.partitions), self.pattern, self.target]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+class _Reached(msgspec.Struct, frozen=True):
+    """The progress file."""
+
+    selection: str
+    partition: str = ""
+    confirmed: int = 0
+    """Of the partition's chosen messages, those that the queue refused included."""
+    total: int = 0
+    refused: list[str] = []
+    """What the queue will never take, with the reason."""
+
+
+@dataclass
+class ReplayReport:
+    """What a replay did, this time."""
+
+    published: int = 0
+    """Confirmed by the queue."""
+    before: int = 0
+    """Confirmed in an earlier attempt at the same replay."""
+    refused: list[str] = field(default_factory=list)
+    """Files that no message can carry, or that the queue will not take, with the reason."""
+    unproven: list[str] = field(default_factory=list)
+    """Partitions whose archives show no damage, but have nothing that proves their bytes."""
+
+
+def replay(
+    selection: Selection,
+    settings: Intake,
+    publisher: MessagePublisher,
+    open_archive: Callable[[str], Archive],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Publish what was selected, behind what an earlier attempt had confirmed.
+
+    `open_archive` opens a partition's archive; `progress` gets the number of confirmed messages.
+    Raises `SlotInUse` if the same replay is running, what reading and publishing raise, and
+    `DamagedArchive`; all but the last can go on later.
+    """
+    path = progress_path(settings.layout, selection)
+    report = ReplayReport()
+    with FileLock(path.with_suffix(".lock")):
+        reached = _read(path, selection)
+        report.before = reached.total
+        reasons = list(reached.refused)
+        start = selection.partitions.index(reached.partition) if reached.partition else 0
+        for partition in selection.partitions[start:]:
+            skip = reached.confirmed if partition == reached.partition else 0
+            with open_archive(partition) as archive:
+                messages = _messages(archive, selection.pattern, settings, report.refused)
+                confirmed = sum(1 for _ in islice(messages, skip))
+                while batch := _batch(messages):
+                    refused = publish_taken(publisher.publish, [pair for _, pair in batch])
+                    reasons += [f"{batch[at][0]!r}: {error}" for at, error in refused.items()]
+                    confirmed += len(batch)
+                    report.published += len(batch) - len(refused)
+                    total = report.before + report.published
+                    _keep(path, _Reached(selection.digest, partition, confirmed, total, reasons))
+                    if progress:
+                        progress(total)
+                if archive.unproven.count:
+                    report.unproven.append(f"{partition}: {archive.unproven}")
+                    log.warning("replayed %s, but %s", partition, archive.unproven)
+        remove_file(path)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+    report.refused += reasons
+    return report
+
+
+def select(
+    settings: Intake,
+    *,
+    partitions: Sequence[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+    pattern: str | None = None,
+) -> list[str]:
+    """Partitions to replay, in the order of their sealing: those named, or those of a time.
+
+    With a pattern, archives that the catalog knows to hold no such file are left out; all others
+    are read. Raises `ConfigError` if nothing was said at all, or partitions and a time.
+    """
+    if partitions:
+        if since is not None or until is not None:
+            raise ConfigError(
+                "partitions and a time were given", hint="one of them: a time picks partitions"
+            )
+        for partition in partitions:
+            if PartitionKey.parse(partition) is None:
+                raise ConfigError(f"{partition!r} is no partition key")
+        return sorted(set(partitions))
+    if since is None and until is None and pattern is None:
+        raise ConfigError("say what to replay", hint="partitions, a time, or a name pattern")
+    found = sorted(receipts_between(settings.layout, since, until))
+    if pattern is None or not settings.layout.catalog.exists():
+        return found
+    with Catalog.to_read(settings.layout.catalog) as catalog:
+        known = {archive.partition for archive in catalog.archives().values()}
+        holding = {hit.archive.partition for hit in catalog.find(pattern)}
+    return [partition for partition in found if partition in holding or partition not in known]
+
+
+def progress_path(layout: Layout, selection: Selection) -> Path:
+    """Where an unfinished replay keeps how far it got."""
+    return layout.root / "replays" / f"{selection.digest[:16]}.json"
+
+
+def another_queue(source: SourceSettings, queue: str) -> SourceSettings:
+    """The same broker with another queue. Raises `ConfigError` where a source has no such name."""
+    fields = type(source).model_fields
+    name = next((name for name in _FIELDS_OF_QUEUES if name in fields), None)
+    if name is None:
+        raise ConfigError(
+            f"{source.describe()} has no queue that could be another one",
+            hint="configure a pipeline with the other queue and replay into that",
+        )
+    given = {each: getattr(source, each) for each in source.model_fields_set}
+    return type(source)(**{**given, name: queue})
+
+
+def content_type_of(content: bytes) -> str:
+    """`json`, `text` or `bytes`: the first that readers of the envelope will accept."""
+    for content_type in ("json", "text"):
+        try:
+            payload_of(content, content_type)
+        except (ValueError, RecursionError):
+            continue
+        return content_type
+    return "bytes"
+
+
+def _messages(
+    archive: Archive, pattern: str | None, settings: Intake, refused: list[str]
+) -> Iterator[_Named]:
+    def chosen(name: str) -> bool:
+        return pattern is None or fnmatchcase(name, pattern)
+
+    for name, content in archive.payloads(chosen):
+        try:
+            yield name, _message(name, content, settings.message_format)
+        except ValueError as error:
+            refused.append(f"{name!r}: {error}")
+
+
+def _batch(messages: Iterator[_Named]) -> list[_Named]:
+    """The next messages, until they are enough by number or by size; empty at the end."""
+    batch: list[_Named] = []
+    size_bytes = 0
+    while len(batch) < BATCH_MESSAGES and size_bytes < BATCH_BYTES:
+        named = next(messages, None)
+        if named is None:
+            break
+        batch.append(named)
+        size_bytes += len(named[1][0])
+    return batch
+
+
+def _message(name: str, content: bytes, message_format: str) -> tuple[bytes, dict[str, Any]]:
+    if message_format == "envelope":
+        return encode(name, content, content_type_of(content)), {}
+    return content, {"message_id": name} if message_format == "raw" else {}
+
+
+def _read(path: Path, selection: Selection) -> _Reached:
+    try:
+        reached = msgspec.json.decode(path.read_bytes(), type=_Reached)
+    except (FileNotFoundError, *UNREADABLE_JSON):
+        return _Reached(selection.digest)
+    return reached if reached.selection == selection.digest else _Reached(selection.digest)
+
+
+def _keep(path: Path, reached: _Reached) -> None:
+    make_dirs(path.parent)
+    write_durably(path, msgspec.json.encode(reached))

@@ -1,0 +1,190 @@
+"""Trouble with the object store: noted on disk, so that runs, ticks and commands agree about it.
+
+    {root}/store-trouble.json       since when no answer comes, the last error, when that was seen
+    {root}/locks/store-wait.lock    held by the one process that goes on trying meanwhile
+
+What must always hold:
+
+- At most one process of a pipeline waits for a store that does not answer. The others fail at once
+  and keep their data: each that waits takes one of the instance's places for runs.
+- A note that nobody renews is over after `STALE_SECONDS`: it never stops a pipeline whose store is
+  well. Whoever waits renews it with each attempt, and the recovery schedule with each look.
+- When the store answers again, slots that failed meanwhile are due within a minute: they are not
+  held to pauses that grew while nothing could have helped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+import msgspec
+
+from fuploader_dagster.contracts.object_store import ObjectStore, Retry
+from fuploader_dagster.delivery.failures import all_failures, forgive
+from fuploader_dagster.disk.durable import FileLock, make_dirs, write_durably
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.errors import (
+    UNREADABLE_JSON,
+    ForeignFile,
+    FuploaderError,
+    SlotInUse,
+    StoreAwaited,
+    TemporaryError,
+)
+
+log = logging.getLogger(__name__)
+
+STALE_SECONDS = 300.0
+LASTING_SECONDS = 5.0
+"""A failure that the first retries mend is no trouble."""
+LOOK_SECONDS = 10.0
+"""How long a store may take to answer a look."""
+QUIET_SECONDS = 15.0
+"""So long after the last sign of a store that uploads wait for, it is looked at."""
+
+
+class StoreTrouble(msgspec.Struct, frozen=True, kw_only=True):
+    """A store that does not answer. Times are seconds since 1970."""
+
+    since: float
+    seen_at: float
+    error: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, tz=timezone.utc)
+        return (
+            f"the object store has not answered since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
+        )
+
+
+def find_trouble(layout: Layout) -> StoreTrouble | None:
+    """The trouble that is known; None if there is none, or if nobody has seen it lately."""
+    try:
+        found = msgspec.json.decode(read_own(layout.store_trouble), type=StoreTrouble)
+    except (OSError, ForeignFile, *UNREADABLE_JSON):
+        return None
+    return found if 0 <= time.time() - found.seen_at < STALE_SECONDS else None
+
+
+def note_trouble(layout: Layout, error: str) -> None:
+    """Note that the store does not answer; what was noted before goes on."""
+    now, before = time.time(), find_trouble(layout)
+    trouble = StoreTrouble(since=before.since if before else now, seen_at=now, error=error)
+    make_dirs(layout.root)
+    write_durably(layout.store_trouble, msgspec.json.encode(trouble))
+
+
+def end_trouble(layout: Layout) -> None:
+    """The store answers. May be repeated."""
+    trouble = find_trouble(layout)
+    layout.store_trouble.unlink(missing_ok=True)
+    if trouble is not None:
+        for failure in list(all_failures(layout)):
+            if failure.stage == "upload" and failure.failed_at >= trouble.since:
+                forgive(layout, failure)
+
+
+def look(store: ObjectStore) -> str:
+    """Whether a store answers, in a bounded time: empty, or what is wrong.
+
+    One that refuses us answers: what it says is for the runs to tell.
+    """
+    answered: list[str] = []
+
+    def ask() -> None:
+        try:
+            store.check()
+            answered.append("")
+        except TemporaryError as error:
+            answered.append(str(error))
+        except FuploaderError:
+            answered.append("")
+
+    thread = threading.Thread(target=ask, daemon=True, name="look at the store")
+    thread.start()
+    thread.join(LOOK_SECONDS)
+    return answered[0] if answered else f"no answer within {LOOK_SECONDS:g} s"
+
+
+class Patience:
+    """Who may wait for the store, while uploads go on. Use as a context manager around them.
+
+    `tell` gets a sentence for each attempt that failed; it is called from any thread.
+    """
+
+    def __init__(self, layout: Layout, store: ObjectStore, tell: Callable[[str], None]) -> None:
+        self._layout = layout
+        self._store = store
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._waiting = FileLock(layout.store_wait_lock)
+        self._waits = False
+        self._last_sign = time.monotonic()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._look_when_quiet, daemon=True, name="store")
+
+    def __enter__(self) -> Patience:
+        self._store.listen(self.failed)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._waiting.release()
+
+    def begin(self) -> None:
+        """Before an upload. Raises `StoreAwaited` if another process waits for the store."""
+        trouble = find_trouble(self._layout)
+        if trouble is not None:
+            self._wait_or_raise(str(trouble))
+
+    def failed(self, retry: Retry) -> None:
+        """An attempt failed and another one would follow. Raises `StoreAwaited` to prevent it."""
+        self._tell(str(retry))
+        if retry.seconds < LASTING_SECONDS:
+            return
+        self._wait_or_raise(str(retry.error))
+        self._note(str(retry.error))
+
+    def progressed(self) -> None:
+        """The store took something."""
+        self._last_sign = time.monotonic()
+
+    def succeeded(self) -> None:
+        """The store has confirmed an archive."""
+        self.progressed()
+        if self._layout.store_trouble.exists():
+            end_trouble(self._layout)
+
+    def _wait_or_raise(self, error: str) -> None:
+        with self._lock:
+            if self._waits:
+                return
+            try:
+                self._waiting.acquire()
+            except SlotInUse as somebody:
+                raise StoreAwaited(
+                    f"{error}; {somebody.message}, which waits for the store",
+                    hint="nothing to do: it is asked for again as soon as the store answers",
+                ) from somebody
+            self._waits = True
+
+    def _look_when_quiet(self) -> None:
+        while not self._over.wait(QUIET_SECONDS):
+            if time.monotonic() - self._last_sign < QUIET_SECONDS:
+                continue
+            error = look(self._store)
+            if error and not self._over.is_set():
+                self._tell(f"the object store does not answer: {error}")
+                self._note(error)
+
+    def _note(self, error: str) -> None:
+        try:
+            note_trouble(self._layout, error)
+        except (FuploaderError, OSError) as trouble:
+            log.warning("the trouble with the object store could not be noted: %s", trouble)

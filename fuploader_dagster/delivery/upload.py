@@ -1,0 +1,126 @@
+"""Uploading: a finished archive becomes a verified object, and only then local data goes.
+
+What must always hold, in this order: the object store confirms size and digest; the receipt is
+durable; the local data is removed. A crash between any two of them is finished by the next attempt
+or by recovery, and no step of it can be done wrongly by doing it again.
+
+Of the data the index is kept for some time: redelivered messages are compared with it.
+
+The catalog is told before the receipt is kept: a crash in between tells it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from fuploader_dagster.catalog.rebuild import names_of_slot, note_in_catalog
+from fuploader_dagster.contracts.object_store import ObjectStore, Progress, StoredObject
+from fuploader_dagster.delivery.failures import clear_failure
+from fuploader_dagster.delivery.pack import Packed, forget_packed
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import FileLock, remove_tree
+from fuploader_dagster.disk.layout import Layout, utc
+from fuploader_dagster.disk.setting_aside import place_aside, set_aside
+from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt, find_receipt, keep_receipt
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed
+from fuploader_dagster.slots.shipped_indexes import keep_index, trim_shipped
+
+log = logging.getLogger(__name__)
+
+
+def upload(
+    slot: SealedSlot,
+    packed: Packed,
+    store: ObjectStore,
+    settings: Pipeline,
+    *,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Receipt:
+    """Store the archive, keep the receipt, remove the local data. The caller holds the lock.
+
+    Raises what `ObjectStore.put` raises, or `StrategyError` where there is still no usable key;
+    local data is kept in each case.
+    """
+    key = slot.object_key(settings.key)
+    stored = store.put(key, packed.file(settings.layout), progress)
+    reached(Step.OBJECT_STORED)
+    receipt = make_receipt(packed, stored, clock())
+    note_in_catalog(receipt, lambda: names_of_slot(slot, settings), settings)
+    reached(Step.CATALOGED)
+    keep_receipt(settings.layout, receipt)
+    remove_local_data(settings.layout, receipt)
+    trim_shipped(settings.layout, settings.dedup_window_messages)
+    return receipt
+
+
+def make_receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
+    """What is kept of a verified put."""
+    return Receipt(
+        partition=packed.partition,
+        address=stored.address,
+        key=stored.key,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        messages=packed.messages,
+        payload_bytes=packed.payload_bytes,
+        stored_at=utc(now).isoformat(timespec="milliseconds"),
+    )
+
+
+def remove_local_data(layout: Layout, receipt: Receipt) -> None:
+    """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock.
+
+    The slot goes last: as long as it lies there, recovery sees that something is left to remove.
+    What somebody else put into it is kept, aside.
+    """
+    clear_failure(layout, receipt.partition)
+    reached(Step.FAILURE_CLEARED)
+    slot = find_sealed(layout, receipt.partition)
+    if slot is not None:
+        forget_packed(layout, receipt.partition, slot.seal.archive)
+        try:
+            foreign = slot.unrecognised()
+        except DamagedSlot as error:  # its archive is stored all the same: that was made before
+            log.error("%s is stored, but its slot is damaged now: %s", receipt.partition, error)
+            set_aside(slot.directory, layout, place_aside(slot.directory, layout))
+            return
+        keep_index(layout, slot)
+        reached(Step.INDEX_KEPT)
+        for path in foreign:
+            set_aside(path, layout)
+        remove_tree(slot.directory)
+        reached(Step.SLOT_REMOVED)
+
+
+class PartitionLock:
+    """One partition is packed and uploaded by one thread at a time; the others wait, and then find
+    the work done. Use as a context manager, which gives the receipt if there is one by now.
+    """
+
+    def __init__(self, layout: Layout, partition: str) -> None:
+        self._layout = layout
+        self._partition = partition
+        self._lock = FileLock(layout.partition_lock(partition))
+
+    def __enter__(self) -> Receipt | None:
+        self._lock.wait()
+        try:
+            receipt = find_receipt(self._layout, self._partition)
+            if receipt is not None:  # and a crash may have come before the data was removed
+                remove_local_data(self._layout, receipt)
+        except BaseException:  # or the next attempt in this process would wait for ever
+            self._lock.release()
+            raise
+        return receipt
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if find_receipt(self._layout, self._partition) is not None:
+                self._lock.path.unlink(missing_ok=True)
+        finally:
+            self._lock.release()

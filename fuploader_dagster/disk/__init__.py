@@ -1,0 +1,1 @@
+"""Everything that touches the local disk: durable writes, names, modes, crash points."""

@@ -1,0 +1,349 @@
+"""Durable writes: the only place that calls fsync, rename and remove.
+
+What must always hold:
+
+- When a function here returns, a power cut does not undo it, also where a process that was killed
+  had begun: a directory or a file that is found made is synced by name once in each process.
+- A file appears under its final name only with all its bytes (write to a temporary name, fsync,
+  rename, fsync of the directory).
+- What a dead process left half written has a temporary name and is known as such (`temporaries`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own, still_at
+from fuploader_dagster.disk.own_modes import folder_mode
+from fuploader_dagster.disk.temporaries import is_at, lock_now, temporary_file, temporary_name
+from fuploader_dagster.disk.trouble import FULL, naming_disk_trouble
+from fuploader_dagster.errors import DiskFailed, FuploaderError, SlotInUse
+
+_synced: set[Path] = set()
+"""What this process found made by others and has synced by name."""
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file that somebody else wrote durable."""
+    descriptor = open_own(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_dirs(path: Path, *, for_others: bool = False) -> None:
+    """Create the directory and its missing parents, durably.
+
+    `for_others`: with the mode that the umask gives, not with that of our own folders.
+    """
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    _sync_names(path)
+    for directory in reversed(missing):
+        mode = 0o777 if for_others else folder_mode(directory.parent)
+        directory.mkdir(mode, exist_ok=True)
+        reached(Step.DIRECTORY_MADE)
+        fsync_dir(directory.parent)
+
+
+def _sync_names(path: Path) -> None:
+    """Sync the names of a directory that is there and of those above, once in each process:
+    whoever made them may have died before he did.
+    """
+    for each in (path, *path.parents):
+        if each in _synced:
+            return
+        try:
+            fsync_dir(each.parent)
+        except PermissionError:  # not a place where we could have made something
+            return
+        _synced.add(each)
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Give a file whose bytes are already synced its final name, over an older one if there is."""
+    temporary.replace(final)
+    reached(Step.FILE_NAMED)
+    fsync_dir(final.parent)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Move a file or directory in one step. The target must not exist (`OSError` if it does)."""
+    make_dirs(target.parent)
+    if target.exists():  # rename(2) would silently take the place of a file or an empty directory
+        raise FileExistsError(errno.EEXIST, "something of this name is there already", target)
+    source.rename(target)
+    reached(Step.MOVED)
+    fsync_dir(target.parent)
+    fsync_dir(source.parent)
+
+
+def write_durably(final: Path, content: bytes) -> None:
+    """Write a whole file, replacing an older one in one step."""
+    with _written_beside(final, content) as temporary:
+        replace_durably(temporary, final)
+
+
+def create_durably(final: Path, content: bytes) -> bool:
+    """Write a whole file unless there is one of this name already; False if there is."""
+    with _written_beside(final, content) as temporary:
+        try:
+            os.link(temporary, final)
+            reached(Step.FILE_NAMED)
+        except FileExistsError:
+            return False
+        finally:
+            fsync_dir(final.parent)
+    return True
+
+
+@contextmanager
+def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
+    """The content, synced, under a temporary name; nothing is left behind if that fails."""
+    with naming_disk_trouble(final), temporary_file(final) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        reached(Step.TEMPORARY_WRITTEN)
+        yield temporary
+
+
+def write_for_readers(final: Path, content: bytes) -> None:
+    """Replace a file in one step, without waiting for the disk: for displays, not for data.
+
+    On a full disk it is written over where it lies, which takes no room: that the disk is full
+    is what it has to say then.
+    """
+    try:
+        with temporary_file(final) as temporary:
+            temporary.write_bytes(content)
+            temporary.replace(final)
+    except OSError as error:
+        if error.errno not in FULL or not final.exists():
+            raise
+        with os.fdopen(open_own(final, os.O_RDWR), "r+b") as file:
+            file.write(content)
+            file.truncate()
+
+
+def append_durably(path: Path, content: bytes) -> None:
+    """Append in one write and sync; creates the file if it is missing.
+
+    Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
+    """
+    new = path not in _synced or not path.exists()  # who made it may have died, or be just at it
+    with naming_disk_trouble(path):
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            write_all(descriptor, content)
+            reached(Step.APPENDED)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            fsync_dir(path.parent)
+            _synced.add(path)
+
+
+def append_or_undo(path: Path, content: bytes) -> None:
+    """As `append_durably`, for a file that nobody else writes: what failed is cut off again."""
+    size = path.lstat().st_size if path.exists() else 0
+    try:
+        append_durably(path, content)
+    except BaseException:
+        # What made it fail is what there is to say.
+        with suppress(OSError, FuploaderError), os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+            file.truncate(size)
+        raise
+
+
+def ends_whole(path: Path) -> bool:
+    """False where a crash left half a line at the end of a file of lines."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with naming_disk_trouble(path), os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
+    """`os.write` until everything is written (a signal or a full disk makes it write less)."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file and make it durable; a missing one is no error."""
+    path.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with everything in it; a missing one is no error.
+
+    It gets a temporary name first: a crash in between leaves something that is recognised as
+    garbage, never a directory with half of its files.
+    """
+    if not path.exists():
+        return
+    doomed = temporary_name(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock_now(descriptor, fcntl.LOCK_EX)  # it is not left by a dead process until then
+        path.rename(doomed)
+        reached(Step.TREE_DOOMED)
+        fsync_dir(path.parent)
+        shutil.rmtree(doomed)
+    finally:
+        os.close(descriptor)
+
+
+def has_room(folder: Path, size_bytes: int) -> bool:
+    """Whether a file of this size can be made in the folder. Nothing of it is left behind.
+
+    Asks the file system itself, as quotas and reserved blocks show nowhere else.
+    """
+    try:
+        stat = os.statvfs(folder)
+        if stat.f_bavail * stat.f_frsize < size_bytes:
+            return False
+        with temporary_file(folder / "room") as trial, trial.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        return error.errno not in (*FULL, errno.EFBIG)
+    return True
+
+
+class FileLock:
+    """An exclusive lock that the kernel gives back when the process dies.
+
+    Not re-entrant; other locks of the same process count as somebody else's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock now. Raises `SlotInUse`, naming the holder, if it is taken."""
+        try:
+            self._open_and_lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SlotInUse(
+                f"{self.path} is held by {self._holder() or 'another process'}",
+                hint="the kernel gives it back when that process ends; never remove the file",
+            ) from None
+
+    def wait(self) -> None:
+        """Take the lock, waiting for whoever has it."""
+        self._open_and_lock(fcntl.LOCK_EX)
+
+    def _open_and_lock(self, how: int) -> None:
+        with naming_disk_trouble(self.path):
+            make_dirs(self.path.parent)
+        while True:
+            with naming_disk_trouble(self.path):
+                descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, how)
+                still_there = is_at(descriptor, self.path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if still_there:
+                break
+            os.close(descriptor)  # whoever had it removed the file: others lock a new one
+        with suppress(OSError):  # a disk too full for the holder's name is no reason to fail
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+        self._descriptor = descriptor
+
+    def _holder(self) -> str:
+        with suppress(OSError):  # he may have removed it in this moment
+            return read_own(self.path).decode("utf-8", "replace")[:200].strip()
+        return ""
+
+    def check(self) -> None:
+        """Raise `DiskFailed` if the lock is not held, or its file is no longer found by its name:
+        then somebody else can lock another one."""
+        if self._descriptor is None:
+            raise DiskFailed(f"the lock {self.path} is not held")
+        still_at(self._descriptor, self.path)
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class FolderLock:
+    """An exclusive lock on a folder itself, for as long as this process lives and has the folder.
+
+    It holds where a lock file that guards the folder was removed. Where the file system cannot lock
+    folders (some network file systems), the lock file has to do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Make the folder if it is missing and take the lock now. Raises `SlotInUse` if another
+        process has it.
+        """
+        with naming_disk_trouble(self.path):
+            make_dirs(self.path)
+            descriptor = open_own_folder(self.path)
+        try:
+            if lock_now(descriptor, fcntl.LOCK_EX) is False:
+                raise SlotInUse(
+                    f"{self.path} is still written by another process, though its lock file was "
+                    f"free: somebody removed the file",
+                    hint="never remove anything in locks/ while a drain runs; this one goes on as "
+                    "soon as the other one has noticed it or ended",
+                )
+            still_at(descriptor, self.path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def check(self) -> None:
+        """Raise `DiskFailed` if the folder is no longer found by its name."""
+        if self._descriptor is not None:
+            still_at(self._descriptor, self.path)
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

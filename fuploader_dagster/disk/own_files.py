@@ -1,0 +1,94 @@
+"""Opening our own files: only regular ones, never through a link, and without waiting.
+
+What must always hold: what has the place of one of our files and is something else (a link to a
+file of somebody's, a named pipe that waits for its other end, a folder) is neither read nor written
+nor waited for. It is a `ForeignFile` that names the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.trouble import MOVE_IT_AWAY
+from fuploader_dagster.errors import DiskFailed, ForeignFile
+
+_ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor for one of our files. Raises `ForeignFile` if there is something else.
+
+    A file that is made is its owner's alone, see `own_modes`.
+    """
+    try:
+        # NONBLOCK: a pipe must not hang; files do not know it
+        mode = file_mode(path.parent) if flags & os.O_CREAT else 0
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, mode)
+    except OSError as error:
+        if error.errno not in _ODD:
+            raise
+        raise _foreign(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _foreign(path)
+    return descriptor
+
+
+def read_own(path: Path) -> bytes:
+    """The content of one of our files. Raises `FileNotFoundError`, and as `open_own`."""
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def open_own_folder(path: Path) -> int:
+    """A descriptor for one of our folders. Raises `ForeignFile` if there is something else."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise _foreign(path, "folder") from error
+
+
+def still_at(descriptor: int, path: Path) -> None:
+    """Raise `DiskFailed` unless what was opened is still what one finds by its name.
+
+    A file that was removed, and one below a folder that was renamed or that another disk was
+    mounted over, takes bytes as ever; but nobody will find them.
+    """
+    opened = os.fstat(descriptor)
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _vanished(path, "is gone") from None
+    if not os.path.samestat(opened, found):
+        raise _vanished(path, "is another one now")
+
+
+def _vanished(path: Path, how: str) -> DiskFailed:
+    return DiskFailed(
+        f"{path} {how}: while this process wrote it, it was removed or renamed, or another disk "
+        f"was mounted over it",
+        hint="nothing was acknowledged since; nothing below storage_root may be removed while a "
+        "drain runs, and a disk has to be mounted before it starts",
+    )
+
+
+def _foreign(path: Path, wanted: str = "file") -> ForeignFile:
+    try:
+        kind = path.lstat().st_mode
+    except OSError:
+        kind = 0
+    names = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFREG: "a file",
+    }
+    found = names.get(stat.S_IFMT(kind), "something else")
+    return ForeignFile(f"{path} should be a {wanted} and is {found}", hint=MOVE_IT_AWAY)

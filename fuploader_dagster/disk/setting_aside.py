@@ -1,0 +1,39 @@
+"""What is not recognised, or damaged, is moved to `set-aside/`, whatever it is; never deleted.
+
+Its name there says when it was found and where: `{nanoseconds}-{its path, joined by dashes}`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import rename_durably
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
+
+log = logging.getLogger(__name__)
+
+
+def place_aside(path: Path, layout: Layout) -> Path:
+    """Where a file or folder below the pipeline's root would be moved to now."""
+    parts = path.relative_to(layout.root).parts
+    parts = parts[1:] or parts  # without "active" or "sealed"
+    name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
+    return layout.set_aside / name.decode("utf-8", "ignore")
+
+
+def set_aside(path: Path, layout: Layout, target: Path | None = None) -> Path:
+    """Move a file or folder below the pipeline's root out of the way; returns where it is now.
+
+    `target` is a place that `place_aside` gave, for whoever had to note it first.
+    """
+    because = " was not recognised and" if target is None else ""
+    target = target or place_aside(path, layout)
+    rename_durably(path, target)
+    reached(Step.SET_ASIDE)
+    log.warning("%s%s was moved to %s", path, because, target)
+    return target

@@ -1,0 +1,239 @@
+"""The doctor: looks at everything that a pipeline stands on, and says what to do about it.
+
+What must always hold: it can run beside a pipeline that is at work. It takes no message, claims no
+slot, declares no queue; what it writes (a probe on the disk, a small object of its own name, a
+probe in the state that nobody else sees) it removes. One look that finds trouble does not stop the
+others, and nothing is retried: it tells how it is now.
+
+Queue and state store look at themselves (`examine` of their settings); the object store is tried
+through its contract, the machine through `machine`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, OpensObjectStore
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.health import machine
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.user_functions import key_prefix, name_of, reference_to
+
+PROBE_PREFIX = "fuploader-doctor-"
+CLOCK_WARNING_SECONDS = 60.0
+CLOCK_WRONG_SECONDS = 600.0
+"""S3, COS and OSS refuse requests that are signed 15 minutes off."""
+STRATEGIES = ("parser", "file_name", "key", "packer")
+
+
+def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
+    """Everything about one pipeline, in the order of a message's way."""
+    yield from _examine_part("queue", pipeline.source.examine())
+    yield prefetch_against_batch(pipeline)
+    yield from strategies(pipeline)
+    yield from disk(pipeline)
+    yield machine.judge_open_files(machine.open_files_limit(), pipeline)
+    state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
+    yield from _examine_part("state", state)
+    yield from object_store(pipeline)
+    for former in pipeline.former_stores:
+        yield _former_store(former)
+
+
+def prefetch_against_batch(settings: Intake) -> Diagnosis:
+    """While a batch is made durable the next one should be here already."""
+    check, prefetch, batch = "prefetch", settings.prefetch_count, settings.commit_messages
+    found = f"prefetch_count is {prefetch:,}, commit_messages {batch:,}"
+    if prefetch < 2 * batch:
+        return Diagnosis(
+            check,
+            "warning",
+            f"{found}: workers wait for messages after each commit",
+            f"set prefetch_count to {2 * batch:,} at least",
+        )
+    return Diagnosis(check, "good", found)
+
+
+def strategies(settings: Pipeline) -> Iterator[Diagnosis]:
+    """Whether each of the user's functions is found again by its name, as a worker does it."""
+    own = [(name, getattr(settings, name)) for name in STRATEGIES]
+    for name, function in own:
+        if not callable(function):
+            continue
+        try:
+            yield Diagnosis(name, "good", f"{reference_to(function)} can be imported")
+        except ValueError as error:
+            yield Diagnosis(
+                name,
+                "wrong",
+                f"{name_of(function)}: {error}",
+                "workers are processes of their own: put it into a module they can import",
+            )
+
+
+def disk(settings: Pipeline) -> Iterator[Diagnosis]:
+    """The disk below `storage_root`, by real writes."""
+    try:
+        found = machine.read_disk(settings.layout.root.parent)
+    except FuploaderError as error:
+        yield trouble("disk", error)
+    except OSError as error:
+        yield Diagnosis(
+            "disk",
+            "wrong",
+            f"cannot write below {settings.storage_root}: {error.strerror}",
+            "create the folder and give it to the user that runs the workers",
+        )
+    else:
+        yield from machine.judge_disk(found, settings)
+
+
+def object_store(settings: Pipeline) -> Iterator[Diagnosis]:
+    """The bucket and our rights on it, by a part and an object of our own; then its clock."""
+    try:
+        store = _opened(settings.store)
+        store.check()
+    except FuploaderError as error:
+        yield trouble("object store", error)
+        return
+    yield from getattr(settings.store, "examine", tuple)()  # of a host's own, maybe not there
+    yield from _round_trip(store, key_prefix(settings.key, pipeline=settings.name))
+    yield _listing(store)
+    yield from _clock(store)
+
+
+def judge_clock(difference_seconds: float) -> Diagnosis:
+    """What a clock that is so much ahead of the store's (or behind, if negative) means."""
+    size = abs(difference_seconds)
+    direction = "ahead of" if difference_seconds > 0 else "behind"
+    found = f"this machine's clock is {size:,.0f} s {direction} the object store's"
+    if size >= CLOCK_WRONG_SECONDS:
+        return Diagnosis(
+            "clock",
+            "wrong",
+            found,
+            "object stores refuse requests that are 15 minutes off: start chrony or ntpd",
+        )
+    if size >= CLOCK_WARNING_SECONDS:
+        return Diagnosis(
+            "clock",
+            "warning",
+            found,
+            "partition keys and dated object keys will be off as much: start chrony or ntpd",
+        )
+    return Diagnosis("clock", "good", found)
+
+
+def _examine_part(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
+    try:
+        yield from looks
+    except FuploaderError as error:
+        yield trouble(check, error)
+
+
+def _opened(settings: OpensObjectStore) -> ObjectStore:
+    """The store, without its patience: a person waits."""
+    if "retry_budget_seconds" in getattr(type(settings), "model_fields", {}):
+        settings = settings.model_copy(  # type: ignore[attr-defined]
+            update={"retry_budget_seconds": 0}
+        )
+    return settings.open()
+
+
+def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
+    """Store, look at, read and remove a small object below the prefix of the pipeline's keys."""
+    folder = prefix.rpartition("/")[0]
+    key = f"{folder}/" * bool(folder) + PROBE_PREFIX + secrets.token_hex(8)
+    content = os.urandom(1024)
+    doing = "store"
+    with TemporaryDirectory() as temporary:
+        file = Path(temporary) / "probe"
+        file.write_bytes(content)
+        probe = ArchiveFile(file, len(content), hashlib.sha256(content).hexdigest())
+        try:
+            started = time.monotonic()
+            receipt = store.put(key, probe)
+            seconds = time.monotonic() - started
+            doing = "read"
+            if store.head(key) is None or store.get_range(key, 0, 2048) != content:
+                yield Diagnosis(
+                    "object store",
+                    "wrong",
+                    f"{receipt.address} was stored, and reads back as something else",
+                    "does a cache or a proxy lie between this machine and the store?",
+                )
+            else:
+                yield Diagnosis(
+                    "object store",
+                    "good",
+                    f"{receipt.address} was stored, verified and read back in {seconds:.2f} s",
+                )
+        except FuploaderError as error:
+            found = trouble("object store", error)
+            yield Diagnosis(
+                found.check, found.verdict, f"cannot {doing} objects: {found.found}", found.hint
+            )
+            if doing == "store":
+                return
+    yield _removal(store, key)
+
+
+def _removal(store: ObjectStore, key: str) -> Diagnosis:
+    try:
+        store.erase(key)
+        if store.head(key) is None:
+            return Diagnosis("removal", "good", "the doctor's object is removed again")
+        problem = f"{store.address(key)} was removed and is there still"
+    except FuploaderError as error:
+        problem = f"{store.address(key)} is left behind: {error.message}"
+    return Diagnosis(
+        "removal",
+        "warning",
+        problem,
+        "pipelines never remove objects, so this may be meant; remove that one by hand",
+    )
+
+
+def _listing(store: ObjectStore) -> Diagnosis:
+    """Recovery lists unfinished uploads, `fuploader catalog rebuild` objects."""
+    try:
+        next(iter(store.list(PROBE_PREFIX)), None)
+        unfinished = store.unfinished(PROBE_PREFIX)
+    except FuploaderError as error:
+        return Diagnosis(
+            "listing",
+            "warning",
+            f"cannot list: {error.message}",
+            "allow listing of objects and of unfinished uploads: without it those of interrupted "
+            "uploads stay and cost money, and the catalog cannot be rebuilt",
+        )
+    return Diagnosis("listing", "good", f"works; {len(unfinished)} of the doctor's own are left")
+
+
+def _clock(store: ObjectStore) -> Iterator[Diagnosis]:
+    before = datetime.now(timezone.utc)
+    try:
+        theirs = store.clock()
+    except FuploaderError as error:
+        yield trouble("clock", error)
+        return
+    if theirs is None:  # it has no clock but ours
+        return
+    ours = before + (datetime.now(timezone.utc) - before) / 2
+    yield judge_clock((ours - theirs).total_seconds())
+
+
+def _former_store(settings: OpensObjectStore) -> Diagnosis:
+    try:
+        _opened(settings).head(f"{PROBE_PREFIX}former")
+    except FuploaderError as error:
+        return trouble("former store", error)
+    return Diagnosis("former store", "good", f"{settings.describe()} can be read")

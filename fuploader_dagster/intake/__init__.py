@@ -1,0 +1,1 @@
+"""From the queue to sealed slots: the supervisor, its workers and what they keep on disk."""

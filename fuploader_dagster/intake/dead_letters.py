@@ -1,0 +1,222 @@
+"""Dead letters: messages that can never become files, kept whole.
+
+What must always hold: a dead letter is durable here before its message leaves the queue, with its
+raw bytes, the queue's headers and properties, and the reason.
+
+Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object a line; `body` is base64. A crash
+can leave a torn last line: its message was not acknowledged and comes again.
+
+A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
+the queue stay where they are; their ids stand in `dead-letters/requeued`, appended after the queue
+confirmed them. A crash in between sends them twice, never not at all. One that the queue will not
+take (it is too large) does not keep the others from being sent, or from counting as sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fuploader_dagster.contracts.source import Message, MessagePublisher
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import append_durably, append_or_undo, ends_whole, make_dirs
+from fuploader_dagster.disk.layout import Layout, utc
+from fuploader_dagster.disk.own_files import open_own
+from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
+from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_one, write_one
+from fuploader_dagster.processing.refused_messages import publish_taken
+
+log = logging.getLogger(__name__)
+
+MAX_REASON_CHARACTERS = 500
+SENT_BACK_MARGIN_SECONDS = 1.0
+"""The clock of a file system goes in steps, and a little behind."""
+
+SET_BACK_SECONDS = 60.0
+"""A clock that is further ahead of ours was set back meanwhile, or is another machine's."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One message that could not become a file."""
+
+    time: str
+    """UTC, ISO 8601."""
+    reason: str
+    redelivered: bool
+    message_id: str | None
+    attributes: dict[str, Any]
+    body: bytes
+
+
+class DeadLetterBox:
+    """The dead letters that one worker writes."""
+
+    def __init__(
+        self, layout: Layout, worker: int, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._folder = layout.dead_letters
+        self._worker = worker
+        self._clock = clock
+        self._counts: DeadLetterCounts | None = None
+
+    def keep(self, letters: Sequence[DeadLetter]) -> None:
+        """Make the letters durable."""
+        if not letters:
+            return
+        make_dirs(self._folder)
+        lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
+        path = self.path()
+        append_or_undo(path, lines if ends_whole(path) else b"\n" + lines)
+        reached(Step.DEAD_LETTERS_KEPT)
+        self._count(letters)
+
+    def _count(self, letters: Sequence[DeadLetter]) -> None:
+        path = self._folder / f"counts-w{self._worker}.json"
+        if self._counts is None:
+            self._counts = read_one(path)
+        self._counts.add((letter.reason for letter in letters), self._clock())
+        try:
+            write_one(path, self._counts)
+        except OSError as error:  # for displays only: the letters themselves are kept
+            log.warning("the counts of dead letters could not be written: %s", error)
+
+    def letter(
+        self,
+        message: Message,
+        error: BadMessage,
+        describe: Callable[[Message], dict[str, Any]],
+    ) -> DeadLetter:
+        """A letter about the message, which `keep` can write whatever the message is like.
+
+        `describe`: the source's. What cannot be described is left out, and the letter says so.
+        """
+        message_id, attributes = message.message_id, _described(message, describe)
+        if message_id is not None:
+            message_id = message_id.encode("utf-8", "backslashreplace").decode()
+        return DeadLetter(
+            time=self.now(),
+            reason=str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON_CHARACTERS],
+            redelivered=message.redelivered,
+            message_id=message_id,
+            attributes=attributes,
+            body=message.body,
+        )
+
+    def path(self) -> Path:
+        """The file that is written today."""
+        return self._folder / f"{utc(self._clock()):%Y%m%d}-w{self._worker}.jsonl"
+
+    def now(self) -> str:
+        """The moment, as a letter's `time` states it."""
+        return _as_time(self._clock())
+
+
+def _described(message: Message, describe: Callable[[Message], dict[str, Any]]) -> dict[str, Any]:
+    """What the source says of a message, if that can be written as JSON.
+
+    Nothing may keep a letter from being kept: a message that cannot be described would come again
+    for ever, and end the worker each time.
+    """
+    try:
+        attributes = describe(message)
+        msgspec.json.encode(attributes)
+    except Exception as error:  # noqa: BLE001  said in the letter
+        log.warning("a dead letter's headers could not be described: %s", error)
+        return {
+            "undescribed": f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+        }
+    return attributes
+
+
+def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
+    """All dead letters of a pipeline, by day. A torn line is passed over, with a warning."""
+    for _, letter in numbered_dead_letters(layout):
+        yield letter
+
+
+def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
+    """All dead letters with their ids, by day, those that were sent back included."""
+    if not layout.dead_letters.is_dir():
+        return
+    for path in sorted(layout.dead_letters.glob("*.jsonl")):
+        with os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    letter = msgspec.json.decode(line, type=DeadLetter)
+                except UNREADABLE_JSON as error:
+                    log.warning("passed over a torn line in %s: %s", path, error)
+                else:
+                    yield f"{path.stem}:{number}", letter
+
+
+def requeued_ids(layout: Layout) -> set[str]:
+    """Ids of the letters that were sent back to the queue."""
+    path = _requeued(layout)
+    return set(path.read_text("utf-8").split()) if path.exists() else set()
+
+
+@dataclass
+class Requeued:
+    """What became of letters that were to go back to the queue."""
+
+    sent: int = 0
+    """Confirmed by the queue."""
+    refused: list[tuple[str, MessageRefused]] = field(default_factory=list)
+    """Ids of those that it will not take. They wait here as before."""
+
+
+def requeue(
+    layout: Layout, letters: Sequence[tuple[str, DeadLetter]], publisher: MessagePublisher
+) -> Requeued:
+    """Send letters back to the queue with their bodies, headers and properties.
+
+    Raises what `MessagePublisher.publish` raises; then none of them counts as sent back.
+    """
+    if not letters:
+        return Requeued()
+    path = _requeued(layout)
+    path.touch(
+        file_mode(path.parent)
+    )  # no letter that is here stands for a message that comes again from now on
+    refused = publish_taken(
+        publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
+    )
+    sent = [letter_id for at, (letter_id, _) in enumerate(letters) if at not in refused]
+    lines = "".join(f"{letter_id}\n" for letter_id in sent).encode("utf-8")
+    append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+    return Requeued(len(sent), [(letters[at][0], error) for at, error in refused.items()])
+
+
+def last_sent_back(layout: Layout) -> str:
+    """When letters were sent back to the queue last, as a letter's `time`; empty if never."""
+    path = _requeued(layout)
+    if not path.exists():
+        return ""
+    return _as_time(path.stat().st_mtime + SENT_BACK_MARGIN_SECONDS)
+
+
+def latest_of_now() -> str:
+    """What no letter's `time` is later than, unless the clock was set back since."""
+    return _as_time(time.time() + SET_BACK_SECONDS)
+
+
+def _attributes(letter: DeadLetter) -> dict[str, Any]:
+    """As its source described them; of a letter without its message id there, with that."""
+    named = {"message_id": letter.message_id} if letter.message_id else {}
+    return {**named, **letter.attributes}
+
+
+def _as_time(seconds: float) -> str:
+    return utc(seconds).isoformat(timespec="milliseconds")
+
+
+def _requeued(layout: Layout) -> Path:
+    return layout.dead_letters / "requeued"

@@ -1,0 +1,152 @@
+"""In hand: the messages that a worker was handed by the queue and has not settled.
+
+The trouble: whatever a worker has in hand when it ends, in whatever way, counts as delivered once
+more, and a quorum queue drops a message after so many deliveries (20 by default since RabbitMQ 4).
+A few messages that crash the parser, ahead of some thousand good ones, are enough to lose those.
+
+What must always hold:
+
+- A worker has at most one message more in hand than it has settled since it began to consume. So
+  of a message's deliveries at most about log2(prefetch) can end with the death of a worker that
+  had not come to it yet: to have it in hand again, the worker needs to settle at least as many
+  messages as lie between the two causes of death.
+- It has no more in hand than it can decode in two seconds, and commits at least that often.
+- A worker that leaves in good order has nothing in hand: it stops taking, and works off the rest.
+
+`Pace` decides, from figures alone; `InHand` stands between the drain and its source.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
+from fuploader_dagster.intake.lease import Lease
+from fuploader_dagster.settings.pipeline import Intake
+
+RECEIVE_SECONDS = 0.25
+"""Longest wait for a message, and so for noticing the end of the lease."""
+DECODE_SECONDS = 2.0
+"""What was decoded for this long is committed, however few messages it is."""
+
+
+class Pace:
+    """How many messages to commit at once and to have in hand."""
+
+    def __init__(self, settings: Intake) -> None:
+        self._commit_messages = settings.commit_messages
+        self._prefetch = settings.prefetch_count
+        self._affordable = float(settings.prefetch_count)
+        """As many can be decoded in `DECODE_SECONDS`, as far as is known."""
+        self._settled = 0
+
+    def begin(self) -> None:
+        """A new session with the queue: nothing is in hand, and nothing was settled."""
+        self._settled = 0
+
+    def decoded(self, messages: int, seconds: float) -> None:
+        """Learn how long decoding takes."""
+        self._affordable = max(1.0, messages * DECODE_SECONDS / max(seconds, 1e-6))
+
+    def settled(self, messages: int) -> None:
+        """So many more were settled."""
+        self._settled += messages
+
+    @property
+    def batch(self) -> int:
+        """Most messages for the next commit."""
+        return int(min(self._commit_messages, self._affordable, 1 + self._settled))
+
+    def wanted(self, asked: int, quota: int) -> int:
+        """How many to have in hand, where `asked` is what the queue was asked for last.
+
+        `quota`: how many the worker may still handle. Changes by a factor of two at least, because
+        changing it makes the broker begin anew, and ends at the prefetch.
+        """
+        most = int(min(self._prefetch, self._affordable))
+        wanted = max(1, min(most, 1 + self._settled, quota // 2))
+        reached = wanted == self._prefetch
+        return wanted if wanted >= 2 * asked or 2 * wanted <= asked or reached else asked
+
+
+class InHand:
+    """What one worker has in hand, and its source."""
+
+    def __init__(self, source: MessageSource, settings: Intake, lease: Lease) -> None:
+        self.source = source
+        self.pace = Pace(settings)
+        self.consuming = False
+        self._settings = settings
+        self._lease = lease
+        self._asked = 0
+        self._left_over: deque[Message] = deque()
+        """Received, and not committed yet: an earlier commit was full before it came to them."""
+
+    def open(self) -> None:
+        """Begin to consume, with little at first."""
+        self.pace.begin()
+        self._asked = 1
+        self.source.limit_in_hand(self._asked)
+        self.source.open()
+        self.consuming = True
+
+    def close(self) -> None:
+        """Leave the queue; what is in hand goes back to it. Never raises, may be repeated."""
+        self.consuming = False
+        self._left_over.clear()
+        self.source.close()
+
+    def next_batch(self, most: int, *, quota: int) -> list[Message]:
+        """Messages for one commit: full, or as old as the flush interval, or all there are.
+
+        `most` bounds their number; `quota`: how many the worker may still handle at all.
+        """
+        wanted = self.pace.wanted(self._asked, quota)
+        if wanted != self._asked:
+            self._asked = wanted
+            self.source.limit_in_hand(wanted)
+        return self._batch(min(most, self.pace.batch), RECEIVE_SECONDS)
+
+    def stop_taking(self) -> None:
+        """Have the queue hand out nothing more. Takes as long as the queue takes to answer."""
+        if self._asked:
+            self._asked = 0
+            self.source.limit_in_hand(0)
+
+    def last_batch(self) -> list[Message]:
+        """As `next_batch`, of what was handed out before `stop_taking`."""
+        return self._batch(self.pace.batch, 0)
+
+    def _batch(self, most: int, wait_seconds: float) -> list[Message]:
+        batch: list[Message] = []
+        size = 0
+        due_at = math.inf
+        while len(batch) < most and size < self._settings.commit_bytes:
+            if not self._left_over:
+                if time.monotonic() >= due_at or (batch and self._lease.over()):
+                    break
+                received = self.source.receive(most - len(batch), wait_seconds)
+                if not received:
+                    break
+                self._left_over.extend(received)
+                due_at = min(due_at, time.monotonic() + self._settings.flush_interval_seconds)
+            batch.append(self._left_over.popleft())
+            size += len(batch[-1].body)
+        return batch
+
+    def put_back(self, messages: Sequence[Message]) -> None:
+        """Received and not committed: they are the first ones of the next batch."""
+        self._left_over.extendleft(reversed(messages))
+
+    def settle(self, batch: CommittedBatch) -> None:
+        """Tell the queue."""
+        self.source.settle(batch)
+        self.pace.settled(batch.messages)
+
+    def keep_alive(self) -> None:
+        """Answer the queue's heartbeats, without taking anything."""
+        if self.consuming:
+            self.source.receive(0, 0)

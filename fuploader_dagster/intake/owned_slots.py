@@ -1,0 +1,60 @@
+"""The slots of one worker, from when it locks them until it lets them go.
+
+What must always hold: batches go to the slots in turn, each slot getting as many messages as one
+full commit, however small the batches are; so a slow queue fills one slot, not all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from fuploader_dagster.contracts.state import Commit, StateStore
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.slot import Slot
+
+
+class OwnedSlots:
+    """Iterate over it for the slots; there are none while they are not opened."""
+
+    def __init__(self, settings: Intake, worker: int) -> None:
+        self.numbers = settings.slots_of(worker)
+        self._settings = settings
+        self._slots: list[Slot] = []
+        self._turn = self._given = 0
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @contextmanager
+    def opened(self, state: StateStore) -> Iterator[None]:
+        """Lock and recover them; raises what opening a `Slot` raises."""
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            for number in self.numbers:
+                slot = Slot(self._settings, number, highest_number=state.highest_number(number))
+                self._slots.append(stack.enter_context(slot))
+            yield
+
+    def _forget(self) -> None:
+        self._slots = []
+
+    @property
+    def left_in_turn(self) -> int:
+        """Most messages for the next batch."""
+        return self._settings.commit_messages - self._given
+
+    def take_turn(self, messages: int) -> Slot:
+        """The slot for a batch of this size: a commit costs the same however many slots are."""
+        slot = self._slots[self._turn]
+        self._given += messages
+        if self.left_in_turn <= 0:
+            self._turn, self._given = (self._turn + 1) % len(self._slots), 0
+        return slot
+
+    def counts(self) -> Commit:
+        """What each of them holds, for the state store; it renews the claims too."""
+        return Commit(slots=[slot.count for slot in self._slots])

@@ -1,0 +1,251 @@
+"""From a message to a named file: the built-in formats, or a user's parser and name generator.
+
+What must always hold: each message gives either a `File` or a `BadMessage`; whatever a user's
+function does to one message, the others flow on. Without a parser the content is the payload's
+bytes as received; with one, it is what the parser returned, written as FUploader writes it (bytes
+as they are, text as UTF-8, anything else as JSON).
+
+A batch is decoded as far as one commit goes: until the files have `most_bytes` (a few packed
+kilobytes can unpack to gigabytes) or `most_seconds` are over. The rest is for the next one.
+
+A message for which memory runs out costs nobody else: it is decoded once more, as the first of the
+next batch, when what was decoded before it is stored and its memory free. If that is still too
+much it is a bad message; but what a user's function holds by then may be what is missing, so
+nothing more is decoded in this process (`exhausted`), and the worker leaves. A function that does
+not return ends the process: an alarm is set for each message (`alarm`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.errors import BadMessage
+from fuploader_dagster.processing.envelope import (
+    Envelope,
+    check_file_name,
+    decode_envelope,
+    decode_json,
+    decode_raw,
+)
+from fuploader_dagster.processing.producer import serialize_file_payload
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.settings.user_functions import USER_ERRORS, name_of, raised
+
+
+class _OutOfMemory(BadMessage):
+    """Decoding it ran into the worker's limit of memory, or the machine's."""
+
+
+class File(NamedTuple):
+    """A message that can be stored. The name is checked."""
+
+    name: str
+    content: bytes
+
+
+class Decoder:
+    """Turns messages into files, as one pipeline's settings say."""
+
+    def __init__(self, settings: Intake, alarm: Callable[[float], object] | None = None) -> None:
+        """`alarm(seconds)` ends the process after that time unless it is set again; 0 unsets it.
+        Without one, nothing is done about a function that hangs.
+        """
+        self.exhausted = False
+        """Memory ran out: this process should decode nothing more."""
+        self._alarm = alarm or _no_alarm
+        self._settings = settings
+        self._parser = settings.parser
+        self._parser_name = f"the parser {name_of(settings.parser)}" if settings.parser else ""
+        self._namer = settings.file_name
+        self._built_in: Callable[[Message], Envelope] = {
+            "envelope": self._envelope,
+            "json": self._json,
+            "raw": self._raw,
+        }[settings.message_format]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether code of a user's has a part in it."""
+        return self._parser is not None or self._namer is not None
+
+    def decode(
+        self,
+        messages: Sequence[Message],
+        *,
+        most_bytes: float = math.inf,
+        most_seconds: float = math.inf,
+    ) -> list[File | BadMessage]:
+        """One result per message, in their order; of the first ones only if they are enough.
+
+        There is at least one. What an async parser has begun is waited for, side by side.
+        """
+        step = self._plain if self._parser is None else self._parsed
+        until = time.monotonic() + most_seconds
+        size = 0
+        results: list[File | BadMessage | asyncio.Task[Any]] = []
+        try:
+            for message in messages:
+                result = BadMessage(message.damage) if message.damage else step(message)
+                out_of_memory = isinstance(result, _OutOfMemory)
+                if out_of_memory and results:
+                    break  # what is before it may be what took the memory
+                results.append(result)
+                if isinstance(result, File):
+                    size += len(result.content)
+                if out_of_memory or size >= most_bytes or time.monotonic() >= until:
+                    break
+            finished = self._await_all(results, messages)
+        finally:
+            if self.may_take_long:
+                self._alarm(0)
+        self.exhausted = any(isinstance(result, _OutOfMemory) for result in finished)
+        return finished
+
+    def close(self) -> None:
+        """Give back what an async parser needed. May be repeated."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def _plain(self, message: Message) -> File | BadMessage:
+        try:
+            envelope = self._built_in(message)
+            name = envelope.file_name if self._namer is None else self._ask_name(envelope)
+            return File(check_file_name(name), envelope.content)
+        except BadMessage as error:
+            return error
+        except Exception as error:  # noqa: BLE001  said in the letter: nobody else is to suffer
+            return _misbehaved("decoding it", error)
+
+    def _parsed(self, message: Message) -> File | BadMessage | asyncio.Task[Any]:
+        """What the user's parser makes of it; begun only if it is an async one."""
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - else it is not called
+        self._alarm(self._settings.parser_timeout_seconds)
+        try:
+            parsed = _ask(self._parser_name, parser, message.body)
+        except BadMessage as error:
+            return error
+        return (
+            self._begun(parsed) if inspect.isawaitable(parsed) else self._finished(parsed, message)
+        )
+
+    def _finished(self, parsed: Any, message: Message) -> File | BadMessage:
+        try:
+            return self._named(parsed, message)
+        except BadMessage as error:
+            return error
+
+    def _named(self, parsed: Any, message: Message) -> File:
+        if isinstance(parsed, BadMessage):
+            raise parsed
+        if parsed is None:
+            raise BadMessage(f"{self._parser_name} returned None")
+        if self._namer is not None:
+            name = self._ask_name(parsed)
+        else:  # a message without any name gets the one that a redelivery of it gets too
+            fields = self._settings.name_fields
+            found = _ask("looking for a name in what the parser returned", _name_in, parsed, fields)
+            name = found or self._raw(message).file_name
+        content = _ask("writing what the parser returned", _content_of, parsed)
+        return File(check_file_name(name), content)
+
+    def _ask_name(self, parsed: Any) -> str:
+        namer = self._namer
+        assert namer is not None  # noqa: S101 - else it is not called
+        self._alarm(self._settings.parser_timeout_seconds)
+        name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
+        if not isinstance(name, str):
+            raise BadMessage(
+                f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
+                f"not a string"
+            )
+        return name
+
+    def _begun(self, awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+        """Its first step is done at once: an async parser that blocks shows how long it takes."""
+        self._loop = self._loop or asyncio.new_event_loop()
+        task = self._loop.create_task(self._answer(awaitable))
+        self._loop.run_until_complete(asyncio.sleep(0))
+        return task
+
+    async def _answer(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except (*USER_ERRORS, asyncio.CancelledError) as error:
+            return _misbehaved(self._parser_name, error)
+        finally:  # as long as one after the other is done, they do not hang
+            self._alarm(self._settings.parser_timeout_seconds)
+
+    def _await_all(
+        self,
+        results: Sequence[File | BadMessage | asyncio.Task[Any]],
+        messages: Sequence[Message],
+    ) -> list[File | BadMessage]:
+        """The results, with its answer in the place of each task."""
+        tasks = [result for result in results if isinstance(result, asyncio.Task)]
+        if tasks and self._loop is not None:
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        return [
+            self._finished(result.result(), message) if isinstance(result, asyncio.Task) else result
+            for result, message in zip(results, messages, strict=False)
+        ]
+
+    def _envelope(self, message: Message) -> Envelope:
+        return decode_envelope(
+            message.body,
+            name_fields=self._settings.name_fields,
+            max_bytes=self._settings.max_unpacked_bytes,
+        )
+
+    def _json(self, message: Message) -> Envelope:
+        return decode_json(message.body, name_fields=self._settings.name_fields)
+
+    def _raw(self, message: Message) -> Envelope:
+        return decode_raw(message.body, message.message_id)
+
+
+def _no_alarm(_seconds: float) -> None:
+    """Where nothing but ending the process could be done about a function that hangs."""
+
+
+def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a user's code, which may be hidden in an object that a parser returned."""
+    try:
+        return function(*arguments)
+    except USER_ERRORS as error:
+        raise _misbehaved(what, error) from error
+
+
+def _name_in(parsed: Any, fields: Sequence[str]) -> str:
+    for field in fields:
+        value = parsed.get(field) if isinstance(parsed, Mapping) else getattr(parsed, field, None)
+        if name := str(value or "").strip():
+            return name
+    return ""
+
+
+def _content_of(parsed: Any) -> bytes:
+    if isinstance(parsed, Envelope):
+        parsed = parsed.content
+    if isinstance(parsed, bytes):
+        return parsed
+    if hasattr(parsed, "payload") and hasattr(parsed, "content_type"):
+        # `DecodedFilePayload`, ours or that of FUploader's package
+        return serialize_file_payload(parsed.payload, content_type=parsed.content_type)
+    if isinstance(parsed, str):
+        return parsed.encode("utf-8")
+    return json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+
+
+def _misbehaved(what: str, error: BaseException) -> BadMessage:
+    kind = _OutOfMemory if isinstance(error, MemoryError) else BadMessage
+    return kind(f"{what} raised {raised(error)}")

@@ -1,0 +1,295 @@
+"""From `fuploader.yaml` and the environment to validated pipelines, and over a pipe to a worker.
+
+A file looks like this; everything else has a default:
+
+    storage_root: data
+    pipelines:
+      documents:
+        source: {kind: rabbitmq, url: {env: RABBITMQ_URL}, queue: documents}
+        state: {kind: redis, url: {env: REDIS_URL}}
+        store: {kind: s3, bucket: archives, secret_access_key: {env: S3_SECRET}}
+
+Settings beside `pipelines` apply to all of them. Environment variables win over the file:
+FUploader's own names for all pipelines, and `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500` for
+one, over those too.
+
+Strategies are found where Python finds modules, and beside the file.
+
+`kind` is a short name of `KINDS` or `package.module:Class` for a backend of your own.
+
+What must always hold: whatever is wrong gives a `ConfigError` that names the setting with its path
+and says what would be right, and no error quotes a value: it may be a secret in a wrong place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from fuploader_dagster.contracts.object_store import OpensObjectStore
+from fuploader_dagster.contracts.source import SourceSettings
+from fuploader_dagster.contracts.state import StateSettings
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.user_functions import load_reference, reference_to
+from fuploader_dagster.takeover.rivals import refuse_rivals
+
+CONFIG_VARIABLE = "FUPLOADER_CONFIG"
+DEFAULT_FILE = "fuploader.yaml"
+
+KINDS: dict[str, dict[str, str]] = {
+    "source": {
+        "rabbitmq": "fuploader_dagster.resources.sources.rabbitmq.source:RabbitMQ",
+        "embedded": "fuploader_dagster.resources.sources.embedded.source:EmbeddedQueue",
+    },
+    "state": {
+        "redis": "fuploader_dagster.resources.states.redis:RedisState",
+        "sqlite": "fuploader_dagster.resources.states.sqlite:SqliteState",
+    },
+    "store": {
+        "s3": "fuploader_dagster.resources.object_stores.s3:S3Settings",
+        "cos": "fuploader_dagster.resources.object_stores.cos:COSSettings",
+        "oss": "fuploader_dagster.resources.object_stores.oss:OSSSettings",
+        "local": "fuploader_dagster.resources.object_stores.local:LocalSettings",
+        "mirror": "fuploader_dagster.resources.object_stores.mirror:MirrorSettings",
+    },
+}
+_BASES: dict[str, type] = {
+    "source": SourceSettings,
+    "state": StateSettings,
+    "store": OpensObjectStore,
+}
+_FUPLOADER_VARIABLES = {
+    "NODE_ID": "node_id",
+    "META_WRITER_PROCESS_COUNT": "process_count",
+    "META_WRITER_MAX_TASKS_PER_CHILD": "max_tasks_per_child",
+    "META_WRITER_RABBITMQ_PREFETCH_COUNT": "prefetch_count",
+    "RESIDUE_FILE_UPLOAD": "residue_file_upload",
+    "RESIDUE_FILE_UPLOADE": "residue_file_upload",
+}
+"""FUploader asks for the misspelled name first, so the later one of the two wins here as there."""
+_UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
+`!!timestamp x`, and on brackets without end."""
+_LEAST = {"process_count": 1, "max_tasks_per_child": 0, "prefetch_count": 2}
+"""FUploader takes less than its least for that; its prefetch is 20 at least, ours must be two."""
+_NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
+"""FUploader's own worker processes see their number behind the node's name."""
+
+
+class _File(BaseSettings):
+    """The raw file with the environment laid over it; values are validated by `Pipeline`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FUPLOADER_", env_nested_delimiter="__", extra="allow"
+    )
+
+    pipelines: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+
+def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
+    """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
+
+    Raises `ConfigError`, naming every setting that is wrong, and never a secret's content.
+    """
+    path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    raw = _read(path)
+    _make_importable(path.absolute().parent)
+    of_fuploader = _fuploader_environment(os.environ)
+    if isinstance(raw.get("pipelines"), dict):  # below the pipeline's own variables
+        raw["pipelines"] = {
+            name: {**values, **of_fuploader} if isinstance(values, dict) else values
+            for name, values in raw["pipelines"].items()
+        }
+    try:
+        settings = _File(**raw)
+    except ValidationError as error:
+        raise _config_error(error, str(path)) from None
+    except SettingsError as error:
+        raise ConfigError(
+            f"FUPLOADER_PIPELINES in the environment cannot be read: {error}",
+            hint="unset it, or name one setting: FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES",
+        ) from None
+    shared = {**(settings.model_extra or {}), **of_fuploader}
+    if not settings.pipelines:
+        raise ConfigError(
+            f"{path} defines no pipeline",
+            hint="add one below `pipelines:`, or write an example with `fuploader init`",
+        )
+    pipelines = {
+        name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
+        for name, values in settings.pipelines.items()
+    }
+    refuse_rivals(list(pipelines.values()))
+    return pipelines
+
+
+def _make_importable(folder: Path) -> None:
+    """Strategies may lie beside the file that names them; what is installed comes first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
+    """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
+    _check_names(values, where)
+    parts = {part: load_part(part, values.get(part), f"{where}.{part}") for part in KINDS}
+    former = values.get("former_stores", [])
+    if not isinstance(former, list):
+        raise ConfigError(f"{where}.former_stores must be a list of stores")
+    parts["former_stores"] = tuple(
+        load_part("store", one, f"{where}.former_stores.{number}")
+        for number, one in enumerate(former)
+    )
+    try:
+        return Pipeline(**{**values, **parts})
+    except ValidationError as error:
+        raise _config_error(error, where, Pipeline.model_fields) from None
+
+
+def load_part(part: str, values: Any, where: str) -> Any:
+    """A source, state store or object store from a mapping with its `kind`.
+
+    Raises `ConfigError`; `where` says whose settings they are.
+    """
+    hint = f"kinds are {', '.join(KINDS[part])}, or package.module:Class"
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where} must be a mapping with a `kind`", hint=hint)
+    _check_names(values, where)
+    try:
+        backend = load_reference(KINDS[part].get(kind, kind))
+    except ValueError as error:
+        raise ConfigError(f"{where}.kind: {error}", hint=hint) from None
+    base = _BASES[part]
+    if not (isinstance(backend, type) and issubclass(backend, base)):
+        raise ConfigError(f"{where}.kind: {kind} is no {base.__name__}", hint=hint)
+    try:
+        return backend(**{name: value for name, value in values.items() if name != "kind"})
+    except ValidationError as error:
+        raise _config_error(error, where, getattr(backend, "model_fields", ())) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+
+
+def _check_names(values: Mapping[Any, Any], where: str) -> None:
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{where} has a setting whose name is a {type(name).__name__}, not a string",
+                hint="YAML reads on, off, yes and no as booleans; quote a name that is meant",
+            )
+
+
+def dump_intake(intake: Intake) -> bytes:
+    """Settings as one line of JSON, secrets included: only ever for a worker's stdin."""
+    plain = intake.model_dump(
+        mode="json", exclude={"source", "state"}, context={"reveal_secrets": True}
+    )
+    for part in ("source", "state"):
+        plain[part] = _dump_part(getattr(intake, part))
+    return msgspec.json.encode(plain)
+
+
+def load_intake(line: bytes) -> Intake:
+    """What `dump_intake` wrote."""
+    values = msgspec.json.decode(line, type=dict[str, Any])
+    for part in ("source", "state"):
+        values[part] = load_part(part, values[part], part)
+    try:
+        return Intake(**values)
+    except ValidationError as error:
+        raise _config_error(error, f"pipeline {values.get('name')}") from None
+
+
+def _dump_part(part: BaseModel) -> dict[str, Any]:
+    dumped = part.model_dump(mode="json", exclude_unset=True, context={"reveal_secrets": True})
+    return {"kind": reference_to(type(part)), **dumped}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}",
+            hint=f"name one with {CONFIG_VARIABLE}, or write one with `fuploader init`",
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:  # its own text would quote the line
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
+    except _UNREADABLE_YAML as error:
+        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must be a mapping with `pipelines:`")
+    _check_names(raw, str(path))
+    return cast(dict[str, Any], raw)
+
+
+def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
+    """All complaints in one sentence each, without the values (they may be secrets)."""
+    complaints = []
+    for detail in error.errors(include_input=False, include_url=False, include_context=False):
+        place = ".".join(str(part) for part in detail["loc"])
+        said = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place, known, n=1)
+            said = "there is no such setting" + (f", did you mean {near[0]}?" if near else "")
+        if variables := _set_by(place):
+            place = f"{place} (from {variables} in the environment)"
+        complaints.append(f"{place}: {said}" if place else said)
+    return ConfigError(f"{where}: " + "; ".join(complaints))
+
+
+def _set_by(setting: str) -> str:
+    """Which of FUploader's variables give the setting its value, if any does."""
+    return " or ".join(
+        variable
+        for variable, name in _FUPLOADER_VARIABLES.items()
+        if name == setting and os.environ.get(variable, "").strip()
+    )
+
+
+def _fuploader_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """FUploader's variables, as settings of ours. Empty ones do not count, as there."""
+    found: dict[str, Any] = {
+        setting: environment[variable].strip()
+        for variable, setting in _FUPLOADER_VARIABLES.items()
+        if environment.get(variable, "").strip()
+    }
+    for setting, least in _LEAST.items():
+        with suppress(ValueError, KeyError):  # the model says what is wrong with another value
+            found[setting] = max(least, int(found[setting]))
+    if "node_id" in found:
+        found["node_id"] = _NODE_ID_OF_WORKER.sub("", found["node_id"])
+    return found

@@ -1,0 +1,1 @@
+"""Slots: the directories that messages are stored in before they are packed."""

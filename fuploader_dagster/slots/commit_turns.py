@@ -1,0 +1,163 @@
+"""Turns: two workers never both commit a message that the queue gave first to one, then the other.
+
+The trouble: a connection is cut while worker A has messages in hand. The queue gives them to
+worker B, marked as redelivered, at once; A does not know yet, and is just about to commit them. B
+finds them in no directory (`dedup_window`) and commits them as well: second copies.
+
+What must always hold: of two workers that have the same message in hand, one commits it, and the
+other one looks for it after that commit, and before its own.
+
+How. Each worker has a file lock that it holds during an ordinary commit; there is one lock for all
+commits that have to look (`commits-that-look`), and one counter of redeliveries. B, before it looks
+for redelivered messages, takes the lock of those who look, raises the counter, and sees each other
+worker's own lock free once. A reads the counter under its own lock:
+
+- before B raised it: then B waits for A's commit, and finds the message;
+- afterwards: then A turns to those who look too, and does so for all that it can have had in hand
+  at that time, which is `prefetch_count` messages. Whoever has the lock second finds what the first
+  one committed.
+
+The kernel frees the locks of a process that died; what it had not committed is nobody's any more.
+Each turn sees that lock and counter are still what others find by their names: whoever removes
+`locks/` ends the turn with an error, and the worker begins again. An ordinary commit pays seven
+system calls. Where a source cannot tell which messages are redelivered and marks all of them, all
+commits take turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from fuploader_dagster.disk.durable import FileLock, make_dirs
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import open_own, still_at
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import SlotInUse
+
+LONGEST_WAIT_SECONDS = 10.0
+"""A commit takes milliseconds, and as long as the disk does not answer."""
+_LOOK_AGAIN_SECONDS = 0.002
+_CLOSED = -1
+
+Look = Literal["for none", "for redelivered ones", "for all"]
+"""Which messages of a batch may have been committed by somebody else."""
+
+
+class CommitTurns:
+    """The turns of one worker. Use as a context manager around each session with the queue."""
+
+    def __init__(self, layout: Layout, worker: int, *, prefetch: int) -> None:
+        self._layout = layout
+        self._path = layout.commit_lock(worker)
+        self._prefetch = prefetch
+        self._those_who_look = FileLock(layout.look_lock)
+        self._own = self._counter = _CLOSED
+        self._heard = 0
+        """The counter, as far as we have acted upon it."""
+        self._doubtful = 0
+        """So many messages, from the next one on, may be in somebody else's hands as well."""
+
+    def __enter__(self) -> CommitTurns:
+        try:
+            with naming_disk_trouble(self._path):
+                make_dirs(self._path.parent)
+                flags = os.O_RDWR | os.O_CREAT
+                self._own = open_own(self._path, flags)
+                self._counter = open_own(self._layout.redeliveries, flags)
+                self._heard, self._doubtful = self._count(), 0
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in (self._own, self._counter):
+            if descriptor != _CLOSED:
+                os.close(descriptor)
+        self._own = self._counter = _CLOSED
+
+    @contextmanager
+    def turn(self, messages: int, *, redelivered: bool) -> Iterator[Look]:
+        """Commit within the block, having looked in the window for what the value says.
+
+        `redelivered`: whether any of the messages is marked so. Raises `SlotInUse` if another
+        worker is in a commit and does not get on, and `DiskFailed` if the files by which workers
+        wait for each other are not found by their names any more.
+        """
+        if not redelivered and not self._doubtful:
+            fcntl.flock(self._own, fcntl.LOCK_EX)
+            try:
+                if self._count() == self._heard:
+                    yield "for none"
+                    return
+            finally:
+                fcntl.flock(self._own, fcntl.LOCK_UN)
+        with self._looking():
+            count = self._count()
+            if count != self._heard:
+                self._doubtful = self._prefetch
+            if redelivered:
+                count += 1
+                os.pwrite(self._counter, count.to_bytes(8, "little"), 0)
+                self._see_others_commit()
+            self._heard = count
+            yield "for all" if self._doubtful else "for redelivered ones"
+        self._doubtful = max(0, self._doubtful - messages)
+
+    def _count(self) -> int:
+        """The counter. In other files of these names others would count, and not see our lock."""
+        with naming_disk_trouble(self._path):
+            still_at(self._own, self._path)
+            still_at(self._counter, self._layout.redeliveries)
+        return int.from_bytes(os.pread(self._counter, 8, 0), "little")
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
+        while True:
+            try:
+                self._those_who_look.acquire()
+            except SlotInUse:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_LOOK_AGAIN_SECONDS)
+            else:
+                break
+        try:
+            yield
+        finally:
+            self._those_who_look.release()
+
+    def _see_others_commit(self) -> None:
+        """Return when each commit that was under way has ended."""
+        for path in self._layout.commit_locks():
+            if path != self._path:
+                with suppress(FileNotFoundError):
+                    _see_free(path)
+
+
+def _see_free(path: Path) -> None:
+    give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
+    descriptor = open_own(path, os.O_RDWR)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > give_up_at:
+                    raise SlotInUse(
+                        f"another worker has not ended its commit for {LONGEST_WAIT_SECONDS:g} s, "
+                        f"says {path}",
+                        hint="does the disk answer? what it commits may be what came again",
+                    ) from None
+                time.sleep(_LOOK_AGAIN_SECONDS)
+            else:
+                return
+    finally:
+        os.close(descriptor)

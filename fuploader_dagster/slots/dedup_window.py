@@ -1,0 +1,218 @@
+"""The dedup window: has a redelivered message been stored already, anywhere on this node?
+
+What must always hold:
+
+- A message counts as stored only if a record of the same name (or a numbered name of it) and the
+  same SHA-256 was read from an index in this moment, and if what the record stands for is durable:
+  a sealed directory is, a shipped one is confirmed by the object store, and an active one, whose
+  writer may just be syncing it, is synced here once more before it counts.
+- Everything that was committed in any directory of the pipeline before `refresh` was called is in
+  the window afterwards, up to its size; the newest directories come first.
+
+Why looking is enough: a message that is delivered again was in somebody's hands before. Either he
+had committed it, then its record lies in an index, for a commit ends before the message can come
+again; or he had not, then it is in no directory. He may do so after we looked: `commit_turns`
+keeps that from happening.
+
+Directories go from `active` to `sealed` to `shipped`, never back, and are looked for in this order:
+one that moves meanwhile is found at the later place, or its file is gone when it is to be read, and
+then the search begins anew.
+
+Memory: one sorted array of 64-bit keys (of digest and name) for each directory, 8 bytes a message,
+built at the first redelivered message, and then only read on. A key that is found is a hint where
+to look, never an answer.
+
+Outside the window: messages that are published twice (they are new to the queue, and only a
+directory knows its own names), the disks of other nodes, whatever is older than
+`dedup_window_messages`, and directories that were set aside as damaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import open_own, read_own
+from fuploader_dagster.errors import DamagedSlot, ForeignFile
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.numbered_names import family, is_numbered
+from fuploader_dagster.slots.segment import sync_directory
+from fuploader_dagster.slots.shipped_indexes import in_order, shipped_indexes
+
+log = logging.getLogger(__name__)
+
+_CONTENTS_HELD = 8
+"""Index files in memory at a time, about a megabyte each: a redelivery's copies lie together."""
+
+_Place = tuple[int, int]
+"""Slot and number: a directory's identity, wherever it lies."""
+
+
+class _Directory:
+    """What is known of one directory's index."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+        self.active = True
+        self.complete = False
+        """Read when it was sealed already, so there is nothing more to read."""
+        self.end = 0
+        self.keys = array("Q")
+        self._file = (0, 0)
+        """Device and inode of the index: under another root the same numbers begin anew."""
+
+    def read_on(self, path: Path, *, active: bool) -> None:
+        """Take in what was committed since. Raises `FileNotFoundError` if it moved."""
+        self.path, self.active = path, active
+        try:
+            descriptor = open_own(path, os.O_RDONLY)
+        except ForeignFile as error:
+            log.warning("%s is left out of the dedup window: %s", path, error)
+            return
+        with os.fdopen(descriptor, "rb") as file:
+            found_file = os.fstat(descriptor)
+            if (found_file.st_dev, found_file.st_ino) != self._file:
+                self._file, self.complete = (found_file.st_dev, found_file.st_ino), False
+                self.end, self.keys = 0, array("Q")
+            if self.complete:
+                return
+            if found_file.st_size < self.end:  # cut back by its writer
+                self.end, self.keys = 0, array("Q")
+            file.seek(self.end)
+            content = file.read()
+        try:
+            found = index.identities(content, at_start=self.end == 0)
+        except DamagedSlot as error:
+            log.warning("%s is left out of the dedup window: %s", path, error)
+            self.complete = True
+            return
+        self.complete = not active
+        if found.names:
+            new = (_key(name, sha) for name, sha in zip(found.names, found.digests, strict=True))
+            self.keys = array("Q", sorted([*self.keys, *new]))
+        self.end += found.end
+
+    def may_hold(self, key: int) -> bool:
+        place = bisect_left(self.keys, key)
+        return place < len(self.keys) and self.keys[place] == key
+
+
+class DedupWindow:
+    """What was stored of late, by all workers of a pipeline on this node."""
+
+    def __init__(self, layout: Layout, messages: int) -> None:
+        self._layout = layout
+        self._messages = messages
+        self._known: dict[_Place, _Directory] = {}
+        self._contents: dict[_Place, bytes] = {}
+        self._synced: set[_Place] = set()
+
+    def refresh(self) -> None:
+        """See everything that is committed by now."""
+        self._contents.clear()
+        self._synced.clear()
+        while not self._looked():
+            log.debug("a directory moved on while it was looked for")
+
+    def holds(self, name: str, sha256: bytes) -> bool:
+        """Whether a durable copy of this message was there at the last `refresh`."""
+        key = _key(name.encode("utf-8"), sha256)
+        candidates = [place for place, one in self._known.items() if one.may_hold(key)]
+        return any(self._confirmed(place, name, sha256) for place in candidates)
+
+    def _looked(self) -> bool:
+        known: dict[_Place, _Directory] = {}
+        room = self._messages
+        for place, path, active in self._newest_first():
+            if room <= 0:
+                break
+            directory = self._known.get(place) or _Directory()
+            try:
+                directory.read_on(path, active=active)
+            except FileNotFoundError:
+                self._known.update(known)
+                return False
+            known[place] = directory
+            room -= len(directory.keys)
+        self._known = known
+        return True
+
+    def _newest_first(self) -> Iterator[tuple[_Place, Path, bool]]:
+        """Each directory once: place, index file, whether it is active."""
+        layout = self._layout
+        active = [
+            ((slot, number), layout.active(slot, number) / INDEX_NAME)
+            for slot in layout.active_slots()
+            for number in layout.active_numbers(slot)
+        ]
+        sealed = [
+            ((slot, number), layout.sealed(slot, number) / INDEX_NAME)
+            for slot, number in layout.sealed_numbers()
+        ]
+        shipped = shipped_indexes(layout)
+        seen: set[_Place] = set()
+        for place, path in active:
+            if path.exists() or not path.parent.exists():  # one in the making has no index yet
+                seen.add(place)
+                yield place, path, True
+        times = in_order({place: _modified(path) for place, path in sealed})
+        for place, path in sorted(sealed, key=lambda one: times[one[0]], reverse=True):
+            if place not in seen:
+                seen.add(place)
+                yield place, path, False
+        for one in shipped:
+            place = (one.partition.slot, one.partition.number)
+            if place not in seen:
+                yield place, one.path, False
+
+    def _confirmed(self, place: _Place, name: str, sha256: bytes) -> bool:
+        """Look whether the record is really there, and have it durable."""
+        content = self._content(place)
+        names = index.names_of(content, sha256)
+        if name not in names and not (
+            any(is_numbered(stored, name) for stored in names)
+            # A numbered name is one of ours only beside the name that was taken.
+            and any(entry.name == name for entry in index.read_index(content).entries)
+        ):
+            return False
+        directory = self._known[place]
+        if directory.active and place not in self._synced:
+            try:
+                sync_directory(directory.path.parent)
+            except FileNotFoundError:
+                log.debug("%s was sealed, and so synced, in this moment", directory.path.parent)
+            self._synced.add(place)
+        return True
+
+    def _content(self, place: _Place) -> bytes:
+        """The directory's index, nothing if it is not there any more."""
+        content = self._contents.get(place)
+        while content is None and place in self._known:
+            try:
+                # Behind the end lies what is just being written: it does not count yet.
+                content = read_own(self._known[place].path)[: self._known[place].end]
+            except FileNotFoundError:
+                self.refresh()
+        if len(self._contents) >= _CONTENTS_HELD:
+            self._contents.clear()
+        self._contents[place] = content or b""
+        return content or b""
+
+
+def _key(name: bytes, sha256: bytes) -> int:
+    return int.from_bytes(sha256[:8], "little") ^ zlib.crc32(family(name))
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # moved on; whoever reads it notices
+        return math.inf

@@ -1,0 +1,105 @@
+"""Receipts: what the object store has confirmed, kept after the local data is gone.
+
+What must always hold: a receipt is durable before any local data of its slot is removed, so at any
+moment a slot has its data, or its receipt, or both. Whoever finds both removes the data.
+
+Format: `receipts/YYYYMMDDTHH.jsonl` by the hour of sealing, one JSON object a line, appended in one
+write. A crash can leave a torn line; its slot still has its data and is uploaded again, which the
+store answers with the object that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import append_durably, ends_whole, make_dirs
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.own_files import open_own
+from fuploader_dagster.errors import UNREADABLE_JSON
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """One archive that the object store confirmed by size and digest."""
+
+    partition: str
+    address: str
+    key: str
+    size_bytes: int
+    sha256: str
+    messages: int
+    payload_bytes: int
+    stored_at: str
+    """UTC, ISO 8601."""
+
+
+def keep_receipt(layout: Layout, receipt: Receipt) -> None:
+    """Make the receipt durable."""
+    path = _path(layout, receipt.partition)
+    make_dirs(path.parent)
+    line = msgspec.json.encode(receipt) + b"\n"
+    append_durably(path, line if ends_whole(path) else b"\n" + line)
+    reached(Step.RECEIPT_KEPT)
+
+
+def find_receipt(layout: Layout, partition: str) -> Receipt | None:
+    """The receipt of a partition, or None if the store never confirmed it to this machine."""
+    return find_receipts(layout, [partition]).get(partition)
+
+
+def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
+    """Those of the partitions that have a receipt; each file is read once."""
+    wanted: dict[Path, set[str]] = {}
+    for partition in partitions:
+        wanted.setdefault(_path(layout, partition), set()).add(partition)
+    return {
+        receipt.partition: receipt
+        for path, keys in wanted.items()
+        for line in _lines(path)
+        if (receipt := _decode(line)) is not None and receipt.partition in keys
+    }
+
+
+def receipts_between(
+    layout: Layout, since: datetime | None = None, until: datetime | None = None
+) -> dict[str, Receipt]:
+    """Receipts of what was sealed from `since` on and before `until`, in the order of sealing."""
+    found = {}
+    for path in sorted(layout.receipts.glob("*.jsonl")) if layout.receipts.is_dir() else ():
+        for line in _lines(path):
+            receipt = _decode(line)
+            key = PartitionKey.parse(receipt.partition) if receipt else None
+            if receipt is None or key is None:
+                continue
+            if (since is None or since <= key.sealed_at) and (
+                until is None or key.sealed_at < until
+            ):
+                found[receipt.partition] = receipt
+    return dict(sorted(found.items()))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        descriptor = open_own(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor, "rb") as lines:
+        yield from lines
+
+
+def _decode(line: bytes) -> Receipt | None:
+    try:
+        return msgspec.json.decode(line, type=Receipt)
+    except UNREADABLE_JSON:
+        return None  # torn: see above
+
+
+def _path(layout: Layout, partition: str) -> Path:
+    key = PartitionKey.parse(partition)
+    hour = f"{key.sealed_at:%Y%m%dT%H}" if key else "other"
+    return layout.receipts / f"{hour}.jsonl"

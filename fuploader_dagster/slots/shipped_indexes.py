@@ -1,0 +1,104 @@
+"""The indexes of recent slots that were uploaded, kept when their data goes.
+
+What must always hold: the index of a slot lies here before its directory is removed, so whoever
+looks first among the sealed and then here misses none. What lies here is only ever compared with:
+losing it loses no message.
+
+Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a link to it
+where the file system has links, so that it costs nothing while both are there). The newest are
+kept, as many as it takes for `dedup_window_messages`; an upload removes the others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuploader_dagster.disk.durable import fsync_dir, make_dirs, write_durably
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.sealing import SealedSlot
+
+_ENDING = ".index"
+
+
+@dataclass(frozen=True)
+class ShippedIndex:
+    """One index that was kept."""
+
+    path: Path
+    partition: PartitionKey
+    messages: int
+
+
+def keep_index(layout: Layout, slot: SealedSlot) -> None:
+    """Keep the index of a slot that is about to be removed. May be repeated."""
+    make_dirs(layout.shipped)
+    kept = layout.shipped / f"{slot.seal.partition}.{slot.seal.messages}{_ENDING}"
+    try:
+        os.link(slot.directory / INDEX_NAME, kept)
+    except OSError:  # it is kept already, or the file system has no links
+        if not kept.exists():
+            write_durably(kept, read_own(slot.directory / INDEX_NAME))
+    fsync_dir(layout.shipped)
+
+
+def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
+    """What is kept, newest first."""
+    if not layout.shipped.is_dir():
+        return []
+    found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
+    times = in_order(
+        {
+            (one.partition.slot, one.partition.number): one.partition.sealed_at.timestamp()
+            for one in found
+        }
+    )
+    return sorted(
+        found,
+        key=lambda one: times[one.partition.slot, one.partition.number],
+        reverse=True,
+    )
+
+
+def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tuple[float, int]]:
+    """By slot and number, what sorts directories as they were sealed, from what the clock said.
+
+    Within a slot no directory was sealed after the next one. So one that says otherwise was sealed
+    while the clock was wrong, and counts as sealed with the next one.
+    """
+    sorts: dict[tuple[int, int], tuple[float, int]] = {}
+    slot, earliest = -1, math.inf
+    for place in sorted(times, reverse=True):
+        earliest = min(earliest, times[place]) if place[0] == slot else times[place]
+        slot = place[0]
+        sorts[place] = (earliest, place[1])
+    return sorts
+
+
+def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:
+    """Those of the newest-first list that the newest `messages` messages do not need."""
+    needless = []
+    for one in kept:
+        if messages <= 0:
+            needless.append(one)
+        messages -= one.messages
+    return needless
+
+
+def trim_shipped(layout: Layout, messages: int) -> None:
+    """Remove what a window of so many messages does not need."""
+    for one in beyond(shipped_indexes(layout), messages):
+        one.path.unlink(missing_ok=True)
+
+
+def _parsed(path: Path) -> ShippedIndex | None:
+    partition, _, messages = path.name.removesuffix(_ENDING).rpartition(".")
+    key = PartitionKey.parse(partition)
+    if key is None or not messages.isascii() or not messages.isdigit():
+        return None
+    return ShippedIndex(path, key, int(messages))

@@ -1,0 +1,336 @@
+"""Slots: who writes where, under which names, and when a directory is full.
+
+What must always hold:
+
+- One writer per slot: a `Slot` exists only while its process holds two locks, which the kernel
+  takes back when the process dies: the slot's lock file, and the slot's folder itself, so that
+  nobody who removes `locks/` lets a second writer in. Reloads, overlaps and second code servers
+  wait.
+- A commit counts only if what was written is still found by its names: whoever removes or renames
+  a folder, or mounts a disk over it, ends the commit with an error, and nothing is acknowledged.
+- A directory number is handed out once: `next-number` is durable before the directory is made.
+- Within a directory a name with the same bytes is stored once; the same name with other bytes gets
+  a name of its own (`name~2.json`). Nothing is ever overwritten.
+
+A slot is opened from what is on disk: an interrupted seal is finished, the newest directory goes
+on after its last commit, older ones (which only a crash leaves) are sealed as they are. A damaged
+one is moved aside, whole; what its index and data still prove together is stored anew before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuploader_dagster.contracts.state import SlotCount
+from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.durable import FileLock, FolderLock, write_durably
+from fuploader_dagster.disk.layout import MAX_NUMBER_DIGITS, Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.disk.setting_aside import set_aside
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile, OtherFormat
+from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.numbered_names import numbered_name
+from fuploader_dagster.slots.sealing import (
+    SEAL_NAME,
+    Reason,
+    SealedSlot,
+    finish_seal,
+    make_seal,
+    read_seal,
+    seal_directory,
+    seal_due,
+)
+from fuploader_dagster.slots.segment import WRITERS, SlotWriter, salvage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Variants:
+    """What arrived under one name: the digests seen, and the next number to try."""
+
+    digests: set[bytes]
+    next_number: int = 2
+
+
+class Slot:
+    """One slot of this process, with its active directory. Use as a context manager."""
+
+    def __init__(
+        self,
+        settings: Intake,
+        slot: int,
+        *,
+        highest_number: int = 0,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`highest_number`: the highest directory number that the state store remembers.
+
+        `clock` says what time it is, and may be set back; `monotonic` tells how time passes.
+        """
+        self.settings = settings
+        self.slot = slot
+        self.layout: Layout = settings.layout
+        self.found_sealed: list[SealedSlot] = []
+        """What opening found full, or half sealed, and sealed."""
+        self._clock = clock
+        self._monotonic = monotonic
+        self._highest = highest_number
+        self._lock = FileLock(self.layout.slot_lock(slot))
+        self._folder = FolderLock(self.layout.active_slot(slot))
+        self._number = 0
+        self._writer: SlotWriter | None = None
+        self._entries = 0
+        self._bytes = 0
+        self._opened_at = 0.0
+        """In `monotonic` time."""
+        self._digests: dict[str, bytes] = {}
+        self._variants: dict[str, _Variants] = {}
+
+    def __enter__(self) -> Slot:
+        self._lock.acquire()
+        try:
+            self._folder.acquire()
+            with naming_disk_trouble(self.layout.active_slot(self.slot)):
+                self._recover()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_directory()
+        self._folder.release()
+        self._lock.release()
+
+    @property
+    def count(self) -> SlotCount:
+        """What the active directory holds, uncommitted messages included."""
+        return SlotCount(self.slot, self._number, self._entries, self._bytes)
+
+    def add(self, name: str, content: bytes) -> bool:
+        """Take a message into the next commit; False if the directory has it already.
+
+        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        """
+        digest = hashlib.sha256(content).digest()
+        known = self._digests.get(name)
+        stored_as: str | None = name
+        if known is not None:
+            stored_as = None if known == digest else self._free_name(name, digest)
+        if stored_as is None:
+            return False
+        writer = self._writer or self._open_directory()
+        try:
+            writer.add(stored_as, content, digest)
+        except BadMessage:
+            if known is not None:
+                self._variants[name].digests.discard(digest)
+            raise
+        self._digests[stored_as] = digest
+        self._entries += 1
+        self._bytes += len(content)
+        return True
+
+    def _free_name(self, name: str, digest: bytes) -> str | None:
+        """A free name for other bytes under a known name; None if these bytes are here already."""
+        variants = self._variants.get(name)
+        if variants is None:
+            variants = self._variants[name] = _Variants({self._digests[name]})
+        while digest not in variants.digests:
+            candidate = numbered_name(name, variants.next_number)
+            variants.next_number += 1
+            taken_by = self._digests.get(candidate)
+            variants.digests.add(digest if taken_by is None else taken_by)
+            if taken_by is None:
+                return candidate
+        return None
+
+    def commit(self) -> None:
+        """Make all added messages durable. After an error the slot must be opened anew.
+
+        Raises `DiskFailed` also if what was committed earlier is not found by its name any more:
+        messages of this batch may have been taken for duplicates of it.
+        """
+        if self._writer is not None:
+            self._writer.commit()
+        with naming_disk_trouble(self.layout.active_slot(self.slot)):
+            self._lock.check()
+            self._folder.check()
+
+    def due(self) -> Reason | None:
+        """Which seal limit the active directory has reached."""
+        age = self._monotonic() - self._opened_at
+        return seal_due(
+            messages=self._entries,
+            size_bytes=self._bytes,
+            age_seconds=age,
+            settings=self.settings,
+        )
+
+    def seal(self, reason: Reason) -> SealedSlot | None:
+        """Commit and seal the active directory; None if it is empty."""
+        if self._writer is None or self._entries == 0:
+            return None
+        self.commit()
+        directory = self._writer.directory
+        seal = make_seal(
+            self.settings,
+            slot=self.slot,
+            number=self._number,
+            slot_format=self._writer.slot_format,
+            messages=self._entries,
+            payload_bytes=self._bytes,
+            index_content=read_own(directory / INDEX_NAME),
+            segment_xxh128=self._writer.xxh128(),
+            reason=reason,
+            now=self._clock(),
+        )
+        self._close_directory()
+        sealed = seal_directory(directory, seal, self.layout)
+        reached(Step.ADOPTED if reason == "adopted" else Step.SEALED)
+        log.info("sealed %s: %d messages, %s", seal.partition, seal.messages, reason)
+        return sealed
+
+    def _close_directory(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._entries = self._bytes = 0
+        self._digests = {}
+        self._variants = {}
+
+    def _recover(self) -> None:
+        numbers = self.layout.active_numbers(self.slot)
+        damaged: list[Path] = []
+        for number in numbers:
+            directory = self.layout.active(self.slot, number)
+            if directory.is_symlink() or not directory.is_dir():
+                self._set_aside(directory)
+                continue
+            if os.path.lexists(directory / SEAL_NAME):
+                if not self._finish_seal(directory):
+                    damaged.append(directory)
+                continue
+            try:
+                self._resume(directory, number)
+            except (DamagedSlot, ForeignFile) as error:
+                log.error("%s is damaged: %s", directory, error)
+                damaged.append(directory)
+                continue
+            if number != numbers[-1]:
+                sealed = self.seal("adopted")
+                if sealed is not None:
+                    self.found_sealed.append(sealed)
+                self._close_directory()
+        for directory in damaged:
+            self._salvage(directory)
+
+    def _salvage(self, directory: Path) -> None:
+        """Take over what a damaged directory still proves, then move it aside, whole.
+
+        In this order: killed in between, the next start finds the same and stores nothing twice.
+        """
+        taken = sum(self.add(name, content) for name, content in salvage(directory))
+        self.commit()
+        target = self._set_aside(directory)
+        log.error(
+            "%d messages of %s could be proven and were stored anew; it was moved to %s with all "
+            "that it holds: was anything acknowledged that is not among them, it is there only",
+            taken,
+            directory,
+            target,
+        )
+
+    def _finish_seal(self, directory: Path) -> bool:
+        """False if the seal cannot be read: then its messages are all that can be saved."""
+        try:
+            read_seal(directory)
+        except OtherFormat as error:
+            self._move_aside_and_say(directory, error)
+            return True
+        except DamagedSlot as error:
+            log.error("%s is damaged: %s", directory, error)
+            return False
+        try:
+            self.found_sealed.append(finish_seal(directory, self.layout))
+            reached(Step.SEAL_FINISHED)
+        except DamagedSlot as error:
+            self._move_aside_and_say(directory, error)
+        return True
+
+    def _move_aside_and_say(self, directory: Path, error: DamagedSlot) -> None:
+        target = self._set_aside(directory)
+        log.error("%s is damaged and was moved to %s: %s", directory, target, error)
+
+    def _resume(self, directory: Path, number: int) -> None:
+        """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""
+        writer = _writer_for(directory, self.settings.slot_format)
+        entries = writer.open(self._set_aside)
+        self._writer, self._number = writer, number
+        self._digests = {entry.name: entry.sha256 for entry in entries}
+        self._entries = len(entries)
+        self._bytes = sum(entry.size_bytes for entry in entries)
+        # The directory's own entries are made when it is opened first, and never after that. In
+        # the future it lies if the clock was set back: then it counts as made now.
+        age = max(0.0, self._clock() - directory.stat().st_mtime)
+        self._opened_at = self._monotonic() - age
+
+    def _open_directory(self) -> SlotWriter:
+        number = self._take_number()
+        directory = self.layout.active(self.slot, number)
+        writer = WRITERS[self.settings.slot_format](directory)
+        writer.open(self._set_aside)
+        reached(Step.DIRECTORY_OPENED)
+        self._writer, self._number = writer, number
+        self._opened_at = self._monotonic()
+        return writer
+
+    def _take_number(self) -> int:
+        counter = self.layout.active_slot(self.slot) / "next-number"
+        number = max(self._counted(counter), self._highest, self._number) + 1
+        while self.layout.sealed(self.slot, number).exists() or (
+            self.layout.active(self.slot, number).exists()
+        ):
+            number += 1
+        write_durably(counter, str(number).encode())
+        reached(Step.NUMBER_TAKEN)
+        return number
+
+    def _counted(self, counter: Path) -> int:
+        try:
+            content = read_own(counter)
+        except FileNotFoundError:
+            return 0
+        except ForeignFile:
+            content = b""
+        if content.isdigit() and len(content) <= MAX_NUMBER_DIGITS:
+            return int(content)
+        target = self._set_aside(counter)
+        log.error(
+            "%s holds no number and was moved to %s; numbers go on behind the highest that the "
+            "state store and the directories know",
+            counter,
+            target,
+        )
+        return 0
+
+    def _set_aside(self, path: Path) -> Path:
+        return set_aside(path, self.layout)
+
+
+def _writer_for(directory: Path, default: str) -> SlotWriter:
+    """A writer of the format the directory was begun in; the setting may have changed since."""
+    for writer in WRITERS.values():
+        if os.path.lexists(directory / writer.data_name):
+            return writer(directory)
+    return WRITERS[default](directory)

@@ -1,0 +1,201 @@
+"""Without Dagster, from Python: a whole pipeline in this process, or one part of it.
+
+    run_pipeline(pipeline)                      # queue to object store, until SIGTERM or Ctrl-C
+    run_pipeline(pipeline, until_empty=True)    # until the queue is empty and all of it is stored
+
+    drain_pipeline(pipeline, stop)              # only queue to sealed slots
+    ship_pipeline(pipeline)                     # only sealed slots to the object store, once
+    recover_pipeline(pipeline)                  # only what dead processes left
+
+What must always hold: these are the parts that Dagster runs too, with the same promises; several
+may run at once, in one process or in several, beside a Dagster or not. The drain is done by worker
+processes that leave when this one does, so a script that calls `run_pipeline` or `drain_pipeline`
+needs nothing of what `multiprocessing` needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.failures import all_failures, due_at
+from fuploader_dagster.delivery.ship import (
+    Done,
+    Outcome,
+    mend_unreadable,
+    replacements,
+    upload_partitions,
+)
+from fuploader_dagster.errors import SourceUnavailable
+from fuploader_dagster.intake.supervisor import Supervisor
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.takeover.run import take_over_if_needed
+
+log = logging.getLogger(__name__)
+
+RENEW_SECONDS = 0.5
+LOOK_AT_QUEUE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What became of sealed slots."""
+
+    archives: int = 0
+    messages: int = 0
+    failures: tuple[str, ...] = ()
+    """Partition and reason; the data is kept and tried again after growing pauses."""
+
+    def __add__(self, other: Shipped) -> Shipped:
+        return Shipped(
+            self.archives + other.archives,
+            self.messages + other.messages,
+            self.failures + other.failures,
+        )
+
+
+def run_pipeline(
+    pipeline: Pipeline, *, stop: threading.Event | None = None, until_empty: bool = False
+) -> Shipped:
+    """Take over, drain and ship, until `stop` is set; by default at SIGTERM or Ctrl-C.
+
+    `until_empty`: until the queue is empty, and what came out of it is sealed and was shipped. At
+    any other end the active slots stay as they are, unless `residue_file_upload` is set. Raises
+    errors of ours where it cannot begin; later trouble is waited out, and said in the log.
+    """
+    with _stopped_by_signals(stop) as told_to_stop, ThreadPoolExecutor(1, "ship") as thread:
+        take_over_if_needed(pipeline)
+        store = pipeline.store.open()
+        shipped = Shipped()
+        while True:
+            shipped += _drain_and_ship(pipeline, store, told_to_stop, until_empty, thread)
+            if until_empty or pipeline.residue_file_upload:
+                recovery.seal_on_request(pipeline.intake())
+            shipped += _ship_due(pipeline, store)
+            if not until_empty or told_to_stop.is_set() or _is_empty(pipeline):
+                return shipped
+
+
+def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> None:
+    """Take over and drain until `stop` is set; by default at SIGTERM or Ctrl-C."""
+    with _stopped_by_signals(stop) as told_to_stop:
+        take_over_if_needed(pipeline)
+        with _workers(pipeline) as workers:
+            while not told_to_stop.is_set():
+                workers.renew()
+                told_to_stop.wait(RENEW_SECONDS)
+
+
+def ship_pipeline(pipeline: Pipeline) -> Shipped:
+    """Pack and upload everything that lies sealed now, and is not waiting after a failure."""
+    take_over_if_needed(pipeline)
+    return _ship_due(pipeline, pipeline.store.open())
+
+
+def recover_pipeline(pipeline: Pipeline) -> Shipped:
+    """Finish what dead processes left, seal what no worker owns any more, and ship it."""
+    take_over_if_needed(pipeline)
+    found = recovery.look(pipeline)
+    recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
+    mend_unreadable(pipeline)
+    recovery.seal_unowned(pipeline.intake(), pipeline.layout.active_slots())
+    return _ship_due(pipeline, pipeline.store.open())
+
+
+def _drain_and_ship(
+    pipeline: Pipeline,
+    store: ObjectStore,
+    stop: threading.Event,
+    until_empty: bool,
+    thread: ThreadPoolExecutor,
+) -> Shipped:
+    """Workers drain, and a thread ships beside them: a slow upload must not end the lease."""
+    shipping: Future[Shipped] | None = None
+    shipped, look_at = Shipped(), time.monotonic() + LOOK_AT_QUEUE_SECONDS
+    with _workers(pipeline) as workers:
+        while not stop.is_set():
+            workers.renew()
+            if shipping is None or shipping.done():
+                shipped += shipping.result() if shipping else Shipped()
+                shipping = thread.submit(_ship_due, pipeline, store)
+            if until_empty and time.monotonic() >= look_at:
+                if _is_empty(pipeline):
+                    break
+                look_at = time.monotonic() + LOOK_AT_QUEUE_SECONDS
+            stop.wait(RENEW_SECONDS)
+    return shipped + shipping.result() if shipping else shipped
+
+
+@contextmanager
+def _workers(pipeline: Pipeline) -> Iterator[Supervisor]:
+    supervisor = Supervisor(pipeline.intake())
+    try:
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
+    failures = {failure.partition: failure for failure in all_failures(pipeline.layout)}
+    now = time.time()
+    waiting = {
+        partition
+        for partition, failure in failures.items()
+        if now
+        < due_at(
+            failure,
+            base_seconds=pipeline.recovery_base_seconds,
+            cap_seconds=pipeline.recovery_cap_seconds,
+            now=now,
+        )
+    }
+    partitions = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
+    shipped = sum(map(_shipped, upload_partitions(partitions, pipeline, store)), Shipped())
+    again = replacements(pipeline, {*partitions, *waiting})
+    return sum(map(_shipped, upload_partitions(again, pipeline, store)), shipped)
+
+
+def _shipped(outcome: Outcome) -> Shipped:
+    if isinstance(outcome, Done):
+        return Shipped(1, outcome.receipt.messages if outcome.receipt else 0)
+    log.error("%s was not shipped and is kept: %s", outcome.partition, outcome.error)
+    return Shipped(failures=(f"{outcome.partition}: {outcome.error}",))
+
+
+def _is_empty(pipeline: Pipeline) -> bool:
+    """Nothing waits in the queue; what workers hold comes back to it if they do not settle it.
+
+    A queue that does not answer is not known to be empty: its workers wait for it as well.
+    """
+    publisher = pipeline.source.publisher()
+    try:
+        return publisher.backlog() == 0
+    except SourceUnavailable as error:
+        log.warning("cannot tell yet whether the queue is empty: %s", error)
+        return False
+    finally:
+        publisher.close()
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event | None) -> Iterator[threading.Event]:
+    """The caller's event; or, in a main thread, one that signals set meanwhile."""
+    event = stop or threading.Event()
+    former: dict[signal.Signals, Callable[..., object] | int | None] = {}
+    if stop is None and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            former[number] = signal.signal(number, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)

@@ -1,0 +1,1 @@
+"""Taking over what FUploader left behind. Only the command line imports this."""

@@ -1,0 +1,394 @@
+"""The steps of a take-over, each safe to repeat and to be killed in.
+
+A directory goes this way; at each point it is recognised by the next look:
+
+    slot_0_3/                                as FUploader left it
+    adopting/slot-9999/dir-000001/files/     renamed in one step; `origin.json` says what it is
+      + index, seal.json                     every file synced and named with its digest
+    sealed/slot-9999/dir-000001/             renamed in one step
+
+An archive is renamed to `adopting/slot-9999/dir-000001/archive`, and behind the seal to its place
+among the packed ones, so that it is uploaded as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from fuploader_dagster.archives.ranges import LocalFile
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
+from fuploader_dagster.archives.tar_scan import ScannedMember, scan
+from fuploader_dagster.delivery.pack import Packed, keep_packed
+from fuploader_dagster.disk.durable import (
+    append_durably,
+    ends_whole,
+    fsync_dir,
+    fsync_file,
+    make_dirs,
+    remove_tree,
+    rename_durably,
+    write_durably,
+)
+from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
+from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held, temporary_folder
+from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
+from fuploader_dagster.slots.segment import FILES_NAME, syncfs
+from fuploader_dagster.slots.shipped_indexes import shipped_indexes
+from fuploader_dagster.takeover.folders import (
+    ORIGIN_NAME,
+    STAGED_ARCHIVE_NAME,
+    Origin,
+    TakenOver,
+    adopting,
+    journal,
+    origin_of,
+    taken_over,
+)
+from fuploader_dagster.takeover.former_redis import FormerState
+from fuploader_dagster.takeover.names import as_text, names_in, without_directory
+from fuploader_dagster.takeover.plan import (
+    ADOPTED_SLOT,
+    Adopt,
+    Content,
+    Drop,
+    LeftArchive,
+    Plan,
+    SetAside,
+    TakeArchive,
+)
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+"""Called with the number of files that one more step adopted."""
+
+
+def apply(
+    plan: Plan, settings: Pipeline, redis: FormerState | None, progress: Progress | None = None
+) -> list[SealedSlot]:
+    """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
+    layout = settings.layout
+    make_dirs(adopting(layout))
+    _keep_identities(plan.stored, settings)
+    for aside in plan.aside:
+        _set_aside(aside, layout)
+    sealed = [_finish(staged, settings) for staged in plan.finish]
+    for adopt in plan.adopt:
+        sealed += _adopt(adopt, settings)
+        if progress:
+            progress(adopt.kept)
+    for archive in plan.archives:
+        sealed += _take_archive(archive, settings)
+    for removal in plan.remove:
+        removal.path.unlink(missing_ok=True)
+        log.info("removed %s: %s", removal.path, removal.because)
+        _remove_staged(removal.path.parent, layout)
+    if redis is not None:
+        redis.remove(plan.forget)
+    for path in plan.empty:
+        _remove_empty(path)
+    _end(layout)
+    return sealed
+
+
+def _adopt(step: Adopt, settings: Pipeline) -> list[SealedSlot]:
+    directory, layout = step.directory, settings.layout
+    staged = directory.path
+    if directory.kind != "staged":
+        staged = _stage(layout, Origin(directory.source, directory.kind, directory.maybe_stored))
+        files = staged / FILES_NAME
+        if directory.kind == "loose":
+            make_dirs(files)
+            for file in directory.files:
+                _bring(file.path, files / file.name)
+        else:
+            _bring(directory.path, files)
+    for drop in step.drop:
+        _drop(drop, staged)
+    return _seal_files(staged, settings)
+
+
+def _keep_identities(stored: Collection[Content], settings: Pipeline) -> None:
+    """Have the drain know what FUploader stored last: it may not have acknowledged all of it."""
+    if not stored:
+        return
+    records = [
+        index.record(as_text(name).encode("utf-8"), 0, 0, 0, digest)
+        for name, digest in sorted(stored)
+    ]
+    layout = settings.layout
+    # A number of no other directory's: by it the drain tells them apart.
+    moment, number = utc(time.time()), _next_number(layout)
+    partition = PartitionKey(moment, settings.node, ADOPTED_SLOT, number)
+    make_dirs(layout.shipped)
+    name = f"{partition}.{len(records)}.index"
+    write_durably(layout.shipped / name, index.whole_index(records))
+
+
+def _drop(drop: Drop, staged: Path) -> None:
+    (staged / FILES_NAME / drop.file.name).unlink(missing_ok=True)
+    log.info("%s is not adopted: %s", drop.file.name, drop.because)
+
+
+def _seal_files(staged: Path, settings: Pipeline) -> list[SealedSlot]:
+    """Sync, index and seal the files of a staged directory."""
+    folder = staged / FILES_NAME
+    records, size = [], 0
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        names = list(names_in(folder))
+        syncfs(descriptor)  # FUploader never synced any of them
+    finally:
+        os.close(descriptor)
+    for name in names:
+        content_size, digest = _digest_of(folder / name)
+        records.append(index.record(name.encode("utf-8"), 0, 0, content_size, digest))
+        size += content_size
+    if not records:
+        _note(staged, "", 0, settings.layout)
+        remove_tree(staged)
+        return []
+    content = index.whole_index(records)
+    return [_seal(staged, content, len(records), size, settings)]
+
+
+def _seal(
+    staged: Path, index_content: bytes, messages: int, size: int, settings: Pipeline
+) -> SealedSlot:
+    write_durably(staged / index.INDEX_NAME, index_content)
+    seal = make_seal(
+        settings,
+        slot=ADOPTED_SLOT,
+        number=_number_of(staged),
+        slot_format="files",
+        messages=messages,
+        payload_bytes=size,
+        index_content=index_content,
+        reason="adopted",
+        now=time.time(),
+    )
+    write_durably(staged / SEAL_NAME, msgspec.json.format(msgspec.json.encode(seal), indent=1))
+    return _finish(staged, settings)
+
+
+def _finish(staged: Path, settings: Pipeline) -> SealedSlot:
+    """What follows the seal; also for one that a crash interrupted."""
+    layout, seal = settings.layout, read_seal(staged)
+    target = layout.archives / seal.archive
+    if (staged / STAGED_ARCHIVE_NAME).exists():
+        rename_durably(staged / STAGED_ARCHIVE_NAME, target)
+    if not (staged / FILES_NAME).exists():  # an archive as it is
+        size, digest = _digest_of(target)
+        packed = Packed(
+            partition=seal.partition,
+            archive=seal.archive,
+            size_bytes=size,
+            sha256=digest.hex(),
+            messages=seal.messages,
+            payload_bytes=seal.payload_bytes,
+        )
+        keep_packed(layout, packed)
+    if (staged / ORIGIN_NAME).exists():
+        source = _note(staged, seal.partition, seal.messages, layout)
+        log.warning("took over %s from FUploader as %s", source, seal.partition)
+        (staged / ORIGIN_NAME).unlink()
+    for path in staged.iterdir():  # of an earlier attempt, from another file system
+        if is_temporary(path.name):
+            remove_unless_held(path)
+    directory = layout.sealed(seal.slot, seal.number)
+    rename_durably(staged, directory)
+    return SealedSlot(directory, seal)
+
+
+def _take_archive(step: TakeArchive, settings: Pipeline) -> list[SealedSlot]:
+    archive = step.archive
+    if step.only is not None:
+        return _unpack(archive, step.only, settings)
+    staged = archive.staged
+    if staged is None:
+        staged = _stage(settings.layout, Origin(archive.source, "flat", maybe_stored=True))
+        _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
+    fsync_file(staged / STAGED_ARCHIVE_NAME)
+    records = [
+        index.record(as_text(name).encode("utf-8"), 0, 0, size, digest)
+        for name, digest, size in archive.members
+    ]
+    total = sum(size for _, _, size in archive.members)
+    content = index.whole_index(records)
+    return [_seal(staged, content, len(records), total, settings)]
+
+
+def _unpack(archive: LeftArchive, names: Collection[str], settings: Pipeline) -> list[SealedSlot]:
+    """The files of an archive that are nowhere else, as a directory; then the archive goes."""
+    layout = settings.layout
+    staged = _stage(layout, Origin(archive.source, "flat", maybe_stored=True))
+    with temporary_folder(staged / FILES_NAME) as work:
+        folder = work / FILES_NAME
+        folder.mkdir()
+        refused = _write_members(archive, names, folder)
+        with _opened(folder) as descriptor:
+            syncfs(descriptor)
+        rename_durably(folder, staged / FILES_NAME)
+    if refused:
+        because = f"{len(refused)} of its members were not taken: {'; '.join(refused[:3])}"
+        _set_aside(SetAside(archive.path, because), layout)
+    archive.path.unlink(missing_ok=True)
+    if archive.staged is not None:
+        remove_tree(archive.staged)
+    return _seal_files(staged, settings)
+
+
+def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> list[str]:
+    """Returns why members were not written, each in a sentence."""
+    source = LocalFile(archive.path)
+    refused = []
+    try:
+        with RestoreFolder(folder) as target:
+            for item in scan(source):
+                if not isinstance(item, ScannedMember):
+                    raise DamagedSlot(f"{archive.path} changed while it was read: {item}")
+                name = without_directory(item.name)
+                if item.kind != "file" or name not in names:
+                    continue
+                try:
+                    target.write(name, item.chunks())
+                except Refused as error:
+                    refused.append(error.message)
+    finally:
+        source.close()
+    return refused
+
+
+def _next_number(layout: Layout) -> int:
+    """A directory number that was never used."""
+    sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
+    used = [_number_of(path) for path in (*adopting(layout).glob("dir-*"), *sealed.glob("dir-*"))]
+    partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
+    partitions += [one.partition for one in shipped_indexes(layout)]
+    used += [one.number for one in partitions if one is not None and one.slot == ADOPTED_SLOT]
+    return max(used, default=0) + 1
+
+
+def _stage(layout: Layout, origin: Origin) -> Path:
+    """A new staged directory with a number that was never used."""
+    staged = adopting(layout) / f"dir-{_next_number(layout):06d}"
+    make_dirs(staged)
+    write_durably(staged / ORIGIN_NAME, msgspec.json.encode(origin))
+    return staged
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Move a file or directory in one step, also from another file system."""
+    try:
+        rename_durably(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        make_dirs(target.parent)
+        with temporary_folder(target) as work:
+            copy = work / target.name
+            copied: Callable[[Path, Path], object] = (
+                _copy_tree if source.is_dir() else shutil.copyfile
+            )
+            copied(source, copy)
+            os.sync()
+            _compare(source, copy)
+            rename_durably(copy, target)
+        if source.is_dir():
+            remove_tree(source)
+        else:
+            source.unlink()
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=True)
+
+
+def _compare(source: Path, copy: Path) -> None:
+    pairs = [(source, copy)]
+    if source.is_dir():
+        pairs = [(path, copy / path.relative_to(source)) for path in source.rglob("*")]
+    for ours, theirs in pairs:
+        if ours.is_file() and _digest_of(ours) != _digest_of(theirs):
+            raise DamagedSlot(
+                f"the copy of {ours} differs from it",
+                hint="the disk is failing; the original was kept",
+            )
+
+
+def _note(staged: Path, partition: str, files: int, layout: Layout) -> str:
+    """Write down what was taken over; returns its source."""
+    origin = origin_of(staged)
+    at = utc(time.time()).isoformat(timespec="milliseconds")
+    line = TakenOver(source=origin.source, partition=partition, files=files, at=at)
+    path = journal(layout)
+    content = msgspec.json.encode(line) + b"\n"
+    append_durably(path, content if ends_whole(path) else b"\n" + content)
+    return origin.source
+
+
+def _set_aside(step: SetAside, layout: Layout) -> None:
+    name = f"{time.time_ns()}-{step.path.name}"
+    with suppress(FileNotFoundError):
+        _bring(step.path, layout.set_aside / name)
+        log.error("%s was moved to %s: %s", step.path, layout.set_aside / name, step.because)
+
+
+def _remove_staged(path: Path, layout: Layout) -> None:
+    if path.parent == adopting(layout):
+        remove_tree(path)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a directory, and the empty ones in it; with a file in it, it stays."""
+    for parent, _, _ in os.walk(path, topdown=False):
+        with suppress(OSError):
+            Path(parent).rmdir()
+
+
+def _end(layout: Layout) -> None:
+    """The take-over is through, unless something is still staged."""
+    folder = adopting(layout)
+    for staged in folder.glob("dir-*"):
+        names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
+        if names <= {ORIGIN_NAME}:
+            remove_tree(staged)
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
+        fsync_dir(layout.root)
+
+
+def _digest_of(path: Path) -> tuple[int, bytes]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return size, digest.digest()
+
+
+def _number_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

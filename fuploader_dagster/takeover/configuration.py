@@ -1,0 +1,149 @@
+"""A `fuploader.yaml` for those who come from FUploader: from its environment and a few answers.
+
+What FUploader took as arguments in Python is asked for; what it took from the environment stays
+there and works as it is. Secrets are named, never written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fuploader_dagster.disk.durable import create_durably
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import DEFAULT_KEY
+
+_STORES: dict[str, dict[str, str]] = {
+    "cos": {"secret_id": "COS_SECRET_ID", "secret_key": "COS_SECRET_KEY"},
+    "oss": {"access_key_id": "OSS_ACCESS_KEY_ID", "access_key_secret": "OSS_ACCESS_KEY_SECRET"},
+    "s3": {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"},
+}
+"""Setting to the variable that holds it."""
+_ENDPOINTS = {"cos": "endpoint", "oss": "endpoint", "s3": "endpoint_url"}
+_TEXTS = {
+    "name": "FUploader's task_name",
+    "storage_root": "FUploader's storage_root",
+    "queue": "the queue's name",
+    "provider": "the object store: cos, oss or s3",
+    "bucket": "the bucket",
+    "region": "its region",
+    "endpoint": "its endpoint",
+    "key": "object keys: a template, or package.module:function of your remote key generator",
+    "parser": "your message parser, package.module:function",
+    "file_name": "your file name generator, package.module:function",
+}
+_NONE = "none"
+_OPTIONAL = ("region", "endpoint", "parser", "file_name")
+_NOT_A_NAME = re.compile(r"[^a-z0-9_]+")
+
+_HEAD = """\
+# Written by `fuploader migrate`. The first start takes over what FUploader left in storage_root, in
+# Redis and in the queue; `fuploader migrate --dry-run` shows it first.
+# docs/migrating-from-fuploader.md says where each setting of FUploader has its place.
+
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something that no environment variable tells."""
+
+    setting: str
+    text: str
+    default: str
+
+    @property
+    def option(self) -> str:
+        return f"--{self.setting.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is known so far; a setting that is optional and not wanted is `none`."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], given: Mapping[str, str]) -> Answers:
+        """Start with what the options gave; the rest has defaults, or is asked for."""
+        defaults = {"key": DEFAULT_KEY, "provider": _provider_in(environment)}
+        defaults |= dict.fromkeys(_OPTIONAL, _NONE)
+        return cls({**defaults, **given}, frozenset(given))
+
+    def questions(self) -> list[Question]:
+        """What was not given."""
+        return [
+            Question(setting, text, self.values.get(setting, ""))
+            for setting, text in _TEXTS.items()
+            if setting not in self.asked
+        ]
+
+    def with_answer(self, setting: str, answer: str) -> Answers:
+        return replace(self, values={**self.values, setting: answer.strip()})
+
+    def secrets(self) -> list[str]:
+        """Variables that the configuration names."""
+        return ["RABBITMQ_URL", "REDIS_URL", *_STORES[self._provider()].values()]
+
+    def _provider(self) -> str:
+        provider = self.values["provider"].lower()
+        if provider not in _STORES:
+            raise ConfigError(
+                f"there is no object store {provider!r}", hint=f"one of {', '.join(_STORES)}"
+            )
+        return provider
+
+    def configuration(self) -> dict[str, Any]:
+        """The content of the file."""
+        task, provider = self.values["name"], self._provider()
+        name = _NOT_A_NAME.sub("_", task.lower()).strip("_")
+        name = name if name[:1].isalpha() else f"task_{name}".rstrip("_")
+        store: dict[str, Any] = {"kind": provider, "bucket": self.values["bucket"]}
+        if (region := self.values["region"]) != _NONE:
+            store["region"] = region
+        if (endpoint := self.values["endpoint"]) != _NONE:
+            store[_ENDPOINTS[provider]] = _address(endpoint, provider)
+        store |= {setting: {"env": name} for setting, name in _STORES[provider].items()}
+        pipeline: dict[str, Any] = {
+            "source": {
+                "kind": "rabbitmq",
+                "url": {"env": "RABBITMQ_URL"},
+                "queue": self.values["queue"],
+            },
+            "state": {"kind": "redis", "url": {"env": "REDIS_URL"}},
+            "store": store,
+            "key": self.values["key"],
+        }
+        for strategy in ("parser", "file_name"):
+            if (reference := self.values[strategy]) != _NONE:
+                pipeline[strategy] = reference
+        if name != task:
+            pipeline["takeover"] = {"task_name": task}
+        return {"storage_root": self.values["storage_root"], "pipelines": {name: pipeline}}
+
+
+def write_configuration(path: Path, answers: Answers) -> None:
+    """Write the file; one that is there is never replaced."""
+    text = _HEAD + yaml.safe_dump(answers.configuration(), sort_keys=False, allow_unicode=True)
+    if path.parent.is_dir() and create_durably(path, text.encode()):
+        return
+    raise ConfigError(
+        f"{path} cannot be written: it is there already, or its folder is missing",
+        hint="name another one with --config",
+    )
+
+
+def _address(endpoint: str, provider: str) -> str:
+    """FUploader's S3 endpoint may come without https."""
+    return endpoint if provider != "s3" or "://" in endpoint else f"https://{endpoint}"
+
+
+def _provider_in(environment: Mapping[str, str]) -> str:
+    found = [kind for kind, names in _STORES.items() if all(map(environment.get, names.values()))]
+    return found[0] if len(found) == 1 else ""

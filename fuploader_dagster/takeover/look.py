@@ -1,0 +1,219 @@
+"""What FUploader left: its directories and archives, its keys in Redis, what it stored already.
+
+What must always hold: nothing is changed, and a FUploader that still runs is noticed: by a file of
+its own that some process has open, by its commands to Redis, by files that change meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fuploader_dagster.archives.foreign import ForeignArchive, is_whole, refuse_foreign
+from fuploader_dagster.archives.frame_walk import Damage
+from fuploader_dagster.archives.ranges import LocalFile, RangeSource
+from fuploader_dagster.archives.tar_scan import scan
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import ConfigError, DamagedArchive, SlotInUse
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.user_functions import load_reference
+from fuploader_dagster.slots.sealing import SEAL_NAME
+from fuploader_dagster.takeover.folders import (
+    STAGED_ARCHIVE_NAME,
+    adopted,
+    archive_paths,
+    frame,
+    is_archive,
+    is_of_fuploader,
+    links,
+    listing,
+    origin_of,
+    read_directory,
+    read_staged,
+    root_of,
+    staged,
+    taken_over,
+    units,
+)
+from fuploader_dagster.takeover.former_redis import FormerState, default_node, prefixes, read_keys
+from fuploader_dagster.takeover.names import fits_a_folder, without_directory
+from fuploader_dagster.takeover.plan import ArchiveState, Left, LeftArchive
+from fuploader_dagster.takeover.store import StoredArchives
+
+WATCH_SECONDS = 4.0
+"""FUploader asks Redis for work every second; its documentation shows every two seconds."""
+
+_REDIS = "fuploader_dagster.resources.states.fuploader_redis:FuploaderRedis"
+
+
+def former_state(settings: Pipeline) -> FormerState | None:
+    """Access to the Redis in which FUploader kept its state; None if there is none."""
+    url = settings.takeover.redis_url or settings.state.redis_url()
+    if url is None:
+        return None
+    state: FormerState = load_reference(_REDIS)(url)
+    return state
+
+
+def look(settings: Pipeline, redis: FormerState | None, *, stopped: bool = False) -> Left:
+    """Read everything. `stopped`: somebody vouches that FUploader does not run any more.
+
+    Raises `StateUnavailable` and `StoreUnavailable` where Redis or the store are needed and do not
+    answer, `ConfigError` where the pipeline's folder has a name that FUploader uses.
+    """
+    root, layout = root_of(settings), settings.layout
+    if layout.root.parent == root and is_of_fuploader(layout.root.name):
+        raise ConfigError(
+            f"the pipeline's folder would be {layout.root}, a name that FUploader uses itself",
+            hint="give the pipeline another name, or another storage_root and takeover.root",
+        )
+    began = time.monotonic()
+    used = list(_key_prefixes(settings))
+    alive = "" if stopped else _open_below(root, layout)
+    keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
+    before = listing(root, layout)
+    directories, interrupted = read_staged(layout)
+    directories += [read_directory(path, kind, root, keys) for path, kind in units(root, layout)]
+    archives = [_read_archive(path, root) for path in archive_paths(root, layout)]
+    archives += _staged_archives(layout)
+    filled = {directory.path.parent for directory in directories if directory.files}
+    archives = [replace(one, siblings=one.path.parent in filled) for one in archives]
+    empty = [one.path for one in directories if not one.files and not one.others]
+    left = Left(
+        root=root,
+        directories=tuple(one for one in directories if one.path not in empty),
+        archives=tuple(archives),
+        empty=(*empty, *frame(root, layout)),
+        interrupted=tuple(interrupted),
+        adopted=adopted(layout, interrupted),
+        keys=tuple(one for one in keys if one.keys),
+        links=tuple(links(root, layout)),
+        taken_before=frozenset(one.source for one in taken_over(layout)),
+    )
+    left = _ask_store(left, settings)
+    if not stopped and not alive and (left.directories or left.archives or left.keys):
+        alive = redis.user_of(used, WATCH_SECONDS) if redis else ""
+        time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
+        if not alive and listing(root, layout) != before:
+            alive = f"files below {root} change while they are looked at"
+    return replace(left, alive=alive)
+
+
+def refuse_if_alive(alive: str, root: Path) -> None:
+    """Raise `SlotInUse` if FUploader still runs."""
+    if alive:
+        raise SlotInUse(
+            f"FUploader still works on {root}: {alive}",
+            hint="stop it, all of its processes; `fuploader migrate --stopped` goes on if you know "
+            "that it does not run",
+        )
+
+
+def _key_prefixes(settings: Pipeline) -> Sequence[str]:
+    former = settings.takeover
+    nodes = [former.node_id] if former.node_id else [settings.node_id or "", default_node()]
+    return prefixes(former.task_name or settings.name, nodes, former.key_prefix)
+
+
+def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> LeftArchive:
+    source = path.relative_to(root).as_posix() if staged_in is None else origin_of(staged_in).source
+    directory = path.with_name(path.name.partition(".")[0])
+    archive = LeftArchive(
+        path,
+        source,
+        "whole",
+        directory_there=staged_in is None and directory.is_dir(),
+        staged=staged_in,
+    )
+    opened = LocalFile(path)
+    try:
+        refuse_foreign(opened)
+        members, others = _contents_of(opened)
+        return replace(archive, members=members, others=others)
+    except ForeignArchive:
+        states: dict[bool | None, ArchiveState] = {True: "foreign", False: "torn", None: "unknown"}
+        return replace(archive, state=states[is_whole(path)])
+    except DamagedArchive:
+        return replace(archive, state="torn")
+    finally:
+        opened.close()
+
+
+def _staged_archives(layout: Layout) -> list[LeftArchive]:
+    return [
+        _read_archive(path / STAGED_ARCHIVE_NAME, path, staged_in=path)
+        for path in staged(layout)
+        if (path / STAGED_ARCHIVE_NAME).exists() and not (path / SEAL_NAME).exists()
+    ]
+
+
+def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
+    """Name without the directory, SHA-256 and size of each file in one of FUploader's archives.
+
+    Raises `DamagedArchive` if it is not whole.
+    """
+    return _contents_of(source)[0]
+
+
+def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
+    """The files, and whether there is anything but files and directories, or a file whose name no
+    folder takes: such an archive is only ever taken as it is."""
+    members = []
+    others = False
+    for item in scan(source):
+        if isinstance(item, Damage):
+            raise DamagedArchive(str(item))
+        digest = hashlib.sha256()
+        for chunk in item.chunks():
+            digest.update(chunk)
+        name = without_directory(item.name)
+        if item.kind == "file" and fits_a_folder(name):
+            members.append((name, digest.digest(), item.size_bytes))
+        else:
+            others |= item.kind != "directory"
+    return tuple(members), others
+
+
+def _ask_store(left: Left, settings: Pipeline) -> Left:
+    """Which archives, and which files of directories that may be stored, the store has."""
+    doubtful = [one for one in left.directories if one.maybe_stored]
+    if not doubtful and not left.archives:
+        return left
+    times = [file.changed_at for one in doubtful for file in one.files]
+    times += [one.path.stat().st_mtime for one in left.archives]
+    names = [one.path.name for one in left.archives]
+    stored = StoredArchives.find(settings, settings.store.open(), names, since=min(times))
+    archives = tuple(
+        replace(one, stored_as=stored.holding(one.path.name, one.path)) for one in left.archives
+    )
+    contents: Mapping[tuple[str, bytes], str] = {}
+    if doubtful or any(not one.stored_as and one.members for one in archives):
+        contents = stored.newest_contents(members_of)
+    return replace(left, archives=archives, stored=contents, stored_looked_at=stored.looked_at)
+
+
+def _open_below(root: Path, layout: Layout) -> str:
+    """A process that has a file of FUploader's open, in words; empty if none that we may see."""
+    for pid, target in _open_files():
+        if root not in target.parents or layout.root in target.parents:
+            continue
+        first = target.relative_to(root).parts[0]
+        if pid != os.getpid() and (is_of_fuploader(first) or is_archive(first)):
+            return f"process {pid} has {target} open"
+    return ""
+
+
+def _open_files() -> Iterator[tuple[int, Path]]:
+    """Process and file, of everything that is open on this machine and that we may see."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        with suppress(OSError):  # it ended meanwhile, or is somebody else's
+            for link in (process / "fd").iterdir():
+                with suppress(OSError):
+                    yield int(process.name), link.readlink()

@@ -1,0 +1,70 @@
+"""Names of FUploader's files as text: a disk takes any bytes, an archive and an index do not.
+
+What must always hold: each file gets a name that is valid UTF-8, that the disk takes, and that no
+other file has; a name that is valid already stays. What was renamed and not yet indexed when a
+take-over died has its name by then, so it may be done again.
+
+A byte that is no UTF-8 becomes `\\xff`. Where that name is too long or taken, the file gets the
+first digits of the SHA-256 of its old name before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuploader_dagster.archives.restore_folder import Refused, safe_parts
+from fuploader_dagster.disk.durable import make_dirs, rename_durably
+from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
+
+MAX_PATH_BYTES = 4096
+"""Of Linux: nothing longer can be opened."""
+
+
+def as_text(name: str) -> str:
+    """The name as text that is valid, `\\xff` for a byte that is no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def without_directory(name: str) -> str:
+    """A member's name in an archive of FUploader's without the directory that was packed."""
+    return name.partition("/")[2] or name
+
+
+def fits_a_folder(name: str) -> bool:
+    """Whether a member can be a file of that name: one that leads elsewhere, or that no disk
+    takes, FUploader never made."""
+    try:
+        parts = safe_parts(name)
+    except Refused:
+        return False
+    return bool(parts) and len(os.fsencode(name)) < MAX_PATH_BYTES
+
+
+def names_in(folder: Path) -> Iterator[str]:
+    """Relative names of all files, in their order; what is no UTF-8 is renamed."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        valid = as_text(name)
+        if valid != name:
+            if not _is_free(folder, valid):
+                valid = _hashed(name)
+            make_dirs((folder / valid).parent)
+            rename_durably(path, folder / valid)
+        yield valid
+
+
+def _is_free(folder: Path, name: str) -> bool:
+    """Whether a file of this name can be made."""
+    if any(len(part.encode("utf-8")) > MAX_NAME_BYTES for part in name.split("/")):
+        return False
+    above = [folder / one for one in Path(name).parents]
+    return not (folder / name).exists() and all(one.is_dir() or not one.exists() for one in above)
+
+
+def _hashed(name: str) -> str:
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    last = as_text(name.rpartition("/")[2])
+    return f"{digest}-{last}".encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")

@@ -1,0 +1,392 @@
+"""Taking over from FUploader: what it left below its storage root becomes sealed slots of ours.
+
+What must always hold:
+
+- Looking changes nothing; the plan is a pure function of what was found; each step of it may be
+  repeated and may be killed at any point.
+- No file is lost: a file goes only when the same name with the same bytes lies in an adopted
+  directory, or was just read back from the object store. What cannot be judged is moved to
+  `set-aside/` and reported.
+- No file is doubled: the same name with the same bytes is adopted once, and not at all where
+  FUploader had stored it and died before it removed it.
+- A FUploader that still runs is left alone, with everything that it has.
+
+FUploader never writes down that it has stored an archive. It packs a directory, gives the archive
+a name that nobody else has, uploads it, removes the archive and then the directory. So after its
+death at any moment there is one of these:
+
+    directory, no archive             not packed yet, or stored and about to be removed
+    directory, archive `dir.tar.zst`  being packed: half of one, or whole and not yet uploaded
+    directory, archive `time_id...`   being uploaded, stored, or refused by the store
+    archive, no directory             its own recovery moved the files meanwhile
+
+The first and the third are told apart by asking the store: for an object of the archive's name, and
+for the newest archives of FUploader's, whose members are compared with what lies here.
+
+Below its storage root (both layouts; files of any type):
+
+    slot_0_3/   dir-000001/                       layout `flat_slot`
+    active/slot-0/dir-000001/                     layout `legacy_meta`
+    sealed/slot-0/dir-000001/   sealed/.pool/     `.pool` only while it recovers
+    slot_0_3.tar.zst, 20261120_234501_123456_1a2b3c4d.tar.zst beside the directories
+
+An adopted directory is first renamed to `adopting/slot-9999/dir-000001/files` in the pipeline's own
+folder, then indexed, sealed with a partition key of its own, and renamed to the sealed ones. What
+was adopted, from where and as which partition, stands in `taken-over.jsonl` for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fuploader_dagster.takeover.former_redis import FormerKeys
+
+ADOPTED_SLOT = 9999
+"""Adopted directories are sealed as of this slot, which no worker owns."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}$")
+
+Kind = Literal["active", "sealed", "flat", "pool", "loose", "staged"]
+ArchiveState = Literal["whole", "torn", "foreign", "unknown"]
+Content = tuple[str, bytes]
+"""Name and SHA-256 of a file."""
+
+
+@dataclass(frozen=True)
+class LeftFile:
+    """A file in a directory that FUploader left."""
+
+    path: Path
+    name: str
+    """Relative to its directory."""
+    size_bytes: int
+    sha256: bytes
+    changed_at: float
+
+    @property
+    def content(self) -> Content:
+        return (self.name, self.sha256)
+
+
+@dataclass(frozen=True)
+class LeftDirectory:
+    """A directory that FUploader left, or that an interrupted take-over staged."""
+
+    path: Path
+    source: str
+    """Relative to FUploader's storage root, as it stands in the journal."""
+    kind: Kind
+    files: tuple[LeftFile, ...] = ()
+    others: tuple[Path, ...] = ()
+    """What is neither a file nor a directory: links, pipes."""
+    waiting: bool = False
+    """Redis says that it was being filled, or was never taken from the ready queue."""
+
+    @property
+    def maybe_stored(self) -> bool:
+        """It may have been packed, uploaded, and not yet removed."""
+        return self.kind != "active" and not self.waiting and bool(self.files)
+
+
+@dataclass(frozen=True)
+class LeftArchive:
+    """An archive that FUploader left."""
+
+    path: Path
+    source: str
+    state: ArchiveState
+    members: tuple[tuple[str, bytes, int], ...] = ()
+    """Name without the directory, SHA-256, size."""
+    others: bool = False
+    """It holds links or pipes as well, which are not among the members."""
+    directory_there: bool = False
+    """The directory of its name lies beside it."""
+    siblings: bool = False
+    """Directories with files lie beside it."""
+    stored_as: str = ""
+    """The address of an object of this name with these very bytes."""
+    staged: Path | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """Everything that was found."""
+
+    root: Path
+    directories: tuple[LeftDirectory, ...] = ()
+    archives: tuple[LeftArchive, ...] = ()
+    empty: tuple[Path, ...] = ()
+    """Directories without a file in them."""
+    interrupted: tuple[Path, ...] = ()
+    """Staged by a take-over that died after it had sealed them."""
+    stored: Mapping[Content, str] = field(default_factory=dict)
+    """What FUploader's newest archives in the store hold: content to address."""
+    stored_looked_at: int = 0
+    adopted: Mapping[Content, str] = field(default_factory=dict)
+    """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
+    keys: tuple[FormerKeys, ...] = ()
+    links: tuple[Path, ...] = ()
+    """Symbolic links where FUploader has directories and archives."""
+    taken_before: frozenset[str] = frozenset()
+    """Sources of earlier take-overs."""
+    alive: str = ""
+    """What shows that FUploader still runs; empty if nothing does."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A file that need not be adopted."""
+
+    file: LeftFile
+    because: str
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """A directory becomes a sealed slot, without some of its files."""
+
+    directory: LeftDirectory
+    drop: tuple[Drop, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        return len(self.directory.files) - len(self.drop)
+
+
+@dataclass(frozen=True)
+class TakeArchive:
+    """An archive whose directory is gone is shipped; as it is, or the members of it that are
+    nowhere else."""
+
+    archive: LeftArchive
+    only: frozenset[str] | None = None
+    """Names of the members to take; None: all, so the archive as it is."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """A file of which everything is proven to be elsewhere."""
+
+    path: Path
+    because: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Something that cannot be judged is kept in `set-aside/`."""
+
+    path: Path
+    because: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in this order."""
+
+    alive: str = ""
+    finish: tuple[Path, ...] = ()
+    adopt: tuple[Adopt, ...] = ()
+    archives: tuple[TakeArchive, ...] = ()
+    remove: tuple[Remove, ...] = ()
+    aside: tuple[SetAside, ...] = ()
+    empty: tuple[Path, ...] = ()
+    forget: tuple[str, ...] = ()
+    """Redis keys."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know."""
+    stored: frozenset[Content] = frozenset()
+    """What FUploader is known to have stored: its messages may come again."""
+
+    @property
+    def files(self) -> int:
+        """How many files are adopted out of directories."""
+        return sum(step.kept for step in self.adopt)
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.finish
+            or self.adopt
+            or self.archives
+            or self.remove
+            or self.aside
+            or self.empty
+            or self.forget
+        )
+
+
+def plan(left: Left) -> Plan:
+    """Decide."""
+    stored = dict(left.stored)
+    for archive in left.archives:
+        if archive.stored_as:
+            stored |= {(name, digest): archive.stored_as for name, digest, _ in archive.members}
+    here = dict(left.adopted)
+    adopt = [_adopt(directory, here, stored) for directory in _in_order(left.directories)]
+    archives: list[TakeArchive] = []
+    remove: list[Remove] = []
+    aside = [
+        SetAside(path, "it is neither a file nor a directory")
+        for directory in left.directories
+        for path in directory.others
+    ]
+    for archive in sorted(left.archives, key=lambda one: one.source):
+        step = _archive(archive, here, stored)
+        if isinstance(step, TakeArchive):
+            archives.append(step)
+            taken = step.only
+            here |= {
+                (name, digest): archive.source
+                for name, digest, _ in archive.members
+                if taken is None or name in taken
+            }
+        elif isinstance(step, Remove):
+            remove.append(step)
+        else:
+            aside.append(step)
+    forget, remarks = _keys(left)
+    return Plan(
+        alive=left.alive,
+        finish=left.interrupted,
+        adopt=tuple(adopt),
+        archives=tuple(archives),
+        remove=tuple(remove),
+        aside=tuple(aside),
+        empty=left.empty,
+        forget=forget,
+        remarks=(*remarks, *map(_left_alone, left.links), *_what_cannot_be_known(left)),
+        stored=frozenset(stored),
+    )
+
+
+def _in_order(directories: Iterable[LeftDirectory]) -> list[LeftDirectory]:
+    """Staged ones first: what they hold is kept there, and copies of it elsewhere go."""
+    return sorted(directories, key=lambda one: (one.kind != "staged", one.source))
+
+
+def _adopt(
+    directory: LeftDirectory, here: dict[Content, str], stored: Mapping[Content, str]
+) -> Adopt:
+    drop = []
+    for file in directory.files:
+        if file.content in here:
+            drop.append(Drop(file, f"{here[file.content]} has it too"))
+        elif file.content in stored:
+            drop.append(Drop(file, f"it is stored in {stored[file.content]}"))
+        else:
+            here[file.content] = directory.source
+    return Adopt(directory, tuple(drop))
+
+
+def _archive(
+    archive: LeftArchive, here: Mapping[Content, str], stored: Mapping[Content, str]
+) -> TakeArchive | Remove | SetAside:
+    if archive.stored_as:
+        return Remove(archive.path, f"it is stored as {archive.stored_as}")
+    if archive.state != "whole" and archive.directory_there:  # it got that name before any upload
+        return Remove(archive.path, "it was being made of its directory, which is adopted")
+    if doubt := _doubt(archive):
+        return SetAside(archive.path, doubt)
+    if archive.state == "foreign":
+        return TakeArchive(archive)
+    missing = {
+        name
+        for name, digest, _ in archive.members
+        if (name, digest) not in here and (name, digest) not in stored
+    }
+    if not missing:
+        known = "all of its files are adopted or stored"
+        return (
+            SetAside(archive.path, f"{known}, but it holds links, or names that lead elsewhere")
+            if archive.others
+            else Remove(archive.path, known)
+        )
+    # With links it is shipped as it is: rather a file twice than a link lost.
+    whole = len(missing) == len(archive.members) or archive.others
+    return TakeArchive(archive, None if whole else frozenset(missing))
+
+
+def _doubt(archive: LeftArchive) -> str:
+    """Why an archive cannot be shipped; empty if it can."""
+    if archive.state == "torn":
+        return "it is torn, and its directory is gone"
+    if archive.state == "unknown":
+        return "it cannot be told whether it is whole"
+    if archive.state == "foreign" and archive.siblings:
+        return "it cannot be read from here, and may hold what is adopted anyway"
+    return ""
+
+
+def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys to remove: those under a prefix that names something which is or was here."""
+    there = set(left.taken_before)
+    there |= {directory.source for directory in left.directories}
+    there |= {archive.source.partition(".")[0] for archive in left.archives}
+    there |= {str(path.relative_to(left.root)) for path in left.empty if _below(path, left.root)}
+    forget: list[str] = []
+    remarks = []
+    for keys in left.keys:
+        named = [
+            place
+            for slot, one in keys.directories()
+            for name in (one, *_before(one))
+            for place in _places(slot, name)
+        ]
+        if there.intersection(named) or (there and not named):  # killed while it cleared them
+            forget += keys.keys
+        elif named:
+            remarks.append(
+                f"the keys {keys.prefix}* name no directory below {left.root} and are left alone"
+            )
+    return tuple(forget), tuple(remarks)
+
+
+def _left_alone(link: Path) -> str:
+    return f"{link} is a symbolic link, and left alone with what it leads to"
+
+
+def _below(path: Path, root: Path) -> bool:
+    return root in path.parents
+
+
+def _places(slot: int, directory: str) -> list[str]:
+    """Where a directory that Redis names can lie."""
+    return [
+        directory,
+        f"active/slot-{slot}/{directory}",
+        f"sealed/slot-{slot}/{directory}",
+    ]
+
+
+def _before(directory: str) -> list[str]:
+    """The names of the two directories before this one.
+
+    Redis names the next directory before it is made, and where the flat layout has keys of style
+    `legacy_meta`, `slot_0_2` follows `slot_0_0`.
+    """
+    number = _NUMBER.search(directory)
+    if number is None:
+        return []
+    width = len(number[0]) if number[0].startswith("0") else 0  # dir-000010, but slot_0_10
+    stem, last = directory[: number.start()], int(number[0])
+    return [stem + str(last - back).zfill(width) for back in (1, 2) if last >= back]
+
+
+def is_waiting(source: str, keys: Iterable[FormerKeys]) -> bool:
+    """Whether Redis says that the directory was never handed to a packer."""
+    return any(
+        source in _places(slot, directory) for one in keys for slot, directory in one.directories()
+    )
+
+
+def _what_cannot_be_known(left: Left) -> list[str]:
+    doubtful = [directory for directory in left.directories if directory.maybe_stored]
+    remark = (
+        f"{len(doubtful):,} directories may have been stored before FUploader died: they were "
+        f"compared with the {left.stored_looked_at:,} newest archives of it in the store; what was "
+        f"stored earlier than those, or under names of another form, is stored again"
+    )
+    return [remark] if doubtful else []

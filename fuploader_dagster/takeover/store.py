@@ -1,0 +1,139 @@
+"""FUploader's archives in the object store: found by their names, read back whole.
+
+FUploader writes down nothing about what it stored. But its archives have names that nobody else
+gives, with the time of their packing in them: `20261120_234501_123456_1a2b3c4d.tar.zst`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from fuploader_dagster.archives.ranges import RangeSource, StoredArchive
+from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore
+from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.errors import DamagedArchive, PermanentError
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.user_functions import object_key
+
+NEWEST = 64
+"""So many archives are read back at most. What was stored and not yet removed when FUploader died
+is among the last that it stored: one for each of its packing tasks."""
+CLOCK_TOLERANCE = timedelta(hours=15)
+"""The names have local time, and FUploader's process may have lived in another time zone."""
+MOST_DAYS = 40
+_NAME = re.compile(r"(\d{8}_\d{6}_\d{6})_[0-9a-f]{8}\.tar\.zst")
+_READ_BYTES = 4 << 20
+_DATES = ("%Y%m%d", "%Y-%m-%d", "%Y/%m/%d", "%Y_%m_%d", "%y%m%d", "%Y-%m", "%Y/%m", "%Y%m", "%Y")
+
+Members = Callable[[RangeSource], Sequence[tuple[str, bytes, int]]]
+
+
+@dataclass
+class StoredArchives:
+    """Archives of FUploader's in the store."""
+
+    store: ObjectStore
+    by_name: Mapping[str, ObjectInfo]
+    newest: Sequence[ObjectInfo] = ()
+    """Newest first; not older than what they are compared with."""
+    looked_at: int = 0
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def find(
+        cls, settings: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
+    ) -> StoredArchives:
+        """List what lies where FUploader can have put archives since that time."""
+        since_day = datetime.fromtimestamp(since, tz=timezone.utc) - CLOCK_TOLERANCE
+        found: dict[str, ObjectInfo] = {}
+        for prefix in _prefixes(settings, since_day, datetime.now(tz=timezone.utc)):
+            for info in store.list(prefix):
+                name = info.key.rpartition("/")[2]
+                if name in names or _NAME.fullmatch(name):
+                    found[name] = info
+        stamp = f"{since_day:%Y%m%d_%H%M%S}"
+        new = sorted((n for n in found if _NAME.fullmatch(n) and n >= stamp), reverse=True)
+        return cls(store, found, [found[name] for name in new[:NEWEST]])
+
+    def holding(self, name: str, path: Path) -> str:
+        """The address of an object of this name with the bytes of this file; empty if none is."""
+        info = self.by_name.get(name)
+        if info is None or info.size_bytes != path.stat().st_size:
+            return ""
+        same = self._digest(info) == _digest_of(path)
+        return self.store.address(info.key) if same else ""
+
+    def _digest(self, info: ObjectInfo) -> str:
+        if info.key not in self._digests:
+            digest, offset = hashlib.sha256(), 0
+            while block := self.store.get_range(info.key, offset, _READ_BYTES):
+                digest.update(block)
+                offset += len(block)
+                if offset >= info.size_bytes:
+                    break
+            self._digests[info.key] = digest.hexdigest()
+        return self._digests[info.key]
+
+    def newest_contents(self, members_of: Members) -> dict[tuple[str, bytes], str]:
+        """What the newest archives hold, by name and digest; those of another kind are passed
+        over."""
+        contents = {}
+        for info in self.newest:
+            source = StoredArchive(self.store, info.key, info)
+            try:
+                members = members_of(source)
+            except (DamagedArchive, PermanentError):
+                continue
+            self.looked_at += 1
+            for name, digest, _ in members:
+                contents[(name, digest)] = source.address
+        return contents
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _prefixes(settings: Pipeline, since: datetime, now: datetime) -> list[str]:
+    """What the keys of archives that were stored in that time begin with."""
+    if settings.takeover.stored_below is not None:
+        return [settings.takeover.stored_below]
+    days = (now.date() - since.date()).days + 2  # FUploader's today may be our tomorrow
+    undated = days > MOST_DAYS
+    moments = [now] if undated else [since + timedelta(days=day) for day in range(days)]
+    found = {_prefix(settings, moment, now, undated=undated) for moment in moments}
+    return sorted(one for one in found if not any(one != o and one.startswith(o) for o in found))
+
+
+def _prefix(settings: Pipeline, moment: datetime, now: datetime, *, undated: bool) -> str:
+    """What all keys of a day begin with: the day is in a template, or a function asks the clock."""
+    keys = [
+        object_key(
+            settings.key,
+            pipeline=settings.name,
+            partition=PartitionKey(moment, settings.node, slot, number),
+            archive=f"{moment:%Y%m%d}_{rest}.tar.zst",
+        )
+        for slot, number, rest in (
+            (0, 1, "000000_000000_00000000"),
+            (9, 999999, "235959_999999_ffffffff"),
+        )
+    ]
+    prefix = os.path.commonprefix(keys)  # noqa: RUF071  cut at a "/" just below
+    prefix = prefix[: prefix.rfind("/") + 1]
+    for form in _DATES:
+        for day in (moment, now, now.astimezone()):
+            start = prefix.find(day.strftime(form))
+            if start >= 0:  # hours and minutes may follow
+                return prefix[:start] + ("" if undated else moment.strftime(form))
+    return prefix

@@ -1,0 +1,1 @@
+"""Message sources, one folder per backend."""

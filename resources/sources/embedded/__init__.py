@@ -1,0 +1,1 @@
+"""A message queue in a local SQLite file, for one machine and for trying things out."""

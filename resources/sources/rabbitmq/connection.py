@@ -1,0 +1,273 @@
+"""Connecting to RabbitMQ, and what its errors mean to the person on call.
+
+One place decides which of pika's errors may pass (`SourceUnavailable`) and which need a person
+(`SourceRefused`); source and publisher share it. pika sometimes guesses: a connection lost while
+logging in is called a "probable authentication error". Only the broker's own reply code counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AMQPHeartbeatTimeout,
+    ChannelClosedByBroker,
+    ConnectionBlockedTimeout,
+    ConnectionClosedByBroker,
+    ConnectionWrongStateError,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+    StreamLostError,
+)
+
+from fuploader_dagster.errors import FuploaderError, SourceRefused, SourceUnavailable
+
+if TYPE_CHECKING:
+    from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+
+# pika logs a traceback for each failed connection; our errors say it in one sentence.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+PIKA_ERRORS = (AMQPError, AMQPConnectorException, OSError)
+"""Everything that pika raises when the broker or the network is the cause."""
+
+GOODBYE_SECONDS = 1.0
+_NOT_FOUND, _PRECONDITION_FAILED = 404, 406
+_LIMITED_SINCE, _NO_LIMIT = 4, -1
+_STREAM = "rabbit_stream_queue"
+_EXCLUSIVE = "in exclusive use"
+_CERTIFICATE_REFUSED = re.compile(
+    "alert[ _](certificate|bad[ _]certificate|unknown[ _]ca|handshake[ _]failure)", re.IGNORECASE
+)
+_REFUSALS = {
+    402: "check the queue's limits on the broker",
+    403: "check user, password and the user's permissions",
+    404: "create the queue, correct its name, or set declare: true",
+    405: "the queue is exclusive to another connection: use a shared one",
+    406: "see the broker's log; the queue or the message breaks one of its limits",
+    530: "check the vhost and the user's access to it",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the broker is and who we are there."""
+
+    host: str
+    port: int
+    vhost: str
+    user: str
+    password: str = field(repr=False)
+    tls: bool
+
+    def __str__(self) -> str:
+        scheme = "amqps" if self.tls else "amqp"
+        return f"{scheme}://{self.user}@{self.host}:{self.port}, vhost {self.vhost}"
+
+
+def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, BlockingChannel]:
+    """A connection and a channel on it, with the queue known to exist.
+
+    `purpose` shows in the broker's list of connections.
+    """
+    connection = open_connection(settings, purpose)
+    try:
+        return connection, _channel_with_queue(settings, connection)
+    except PIKA_ERRORS as error:
+        raise explained("look up", settings, error) from error
+    except BaseException:
+        disconnect(connection)
+        raise
+
+
+def open_connection(settings: RabbitMQ, purpose: str) -> pika.BlockingConnection:
+    """A connection, whatever its queue is like."""
+    try:
+        return pika.BlockingConnection(_parameters(settings, purpose))
+    except PIKA_ERRORS as error:
+        raise explained("connect to", settings, error) from error
+
+
+def disconnect(connection: pika.BlockingConnection | None) -> None:
+    """Close the connection if it still is one. Never raises.
+
+    pika waits for the broker's answer until the heartbeat gives up on it, a minute by default: one
+    that hangs is left after `GOODBYE_SECONDS`. It takes its messages back all the same.
+    """
+    if connection is not None and connection.is_open:
+        with suppress(*PIKA_ERRORS):
+            no_answer = StreamLostError(f"no answer to our goodbye within {GOODBYE_SECONDS:g} s")
+            below = connection._impl  # its timers fire while `close` waits, unlike the connection's
+            below._adapter_call_later(GOODBYE_SECONDS, lambda: below._terminate_stream(no_answer))
+            connection.close()
+
+
+def closing_reason(channel: BlockingChannel) -> Exception:
+    """Why a channel is closed. pika keeps the reason, but shows it only to calls that wait."""
+    reason: object = getattr(channel, "_closing_reason", None)
+    return reason if isinstance(reason, Exception) else ConnectionWrongStateError("closed")
+
+
+def explained(tried: str, settings: RabbitMQ, error: BaseException) -> FuploaderError:
+    """The error of ours that says what pika's error means."""
+    reason = _reason(error)
+    what = f"could not {tried} {settings.describe()}: {reason}"
+    code = _reply_code(error)
+    if code in _REFUSALS and not _may_pass(code, reason):
+        return SourceRefused(what, hint=_refusal_hint(code, reason))
+    if _CERTIFICATE_REFUSED.search(reason):
+        return SourceRefused(what, hint=_certificate_hint(settings))
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return SourceRefused(what, hint="set ca_file to the certificate that signed the broker's")
+    return SourceUnavailable(what, hint=_hint(settings, error))
+
+
+def _parameters(settings: RabbitMQ, purpose: str) -> pika.ConnectionParameters:
+    address = settings.address()
+    options = None
+    if address.tls:
+        options = pika.SSLOptions(_tls_context(settings), address.host)
+    return pika.ConnectionParameters(
+        host=address.host,
+        port=address.port,
+        virtual_host=address.vhost,
+        credentials=pika.PlainCredentials(address.user, address.password),
+        ssl_options=options,
+        heartbeat=settings.heartbeat_seconds,
+        socket_timeout=settings.connect_timeout_seconds,
+        stack_timeout=settings.connect_timeout_seconds,
+        blocked_connection_timeout=settings.blocked_timeout_seconds,
+        client_properties={"connection_name": f"fuploader {purpose} {settings.queue}"},
+    )
+
+
+def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
+    """What we trust, and the certificate that we show."""
+    ca_file, cert_file, key_file = settings.ca_file, settings.cert_file, settings.key_file
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except OSError as error:
+        raise SourceRefused(
+            f"could not read ca_file {ca_file} for {settings.describe()}: {error}",
+            hint="it must be a readable file of PEM certificates",
+        ) from error
+    if cert_file is not None:
+        try:  # without a password here OpenSSL would ask for one on the terminal
+            context.load_cert_chain(cert_file, key_file, password="")
+        except OSError as error:
+            raise SourceRefused(
+                f"could not read cert_file {cert_file} and its key {key_file or cert_file} for "
+                f"{settings.describe()}: {error}",
+                hint="both must be readable PEM files that belong together, the key without a "
+                "password",
+            ) from error
+    return context
+
+
+def server_version(connection: pika.BlockingConnection) -> str:
+    """The broker's version as it tells it; empty if it does not."""
+    properties = getattr(connection._impl, "server_properties", None) or {}
+    version = properties.get("version", b"")
+    return version.decode("ascii", "replace") if isinstance(version, bytes) else str(version)
+
+
+def declared_arguments(queue_type: str, version: str) -> dict[str, object]:
+    """Arguments of a queue that we declare on a broker of this version.
+
+    Since 4.0 a quorum queue drops a message after 20 deliveries unless told otherwise, and each
+    worker that dies is one delivery of all that it held. -1 is no limit; 3.x has none, and takes
+    -1 for a limit that each message is beyond.
+    """
+    arguments: dict[str, object] = {"x-queue-type": queue_type}
+    major = version.partition(".")[0]
+    if queue_type == "quorum" and major.isdecimal() and int(major) >= _LIMITED_SINCE:
+        arguments["x-delivery-limit"] = _NO_LIMIT
+    return arguments
+
+
+def _channel_with_queue(settings: RabbitMQ, connection: pika.BlockingConnection) -> BlockingChannel:
+    channel = connection.channel()
+    try:
+        channel.queue_declare(settings.queue, passive=True)
+    except ChannelClosedByBroker as error:
+        missing = error.reply_code == _NOT_FOUND and not _may_pass(_NOT_FOUND, error.reply_text)
+        if not (missing and settings.declare):
+            raise
+        channel = connection.channel()  # the broker closed the first one with its answer
+        arguments = declared_arguments(settings.queue_type, server_version(connection))
+        channel.queue_declare(settings.queue, durable=True, arguments=arguments)
+    return channel
+
+
+def _reply_code(error: BaseException) -> int | None:
+    """The broker's own answer, if there was one."""
+    if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+        return int(error.reply_code)
+    if isinstance(error, (ProbableAuthenticationError, ProbableAccessDeniedError)):
+        # pika keeps the broker's answer only as the text of another exception
+        return next((code for code in (403, 530) if f"({code})" in str(error)), None)
+    return None
+
+
+def _may_pass(code: int, reason: str) -> bool:
+    """Whether the broker's refusal goes away by itself."""
+    return (
+        (code == 404 and "home node" in reason)  # the cluster's node that has the queue is down
+        or (code == 406 and "timed out" in reason)  # we held messages longer than it allows
+        or (code == 530 and "limit" in reason)  # too many connections at the moment
+    )
+
+
+def _refusal_hint(code: int, reason: str) -> str:
+    if _EXCLUSIVE in reason:
+        return "another consumer has the queue for itself alone: end it, or make it not exclusive"
+    if _STREAM in reason:
+        return (
+            "it is a stream, which keeps what was acknowledged and hands out only what is new: "
+            "use a classic or quorum queue, bound to the same exchange"
+        )
+    return _REFUSALS[code]
+
+
+def _certificate_hint(settings: RabbitMQ) -> str:
+    if settings.cert_file is None:
+        return "if the broker asks its clients for a certificate, set cert_file and key_file"
+    return "is cert_file signed by an authority that the broker trusts? its log has the reason"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+        return f"{error.reply_code} {error.reply_text}"
+    if type(error) is AMQPConnectionError and error.args:  # a wrapper around what happened
+        inner = error.args[0]
+        return str(getattr(inner, "exception", inner))
+    if isinstance(error, AMQPError) and error.args:
+        return f"{type(error).__name__}: {error.args[0]}"
+    return str(error) or type(error).__name__
+
+
+def _hint(settings: RabbitMQ, error: BaseException) -> str:
+    if isinstance(error, ConnectionBlockedTimeout):
+        return "the broker blocks publishers: look for its memory or disk alarm"
+    if isinstance(error, AMQPHeartbeatTimeout):
+        return "nothing came for two heartbeats: is the broker or the network stuck?"
+    if isinstance(error, (ssl.SSLError, IncompatibleProtocolError)):
+        hint = "do the port and the tls setting (amqp:// or amqps://) belong together?"
+        if settings.address().tls:  # what it says of our certificate may get lost
+            return f"{hint} {_certificate_hint(settings)}"
+        return hint
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "this process may open no more files: raise `ulimit -n` (LimitNOFILE= of a service)"
+    return "is the broker running, and can this machine reach it?"

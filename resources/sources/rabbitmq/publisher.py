@@ -1,0 +1,304 @@
+"""Publishing to RabbitMQ with confirms, without waiting for each message.
+
+What must always hold:
+
+- A message counts as published when the broker confirmed it, which for a persistent message in a
+  durable queue means after its fsync. A message that no queue took, or that the queue refused, is
+  an error, never a silent loss.
+- A message goes to our queue alone, and stays there: what the broker would act upon (`_ACTED_UPON`)
+  is sent as a header `was-...`, which means nothing to it.
+- A message that the broker will never take (`MessageRefused`) closes the channel, and with it goes
+  the news of those before it. So a large one is sent alone, when all before it are confirmed.
+
+pika's blocking channel waits for one confirm per message (about 500 messages a second on a disk).
+The channel below it, which it keeps as `_impl`, has the same methods without the waiting, so
+messages go out in a window of unconfirmed ones and the confirms come in as callbacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from fuploader_dagster.contracts.source import MessagePublisher
+from fuploader_dagster.errors import BadMessage, MessageRefused, SourceRefused, SourceUnavailable
+from fuploader_dagster.resources.sources.rabbitmq.connection import (
+    PIKA_ERRORS,
+    closing_reason,
+    connect,
+    disconnect,
+    explained,
+)
+from fuploader_dagster.resources.sources.rabbitmq.properties import as_short, encoded
+
+if TYPE_CHECKING:
+    from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+
+_WINDOW_MESSAGES = 2_000
+_FLUSH_MESSAGES = 100
+_FLUSH_BYTES = 1024 * 1024
+_ALONE_BYTES = 1024 * 1024
+_CONFIRM_PAUSE_SECONDS = 0.002
+"""A confirm wakes nobody up in pika's loop, so it is looked for this often."""
+_PERSISTENT = 2
+_FRAME_OVERHEAD = 8 + 12
+"""Of a frame, and of what stands before the properties in it."""
+_TOO_LARGE = re.compile(r"message size (?P<size>\d+) .*max size (?P<most>\d+)")
+
+_ACTED_UPON = frozenset(
+    {
+        *("CC", "BCC"),  # copies to other queues
+        *("x-death", "x-delivery-count", "x-acquired-count"),  # of the message that left the queue
+    }
+)
+_ACTED_UPON_PREFIXES = ("x-first-death-", "x-last-death-")
+_WAS = "was-"
+_KEPT_TEXTS = frozenset(
+    {
+        *("content_type", "content_encoding", "correlation_id", "reply_to"),
+        *("message_id", "type", "app_id"),
+    }
+)
+_NEVER_SENT = ("headers", "delivery_mode")
+_DIRECT_REPLIES = b"amq.rabbitmq.reply-to"
+"""Who waited there for an answer has gone, and the broker refuses the name."""
+_LARGEST_PRIORITY, _LARGEST_TIMESTAMP = 255, (1 << 64) - 1
+
+
+class RabbitMQPublisher(MessagePublisher):
+    """One connection, made at the first use and again when it was lost while idle."""
+
+    def __init__(self, settings: RabbitMQ) -> None:
+        self._settings = settings
+        self._connection: pika.BlockingConnection | None = None
+        self._channel: BlockingChannel | None = None
+        self._unconfirmed: OrderedDict[int, int] = OrderedDict()
+        """Tags of messages to the sizes of their bodies."""
+        self._next_tag = 1
+        self._refused = 0
+        self._unroutable = 0
+
+    def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        return self._publish((body, _with_id(headers)) for body, headers in messages)
+
+    def publish_again(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        """As the contract says. Expiry, user and whatever has no place are sent as `was-...`."""
+        return self._publish(
+            (body, _properties(attributes, attributes.get("headers")))
+            for body, attributes in messages
+        )
+
+    def _publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
+        connection, channel = self._connected()
+        first_tag = self._next_tag
+        unflushed_messages = unflushed_bytes = 0
+        try:
+            for body, properties in messages:
+                alone = len(body) >= _ALONE_BYTES
+                if alone:
+                    self._exchange(connection, channel, until_unconfirmed=0)
+                self._send(connection, channel, body, properties, first_tag)
+                unflushed_messages += 1
+                unflushed_bytes += len(body)
+                if alone:
+                    self._exchange(connection, channel, until_unconfirmed=0)
+                elif unflushed_messages >= _FLUSH_MESSAGES or unflushed_bytes >= _FLUSH_BYTES:
+                    unflushed_messages = unflushed_bytes = 0
+                    self._exchange(connection, channel, until_unconfirmed=_WINDOW_MESSAGES)
+            self._exchange(connection, channel, until_unconfirmed=0)
+        except PIKA_ERRORS as error:
+            refused = self._refused_message(error, first_tag)
+            if refused is None:
+                self._give_up("publish to", error)
+            self.close()
+            raise refused from error
+        except BaseException:
+            self.close()  # confirms that are still to come must not count for the next publish
+            raise
+        return self._next_tag - first_tag
+
+    def backlog(self) -> int:
+        _, channel = self._connected()
+        try:
+            count: int = channel.queue_declare(
+                self._settings.queue, passive=True
+            ).method.message_count
+        except PIKA_ERRORS as error:
+            self._give_up("count the messages of", error)
+        return count
+
+    def close(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        disconnect(connection)
+
+    def _connected(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
+        """The connection if it still lives: nothing was sent yet, so a new one costs nothing."""
+        if self._connection is not None and self._channel is not None:
+            try:
+                self._connection.process_data_events(0)
+            except PIKA_ERRORS:
+                self.close()
+            else:
+                if self._channel.is_open:
+                    return self._connection, self._channel
+                self.close()
+        connection, channel = connect(self._settings, "publish")
+        self._connection, self._channel = connection, channel
+        self._unconfirmed.clear()
+        self._next_tag, self._refused, self._unroutable = 1, 0, 0
+        channel.add_on_return_callback(self._on_returned)
+        selected: list[object] = []
+        try:
+            channel._impl.confirm_delivery(self._on_confirmed, callback=selected.append)
+            while not selected:
+                connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+                self._check(channel)
+        except PIKA_ERRORS as error:
+            self._give_up("publish to", error)
+        return connection, channel
+
+    def _send(
+        self,
+        connection: pika.BlockingConnection,
+        channel: BlockingChannel,
+        body: bytes,
+        properties: Mapping[str, Any],
+        first_tag: int,
+    ) -> None:
+        try:
+            header = encoded(properties)
+        except (TypeError, RecursionError) as error:
+            raise BadMessage(f"a header of type {error} cannot be sent to RabbitMQ") from error
+        frame_max: int = connection._impl.params.frame_max
+        if frame_max and len(header) > frame_max - _FRAME_OVERHEAD:
+            self._exchange(connection, channel, until_unconfirmed=0)
+            sent = self._next_tag - first_tag
+            raise MessageRefused(
+                f"headers and properties of {len(header):,} bytes cannot be sent to "
+                f"{self._settings.describe()}, which takes {frame_max - _FRAME_OVERHEAD:,}",
+                position=sent,
+                confirmed=sent,
+            )
+        raw: Any = _Encoded(header)
+        channel._impl.basic_publish("", self._settings.queue, body, raw, mandatory=True)
+        self._unconfirmed[self._next_tag] = len(body)
+        self._next_tag += 1
+
+    def _refused_message(self, error: BaseException, first_tag: int) -> MessageRefused | None:
+        """Which of the unconfirmed messages the broker's error is about, if about one of them."""
+        said = _TOO_LARGE.search(str(error))
+        if said is None:
+            return None
+        most = int(said["most"])
+        tag = next((tag for tag, size in self._unconfirmed.items() if size > most), None)
+        if tag is None:
+            return None
+        return MessageRefused(
+            f"a message of {self._unconfirmed[tag]:,} bytes is too large for "
+            f"{self._settings.describe()}, which takes {most:,}",
+            position=tag - first_tag,
+            confirmed=next(iter(self._unconfirmed)) - first_tag,
+            hint="raise max_message_size in the broker's rabbitmq.conf, up to what its version "
+            "allows",
+        )
+
+    def _exchange(
+        self,
+        connection: pika.BlockingConnection,
+        channel: BlockingChannel,
+        *,
+        until_unconfirmed: int,
+    ) -> None:
+        """Write out, read confirms, and wait until few enough are missing."""
+        connection.process_data_events(0)
+        self._check(channel)
+        while len(self._unconfirmed) > until_unconfirmed:
+            connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+            self._check(channel)
+
+    def _check(self, channel: BlockingChannel) -> None:
+        if not channel.is_open:
+            raise closing_reason(channel)
+        if self._unroutable:
+            raise SourceRefused(
+                f"{self._unroutable} messages found no {self._settings.describe()}",
+                hint="the queue was deleted while we published",
+            )
+        if self._refused:
+            raise SourceUnavailable(
+                f"{self._settings.describe()} refused {self._refused} messages",
+                hint="is it at its length limit (x-overflow: reject-publish), or a quorum queue "
+                "without a leader?",
+            )
+
+    def _on_confirmed(self, frame: Any) -> None:
+        confirm = frame.method
+        if isinstance(confirm, pika.spec.Basic.Nack):
+            self._refused += 1
+        unconfirmed = self._unconfirmed
+        if not confirm.multiple:
+            unconfirmed.pop(confirm.delivery_tag, None)
+            return
+        while unconfirmed and next(iter(unconfirmed)) <= confirm.delivery_tag:
+            unconfirmed.popitem(last=False)
+
+    def _on_returned(self, *_: object) -> None:
+        self._unroutable += 1
+
+    def _give_up(self, tried: str, error: BaseException) -> NoReturn:
+        self.close()
+        raise explained(tried, self._settings, error) from error
+
+
+class _Encoded:
+    """Encoded properties, where pika wants its own: those cannot write floats, for example."""
+
+    INDEX = pika.spec.BasicProperties.INDEX
+
+    def __init__(self, header: bytes) -> None:
+        self._header = header
+
+    def encode(self) -> list[bytes]:
+        return [self._header]
+
+
+def _with_id(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a message whose id is among its headers."""
+    others = {name: value for name, value in headers.items() if name != "message_id"}
+    message_id = headers.get("message_id")
+    return _properties({"message_id": message_id and str(message_id)}, others)
+
+
+def _properties(attributes: Mapping[str, Any], headers: Any) -> dict[str, Any]:
+    """What is sent of a message's attributes: each in its place, or else as a header."""
+    properties: dict[str, Any] = {"delivery_mode": _PERSISTENT}
+    sent: dict[str, Any] = {}
+    for name, value in (headers if isinstance(headers, Mapping) else {}).items():
+        acted_upon = name in _ACTED_UPON or str(name).startswith(_ACTED_UPON_PREFIXES)
+        sent[f"{_WAS}{name}" if acted_upon else name] = value
+    for name, value in attributes.items():
+        if value is None or name in _NEVER_SENT:
+            continue
+        if (fitting := _fitting(name, value)) is not None:
+            properties[name] = fitting
+        else:
+            sent[f"{_WAS}{name}"] = value
+    properties["headers"] = sent or None
+    return properties
+
+
+def _fitting(name: str, value: Any) -> Any:
+    """The value of a property that is sent as one; None if it is not, or cannot be."""
+    if name in _KEPT_TEXTS:
+        raw = as_short(value)
+        direct = name == "reply_to" and raw is not None and raw.startswith(_DIRECT_REPLIES)
+        return None if direct else raw
+    largest = {"priority": _LARGEST_PRIORITY, "timestamp": _LARGEST_TIMESTAMP}.get(name)
+    if largest is None or not (isinstance(value, int) or str(value).isdecimal()):
+        return None
+    return int(value) if 0 <= int(value) <= largest else None

@@ -1,0 +1,1 @@
+"""State stores: Redis, or one SQLite file."""

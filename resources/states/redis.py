@@ -1,0 +1,280 @@
+"""State in Redis: for several workers, machines and restarts at once.
+
+What must always hold:
+
+- Each method that changes something is one script or one command, so one round trip and all or
+  nothing. The scripts are in `redis_scripts`.
+- Claims lapse by the server's clock, so that machines with different clocks agree. A claim that
+  reaches further than `LONGEST_CLAIM_SECONDS` was made before that clock was set back: it is cut.
+- What strangers put into our keys is passed over (`redis_values`), and replaced where we write.
+- Nothing is sent that a pipeline does not need: docs/operations.md lists the rights.
+- All keys may vanish at any time (FLUSHALL, an empty server): every method works on nothing.
+
+Format: five keys per pipeline and node, with a hash tag, so that a cluster keeps them together:
+
+    {prefix}:{pipeline:node}:slots      hash   slot -> "number messages size_bytes"
+    {prefix}:{pipeline:node}:highest    hash   slot -> highest directory number
+    {prefix}:{pipeline:node}:claims     hash   slot -> "lapses_at_milliseconds root_id"
+    {prefix}:{pipeline:node}:sealed     sorted set, all scores 0, so in lexical order
+    {prefix}:{pipeline:node}:totals     hash   counter name -> total
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from pydantic import Field, SecretStr, field_validator
+
+from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.state import Commit, Snapshot, StateSettings, StateStore, warn_once
+from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.resources.states import redis_scripts as scripts
+from fuploader_dagster.resources.states import redis_values as values
+from fuploader_dagster.resources.states.redis_connection import connect
+from fuploader_dagster.resources.states.redis_errors import explained, shown
+from fuploader_dagster.resources.states.redis_examination import judge
+from fuploader_dagster.settings.secret import Secret
+
+HURRIED_SECONDS = 1.0
+_KEYS = ("slots", "highest", "claims", "sealed", "totals")
+_OF_NO_PIPELINE = "fuploader-doctor"
+_MOST_NONSENSE_SHOWN = 3
+
+
+class RedisState(StateSettings):
+    """A Redis server, which several nodes and pipelines may share."""
+
+    url: Secret = SecretStr("redis://localhost:6379/0")
+    """`redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`."""
+    key_prefix: str = Field(default="fuploader", min_length=1, pattern=r"^[^{}\s]+$")
+    """All keys start with it."""
+    timeout_seconds: float = Field(default=5, gt=0, le=60)
+    """For connecting and for each answer. A worker that waits for Redis does not drain."""
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, url: SecretStr) -> SecretStr:
+        try:
+            redis.ConnectionPool.from_url(url.get_secret_value())
+            usable = True
+        except (ValueError, TypeError):  # not passed on: its text may quote the password
+            usable = False
+        if not usable:
+            raise ValueError("url must look like redis://user:password@host:6379/0, or rediss://")
+        return url
+
+    def store(self, *, pipeline: str, node: str) -> RedisStateStore:
+        return RedisStateStore(self, pipeline, node)
+
+    def examine(self) -> Iterator[Diagnosis]:
+        yield from self.examine_for(pipeline=_OF_NO_PIPELINE, node="doctor")
+
+    def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
+        """By the pipeline's own keys: rights and a cluster's places differ by key."""
+        store = self.store(pipeline=pipeline, node=node)
+        try:
+            store.open()
+            store.prove()
+            nonsense = store.look()[1]
+            yield Diagnosis("state", "good", f"{self.describe()}: written and read")
+            if nonsense:
+                yield _about(nonsense)
+            yield from judge(*store.server())
+        finally:
+            store.close()
+
+    def redis_url(self) -> SecretStr:
+        return self.url
+
+    def in_a_hurry(self) -> RedisState:
+        seconds = min(self.timeout_seconds, HURRIED_SECONDS)
+        return self.model_copy(update={"timeout_seconds": seconds})
+
+    def describe(self) -> str:
+        parts = urlsplit(self.url.get_secret_value())
+        where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
+        return f"Redis at {parts.scheme}://{where}{parts.path}"
+
+
+class RedisStateStore(StateStore):
+    """State of one pipeline on one node. The client's pool makes it thread-safe."""
+
+    def __init__(self, settings: RedisState, pipeline: str, node: str) -> None:
+        self._settings = settings
+        self._pipeline, self._node = pipeline, node
+        # Nothing is retried: a `record` that is sent twice would count twice.
+        self._client = connect(settings.url, settings.timeout_seconds)
+        prefix = f"{settings.key_prefix}:{{{pipeline}:{node}}}"
+        self._keys = [f"{prefix}:{name}" for name in _KEYS]
+        self._slots, self._highest, self._claims, self._sealed, self._totals = self._keys
+
+    def open(self) -> None:
+        with self._explaining():
+            self._client.ping()
+
+    def close(self) -> None:
+        with suppress(redis.RedisError, OSError):
+            self._client.close()
+
+    def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
+        refused = self._run(scripts.CLAIM, root_id, _milliseconds(ttl_seconds), *slots)
+        self._raise_if_held(refused)
+
+    def release(self, slots: Sequence[int], root_id: str) -> None:
+        self._run(scripts.RELEASE, root_id, *slots)
+
+    def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
+        counts = [(s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots]
+        refused = self._run(
+            scripts.RECORD,
+            root_id,
+            _milliseconds(ttl_seconds),
+            *(getattr(commit, name) for name in values.TOTALS),
+            len(counts),
+            *(value for count in counts for value in count),
+            *commit.sealed,
+        )
+        self._raise_if_held(refused)
+
+    def highest_number(self, slot: int) -> int:
+        with self._explaining():
+            text: Any = self._client.hget(self._highest, str(slot))
+        nonsense = values.Nonsense()
+        number = values.read_highest(self._highest, str(slot), text, nonsense)
+        _warn(nonsense.sentences)
+        return number
+
+    def add_sealed(self, keys: Sequence[str]) -> None:
+        if keys:
+            with self._explaining():
+                self._client.zadd(self._sealed, dict.fromkeys(keys, 0))
+
+    def sealed(self, limit: int) -> list[str]:
+        if limit <= 0:
+            return []
+        with self._explaining():
+            keys: Any = self._client.zrange(self._sealed, 0, limit - 1)
+        return list(keys)
+
+    def forget_sealed(self, keys: Sequence[str]) -> None:
+        if keys:
+            with self._explaining():
+                self._client.zrem(self._sealed, *keys)
+
+    def snapshot(self) -> Snapshot:
+        snapshot, nonsense = self.look()
+        _warn(nonsense)
+        return snapshot
+
+    def look(self) -> tuple[Snapshot, list[str]]:
+        """A snapshot, and sentences about what had to be left out of it."""
+        slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
+        nonsense = values.Nonsense()
+        snapshot = Snapshot(
+            slots=tuple(values.read_counts(self._slots, slots, nonsense)),
+            owners=values.read_owners(self._claims, claims, now_ms, nonsense),
+            sealed_waiting=waiting,
+            **values.read_totals(self._totals, totals, nonsense),
+        )
+        return snapshot, nonsense.sentences
+
+    def prove(self) -> None:
+        """Do with the pipeline's own keys what its drain does, and leave nothing. For the doctor.
+
+        Raises what the drain would meet: rights, a replica, a full memory, a cluster's other node.
+        """
+        probe = f"probe-{secrets.token_hex(8)}"
+        self._run(scripts.UNPROVE, probe)
+        self._run(scripts.PROVE, probe)
+        self._run(scripts.CLAIM, "doctor", 1)  # of no slots
+        self._run(scripts.RELEASE, "doctor")
+        self.forget_sealed([probe])
+        self.highest_number(0)
+        self.sealed(1)
+
+    def server(self) -> tuple[Mapping[str, Any] | None, str | None]:
+        """`INFO`, and `CONFIG GET save`; None for what we may not ask: no pipeline needs them."""
+        with self._explaining():
+            return self._asked(self._client.info), self._asked(
+                lambda: self._client.config_get("save").get("save", "")
+            )
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except redis.ResponseError:
+            return None
+
+    def _run(self, script: str, *arguments: Any) -> Any:
+        """One round trip; two where the server does not have the script yet."""
+        sent = (len(self._keys), *self._keys, *arguments)
+        with self._explaining():
+            try:
+                return self._client.evalsha(_digest(script), *sent)
+            except redis.exceptions.NoScriptError:
+                return self._client.eval(script, *sent)
+
+    def _raise_if_held(self, refused: Sequence[str] | None) -> None:
+        if refused:
+            slot, holder = refused
+            raise SlotInUse(
+                f"slot {slot} of pipeline {self._pipeline} on node {self._node!r} is held by "
+                f"storage root {shown(holder)}, says {self._settings.describe()}",
+                hint="do two storage roots or machines use the same node name?",
+            )
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            key = self._key_of_another_type() if "WRONGTYPE" in str(error) else ""
+            about = f", key {key}" if key else ""
+            raise explained(error, f"{self._settings.describe()}{about} failed") from error
+
+    def _key_of_another_type(self) -> str:
+        """The first such key, found with commands that a pipeline may use anyway."""
+        for key in self._keys:
+            try:
+                if key == self._sealed:
+                    self._client.zrange(key, 0, 0)
+                else:
+                    self._client.hget(key, "0")
+            except redis.ResponseError:
+                return key
+            except (redis.RedisError, OSError):
+                return ""  # it went away meanwhile; the first error is what is told
+        return ""
+
+
+def _about(nonsense: Sequence[str]) -> Diagnosis:
+    left_out = len(nonsense) - _MOST_NONSENSE_SHOWN
+    told = [*nonsense[:_MOST_NONSENSE_SHOWN], *([f"{left_out} more"] if left_out > 0 else [])]
+    return Diagnosis(
+        "state values",
+        "warning",
+        "; ".join(told),
+        "find out who else writes to these keys; workers go by the disk, and you may remove them",
+    )
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        warn_once(sentence)
+
+
+@lru_cache(maxsize=16)
+def _digest(script: str) -> str:
+    """By which Redis knows a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

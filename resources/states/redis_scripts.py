@@ -1,0 +1,127 @@
+"""What happens in Redis in one step: the scripts of a pipeline's state.
+
+What must always hold: a script declares all keys it uses (`KEYS[1]` to `[5]`: slots, highest,
+claims, sealed, totals), so that a cluster and a user's rights can judge it. A value that is none of
+ours never fails a script: it is replaced. Claims lapse by the server's clock.
+"""
+
+from __future__ import annotations
+
+from fuploader_dagster.contracts.state import HIGHEST_NUMBER, LONGEST_CLAIM_SECONDS
+
+_NOW = """
+local function now_ms()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+# Defines claim(slots, root, ttl): nil when all were taken or renewed, or {slot, holder}.
+# A claim of another root that would run too long was made before the clock was set back. It still
+# holds, for one more time to live: its holder renews it in that time if it is alive.
+_CLAIM = (
+    _NOW
+    + f"local LONGEST_MS = {round(LONGEST_CLAIM_SECONDS * 1000)}"
+    + """
+local function claim(slots, root, ttl_ms)
+    local now = now_ms()
+    for _, slot in ipairs(slots) do
+        local held = redis.call('HGET', KEYS[3], slot) or ''
+        local lapses_at, holder = held:match('^(%d+) (.+)$')
+        if holder and holder ~= root and tonumber(lapses_at) > now then
+            if tonumber(lapses_at) > now + LONGEST_MS then
+                local sooner = string.format('%.0f ', now + ttl_ms)
+                redis.call('HSET', KEYS[3], slot, sooner .. holder)
+            end
+            return {slot, holder}
+        end
+    end
+    for _, slot in ipairs(slots) do
+        redis.call('HSET', KEYS[3], slot, string.format('%.0f %s', now + ttl_ms, root))
+    end
+    return nil
+end
+"""
+)
+CLAIM = (
+    _CLAIM
+    + """
+local slots = {}
+for i = 3, #ARGV do slots[#slots + 1] = ARGV[i] end
+return claim(slots, ARGV[1], tonumber(ARGV[2]))
+"""
+)
+RELEASE = """
+for i = 2, #ARGV do
+    local held = redis.call('HGET', KEYS[3], ARGV[i])
+    if held and held:match('^%d+ (.*)$') == ARGV[1] then redis.call('HDEL', KEYS[3], ARGV[i]) end
+end
+"""
+# Arguments: root, ttl, the four totals, number of slots, (slot, number, messages, bytes)..., keys
+RECORD = (
+    _CLAIM
+    + f"local MOST_DIGITS = {len(str(HIGHEST_NUMBER))}"
+    + """
+local first_key = 8 + 4 * tonumber(ARGV[7])
+local slots = {}
+for i = 8, first_key - 1, 4 do slots[#slots + 1] = ARGV[i] end
+local refused = claim(slots, ARGV[1], tonumber(ARGV[2]))
+if refused then return refused end
+for i = 8, first_key - 1, 4 do
+    local slot, number = ARGV[i], ARGV[i + 1]
+    redis.call('HSET', KEYS[1], slot, number .. ' ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3])
+    local highest = redis.call('HGET', KEYS[2], slot) or ''
+    local usable = highest:match('^%d+$') and #highest <= MOST_DIGITS
+    if not usable or tonumber(highest) < tonumber(number) then
+        redis.call('HSET', KEYS[2], slot, number)
+    end
+end
+for i = first_key, #ARGV do redis.call('ZADD', KEYS[4], 0, ARGV[i]) end
+for i, name in ipairs({'stored_messages', 'stored_bytes', 'duplicates', 'dead_letters'}) do
+    local more = ARGV[2 + i]
+    if more ~= '0' then
+        local total = redis.pcall('HINCRBY', KEYS[5], name, more)
+        if type(total) == 'table' then
+            local nonsense = total.err:find('not an integer') or total.err:find('overflow')
+            if not nonsense then return total end
+            redis.call('HSET', KEYS[5], name, more)
+        end
+    end
+end
+return nil
+"""
+)
+SNAPSHOT = (
+    _NOW
+    + """
+return {
+    redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[3]),
+    redis.call('ZCARD', KEYS[4]), redis.call('HGETALL', KEYS[5]), now_ms()
+}
+"""
+)
+# Argument: a field that nobody uses.
+UNPROVE = """
+for _, key in ipairs({KEYS[1], KEYS[2], KEYS[3], KEYS[5]}) do redis.call('HDEL', key, ARGV[1]) end
+redis.call('ZREM', KEYS[4], ARGV[1])
+"""
+# Writes such a field into each key and removes it: one step, so nobody sees it. Must be run after
+# UNPROVE, which shows that it may be removed; and begin with what needs memory, because a server
+# that is full, or cannot save, asks a script for its first change only.
+PROVE = (
+    """
+local failed
+local function try(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then failed = failed or answer end
+end
+for _, key in ipairs({KEYS[1], KEYS[2], KEYS[3], KEYS[5]}) do
+    try('HSET', key, ARGV[1], '0')
+    try('HGET', key, ARGV[1])
+end
+try('HINCRBY', KEYS[5], ARGV[1], 1)
+try('ZADD', KEYS[4], 0, ARGV[1])
+try('TIME')
+"""
+    + UNPROVE
+    + "return failed"
+)

@@ -1,0 +1,309 @@
+"""State in one SQLite file: for a machine without Redis. Workers of one machine share it.
+
+What must always hold:
+
+- Each method is one transaction. Writers of several processes wait for each other, at most
+  `busy_timeout_seconds`.
+- The file is never the only place of anything, so commits are not synced one by one: a power cut
+  may lose the last ones, a crash of the process loses none.
+- The file may be removed at any time, also while it is open (`sqlite_files`): an empty store takes
+  the place of a file that is gone.
+- Values that no method here stores are passed over, and replaced where we write. SQLite keeps text
+  in a column of numbers, and bytes that are no text, and so does damage.
+
+Format: tables keyed by (pipeline, node), so that pipelines can share a file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from fuploader_dagster.contracts.state import (
+    HIGHEST_NUMBER,
+    LONGEST_CLAIM_SECONDS,
+    Commit,
+    SlotCount,
+    Snapshot,
+    StateSettings,
+    StateStore,
+    warn_once,
+)
+from fuploader_dagster.disk.sqlite_files import TROUBLE, SqliteFile, trouble
+from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS slots (
+    pipeline TEXT, node TEXT, slot INTEGER, number INTEGER, messages INTEGER, size_bytes INTEGER,
+    PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS highest_numbers (
+    pipeline TEXT, node TEXT, slot INTEGER, number INTEGER,
+    PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (
+    pipeline TEXT, node TEXT, slot INTEGER, root_id TEXT, lapses_at REAL,
+    PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sealed (
+    pipeline TEXT, node TEXT, key TEXT,
+    PRIMARY KEY (pipeline, node, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS totals (
+    pipeline TEXT, node TEXT, stored_messages INTEGER DEFAULT 0, stored_bytes INTEGER DEFAULT 0,
+    duplicates INTEGER DEFAULT 0, dead_letters INTEGER DEFAULT 0,
+    PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
+"""
+_IS_A_CLAIM = """
+    typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')
+"""
+_MOST = 10**18
+"""Nothing is counted that far."""
+_TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
+_ADD_TOTALS = ", ".join(
+    f"{name} = CASE WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST} "
+    f"THEN {name} ELSE 0 END + excluded.{name}"
+    for name in _TOTALS
+)
+
+HURRIED_SECONDS = 1.0
+
+
+class SqliteState(StateSettings):
+    """State in a file on this machine's own disk (not on a network share)."""
+
+    path: Path
+    """The file; it and its folder are created when missing."""
+    busy_timeout_seconds: float = Field(default=10, gt=0, le=60)
+    """How long one worker waits while another one writes."""
+
+    def store(self, *, pipeline: str, node: str) -> SqliteStateStore:
+        return SqliteStateStore(self, pipeline, node)
+
+    def in_a_hurry(self) -> SqliteState:
+        seconds = min(self.busy_timeout_seconds, HURRIED_SECONDS)
+        return self.model_copy(update={"busy_timeout_seconds": seconds})
+
+    def describe(self) -> str:
+        return f"state file {self.path}"
+
+
+class SqliteStateStore(StateStore):
+    """State of one pipeline on one node. Threads take turns on one connection."""
+
+    def __init__(self, settings: SqliteState, pipeline: str, node: str) -> None:
+        self._settings = settings
+        self._key = (pipeline, node)
+        self._turn = threading.Lock()
+        self._file: SqliteFile | None = None
+
+    def open(self) -> None:
+        with self._transaction() as db:
+            db.execute("SELECT count(*) FROM sealed WHERE pipeline = ? AND node = ?", self._key)
+
+    def close(self) -> None:
+        with self._turn:
+            self._disconnect()
+
+    def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
+        with self._claiming(slots, ttl_seconds) as db:
+            self._take(db, slots, root_id, ttl_seconds)
+
+    def release(self, slots: Sequence[int], root_id: str) -> None:
+        with self._transaction() as db:
+            db.executemany(
+                "DELETE FROM claims WHERE pipeline = ? AND node = ? AND slot = ? AND root_id = ?",
+                [(*self._key, slot, root_id) for slot in slots],
+            )
+
+    def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
+        slots = [count.slot for count in commit.slots]
+        with self._claiming(slots, ttl_seconds) as db:
+            self._take(db, slots, root_id, ttl_seconds)
+            db.executemany(
+                "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
+                [(*self._key, s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots],
+            )
+            db.executemany(
+                "INSERT INTO highest_numbers VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET number = CASE WHEN typeof(number) = 'integer' AND "
+                "number BETWEEN excluded.number AND ? THEN number ELSE excluded.number END",
+                [(*self._key, s.slot, s.number, HIGHEST_NUMBER) for s in commit.slots],
+            )
+            self._add_sealed(db, commit.sealed)
+            db.execute(
+                "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) "  # noqa: S608 - our own names
+                f"ON CONFLICT DO UPDATE SET {_ADD_TOTALS}",
+                (*self._key, *(getattr(commit, name) for name in _TOTALS)),
+            )
+
+    def highest_number(self, slot: int) -> int:
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT number FROM highest_numbers WHERE pipeline = ? AND node = ? AND slot = ?",
+                (*self._key, slot),
+            ).fetchone()
+        if row is None:
+            return 0
+        if isinstance(row[0], int) and 0 <= row[0] <= HIGHEST_NUMBER:
+            return row[0]
+        warn_once(
+            f"{self._settings.describe()} says that the highest directory of slot {slot} has the "
+            f"number {str(row[0])[:60]!r}; only numbers up to {HIGHEST_NUMBER:,} are believed"
+        )
+        return 0
+
+    def add_sealed(self, keys: Sequence[str]) -> None:
+        with self._transaction() as db:
+            self._add_sealed(db, keys)
+
+    def sealed(self, limit: int) -> list[str]:
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT CAST(key AS BLOB) FROM sealed WHERE pipeline = ? AND node = ? "
+                "AND typeof(key) = 'text' ORDER BY key LIMIT ?",
+                (*self._key, max(limit, 0)),
+            ).fetchall()
+        return [key.decode("utf-8", "surrogateescape") for (key,) in rows]
+
+    def forget_sealed(self, keys: Sequence[str]) -> None:
+        with self._transaction() as db:
+            db.executemany(
+                "DELETE FROM sealed WHERE pipeline = ? AND node = ? AND key = CAST(? AS TEXT)",
+                [(*self._key, key.encode("utf-8", "surrogateescape")) for key in keys],
+            )
+
+    def snapshot(self) -> Snapshot:
+        with self._transaction() as db:
+            slots = db.execute(
+                "SELECT slot, number, messages, size_bytes FROM slots "
+                "WHERE pipeline = ? AND node = ? ORDER BY slot",
+                self._key,
+            ).fetchall()
+            owners = db.execute(
+                "SELECT slot, root_id FROM claims WHERE pipeline = ? AND node = ? "  # noqa: S608 - our own names
+                f"AND {_IS_A_CLAIM} AND lapses_at > ?",
+                (*self._key, time.time()),
+            ).fetchall()
+            (waiting,) = db.execute(
+                "SELECT count(*) FROM sealed "
+                "WHERE pipeline = ? AND node = ? AND typeof(key) = 'text'",
+                self._key,
+            ).fetchone()
+            totals = db.execute(
+                f"SELECT {', '.join(_TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
+                self._key,
+            ).fetchone()
+        return Snapshot(
+            tuple(SlotCount(*row) for row in slots if self._are_counts("slots", row)),
+            {slot: root for slot, root in owners if self._are_counts("claims", [slot])},
+            waiting,
+            *(count if self._are_counts("totals", [count]) else 0 for count in totals or ()),
+        )
+
+    def _are_counts(self, table: str, values: Sequence[Any]) -> bool:
+        nonsense = [one for one in values if type(one) is not int or not 0 <= one <= _MOST]
+        if nonsense:
+            warn_once(
+                f"{self._settings.describe()} holds {str(nonsense[0])[:60]!r} in its table "
+                f"{table}, which should be a count; it is passed over"
+            )
+        return not nonsense
+
+    @contextmanager
+    def _claiming(self, slots: Sequence[int], ttl_seconds: float) -> Iterator[sqlite3.Connection]:
+        """A transaction that may be refused. The claim that refuses it is cut if it is too long."""
+        try:
+            with self._transaction() as db:
+                yield db
+        except SlotInUse:
+            now = time.time()
+            with self._transaction() as db:
+                db.executemany(
+                    "UPDATE claims SET lapses_at = ? "
+                    "WHERE pipeline = ? AND node = ? AND slot = ? AND lapses_at > ?",
+                    [
+                        (now + ttl_seconds, *self._key, slot, now + LONGEST_CLAIM_SECONDS)
+                        for slot in slots
+                    ],
+                )
+            raise
+
+    def _take(
+        self, db: sqlite3.Connection, slots: Iterable[int], root_id: str, ttl_seconds: float
+    ) -> None:
+        """Claim or renew; the caller's transaction undoes everything if one is taken."""
+        now = time.time()
+        for slot in slots:
+            row = db.execute(
+                "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608 - our own names
+                "root_id = excluded.root_id, lapses_at = excluded.lapses_at "
+                f"WHERE root_id = excluded.root_id OR NOT ({_IS_A_CLAIM}) OR lapses_at <= ? "
+                "RETURNING slot",
+                (*self._key, slot, root_id, now + ttl_seconds, now),
+            ).fetchone()
+            if row is None:
+                (holder,) = db.execute(
+                    "SELECT root_id FROM claims WHERE pipeline = ? AND node = ? AND slot = ?",
+                    (*self._key, slot),
+                ).fetchone()
+                pipeline, node = self._key
+                raise SlotInUse(
+                    f"slot {slot} of pipeline {pipeline} on node {node!r} is held by storage root "
+                    f"{holder}, says {self._settings.describe()}",
+                    hint="do two storage roots use the same node name?",
+                )
+
+    def _add_sealed(self, db: sqlite3.Connection, keys: Iterable[str]) -> None:
+        db.executemany(
+            "INSERT OR IGNORE INTO sealed VALUES (?, ?, ?)", [(*self._key, key) for key in keys]
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, on the file that is there now."""
+        with self._turn:
+            try:
+                with self._opened().transaction() as db:
+                    yield db
+            except TROUBLE as error:
+                self._disconnect()  # whatever state it is in, the next call starts afresh
+                raise self._explained(error) from error
+
+    def _opened(self) -> SqliteFile:
+        if self._file is not None and not self._file.in_place:
+            self._disconnect()
+        if self._file is None:
+            seconds = self._settings.busy_timeout_seconds
+            self._file = SqliteFile(self._settings.path, _prepare, wait_seconds=seconds)
+        return self._file
+
+    def _disconnect(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _explained(self, error: BaseException) -> StateUnavailable | StateRefused:
+        what = f"could not use {self._settings.describe()}: {error}"
+        kind = trouble(error)
+        if kind == "rights":
+            hint = "the file and its folder must be ones that this user may write"
+            return StateRefused(what, hint=hint)
+        if kind == "damaged":
+            return StateRefused(
+                what,
+                hint="it is damaged, or no state of ours; it may be removed, with its -wal and "
+                "-shm: it is rebuilt from the slot directories",
+            )
+        if kind == "busy":
+            return StateUnavailable(what, hint="another process writes for long; it is tried again")
+        return StateUnavailable(what, hint="check the disk of its folder and the space there")
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.executescript(_SCHEMA)
