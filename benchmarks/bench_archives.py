@@ -23,12 +23,13 @@ import typer
 import zstandard
 
 from benchmarks.documents import documents_of, name_of
-from fuploader_dagster.archives.members import Member, SegmentMembers
+from fuploader_dagster.archives.members import Member
 from fuploader_dagster.archives.ranges import CountedReads, StoredArchive
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
 from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.disk.durable import fsync_file
 from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.resources.object_stores import S3

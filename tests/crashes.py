@@ -28,7 +28,7 @@ import zstandard
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.recovery import seal_abandoned, seal_on_request
 from fuploader_dagster.delivery.ship import mend_unreadable, pack_partitions, upload_partitions
-from fuploader_dagster.disk.crash_points import Step, observe
+from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.intake.drain import Drain
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.resources.object_stores import S3
@@ -39,7 +39,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.index import INDEX_NAME, read_index
 from fuploader_dagster.slots.sealing import SEAL_NAME, sealed_partitions
 from fuploader_dagster.slots.segment import SEGMENT_NAME
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.drains import MARK, backlog, files
 from tests.settings import pipeline
 
@@ -154,7 +154,7 @@ class UntilEmpty(Lease):
 
 def fill(settings: Pipeline, slot: int, contents: dict[str, bytes], seal: bool = False) -> None:
     """Write messages into a slot, as a worker does it."""
-    with Slot(settings, slot) as writer:
+    with SlotOwner(settings, slot) as writer:
         for name, content in contents.items():
             writer.add(name, content)
         writer.commit()
@@ -370,8 +370,8 @@ def _live(asked: dict[str, Any], answer: int) -> int:
     return 0
 
 
-def _observer(kill: Kill | None, steps: list[str]) -> Callable[[Step], None]:
-    def observer(step: Step) -> None:
+def _observer(kill: Kill | None, steps: list[str]) -> Callable[[CrashPoint], None]:
+    def observer(step: CrashPoint) -> None:
         steps.append(step.name)
         if kill is None:
             return

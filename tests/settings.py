@@ -14,7 +14,7 @@ from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.sqlite import SqliteState
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.slots.sealing import SealedSlot
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 
 def intake(folder: Path, **values: Any) -> Intake:
@@ -49,7 +49,7 @@ def sealed(
     settings: Intake, files: dict[str, bytes], *, slot: int = 0, seconds_ago: float = 0
 ) -> SealedSlot:
     """A sealed slot that holds the files."""
-    with Slot(settings, slot, clock=lambda: time.time() - seconds_ago) as writer:
+    with SlotOwner(settings, slot, clock=lambda: time.time() - seconds_ago) as writer:
         for name, content in files.items():
             writer.add(name, content)
         one = writer.seal("request")

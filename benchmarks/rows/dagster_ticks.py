@@ -22,7 +22,7 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 FEW, MANY = 100, 100_000
 WAITING = 64
@@ -87,7 +87,7 @@ def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> float:
 
 def _seal_some(pipeline: Pipeline) -> None:
     documents, partitions = documents_of(2000), []
-    with Slot(pipeline.intake(), 0) as slot:
+    with SlotOwner(pipeline.intake(), 0) as slot:
         for number in range(WAITING):
             slot.add(name_of(number), documents.content(number))
             sealed = slot.seal("request")

@@ -20,7 +20,7 @@ from benchmarks.documents import documents_of, name_of
 from benchmarks.ground import Ground, note, ratio_of_rounds
 from benchmarks.results import Row
 from fuploader_dagster.delivery.pack import forget_packed, pack
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 FILES = 10_000
 
@@ -32,7 +32,7 @@ def rows(ground: Ground) -> Iterator[Row]:
         ours = Ours(ground, folder, "never-opened", {"seal_messages": files}).pipeline
         plain = folder / "files"
         plain.mkdir()
-        with Slot(ours.intake(), 0) as slot:
+        with SlotOwner(ours.intake(), 0) as slot:
             for number in range(files):
                 slot.add(name_of(number), documents.content(number))
                 (plain / name_of(number)).write_bytes(documents.content(number))

@@ -49,7 +49,7 @@ from fuploader_dagster.archives.manifest import (
 from fuploader_dagster.archives.members import MemberSource
 from fuploader_dagster.archives.seek_table import seek_table
 from fuploader_dagster.contracts.object_store import ArchiveFile
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, replace_durably
 from fuploader_dagster.disk.tar_headers import (
     END,
@@ -97,11 +97,11 @@ def write_archive(
             end = encoder.encode(END, b"").data
             written = _write(temporary, source, frames, end, metadata or {})
             fsync_file(temporary)
-            reached(Step.ARCHIVE_SYNCED)
+            reached(CrashPoint.ARCHIVE_SYNCED)
         _read_back(temporary, written)
-        reached(Step.ARCHIVE_VERIFIED)
+        reached(CrashPoint.ARCHIVE_VERIFIED)
         replace_durably(temporary, path)
-        reached(Step.ARCHIVE_NAMED)
+        reached(CrashPoint.ARCHIVE_NAMED)
     return ArchiveFile(path, written.size_bytes, written.sha256.hex(), dict(metadata or {}))
 
 
@@ -144,7 +144,7 @@ def _write(
 
         for frame in frames:
             put(frame.data)
-            reached(Step.ARCHIVE_PARTLY_WRITTEN)
+            reached(CrashPoint.ARCHIVE_PARTLY_WRITTEN)
             frame_sizes.append(len(frame.data))
             frame_tar_sizes.append(frame.tar_bytes)
             frame_digests += frame.digest

@@ -1,8 +1,8 @@
 """The asset checks of `uploaded_archive`: does the store hold what was sealed, and does it answer?
 
-`as_sealed` runs behind each upload, for the partitions of the run, and by hand for the newest ones:
-size and digest as the store states them, and the number of members in the manifest, against the
-receipt (which has them from the seal). Two small requests per archive.
+`archive_matches_seal` runs after each upload, for the partitions of the run, and by hand for the
+newest ones: size and digest as the store states them, and the number of members in the manifest,
+against the receipt (which has them from the seal). Two small requests per archive.
 
 `store_reachable` costs no run: the drain sensor reports it whenever that changes, from what runs
 and the recovery schedule have noted. Executed by hand it looks at the store.
@@ -22,7 +22,7 @@ from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipts, receipts_between
 
-CHECK_NAME = "as_sealed"
+CHECK_NAME = "archive_matches_seal"
 NEWEST = 64
 LISTED_PROBLEMS = 10
 
@@ -36,7 +36,7 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         name=CHECK_NAME,
         description="Size, digest and number of members in the store are those that were sealed.",
     )
-    def as_sealed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    def archive_matches_seal(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         receipts = _receipts(context, pipeline)
         finder = ArchiveFinder({pipeline.name: pipeline})
         try:
@@ -55,7 +55,7 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             )
         return _result(receipts, findings)
 
-    return as_sealed
+    return archive_matches_seal
 
 
 def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:

@@ -17,7 +17,7 @@ from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_c
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_code
 
-CHECK_NAME = "few"
+CHECK_NAME = "dead_letters_below_limit"
 REPORT_SECONDS = 60.0
 LISTED_REASONS = 20
 
@@ -53,7 +53,7 @@ def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         name=CHECK_NAME,
         description="Not more within an hour than max_dead_letters_per_hour.",
     )
-    def few() -> dg.AssetCheckResult:
+    def dead_letters_below_limit() -> dg.AssetCheckResult:
         passed, said, metadata = _judged(pipeline, read_counts(pipeline.layout), time.time())
         return dg.AssetCheckResult(
             passed=passed,
@@ -62,7 +62,7 @@ def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             metadata=metadata,
         )
 
-    return few
+    return dead_letters_below_limit
 
 
 def report(

@@ -49,9 +49,9 @@ class Names:
     node: str | None
 
     @classmethod
-    def of(cls, settings: Intake) -> Names:
-        node = node_in_names(settings.node_id) if settings.node_id else None
-        return cls(settings.name, node)
+    def of(cls, pipeline: Intake) -> Names:
+        node = node_in_names(pipeline.node_id) if pipeline.node_id else None
+        return cls(pipeline.name, node)
 
     @property
     def scope(self) -> str:

@@ -39,10 +39,10 @@ _UPLOAD_WAITS_SECONDS = 3.0
 
 
 def note_in_catalog(
-    receipt: Receipt, names_of: Callable[[], Sequence[str]], settings: Pipeline
+    receipt: Receipt, names_of: Callable[[], Sequence[str]], pipeline: Pipeline
 ) -> None:
     """Add an archive that was just stored; `names_of` reads its names. Never raises."""
-    if not settings.catalog:
+    if not pipeline.catalog:
         return
     try:
         names = list(names_of())
@@ -55,7 +55,7 @@ def note_in_catalog(
             size_bytes=receipt.size_bytes,
             sha256=receipt.sha256,
         )
-        _add(archive, names, settings.layout)
+        _add(archive, names, pipeline.layout)
     except (FuploaderError, OSError) as error:
         log.warning(
             "%s is stored, but not in the catalog (fuploader catalog rebuild adds it): %s",
@@ -79,11 +79,11 @@ def _add(archive: CatalogedArchive, names: Sequence[str], layout: Layout) -> Non
         )
 
 
-def names_of_slot(slot: SealedSlot, settings: Pipeline) -> Sequence[str]:
+def names_of_slot(slot: SealedSlot, pipeline: Pipeline) -> Sequence[str]:
     """The names in a slot whose archive still lies here."""
-    if settings.packer is not None:  # what it made need not be readable for us
+    if pipeline.packer is not None:  # what it made need not be readable for us
         return [entry.name for entry in slot.entries()]
-    with Archive.open(settings.layout.archives / slot.seal.archive) as archive:
+    with Archive.open(pipeline.layout.archives / slot.seal.archive) as archive:
         return archive.names()
 
 
@@ -103,7 +103,7 @@ class RebuildReport:
 
 
 def rebuild(
-    settings: Pipeline, store: ObjectStore, *, threads: int = 8, progress: Progress | None = None
+    pipeline: Pipeline, store: ObjectStore, *, threads: int = 8, progress: Progress | None = None
 ) -> RebuildReport:
     """Make the catalog say what the store holds: read the manifests of archives that it lacks.
 
@@ -112,15 +112,15 @@ def rebuild(
     archives.
     """
     report = RebuildReport()
-    endings = (settings.archive_suffix, *BUILT_IN_SUFFIXES)
-    prefix = key_prefix(settings.key, pipeline=settings.name)
+    endings = (pipeline.archive_suffix, *BUILT_IN_SUFFIXES)
+    prefix = key_prefix(pipeline.key, pipeline=pipeline.name)
     there = {
         store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
     }
-    with Catalog(settings.layout.catalog) as catalog:
-        make_up(settings.layout, catalog)
+    with Catalog(pipeline.layout.catalog) as catalog:
+        make_up(pipeline.layout, catalog)
         known = catalog.archives()
-        unlisted = _unlisted(settings, store, there, known)
+        unlisted = _unlisted(pipeline, store, there, known)
         for address, key in unlisted.items():
             if info := store.head(key):
                 there[address] = info
@@ -146,7 +146,7 @@ def rebuild(
 
 
 def _unlisted(
-    settings: Pipeline, store: ObjectStore, there: Iterable[str], known: Iterable[str]
+    pipeline: Pipeline, store: ObjectStore, there: Iterable[str], known: Iterable[str]
 ) -> dict[str, str]:
     """Address and key of what catalog and receipts say lies in this store, and no listing named.
 
@@ -154,7 +154,7 @@ def _unlisted(
     """
     base = store.address(_PROBE).removesuffix(_PROBE)
     keys = {address: address.removeprefix(base) for address in known}
-    keys |= {one.address: one.key for one in receipts_between(settings.layout).values()}
+    keys |= {one.address: one.key for one in receipts_between(pipeline.layout).values()}
     listed = set(there)
     return {
         address: key

@@ -51,7 +51,7 @@ from fuploader_dagster.errors import (
     FuploaderError,
     TemporaryError,
 )
-from fuploader_dagster.intake.disk_space import Room, Unshipped, room_of
+from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.settings.loading import load_pipelines
@@ -206,28 +206,28 @@ def dev(
     os.execv(dagster, [str(dagster), *arguments])  # noqa: S606  so that signals reach it
 
 
-def _status_of(settings: Pipeline) -> dict[str, Any]:
-    state = settings.state.store(pipeline=settings.name, node=settings.node)
+def _status_of(pipeline: Pipeline) -> dict[str, Any]:
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
         snapshot = state.snapshot()
     finally:
         state.close()
     return {
-        "pipeline": settings.name,
-        "node": settings.node,
-        "workers": read_statuses(settings.layout),
+        "pipeline": pipeline.name,
+        "node": pipeline.node,
+        "workers": read_statuses(pipeline.layout),
         "slots": list(snapshot.slots),
-        "sealed": len(sealed_partitions(settings.layout)),
-        "room": room_of(settings.storage_root.absolute(), Unshipped(settings.layout).bytes()),
+        "sealed": len(sealed_partitions(pipeline.layout)),
+        "room": space_of(pipeline.storage_root.absolute(), Unshipped(pipeline.layout).bytes()),
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,
         "dead_letters": snapshot.dead_letters,
-        "failures": list(all_failures(settings.layout)),
+        "failures": list(all_failures(pipeline.layout)),
         "mended": [
-            {**msgspec.to_builtins(one), "sentence": one.sentence(settings.layout)}
-            for one in all_mended(settings.layout)
-            if (settings.layout.root / one.set_aside).exists()
+            {**msgspec.to_builtins(one), "sentence": one.sentence(pipeline.layout)}
+            for one in all_mended(pipeline.layout)
+            if (pipeline.layout.root / one.set_aside).exists()
         ],
     }
 
@@ -238,7 +238,7 @@ def _print_status(found: dict[str, Any]) -> None:
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
-    say(_room_in_words(found["room"]))
+    say(_space_in_words(found["room"]))
     show_table(
         ("worker", "pid", "doing", "messages/s", "messages", "problem"),
         (
@@ -262,32 +262,32 @@ def _print_status(found: dict[str, Any]) -> None:
         say(f"damaged: {mended['sentence']}")
 
 
-def _room_in_words(room: Room) -> str:
-    inodes = "" if room.free_inodes is None else f" and {room.free_inodes:,} inodes"
+def _space_in_words(space: DiskSpace) -> str:
+    inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
     return (
-        f"{room.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
-        f"{room.free_bytes:,} bytes{inodes} free"
+        f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
+        f"{space.free_bytes:,} bytes{inodes} free"
     )
 
 
-def _put_samples(settings: Pipeline, count: int | None) -> None:
+def _put_samples(pipeline: Pipeline, count: int | None) -> None:
     """Something to see, in an empty queue; nobody's own broker gets any without being asked."""
     if count is None:
-        count = SAMPLES if isinstance(settings.source, EmbeddedQueue) else 0
+        count = SAMPLES if isinstance(pipeline.source, EmbeddedQueue) else 0
     if not count:
         return
-    publisher = settings.source.publisher()
+    publisher = pipeline.source.publisher()
     try:
         if publisher.backlog() == 0:
-            published = publisher.publish(sample_messages(count, seed=_next_seed(settings)))
-            say(f"put {published:,} sample messages into {settings.source.describe()}")
+            published = publisher.publish(sample_messages(count, seed=_next_seed(pipeline)))
+            say(f"put {published:,} sample messages into {pipeline.source.describe()}")
     finally:
         publisher.close()
 
 
-def _next_seed(settings: Pipeline) -> int:
+def _next_seed(pipeline: Pipeline) -> int:
     """Another set of samples each time, so that a second start has something new to show."""
-    return sum(1 for _ in settings.layout.receipts.glob("*.jsonl")) + 1
+    return sum(1 for _ in pipeline.layout.receipts.glob("*.jsonl")) + 1
 
 
 def _free_port(first: int = 3000) -> int:

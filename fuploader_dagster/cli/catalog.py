@@ -62,12 +62,12 @@ def find(
         )
 
 
-def _find(name: str, settings: Pipeline, *, as_json: bool) -> int:
+def _find(name: str, pipeline: Pipeline, *, as_json: bool) -> int:
     count = 0
-    with Catalog.to_read(settings.layout.catalog) as catalog:
+    with Catalog.to_read(pipeline.layout.catalog) as catalog:
         for hit in catalog.find(name):
             count += 1
-            sys.stdout.write(_as_json(hit, settings) if as_json else _as_line(hit))
+            sys.stdout.write(_as_json(hit, pipeline) if as_json else _as_line(hit))
             if count == 1:
                 sys.stdout.flush()
     return count
@@ -79,11 +79,11 @@ def _as_line(hit: Hit) -> str:
     return in_a_line(line) + "\n"
 
 
-def _as_json(hit: Hit, settings: Pipeline) -> str:
+def _as_json(hit: Hit, pipeline: Pipeline) -> str:
     one = hit.archive
     found = {
         "name": hit.name,
-        "pipeline": settings.name,
+        "pipeline": pipeline.name,
         "sealed_at": one.sealed_at or None,
         "partition": one.partition or None,
         "address": one.address,

@@ -130,12 +130,12 @@ def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
     say("next: fuploader migrate --dry-run shows what would be taken over")
 
 
-def _show(plan: Plan, settings: Pipeline) -> None:
+def _show(plan: Plan, pipeline: Pipeline) -> None:
     """The plan, line by line; long ones are cut."""
     if plan.alive:
         complain(f"FUploader still runs: {plan.alive}")
     if not plan:
-        say(f"nothing of FUploader's is left in {root_of(settings)}")
+        say(f"nothing of FUploader's is left in {root_of(pipeline)}")
         return
     lines = [f"finish {path}" for path in plan.finish]
     for step in plan.adopt:
@@ -158,5 +158,5 @@ def _show(plan: Plan, settings: Pipeline) -> None:
         say(f"note: {remark}")
     say(
         f"{plan.files:,} files of {len(plan.adopt):,} directories and {len(plan.archives):,} "
-        f"archives would be taken over from {root_of(settings)}"
+        f"archives would be taken over from {root_of(pipeline)}"
     )

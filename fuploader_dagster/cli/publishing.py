@@ -48,7 +48,7 @@ class PublishReport:
 
 def publish_lines(
     lines: Iterable[bytes],
-    settings: Intake,
+    pipeline: Intake,
     publisher: MessagePublisher,
     *,
     progress: Callable[[int], None] | None = None,
@@ -59,7 +59,7 @@ def publish_lines(
     publishing raises; lines before it may be in the queue then.
     """
     report = PublishReport()
-    numbered = numbered_bodies(lines, settings)
+    numbered = numbered_bodies(lines, pipeline)
     while batch := _batch(numbered):
         refused = publish_taken(publisher.publish, [(body, {}) for _, body in batch])
         report.confirmed += len(batch) - len(refused)
@@ -69,18 +69,18 @@ def publish_lines(
     return report
 
 
-def bodies(lines: Iterable[bytes], settings: Intake) -> Iterator[tuple[bytes, dict[str, str]]]:
+def bodies(lines: Iterable[bytes], pipeline: Intake) -> Iterator[tuple[bytes, dict[str, str]]]:
     """(body, headers) pairs for a publisher, as `publish_lines` makes them."""
-    return ((body, {}) for _, body in numbered_bodies(lines, settings))
+    return ((body, {}) for _, body in numbered_bodies(lines, pipeline))
 
 
-def numbered_bodies(lines: Iterable[bytes], settings: Intake) -> Iterator[tuple[int, bytes]]:
+def numbered_bodies(lines: Iterable[bytes], pipeline: Intake) -> Iterator[tuple[int, bytes]]:
     """Number and message of each line that is not empty."""
     for number, line in enumerate(lines, start=1):
-        text = _without_mark(line, settings.message_format) if number == 1 else line
+        text = _without_mark(line, pipeline.message_format) if number == 1 else line
         text = text.strip()
         if text:
-            yield number, _body(text, number, settings)
+            yield number, _body(text, number, pipeline)
 
 
 def _without_mark(first: bytes, message_format: str) -> bytes:
@@ -108,8 +108,8 @@ def _batch(numbered: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     return batch
 
 
-def _body(text: bytes, number: int, settings: Intake) -> bytes:
-    if settings.message_format != "envelope":
+def _body(text: bytes, number: int, pipeline: Intake) -> bytes:
+    if pipeline.message_format != "envelope":
         return text
     try:
         item = json.loads(text)

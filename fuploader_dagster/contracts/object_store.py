@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -164,4 +164,13 @@ class OpensObjectStore(Protocol):
 
     def describe(self) -> str:
         """Address in words, without secrets."""
+        ...
+
+
+@runtime_checkable
+class OpensSeveralStores(Protocol):
+    """A store setting that is made of others, each of which can be opened by itself."""
+
+    def each(self) -> Sequence[OpensObjectStore]:
+        """In the order in which they are read."""
         ...

@@ -31,7 +31,7 @@ class Message(NamedTuple):
     """One message as the queue delivered it."""
 
     body: bytes
-    receipt: int
+    delivery: int
     """The source's own number of this delivery; grows with each delivery of one `open`."""
     redelivered: bool
     message_id: str | None

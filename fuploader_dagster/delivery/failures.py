@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
@@ -48,7 +48,7 @@ def note_failure(
     )
     make_dirs(layout.archives)
     write_durably(_path(layout, partition), msgspec.json.encode(failure))
-    reached(Step.FAILURE_NOTED)
+    reached(CrashPoint.FAILURE_NOTED)
     return failure
 
 

@@ -21,12 +21,15 @@ from urllib.parse import unquote, urlsplit
 
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, StoredArchive
 from fuploader_dagster.archives.reader import Archive
-from fuploader_dagster.contracts.object_store import ObjectStore, OpensObjectStore
+from fuploader_dagster.contracts.object_store import (
+    ObjectStore,
+    OpensObjectStore,
+    OpensSeveralStores,
+)
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import ConfigError, StoreRefused
-from fuploader_dagster.resources.object_stores.mirror import MirrorSettings
-from fuploader_dagster.resources.object_stores.s3 import S3Settings
+from fuploader_dagster.settings.loading import load_backend
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
@@ -97,7 +100,8 @@ class ArchiveFinder:
                 return _stored(store, address.removeprefix(base))
         bucket, _, key = rest.partition("/")
         if scheme == "s3" and bucket and key:
-            return _stored(S3Settings(bucket=bucket).open(), key)
+            public = load_backend("store", {"kind": "s3", "bucket": bucket}, address)
+            return _stored(public.open(), key)
         raise ConfigError(
             f"no pipeline stores into {scheme}://{bucket}"
             + "".join(f"; {reason}" for reason in unusable),
@@ -163,9 +167,9 @@ class ArchiveFinder:
 
 
 def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
-    if isinstance(setting, MirrorSettings):
-        yield from _parts(setting.first)
-        yield from _parts(setting.second)
+    if isinstance(setting, OpensSeveralStores):
+        for one in setting.each():
+            yield from _parts(one)
     else:
         yield setting
 

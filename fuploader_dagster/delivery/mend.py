@@ -30,7 +30,7 @@ from pathlib import Path
 import msgspec
 
 from fuploader_dagster.delivery.failures import clear_failure
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import (
     FileLock,
     fsync_file,
@@ -139,19 +139,19 @@ def unreadable_slots(layout: Layout) -> list[Path]:
     return found
 
 
-def mend(slot: int, number: int, error: DamagedSlot, settings: Intake) -> Mended:
+def mend(slot: int, number: int, error: DamagedSlot, pipeline: Intake) -> Mended:
     """Replace a damaged sealed directory. May be repeated. Raises `OtherFormat` as it came.
 
     The caller holds the partition's lock, if the partition is known.
     """
     if isinstance(error, OtherFormat):
         raise error
-    layout = settings.layout
+    layout = pipeline.layout
     directory = layout.sealed(slot, number)
     with _mending(layout), naming_disk_trouble(directory):
         record = _read(_path(layout, slot, number))
         if directory.exists() and not _is_replaced(record, layout):
-            record = _replace(directory, error, settings)
+            record = _replace(directory, error, pipeline)
         if record is None:
             raise error
         _finish(directory, record, layout)
@@ -194,16 +194,16 @@ def _is_replaced(record: Mended | None, layout: Layout) -> bool:
     )
 
 
-def _replace(directory: Path, error: DamagedSlot, settings: Intake) -> Mended:
+def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
     """The first three steps."""
-    layout = settings.layout
+    layout = pipeline.layout
     number = _free_number(layout)
     target = layout.sealed(MENDED_SLOT, number)
     make_dirs(target.parent)
     make_dirs(layout.mended)
     old = _seal_of(directory)
     with temporary_folder(target) as work:
-        names, seal = _write_proven(directory, work, number, old, settings)
+        names, seal = _write_proven(directory, work, number, old, pipeline)
         record = Mended(
             partition=old.partition if old else "",
             error=error.message,
@@ -216,15 +216,15 @@ def _replace(directory: Path, error: DamagedSlot, settings: Intake) -> Mended:
         )
         slot, old_number = _place_of(directory)
         write_durably(_path(layout, slot, old_number), msgspec.json.encode(record))
-        reached(Step.MENDING_NOTED)
+        reached(CrashPoint.MENDING_NOTED)
         if seal is not None:
             rename_durably(work, target)
-            reached(Step.REPLACED)
+            reached(CrashPoint.REPLACED)
     return record
 
 
 def _write_proven(
-    directory: Path, work: Path, number: int, old: Seal | None, settings: Intake
+    directory: Path, work: Path, number: int, old: Seal | None, pipeline: Intake
 ) -> tuple[Sequence[str], Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 
@@ -249,7 +249,7 @@ def _write_proven(
     index_content = index.whole_index(records)
     write_durably(work / INDEX_NAME, index_content)
     seal = make_seal(
-        settings,
+        pipeline,
         slot=MENDED_SLOT,
         number=number,
         slot_format="segment",

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 
-from fuploader_dagster.archives.members import FolderMembers, MemberSource, SegmentMembers
+from fuploader_dagster.archives.members import MemberSource
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.delivery.slot_members import FolderMembers, SegmentMembers
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import (
     fsync_file,
     make_dirs,
@@ -61,28 +62,28 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
         return ArchiveFile(layout.archives / self.archive, self.size_bytes, self.sha256, metadata)
 
 
-def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
+def pack(slot: SealedSlot, pipeline: Pipeline) -> Packed:
     """Pack the slot, unless that was done already. The caller holds the partition's lock.
 
     Raises `DamagedSlot` where the slot contradicts its index or its seal, `StrategyError` where a
     custom packer misbehaves, `DiskFull`; the slot is untouched in each case.
     """
-    layout = settings.layout
+    layout = pipeline.layout
     done = find_packed(layout, slot.seal.partition)
     if done is not None:
         return done
     make_dirs(layout.archives)
     target = layout.archives / slot.seal.archive
     entries = _sealed_entries(slot, target)
-    if settings.packer is None:
-        written = _pack_built_in(slot, entries, target, settings)
+    if pipeline.packer is None:
+        written = _pack_built_in(slot, entries, target, pipeline)
     else:
         written = pack_custom(
             slot.seal.partition,
             lambda folder: _lay_out_files(slot, entries, folder),
             target,
-            settings.packer,
-            settings,
+            pipeline.packer,
+            pipeline,
         )
     packed = Packed(
         partition=slot.seal.partition,
@@ -99,7 +100,7 @@ def pack(slot: SealedSlot, settings: Pipeline) -> Packed:
 def keep_packed(layout: Layout, packed: Packed) -> None:
     """Note durably that the archive is finished."""
     write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
-    reached(Step.ARCHIVE_NOTED)
+    reached(CrashPoint.ARCHIVE_NOTED)
 
 
 def find_packed(layout: Layout, partition: str) -> Packed | None:
@@ -115,18 +116,18 @@ def find_packed(layout: Layout, partition: str) -> Packed | None:
 def forget_packed(layout: Layout, partition: str, archive: str) -> None:
     """Remove a stored archive and what is noted about it, durably. May be repeated."""
     _path(layout, partition).unlink(missing_ok=True)
-    reached(Step.ARCHIVE_FORGOTTEN)
+    reached(CrashPoint.ARCHIVE_FORGOTTEN)
     if layout.archives.is_dir():
         remove_file(layout.archives / archive)
-        reached(Step.ARCHIVE_REMOVED)
+        reached(CrashPoint.ARCHIVE_REMOVED)
 
 
 def _pack_built_in(
-    slot: SealedSlot, entries: Sequence[IndexEntry], target: Path, settings: Pipeline
+    slot: SealedSlot, entries: Sequence[IndexEntry], target: Path, pipeline: Pipeline
 ) -> ArchiveFile:
     with _members(slot, entries) as members:
         return write_archive(
-            target, members, level=settings.compression_level, threads=settings.pack_threads
+            target, members, level=pipeline.compression_level, threads=pipeline.pack_threads
         )
 
 
@@ -166,31 +167,31 @@ def pack_custom(
     lay_out: Callable[[Path], None],
     target: Path,
     packer: Callable[..., Any],
-    settings: Pipeline,
+    pipeline: Pipeline,
 ) -> ArchiveFile:
     """Let a user's packer make the archive, of a folder that `lay_out` fills with real files."""
-    with temporary_folder(settings.layout.archives / partition) as work:
+    with temporary_folder(pipeline.layout.archives / partition) as work:
         folder = work / partition
         with naming_disk_trouble(work):
             folder.mkdir()
             lay_out(folder)
-            reached(Step.FILES_LAID_OUT)
+            reached(CrashPoint.FILES_LAID_OUT)
         made = call_packer(packer, folder)
-        if not made.name.endswith(settings.archive_suffix):
+        if not made.name.endswith(pipeline.archive_suffix):
             raise StrategyError(
                 f"the packer {name_of(packer)} wrote {made.name}, which does not end in "
-                f"{settings.archive_suffix}",
+                f"{pipeline.archive_suffix}",
                 hint="set archive_suffix to the ending that the packer produces",
             )
         with naming_disk_trouble(work):  # the packer may have written to another file system
-            made = Path(shutil.move(made.resolve(), work / f"made{settings.archive_suffix}"))
+            made = Path(shutil.move(made.resolve(), work / f"made{pipeline.archive_suffix}"))
         fsync_file(made)
         digest, size = _digest(made)
         if size == 0:
             raise StrategyError(f"the packer {name_of(packer)} wrote an empty file")
-        reached(Step.ARCHIVE_MADE)
+        reached(CrashPoint.ARCHIVE_MADE)
         replace_durably(made, target)
-        reached(Step.ARCHIVE_NAMED)
+        reached(CrashPoint.ARCHIVE_NAMED)
     return ArchiveFile(target, size, digest)
 
 

@@ -17,7 +17,7 @@ from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
 from fuploader_dagster.delivery.mend import all_mended, find_mended
 from fuploader_dagster.delivery.upload import PartitionLock
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_modes import file_mode
@@ -26,7 +26,7 @@ from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, Sl
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipts
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 log = logging.getLogger(__name__)
 
@@ -63,60 +63,60 @@ class Plan:
     remove: Sequence[Path] = ()
 
 
-def look(settings: Pipeline) -> Found:
+def look(pipeline: Pipeline) -> Found:
     """Read what lies there; changes nothing."""
-    layout = settings.layout
+    layout = pipeline.layout
     sealed = sealed_partitions(layout)
     receipts = find_receipts(layout, sealed)
     failures = {failure.partition: failure for failure in all_failures(layout)}
     mended = [one.partition for one in all_mended(layout) if one.partition and not one.told]
     gone = tuple(key for key in mended if find_mended(layout, key))
-    return Found(sealed, receipts, failures, _leftovers(settings), gone)
+    return Found(sealed, receipts, failures, _leftovers(pipeline), gone)
 
 
-def plan(found: Found, settings: Pipeline, *, busy: Collection[str], now: float) -> Plan:
+def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float) -> Plan:
     """Decide. `busy` are partitions that a run is about to handle."""
     ask = [
         key
         for key in found.sealed
-        if key not in found.receipts and key not in busy and _due(key, found, settings, now)
+        if key not in found.receipts and key not in busy and _due(key, found, pipeline, now)
     ]
     ask += [key for key in found.mended if key not in busy]
     return Plan(finish=list(found.receipts), ask=ask, remove=found.leftovers)
 
 
-def _due(key: str, found: Found, settings: Pipeline, now: float) -> bool:
+def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
     failure = found.failures.get(key)
     if failure is not None:
         return now >= due_at(
             failure,
-            base_seconds=settings.recovery_base_seconds,
-            cap_seconds=settings.recovery_cap_seconds,
+            base_seconds=pipeline.recovery_base_seconds,
+            cap_seconds=pipeline.recovery_cap_seconds,
             now=now,
         )
     partition = PartitionKey.parse(key)
     if partition is None:
         return False
-    patience = settings.recovery_base_seconds
-    if settings.runs_by == "automation":  # Dagster's own daemons come round every 30 s
+    patience = pipeline.recovery_base_seconds
+    if pipeline.runs_by == "automation":  # Dagster's own daemons come round every 30 s
         patience *= AUTOMATION_PATIENCE
     sealed_at = partition.sealed_at.timestamp()
     return now - sealed_at >= patience or sealed_at > now  # the clock was set back: it has waited
 
 
-def apply(plan: Plan, settings: Pipeline) -> None:
+def apply(plan: Plan, pipeline: Pipeline) -> None:
     """Do what needs no run: finish removals, remove leftovers."""
     for partition in plan.finish:
-        with PartitionLock(settings.layout, partition):
-            reached(Step.REMOVAL_FINISHED)
+        with PartitionLock(pipeline.layout, partition):
+            reached(CrashPoint.REMOVAL_FINISHED)
             log.info("removed the local data of %s, which the store has", partition)
     for path in plan.remove:
         if remove_unless_held(path):
-            reached(Step.LEFTOVER_REMOVED)
+            reached(CrashPoint.LEFTOVER_REMOVED)
             log.info("removed %s, left by a dead process", path)
 
 
-def abort_unneeded_uploads(settings: Pipeline, store: ObjectStore, now: datetime) -> int:
+def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime) -> int:
     """Abort unfinished uploads of archives that the store has; returns how many.
 
     A bucket may hold the uploads of others. Ours, and not needed, are provably those whose key
@@ -125,35 +125,35 @@ def abort_unneeded_uploads(settings: Pipeline, store: ObjectStore, now: datetime
     aborted = 0
     for upload in store.unfinished():
         name = upload.key.rpartition("/")[2]
-        partition = name.removesuffix(settings.archive_suffix)
+        partition = name.removesuffix(pipeline.archive_suffix)
         old = now - upload.begun_at > UNNEEDED_AFTER
-        if old and find_receipts(settings.layout, [partition]):
+        if old and find_receipts(pipeline.layout, [partition]):
             store.abort(upload)
-            reached(Step.UPLOAD_ABORTED)
+            reached(CrashPoint.UPLOAD_ABORTED)
             log.info("aborted the unfinished upload of %s, which is stored", upload.key)
             aborted += 1
     return aborted
 
 
-def seal_abandoned(settings: Intake) -> list[SealedSlot]:
+def seal_abandoned(pipeline: Intake) -> list[SealedSlot]:
     """Seal what lies in slots that no worker owns any more (there were more workers once)."""
-    owned = settings.process_count * settings.slots_per_worker
-    return seal_unowned(settings, [n for n in settings.layout.active_slots() if n >= owned])
+    owned = pipeline.process_count * pipeline.slots_per_worker
+    return seal_unowned(pipeline, [n for n in pipeline.layout.active_slots() if n >= owned])
 
 
-def seal_on_request(settings: Intake) -> list[SealedSlot]:
+def seal_on_request(pipeline: Intake) -> list[SealedSlot]:
     """Have all active slots sealed: live workers see the request, the other slots are sealed here.
 
     Returns those that were sealed here. A request speaks to workers that had their slots before it
     was made, so it is made after the slots were tried.
     """
-    make_dirs(settings.layout.root)
-    sealed = seal_unowned(settings, settings.layout.active_slots())
-    settings.layout.seal_request.touch(file_mode(settings.layout.root))
+    make_dirs(pipeline.layout.root)
+    sealed = seal_unowned(pipeline, pipeline.layout.active_slots())
+    pipeline.layout.seal_request.touch(file_mode(pipeline.layout.root))
     return sealed
 
 
-def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
+def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
     """Seal the slots that no live process writes; those of live ones are left alone.
 
     What is wrong with one slot is raised after the others were sealed.
@@ -162,7 +162,7 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
     wrong: list[FuploaderError] = []
     for number in slots:
         try:
-            with Slot(settings, number) as slot:
+            with SlotOwner(pipeline, number) as slot:
                 sealed += slot.found_sealed
                 one = slot.seal("adopted")
                 if one is not None:
@@ -176,9 +176,9 @@ def seal_unowned(settings: Intake, slots: Sequence[int]) -> list[SealedSlot]:
     return sealed
 
 
-def _leftovers(settings: Intake) -> list[Path]:
+def _leftovers(pipeline: Intake) -> list[Path]:
     """What is ours by its name, that no live process holds, and that nobody will come back to."""
-    layout = settings.layout
+    layout = pipeline.layout
     folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
     folders.append(layout.root)
     folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]

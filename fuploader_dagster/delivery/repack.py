@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from fuploader_dagster.archives.members import Member, SegmentMembers
+from fuploader_dagster.archives.members import Member
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
@@ -23,6 +23,7 @@ from fuploader_dagster.catalog.rebuild import note_in_catalog
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed, keep_packed, pack_custom
+from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.delivery.upload import make_receipt
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import PartitionKey
@@ -43,15 +44,15 @@ class Repacking:
     """Opens a partition's stored archive."""
 
 
-def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
+def repack(before: Receipt, wish: Repacking, pipeline: Pipeline) -> Packed:
     """Fetch a stored archive and pack it anew. The caller holds the partition's lock.
 
     Raises `DamagedArchive`, `ForeignArchive` for what only a user's packer could read, and what
     packing raises.
     """
-    layout = settings.layout
+    layout = pipeline.layout
     make_dirs(layout.archives)
-    archive = f"{before.partition}{settings.archive_suffix}"
+    archive = f"{before.partition}{pipeline.archive_suffix}"
     target = layout.archives / archive
     with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
         with wish.open_archive(before.partition) as stored, naming_disk_trouble(segment):
@@ -62,7 +63,7 @@ def repack(before: Receipt, wish: Repacking, settings: Pipeline) -> Packed:
             raise DamagedArchive(
                 f"{before.address} has {len(members)} members, its receipt says {before.messages}"
             )
-        written = _write(segment, members, target, before.partition, settings)
+        written = _write(segment, members, target, before.partition, pipeline)
     packed = Packed(
         partition=before.partition,
         archive=archive,
@@ -79,7 +80,7 @@ def upload_again(
     before: Receipt,
     packed: Packed,
     store: ObjectStore,
-    settings: Pipeline,
+    pipeline: Pipeline,
     *,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.time,
@@ -89,16 +90,16 @@ def upload_again(
     if partition is None:
         raise PermanentError(f"{before.partition!r} is no partition key of ours")
     key = object_key(
-        settings.key, pipeline=settings.name, partition=partition, archive=packed.archive
+        pipeline.key, pipeline=pipeline.name, partition=partition, archive=packed.archive
     )
-    stored = store.put(key, packed.file(settings.layout), progress)
+    stored = store.put(key, packed.file(pipeline.layout), progress)
     receipt = make_receipt(packed, stored, clock())
-    if settings.packer is None:
-        path = settings.layout.archives / packed.archive
-        note_in_catalog(receipt, lambda: _names(path), settings)
-    keep_receipt(settings.layout, receipt)
-    forget_packed(settings.layout, packed.partition, packed.archive)
-    clear_failure(settings.layout, packed.partition)
+    if pipeline.packer is None:
+        path = pipeline.layout.archives / packed.archive
+        note_in_catalog(receipt, lambda: _names(path), pipeline)
+    keep_receipt(pipeline.layout, receipt)
+    forget_packed(pipeline.layout, packed.partition, packed.archive)
+    clear_failure(pipeline.layout, packed.partition)
     return receipt
 
 
@@ -115,12 +116,12 @@ def _fetch(stored: Archive, segment: Path) -> list[Member]:
 
 
 def _write(
-    segment: Path, members: list[Member], target: Path, partition: str, settings: Pipeline
+    segment: Path, members: list[Member], target: Path, partition: str, pipeline: Pipeline
 ) -> ArchiveFile:
     with SegmentMembers(segment, members) as source:
-        if settings.packer is None:
+        if pipeline.packer is None:
             return write_archive(
-                target, source, level=settings.compression_level, threads=settings.pack_threads
+                target, source, level=pipeline.compression_level, threads=pipeline.pack_threads
             )
 
         def lay_out(folder: Path) -> None:
@@ -130,7 +131,7 @@ def _write(
                     content = source.read_part(number, start, start + size)
                     restored.write(name, [memoryview(content)])
 
-        return pack_custom(partition, lay_out, target, settings.packer, settings)
+        return pack_custom(partition, lay_out, target, pipeline.packer, pipeline)
 
 
 def _names(path: Path) -> list[str]:

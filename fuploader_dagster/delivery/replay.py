@@ -99,7 +99,7 @@ class ReplayReport:
 
 def replay(
     selection: Selection,
-    settings: Intake,
+    pipeline: Intake,
     publisher: MessagePublisher,
     open_archive: Callable[[str], Archive],
     *,
@@ -111,7 +111,7 @@ def replay(
     Raises `SlotInUse` if the same replay is running, what reading and publishing raise, and
     `DamagedArchive`; all but the last can go on later.
     """
-    path = progress_path(settings.layout, selection)
+    path = progress_path(pipeline.layout, selection)
     report = ReplayReport()
     with FileLock(path.with_suffix(".lock")):
         reached = _read(path, selection)
@@ -121,7 +121,7 @@ def replay(
         for partition in selection.partitions[start:]:
             skip = reached.confirmed if partition == reached.partition else 0
             with open_archive(partition) as archive:
-                messages = _messages(archive, selection.pattern, settings, report.refused)
+                messages = _messages(archive, selection.pattern, pipeline, report.refused)
                 confirmed = sum(1 for _ in islice(messages, skip))
                 while batch := _batch(messages):
                     refused = publish_taken(publisher.publish, [pair for _, pair in batch])
@@ -142,7 +142,7 @@ def replay(
 
 
 def select(
-    settings: Intake,
+    pipeline: Intake,
     *,
     partitions: Sequence[str] = (),
     since: datetime | None = None,
@@ -165,10 +165,10 @@ def select(
         return sorted(set(partitions))
     if since is None and until is None and pattern is None:
         raise ConfigError("say what to replay", hint="partitions, a time, or a name pattern")
-    found = sorted(receipts_between(settings.layout, since, until))
-    if pattern is None or not settings.layout.catalog.exists():
+    found = sorted(receipts_between(pipeline.layout, since, until))
+    if pattern is None or not pipeline.layout.catalog.exists():
         return found
-    with Catalog.to_read(settings.layout.catalog) as catalog:
+    with Catalog.to_read(pipeline.layout.catalog) as catalog:
         known = {archive.partition for archive in catalog.archives().values()}
         holding = {hit.archive.partition for hit in catalog.find(pattern)}
     return [partition for partition in found if partition in holding or partition not in known]
@@ -204,14 +204,14 @@ def content_type_of(content: bytes) -> str:
 
 
 def _messages(
-    archive: Archive, pattern: str | None, settings: Intake, refused: list[str]
+    archive: Archive, pattern: str | None, pipeline: Intake, refused: list[str]
 ) -> Iterator[_Named]:
     def chosen(name: str) -> bool:
         return pattern is None or fnmatchcase(name, pattern)
 
     for name, content in archive.payloads(chosen):
         try:
-            yield name, _message(name, content, settings.message_format)
+            yield name, _message(name, content, pipeline.message_format)
         except ValueError as error:
             refused.append(f"{name!r}: {error}")
 

@@ -85,19 +85,19 @@ _Again = Callable[[Receipt], _Result]
 
 
 def pack_partitions(
-    partitions: Sequence[str], settings: Pipeline, repacking: Repacking | None = None
+    partitions: Sequence[str], pipeline: Pipeline, repacking: Repacking | None = None
 ) -> Iterator[Outcome]:
     """Pack one after the other (the compression of each uses `pack_threads`)."""
     again: _Again | None = None
     if repacking is not None:
-        again = lambda before: (repack(before, repacking, settings), None)  # noqa: E731
+        again = lambda before: (repack(before, repacking, pipeline), None)  # noqa: E731
     for partition in partitions:
-        yield _attempt(partition, settings, "pack", lambda _, packed: (packed, None), again)
+        yield _attempt(partition, pipeline, "pack", lambda _, packed: (packed, None), again)
 
 
 def upload_partitions(
     partitions: Sequence[str],
-    settings: Pipeline,
+    pipeline: Pipeline,
     store: ObjectStore,
     progress: Callable[[str], Progress] | None = None,
     repacking: Repacking | None = None,
@@ -109,22 +109,22 @@ def upload_partitions(
     `progress` gives the callback for a partition, `tell` gets a sentence for each attempt that is
     repeated. Outcomes come in the order of `partitions`.
     """
-    patience = Patience(settings.layout, store, tell)
+    patience = Patience(pipeline.layout, store, tell)
 
     def ship_one(partition: str) -> Outcome:
         def step(slot: SealedSlot, packed: Packed) -> _Result:
             patience.begin()
-            receipt = upload(slot, packed, store, settings, progress=reporting(partition))
+            receipt = upload(slot, packed, store, pipeline, progress=reporting(partition))
             patience.succeeded()
             return packed, receipt
 
         def again(before: Receipt) -> _Result:
             assert repacking is not None  # noqa: S101 - else it is not called
-            packed = find_packed(settings.layout, partition) or repack(before, repacking, settings)
+            packed = find_packed(pipeline.layout, partition) or repack(before, repacking, pipeline)
             report = reporting(partition)
-            return packed, upload_again(before, packed, store, settings, progress=report)
+            return packed, upload_again(before, packed, store, pipeline, progress=report)
 
-        return _attempt(partition, settings, "upload", step, again if repacking else None)
+        return _attempt(partition, pipeline, "upload", step, again if repacking else None)
 
     def reporting(partition: str) -> Progress:
         report = progress(partition) if progress else None
@@ -136,26 +136,26 @@ def upload_partitions(
 
         return progressed
 
-    with patience, ThreadPoolExecutor(settings.upload_threads, "upload") as threads:
+    with patience, ThreadPoolExecutor(pipeline.upload_threads, "upload") as threads:
         yield from threads.map(ship_one, partitions)
 
 
-def ship(settings: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
+def ship(pipeline: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
     """Pack and upload everything that lies sealed on this disk now."""
-    mend_unreadable(settings)
-    partitions = sealed_partitions(settings.layout)
-    yield from upload_partitions(partitions, settings, store)
-    yield from upload_partitions(replacements(settings, partitions), settings, store)
+    mend_unreadable(pipeline)
+    partitions = sealed_partitions(pipeline.layout)
+    yield from upload_partitions(partitions, pipeline, store)
+    yield from upload_partitions(replacements(pipeline, partitions), pipeline, store)
 
 
-def replacements(settings: Pipeline, shipped: Collection[str]) -> list[str]:
+def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
     """Sealed slots that came for damaged ones while these partitions were shipped."""
-    new = (PartitionKey.parse(key) for key in sealed_partitions(settings.layout))
+    new = (PartitionKey.parse(key) for key in sealed_partitions(pipeline.layout))
     return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
 
 
 def _attempt(
-    partition: str, settings: Pipeline, stage: Stage, step: _Step, again: _Again | None = None
+    partition: str, pipeline: Pipeline, stage: Stage, step: _Step, again: _Again | None = None
 ) -> Outcome:
     """Pack what lies sealed here, then `step`; `again`, if it is asked for, for what is stored."""
     started = time.monotonic()
@@ -167,16 +167,16 @@ def _attempt(
                 hint="somebody added it to the partition set by hand; delete it there",
             )
         with (
-            naming_disk_trouble(settings.layout.root),
-            PartitionLock(settings.layout, partition) as stored_before,
+            naming_disk_trouble(pipeline.layout.root),
+            PartitionLock(pipeline.layout, partition) as stored_before,
         ):
-            if stored_before is None and (mended := find_mended(settings.layout, partition)):
+            if stored_before is None and (mended := find_mended(pipeline.layout, partition)):
                 if stage == "upload":
-                    note_told(settings.layout, partition, mended)
-                note = mended.sentence(settings.layout)
+                    note_told(pipeline.layout, partition, mended)
+                note = mended.sentence(pipeline.layout)
                 return Done(partition, time.monotonic() - started, None, None, note)
             if stored_before is None:
-                slot, packed = _packed(partition, settings)
+                slot, packed = _packed(partition, pipeline)
                 packed, receipt = step(slot, packed)
             elif again is not None:
                 packed, receipt = again(stored_before)
@@ -185,41 +185,41 @@ def _attempt(
     except (FuploaderError, OSError) as error:
         text = str(error) or type(error).__name__
         if not isinstance(error, StoreAwaited):  # it was no attempt
-            _note(partition, settings, stage, text)
+            _note(partition, pipeline, stage, text)
         permanent = isinstance(error, (PermanentError, DamagedData, StoreAwaited))
         return Failed(partition, time.monotonic() - started, text, permanent)
     except Exception as error:  # nobody foresaw it; the outcomes of the others must not go with it
         log.exception("the %s of %s failed by an error that nobody foresaw", stage, partition)
         said = without_logins(f"{type(error).__name__}: {error}")
         text = f"{stage} failed by an error that nobody foresaw: {said}"
-        _note(partition, settings, stage, text)
+        _note(partition, pipeline, stage, text)
         return Failed(partition, time.monotonic() - started, text, permanent=False)
     return Done(partition, time.monotonic() - started, packed, receipt)
 
 
-def _packed(partition: str, settings: Pipeline) -> tuple[SealedSlot, Packed]:
+def _packed(partition: str, pipeline: Pipeline) -> tuple[SealedSlot, Packed]:
     """The slot and its archive. One that is damaged is mended, and the error says so."""
-    layout, key = settings.layout, PartitionKey.parse(partition)
+    layout, key = pipeline.layout, PartitionKey.parse(partition)
     assert key is not None  # noqa: S101 - _attempt asked
     try:
         if is_replaced(layout, key.slot, key.number):
             raise DamagedSlot(f"{partition} was found damaged before")
-        slot = _sealed(partition, settings)
+        slot = _sealed(partition, pipeline)
         finish_mending(slot, layout)
-        return slot, pack(slot, settings)
+        return slot, pack(slot, pipeline)
     except DamagedSlot as error:
-        mended = mend(key.slot, key.number, error, settings)
+        mended = mend(key.slot, key.number, error, pipeline)
         raise DamagedSlot(mended.sentence(layout)) from error
 
 
-def mend_unreadable(settings: Pipeline) -> list[str]:
+def mend_unreadable(pipeline: Pipeline) -> list[str]:
     """Mend slots whose seal cannot be read: nobody asks for them by their partition. Returns the
     partitions of what was proven; trouble with one is said in the log and holds up no other."""
     found = []
-    for directory in unreadable_slots(settings.layout):
+    for directory in unreadable_slots(pipeline.layout):
         slot, number = (int(name.rpartition("-")[2]) for name in directory.parts[-2:])
         try:
-            mended = mend(slot, number, DamagedSlot(f"{directory} has no readable seal"), settings)
+            mended = mend(slot, number, DamagedSlot(f"{directory} has no readable seal"), pipeline)
         except (FuploaderError, OSError) as error:
             log.error("%s is damaged and could not be mended: %s", directory, error)
         else:
@@ -227,21 +227,21 @@ def mend_unreadable(settings: Pipeline) -> list[str]:
     return found
 
 
-def _note(partition: str, settings: Pipeline, stage: Stage, error: str) -> None:
+def _note(partition: str, pipeline: Pipeline, stage: Stage, error: str) -> None:
     """Count the failure of a slot that is here; losing the count loses nothing else."""
     try:
         key = PartitionKey.parse(partition)
-        if key is not None and settings.layout.sealed(key.slot, key.number).is_dir():
-            note_failure(settings.layout, partition, stage=stage, error=error, now=time.time())
+        if key is not None and pipeline.layout.sealed(key.slot, key.number).is_dir():
+            note_failure(pipeline.layout, partition, stage=stage, error=error, now=time.time())
     except (FuploaderError, OSError) as trouble:
         log.warning("the failure of %s could not be noted: %s", partition, trouble)
 
 
-def _sealed(partition: str, settings: Pipeline) -> SealedSlot:
-    slot = find_sealed(settings.layout, partition)
+def _sealed(partition: str, pipeline: Pipeline) -> SealedSlot:
+    slot = find_sealed(pipeline.layout, partition)
     if slot is None:
         raise PermanentError(
-            f"there is no data of partition {partition} below {settings.layout.root}",
+            f"there is no data of partition {partition} below {pipeline.layout.root}",
             hint="it belongs to another node or storage root; nothing of it was ever stored "
             "from here",
         )

@@ -19,7 +19,7 @@ from fuploader_dagster.catalog.rebuild import names_of_slot, note_in_catalog
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, StoredObject
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import FileLock, remove_tree
 from fuploader_dagster.disk.layout import Layout, utc
 from fuploader_dagster.disk.setting_aside import place_aside, set_aside
@@ -36,7 +36,7 @@ def upload(
     slot: SealedSlot,
     packed: Packed,
     store: ObjectStore,
-    settings: Pipeline,
+    pipeline: Pipeline,
     *,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.time,
@@ -46,15 +46,15 @@ def upload(
     Raises what `ObjectStore.put` raises, or `StrategyError` where there is still no usable key;
     local data is kept in each case.
     """
-    key = slot.object_key(settings.key)
-    stored = store.put(key, packed.file(settings.layout), progress)
-    reached(Step.OBJECT_STORED)
+    key = slot.object_key(pipeline.key)
+    stored = store.put(key, packed.file(pipeline.layout), progress)
+    reached(CrashPoint.OBJECT_STORED)
     receipt = make_receipt(packed, stored, clock())
-    note_in_catalog(receipt, lambda: names_of_slot(slot, settings), settings)
-    reached(Step.CATALOGED)
-    keep_receipt(settings.layout, receipt)
-    remove_local_data(settings.layout, receipt)
-    trim_shipped(settings.layout, settings.dedup_window_messages)
+    note_in_catalog(receipt, lambda: names_of_slot(slot, pipeline), pipeline)
+    reached(CrashPoint.CATALOGED)
+    keep_receipt(pipeline.layout, receipt)
+    remove_local_data(pipeline.layout, receipt)
+    trim_shipped(pipeline.layout, pipeline.dedup_window_messages)
     return receipt
 
 
@@ -79,7 +79,7 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     What somebody else put into it is kept, aside.
     """
     clear_failure(layout, receipt.partition)
-    reached(Step.FAILURE_CLEARED)
+    reached(CrashPoint.FAILURE_CLEARED)
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
@@ -90,11 +90,11 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
             set_aside(slot.directory, layout, place_aside(slot.directory, layout))
             return
         keep_index(layout, slot)
-        reached(Step.INDEX_KEPT)
+        reached(CrashPoint.INDEX_KEPT)
         for path in foreign:
             set_aside(path, layout)
         remove_tree(slot.directory)
-        reached(Step.SLOT_REMOVED)
+        reached(CrashPoint.SLOT_REMOVED)
 
 
 class PartitionLock:

@@ -1,12 +1,12 @@
-"""The durable steps: a name for every point at which a process can die and leave something new.
+"""Crash points: a name for every point at which a process can die and leave something new.
 
-What must always hold: killed right behind any of these steps, the next start, the recovery and the
+What must always hold: killed right after any of these points, the next start, the recovery and the
 next runs bring everything to where it would be without the kill. Tests kill there, at each of them,
 and compare every byte.
 
-`reached(step)` says that a step is done. It does nothing, at the cost of a function call, unless
-somebody in this very process set an observer: no setting, file or variable can do that. Calls stand
-per batch, file or archive, never per message.
+`reached(point)` says that a point is passed. It does nothing, at the cost of a function call,
+unless somebody in this very process set an observer: no setting, file or variable can do that.
+There is a call per batch, file or archive, never per message.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from enum import Enum
 
 
-class Step(Enum):
-    """The steps, about in the order of a message's way. What each has made stands behind it."""
+class CrashPoint(Enum):
+    """About in the order of a message's way, each with what has just been made durable."""
 
-    # Files, wherever they are: `fileio`
+    # Files, wherever they are: `disk/durable.py`
     DIRECTORY_MADE = "a missing directory made, not synced"
     TEMPORARY_WRITTEN = "a file written and synced under its temporary name"
     FILE_NAMED = "a file given its final name, the directory not synced"
@@ -86,18 +86,18 @@ class Step(Enum):
     UPLOAD_ABORTED = "an unfinished upload that nobody needs aborted"
 
 
-Observer = Callable[[Step], object]
+Observer = Callable[[CrashPoint], object]
 
 _observer: Observer | None = None
 
 
-def reached(step: Step) -> None:
-    """Say that the step is done."""
+def reached(point: CrashPoint) -> None:
+    """Say that this point is passed."""
     if _observer is not None:
-        _observer(step)
+        _observer(point)
 
 
 def observe(observer: Observer | None) -> None:
-    """From now on tell `observer` of each step that this process does; None: tell nobody."""
+    """From now on tell `observer` of each point that this process passes; None: tell nobody."""
     global _observer  # noqa: PLW0603 - one process, one observer
     _observer = observer

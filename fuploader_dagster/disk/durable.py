@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own, still_at
 from fuploader_dagster.disk.own_modes import folder_mode
 from fuploader_dagster.disk.temporaries import is_at, lock_now, temporary_file, temporary_name
@@ -61,7 +61,7 @@ def make_dirs(path: Path, *, for_others: bool = False) -> None:
     for directory in reversed(missing):
         mode = 0o777 if for_others else folder_mode(directory.parent)
         directory.mkdir(mode, exist_ok=True)
-        reached(Step.DIRECTORY_MADE)
+        reached(CrashPoint.DIRECTORY_MADE)
         fsync_dir(directory.parent)
 
 
@@ -82,7 +82,7 @@ def _sync_names(path: Path) -> None:
 def replace_durably(temporary: Path, final: Path) -> None:
     """Give a file whose bytes are already synced its final name, over an older one if there is."""
     temporary.replace(final)
-    reached(Step.FILE_NAMED)
+    reached(CrashPoint.FILE_NAMED)
     fsync_dir(final.parent)
 
 
@@ -92,7 +92,7 @@ def rename_durably(source: Path, target: Path) -> None:
     if target.exists():  # rename(2) would silently take the place of a file or an empty directory
         raise FileExistsError(errno.EEXIST, "something of this name is there already", target)
     source.rename(target)
-    reached(Step.MOVED)
+    reached(CrashPoint.MOVED)
     fsync_dir(target.parent)
     fsync_dir(source.parent)
 
@@ -108,7 +108,7 @@ def create_durably(final: Path, content: bytes) -> bool:
     with _written_beside(final, content) as temporary:
         try:
             os.link(temporary, final)
-            reached(Step.FILE_NAMED)
+            reached(CrashPoint.FILE_NAMED)
         except FileExistsError:
             return False
         finally:
@@ -124,7 +124,7 @@ def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        reached(Step.TEMPORARY_WRITTEN)
+        reached(CrashPoint.TEMPORARY_WRITTEN)
         yield temporary
 
 
@@ -156,7 +156,7 @@ def append_durably(path: Path, content: bytes) -> None:
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             write_all(descriptor, content)
-            reached(Step.APPENDED)
+            reached(CrashPoint.APPENDED)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -212,7 +212,7 @@ def remove_tree(path: Path) -> None:
     try:
         lock_now(descriptor, fcntl.LOCK_EX)  # it is not left by a dead process until then
         path.rename(doomed)
-        reached(Step.TREE_DOOMED)
+        reached(CrashPoint.TREE_DOOMED)
         fsync_dir(path.parent)
         shutil.rmtree(doomed)
     finally:

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import rename_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
@@ -34,6 +34,6 @@ def set_aside(path: Path, layout: Layout, target: Path | None = None) -> Path:
     because = " was not recognised and" if target is None else ""
     target = target or place_aside(path, layout)
     rename_durably(path, target)
-    reached(Step.SET_ASIDE)
+    reached(CrashPoint.SET_ASIDE)
     log.warning("%s%s was moved to %s", path, because, target)
     return target

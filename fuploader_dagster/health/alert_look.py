@@ -19,7 +19,7 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.alerts import Kind, Looked, Trouble
 from fuploader_dagster.intake.dead_letter_counts import grouped, read_counts
-from fuploader_dagster.intake.disk_space import Unshipped, room_of, shortage
+from fuploader_dagster.intake.disk_space import Unshipped, shortage, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -141,8 +141,8 @@ def disk_trouble(pipeline: Pipeline, now: float, *, paused: bool) -> Trouble | N
     if not pipeline.layout.root.is_dir():
         return None  # nothing was drained yet, or its disk is gone, which the workers say
     unshipped = Unshipped(pipeline.layout).bytes() if pipeline.max_unshipped_bytes else 0
-    room = room_of(pipeline.storage_root.absolute(), unshipped)
-    said = shortage(room, pipeline.intake(), paused=paused)
+    space = space_of(pipeline.storage_root.absolute(), unshipped)
+    said = shortage(space, pipeline.intake(), paused=paused)
     return Trouble("disk", said, now) if said else None
 
 

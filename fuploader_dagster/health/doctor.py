@@ -48,9 +48,9 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
         yield _former_store(former)
 
 
-def prefetch_against_batch(settings: Intake) -> Diagnosis:
+def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
     """While a batch is made durable the next one should be here already."""
-    check, prefetch, batch = "prefetch", settings.prefetch_count, settings.commit_messages
+    check, prefetch, batch = "prefetch", pipeline.prefetch_count, pipeline.commit_messages
     found = f"prefetch_count is {prefetch:,}, commit_messages {batch:,}"
     if prefetch < 2 * batch:
         return Diagnosis(
@@ -62,9 +62,9 @@ def prefetch_against_batch(settings: Intake) -> Diagnosis:
     return Diagnosis(check, "good", found)
 
 
-def strategies(settings: Pipeline) -> Iterator[Diagnosis]:
+def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Whether each of the user's functions is found again by its name, as a worker does it."""
-    own = [(name, getattr(settings, name)) for name in STRATEGIES]
+    own = [(name, getattr(pipeline, name)) for name in STRATEGIES]
     for name, function in own:
         if not callable(function):
             continue
@@ -79,33 +79,33 @@ def strategies(settings: Pipeline) -> Iterator[Diagnosis]:
             )
 
 
-def disk(settings: Pipeline) -> Iterator[Diagnosis]:
+def disk(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """The disk below `storage_root`, by real writes."""
     try:
-        found = machine.read_disk(settings.layout.root.parent)
+        found = machine.read_disk(pipeline.layout.root.parent)
     except FuploaderError as error:
         yield trouble("disk", error)
     except OSError as error:
         yield Diagnosis(
             "disk",
             "wrong",
-            f"cannot write below {settings.storage_root}: {error.strerror}",
+            f"cannot write below {pipeline.storage_root}: {error.strerror}",
             "create the folder and give it to the user that runs the workers",
         )
     else:
-        yield from machine.judge_disk(found, settings)
+        yield from machine.judge_disk(found, pipeline)
 
 
-def object_store(settings: Pipeline) -> Iterator[Diagnosis]:
+def object_store(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """The bucket and our rights on it, by a part and an object of our own; then its clock."""
     try:
-        store = _opened(settings.store)
+        store = _opened(pipeline.store)
         store.check()
     except FuploaderError as error:
         yield trouble("object store", error)
         return
-    yield from getattr(settings.store, "examine", tuple)()  # of a host's own, maybe not there
-    yield from _round_trip(store, key_prefix(settings.key, pipeline=settings.name))
+    yield from getattr(pipeline.store, "examine", tuple)()  # of a host's own, maybe not there
+    yield from _round_trip(store, key_prefix(pipeline.key, pipeline=pipeline.name))
     yield _listing(store)
     yield from _clock(store)
 

@@ -66,17 +66,17 @@ def read_disk(folder: Path) -> Disk:
     )
 
 
-def judge_disk(disk: Disk, settings: Intake) -> Iterator[Diagnosis]:
+def judge_disk(disk: Disk, pipeline: Intake) -> Iterator[Diagnosis]:
     """What the disk means for a pipeline, each point on its own."""
-    yield _free_space(disk, settings)
-    yield _inodes(disk, settings)
+    yield _free_space(disk, pipeline)
+    yield _inodes(disk, pipeline)
     yield _file_system(disk)
     yield _fsync(disk)
 
 
-def judge_open_files(limit: int, settings: Intake) -> Diagnosis:
+def judge_open_files(limit: int, pipeline: Intake) -> Diagnosis:
     """Whether a worker and a run have enough file descriptors. `limit` is the soft one."""
-    needed = OPEN_FILES_OF_A_PROCESS + OPEN_FILES_PER_SLOT * settings.slots_per_worker
+    needed = OPEN_FILES_OF_A_PROCESS + OPEN_FILES_PER_SLOT * pipeline.slots_per_worker
     found = f"a process may open {limit:,} files, a worker may need {needed:,}"
     if limit < needed:
         return Diagnosis(
@@ -91,16 +91,16 @@ def open_files_limit() -> int:
     return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
 
-def _free_space(disk: Disk, settings: Intake) -> Diagnosis:
-    slots = settings.process_count * settings.slots_per_worker
-    growing = slots * settings.seal_bytes * 2  # while it is packed a slot is there twice
+def _free_space(disk: Disk, pipeline: Intake) -> Diagnosis:
+    slots = pipeline.process_count * pipeline.slots_per_worker
+    growing = slots * pipeline.seal_bytes * 2  # while it is packed a slot is there twice
     found = (
         f"{_mib(disk.free_bytes)} free in {disk.folder}; the drain pauses below "
-        f"{_mib(settings.min_free_bytes)}, full slots take up to {_mib(growing)}"
+        f"{_mib(pipeline.min_free_bytes)}, full slots take up to {_mib(growing)}"
     )
-    if disk.free_bytes < settings.min_free_bytes:
+    if disk.free_bytes < pipeline.min_free_bytes:
         return Diagnosis("disk space", "wrong", found, "free some space, or lower min_free_bytes")
-    if disk.free_bytes < settings.min_free_bytes + growing:
+    if disk.free_bytes < pipeline.min_free_bytes + growing:
         return Diagnosis(
             "disk space",
             "warning",
@@ -111,12 +111,12 @@ def _free_space(disk: Disk, settings: Intake) -> Diagnosis:
     return Diagnosis("disk space", "good", found)
 
 
-def _inodes(disk: Disk, settings: Intake) -> Diagnosis:
+def _inodes(disk: Disk, pipeline: Intake) -> Diagnosis:
     if disk.free_inodes is None:
         return Diagnosis("inodes", "good", f"{disk.kind or 'the file system'} does not count them")
-    slots = settings.process_count * settings.slots_per_worker
-    files = settings.seal_messages if settings.slot_format == "files" else 8
-    needed = 2 * slots * files + settings.min_free_inodes
+    slots = pipeline.process_count * pipeline.slots_per_worker
+    files = pipeline.seal_messages if pipeline.slot_format == "files" else 8
+    needed = 2 * slots * files + pipeline.min_free_inodes
     found = f"{disk.free_inodes:,} free, min_free_inodes and full slots take {needed:,}"
     if disk.free_inodes < needed:
         return Diagnosis(

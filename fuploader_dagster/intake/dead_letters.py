@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.contracts.source import Message, MessagePublisher
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, ends_whole, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
 from fuploader_dagster.disk.own_files import open_own
@@ -75,7 +75,7 @@ class DeadLetterBox:
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
         path = self.path()
         append_or_undo(path, lines if ends_whole(path) else b"\n" + lines)
-        reached(Step.DEAD_LETTERS_KEPT)
+        reached(CrashPoint.DEAD_LETTERS_KEPT)
         self._count(letters)
 
     def _count(self, letters: Sequence[DeadLetter]) -> None:

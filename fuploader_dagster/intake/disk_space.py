@@ -1,4 +1,4 @@
-"""Room: whether the disk can take more messages, and the sentence that says why not.
+"""Disk space: whether the disk can take more messages, and the sentence that says why not.
 
 What must always hold: below a mark the drain pauses and the queue keeps its messages; above it the
 drain goes on by itself. A pause ends only a tenth beyond its mark, so that it neither begins nor
@@ -6,7 +6,7 @@ ends with every batch. After the disk said that it is full, whatever the marks s
 taken again only once as much as the last batch needed could be reserved: a batch that fails comes
 back from the queue, and queues count how often.
 
-`shortage` decides, from figures alone; `RoomWatch` looks and remembers.
+`shortage` decides, from figures alone; `SpaceWatch` looks and remembers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TAR_BYTES_PER_MESSAGE = 1024
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskSpace:
     """What there is."""
 
     free_bytes: int
@@ -47,64 +47,66 @@ class Room:
     """How long a file of this process may get (`ulimit -f`); None: as long as it likes."""
 
 
-def shortage(room: Room, settings: Intake, *, paused: bool) -> str:
+def shortage(space: DiskSpace, pipeline: Intake, *, paused: bool) -> str:
     """What there is too little or too much of, in a sentence; empty if messages can be taken.
 
     `paused`: the drain pauses already, and goes on only beyond the marks.
     """
     share = RESUME_SHARE if paused else 0
     said = []
-    marks = settings.min_free_bytes, settings.min_free_inodes, settings.max_unshipped_bytes
+    marks = pipeline.min_free_bytes, pipeline.min_free_inodes, pipeline.max_unshipped_bytes
     min_bytes, min_inodes, max_unshipped = marks
-    folder = settings.storage_root.absolute()
-    if room.free_bytes < min_bytes + min_bytes * share // 100:
+    folder = pipeline.storage_root.absolute()
+    if space.free_bytes < min_bytes + min_bytes * share // 100:
         said.append(
-            f"{folder} has {room.free_bytes:,} bytes free; the drain pauses at less than "
+            f"{folder} has {space.free_bytes:,} bytes free; the drain pauses at less than "
             f"min_free_bytes ({min_bytes:,}) and goes on at {_above(min_bytes):,}: free some space"
         )
-    if room.free_inodes is not None and (room.free_inodes < min_inodes + min_inodes * share // 100):
+    if space.free_inodes is not None and (
+        space.free_inodes < min_inodes + min_inodes * share // 100
+    ):
         said.append(
-            f"{folder} has {room.free_inodes:,} inodes free; the drain pauses at less than "
+            f"{folder} has {space.free_inodes:,} inodes free; the drain pauses at less than "
             f"min_free_inodes ({min_inodes:,}) and goes on at {_above(min_inodes):,}: remove small "
             f"files, or make the file system with more inodes"
         )
-    if max_unshipped and room.unshipped_bytes > max_unshipped - max_unshipped * share // 100:
+    if max_unshipped and space.unshipped_bytes > max_unshipped - max_unshipped * share // 100:
         said.append(
-            f"{room.unshipped_bytes:,} bytes of {settings.name} are not in the object store yet; "
+            f"{space.unshipped_bytes:,} bytes of {pipeline.name} are not in the object store yet; "
             f"the drain pauses at more than max_unshipped_bytes ({max_unshipped:,}) and goes on at "
             f"{max_unshipped - max_unshipped // RESUME_SHARE:,}: see what keeps the uploads"
         )
-    needed = longest_segment(settings)
-    if room.file_bytes is not None and room.file_bytes < needed:
+    needed = longest_segment(pipeline)
+    if space.file_bytes is not None and space.file_bytes < needed:
         said.append(
-            f"this process may write files of up to {room.file_bytes:,} bytes and a slot may need "
+            f"this process may write files of up to {space.file_bytes:,} bytes and a slot may need "
             f"one of {needed:,}, by seal_bytes, commit_bytes and seal_messages: raise `ulimit -f` "
             f"(LimitFSIZE= of a systemd unit), or lower these settings"
         )
     return "; ".join(said)
 
 
-def longest_segment(settings: Intake) -> int:
+def longest_segment(pipeline: Intake) -> int:
     """How long the longest file of a slot can get: a batch beyond the marks, with tar's blocks."""
-    if settings.slot_format == "files":
+    if pipeline.slot_format == "files":
         return 0
-    messages = settings.seal_messages + settings.commit_messages
-    return settings.seal_bytes + settings.commit_bytes + messages * TAR_BYTES_PER_MESSAGE
+    messages = pipeline.seal_messages + pipeline.commit_messages
+    return pipeline.seal_bytes + pipeline.commit_bytes + messages * TAR_BYTES_PER_MESSAGE
 
 
 def _above(mark: int) -> int:
     return mark + mark // RESUME_SHARE
 
 
-class RoomWatch:
+class SpaceWatch:
     """Looks whether there is room, for one worker."""
 
-    def __init__(self, settings: Intake, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings = settings
+    def __init__(self, pipeline: Intake, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pipeline = pipeline
         self._clock = clock
         self._paused = False
         self._reserve = 0
-        self._unshipped = Unshipped(settings.layout)
+        self._unshipped = Unshipped(pipeline.layout)
         self._unshipped_at = -UNSHIPPED_SECONDS
         self._unshipped_bytes = 0
 
@@ -118,9 +120,9 @@ class RoomWatch:
 
     def shortage(self) -> str:
         """Why no messages can be taken now; empty if they can. Takes microseconds."""
-        sentence = shortage(self.look(), self._settings, paused=self._paused)
+        sentence = shortage(self.look(), self._pipeline, paused=self._paused)
         if not sentence and self._reserve:
-            folder = self._settings.layout.root
+            folder = self._pipeline.layout.root
             if has_room(folder, self._reserve):
                 self._reserve = 0
             else:
@@ -131,20 +133,20 @@ class RoomWatch:
         self._paused = bool(sentence)
         return sentence
 
-    def look(self) -> Room:
+    def look(self) -> DiskSpace:
         """The figures."""
         now = self._clock()
-        if self._settings.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
+        if self._pipeline.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
             self._unshipped_at, self._unshipped_bytes = now, self._unshipped.bytes()
-        return room_of(self._settings.storage_root.absolute(), self._unshipped_bytes)
+        return space_of(self._pipeline.storage_root.absolute(), self._unshipped_bytes)
 
 
-def room_of(folder: Path, unshipped_bytes: int) -> Room:
+def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
     """What a file system has, for whoever is not its superuser."""
     make_dirs(folder)
     stat = os.statvfs(folder)
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return Room(
+    return DiskSpace(
         free_bytes=stat.f_bavail * stat.f_frsize,
         free_inodes=stat.f_favail if stat.f_files else None,
         unshipped_bytes=unshipped_bytes,

@@ -8,7 +8,7 @@ Nothing is settled before it is durable, and everything received is settled or g
 queue delivers again may be stored already, here or by another worker: it is looked for in the
 `dedup_window`, in a turn of its own (`commit_turns`), and settled without a second copy.
 
-Without room on the disk (`room`) the queue is let go until there is some; meanwhile slots are
+Without room on the disk (`disk_space`) the queue is let go until there is some; meanwhile slots are
 sealed and claims renewed as ever, so that what is there can be shipped. Trouble (broker, state
 store, disk) ends the session: what was not settled goes back to the queue, the worker says what is
 wrong, pauses, and starts again from what is on disk. The pauses grow. Only a slot that another
@@ -30,14 +30,14 @@ from contextlib import contextmanager
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.contracts.state import Commit, StateStore
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.intake.dead_letter_dedup import without_kept
 from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox
-from fuploader_dagster.intake.disk_space import RoomWatch
+from fuploader_dagster.intake.disk_space import SpaceWatch
 from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.intake.meanwhile import Meanwhile
@@ -49,7 +49,7 @@ from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.commit_turns import CommitTurns, Look
 from fuploader_dagster.slots.dedup_window import DedupWindow
 from fuploader_dagster.slots.sealing import Reason, sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 log = logging.getLogger(__name__)
 
@@ -76,27 +76,27 @@ class Drain:
 
     def __init__(
         self,
-        settings: Intake,
+        pipeline: Intake,
         worker: int,
         *,
         source: MessageSource,
         state: StateStore,
         lease: Lease,
     ) -> None:
-        self.settings = settings
-        self.layout = settings.layout
+        self.pipeline = pipeline
+        self.layout = pipeline.layout
         self.state = state
         self.lease = lease
         self.report = StatusReport(self.layout, worker)
         self.status = self.report.status
-        self._slots = OwnedSlots(settings, worker)
-        self._in_hand = InHand(source, settings, lease)
-        self._decoder = Decoder(settings, alarm=_alarm)
-        self._suspects = Suspects(self.layout, worker, max_deliveries=settings.max_deliveries)
+        self._slots = OwnedSlots(pipeline, worker)
+        self._in_hand = InHand(source, pipeline, lease)
+        self._decoder = Decoder(pipeline, alarm=_alarm)
+        self._suspects = Suspects(self.layout, worker, max_deliveries=pipeline.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
-        self._window = DedupWindow(self.layout, settings.dedup_window_messages)
-        self._turns = CommitTurns(self.layout, worker, prefetch=settings.prefetch_count)
-        self._room = RoomWatch(settings)
+        self._window = DedupWindow(self.layout, pipeline.dedup_window_messages)
+        self._turns = CommitTurns(self.layout, worker, prefetch=pipeline.prefetch_count)
+        self._space = SpaceWatch(pipeline)
         self._meanwhile = Meanwhile(self._stay_alive)
         self._root_id = ""
         self._housekeeping_at = 0.0
@@ -118,7 +118,7 @@ class Drain:
                     self._session()
             except FuploaderError as error:
                 if isinstance(error, DiskFull):
-                    self._room.disk_was_full(self._batch_bytes)
+                    self._space.disk_was_full(self._batch_bytes)
                 troubles = troubles + 1 if self.status.messages == handled else 1
                 self._pause(error, troubles)
         self._meanwhile.close()
@@ -140,11 +140,11 @@ class Drain:
 
     def _quota(self) -> int:
         """How many more messages this worker may handle."""
-        quota = self.settings.max_tasks_per_child
+        quota = self.pipeline.max_tasks_per_child
         return quota - self.status.messages if quota else _NO_QUOTA
 
     def _session(self) -> None:
-        self._wait_for_room()
+        self._wait_for_space()
         if self._finished():
             return
         make_dirs(self.layout.root)
@@ -153,7 +153,7 @@ class Drain:
             self._suspects.note_the_dead()
             self._seal_due()  # what became due while there was trouble with the queue
             while not self._finished():
-                if self._wait_for_room():
+                if self._wait_for_space():
                     continue
                 self._consume()
                 most = self._slots.left_in_turn
@@ -172,9 +172,9 @@ class Drain:
         self.lease.in_hand = False
         self._in_hand.close()
 
-    def _wait_for_room(self) -> bool:
+    def _wait_for_space(self) -> bool:
         """Return when there is room, or the lease is over; says whether that took a pause."""
-        sentence = self._room.shortage()
+        sentence = self._space.shortage()
         if not sentence:
             return False
         log.warning("draining paused: %s", sentence)
@@ -184,7 +184,7 @@ class Drain:
             self.lease.wait(ROOM_SECONDS)
             self._seal_due()
             self._keep_house()
-            sentence = self._room.shortage()
+            sentence = self._space.shortage()
         if not sentence:
             log.info("draining goes on: there is room again")
         return True
@@ -205,9 +205,9 @@ class Drain:
         self._seal_requested_at = self._seal_request()
         with self._slots.opened(self.state):
             self.state.claim(self._slots.numbers, self._root_id, CLAIM_SECONDS)
-            reached(Step.SLOTS_CLAIMED)
+            reached(CrashPoint.SLOTS_CLAIMED)
             self.state.add_sealed(sealed_partitions(self.layout))
-            reached(Step.SEALED_FOUND)
+            reached(CrashPoint.SEALED_FOUND)
             self._record(self._slots.counts())
             yield
 
@@ -254,7 +254,7 @@ class Drain:
                 slot.commit()
             bad = [message for message, _ in dead]
             self._in_hand.settle(CommittedBatch(batch[-1], len(batch), bad))
-            reached(Step.SETTLED)
+            reached(CrashPoint.SETTLED)
         duplicates = len(batch) - stored - len(letters)
         self._count(len(batch), stored_bytes, duplicates, letters)
         commit = Commit(
@@ -271,11 +271,11 @@ class Drain:
         if part.verdict is not None:
             return [part.verdict]
         if not self._decoder.may_take_long:
-            return self._decoder.decode(part.messages, most_bytes=self.settings.commit_bytes)
+            return self._decoder.decode(part.messages, most_bytes=self.pipeline.commit_bytes)
         began = time.monotonic()
         with self._meanwhile.allowed():
             files = self._decoder.decode(
-                part.messages, most_bytes=self.settings.commit_bytes, most_seconds=DECODE_SECONDS
+                part.messages, most_bytes=self.pipeline.commit_bytes, most_seconds=DECODE_SECONDS
             )
         self._in_hand.pace.decoded(len(files), time.monotonic() - began)
         return files
@@ -288,7 +288,7 @@ class Drain:
     @contextmanager
     def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
         """Around a commit: which of the messages have to be looked for, with a window to do it."""
-        if not self.settings.dedup_window_messages:
+        if not self.pipeline.dedup_window_messages:
             yield "for none"
             return
         redelivered = any(message.redelivered for message in batch)
@@ -311,7 +311,7 @@ class Drain:
         letters = [self._dead_letters.letter(*pair, describe) for pair in dead]
         if look == "for none":
             return letters
-        in_hand, every = self.settings.prefetch_count, look == "for all"
+        in_hand, every = self.pipeline.prefetch_count, look == "for all"
         return without_kept(letters, self.layout, in_hand, all_may_be_kept=every)
 
     def _count(
@@ -326,7 +326,7 @@ class Drain:
 
     def _record(self, commit: Commit) -> None:
         self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
-        reached(Step.PARTITION_PUSHED if commit.sealed else Step.RECORDED)
+        reached(CrashPoint.PARTITION_PUSHED if commit.sealed else CrashPoint.RECORDED)
         if len(commit.slots) == len(self._slots.numbers):
             self._renewed_at = time.monotonic()
 
@@ -336,11 +336,11 @@ class Drain:
             if reason is not None:
                 self._seal(slot, reason)
 
-    def _seal(self, slot: Slot, reason: Reason) -> None:
+    def _seal(self, slot: SlotOwner, reason: Reason) -> None:
         sealed = slot.seal(reason)
         if sealed is not None:
             self.status.sealed += 1
-            self._room.backlog_grew()
+            self._space.backlog_grew()
             self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
 
     def _keep_house(self) -> None:
@@ -384,11 +384,11 @@ class Drain:
         self.report.doing("leaving")
         self._work_off()
         self._log_dead_letters(time.monotonic())
-        if reason and self.settings.residue_file_upload:
+        if reason and self.pipeline.residue_file_upload:
             for slot in self._slots:
                 self._seal(slot, "shutdown")
         self.state.release(self._slots.numbers, self._root_id)
-        reached(Step.SLOTS_RELEASED)
+        reached(CrashPoint.SLOTS_RELEASED)
 
     def _work_off(self) -> None:
         """Handle what is in hand already: given back, it would count as delivered once more."""

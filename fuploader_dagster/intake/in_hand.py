@@ -36,10 +36,10 @@ DECODE_SECONDS = 2.0
 class Pace:
     """How many messages to commit at once and to have in hand."""
 
-    def __init__(self, settings: Intake) -> None:
-        self._commit_messages = settings.commit_messages
-        self._prefetch = settings.prefetch_count
-        self._affordable = float(settings.prefetch_count)
+    def __init__(self, pipeline: Intake) -> None:
+        self._commit_messages = pipeline.commit_messages
+        self._prefetch = pipeline.prefetch_count
+        self._affordable = float(pipeline.prefetch_count)
         """As many can be decoded in `DECODE_SECONDS`, as far as is known."""
         self._settled = 0
 
@@ -75,11 +75,11 @@ class Pace:
 class InHand:
     """What one worker has in hand, and its source."""
 
-    def __init__(self, source: MessageSource, settings: Intake, lease: Lease) -> None:
+    def __init__(self, source: MessageSource, pipeline: Intake, lease: Lease) -> None:
         self.source = source
-        self.pace = Pace(settings)
+        self.pace = Pace(pipeline)
         self.consuming = False
-        self._settings = settings
+        self._pipeline = pipeline
         self._lease = lease
         self._asked = 0
         self._left_over: deque[Message] = deque()
@@ -124,7 +124,7 @@ class InHand:
         batch: list[Message] = []
         size = 0
         due_at = math.inf
-        while len(batch) < most and size < self._settings.commit_bytes:
+        while len(batch) < most and size < self._pipeline.commit_bytes:
             if not self._left_over:
                 if time.monotonic() >= due_at or (batch and self._lease.over()):
                     break
@@ -132,7 +132,7 @@ class InHand:
                 if not received:
                     break
                 self._left_over.extend(received)
-                due_at = min(due_at, time.monotonic() + self._settings.flush_interval_seconds)
+                due_at = min(due_at, time.monotonic() + self._pipeline.flush_interval_seconds)
             batch.append(self._left_over.popleft())
             size += len(batch[-1].body)
         return batch

@@ -11,19 +11,19 @@ from contextlib import ExitStack, contextmanager
 
 from fuploader_dagster.contracts.state import Commit, StateStore
 from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 
 
 class OwnedSlots:
     """Iterate over it for the slots; there are none while they are not opened."""
 
-    def __init__(self, settings: Intake, worker: int) -> None:
-        self.numbers = settings.slots_of(worker)
-        self._settings = settings
-        self._slots: list[Slot] = []
+    def __init__(self, pipeline: Intake, worker: int) -> None:
+        self.numbers = pipeline.slots_of(worker)
+        self._pipeline = pipeline
+        self._slots: list[SlotOwner] = []
         self._turn = self._given = 0
 
-    def __iter__(self) -> Iterator[Slot]:
+    def __iter__(self) -> Iterator[SlotOwner]:
         return iter(self._slots)
 
     def __len__(self) -> int:
@@ -31,11 +31,13 @@ class OwnedSlots:
 
     @contextmanager
     def opened(self, state: StateStore) -> Iterator[None]:
-        """Lock and recover them; raises what opening a `Slot` raises."""
+        """Lock and recover them; raises what opening a `SlotOwner` raises."""
         with ExitStack() as stack:
             stack.callback(self._forget)
             for number in self.numbers:
-                slot = Slot(self._settings, number, highest_number=state.highest_number(number))
+                slot = SlotOwner(
+                    self._pipeline, number, highest_number=state.highest_number(number)
+                )
                 self._slots.append(stack.enter_context(slot))
             yield
 
@@ -45,9 +47,9 @@ class OwnedSlots:
     @property
     def left_in_turn(self) -> int:
         """Most messages for the next batch."""
-        return self._settings.commit_messages - self._given
+        return self._pipeline.commit_messages - self._given
 
-    def take_turn(self, messages: int) -> Slot:
+    def take_turn(self, messages: int) -> SlotOwner:
         """The slot for a batch of this size: a commit costs the same however many slots are."""
         slot = self._slots[self._turn]
         self._given += messages

@@ -58,9 +58,9 @@ class _Worker:
 class Supervisor:
     """The workers of one pipeline, children of this process. Thread-safe."""
 
-    def __init__(self, settings: Intake) -> None:
-        self.settings = settings
-        self._workers = [_Worker(number) for number in range(settings.process_count)]
+    def __init__(self, pipeline: Intake) -> None:
+        self.pipeline = pipeline
+        self._workers = [_Worker(number) for number in range(pipeline.process_count)]
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ends_at = 0.0
@@ -69,12 +69,12 @@ class Supervisor:
     def renew(self) -> None:
         """Let the workers run for another `lease_seconds`, and start those that are missing."""
         with self._lock:
-            self._ends_at = time.monotonic() + self.settings.lease_seconds
+            self._ends_at = time.monotonic() + self.pipeline.lease_seconds
             for worker in self._workers:
                 self._tend(worker, wanted=True)
-                self._send(worker, renewal(self.settings.lease_seconds))
+                self._send(worker, renewal(self.pipeline.lease_seconds))
             if self._thread is None or not self._thread.is_alive():
-                name = f"workers of {self.settings.name}"
+                name = f"workers of {self.pipeline.name}"
                 self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
                 self._thread.start()
 
@@ -105,7 +105,7 @@ class Supervisor:
         here = pid_namespace()
         return [
             status
-            for status in read_statuses(self.settings.layout)
+            for status in read_statuses(self.pipeline.layout)
             if status.pid in pids and status.pid_namespace == here
         ]
 
@@ -162,12 +162,12 @@ class Supervisor:
         worker.deaths += 1
         worker.died_of = died_of
         # The deaths that a message brings are counted with the message: no need to wait longer.
-        suspected = was_handling(self.settings.layout, worker.number)
+        suspected = was_handling(self.pipeline.layout, worker.number)
         worker.start_after = now + pause_seconds(1 if suspected else worker.deaths, 0.5)
         log.error(
             "worker %d of %s ended, what it had not acknowledged comes again: %s",
             worker.number,
-            self.settings.name,
+            self.pipeline.name,
             died_of,
         )
 
@@ -178,7 +178,7 @@ class Supervisor:
             lease_seconds=max(0.0, self._ends_at - now),
             sys_path=[path or str(Path.cwd()) for path in sys.path],
             last_words=last_words,
-            intake=msgspec.Raw(dump_intake(self.settings)),
+            intake=msgspec.Raw(dump_intake(self.pipeline)),
         )
         try:
             worker.process = subprocess.Popen(
@@ -213,17 +213,17 @@ _supervisors: dict[Path, Supervisor] = {}
 _supervisors_lock = threading.Lock()
 
 
-def supervisor_for(settings: Intake) -> Supervisor:
+def supervisor_for(pipeline: Intake) -> Supervisor:
     """The supervisor of a pipeline in this process, the same one at every tick.
 
     If the settings changed, the old workers are let go; the new ones wait for their slots.
     """
     with _supervisors_lock:
-        supervisor = _supervisors.get(settings.layout.root)
-        if supervisor is None or supervisor.settings != settings:
+        supervisor = _supervisors.get(pipeline.layout.root)
+        if supervisor is None or supervisor.pipeline != pipeline:
             if supervisor is not None:
                 supervisor.let_go()
-            supervisor = _supervisors[settings.layout.root] = Supervisor(settings)
+            supervisor = _supervisors[pipeline.layout.root] = Supervisor(pipeline)
         return supervisor
 
 

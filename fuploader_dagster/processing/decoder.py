@@ -53,22 +53,22 @@ class File(NamedTuple):
 class Decoder:
     """Turns messages into files, as one pipeline's settings say."""
 
-    def __init__(self, settings: Intake, alarm: Callable[[float], object] | None = None) -> None:
+    def __init__(self, pipeline: Intake, alarm: Callable[[float], object] | None = None) -> None:
         """`alarm(seconds)` ends the process after that time unless it is set again; 0 unsets it.
         Without one, nothing is done about a function that hangs.
         """
         self.exhausted = False
         """Memory ran out: this process should decode nothing more."""
         self._alarm = alarm or _no_alarm
-        self._settings = settings
-        self._parser = settings.parser
-        self._parser_name = f"the parser {name_of(settings.parser)}" if settings.parser else ""
-        self._namer = settings.file_name
+        self._pipeline = pipeline
+        self._parser = pipeline.parser
+        self._parser_name = f"the parser {name_of(pipeline.parser)}" if pipeline.parser else ""
+        self._namer = pipeline.file_name
         self._built_in: Callable[[Message], Envelope] = {
             "envelope": self._envelope,
             "json": self._json,
             "raw": self._raw,
-        }[settings.message_format]
+        }[pipeline.message_format]
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -129,7 +129,7 @@ class Decoder:
         """What the user's parser makes of it; begun only if it is an async one."""
         parser = self._parser
         assert parser is not None  # noqa: S101 - else it is not called
-        self._alarm(self._settings.parser_timeout_seconds)
+        self._alarm(self._pipeline.parser_timeout_seconds)
         try:
             parsed = _ask(self._parser_name, parser, message.body)
         except BadMessage as error:
@@ -152,7 +152,7 @@ class Decoder:
         if self._namer is not None:
             name = self._ask_name(parsed)
         else:  # a message without any name gets the one that a redelivery of it gets too
-            fields = self._settings.name_fields
+            fields = self._pipeline.name_fields
             found = _ask("looking for a name in what the parser returned", _name_in, parsed, fields)
             name = found or self._raw(message).file_name
         content = _ask("writing what the parser returned", _content_of, parsed)
@@ -161,7 +161,7 @@ class Decoder:
     def _ask_name(self, parsed: Any) -> str:
         namer = self._namer
         assert namer is not None  # noqa: S101 - else it is not called
-        self._alarm(self._settings.parser_timeout_seconds)
+        self._alarm(self._pipeline.parser_timeout_seconds)
         name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
         if not isinstance(name, str):
             raise BadMessage(
@@ -183,7 +183,7 @@ class Decoder:
         except (*USER_ERRORS, asyncio.CancelledError) as error:
             return _misbehaved(self._parser_name, error)
         finally:  # as long as one after the other is done, they do not hang
-            self._alarm(self._settings.parser_timeout_seconds)
+            self._alarm(self._pipeline.parser_timeout_seconds)
 
     def _await_all(
         self,
@@ -202,12 +202,12 @@ class Decoder:
     def _envelope(self, message: Message) -> Envelope:
         return decode_envelope(
             message.body,
-            name_fields=self._settings.name_fields,
-            max_bytes=self._settings.max_unpacked_bytes,
+            name_fields=self._pipeline.name_fields,
+            max_bytes=self._pipeline.max_unpacked_bytes,
         )
 
     def _json(self, message: Message) -> Envelope:
-        return decode_json(message.body, name_fields=self._settings.name_fields)
+        return decode_json(message.body, name_fields=self._pipeline.name_fields)
 
     def _raw(self, message: Message) -> Envelope:
         return decode_raw(message.body, message.message_id)

@@ -160,12 +160,12 @@ def _make_importable(folder: Path) -> None:
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
     _check_names(values, where)
-    parts = {part: load_part(part, values.get(part), f"{where}.{part}") for part in KINDS}
+    parts = {part: load_backend(part, values.get(part), f"{where}.{part}") for part in KINDS}
     former = values.get("former_stores", [])
     if not isinstance(former, list):
         raise ConfigError(f"{where}.former_stores must be a list of stores")
     parts["former_stores"] = tuple(
-        load_part("store", one, f"{where}.former_stores.{number}")
+        load_backend("store", one, f"{where}.former_stores.{number}")
         for number, one in enumerate(former)
     )
     try:
@@ -174,7 +174,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
         raise _config_error(error, where, Pipeline.model_fields) from None
 
 
-def load_part(part: str, values: Any, where: str) -> Any:
+def load_backend(part: str, values: Any, where: str) -> Any:
     """A source, state store or object store from a mapping with its `kind`.
 
     Raises `ConfigError`; `where` says whose settings they are.
@@ -222,7 +222,7 @@ def load_intake(line: bytes) -> Intake:
     """What `dump_intake` wrote."""
     values = msgspec.json.decode(line, type=dict[str, Any])
     for part in ("source", "state"):
-        values[part] = load_part(part, values[part], part)
+        values[part] = load_backend(part, values[part], part)
     try:
         return Intake(**values)
     except ValidationError as error:

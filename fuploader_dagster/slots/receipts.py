@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, ends_whole, make_dirs
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import open_own
@@ -44,7 +44,7 @@ def keep_receipt(layout: Layout, receipt: Receipt) -> None:
     make_dirs(path.parent)
     line = msgspec.json.encode(receipt) + b"\n"
     append_durably(path, line if ends_whole(path) else b"\n" + line)
-    reached(Step.RECEIPT_KEPT)
+    reached(CrashPoint.RECEIPT_KEPT)
 
 
 def find_receipt(layout: Layout, partition: str) -> Receipt | None:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import rename_durably, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 from fuploader_dagster.disk.own_files import read_own
@@ -79,22 +79,22 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def seal_due(
-    *, messages: int, size_bytes: int, age_seconds: float, settings: Intake
+    *, messages: int, size_bytes: int, age_seconds: float, pipeline: Intake
 ) -> Reason | None:
     """Which limit an active directory has reached, if any. An empty one is never sealed."""
     if messages == 0:
         return None
-    if messages >= settings.seal_messages:
+    if messages >= pipeline.seal_messages:
         return "count"
-    if size_bytes >= settings.seal_bytes:
+    if size_bytes >= pipeline.seal_bytes:
         return "bytes"
-    if age_seconds >= settings.seal_age_seconds:
+    if age_seconds >= pipeline.seal_age_seconds:
         return "age"
     return None
 
 
 def make_seal(
-    settings: Intake,
+    pipeline: Intake,
     *,
     slot: int,
     number: int,
@@ -108,18 +108,18 @@ def make_seal(
     mends: tuple[int, int] | None = None,
 ) -> Seal:
     """Decide everything that a sealed slot fixes: partition key, archive name, object key."""
-    partition = PartitionKey(utc(now), settings.node, slot, number)
-    archive = f"{partition}{settings.archive_suffix}"
+    partition = PartitionKey(utc(now), pipeline.node, slot, number)
+    archive = f"{partition}{pipeline.archive_suffix}"
     key, problem = None, ""
     try:
-        key = object_key(settings.key, pipeline=settings.name, partition=partition, archive=archive)
+        key = object_key(pipeline.key, pipeline=pipeline.name, partition=partition, archive=archive)
     except StrategyError as error:
         problem = str(error)
         log.error("slot %s is sealed without an object key: %s", partition, error)
     return Seal(
         partition=str(partition),
-        pipeline=settings.name,
-        node=settings.node,
+        pipeline=pipeline.name,
+        node=pipeline.node,
         slot=slot,
         number=number,
         sealed_at=partition.sealed_at.isoformat(timespec="milliseconds"),
@@ -144,7 +144,7 @@ def encode_seal(seal: Seal) -> bytes:
 def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
     """Write the seal into a committed, closed active directory and move it to the sealed ones."""
     write_durably(directory / SEAL_NAME, encode_seal(seal))
-    reached(Step.SEAL_WRITTEN)
+    reached(CrashPoint.SEAL_WRITTEN)
     return finish_seal(directory, layout)
 
 
@@ -277,7 +277,7 @@ class SealedSlot:
                 archive=self.seal.archive,
             )
             write_durably(late, made.encode("utf-8"))
-            reached(Step.OBJECT_KEY_KEPT)
+            reached(CrashPoint.OBJECT_KEY_KEPT)
         return read_own(late).decode("utf-8")
 
 

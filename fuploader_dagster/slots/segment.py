@@ -39,7 +39,7 @@ from typing import ClassVar, Literal
 
 from xxhash import xxh3_128
 
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import (
     fsync_dir,
     fsync_file,
@@ -66,7 +66,7 @@ SetAside = Callable[[Path], object]
 """Moves a file that recovery does not recognise out of the way, deleting nothing."""
 
 
-class SlotWriter(ABC):
+class DirectoryWriter(ABC):
     """Appends messages to one active directory. The directory must be locked by the caller."""
 
     slot_format: ClassVar[Literal["segment", "files"]]
@@ -148,13 +148,13 @@ class SlotWriter(ABC):
 
     def _commit(self) -> None:
         self._write_data()
-        reached(Step.DATA_SYNCED)
+        reached(CrashPoint.DATA_SYNCED)
         committed = index.commit(self._records, self._commits)
         os.lseek(self._index, self._index_end, os.SEEK_SET)
         write_all(self._index, committed)
-        reached(Step.INDEX_WRITTEN)
+        reached(CrashPoint.INDEX_WRITTEN)
         self._sync_index()
-        reached(Step.INDEX_SYNCED)
+        reached(CrashPoint.INDEX_SYNCED)
         self._index_end += len(committed)
         self._commits += 1
         self._records.clear()
@@ -174,7 +174,7 @@ class SlotWriter(ABC):
         os.fdatasync(self._index)
 
 
-class SegmentWriter(SlotWriter):
+class SegmentWriter(DirectoryWriter):
     """The `segment` format."""
 
     slot_format = "segment"
@@ -204,7 +204,7 @@ class SegmentWriter(SlotWriter):
         torn = os.fstat(self._data).st_size > end
         os.ftruncate(self._data, end)
         if torn:
-            reached(Step.TAIL_CUT)
+            reached(CrashPoint.TAIL_CUT)
         os.fdatasync(self._data)
         self._committed_end = self._end = end
         for start in range(0, end, _BLOCK_BYTES):
@@ -224,7 +224,7 @@ class SegmentWriter(SlotWriter):
         for block in _blocks(self._parts):
             write_all(self._data, block)
             self._digest.update(block)
-        reached(Step.DATA_WRITTEN)
+        reached(CrashPoint.DATA_WRITTEN)
         os.fdatasync(self._data)
         self._committed_end = self._end
         self._parts.clear()
@@ -289,7 +289,7 @@ def _not_as_committed(entry: IndexEntry) -> DamagedSlot:
     )
 
 
-class FilesWriter(SlotWriter):
+class FilesWriter(DirectoryWriter):
     """The `files` format."""
 
     slot_format = "files"
@@ -345,7 +345,7 @@ class FilesWriter(SlotWriter):
                     write_all(descriptor, content)
                 finally:
                     os.close(descriptor)
-            reached(Step.DATA_WRITTEN)
+            reached(CrashPoint.DATA_WRITTEN)
             syncfs(self._folder)
         except OSError:
             for name in made:  # or a full disk would stay full of them, set aside at each attempt
@@ -470,4 +470,4 @@ def syncfs(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-WRITERS: dict[str, type[SlotWriter]] = {"segment": SegmentWriter, "files": FilesWriter}
+WRITERS: dict[str, type[DirectoryWriter]] = {"segment": SegmentWriter, "files": FilesWriter}

@@ -2,7 +2,7 @@
 
 What must always hold:
 
-- One writer per slot: a `Slot` exists only while its process holds two locks, which the kernel
+- One writer per slot: a `SlotOwner` exists only while its process holds two locks, which the kernel
   takes back when the process dies: the slot's lock file, and the slot's folder itself, so that
   nobody who removes `locks/` lets a second writer in. Reloads, overlaps and second code servers
   wait.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuploader_dagster.contracts.state import SlotCount
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import FileLock, FolderLock, write_durably
 from fuploader_dagster.disk.layout import MAX_NUMBER_DIGITS, Layout
 from fuploader_dagster.disk.own_files import read_own
@@ -48,7 +48,7 @@ from fuploader_dagster.slots.sealing import (
     seal_directory,
     seal_due,
 )
-from fuploader_dagster.slots.segment import WRITERS, SlotWriter, salvage
+from fuploader_dagster.slots.segment import WRITERS, DirectoryWriter, salvage
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ class _Variants:
     next_number: int = 2
 
 
-class Slot:
+class SlotOwner:
     """One slot of this process, with its active directory. Use as a context manager."""
 
     def __init__(
         self,
-        settings: Intake,
+        pipeline: Intake,
         slot: int,
         *,
         highest_number: int = 0,
@@ -77,9 +77,9 @@ class Slot:
 
         `clock` says what time it is, and may be set back; `monotonic` tells how time passes.
         """
-        self.settings = settings
+        self.pipeline = pipeline
         self.slot = slot
-        self.layout: Layout = settings.layout
+        self.layout: Layout = pipeline.layout
         self.found_sealed: list[SealedSlot] = []
         """What opening found full, or half sealed, and sealed."""
         self._clock = clock
@@ -88,7 +88,7 @@ class Slot:
         self._lock = FileLock(self.layout.slot_lock(slot))
         self._folder = FolderLock(self.layout.active_slot(slot))
         self._number = 0
-        self._writer: SlotWriter | None = None
+        self._writer: DirectoryWriter | None = None
         self._entries = 0
         self._bytes = 0
         self._opened_at = 0.0
@@ -96,7 +96,7 @@ class Slot:
         self._digests: dict[str, bytes] = {}
         self._variants: dict[str, _Variants] = {}
 
-    def __enter__(self) -> Slot:
+    def __enter__(self) -> SlotOwner:
         self._lock.acquire()
         try:
             self._folder.acquire()
@@ -174,7 +174,7 @@ class Slot:
             messages=self._entries,
             size_bytes=self._bytes,
             age_seconds=age,
-            settings=self.settings,
+            pipeline=self.pipeline,
         )
 
     def seal(self, reason: Reason) -> SealedSlot | None:
@@ -184,7 +184,7 @@ class Slot:
         self.commit()
         directory = self._writer.directory
         seal = make_seal(
-            self.settings,
+            self.pipeline,
             slot=self.slot,
             number=self._number,
             slot_format=self._writer.slot_format,
@@ -197,7 +197,7 @@ class Slot:
         )
         self._close_directory()
         sealed = seal_directory(directory, seal, self.layout)
-        reached(Step.ADOPTED if reason == "adopted" else Step.SEALED)
+        reached(CrashPoint.ADOPTED if reason == "adopted" else CrashPoint.SEALED)
         log.info("sealed %s: %d messages, %s", seal.partition, seal.messages, reason)
         return sealed
 
@@ -263,7 +263,7 @@ class Slot:
             return False
         try:
             self.found_sealed.append(finish_seal(directory, self.layout))
-            reached(Step.SEAL_FINISHED)
+            reached(CrashPoint.SEAL_FINISHED)
         except DamagedSlot as error:
             self._move_aside_and_say(directory, error)
         return True
@@ -274,7 +274,7 @@ class Slot:
 
     def _resume(self, directory: Path, number: int) -> None:
         """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""
-        writer = _writer_for(directory, self.settings.slot_format)
+        writer = _writer_for(directory, self.pipeline.slot_format)
         entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
         self._digests = {entry.name: entry.sha256 for entry in entries}
@@ -285,12 +285,12 @@ class Slot:
         age = max(0.0, self._clock() - directory.stat().st_mtime)
         self._opened_at = self._monotonic() - age
 
-    def _open_directory(self) -> SlotWriter:
+    def _open_directory(self) -> DirectoryWriter:
         number = self._take_number()
         directory = self.layout.active(self.slot, number)
-        writer = WRITERS[self.settings.slot_format](directory)
+        writer = WRITERS[self.pipeline.slot_format](directory)
         writer.open(self._set_aside)
-        reached(Step.DIRECTORY_OPENED)
+        reached(CrashPoint.DIRECTORY_OPENED)
         self._writer, self._number = writer, number
         self._opened_at = self._monotonic()
         return writer
@@ -303,7 +303,7 @@ class Slot:
         ):
             number += 1
         write_durably(counter, str(number).encode())
-        reached(Step.NUMBER_TAKEN)
+        reached(CrashPoint.NUMBER_TAKEN)
         return number
 
     def _counted(self, counter: Path) -> int:
@@ -328,7 +328,7 @@ class Slot:
         return set_aside(path, self.layout)
 
 
-def _writer_for(directory: Path, default: str) -> SlotWriter:
+def _writer_for(directory: Path, default: str) -> DirectoryWriter:
     """A writer of the format the directory was begun in; the setting may have changed since."""
     for writer in WRITERS.values():
         if os.path.lexists(directory / writer.data_name):

@@ -77,21 +77,21 @@ Progress = Callable[[int], None]
 
 
 def apply(
-    plan: Plan, settings: Pipeline, redis: FormerState | None, progress: Progress | None = None
+    plan: Plan, pipeline: Pipeline, redis: FormerState | None, progress: Progress | None = None
 ) -> list[SealedSlot]:
     """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
-    layout = settings.layout
+    layout = pipeline.layout
     make_dirs(adopting(layout))
-    _keep_identities(plan.stored, settings)
+    _keep_identities(plan.stored, pipeline)
     for aside in plan.aside:
         _set_aside(aside, layout)
-    sealed = [_finish(staged, settings) for staged in plan.finish]
+    sealed = [_finish(staged, pipeline) for staged in plan.finish]
     for adopt in plan.adopt:
-        sealed += _adopt(adopt, settings)
+        sealed += _adopt(adopt, pipeline)
         if progress:
             progress(adopt.kept)
     for archive in plan.archives:
-        sealed += _take_archive(archive, settings)
+        sealed += _take_archive(archive, pipeline)
     for removal in plan.remove:
         removal.path.unlink(missing_ok=True)
         log.info("removed %s: %s", removal.path, removal.because)
@@ -104,8 +104,8 @@ def apply(
     return sealed
 
 
-def _adopt(step: Adopt, settings: Pipeline) -> list[SealedSlot]:
-    directory, layout = step.directory, settings.layout
+def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
+    directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
         staged = _stage(layout, Origin(directory.source, directory.kind, directory.maybe_stored))
@@ -118,10 +118,10 @@ def _adopt(step: Adopt, settings: Pipeline) -> list[SealedSlot]:
             _bring(directory.path, files)
     for drop in step.drop:
         _drop(drop, staged)
-    return _seal_files(staged, settings)
+    return _seal_files(staged, pipeline)
 
 
-def _keep_identities(stored: Collection[Content], settings: Pipeline) -> None:
+def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
     """Have the drain know what FUploader stored last: it may not have acknowledged all of it."""
     if not stored:
         return
@@ -129,10 +129,10 @@ def _keep_identities(stored: Collection[Content], settings: Pipeline) -> None:
         index.record(as_text(name).encode("utf-8"), 0, 0, 0, digest)
         for name, digest in sorted(stored)
     ]
-    layout = settings.layout
+    layout = pipeline.layout
     # A number of no other directory's: by it the drain tells them apart.
     moment, number = utc(time.time()), _next_number(layout)
-    partition = PartitionKey(moment, settings.node, ADOPTED_SLOT, number)
+    partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
     name = f"{partition}.{len(records)}.index"
     write_durably(layout.shipped / name, index.whole_index(records))
@@ -143,7 +143,7 @@ def _drop(drop: Drop, staged: Path) -> None:
     log.info("%s is not adopted: %s", drop.file.name, drop.because)
 
 
-def _seal_files(staged: Path, settings: Pipeline) -> list[SealedSlot]:
+def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
     """Sync, index and seal the files of a staged directory."""
     folder = staged / FILES_NAME
     records, size = [], 0
@@ -158,19 +158,19 @@ def _seal_files(staged: Path, settings: Pipeline) -> list[SealedSlot]:
         records.append(index.record(name.encode("utf-8"), 0, 0, content_size, digest))
         size += content_size
     if not records:
-        _note(staged, "", 0, settings.layout)
+        _note(staged, "", 0, pipeline.layout)
         remove_tree(staged)
         return []
     content = index.whole_index(records)
-    return [_seal(staged, content, len(records), size, settings)]
+    return [_seal(staged, content, len(records), size, pipeline)]
 
 
 def _seal(
-    staged: Path, index_content: bytes, messages: int, size: int, settings: Pipeline
+    staged: Path, index_content: bytes, messages: int, size: int, pipeline: Pipeline
 ) -> SealedSlot:
     write_durably(staged / index.INDEX_NAME, index_content)
     seal = make_seal(
-        settings,
+        pipeline,
         slot=ADOPTED_SLOT,
         number=_number_of(staged),
         slot_format="files",
@@ -181,12 +181,12 @@ def _seal(
         now=time.time(),
     )
     write_durably(staged / SEAL_NAME, msgspec.json.format(msgspec.json.encode(seal), indent=1))
-    return _finish(staged, settings)
+    return _finish(staged, pipeline)
 
 
-def _finish(staged: Path, settings: Pipeline) -> SealedSlot:
+def _finish(staged: Path, pipeline: Pipeline) -> SealedSlot:
     """What follows the seal; also for one that a crash interrupted."""
-    layout, seal = settings.layout, read_seal(staged)
+    layout, seal = pipeline.layout, read_seal(staged)
     target = layout.archives / seal.archive
     if (staged / STAGED_ARCHIVE_NAME).exists():
         rename_durably(staged / STAGED_ARCHIVE_NAME, target)
@@ -213,13 +213,13 @@ def _finish(staged: Path, settings: Pipeline) -> SealedSlot:
     return SealedSlot(directory, seal)
 
 
-def _take_archive(step: TakeArchive, settings: Pipeline) -> list[SealedSlot]:
+def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
     archive = step.archive
     if step.only is not None:
-        return _unpack(archive, step.only, settings)
+        return _unpack(archive, step.only, pipeline)
     staged = archive.staged
     if staged is None:
-        staged = _stage(settings.layout, Origin(archive.source, "flat", maybe_stored=True))
+        staged = _stage(pipeline.layout, Origin(archive.source, "flat", maybe_stored=True))
         _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
     fsync_file(staged / STAGED_ARCHIVE_NAME)
     records = [
@@ -228,12 +228,12 @@ def _take_archive(step: TakeArchive, settings: Pipeline) -> list[SealedSlot]:
     ]
     total = sum(size for _, _, size in archive.members)
     content = index.whole_index(records)
-    return [_seal(staged, content, len(records), total, settings)]
+    return [_seal(staged, content, len(records), total, pipeline)]
 
 
-def _unpack(archive: LeftArchive, names: Collection[str], settings: Pipeline) -> list[SealedSlot]:
+def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
     """The files of an archive that are nowhere else, as a directory; then the archive goes."""
-    layout = settings.layout
+    layout = pipeline.layout
     staged = _stage(layout, Origin(archive.source, "flat", maybe_stored=True))
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
@@ -248,7 +248,7 @@ def _unpack(archive: LeftArchive, names: Collection[str], settings: Pipeline) ->
     archive.path.unlink(missing_ok=True)
     if archive.staged is not None:
         remove_tree(archive.staged)
-    return _seal_files(staged, settings)
+    return _seal_files(staged, pipeline)
 
 
 def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> list[str]:

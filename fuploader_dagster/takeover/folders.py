@@ -67,9 +67,9 @@ class Origin(msgspec.Struct, frozen=True):
     maybe_stored: bool
 
 
-def root_of(settings: Pipeline) -> Path:
+def root_of(pipeline: Pipeline) -> Path:
     """FUploader's storage root."""
-    return (settings.takeover.root or settings.storage_root).absolute()
+    return (pipeline.takeover.root or pipeline.storage_root).absolute()
 
 
 def adopting(layout: Layout) -> Path:
@@ -94,11 +94,11 @@ def taken_over(layout: Layout) -> Iterator[TakenOver]:
             continue  # torn by a crash; its directory is still staged
 
 
-def is_pending(settings: Pipeline) -> bool:
+def is_pending(pipeline: Pipeline) -> bool:
     """Whether anything is left to take over. A look at a few folders; quick enough for a tick."""
-    if adopting(settings.layout).is_dir():  # a take-over died before it was through
+    if adopting(pipeline.layout).is_dir():  # a take-over died before it was through
         return True
-    return is_left_in(root_of(settings), settings.layout)
+    return is_left_in(root_of(pipeline), pipeline.layout)
 
 
 def is_left_in(root: Path, layout: Layout) -> bool:

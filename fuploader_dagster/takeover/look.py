@@ -51,29 +51,29 @@ WATCH_SECONDS = 4.0
 _REDIS = "fuploader_dagster.resources.states.fuploader_redis:FuploaderRedis"
 
 
-def former_state(settings: Pipeline) -> FormerState | None:
+def former_state(pipeline: Pipeline) -> FormerState | None:
     """Access to the Redis in which FUploader kept its state; None if there is none."""
-    url = settings.takeover.redis_url or settings.state.redis_url()
+    url = pipeline.takeover.redis_url or pipeline.state.redis_url()
     if url is None:
         return None
     state: FormerState = load_reference(_REDIS)(url)
     return state
 
 
-def look(settings: Pipeline, redis: FormerState | None, *, stopped: bool = False) -> Left:
+def look(pipeline: Pipeline, redis: FormerState | None, *, stopped: bool = False) -> Left:
     """Read everything. `stopped`: somebody vouches that FUploader does not run any more.
 
     Raises `StateUnavailable` and `StoreUnavailable` where Redis or the store are needed and do not
     answer, `ConfigError` where the pipeline's folder has a name that FUploader uses.
     """
-    root, layout = root_of(settings), settings.layout
+    root, layout = root_of(pipeline), pipeline.layout
     if layout.root.parent == root and is_of_fuploader(layout.root.name):
         raise ConfigError(
             f"the pipeline's folder would be {layout.root}, a name that FUploader uses itself",
             hint="give the pipeline another name, or another storage_root and takeover.root",
         )
     began = time.monotonic()
-    used = list(_key_prefixes(settings))
+    used = list(_key_prefixes(pipeline))
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
     before = listing(root, layout)
@@ -95,7 +95,7 @@ def look(settings: Pipeline, redis: FormerState | None, *, stopped: bool = False
         links=tuple(links(root, layout)),
         taken_before=frozenset(one.source for one in taken_over(layout)),
     )
-    left = _ask_store(left, settings)
+    left = _ask_store(left, pipeline)
     if not stopped and not alive and (left.directories or left.archives or left.keys):
         alive = redis.user_of(used, WATCH_SECONDS) if redis else ""
         time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
@@ -114,10 +114,10 @@ def refuse_if_alive(alive: str, root: Path) -> None:
         )
 
 
-def _key_prefixes(settings: Pipeline) -> Sequence[str]:
-    former = settings.takeover
-    nodes = [former.node_id] if former.node_id else [settings.node_id or "", default_node()]
-    return prefixes(former.task_name or settings.name, nodes, former.key_prefix)
+def _key_prefixes(pipeline: Pipeline) -> Sequence[str]:
+    former = pipeline.takeover
+    nodes = [former.node_id] if former.node_id else [pipeline.node_id or "", default_node()]
+    return prefixes(former.task_name or pipeline.name, nodes, former.key_prefix)
 
 
 def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> LeftArchive:
@@ -179,7 +179,7 @@ def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...
     return tuple(members), others
 
 
-def _ask_store(left: Left, settings: Pipeline) -> Left:
+def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     """Which archives, and which files of directories that may be stored, the store has."""
     doubtful = [one for one in left.directories if one.maybe_stored]
     if not doubtful and not left.archives:
@@ -187,7 +187,7 @@ def _ask_store(left: Left, settings: Pipeline) -> Left:
     times = [file.changed_at for one in doubtful for file in one.files]
     times += [one.path.stat().st_mtime for one in left.archives]
     names = [one.path.name for one in left.archives]
-    stored = StoredArchives.find(settings, settings.store.open(), names, since=min(times))
+    stored = StoredArchives.find(pipeline, pipeline.store.open(), names, since=min(times))
     archives = tuple(
         replace(one, stored_as=stored.holding(one.path.name, one.path)) for one in left.archives
     )

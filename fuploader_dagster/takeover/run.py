@@ -28,14 +28,14 @@ from fuploader_dagster.takeover.plan import Plan, plan
 log = logging.getLogger(__name__)
 
 
-def examine(settings: Pipeline, *, stopped: bool = False) -> Plan:
+def examine(pipeline: Pipeline, *, stopped: bool = False) -> Plan:
     """What a take-over would do now. Changes nothing, and may be asked while FUploader runs."""
-    with _redis(settings) as redis:
-        return plan(look(settings, redis, stopped=stopped))
+    with _redis(pipeline) as redis:
+        return plan(look(pipeline, redis, stopped=stopped))
 
 
 def take_over(
-    settings: Pipeline, *, stopped: bool = False, progress: Progress | None = None
+    pipeline: Pipeline, *, stopped: bool = False, progress: Progress | None = None
 ) -> list[SealedSlot]:
     """Adopt everything that FUploader left; returns what was sealed.
 
@@ -43,28 +43,28 @@ def take_over(
     another process takes over at the moment; `StateUnavailable` and `StoreUnavailable` where Redis
     or the store have to be asked and do not answer. Nothing is lost by any of these.
     """
-    with FileLock(settings.layout.root / "locks" / "takeover.lock"), _redis(settings) as redis:
-        found = plan(look(settings, redis, stopped=stopped))
-        refuse_if_alive(found.alive, root_of(settings))
+    with FileLock(pipeline.layout.root / "locks" / "takeover.lock"), _redis(pipeline) as redis:
+        found = plan(look(pipeline, redis, stopped=stopped))
+        refuse_if_alive(found.alive, root_of(pipeline))
         for remark in found.remarks:
             log.warning("taking over from FUploader: %s", remark)
-        sealed = apply(found, settings, redis, progress)
+        sealed = apply(found, pipeline, redis, progress)
     if sealed:
-        _register(settings, sealed)
+        _register(pipeline, sealed)
     return sealed
 
 
-def take_over_if_needed(settings: Pipeline) -> list[SealedSlot]:
+def take_over_if_needed(pipeline: Pipeline) -> list[SealedSlot]:
     """Take over, if there is anything to take over and nobody forbade it."""
-    if not settings.takeover.enabled or not is_pending(settings):
+    if not pipeline.takeover.enabled or not is_pending(pipeline):
         return []
-    log.warning("FUploader left directories in %s; they are taken over", root_of(settings))
-    return take_over(settings)
+    log.warning("FUploader left directories in %s; they are taken over", root_of(pipeline))
+    return take_over(pipeline)
 
 
 @contextmanager
-def _redis(settings: Pipeline) -> Iterator[FormerState | None]:
-    redis = former_state(settings)
+def _redis(pipeline: Pipeline) -> Iterator[FormerState | None]:
+    redis = former_state(pipeline)
     try:
         yield redis
     finally:
@@ -72,9 +72,9 @@ def _redis(settings: Pipeline) -> Iterator[FormerState | None]:
             redis.close()
 
 
-def _register(settings: Pipeline, sealed: list[SealedSlot]) -> None:
+def _register(pipeline: Pipeline, sealed: list[SealedSlot]) -> None:
     """Have the new slots become partitions soon; recovery finds them by itself a little later."""
-    state = settings.state.store(pipeline=settings.name, node=settings.node)
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
     try:
         state.open()
         state.add_sealed([slot.seal.partition for slot in sealed])
@@ -90,15 +90,15 @@ class Gate:
     A sensor's tick must return at once, so the take-over runs in a thread of its own.
     """
 
-    def __init__(self, settings: Pipeline) -> None:
-        self._settings = settings
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._trouble = ""
 
     def closed(self) -> str:
         """Why the drain has to wait, in a sentence; empty if it need not."""
-        settings = self._settings
+        settings = self._pipeline
         with self._lock:
             running = self._thread is not None and self._thread.is_alive()
             if not running and not (settings.takeover.enabled and is_pending(settings)):
@@ -113,7 +113,7 @@ class Gate:
 
     def _run(self) -> None:
         try:
-            take_over_if_needed(self._settings)
+            take_over_if_needed(self._pipeline)
             self._trouble = ""
         except (FuploaderError, OSError) as error:
             self._trouble = f"FUploader's directories cannot be taken over: {error}"
@@ -125,7 +125,7 @@ _gates: dict[Path, Gate] = {}
 _gates_lock = threading.Lock()
 
 
-def gate_of(settings: Pipeline) -> Gate:
+def gate_of(pipeline: Pipeline) -> Gate:
     """The gate of a pipeline in this process."""
     with _gates_lock:
-        return _gates.setdefault(settings.layout.root, Gate(settings))
+        return _gates.setdefault(pipeline.layout.root, Gate(pipeline))

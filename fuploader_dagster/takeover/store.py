@@ -47,12 +47,12 @@ class StoredArchives:
 
     @classmethod
     def find(
-        cls, settings: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
+        cls, pipeline: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
     ) -> StoredArchives:
         """List what lies where FUploader can have put archives since that time."""
         since_day = datetime.fromtimestamp(since, tz=timezone.utc) - CLOCK_TOLERANCE
         found: dict[str, ObjectInfo] = {}
-        for prefix in _prefixes(settings, since_day, datetime.now(tz=timezone.utc)):
+        for prefix in _prefixes(pipeline, since_day, datetime.now(tz=timezone.utc)):
             for info in store.list(prefix):
                 name = info.key.rpartition("/")[2]
                 if name in names or _NAME.fullmatch(name):
@@ -104,24 +104,24 @@ def _digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _prefixes(settings: Pipeline, since: datetime, now: datetime) -> list[str]:
+def _prefixes(pipeline: Pipeline, since: datetime, now: datetime) -> list[str]:
     """What the keys of archives that were stored in that time begin with."""
-    if settings.takeover.stored_below is not None:
-        return [settings.takeover.stored_below]
+    if pipeline.takeover.stored_below is not None:
+        return [pipeline.takeover.stored_below]
     days = (now.date() - since.date()).days + 2  # FUploader's today may be our tomorrow
     undated = days > MOST_DAYS
     moments = [now] if undated else [since + timedelta(days=day) for day in range(days)]
-    found = {_prefix(settings, moment, now, undated=undated) for moment in moments}
+    found = {_prefix(pipeline, moment, now, undated=undated) for moment in moments}
     return sorted(one for one in found if not any(one != o and one.startswith(o) for o in found))
 
 
-def _prefix(settings: Pipeline, moment: datetime, now: datetime, *, undated: bool) -> str:
+def _prefix(pipeline: Pipeline, moment: datetime, now: datetime, *, undated: bool) -> str:
     """What all keys of a day begin with: the day is in a template, or a function asks the clock."""
     keys = [
         object_key(
-            settings.key,
-            pipeline=settings.name,
-            partition=PartitionKey(moment, settings.node, slot, number),
+            pipeline.key,
+            pipeline=pipeline.name,
+            partition=PartitionKey(moment, pipeline.node, slot, number),
             archive=f"{moment:%Y%m%d}_{rest}.tar.zst",
         )
         for slot, number, rest in (

@@ -135,8 +135,8 @@ class MessageSourceContract:
         bodies = publish(publisher, 90)
         messages = collect(source, 90)
         assert bodies_of(messages) == bodies
-        receipts = [message.receipt for message in messages]
-        assert receipts == sorted(set(receipts))
+        deliveries = [message.delivery for message in messages]
+        assert deliveries == sorted(set(deliveries))
         assert not any(message.redelivered for message in messages)
 
     @pytest.mark.parametrize("size", [0, 1, 1_700, 300_000])
@@ -261,7 +261,7 @@ class MessageSourceContract:
         source.close()
         source.open()
         after = collect(source, 20)
-        assert after[0].receipt > before[-1].receipt
+        assert after[0].delivery > before[-1].delivery
 
     def test_a_source_that_is_not_open_says_so(self, settings: SourceSettings) -> None:
         source = settings.source(prefetch=10)

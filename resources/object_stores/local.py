@@ -32,7 +32,7 @@ from fuploader_dagster.contracts.object_store import (
     UnfinishedUpload,
 )
 from fuploader_dagster.disk import durable
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.temporaries import (
     final_name,
     is_held,
@@ -93,7 +93,7 @@ class LocalObjectStore(ObjectStore):
                 _copy(archive, temporary, progress)
                 durable.fsync_file(temporary)
                 _compare(archive, temporary)
-                reached(Step.OBJECT_WRITTEN)
+                reached(CrashPoint.OBJECT_WRITTEN)
                 created = _link(temporary, final)
         if not created:  # somebody else was quicker
             return self._judge(key, archive)

@@ -42,7 +42,7 @@ from fuploader_dagster.errors import (
     TemporaryError,
 )
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
-from fuploader_dagster.settings.loading import load_part
+from fuploader_dagster.settings.loading import load_backend
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +61,16 @@ class MirrorSettings(ObjectStoreSettings):
     @staticmethod
     def loaded(name: str, value: Any) -> Any:
         """`{kind: s3, bucket: ...}` becomes the settings of that kind."""
-        return load_part("store", value, f"Mirror.{name}") if isinstance(value, dict) else value
+        return load_backend("store", value, f"Mirror.{name}") if isinstance(value, dict) else value
 
     def connect(self) -> ObjectStore:
         return MirroredObjectStore([self.first.connect(), self.second.connect()])
 
     def open(self) -> ObjectStore:
         return MirroredObjectStore([self.first.open(), self.second.open()])
+
+    def each(self) -> Sequence[ObjectStoreSettings]:
+        return (self.first, self.second)
 
     def examine(self) -> Iterator[Diagnosis]:
         yield from self.first.examine()

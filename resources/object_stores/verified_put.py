@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
 from fuploader_dagster.contracts.object_store import ArchiveFile, Progress, StoredObject
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import (
     ColdObject,
     DigestMismatch,
@@ -258,7 +258,7 @@ class VerifiedPut:
 
     def _begin(self, metadata: Mapping[str, str]) -> tuple[str, dict[int, ConfirmedPart]]:
         upload_id = self._service.begin(self._full, metadata)
-        reached(Step.UPLOAD_BEGUN)
+        reached(CrashPoint.UPLOAD_BEGUN)
         return upload_id, {}
 
     def _send_missing(
@@ -276,7 +276,7 @@ class VerifiedPut:
             for future in as_completed(sending):
                 part = future.result()
                 confirmed[part.number] = part
-                reached(Step.PART_STORED)
+                reached(CrashPoint.PART_STORED)
                 self._report(confirmed)
         finally:  # the first failure ends the attempt; what is confirmed stays at the service
             sender.shutdown(cancel_futures=True)

@@ -34,7 +34,7 @@ from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, keep_receipt
 from fuploader_dagster.slots.sealing import sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.servers.ports import free_port
 from tests.settings import pipeline, sealed
 
@@ -202,7 +202,7 @@ def test_slots_that_the_instance_does_not_know_go_back_to_the_sensor(tmp_path: P
 def test_slots_of_workers_that_are_no_more_are_sealed_and_go_to_the_sensor(tmp_path: Path) -> None:
     recovering = Recovering(tmp_path)
     for number in (0, 3):
-        with Slot(recovering.settings, number) as slot:
+        with SlotOwner(recovering.settings, number) as slot:
             slot.add("a", b"a")
             slot.commit()
     assert recovering.tick() == []

@@ -229,7 +229,7 @@ def test_an_acknowledgement_of_what_was_not_received_is_refused_and_nothing_is_l
     publish(rabbitmq, queue, 20)
     source = opened(queue)
     received = collect(source, 5)
-    never = received[-1]._replace(receipt=received[-1].receipt + 3)
+    never = received[-1]._replace(delivery=received[-1].delivery + 3)
     with pytest.raises(SourceUnavailable, match="nothing is lost"):
         source.settle(CommittedBatch(last=never, messages=8))
     source.open()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from fuploader_dagster.disk.crash_points import Step
+from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
@@ -42,11 +42,11 @@ from tests.servers.swift import SwiftServer
 
 POISON = [b"poison %d" % number for number in range(8)]
 ELSEWHERE = {
-    *(Step.REJECTED, Step.UPLOAD_BEGUN, Step.PART_STORED),
-    *(Step.MENDING_NOTED, Step.REPLACED),
+    *(CrashPoint.REJECTED, CrashPoint.UPLOAD_BEGUN, CrashPoint.PART_STORED),
+    *(CrashPoint.MENDING_NOTED, CrashPoint.REPLACED),
 }
 """Steps that only a broker, a cloud or a damaged slot has; their tests are below."""
-HERE = [step for step in Step if step not in ELSEWHERE]
+HERE = [step for step in CrashPoint if step not in ELSEWHERE]
 EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
 """Kill at each time that a step is done instead of at one of them: half an hour."""
 
@@ -96,7 +96,7 @@ def test_the_scenario_does_every_step_that_needs_no_broker_and_no_cloud(
 
 @pytest.mark.parametrize("step", HERE, ids=lambda step: step.name)
 def test_killed_behind_a_step_nothing_is_lost_doubled_or_left_behind(
-    step: Step, lives: Lives, residue: Path, unharmed: list[str], tmp_path: Path
+    step: CrashPoint, lives: Lives, residue: Path, unharmed: list[str], tmp_path: Path
 ) -> None:
     hits = unharmed.count(step.name)
     one = random.Random(step.name).randint(1, hits)
@@ -179,15 +179,15 @@ def archived(settings: Pipeline) -> dict[str, list[bytes]]:
 
 
 AROUND_AN_ACK = [
-    Step.DEAD_LETTERS_KEPT,
-    Step.INDEX_SYNCED,
-    Step.REJECTED,
-    Step.SETTLED,
-    Step.RECORDED,
-    Step.SEALED,
-    Step.PARTITION_PUSHED,
-    Step.RECEIPT_KEPT,
-    Step.SLOT_REMOVED,
+    CrashPoint.DEAD_LETTERS_KEPT,
+    CrashPoint.INDEX_SYNCED,
+    CrashPoint.REJECTED,
+    CrashPoint.SETTLED,
+    CrashPoint.RECORDED,
+    CrashPoint.SEALED,
+    CrashPoint.PARTITION_PUSHED,
+    CrashPoint.RECEIPT_KEPT,
+    CrashPoint.SLOT_REMOVED,
 ]
 
 
@@ -235,12 +235,12 @@ def test_killed_between_the_parts_of_an_upload_it_goes_on_and_leaves_no_part_beh
         return lives.live(life, tmp_path, kill, environment=secret, cloud=cloud)
 
     assert lived("large") is not None
-    assert lived("whole", {"step": Step.UPLOAD_BEGUN.name, "hit": 1}) is None
-    assert lived("whole", {"step": Step.PART_STORED.name, "hit": 2}) is None
+    assert lived("whole", {"step": CrashPoint.UPLOAD_BEGUN.name, "hit": 1}) is None
+    assert lived("whole", {"step": CrashPoint.PART_STORED.name, "hit": 2}) is None
     steps = lived("whole")
     assert steps is not None
-    assert steps.count(Step.PART_STORED.name) <= 1  # of three: two were there
-    assert steps.count(Step.UPLOAD_ABORTED.name) == 1
+    assert steps.count(CrashPoint.PART_STORED.name) <= 1  # of three: two were there
+    assert steps.count(CrashPoint.UPLOAD_ABORTED.name) == 1
     client = swift.client()
     assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
     (stored,) = client.list_objects_v2(Bucket=bucket)["Contents"]

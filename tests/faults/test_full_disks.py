@@ -30,7 +30,7 @@ from fuploader_dagster.settings.loading import dump_intake, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.index import read_index
 from fuploader_dagster.slots.segment import SegmentWriter
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.drains import (
     assert_exactly_once,
     backlog,
@@ -219,16 +219,16 @@ def test_a_disk_that_fills_up_in_a_batch_loses_nothing_and_stores_nothing_twice(
 
 def test_a_seal_that_finds_no_room_is_made_when_there_is_some(disk: Path, tmp_path: Path) -> None:
     settings = pipeline(tmp_path, storage_root=disk / "data")
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a", b"content")
         slot.commit()
         fill(disk)
         with pytest.raises(DiskFull, match=r"no space left while writing .*seal\.json"):
             slot.seal("request")
-    with pytest.raises(DiskFull), Slot(settings, 0) as slot:
+    with pytest.raises(DiskFull), SlotOwner(settings, 0) as slot:
         slot.seal("request")
     make_room(disk)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         one = slot.seal("request")
     assert one is not None
     assert sorted(path.name for path in one.directory.iterdir()) == [
@@ -273,7 +273,7 @@ def test_an_index_that_finds_no_room_is_cut_back_and_its_messages_are_taken_agai
     disk: Path, tmp_path: Path
 ) -> None:
     settings = pipeline(tmp_path, storage_root=disk / "data")
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("first", b"")
         slot.commit()
         fill(disk, leave_bytes=PAGES_OF_DATA * PAGE_BYTES)
@@ -282,7 +282,7 @@ def test_an_index_that_finds_no_room_is_cut_back_and_its_messages_are_taken_agai
         with pytest.raises(DiskFull):
             slot.commit()
     make_room(disk)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 1  # a commit counts whole or not at all
         for name in LONG_NAMES:  # they come again, as they were not acknowledged
             slot.add(name, b"")

@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from fuploader_dagster.disk.crash_points import Step, observe
+from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.settings import intake
 
 NAMES = st.sampled_from(
@@ -92,7 +92,7 @@ def killed_behind_step(number: int) -> Iterator[None]:
     """Whatever is done inside ends behind this step, if it has so many."""
     left = number
 
-    def count(_: Step) -> None:
+    def count(_: CrashPoint) -> None:
         nonlocal left
         left -= 1
         if left == 0:
@@ -121,9 +121,9 @@ class SlotLife(RuleBasedStateMachine):
         self.letters: list[bytes] = []
         self.slot = self.opened()
 
-    def opened(self) -> Slot:
+    def opened(self) -> SlotOwner:
         self.moment += 1
-        return Slot(self.settings, 0, clock=lambda: self.moment).__enter__()
+        return SlotOwner(self.settings, 0, clock=lambda: self.moment).__enter__()
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

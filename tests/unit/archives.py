@@ -8,7 +8,8 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-from fuploader_dagster.archives.members import Member, SegmentMembers
+from fuploader_dagster.archives.members import Member
+from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.disk.tar_headers import member_header, padding
 
 

@@ -19,9 +19,10 @@ from ratarmountcore.mountsource.factory import open_mount_source
 from xxhash import xxh3_128
 
 from fuploader_dagster.archives import writer as archive_module
-from fuploader_dagster.archives.members import FolderMembers, Member, MemberSource, SegmentMembers
+from fuploader_dagster.archives.members import Member, MemberSource
 from fuploader_dagster.archives.writer import cut_frames, write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
+from fuploader_dagster.delivery.slot_members import FolderMembers, SegmentMembers
 from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot, DiskFull
 from tests.unit.archives import members, payloads, segment

@@ -13,11 +13,11 @@ import zstandard
 from file_uploader.packers import tar_zstd_packer
 
 from fuploader_dagster.archives.foreign import ForeignArchive
-from fuploader_dagster.archives.members import FolderMembers
 from fuploader_dagster.archives.ranges import StoredArchive
 from fuploader_dagster.archives.reader import Archive, verify_archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ObjectInfo
+from fuploader_dagster.delivery.slot_members import FolderMembers
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
 from tests.unit.archives import InMemory, payloads, segment
 

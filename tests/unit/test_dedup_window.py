@@ -24,7 +24,7 @@ from fuploader_dagster.slots.dedup_window import DedupWindow
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import family, is_numbered, numbered_name
 from fuploader_dagster.slots.shipped_indexes import in_order
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.settings import intake, pipeline, sealed
 
 
@@ -44,7 +44,7 @@ def test_a_copy_is_found_in_active_sealed_and_shipped_directories_of_any_slot(
     window = DedupWindow(settings.layout, 1_000)
     window.refresh()
     assert not holds(window, "a", b"1")
-    with Slot(settings, 0) as one, Slot(settings, 3) as other:
+    with SlotOwner(settings, 0) as one, SlotOwner(settings, 3) as other:
         for slot, name in ((one, "a"), (other, "b")):
             slot.add(name, b"1")
             slot.commit()

@@ -12,8 +12,9 @@ from fuploader_dagster.contracts.diagnosis import Diagnosis, Verdict, exit_code,
 from fuploader_dagster.errors import StateUnavailable, StoreRefused
 from fuploader_dagster.health import machine
 from fuploader_dagster.health.doctor import judge_clock, prefetch_against_batch, strategies
-from fuploader_dagster.resources import rabbitmq_examination, redis_examination
+from fuploader_dagster.resources.sources.rabbitmq import examination as rabbitmq_examination
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.resources.states import redis_examination
 from tests.settings import intake, pipeline
 
 GIB = 1 << 30

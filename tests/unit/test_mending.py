@@ -18,7 +18,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.dedup_window import DedupWindow
 from fuploader_dagster.slots.receipts import receipts_between
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.crashes import pack_by_hand
 from tests.settings import archived_files, pipeline, sealed
 
@@ -175,7 +175,7 @@ def test_a_message_that_comes_again_is_found_in_what_replaced_its_slot(tmp_path:
 
 def test_the_writer_of_the_damaged_slots_number_goes_on_undisturbed(tmp_path: Path) -> None:
     settings, slot = damaged_slot(tmp_path)
-    with Slot(settings, 0) as writer:
+    with SlotOwner(settings, 0) as writer:
         writer.add("new.json", b"new")
         writer.commit()
         list(ship(settings, settings.store.open()))

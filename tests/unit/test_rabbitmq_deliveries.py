@@ -102,7 +102,9 @@ def ours(pieces: Sequence[bytes]) -> tuple[Pika, Exception | None]:
     reader = Pika()
 
     def append(message: Message) -> None:
-        reader.seen.append((message.receipt, message.redelivered, message.attributes, message.body))
+        reader.seen.append(
+            (message.delivery, message.redelivered, message.attributes, message.body)
+        )
 
     take_deliveries(reader, CHANNEL, append, 0)  # type: ignore[arg-type]
     return _fed(reader, pieces)

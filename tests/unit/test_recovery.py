@@ -28,7 +28,7 @@ from fuploader_dagster.errors import ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, keep_receipt
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.settings import archived_files, pipeline, sealed
 
 NOW = 1_795_262_400.0
@@ -242,7 +242,7 @@ def test_a_copy_of_a_sealed_slot_among_the_active_ones_is_moved_aside_and_holds_
     settings = pipeline(tmp_path)
     slot = sealed(settings, FILES)
     shutil.copytree(slot.directory, settings.layout.active(0, number))
-    with Slot(settings, 0) as writer:
+    with SlotOwner(settings, 0) as writer:
         assert writer.found_sealed == []
         assert writer.add("c.json", b"c")
     assert len(list(settings.layout.set_aside.iterdir())) == 1
@@ -281,7 +281,7 @@ def test_the_work_folder_of_a_packer_that_was_killed_is_found(tmp_path: Path) ->
 
 def fill(settings: Pipeline, slot: int, name: str) -> None:
     """An active directory with one committed message, as a dead worker leaves it."""
-    with Slot(settings, slot) as writer:
+    with SlotOwner(settings, slot) as writer:
         writer.add(name, b"x")
         writer.commit()
 
@@ -306,7 +306,7 @@ def test_a_request_seals_what_nobody_writes_and_tells_those_who_write(tmp_path: 
     settings = pipeline(tmp_path)
     for slot in range(3):
         fill(settings, slot, f"{slot}.json")
-    with Slot(settings, 1) as busy:
+    with SlotOwner(settings, 1) as busy:
         assert names(seal_on_request(settings)) == ["0.json", "2.json"]
         assert busy.count.messages == 1
     first = settings.layout.seal_request.stat().st_mtime_ns
@@ -343,7 +343,7 @@ def test_a_new_slot_is_left_to_whoever_asks_first_for_as_long_as_that_takes(
 def test_a_slot_with_something_odd_holds_up_no_other_one_and_is_named(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     for number in (0, 1):
-        with Slot(settings, number) as slot:
+        with SlotOwner(settings, number) as slot:
             slot.add("a.json", b"a")
             slot.commit()
     settings.layout.slot_lock(0).unlink()

@@ -1,4 +1,4 @@
-"""Room: when the drain pauses, when it goes on, and what it says."""
+"""Disk space: when the drain pauses, when it goes on, and what it says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from fuploader_dagster.delivery.ship import pack_partitions, ship
 from fuploader_dagster.intake.disk_space import (
     LEAST_RESERVE_BYTES,
-    Room,
-    RoomWatch,
+    DiskSpace,
+    SpaceWatch,
     Unshipped,
     shortage,
 )
@@ -58,10 +58,10 @@ def test_a_pause_begins_at_the_mark_ends_a_tenth_beyond_it_and_says_its_figures(
     tmp_path: Path, there: dict[str, Any], draining: str, paused: str
 ) -> None:
     settings = intake(tmp_path, **MARKS)
-    room = Room(**{**PLENTY, **there})
+    space = DiskSpace(**{**PLENTY, **there})
     for said, expected in (
-        (shortage(room, settings, paused=False), draining),
-        (shortage(room, settings, paused=True), paused),
+        (shortage(space, settings, paused=False), draining),
+        (shortage(space, settings, paused=True), paused),
     ):
         assert expected in said
         assert bool(said) == bool(expected)
@@ -70,7 +70,7 @@ def test_a_pause_begins_at_the_mark_ends_a_tenth_beyond_it_and_says_its_figures(
 def test_without_marks_nothing_pauses_the_drain(tmp_path: Path) -> None:
     settings = intake(tmp_path, min_free_bytes=0, min_free_inodes=0)
     for paused in (False, True):
-        assert shortage(Room(0, 0, 10**15), settings, paused=paused) == ""
+        assert shortage(DiskSpace(0, 0, 10**15), settings, paused=paused) == ""
 
 
 def test_what_is_sealed_or_packed_counts_until_the_store_has_it(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_worker_looks_at_the_backlog_now_and_then_and_pauses_until_it_is_shipp
     marks = {**MARKS, "min_free_bytes": 0, "min_free_inodes": 0}
     settings = pipeline(tmp_path, **marks)
     now = [0.0]
-    watch = RoomWatch(settings, clock=lambda: now[0])
+    watch = SpaceWatch(settings, clock=lambda: now[0])
     assert watch.shortage() == ""
     sealed(settings, {"a": os.urandom(9_500)})
     assert watch.shortage() == ""
@@ -116,7 +116,7 @@ def test_a_worker_looks_at_the_backlog_now_and_then_and_pauses_until_it_is_shipp
 def test_after_a_full_disk_messages_wait_until_their_batch_fits(tmp_path: Path) -> None:
     settings = intake(tmp_path, min_free_bytes=0)
     settings.layout.root.mkdir(parents=True)
-    watch = RoomWatch(settings)
+    watch = SpaceWatch(settings)
     whole = os.statvfs(tmp_path)
     more_than_it_has = whole.f_blocks * whole.f_frsize + 1
     watch.disk_was_full(more_than_it_has)

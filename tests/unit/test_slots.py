@@ -17,13 +17,13 @@ import pytest
 from xxhash import xxh3_128
 
 from fuploader_dagster.delivery.recovery import seal_unowned
-from fuploader_dagster.disk.crash_points import Step, observe
+from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.errors import DamagedSlot, DiskFailed, ForeignFile, SlotInUse
 from fuploader_dagster.slots.index import COMMIT_BYTES, HEADER_BYTES
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.slots.segment import SEGMENT_NAME
-from fuploader_dagster.slots.slot import Slot
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.settings import intake
 
 FORMATS = ["segment", "files"]
@@ -43,7 +43,7 @@ def contents(sealed: SealedSlot) -> dict[str, bytes]:
 def test_a_sealed_slot_holds_every_committed_message(tmp_path: Path, slot_format: str) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
     files = {f"m{n}.json": f"content {n}".encode() * n for n in range(50)}
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         for name, content in files.items():
             assert slot.add(name, content)
         slot.commit()
@@ -57,7 +57,7 @@ def test_a_sealed_slot_holds_every_committed_message(tmp_path: Path, slot_format
 
 
 def test_tar_lists_a_slot_that_is_still_growing(tmp_path: Path) -> None:
-    with Slot(intake(tmp_path), 0) as slot:
+    with SlotOwner(intake(tmp_path), 0) as slot:
         slot.add("a.json", b"{}")
         slot.add("ü" * 100, b"x" * 5000)
         slot.commit()
@@ -74,10 +74,10 @@ def test_a_name_keeps_every_different_content_and_no_content_twice(
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         taken = [slot.add("a.json", content) for content in (b"1", b"1", b"2", b"3", b"2", b"1")]
         slot.commit()
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         taken += [slot.add("a.json", content) for content in (b"2", b"4", b"3", b"4")]
         sealed = slot.seal("request")
     assert taken == [True, False, True, True, False, False, False, True, False, False]
@@ -105,7 +105,7 @@ def test_what_a_crash_leaves_beyond_the_last_commit_is_cut_off(
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("kept.json", b"kept")
         slot.commit()
         directory = slot.layout.active(0, 1)
@@ -116,7 +116,7 @@ def test_what_a_crash_leaves_beyond_the_last_commit_is_cut_off(
         (directory / "files" / "half.json").write_bytes(b"half a mess")
     with (directory / "index").open("ab") as index:
         index.write(b"half a record")
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 1
         slot.add("later.json", b"later")
         sealed = slot.seal("request")
@@ -131,7 +131,7 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
     tmp_path: Path, cut: str
 ) -> None:
     settings = intake(tmp_path)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         for n in range(3):
             slot.add(f"{n}.json", b"x" * 300)
             slot.commit()
@@ -144,7 +144,7 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
         directory.mkdir(exist_ok=True)
         path.write_bytes(whole[:length])
         other.write_bytes(kept)
-        with Slot(settings, 0) as slot:
+        with SlotOwner(settings, 0) as slot:
             if cut == "segment":  # committed bytes are gone: set aside, what is whole stored anew
                 assert slot.count.messages == length // 1024
                 assert not directory.exists()
@@ -163,7 +163,7 @@ def test_what_a_damaged_directory_proves_is_stored_anew_and_the_rest_is_kept_asi
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
     files = {f"{n}.json": b"%d" % n * 100 for n in range(6)}
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         for number, (name, content) in enumerate(files.items()):
             slot.add(name, content)
             if number % 2:
@@ -178,17 +178,17 @@ def test_what_a_damaged_directory_proves_is_stored_anew_and_the_rest_is_kept_asi
     path.write_bytes(content)
     lost = "5.json" if damaged == "last commit" else "0.json"
 
-    def killed(step: Step) -> None:
-        if step is Step.INDEX_SYNCED:
+    def killed(step: CrashPoint) -> None:
+        if step is CrashPoint.INDEX_SYNCED:
             raise InterruptedError
 
     observe(killed)
     try:
-        with pytest.raises(InterruptedError), Slot(settings, 0):
+        with pytest.raises(InterruptedError), SlotOwner(settings, 0):
             pytest.fail("it was not killed")
     finally:
         observe(None)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 5
         slot.add("later.json", b"later")
         sealed = slot.seal("request")
@@ -204,14 +204,14 @@ def test_a_directory_of_another_version_is_moved_aside_whole_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = intake(tmp_path)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         slot.commit()
         path = slot.layout.active(0, 1) / "index"
     start = b"FUPINDEX" + struct.pack("<I", 1)
     old = start + struct.pack("<I", zlib.crc32(start)) + path.read_bytes()[HEADER_BYTES:]
     path.write_bytes(old)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 0
     assert "the index has version 1, this software reads 2 (use the version that" in caplog.text
     (aside,) = settings.layout.set_aside.iterdir()
@@ -220,9 +220,9 @@ def test_a_directory_of_another_version_is_moved_aside_whole_and_said(
 
 def test_two_writers_never_share_a_slot(tmp_path: Path) -> None:
     settings = intake(tmp_path)
-    with Slot(settings, 0), pytest.raises(SlotInUse, match="process"), Slot(settings, 0):
+    with SlotOwner(settings, 0), pytest.raises(SlotInUse, match="process"), SlotOwner(settings, 0):
         pytest.fail("the slot was opened twice")
-    with Slot(settings, 0):
+    with SlotOwner(settings, 0):
         pass
 
 
@@ -231,12 +231,12 @@ def test_a_seal_interrupted_before_the_rename_is_finished_by_the_next_owner(
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("count")
     assert sealed is not None
     sealed.directory.rename(settings.layout.active(0, 1))
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.found_sealed == [sealed]
         assert slot.count.messages == 0
     assert contents(sealed) == {"a.json": b"a"}
@@ -247,7 +247,7 @@ def test_a_seal_that_rots_before_the_rename_costs_no_message(
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         slot.add("b.json", b"b")
         sealed = slot.seal("count")
@@ -255,7 +255,7 @@ def test_a_seal_that_rots_before_the_rename_costs_no_message(
     directory = settings.layout.active(0, 1)
     sealed.directory.rename(directory)
     (directory / "seal.json").write_bytes(b"\0" * 40)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.found_sealed == []
         again = slot.seal("request")
     assert again is not None
@@ -266,7 +266,7 @@ def test_a_seal_that_rots_before_the_rename_costs_no_message(
 
 def test_a_directory_that_another_version_sealed_is_moved_aside_whole(tmp_path: Path) -> None:
     settings = intake(tmp_path)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("count")
     assert sealed is not None
@@ -274,7 +274,7 @@ def test_a_directory_that_another_version_sealed_is_moved_aside_whole(tmp_path: 
     sealed.directory.rename(directory)
     seal = json.loads((directory / "seal.json").read_bytes())
     (directory / "seal.json").write_text(json.dumps({**seal, "version": 99}))
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 0  # that version can still ship it
     (kept,) = settings.layout.set_aside.iterdir()
     assert json.loads((kept / "seal.json").read_bytes()) == {**seal, "version": 99}
@@ -284,7 +284,7 @@ def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
     settings = intake(tmp_path)
     numbers = []
     for _ in range(3):
-        with Slot(settings, 0, highest_number=7) as slot:
+        with SlotOwner(settings, 0, highest_number=7) as slot:
             slot.add("a.json", b"a")
             sealed = slot.seal("request")
         assert sealed is not None
@@ -300,7 +300,7 @@ def test_a_damaged_counter_is_kept_aside_and_numbers_go_on_behind_the_known_ones
     counter = settings.layout.active_slot(0) / "next-number"
     counter.parent.mkdir(parents=True)
     counter.write_bytes(damaged)
-    with Slot(settings, 0, highest_number=7) as slot:
+    with SlotOwner(settings, 0, highest_number=7) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -310,7 +310,7 @@ def test_a_damaged_counter_is_kept_aside_and_numbers_go_on_behind_the_known_ones
 
 
 def test_an_index_that_was_changed_after_the_seal_is_noticed(tmp_path: Path) -> None:
-    with Slot(intake(tmp_path), 0) as slot:
+    with SlotOwner(intake(tmp_path), 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -325,17 +325,17 @@ def test_the_digest_in_the_seal_is_the_segments_also_behind_a_restart_and_a_fail
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a" * 3000)
         slot.commit()
         slot.add("lost.json", b"never committed")
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("b.json", b"b")
         slot.commit()
         slot.add("failed.json", b"x")
 
-        def failing(step: Step) -> None:
-            if step is Step.DATA_SYNCED:
+        def failing(step: CrashPoint) -> None:
+            if step is CrashPoint.DATA_SYNCED:
                 raise OSError(5, "Input/output error")
 
         observe(failing)
@@ -344,7 +344,7 @@ def test_the_digest_in_the_seal_is_the_segments_also_behind_a_restart_and_a_fail
                 slot.commit()
         finally:
             observe(None)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("c.json", b"c" * 2_000_000)
         sealed = slot.seal("request")
     assert sealed is not None
@@ -360,7 +360,7 @@ def test_a_key_generator_that_fails_delays_the_key_and_loses_nothing(tmp_path: P
     from tests import strategies_for_tests  # noqa: PLC0415
 
     strategies_for_tests.KEY_FILE = switch
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -373,7 +373,7 @@ def test_a_key_generator_that_fails_delays_the_key_and_loses_nothing(tmp_path: P
 
 
 def test_the_digest_in_the_index_is_the_payloads(tmp_path: Path) -> None:
-    with Slot(intake(tmp_path), 0) as slot:
+    with SlotOwner(intake(tmp_path), 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -403,7 +403,7 @@ def test_a_commit_fails_if_what_was_written_is_not_found_by_its_name(
     tmp_path: Path, slot_format: str, vanish: Callable[[Path], object], batch: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         slot.commit()
         vanish(settings.layout.root)
@@ -417,14 +417,17 @@ def test_a_commit_fails_if_what_was_written_is_not_found_by_its_name(
 
 def test_a_slot_has_one_writer_also_where_its_lock_file_was_removed(tmp_path: Path) -> None:
     settings = intake(tmp_path)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         slot.commit()
         shutil.rmtree(settings.layout.locks)
-        with pytest.raises(SlotInUse, match="though its lock file was free"), Slot(settings, 0):
+        with (
+            pytest.raises(SlotInUse, match="though its lock file was free"),
+            SlotOwner(settings, 0),
+        ):
             pytest.fail("the slot was opened twice")
         assert seal_unowned(settings, [0]) == []
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 1
 
 
@@ -434,8 +437,8 @@ def test_a_slot_is_sealed_by_age_whatever_the_clock_does(tmp_path: Path, hours: 
     passed = 0.0
     shift = 0.0
 
-    def opened() -> Slot:
-        return Slot(
+    def opened() -> SlotOwner:
+        return SlotOwner(
             settings,
             0,
             clock=lambda: time.time() + shift + passed,
@@ -490,7 +493,7 @@ def test_what_is_odd_in_a_slots_folder_is_set_aside_and_no_link_is_followed(
     secret.parent.mkdir()
     secret.write_bytes(b"secret" * 1000)
     plant(directory, secret)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -504,7 +507,7 @@ def test_what_is_odd_in_a_slots_folder_is_set_aside_and_no_link_is_followed(
 def test_a_directory_whose_number_is_none_of_ours_is_left_alone(tmp_path: Path, name: str) -> None:
     settings = intake(tmp_path)
     (settings.layout.active_slot(0) / name).mkdir(parents=True)
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         slot.add("a.json", b"a")
         sealed = slot.seal("request")
     assert sealed is not None
@@ -521,26 +524,26 @@ def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(tmp_path: Path, p
     settings.layout.locks.mkdir()
     (settings.layout.active_slot(0) / place).symlink_to(secret)
     if place == "next-number":
-        with Slot(settings, 0) as slot:
+        with SlotOwner(settings, 0) as slot:
             slot.add("a.json", b"a")
             assert slot.count.number == 1
     else:
         with pytest.raises(ForeignFile, match="should be a file and is a link"):
-            Slot(settings, 0).__enter__()
+            SlotOwner(settings, 0).__enter__()
     assert secret.read_bytes() == b"77"
 
 
 def test_files_under_names_of_another_locale_are_known_by_their_content(tmp_path: Path) -> None:
     settings = intake(tmp_path, slot_format="files")
     files = {f"视频-{n}.json": b"%d" % n for n in range(5)}
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         for name, content in files.items():
             slot.add(name, content)
         slot.commit()
         folder = slot.layout.active(0, 1) / "files"
     for name in files:
         (folder / name).rename(folder / os.fsdecode(name.encode("gbk")))
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 5
         sealed = slot.seal("request")
     assert sealed is not None
@@ -552,7 +555,7 @@ def test_a_batch_is_written_in_blocks_and_no_byte_of_it_differs(tmp_path: Path) 
     settings = intake(tmp_path)
     sizes = [0, 1, 511, 2**20 - 1024, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20, 5, 600_000, 600_000]
     files = {f"{n}.json": bytes([n + 1]) * size for n, size in enumerate(sizes)}
-    with Slot(settings, 0) as slot:
+    with SlotOwner(settings, 0) as slot:
         for name, content in files.items():
             slot.add(name, content)
         slot.commit()

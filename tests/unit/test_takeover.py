@@ -21,7 +21,7 @@ import zstandard
 
 from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.disk import crash_points
-from fuploader_dagster.disk.crash_points import Step
+from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline, Takeover
 from fuploader_dagster.slots.dedup_window import DedupWindow
@@ -176,7 +176,7 @@ def take_over_killed_at(settings: Pipeline, number: int) -> bool:
     """Whether it came to so many steps, and so was killed behind that one."""
     passed = 0
 
-    def count(_: Step) -> None:
+    def count(_: CrashPoint) -> None:
         nonlocal passed
         passed += 1
         if passed == number:

@@ -83,7 +83,7 @@ class EmbeddedQueue(SourceSettings):
 class _Run(NamedTuple):
     """Messages that were taken together, with nobody else's between them: one row of `held`."""
 
-    first_receipt: int
+    first_delivery: int
     ids: list[int]
 
 
@@ -98,9 +98,9 @@ class EmbeddedSource(MessageSource):
         self._alive: FileLock | None = None
         self._runs: deque[_Run] = deque()
         self._unsettled = 0
-        self._last_receipt = 0
+        self._last_delivery = 0
         self._start = 0
-        """The last receipt of earlier opens: it and those before it cannot be settled any more."""
+        """The last delivery of earlier opens: it and those before it cannot be settled any more."""
         self._looked_for_the_dead = 0.0
 
     def open(self) -> None:
@@ -114,7 +114,7 @@ class EmbeddedSource(MessageSource):
         except OSError as error:
             raise explained(self._settings, error) from error
         self._alive = lock
-        self._start = self._last_receipt
+        self._start = self._last_delivery
         self._looked_for_the_dead = 0.0
 
     def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
@@ -145,13 +145,13 @@ class EmbeddedSource(MessageSource):
         self._most_in_hand = min(messages, self._prefetch)
 
     def settle(self, batch: CommittedBatch) -> None:
-        if self._alive is None or batch.last.receipt <= self._start:
+        if self._alive is None or batch.last.delivery <= self._start:
             self.close()
             raise SourceUnavailable(
                 f"{self._settings.describe()} was closed since these messages were received",
                 hint="nothing is lost: they are delivered again",
             )
-        covered = _covered(self._runs, batch.last.receipt)
+        covered = _covered(self._runs, batch.last.delivery)
         with self._closing_on_error(), self._database.transaction(durable=True) as db:
             for run, count in covered:
                 self._forget(db, run, count)
@@ -159,7 +159,7 @@ class EmbeddedSource(MessageSource):
             self._unsettled -= count
             self._runs.popleft()
             if count < len(run.ids):
-                self._runs.appendleft(_Run(run.first_receipt + count, run.ids[count:]))
+                self._runs.appendleft(_Run(run.first_delivery + count, run.ids[count:]))
 
     def close(self) -> None:
         lock, self._alive = self._alive, None
@@ -185,10 +185,10 @@ class EmbeddedSource(MessageSource):
             for first, last in _gaps(held):
                 rows, taken_bytes = _read(db, (first, last), room - len(taken), taken_bytes)
                 if rows:
-                    receipt = self._last_receipt + len(taken) + 1
-                    runs.append(_Run(receipt, _rising([row[0] for row in rows], first, last)))
+                    delivery = self._last_delivery + len(taken) + 1
+                    runs.append(_Run(delivery, _rising([row[0] for row in rows], first, last)))
                     taken += [
-                        message_of(row[1:], receipt + offset) for offset, row in enumerate(rows)
+                        message_of(row[1:], delivery + offset) for offset, row in enumerate(rows)
                     ]
                 if len(taken) == room or taken_bytes >= _BATCH_BYTES:
                     break
@@ -200,7 +200,7 @@ class EmbeddedSource(MessageSource):
                 self._miss_none(db)
         self._runs += runs
         self._unsettled += len(taken)
-        self._last_receipt += len(taken)
+        self._last_delivery += len(taken)
         return taken
 
     def _miss_none(self, db: sqlite3.Connection) -> None:
@@ -369,9 +369,9 @@ def _rising(ids: list[int], first: int, last: int) -> list[int]:
     return ids
 
 
-def _covered(runs: Iterable[_Run], last_receipt: int) -> list[tuple[_Run, int]]:
-    """The runs that a receipt covers, each with how many of its messages."""
-    counts = ((run, min(len(run.ids), last_receipt - run.first_receipt + 1)) for run in runs)
+def _covered(runs: Iterable[_Run], last_delivery: int) -> list[tuple[_Run, int]]:
+    """The runs that a delivery covers, each with how many of its messages."""
+    counts = ((run, min(len(run.ids), last_delivery - run.first_delivery + 1)) for run in runs)
     return [(run, count) for run, count in counts if count > 0]
 
 

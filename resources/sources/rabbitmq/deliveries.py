@@ -68,11 +68,11 @@ def take_deliveries(
     connection: pika.BlockingConnection,
     channel_number: int,
     append: Callable[[Message], None],
-    first_receipt: int,
+    first_delivery: int,
 ) -> None:
     """From now on append deliveries of the channel as `Message`s.
 
-    A message's receipt is its delivery tag plus `first_receipt`; its attributes are the encoded
+    A message's delivery is its delivery tag plus `first_delivery`; its attributes are the encoded
     properties (`rabbitmq_properties`). Raises `SourceRefused` if this pika is unlike: pika has no
     public way in.
     """
@@ -83,7 +83,7 @@ def take_deliveries(
             f"pika {pika.__version__} is built in another way than the versions that we know",
             hint="install pika 1.3.2 to 1.4.4",
         )
-    reader = _Deliveries(connection, impl, channel_number, append, first_receipt)
+    reader = _Deliveries(connection, impl, channel_number, append, first_delivery)
     impl._on_data_available = reader.on_data
     impl._transport._MAX_RECV_BYTES = READ_BYTES
 
@@ -97,7 +97,7 @@ class _Deliveries:
         impl: Any,
         channel_number: int,
         append: Callable[[Message], None],
-        first_receipt: int,
+        first_delivery: int,
     ) -> None:
         self._connection = connection
         self._impl = impl
@@ -107,7 +107,7 @@ class _Deliveries:
             _FRAME.pack(kind, channel_number, 0)[:3] for kind in (_METHOD, _CONTENT_HEADER, _BODY)
         )
         self._append = append
-        self._first_receipt = first_receipt
+        self._first_delivery = first_delivery
         frame_max = impl.params.frame_max
         self._largest = frame_max - _FRAME_OVERHEAD if frame_max else _UNLIMITED
         """Bytes of a frame's payload."""
@@ -193,7 +193,7 @@ class _Deliveries:
         self._append(
             _new(
                 Message,
-                (content, self._first_receipt + tag, redelivered & 1 == 1, name, properties, ""),
+                (content, self._first_delivery + tag, redelivered & 1 == 1, name, properties, ""),
             )
         )
         return after
@@ -279,7 +279,9 @@ class _Deliveries:
         if tag != self._last_tag + 1:
             self._refuse_hole(tag)
         self._last_tag = tag
-        receipt = self._first_receipt + tag
+        delivery = self._first_delivery + tag
         self._append(
-            Message(b"".join(parts), receipt, bool(redelivered), message_id(properties), properties)
+            Message(
+                b"".join(parts), delivery, bool(redelivered), message_id(properties), properties
+            )
         )

@@ -37,7 +37,7 @@ from fuploader_dagster.contracts.source import (
     MessageSource,
     SourceSettings,
 )
-from fuploader_dagster.disk.crash_points import Step, reached
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq.connection import (
     PIKA_ERRORS,
@@ -192,9 +192,9 @@ class RabbitMQSource(MessageSource):
         self._prefetch_of_consumer = 0
         self._surplus: deque[Message] = deque()
         self._start = 0
-        """A receipt is the channel's delivery tag plus this."""
+        """A delivery is the channel's delivery tag plus this."""
         self._received = 0
-        """The last receipt that `receive` returned."""
+        """The last delivery that `receive` returned."""
         self._settled = 0
         self._last_io = 0.0
         self._cancelled = False
@@ -248,14 +248,14 @@ class RabbitMQSource(MessageSource):
             surplus.clear()
         else:
             messages = [surplus.popleft() for _ in range(limit)]
-        first, last = messages[0].receipt, messages[-1].receipt
+        first, last = messages[0].delivery, messages[-1].delivery
         if first != self._received + 1 or last != self._received + len(messages):
             self._refuse_gap(f"deliveries {first} to {last} came after {self._received}")
         self._received = last
         return messages
 
     def settle(self, batch: CommittedBatch) -> None:
-        channel, last = self._channel, batch.last.receipt
+        channel, last = self._channel, batch.last.delivery
         if channel is None or last <= self._start:
             self.close()
             raise SourceUnavailable(
@@ -267,19 +267,19 @@ class RabbitMQSource(MessageSource):
             self._refuse_gap(f"only deliveries up to {self._received} were received, not {last}")
         rejected: set[int] = set()
         if self._settings.reject_dead_letters:
-            rejected = {message.receipt for message in batch.dead_letters}
+            rejected = {message.delivery for message in batch.dead_letters}
         while last in rejected:  # the broker forgets a rejected tag and refuses an ack of it
             last -= 1
         try:
-            for receipt in sorted(rejected):
-                channel.basic_reject(receipt - self._start, requeue=False)
+            for delivery in sorted(rejected):
+                channel.basic_reject(delivery - self._start, requeue=False)
             if rejected:
-                reached(Step.REJECTED)
+                reached(CrashPoint.REJECTED)
             if last > self._settled:
                 channel.basic_ack(last - self._start, multiple=True)
         except PIKA_ERRORS as error:
             self._give_up("acknowledge messages of", error)
-        self._settled = max(self._settled, batch.last.receipt)
+        self._settled = max(self._settled, batch.last.delivery)
         if not self._consumer:
             self._consume()
 
@@ -287,7 +287,7 @@ class RabbitMQSource(MessageSource):
         connection, self._connection, self._channel = self._connection, None, None
         self._consumer, self._prefetch_of_consumer = "", 0
         if self._surplus:
-            self._received = self._surplus[-1].receipt
+            self._received = self._surplus[-1].delivery
         self._surplus = deque()
         disconnect(connection)
 
@@ -296,7 +296,7 @@ class RabbitMQSource(MessageSource):
 
     def _in_hand(self) -> int:
         """Messages that were delivered, to us or to the caller, and are not settled."""
-        delivered = self._surplus[-1].receipt if self._surplus else self._received
+        delivered = self._surplus[-1].delivery if self._surplus else self._received
         return delivered - self._settled
 
     def _nothing_may_come(self) -> bool:

@@ -1,0 +1,186 @@
+"""The members of a sealed slot, from its segment or from plain files.
+
+What must always hold: it never follows a link and never reads outside its slot.
+
+- `SegmentMembers`: the members are in one file, as tar already; reading is one sequential copy.
+- `FolderMembers`: one file per member (`slot_format: files`, and directories of other programs,
+  adopted as they are); the headers are made here. Subdirectories become names with `/`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from fuploader_dagster.archives.members import ArchiveMember, Member, MemberSource
+from fuploader_dagster.disk.tar_headers import member_bytes, member_header, padding
+from fuploader_dagster.errors import DamagedSlot
+
+
+class SegmentMembers(MemberSource):
+    """Members in a segment file. `offsets` are those of their headers.
+
+    Without offsets the members lie one behind the other from the file's start. `xxh128` is the
+    digest that was recorded for the whole file, if one was.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[ArchiveMember],
+        offsets: Sequence[int] | None = None,
+        xxh128: str | None = None,
+    ) -> None:
+        self.path = path
+        self.xxh128 = xxh128
+        self.members = members
+        self.lengths = [member_bytes(m.name, m.size_bytes) for m in members]
+        self._offsets = list(accumulate(self.lengths, initial=0)) if offsets is None else offsets
+        self._ends = [o + n for o, n in zip(self._offsets, self.lengths, strict=False)]
+        self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+    def read(self, first: int, last: int) -> bytes:
+        runs = []
+        start = first
+        for i in range(first + 1, last):
+            if self._offsets[i] != self._ends[i - 1]:
+                runs.append(self._read(start, self._offsets[start], self._ends[i - 1]))
+                start = i
+        runs.append(self._read(start, self._offsets[start], self._ends[last - 1]))
+        return b"".join(runs) if len(runs) > 1 else runs[0]
+
+    def read_part(self, index: int, start: int, stop: int) -> bytes:
+        offset = self._offsets[index]
+        return self._read(index, offset + start, offset + stop)
+
+    def _read(self, index: int, start: int, stop: int) -> bytes:
+        assert self._descriptor is not None, "closed"  # noqa: S101
+        data = os.pread(self._descriptor, stop - start, start)
+        if len(data) != stop - start:
+            raise DamagedSlot(
+                f"{self.path} ends at {start + len(data)}, but its index says that there are "
+                f"members up to {stop} (from {self.place(index)} on)",
+                hint="somebody cut it off, or the disk is failing (dmesg, SMART)",
+            )
+        return data
+
+    def place(self, index: int) -> str:
+        return f"{self.members[index].name!r} at offset {self._offsets[index]} of {self.path}"
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class FolderMembers(MemberSource):
+    """Members as files below a directory.
+
+    With `recorded` these are the members, in this order, and the files must match. Without, they
+    are found: every file below the directory but those in `exclude` (top-level names), in the
+    byte order of their names.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        recorded: Sequence[ArchiveMember] | None = None,
+        *,
+        exclude: Collection[str] = (),
+    ) -> None:
+        self.path = path
+        if recorded is None:
+            found = sorted(_files_below(os.fsencode(path), b"", {os.fsencode(n) for n in exclude}))
+            self.members = [Member(_member_name(raw), size, None) for raw, size in found]
+            self._paths = [raw for raw, _ in found]
+        else:
+            self.members = recorded
+            self._paths = [os.fsencode(m.name) for m in recorded]
+        self.lengths = [member_bytes(m.name, m.size_bytes) for m in self.members]
+        self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    def read(self, first: int, last: int) -> bytes:
+        parts: list[bytes] = []
+        for i in range(first, last):
+            name, size = self.members[i].name, self.members[i].size_bytes
+            descriptor = self._open(i)
+            try:
+                payload = os.read(descriptor, size + 1)
+            finally:
+                os.close(descriptor)
+            if len(payload) != size:
+                raise self._changed(i)
+            parts += (member_header(name, size), payload, padding(size))
+        return b"".join(parts)
+
+    def read_part(self, index: int, start: int, stop: int) -> bytes:
+        name, size = self.members[index].name, self.members[index].size_bytes
+        header = member_header(name, size)
+        begin, end = max(start - len(header), 0), min(stop - len(header), size)
+        descriptor = self._open(index)
+        try:
+            if os.fstat(descriptor).st_size != size:
+                raise self._changed(index)
+            payload = os.pread(descriptor, end - begin, begin) if end > begin else b""
+        finally:
+            os.close(descriptor)
+        if len(payload) != max(end - begin, 0):
+            raise self._changed(index)
+        part = header[start:stop] + payload
+        return part + bytes(stop - start - len(part))
+
+    def _open(self, index: int) -> int:
+        assert self._descriptor is not None, "closed"  # noqa: S101
+        try:
+            # NONBLOCK: opening a named pipe that took the file's place must not hang
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            return os.open(self._paths[index], flags, dir_fd=self._descriptor)
+        except OSError as e:
+            raise DamagedSlot(
+                f"{self.place(index)} cannot be opened: {e.strerror}",
+                hint="only this pipeline may change a sealed slot",
+            ) from e
+
+    def _changed(self, index: int) -> DamagedSlot:
+        size = self.members[index].size_bytes
+        return DamagedSlot(
+            f"{self.place(index)} is no longer the file of {size} bytes that was sealed",
+            hint="only this pipeline may change a sealed slot",
+        )
+
+    def place(self, index: int) -> str:
+        return f"{self.members[index].name!r} in {self.path}"
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _files_below(
+    top: bytes, prefix: bytes, exclude: Collection[bytes] = ()
+) -> Iterator[tuple[bytes, int]]:
+    """Relative path and size of each regular file. Anything but files and directories is refused:
+    a link has no content of its own, and leaving it out would lose something in silence."""
+    with os.scandir(os.path.join(top, prefix)) as entries:  # noqa: PTH118 - bytes
+        for entry in entries:
+            if entry.name in exclude:
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                yield prefix + entry.name, status.st_size
+            elif stat.S_ISDIR(status.st_mode):
+                yield from _files_below(top, prefix + entry.name + b"/")
+            else:
+                raise DamagedSlot(
+                    f"{os.fsdecode(entry.path)} is neither a file nor a directory",
+                    hint="move it out of the slot, then try again",
+                )
+
+
+def _member_name(raw: bytes) -> str:
+    """The file's name as text; bytes that are no UTF-8 become `\\xff`."""
+    return raw.decode("utf-8", "backslashreplace")
