@@ -13,7 +13,7 @@ from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.intake.dead_letters import DeadLetterBox
 from tests.settings import pipeline
 from tests.ticking import Ticking
-from tests.unit.test_dead_letters import letter
+from tests.unit.intake.test_dead_letters import letter
 
 
 def told(ticking: Ticking) -> tuple[dict[str, object], bool | None]:

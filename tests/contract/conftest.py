@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
-from tests.contract.rabbitmq_sources import on
+from tests.contract.sources.rabbitmq_sources import on
 from tests.servers.queue_fixtures import new_queue
 from tests.servers.rabbitmq import RabbitMQServer
 

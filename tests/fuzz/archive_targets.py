@@ -25,7 +25,7 @@ from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import FuploaderError
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
-from tests.unit.archives import InMemory, payloads, segment
+from tests.unit.archives.archives import InMemory, payloads, segment
 
 MEMORY_BYTES = 2**26
 

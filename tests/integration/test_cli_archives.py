@@ -21,7 +21,7 @@ from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process
 from tests.servers.swift import SwiftServer
 from tests.settings import sealed
-from tests.unit.archives import payloads, segment
+from tests.unit.archives.archives import payloads, segment
 
 CONTENTS = payloads()
 
