@@ -1,29 +1,29 @@
-"""What can go wrong, sorted by what the person on call can do about it.
+"""Everything that can go wrong, sorted by what the person on call can do about it.
 
     FuploaderError
     +-- TemporaryError       try again later; the pipeline does so by itself
     |   +-- SourceUnavailable    the queue does not answer
-    |   +-- StateUnavailable     the state store does not answer, or cannot for the moment
+    |   +-- StateUnavailable     the state store does not answer, or cannot at the moment
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
-    |   |   +-- StoreAwaited           the same, and another process waits for it already
-    |   +-- SlotInUse            another process writes this slot at the moment
-    |   +-- DiskFull             too little room by the configured marks, or the disk said ENOSPC
-    |   +-- DiskFailed           the system refuses to read or write, or a file of ours vanished
+    |   |   +-- StoreAwaited         the same, while another process already waits for it
+    |   +-- SlotInUse            another process is writing this slot
+    |   +-- DiskFull             less space than the configured minimum, or the disk is full
+    |   +-- DiskFailed           the system cannot read or write, or one of our files vanished
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
-    |   |   +-- MessageRefused         it refuses one message, which is too large, for example
+    |   |   +-- MessageRefused       it refuses one message, which is too large, for example
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
-    |   |   +-- ColdObject           the object is stored, and cannot be read before it is restored
-    |   +-- ObjectConflict       an object with other content lies under our key
-    |   +-- TooLarge             an archive needs more memory than it may take
-    |   +-- StrategyError        a parser, name generator, packer or key function misbehaved
-    |   +-- ForeignFile          a link, a pipe or a folder has the place of one of our files
+    |   |   +-- ColdObject           the object is stored, but must be restored to be read
+    |   +-- ObjectConflict       our key already has an object with other content
+    |   +-- TooLarge             reading an archive needs more memory than allowed
+    |   +-- StrategyError        a parser, name generator, packer or key function failed
+    |   +-- ForeignFile          a link, pipe or folder is where one of our files should be
     +-- DamagedData          bytes are not what they must be
-        +-- BadMessage           a message that cannot become a file: goes to the dead letters
+        +-- BadMessage           a message that cannot become a file becomes a dead letter
         +-- DamagedSlot          a slot directory contradicts its index or its seal
-        |   +-- OtherFormat          another version of this software wrote it: it is whole
+        |   +-- OtherFormat          another version of this software wrote it; it is intact
         +-- DamagedArchive       an archive contradicts its manifest
         +-- DigestMismatch       what the object store holds is not what was sent
 
@@ -31,15 +31,15 @@ Every error says what was tried, on what, and what happened; `hint` says what to
 """
 
 UNREADABLE_JSON = (ValueError, RecursionError)
-"""What msgspec raises on bytes that are not what somebody wrote, JSON or not: its `DecodeError`,
-`UnicodeDecodeError` on text that is no UTF-8, and `RecursionError` on brackets without end."""
+"""What msgspec raises on bytes that it cannot decode, JSON or not: its `DecodeError`,
+`UnicodeDecodeError` on text that is not UTF-8, and `RecursionError` on endless brackets."""
 
 
 class FuploaderError(Exception):
     """Base of all errors of this package.
 
-    `hint` is one sentence for the person on call; it is part of `str(error)`.
-    Neither the message nor the hint ever holds a secret.
+    `hint` is one sentence for the person on call, and part of `str(error)`.
+    Neither the message nor the hint ever contains a secret.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -56,17 +56,17 @@ class TemporaryError(FuploaderError):
 
 
 class SourceUnavailable(TemporaryError):
-    """The queue cannot be reached or dropped the connection."""
+    """The queue cannot be reached, or dropped the connection."""
 
 
 class StateUnavailable(TemporaryError):
-    """The state store cannot be reached, or says that it will answer again by itself."""
+    """The state store cannot be reached, or says that it will recover by itself."""
 
 
 class StoreUnavailable(TemporaryError):
     """The object store cannot be reached, failed, or asked to slow down.
 
-    `retry_after_seconds` is what the server asked for, if it said so.
+    `retry_after_seconds` is the pause that the server asked for, if it did.
     """
 
     def __init__(
@@ -77,25 +77,25 @@ class StoreUnavailable(TemporaryError):
 
 
 class StoreAwaited(StoreUnavailable):
-    """The object store cannot be reached, and another process of the pipeline waits for it: this
-    one gives up at once."""
+    """The object store cannot be reached. Another process of the pipeline already waits for it, so
+    this one gives up at once."""
 
 
 class SlotInUse(TemporaryError):
-    """Another live process owns the slot (or the storage root)."""
+    """Another live process owns the slot, or the storage root."""
 
 
 class DiskFull(TemporaryError):
-    """Too little room to take more messages."""
+    """Too little disk space to take more messages."""
 
 
 class DiskFailed(TemporaryError):
-    """Reading, writing or syncing failed, or what is written is no longer found by its name. What
-    was not synced before counts for nothing."""
+    """Reading, writing or syncing failed, or the open file is no longer found by its name. Only
+    what was synced before counts as written."""
 
 
 class PermanentError(FuploaderError):
-    """Trying again without a change cannot help."""
+    """Trying again cannot help before something is changed."""
 
 
 class ConfigError(PermanentError):
@@ -103,13 +103,13 @@ class ConfigError(PermanentError):
 
 
 class SourceRefused(PermanentError):
-    """The queue refused the login, the rights or the queue's name."""
+    """The broker refused the login, the rights or the queue's name."""
 
 
 class MessageRefused(SourceRefused):
-    """The queue will never take one of the messages that were to be published.
+    """The queue will never take one of the messages to publish.
 
-    `position`: which of them, from 0. The first `confirmed` of them are in the queue; what lies
+    `position`: which one, counted from 0. The first `confirmed` messages are in the queue; those
     between may be.
     """
 
@@ -120,7 +120,7 @@ class MessageRefused(SourceRefused):
 
 
 class StateRefused(PermanentError):
-    """The state store refuses us, or holds something in our place, until a person acts."""
+    """The state store refuses us, or holds something else in our place, until a person acts."""
 
 
 class StoreRefused(PermanentError):
@@ -128,16 +128,16 @@ class StoreRefused(PermanentError):
 
 
 class ColdObject(StoreRefused):
-    """The object is there, in a class that cannot be read (GLACIER and its like) until it is
-    restored. It is not lost, and nothing about it is wrong."""
+    """The object is in a storage class that must be restored before it can be read (such as
+    GLACIER). It is neither lost nor damaged."""
 
 
 class ObjectConflict(PermanentError):
-    """An object with other content already lies under the key. It was not touched."""
+    """The key already has an object with other content. It was not touched."""
 
 
 class TooLarge(PermanentError):
-    """A piece of an archive needs more memory than reading it may take. Nothing is damaged."""
+    """Reading a piece of an archive needs more memory than allowed. Nothing is damaged."""
 
 
 class StrategyError(PermanentError):
@@ -145,7 +145,7 @@ class StrategyError(PermanentError):
 
 
 class ForeignFile(PermanentError):
-    """Something that is not ours has the place of one of our files. It was not touched."""
+    """Something that is not ours is where one of our files should be. It was not touched."""
 
 
 class DamagedData(FuploaderError):
@@ -153,7 +153,7 @@ class DamagedData(FuploaderError):
 
 
 class BadMessage(DamagedData):
-    """A message that can never become a file. Its raw bytes go to the dead letters."""
+    """A message that can never become a file. Its raw bytes become a dead letter."""
 
 
 class DamagedSlot(DamagedData):
@@ -161,7 +161,7 @@ class DamagedSlot(DamagedData):
 
 
 class OtherFormat(DamagedSlot):
-    """A slot directory was written by another version of this software, which can read it."""
+    """A slot directory that only another version of this software, which wrote it, can read."""
 
 
 class DamagedArchive(DamagedData):
@@ -169,4 +169,4 @@ class DamagedArchive(DamagedData):
 
 
 class DigestMismatch(DamagedData):
-    """The object store holds other bytes than were sent. Local data was kept."""
+    """The object store holds other bytes than those sent. Local data was kept."""
