@@ -1,4 +1,4 @@
-"""From `fuploader.yaml` and the environment to validated pipelines, and over a pipe to a worker.
+"""Loads pipelines from `fuploader.yaml` and the environment, and hands them to workers over a pipe.
 
 A file looks like this; everything else has a default:
 
@@ -9,16 +9,16 @@ A file looks like this; everything else has a default:
         state: {kind: redis, url: {env: REDIS_URL}}
         store: {kind: s3, bucket: archives, secret_access_key: {env: S3_SECRET}}
 
-Settings beside `pipelines` apply to all of them. Environment variables win over the file:
-FUploader's own names for all pipelines, and `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500` for
-one, over those too.
+Settings beside `pipelines` apply to all of them. Environment variables win over the file. Those
+that FUploader reads apply to all pipelines; `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`
+applies to one, and wins over them too.
 
-Strategies are found where Python finds modules, and beside the file.
+Strategies are imported from where Python finds modules, and from the folder of the file.
 
-`kind` is a short name of `KINDS` or `package.module:Class` for a backend of your own.
+`kind` is a short name from `KINDS`, or `package.module:Class` for a backend of your own.
 
-What must always hold: whatever is wrong gives a `ConfigError` that names the setting with its path
-and says what would be right, and no error quotes a value: it may be a secret in a wrong place.
+What must always hold: whatever is wrong raises a `ConfigError` that names the setting with its path
+and says what would be right. No error quotes a value: it may be a secret in the wrong place.
 """
 
 from __future__ import annotations
@@ -83,18 +83,18 @@ _FUPLOADER_VARIABLES = {
     "RESIDUE_FILE_UPLOAD": "residue_file_upload",
     "RESIDUE_FILE_UPLOADE": "residue_file_upload",
 }
-"""FUploader asks for the misspelled name first, so the later one of the two wins here as there."""
+"""FUploader reads the misspelled name first, so the last of the two wins here as well."""
 _UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
-`!!timestamp x`, and on brackets without end."""
+`!!timestamp x`, and on endless brackets."""
 _LEAST = {"process_count": 1, "max_tasks_per_child": 0, "prefetch_count": 2}
-"""FUploader takes less than its least for that; its prefetch is 20 at least, ours must be two."""
+"""Like FUploader, raise smaller values to the minimum (its prefetch: 20; ours must be 2)."""
 _NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
-"""FUploader's own worker processes see their number behind the node's name."""
+"""What FUploader appends to the node's name in its worker processes."""
 
 
 class _File(BaseSettings):
-    """The raw file with the environment laid over it; values are validated by `Pipeline`."""
+    """The raw file, overridden by the environment; `Pipeline` validates the values."""
 
     model_config = SettingsConfigDict(
         env_prefix="FUPLOADER_", env_nested_delimiter="__", extra="allow"
@@ -117,13 +117,13 @@ class _File(BaseSettings):
 def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
     """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
 
-    Raises `ConfigError`, naming every setting that is wrong, and never a secret's content.
+    Raises `ConfigError`, which names every wrong setting and never contains a secret.
     """
     path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     raw = _read(path)
     _make_importable(path.absolute().parent)
     of_fuploader = _fuploader_environment(os.environ)
-    if isinstance(raw.get("pipelines"), dict):  # below the pipeline's own variables
+    if isinstance(raw.get("pipelines"), dict):  # the pipeline's own variables win over these
         raw["pipelines"] = {
             name: {**values, **of_fuploader} if isinstance(values, dict) else values
             for name, values in raw["pipelines"].items()
@@ -135,7 +135,7 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
     except SettingsError as error:
         raise ConfigError(
             f"FUPLOADER_PIPELINES in the environment cannot be read: {error}",
-            hint="unset it, or name one setting: FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES",
+            hint="unset it, or set one setting: FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES",
         ) from None
     shared = {**(settings.model_extra or {}), **of_fuploader}
     if not settings.pipelines:
@@ -152,7 +152,7 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
 
 
 def _make_importable(folder: Path) -> None:
-    """Strategies may lie beside the file that names them; what is installed comes first."""
+    """Strategies may be beside the file that names them; what is installed comes first."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
@@ -160,37 +160,37 @@ def _make_importable(folder: Path) -> None:
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
     _check_names(values, where)
-    parts = {part: load_backend(part, values.get(part), f"{where}.{part}") for part in KINDS}
+    backends = {role: load_backend(role, values.get(role), f"{where}.{role}") for role in KINDS}
     former = values.get("former_stores", [])
     if not isinstance(former, list):
         raise ConfigError(f"{where}.former_stores must be a list of stores")
-    parts["former_stores"] = tuple(
+    backends["former_stores"] = tuple(
         load_backend("store", one, f"{where}.former_stores.{number}")
         for number, one in enumerate(former)
     )
     try:
-        return Pipeline(**{**values, **parts})
+        return Pipeline(**{**values, **backends})
     except ValidationError as error:
         raise _config_error(error, where, Pipeline.model_fields) from None
 
 
-def load_backend(part: str, values: Any, where: str) -> Any:
-    """A source, state store or object store from a mapping with its `kind`.
+def load_backend(role: str, values: Any, where: str) -> Any:
+    """A backend from a mapping with its `kind`. Its role is `source`, `state` or `store`.
 
     Raises `ConfigError`; `where` says whose settings they are.
     """
-    hint = f"kinds are {', '.join(KINDS[part])}, or package.module:Class"
+    hint = f"kinds are {', '.join(KINDS[role])}, or package.module:Class"
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str):
         raise ConfigError(f"{where} must be a mapping with a `kind`", hint=hint)
     _check_names(values, where)
     try:
-        backend = load_reference(KINDS[part].get(kind, kind))
+        backend = load_reference(KINDS[role].get(kind, kind))
     except ValueError as error:
         raise ConfigError(f"{where}.kind: {error}", hint=hint) from None
-    base = _BASES[part]
+    base = _BASES[role]
     if not (isinstance(backend, type) and issubclass(backend, base)):
-        raise ConfigError(f"{where}.kind: {kind} is no {base.__name__}", hint=hint)
+        raise ConfigError(f"{where}.kind: {kind} does not implement {base.__name__}", hint=hint)
     try:
         return backend(**{name: value for name, value in values.items() if name != "kind"})
     except ValidationError as error:
@@ -204,34 +204,34 @@ def _check_names(values: Mapping[Any, Any], where: str) -> None:
         if not isinstance(name, str):
             raise ConfigError(
                 f"{where} has a setting whose name is a {type(name).__name__}, not a string",
-                hint="YAML reads on, off, yes and no as booleans; quote a name that is meant",
+                hint="YAML reads on, off, yes and no as booleans: quote such a name",
             )
 
 
 def dump_intake(intake: Intake) -> bytes:
-    """Settings as one line of JSON, secrets included: only ever for a worker's stdin."""
+    """Settings as one line of JSON, including secrets: only for a worker's stdin."""
     plain = intake.model_dump(
         mode="json", exclude={"source", "state"}, context={"reveal_secrets": True}
     )
-    for part in ("source", "state"):
-        plain[part] = _dump_part(getattr(intake, part))
+    for role in ("source", "state"):
+        plain[role] = _dump_backend(getattr(intake, role))
     return msgspec.json.encode(plain)
 
 
 def load_intake(line: bytes) -> Intake:
     """What `dump_intake` wrote."""
     values = msgspec.json.decode(line, type=dict[str, Any])
-    for part in ("source", "state"):
-        values[part] = load_backend(part, values[part], part)
+    for role in ("source", "state"):
+        values[role] = load_backend(role, values[role], role)
     try:
         return Intake(**values)
     except ValidationError as error:
         raise _config_error(error, f"pipeline {values.get('name')}") from None
 
 
-def _dump_part(part: BaseModel) -> dict[str, Any]:
-    dumped = part.model_dump(mode="json", exclude_unset=True, context={"reveal_secrets": True})
-    return {"kind": reference_to(type(part)), **dumped}
+def _dump_backend(backend: BaseModel) -> dict[str, Any]:
+    dumped = backend.model_dump(mode="json", exclude_unset=True, context={"reveal_secrets": True})
+    return {"kind": reference_to(type(backend)), **dumped}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -240,11 +240,11 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {path}",
-            hint=f"name one with {CONFIG_VARIABLE}, or write one with `fuploader init`",
+            hint=f"name one with {CONFIG_VARIABLE}, or create one with `fuploader init`",
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:  # its own text would quote the line
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line
         mark = error.problem_mark or error.context_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
@@ -257,7 +257,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
-    """All complaints in one sentence each, without the values (they may be secrets)."""
+    """All complaints, one sentence each, without the values (they may be secrets)."""
     complaints = []
     for detail in error.errors(include_input=False, include_url=False, include_context=False):
         place = ".".join(str(part) for part in detail["loc"])
@@ -272,7 +272,7 @@ def _config_error(error: ValidationError, where: str, known: Collection[str] = (
 
 
 def _set_by(setting: str) -> str:
-    """Which of FUploader's variables give the setting its value, if any does."""
+    """The variables of FUploader's that set this setting, if any."""
     return " or ".join(
         variable
         for variable, name in _FUPLOADER_VARIABLES.items()
@@ -281,14 +281,14 @@ def _set_by(setting: str) -> str:
 
 
 def _fuploader_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """FUploader's variables, as settings of ours. Empty ones do not count, as there."""
+    """FUploader's variables as settings of ours. Empty ones count as unset, as in FUploader."""
     found: dict[str, Any] = {
         setting: environment[variable].strip()
         for variable, setting in _FUPLOADER_VARIABLES.items()
         if environment.get(variable, "").strip()
     }
     for setting, least in _LEAST.items():
-        with suppress(ValueError, KeyError):  # the model says what is wrong with another value
+        with suppress(ValueError, KeyError):  # the model reports a value that is no number
             found[setting] = max(least, int(found[setting]))
     if "node_id" in found:
         found["node_id"] = _NODE_ID_OF_WORKER.sub("", found["node_id"])

@@ -1,7 +1,7 @@
 """Secrets in settings: given as `{env: NAME}`, read at load, never shown.
 
-A literal is accepted for sources and state stores, whose settings never leave this process tree
-in the open. Dagster's `EnvVar("NAME")` is accepted as well.
+Sources and state stores also accept a literal: their settings never leave this process tree
+unmasked. Dagster's `EnvVar("NAME")` is accepted too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Secret = Annotated[
 ]
 """A string that repr, logs and errors show as asterisks.
 
-`model_dump(context={"reveal_secrets": True})` gives the value itself: used only to hand settings
-to a worker process through its stdin.
+`model_dump(context={"reveal_secrets": True})` gives the value itself, only to hand settings to a
+worker process through its stdin.
 """
 
 
@@ -45,14 +45,14 @@ _LOGIN = re.compile(r"(?<=//)[^/?#\s]*@")
 
 
 def without_logins(text: str) -> str:
-    """The text with `***@` for the login of each address in it: `https://user:password@host`."""
+    """The text with `***@` in place of each login: `https://user:password@host`."""
     return _LOGIN.sub("***@", text)
 
 
 def shown_cause(error: BaseException) -> BaseException | None:
-    """What to `raise ... from`: the error, or None if it or what led to it repeats a login.
+    """What to `raise ... from`: the error, or None if it or one of its causes contains a login.
 
-    Tracebacks and Dagster's UI show causes in their own words.
+    Tracebacks and Dagster's UI show the causes' own text.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,10 +1,12 @@
-"""The four strategies: a user's own parser, file name generator, packer and key generator.
+"""User functions, called strategies in docs and settings: parser, file name generator, packer and
+key generator.
 
-Plain functions, given as objects in Python or as `package.module:function` in YAML. Workers are
-processes of their own, so each must be importable by its name: no lambdas, no nested functions.
+They are plain functions, given as objects in Python or as `package.module:function` in YAML.
+Workers are separate processes that import them by name: no lambdas, no nested functions.
 
 A parser or name generator that raises, or returns something unusable, makes its message a
-`BadMessage`; a packer or key generator makes a `StrategyError` for its slot. Nothing else stops.
+`BadMessage`; a packer or key generator that does so gives its slot a `StrategyError`. Nothing else
+stops.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import StrategyError
 
 USER_ERRORS = (Exception, SystemExit)
-"""What a user's function may raise. `sys.exit()` is among it: it would take the worker with it, and
-the next one too, for the same message comes again."""
+"""What a user's function may raise. Includes `sys.exit()`, which would end the worker, and the next
+one too, because the same message comes again."""
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _KEY_FIELDS = {"pipeline", "node", "slot", "number", "sealed_at", "partition", "archive"}
 _MAX_KEY_BYTES = 1024
-"""S3, COS and OSS allow 1,024 (OSS 1,023) bytes of UTF-8."""
+"""S3 and COS allow 1,024 bytes of UTF-8, OSS 1,023."""
 _SAMPLE = PartitionKey(datetime(2026, 1, 1, tzinfo=timezone.utc), "node", 0, 1)
 
 
 def load_reference(reference: str) -> Any:
-    """What `package.module:name` names. Raises `ValueError` with what is wrong."""
+    """The object that `package.module:name` names. Raises `ValueError`, saying what is wrong."""
     if not _REFERENCE.fullmatch(reference):
-        raise ValueError("it is not of the form package.module:name")  # may be a secret: not shown
+        raise ValueError("it is not of the form package.module:name")  # not shown: may be a secret
     module_name, _, qualified_name = reference.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -59,11 +61,11 @@ def reference_to(function: Any) -> str:
     if not module or not name or module == "__main__" or "<" in name:
         raise ValueError(
             f"{name or f'an object of type {type(function).__name__}'} cannot be imported by a "
-            f"worker process; define a function at the top level of a module that can be imported"
+            f"worker process; define it at the top level of a module that can be imported"
         )
     reference = f"{module}:{name}"
     if load_reference(reference) != function:
-        raise ValueError(f"{reference} is another object than the one given")
+        raise ValueError(f"{reference} is a different object from the one given")
     return reference
 
 
@@ -84,7 +86,7 @@ Strategy = Annotated[
 
 
 def as_key_strategy(key: Any) -> Any:
-    """A key setting as it is kept: a checked template, or a function."""
+    """A key setting as a checked template or a function. Raises `ValueError`."""
     if not isinstance(key, str) or (":" in key and "{" not in key):
         return _as_function(key)
     try:
@@ -98,9 +100,9 @@ def as_key_strategy(key: Any) -> Any:
     if not fields & {"archive", "partition"}:
         raise ValueError(
             "key template must contain {archive} or {partition}, "
-            "otherwise archives would collide under one key"
+            "otherwise several archives would get the same key"
         )
-    try:  # what fails here would fail at every seal
+    try:  # a template that fails here would fail at every seal
         made = _fill(key, pipeline="p", partition=_SAMPLE, archive=f"{_SAMPLE}.tar.zst")
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"key template cannot be filled in: {error}") from error
@@ -109,22 +111,21 @@ def as_key_strategy(key: Any) -> Any:
     return key
 
 
-def serialize_key_strategy(key: Any) -> str:
+def _written_key(key: Any) -> str:
     return key if isinstance(key, str) else reference_to(key)
 
 
 KeyStrategy = Annotated[
     Any,
     BeforeValidator(as_key_strategy),
-    PlainSerializer(serialize_key_strategy, return_type=str),
+    PlainSerializer(_written_key, return_type=str),
 ]
 """A key template or a key function `(archive name) -> key`."""
 
 
 def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str) -> str:
-    """The key under which a slot's archive will be stored.
-
-    Raises `StrategyError` if the function raises or the result is no usable key.
+    """The key for a slot's archive. Raises `StrategyError` if the key function raises, or the key
+    cannot be used.
     """
     if isinstance(key, str):
         made: Any = _fill(key, pipeline=pipeline, partition=partition, archive=archive)
@@ -140,7 +141,7 @@ def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str
 
 
 def key_prefix(key: Any, *, pipeline: str) -> str:
-    """What all keys of a pipeline begin with, as far as its template tells."""
+    """What all keys of a pipeline start with, as far as its template says."""
     prefix = ""
     for literal, field, spec, conversion in string.Formatter().parse(
         key if isinstance(key, str) else ""
@@ -173,11 +174,11 @@ def _problem_of_key(key: Any) -> str:
     except UnicodeEncodeError:
         return "it is not valid Unicode"
     if not 0 < size < _MAX_KEY_BYTES:
-        return f"it has {size} bytes of 1 to {_MAX_KEY_BYTES - 1}"
+        return f"it has {size} bytes, not 1 to {_MAX_KEY_BYTES - 1}"
     if any(ord(character) < 32 or ord(character) == 127 for character in key):
-        return "it has control characters"
+        return "it contains control characters"
     if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key:
-        return f"{key!r} has empty, '.' or '..' parts or a backslash"
+        return f"{key!r} contains a backslash, or an empty, '.' or '..' part"
     return ""
 
 
@@ -197,14 +198,14 @@ def call_packer(packer: Callable[[Path], Any], directory: Path) -> Path:
     made = call(packer, directory, what="packer")
     if not isinstance(made, (str, Path)) or not Path(made).is_file():
         raise StrategyError(
-            f"the packer {name_of(packer)} returned {made!r}, which is no file",
-            hint="a packer returns the path of the archive it wrote; the slot is kept",
+            f"the packer {name_of(packer)} returned {made!r}, which is not a file",
+            hint="a packer must return the path of the archive it wrote; the slot is kept",
         )
     return Path(made)
 
 
 def raised(error: BaseException) -> str:
-    """An exception of a user's function in words that every log and file can hold."""
+    """A user function's exception as text that every log and file can hold."""
     text = f"{type(error).__name__}: {error}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -214,7 +215,7 @@ async def _wait_for(awaitable: Awaitable[Any]) -> Any:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """How a user finds the function."""
+    """The name by which a user finds the function."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
     return f"{function.__module__}:{function.__qualname__}"

@@ -236,9 +236,9 @@ def test_fuploaders_own_packer_works_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("packer", "said"),
     [
-        (packer_that_returns_nothing, "returned None, which is no file"),
-        (packer_that_returns_the_folder, "which is no file"),
-        (packer_that_lies, "which is no file"),
+        (packer_that_returns_nothing, "returned None, which is not a file"),
+        (packer_that_returns_the_folder, "which is not a file"),
+        (packer_that_lies, "which is not a file"),
         (packer_that_raises, "raised OSError: "),
         (packer_that_spoils_its_input, "returned None"),
         (packer_of_another_suffix, r"which does not end in \.txt"),

@@ -120,8 +120,8 @@ def test_settings_beside_the_pipelines_apply_to_all_and_each_may_differ(tmp_path
         ),
         ({"store": {"kind": "no_such_module:X"}}, "store.kind: cannot import 'no_such_module'"),
         ({"store": {"kind": "os.path:joint"}}, "module 'os.path' has no 'joint'"),
-        ({"store": {"kind": "os.path:join"}}, "os.path:join is no OpensObjectStore"),
-        ({"source": {"kind": "builtins:dict"}}, "builtins:dict is no SourceSettings"),
+        ({"store": {"kind": "os.path:join"}}, "os.path:join does not implement OpensObjectStore"),
+        ({"source": {"kind": "builtins:dict"}}, "builtins:dict does not implement SourceSettings"),
         ({"source": {"kind": "embedded", True: 1}}, "a bool, not a string (YAML reads on, off"),
         ({True: 1}, "Input should be a valid string"),
         (

@@ -172,7 +172,7 @@ def test_a_key_template_is_filled_with_what_the_slot_is(template: str, key: str)
         ("{archive}/", "unusable keys"),
         ("a\\{archive}", "unusable keys"),
         ("a\n{archive}", "control characters"),
-        ("x" * 1000 + "{archive}", "bytes of 1 to 1023"),
+        ("x" * 1000 + "{archive}", "bytes, not 1 to 1023"),
         (7, "neither a function nor"),
     ],
 )
