@@ -61,7 +61,7 @@ def reference_to(function: Any) -> str:
     if not module or not name or module == "__main__" or "<" in name:
         raise ValueError(
             f"{name or f'an object of type {type(function).__name__}'} cannot be imported by a "
-            f"worker process; define it at the top level of a module that can be imported"
+            f"worker process; define a function at the top level of a module that can be imported"
         )
     reference = f"{module}:{name}"
     if load_reference(reference) != function:

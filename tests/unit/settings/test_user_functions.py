@@ -211,7 +211,7 @@ def test_an_async_packer_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packer", [packer_without_result, top_level])
 def test_a_packer_that_returns_no_file_is_named(tmp_path: Path, packer: Any) -> None:
-    with pytest.raises(StrategyError, match=rf"{HERE}:{packer.__name__} returned .* is no file"):
+    with pytest.raises(StrategyError, match=rf"{HERE}:{packer.__name__} returned .* is not a file"):
         call_packer(packer, tmp_path)
 
 
