@@ -143,18 +143,15 @@ def quoted(text: str) -> str:
 
 
 def unreachable(tried: str, address: str, reason: str) -> FuploaderError:
-    """The error for a request that got no answer at all."""
+    """The error for a request that got no answer, or met a certificate that we do not trust."""
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return StoreRefused(
+            f"{tried}: the certificate of {address} is not trusted: {quoted(reason)}",
+            hint="set ca_bundle to the authority's PEM file",
+        )
     return StoreUnavailable(
         f"{tried}: no answer from {address}: {quoted(reason)}",
         hint="check that the address is right and reachable from here, and any proxy between",
-    )
-
-
-def untrusted(tried: str, address: str, reason: str) -> FuploaderError:
-    """The error for a server whose certificate nobody vouches for."""
-    return StoreRefused(
-        f"{tried}: the certificate of {address} is not trusted: {quoted(reason)}",
-        hint="set ca_bundle to the authority's PEM file",
     )
 
 

@@ -33,6 +33,8 @@ from fuploader_dagster.resources.object_stores.verified_put import SHA256, SentP
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
+SDK_NAMES = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
+"""The names that boto3 and the COS SDK have for `options_of_new_objects`."""
 
 
 class CloudSettings(ObjectStoreSettings):
@@ -46,6 +48,10 @@ class CloudSettings(ObjectStoreSettings):
         default=None, repr=False, description="HTTP proxy, with its password if it has one."
     )
     storage_class: str | None = Field(default=None, description="Such as STANDARD_IA.")
+    encryption: str = Field(
+        default="default",
+        description="How the service encrypts objects; default: as the bucket is set up.",
+    )
     kms_key_id: str | None = Field(
         default=None,
         description="The key of the service's key management; its default one if not given.",
@@ -84,10 +90,15 @@ class CloudSettings(ObjectStoreSettings):
         """In the same form."""
         return {"http": self.proxy_url, "https": self.proxy_url} if self.proxy_url else None
 
-    @property
-    def tagging(self) -> str | None:
-        """The tags as the services want them in a header."""
-        return urlencode(self.tags, quote_via=quote) or None
+    def options_of_new_objects(self, *names: str) -> dict[str, str]:
+        """Storage class, encryption, KMS key and tags, under the client library's names for them.
+
+        What is not set is left out.
+        """
+        encryption = None if self.encryption == "default" else self.encryption
+        tagging = urlencode(self.tags, quote_via=quote) or None
+        values = (self.storage_class, encryption, self.kms_key_id, tagging)
+        return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 class CloudObjectStore(ObjectStore):

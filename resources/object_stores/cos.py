@@ -54,7 +54,7 @@ class COSSettings(CloudSettings):
     storage_class: str | None = Field(default=None, description="Such as STANDARD_IA or ARCHIVE.")
     encryption: Literal["default", "AES256", "cos/kms"] = Field(
         default="default",
-        description="What the service encrypts objects with; default: as the bucket says.",
+        description="How the service encrypts objects; default: as the bucket is set up.",
     )
     part_size_bytes: int = Field(
         default=16 * MIB, ge=MIB, le=2048 * MIB, description="At least; larger if need be."

@@ -12,14 +12,13 @@ What must always hold:
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import unescape
@@ -37,89 +36,59 @@ from fuploader_dagster.resources.object_stores.answers import (
     error_for,
     quoted,
     unreachable,
-    untrusted,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import (
-    COMPLETING_SECONDS,
-    USUAL_SECONDS,
-    asking,
-    exact_range,
-    pages,
-    reading_seconds,
-)
+from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
+from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS, USUAL_SECONDS
+from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
+from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.cos import COSSettings
 
-META = "x-cos-meta-"
-ENCRYPTED = "x-cos-server-side-encryption"
-"""In an answer: the ETag is no md5, whether we asked for it or the bucket does so by default."""
-CREATE_ONLY = {"x-cos-forbid-overwrite": "true"}
-
 # The SDK logs each refusal that is raised here anyway, and at DEBUG it logs signing keys.
 logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL)
 
 
-class CosService(Service):
+class CosService(Crc64Service):
     """The COS API as `CloudObjectStore` needs it. The client is thread-safe."""
 
-    sent_whole: Algorithm = "crc64ecma"
-    sent_in_parts: Algorithm = "crc64ecma"
-
     def __init__(self, settings: COSSettings) -> None:
+        place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
+        where = settings.shown(place) if place else f"COS in {settings.region}"
+        super().__init__(settings, where, "x-cos-")
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
-        place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
-        self._where = settings.shown(place) if place else f"COS in {settings.region}"
-        self._silence_seconds = settings.read_timeout_seconds
-        self._encrypted = settings.encryption != "default"
-        self._new = _options_of_new_objects(settings)
+        self._new = settings.options_of_new_objects(*SDK_NAMES)
 
     def address(self, key: str) -> str:
         return f"cos://{self._bucket}/{key}"
 
-    def head(self, key: str) -> Stated | None:
-        try:
-            with self._asking("looking at", key):
-                answer = self._client.head_object(Bucket=self._bucket, Key=key)
-                headers = {name.lower(): value for name, value in answer.items()}
-                metadata = {
-                    name[len(META) :]: value
-                    for name, value in headers.items()
-                    if name.startswith(META)
-                }
-                crc = headers.get("x-cos-hash-crc64ecma", "")
-                stated = headers.get("content-length")
-                size = None if stated is None else int(stated)
-        except Missing:
-            return None
-        algorithm: Algorithm | None = "crc64ecma" if crc else None
-        size = self.listed_size(key) if size is None else size
-        return Stated(size, metadata, algorithm, crc, headers.get("x-cos-version-id", ""))
+    def _head(self, key: str) -> Mapping[str, Any]:
+        headers: Mapping[str, Any] = self._client.head_object(Bucket=self._bucket, Key=key)
+        return headers
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):
             self._client.put_object(
                 Bucket=self._bucket,
                 Key=key,
-                Body=body if len(body) else b"",  # an empty file would be sent in chunks
-                ContentMD5=base64.b64encode(md5).decode(),
-                Metadata=_meta(metadata) | CREATE_ONLY,
+                Body=body if len(body) else b"",  # the SDK would send an empty file in chunks
+                ContentMD5=base64_text(md5),
+                Metadata=self._new_object(metadata),
                 **self._new,
             )
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
         with self._asking("beginning an upload of", key):
             answer = self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=key, Metadata=_meta(metadata) | CREATE_ONLY, **self._new
+                Bucket=self._bucket, Key=key, Metadata=self._new_object(metadata), **self._new
             )
-            self._encrypted |= ENCRYPTED in self._said.headers
+            self._encrypted = self._is_encrypted(self._said.headers)
             return str(answer["UploadId"])
 
     def put_part(
@@ -132,34 +101,23 @@ class CosService(Service):
                 Body=body,
                 PartNumber=part.number,
                 UploadId=upload_id,
-                ContentMD5=base64.b64encode(md5).decode(),
+                ContentMD5=base64_text(md5),
             )
             headers = {name.lower(): value for name, value in answer.items()}
-            tag = headers.get("etag", "")
-            plain = not self._encrypted and ENCRYPTED not in headers
-            stated = tag.strip('"').lower() if plain else ""
-            return ConfirmedPart(part.number, part.size_bytes, stated, tag)
+            return self._confirmed(part, headers.get("etag", ""), headers)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        doing = "listing the parts of"
-
         def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            with self._asking(doing, key):
-                answer = self._client.list_parts(
-                    Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-                )
-                found = [
-                    ConfirmedPart(
-                        int(part["PartNumber"]),
-                        int(part["Size"]),
-                        part.get("ETag", "").strip('"').lower(),
-                        part.get("ETag", ""),
-                    )
-                    for part in answer.get("Part", ())
-                ]
-                return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
+            answer = self._client.list_parts(
+                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
+            )
+            found = [
+                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+                for part in answer.get("Part", ())
+            ]
+            return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
 
-        return list(pages("0", page, f"{doing} {self.address(key)}", self._where))
+        return list(self._pages("listing the parts of", key, "0", page))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [{"PartNumber": str(part.number), "ETag": part.tag} for part in parts]
@@ -169,7 +127,7 @@ class CosService(Service):
                 Key=key,
                 UploadId=upload_id,
                 MultipartUpload={"Part": listed},
-                Metadata=CREATE_ONLY,
+                Metadata=self._create_only,
             )
 
     def abort(self, key: str, upload_id: str) -> None:
@@ -177,56 +135,40 @@ class CosService(Service):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        doing = "listing unfinished uploads of"
-
         def page(
             after: tuple[str, str],
         ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            with self._asking(doing, prefix):
-                answer = self._client.list_multipart_uploads(
-                    Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
+            answer = self._client.list_multipart_uploads(
+                Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
+            )
+            found = [
+                UnfinishedUpload(
+                    each["Key"],
+                    each["UploadId"],
+                    datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00")),
                 )
-                found = [
-                    UnfinishedUpload(
-                        each["Key"],
-                        each["UploadId"],
-                        datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00")),
-                    )
-                    for each in answer.get("Upload", ())
-                ]
-                if not _truncated(answer):
-                    return found, None
-                return found, (answer["NextKeyMarker"] or "", answer["NextUploadIdMarker"] or "")
+                for each in answer.get("Upload", ())
+            ]
+            if not _truncated(answer):
+                return found, None
+            return found, (answer["NextKeyMarker"] or "", answer["NextUploadIdMarker"] or "")
 
-        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
+        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
 
-    def read(self, key: str, offset: int, length: int) -> bytes | None:
-        wanted = f"bytes={offset}-{offset + length - 1}"
-        try:
-            with self._asking("reading", key, reading_seconds(length)):
-                answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=wanted)
-                with closing(answer["Body"].get_raw_stream()) as body:
-                    return exact_range(
-                        f"reading {self.address(key)}",
-                        self._where,
-                        (offset, length),
-                        self._said.status,
-                        {name.lower(): value for name, value in answer.items() if name != "Body"},
-                        body.read,
-                    )
-        except Missing:
-            return None
-        except PastTheEnd:
-            return b""
+    def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
+        answer = self._client.get_object(
+            Bucket=self._bucket, Key=key, Range=f"bytes={first}-{last}"
+        )
+        headers = {name: value for name, value in answer.items() if name != "Body"}
+        return self._said.status, headers, answer["Body"].get_raw_stream()
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         def page(after: str) -> tuple[list[tuple[str, int]], str | None]:
-            with self._asking("listing", prefix):
-                answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
-                found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
-                return found, answer["NextMarker"] if _truncated(answer) else None
+            answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
+            found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
+            return found, answer["NextMarker"] if _truncated(answer) else None
 
-        return pages("", page, f"listing {self.address(prefix)}", self._where)
+        return self._pages("listing", prefix, "", page)
 
     def delete(self, key: str, version: str = "") -> None:
         which = {"VersionId": version} if version else {}
@@ -250,33 +192,21 @@ class CosService(Service):
     def _asking(
         self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
     ) -> AbstractContextManager[None]:
-        """One request: turn what the SDK raises into what it means."""
-        tried, said = f"{doing} {self.address(key)}", self._said
-        said.status = 0
-        said.headers = {}
+        self._said.status, self._said.headers = 0, {}
+        return super()._asking(doing, key, body_seconds)
 
-        def meaning(error: Exception) -> Exception | None:
-            if said.status // 100 == 3:
-                answer = Answer(said.status, "", "", None, said.headers.get("Location"))
-                return error_for(tried, answer, time.time())
-            if isinstance(error, CosServiceError):
-                return _meaning(error, tried, said.headers.get("Retry-After"))
-            if isinstance(error, (CosClientError, requests.RequestException, HTTPError)):
-                if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                    return untrusted(tried, self._where, str(error))
-                return unreachable(tried, self._where, str(error))
-            return None
-
-        return asking(
-            tried,
-            self._where,
-            meaning,
-            silence_seconds=self._silence_seconds,
-            body_seconds=body_seconds,
-        )
+    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+        said = self._said
+        if said.status // 100 == 3:
+            answer = Answer(said.status, "", "", None, said.headers.get("Location"))
+            return error_for(tried, answer, time.time())
+        if isinstance(error, CosServiceError):
+            return _refusal(error, tried, said.headers.get("Retry-After"))
+        passing = (CosClientError, requests.RequestException, HTTPError)
+        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
 
 
-def _meaning(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
+def _refusal(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
     status, said = error.get_status_code(), error.get_digest_msg()
     code, message = _in_xml(error.get_origin_msg())
     if not code and isinstance(said, dict):  # of a HEAD: what the SDK made up
@@ -353,18 +283,3 @@ def _credentials(settings: COSSettings) -> dict[str, Any]:
         "SecretKey": settings.secret_key,
         "Token": settings.token,
     }
-
-
-def _options_of_new_objects(settings: COSSettings) -> dict[str, str]:
-    encryption = None if settings.encryption == "default" else settings.encryption
-    options = {
-        "StorageClass": settings.storage_class,
-        "ServerSideEncryption": encryption,
-        "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": settings.tagging,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _meta(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {META + name: value for name, value in metadata.items()}

@@ -48,7 +48,7 @@ class OSSSettings(CloudSettings):
     storage_class: str | None = Field(default=None, description="Such as IA or Archive.")
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
         default="default",
-        description="What the service encrypts objects with; default: as the bucket says.",
+        description="How the service encrypts objects; default: as the bucket is set up.",
     )
     part_size_bytes: int = Field(
         default=16 * MIB, ge=100 << 10, le=2048 * MIB, description="At least; larger if need be."

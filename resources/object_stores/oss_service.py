@@ -11,11 +11,9 @@ What must always hold:
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -33,170 +31,121 @@ from fuploader_dagster.resources.object_stores.answers import (
     error_for,
     quoted,
     unreachable,
-    untrusted,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import (
-    COMPLETING_SECONDS,
-    USUAL_SECONDS,
-    asking,
-    exact_range,
-    pages,
-    reading_seconds,
-)
+from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
+from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
+from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
+from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.oss import OSSSettings
 
-META = "x-oss-meta-"
-ENCRYPTED = "x-oss-server-side-encryption"
-"""In an answer: the ETag is no md5, whether we asked for it or the bucket does so by default."""
-CREATE_ONLY = {"x-oss-forbid-overwrite": "true"}
-
 # oss2 logs each refusal that is raised here anyway, and at DEBUG it logs what it signs.
 logging.getLogger("oss2").setLevel(logging.CRITICAL)
 
 
-class OssService(Service):
+class OssService(Crc64Service):
     """The OSS API as `CloudObjectStore` needs it. `oss2.Bucket` is thread-safe."""
 
-    sent_whole: Algorithm = "crc64ecma"
-    sent_in_parts: Algorithm = "crc64ecma"
-
     def __init__(self, settings: OSSSettings) -> None:
+        super().__init__(settings, settings.shown("endpoint"), "x-oss-")
         self._name = settings.bucket
-        self._where = settings.shown("endpoint")
-        self._silence_seconds = settings.read_timeout_seconds
         self._bucket = _bucket(settings)
-        self._new = _options_of_new_objects(settings)
-        self._encrypted = settings.encryption != "default"
+        self._new = settings.options_of_new_objects(
+            "x-oss-storage-class",
+            "x-oss-server-side-encryption",
+            "x-oss-server-side-encryption-key-id",
+            "x-oss-tagging",
+        )
 
     def address(self, key: str) -> str:
         return f"oss://{self._name}/{key}"
 
-    def head(self, key: str) -> Stated | None:
-        try:
-            with self._asking("looking at", key):
-                headers = self._bucket.head_object(key).headers
-                metadata = {
-                    name.lower()[len(META) :]: value
-                    for name, value in headers.items()
-                    if name.lower().startswith(META)
-                }
-                crc = headers.get("x-oss-hash-crc64ecma", "")
-                stated = headers.get("Content-Length")
-                size = None if stated is None else int(stated)
-        except Missing:
-            return None
-        algorithm: Algorithm | None = "crc64ecma" if crc else None
-        size = self.listed_size(key) if size is None else size
-        return Stated(size, metadata, algorithm, crc, headers.get("x-oss-version-id", ""))
+    def _head(self, key: str) -> Mapping[str, Any]:
+        headers: Mapping[str, Any] = self._bucket.head_object(key).headers
+        return headers
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
-        headers = _meta(metadata) | CREATE_ONLY | self._new | {"Content-MD5": _base64(md5)}
+        headers = self._new_object(metadata) | self._new | {"Content-MD5": base64_text(md5)}
         with self._asking("storing", key):
-            # An empty file would be sent in chunks.
+            # oss2 would send an empty file in chunks.
             self._bucket.put_object(key, body if len(body) else b"", headers=headers)
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
-        headers = _meta(metadata) | CREATE_ONLY | self._new
+        headers = self._new_object(metadata) | self._new
         with self._asking("beginning an upload of", key):
             answer = self._bucket.init_multipart_upload(key, headers=headers)
-            self._encrypted |= ENCRYPTED in answer.headers
+            self._encrypted = self._is_encrypted(answer.headers)
             return str(answer.upload_id)
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
     ) -> ConfirmedPart:
-        headers = {"Content-MD5": _base64(md5)}
+        headers = {"Content-MD5": base64_text(md5)}
         with self._asking(f"storing part {part.number} of", key):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
-            plain = not self._encrypted and ENCRYPTED not in answer.headers
-            tag = answer.etag or ""
-            return ConfirmedPart(part.number, part.size_bytes, tag.lower() if plain else "", tag)
+            return self._confirmed(part, answer.etag or "", answer.headers)
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        doing = "listing the parts of"
-
         def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            with self._asking(doing, key):
-                answer = self._bucket.list_parts(key, upload_id, marker=after)
-                found = [
-                    ConfirmedPart(part.part_number, part.size, part.etag.lower(), part.etag)
-                    for part in answer.parts
-                ]
-                return found, answer.next_marker if answer.is_truncated else None
+            answer = self._bucket.list_parts(key, upload_id, marker=after)
+            found = [
+                ConfirmedPart.listed(part.part_number, part.size, part.etag)
+                for part in answer.parts
+            ]
+            return found, answer.next_marker if answer.is_truncated else None
 
-        return list(pages("", page, f"{doing} {self.address(key)}", self._where))
+        return list(self._pages("listing the parts of", key, "", page))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [oss2.models.PartInfo(part.number, part.tag) for part in parts]
         with self._asking("completing", key, COMPLETING_SECONDS):
-            self._bucket.complete_multipart_upload(key, upload_id, listed, headers=CREATE_ONLY)
+            self._bucket.complete_multipart_upload(
+                key, upload_id, listed, headers=self._create_only
+            )
 
     def abort(self, key: str, upload_id: str) -> None:
         with self._asking("aborting an upload of", key):
             self._bucket.abort_multipart_upload(key, upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        doing = "listing unfinished uploads of"
-
         def page(
             after: tuple[str, str],
         ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            with self._asking(doing, prefix):
-                answer = self._bucket.list_multipart_uploads(
-                    prefix=prefix, key_marker=after[0], upload_id_marker=after[1]
+            answer = self._bucket.list_multipart_uploads(
+                prefix=prefix, key_marker=after[0], upload_id_marker=after[1]
+            )
+            found = [
+                UnfinishedUpload(
+                    each.key,
+                    each.upload_id,
+                    datetime.fromtimestamp(each.initiation_date, timezone.utc),
                 )
-                found = [
-                    UnfinishedUpload(
-                        each.key,
-                        each.upload_id,
-                        datetime.fromtimestamp(each.initiation_date, timezone.utc),
-                    )
-                    for each in answer.upload_list
-                ]
-                if not answer.is_truncated:
-                    return found, None
-                return found, (answer.next_key_marker, answer.next_upload_id_marker)
+                for each in answer.upload_list
+            ]
+            if not answer.is_truncated:
+                return found, None
+            return found, (answer.next_key_marker, answer.next_upload_id_marker)
 
-        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
+        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
 
-    def read(self, key: str, offset: int, length: int) -> bytes | None:
+    def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
         # Without this header OSS answers a range that it cannot satisfy with the whole object.
         headers = {"x-oss-range-behavior": "standard"}
-        try:
-            with self._asking("reading", key, reading_seconds(length)):
-                answer = self._bucket.get_object(
-                    key, byte_range=(offset, offset + length - 1), headers=headers
-                ).resp
-                with closing(answer.response.raw) as body:
-                    return exact_range(
-                        f"reading {self.address(key)}",
-                        self._where,
-                        (offset, length),
-                        answer.status,
-                        {name.lower(): value for name, value in answer.headers.items()},
-                        body.read,
-                    )
-        except Missing:
-            return None
-        except PastTheEnd:
-            return b""
+        answer = self._bucket.get_object(key, byte_range=(first, last), headers=headers).resp
+        return answer.status, answer.headers, answer.response.raw
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
-            with self._asking("listing", prefix):
-                answer = self._bucket.list_objects_v2(
-                    prefix=prefix, continuation_token=token, max_keys=1000
-                )
-                found = [(each.key, each.size) for each in answer.object_list]
-                return found, answer.next_continuation_token if answer.is_truncated else None
+            answer = self._bucket.list_objects_v2(
+                prefix=prefix, continuation_token=token, max_keys=1000
+            )
+            found = [(each.key, each.size) for each in answer.object_list]
+            return found, answer.next_continuation_token if answer.is_truncated else None
 
-        return pages("", page, f"listing {self.address(prefix)}", self._where)
+        return self._pages("listing", prefix, "", page)
 
     def delete(self, key: str, version: str = "") -> None:
         with self._asking("removing", key):
@@ -207,36 +156,18 @@ class OssService(Service):
             date: str | None = self._bucket.list_objects_v2(max_keys=1).headers.get("Date")
             return date
 
-    def _asking(
-        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
-    ) -> AbstractContextManager[None]:
-        """One request: turn what oss2 raises into what it means."""
-        tried = f"{doing} {self.address(key)}"
-
-        def meaning(error: Exception) -> Exception | None:
-            if isinstance(error, oss2.exceptions.ServerError):
-                return _meaning(error, tried)
-            if isinstance(error, oss2.exceptions.ClientError):
-                return StoreRefused(
-                    f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
-                )
-            passing = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
-            if isinstance(error, passing):
-                if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                    return untrusted(tried, self._where, str(error))
-                return unreachable(tried, self._where, str(error))
-            return None
-
-        return asking(
-            tried,
-            self._where,
-            meaning,
-            silence_seconds=self._silence_seconds,
-            body_seconds=body_seconds,
-        )
+    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+        if isinstance(error, oss2.exceptions.ServerError):
+            return _refusal(error, tried)
+        if isinstance(error, oss2.exceptions.ClientError):
+            return StoreRefused(
+                f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
+            )
+        passing = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
+        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
 
 
-def _meaning(error: oss2.exceptions.ServerError, tried: str) -> Exception:
+def _refusal(error: oss2.exceptions.ServerError, tried: str) -> Exception:
     # A HEAD has no body, and OSS does not always put the error into a header.
     if error.code == "NoSuchKey" or (error.status == 404 and not error.code):
         return Missing(tried)
@@ -281,22 +212,3 @@ def _credentials(settings: OSSSettings) -> credentials.CredentialsProvider:
     if settings.instance_role_url is not None:
         return credentials.EcsRamRoleCredentialsProvider(settings.instance_role_url)
     return credentials.EnvironmentVariableCredentialsProvider()
-
-
-def _options_of_new_objects(settings: OSSSettings) -> dict[str, str]:
-    encryption = None if settings.encryption == "default" else settings.encryption
-    options = {
-        "x-oss-storage-class": settings.storage_class,
-        "x-oss-server-side-encryption": encryption,
-        "x-oss-server-side-encryption-key-id": settings.kms_key_id,
-        "x-oss-tagging": settings.tagging,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _meta(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {META + name: value for name, value in metadata.items()}
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()

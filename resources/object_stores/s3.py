@@ -51,7 +51,7 @@ class S3Settings(CloudSettings):
     )
     encryption: Literal["default", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
         default="default",
-        description="What the service encrypts objects with; default: as the bucket says.",
+        description="How the service encrypts objects; default: as the bucket is set up.",
     )
     customer_key: str | None = Field(
         default=None, repr=False, description="SSE-C: 32 bytes in base64. Lost key, lost archives."

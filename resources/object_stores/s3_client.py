@@ -127,13 +127,3 @@ def customer_key(settings: S3Settings) -> dict[str, Any]:
             "S3.customer_key is not 32 bytes in base64", hint="openssl rand -base64 32"
         )
     return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
-
-
-def options_of_new_objects(settings: S3Settings) -> dict[str, Any]:
-    options = {
-        "StorageClass": settings.storage_class,
-        "ServerSideEncryption": None if settings.encryption == "default" else settings.encryption,
-        "SSEKMSKeyId": settings.kms_key_id,
-        "Tagging": settings.tagging,
-    }
-    return {name: value for name, value in options.items() if value is not None}

@@ -14,12 +14,10 @@ What must always hold:
 
 from __future__ import annotations
 
-import base64
 import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from botocore import exceptions as boto
@@ -36,23 +34,17 @@ from fuploader_dagster.resources.object_stores.answers import (
     Refusal,
     error_for,
     unreachable,
-    untrusted,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import (
-    COMPLETING_SECONDS,
-    USUAL_SECONDS,
-    asking,
-    exact_range,
-    pages,
-    reading_seconds,
+from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
+from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
+from fuploader_dagster.resources.object_stores.s3_client import customer_key, open_client
+from fuploader_dagster.resources.object_stores.service import (
+    ConfirmedPart,
+    Service,
+    Stated,
+    base64_text,
 )
-from fuploader_dagster.resources.object_stores.s3_client import (
-    customer_key,
-    open_client,
-    options_of_new_objects,
-)
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
 from fuploader_dagster.settings.secret import without_logins
 
 if TYPE_CHECKING:
@@ -74,13 +66,14 @@ class S3Service(Service):
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
         self._client = open_client(settings)
-        self._where = without_logins(self._client.meta.endpoint_url)
-        self._silence_seconds = settings.read_timeout_seconds
+        super().__init__(
+            without_logins(self._client.meta.endpoint_url), settings.read_timeout_seconds
+        )
         self._own_key = customer_key(settings)
         # With these an ETag is not the md5 of the content.
         self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
         self._knows_conditions = True
-        self._new = options_of_new_objects(settings) | self._own_key
+        self._new: dict[str, Any] = settings.options_of_new_objects(*SDK_NAMES) | self._own_key
 
     def address(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
@@ -106,7 +99,7 @@ class S3Service(Service):
                     Key=key,
                     Body=cast("IO[bytes]", body),
                     ContentLength=len(body),
-                    ContentMD5=_base64(md5),
+                    ContentMD5=base64_text(md5),
                     Metadata=metadata,
                     **condition,
                     **self._new,
@@ -153,7 +146,7 @@ class S3Service(Service):
                 PartNumber=part.number,
                 Body=cast("IO[bytes]", body),
                 ContentLength=len(body),
-                ContentMD5=_base64(md5),
+                ContentMD5=base64_text(md5),
                 **self._own_key,
             )
             tag = answer.get("ETag", "")
@@ -164,25 +157,17 @@ class S3Service(Service):
             )
 
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        doing = "listing the parts of"
-
         def page(after: int) -> tuple[list[ConfirmedPart], int | None]:
-            with self._asking(doing, key):
-                answer = self._client.list_parts(
-                    Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-                )
-                found = [
-                    ConfirmedPart(
-                        part["PartNumber"],
-                        part["Size"],
-                        part.get("ETag", "").strip('"').lower(),
-                        part.get("ETag", ""),
-                    )
-                    for part in answer.get("Parts", ())
-                ]
-                return found, answer["NextPartNumberMarker"] if answer["IsTruncated"] else None
+            answer = self._client.list_parts(
+                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
+            )
+            found = [
+                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+                for part in answer.get("Parts", ())
+            ]
+            return found, answer["NextPartNumberMarker"] if answer["IsTruncated"] else None
 
-        return list(pages(0, page, f"{doing} {self.address(key)}", self._where))
+        return list(self._pages("listing the parts of", key, 0, page))
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         def send(condition: Any) -> None:
@@ -204,56 +189,37 @@ class S3Service(Service):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        doing = "listing unfinished uploads of"
-
         def page(
             after: tuple[str, str],
         ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            with self._asking(doing, prefix):
-                answer = self._client.list_multipart_uploads(
-                    Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
-                )
-                found = [
-                    UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
-                    for each in answer.get("Uploads", ())
-                ]
-                if not answer.get("IsTruncated"):
-                    return found, None
-                return found, (answer["NextKeyMarker"], answer.get("NextUploadIdMarker", ""))
+            answer = self._client.list_multipart_uploads(
+                Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
+            )
+            found = [
+                UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+                for each in answer.get("Uploads", ())
+            ]
+            if not answer.get("IsTruncated"):
+                return found, None
+            return found, (answer["NextKeyMarker"], answer.get("NextUploadIdMarker", ""))
 
-        return pages(("", ""), page, f"{doing} {self.address(prefix)}", self._where)
+        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
 
-    def read(self, key: str, offset: int, length: int) -> bytes | None:
-        wanted = f"bytes={offset}-{offset + length - 1}"
-        try:
-            with self._asking("reading", key, reading_seconds(length)):
-                answer = self._client.get_object(
-                    Bucket=self._bucket, Key=key, Range=wanted, **self._own_key
-                )
-                meta = answer["ResponseMetadata"]
-                with closing(answer["Body"]) as body:
-                    return exact_range(
-                        f"reading {self.address(key)}",
-                        self._where,
-                        (offset, length),
-                        meta["HTTPStatusCode"],
-                        meta["HTTPHeaders"],
-                        body.read,
-                    )
-        except Missing:
-            return None
-        except PastTheEnd:
-            return b""
+    def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
+        answer = self._client.get_object(
+            Bucket=self._bucket, Key=key, Range=f"bytes={first}-{last}", **self._own_key
+        )
+        meta = answer["ResponseMetadata"]
+        return meta["HTTPStatusCode"], meta["HTTPHeaders"], answer["Body"]
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
             after: Any = {"ContinuationToken": token} if token else {}
-            with self._asking("listing", prefix):
-                answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **after)
-                found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
-                return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
+            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **after)
+            found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
+            return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
 
-        return pages("", page, f"listing {self.address(prefix)}", self._where)
+        return self._pages("listing", prefix, "", page)
 
     def delete(self, key: str, version: str = "") -> None:
         which: Any = {"VersionId": version} if version else {}
@@ -265,29 +231,15 @@ class S3Service(Service):
             answer = self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
             return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
 
-    def _asking(
-        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
-    ) -> AbstractContextManager[None]:
-        """One request: turn what boto3 raises into what it means."""
-        tried = f"{doing} {self.address(key)}"
-
-        def meaning(error: Exception) -> Exception | None:
-            if isinstance(error, ClientError):
-                return _meaning(error, tried)
-            if isinstance(error, (BotoCoreError, HTTPError)):
-                return _meaning_without_answer(error, tried, self._where)
-            return None
-
-        return asking(
-            tried,
-            self._where,
-            meaning,
-            silence_seconds=self._silence_seconds,
-            body_seconds=body_seconds,
-        )
+    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+        if isinstance(error, ClientError):
+            return _refusal(error, tried)
+        if isinstance(error, (BotoCoreError, HTTPError)):
+            return _without_answer(error, tried, self._where)
+        return None
 
 
-def _meaning(error: ClientError, tried: str) -> Exception:
+def _refusal(error: ClientError, tried: str) -> Exception:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
     code = said.get("Code") or ""  # an element that is empty is None
@@ -303,10 +255,8 @@ def _meaning(error: ClientError, tried: str) -> Exception:
     return error_for(tried, answer, time.time())
 
 
-def _meaning_without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
+def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
     reason = str(error)
-    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in reason:
-        return untrusted(tried, endpoint, reason)
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
         return StoreRefused(
             f"{tried}: {reason}",
@@ -344,7 +294,3 @@ def _stated_digest(answer: Mapping[str, Any]) -> tuple[Algorithm | None, str]:
     if _MD5_OF_PARTS.fullmatch(etag):
         return "md5-of-parts", etag
     return None, ""
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()

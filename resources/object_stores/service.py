@@ -1,40 +1,52 @@
-"""Service: what a cloud's API must offer so that the verified put can stand on it.
+"""Service: what a cloud's API must offer so that the verified put can be built on it.
 
 A backend implements this and nothing else: each method is one request, or one listing read to
-its end. Looking, comparing, cutting into parts, going on and retrying are done above it, once.
+its end. Looking, comparing, cutting into parts, resuming and retrying are done above it, once.
 """
 
 from __future__ import annotations
 
+import base64
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import Refusal
+from fuploader_dagster.resources.object_stores.answers import Missing, PastTheEnd, Refusal
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.asking import (
+    USUAL_SECONDS,
+    Token,
+    asking,
+    exact_range,
+    pages,
+    reading_seconds,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a service says about an object."""
+    """What a service states about an object."""
 
     size_bytes: int
     metadata: Mapping[str, str]
     algorithm: Algorithm | None
-    """How the service's own digest is made; None: it states none that can be computed here."""
+    """The algorithm of the service's own digest; None: it states none that we can compute here."""
     digest: str = ""
     version: str = ""
-    """Which one it is, in a bucket with versions."""
+    """The object's version, in a bucket with versions."""
 
 
 @dataclass(frozen=True)
 class ConfirmedPart:
-    """A part that the service holds. `tag` is what completing asks for, empty if it gave none.
+    """A part that the service holds. `tag` is what completing needs, empty if it gave none.
 
-    `md5` is empty where the service does not state it (some encryptions). In a listing it is the
-    tag, whatever that is made of.
+    `md5` is empty where the service does not state it (some encryptions).
     """
 
     number: int
@@ -42,19 +54,29 @@ class ConfirmedPart:
     md5: str
     tag: str
 
+    @classmethod
+    def listed(cls, number: int | str, size_bytes: int | str, tag: str) -> ConfirmedPart:
+        """A part in a listing. Its md5 is the tag, whatever that is made of."""
+        return cls(int(number), int(size_bytes), tag.strip('"').lower(), tag)
+
 
 class Service(ABC):
-    """One bucket in the service's own words: each method is one request (or one listing).
+    """One bucket in the service's own terms: each method is one request (or one listing).
 
-    Keys are full keys. Nothing is retried here. Errors as in `storage`, and for create-only
-    requests `AlreadyThere`, for those about an upload `UploadGone`.
+    Keys are full keys. Nothing is retried here. Errors as in `contracts.object_store`, and besides
+    `AlreadyThere` for create-only requests, `UploadGone` for those about an upload.
     """
 
     max_parts = 10_000
     sent_whole: Algorithm
-    """The digest that this service states for what came in one request."""
+    """The digest that this service states for an object sent in one request."""
     sent_in_parts: Algorithm
-    """The same for what came in parts."""
+    """The same for an object sent in parts."""
+
+    def __init__(self, where: str, silence_seconds: float) -> None:
+        self._where = where
+        """The service's address, for error messages."""
+        self._silence_seconds = silence_seconds
 
     @abstractmethod
     def address(self, key: str) -> str: ...
@@ -62,11 +84,66 @@ class Service(ABC):
     def head(self, key: str) -> Stated | None:
         """One HEAD. `Refusal` without a code where the service refuses it."""
 
+    @abstractmethod
+    def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
+        """GET the bytes `first` to `last`: status, headers, and the body to read and close."""
+
+    @abstractmethod
+    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+        """What an error of the client library means; None if it is not one of the library's."""
+
+    def _asking(
+        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
+    ) -> AbstractContextManager[None]:
+        """Around one request: errors of the client library become what they mean."""
+        tried = f"{doing} {self.address(key)}"
+        return asking(
+            tried,
+            self._where,
+            lambda error: self._meaning(error, tried),
+            silence_seconds=self._silence_seconds,
+            body_seconds=body_seconds,
+        )
+
+    def _pages(
+        self,
+        doing: str,
+        key: str,
+        first: Token,
+        ask: Callable[[Token], tuple[Iterable[T], Token | None]],
+    ) -> Iterator[T]:
+        """All pages of a listing, each asked for by one request (`asking.pages`)."""
+
+        def page(place: Token) -> tuple[Iterable[T], Token | None]:
+            with self._asking(doing, key):
+                return ask(place)
+
+        return pages(first, page, f"{doing} {self.address(key)}", self._where)
+
+    def read(self, key: str, offset: int, length: int) -> bytes | None:
+        """The bytes that the object has there: fewer at its end. None if there is no object."""
+        try:
+            with self._asking("reading", key, reading_seconds(length)):
+                status, headers, body = self._get(key, offset, offset + length - 1)
+                with closing(body):
+                    return exact_range(
+                        f"reading {self.address(key)}",
+                        self._where,
+                        (offset, length),
+                        status,
+                        {name.lower(): value for name, value in headers.items()},
+                        body.read,
+                    )
+        except Missing:
+            return None
+        except PastTheEnd:
+            return b""
+
     def stat(self, key: str) -> Stated | None:
-        """`head`, and the reason of a refusal.
+        """`head`, and the reason if the service refuses.
 
         An answer to HEAD has no body: a wrong secret, an expired token and a wrong region look
-        alike. A GET of one byte is refused with the reason.
+        alike. The service's refusal of a GET of one byte says the reason.
         """
         try:
             return self.head(key)
@@ -83,9 +160,10 @@ class Service(ABC):
                 return size
             break
         raise StoreRefused(
-            f"{self.address(key)}: the service states the object's size neither to HEAD nor in its "
-            "listing",
-            hint="nothing can be verified there; look for a proxy between that drops headers",
+            f"{self.address(key)}: the service states the object's size neither in its answer to "
+            "HEAD nor in its listing",
+            hint="without it nothing can be verified; look for a proxy in between that drops "
+            "headers",
         )
 
     @abstractmethod
@@ -96,7 +174,7 @@ class Service(ABC):
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
     ) -> ConfirmedPart:
-        """The md5 in the result is what the service answered, not what was sent."""
+        """The md5 in the result is what the service answered, not the one that was sent."""
 
     @abstractmethod
     def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]: ...
@@ -107,13 +185,16 @@ class Service(ABC):
     @abstractmethod
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]: ...
     @abstractmethod
-    def read(self, key: str, offset: int, length: int) -> bytes | None: ...
-    @abstractmethod
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     @abstractmethod
     def delete(self, key: str, version: str = "") -> None:
-        """Without a version, a bucket with versions keeps them all behind a mark of deletion."""
+        """Without `version`, a bucket with versions keeps them all behind a delete marker."""
 
     @abstractmethod
     def date(self) -> str | None:
         """The `Date` header of an answer to some small request."""
+
+
+def base64_text(digest: bytes) -> str:
+    """A binary digest as headers have it."""
+    return base64.b64encode(digest).decode()
