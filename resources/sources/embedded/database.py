@@ -4,7 +4,7 @@ What must always hold: a transaction that was asked to be durable is on the disk
 file that is written is the one that has its name now (`sqlite_files`). Whatever a damaged file
 raises becomes an error of the contract, which says what to do.
 
-    messages    id (never used again), deliveries, and what `embedded_rows` says
+    messages    id (never used again), deliveries, and the columns that `rows` describes
     held        consumer, first, last, messages: a range of ids that a consumer has taken
     waiting     one row: how many messages there are, so that the backlog needs no scan
 

@@ -55,7 +55,7 @@ def row_of(body: bytes, headers: Mapping[str, Any]) -> Row:
     return body, raw_id, raw_headers, _digest(body, raw_id, raw_headers)
 
 
-def message_of(columns: tuple[Any, Any, Any, Any, Any], delivery: int) -> Message:
+def message_of(columns: tuple[Any, Any, Any, Any, Any], number: int) -> Message:
     """The message of (body, deliveries, message_id, headers, digest), texts as bytes."""
     body, deliveries, raw_id, raw_headers, digest = columns
     damage = ""
@@ -72,7 +72,7 @@ def message_of(columns: tuple[Any, Any, Any, Any, Any], delivery: int) -> Messag
     unreadable_id = None if message_id is not None else _bytes(raw_id)
     attributes = Attributes(deliveries + 1, _bytes(raw_headers), unreadable_id)
     content = body if type(body) is bytes else _bytes(body) or b""
-    return Message(content, delivery, deliveries > 0, message_id, attributes, damage)
+    return Message(content, number, deliveries > 0, message_id, attributes, damage)
 
 
 def described(message: Message) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _free_name(path: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="embedded_salvage", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.salvage", description=__doc__)
     parser.add_argument("folder", type=Path, help="the queue's folder, `path` in its settings")
     folder = parser.parse_args(arguments).folder
     try:

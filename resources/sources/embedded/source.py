@@ -6,12 +6,12 @@ What must always hold:
 - A message is handed to one live consumer at a time, in the order of publishing. It is removed by
   `settle` alone, in one synced transaction per batch.
 - A message is handed out as right only as it was published: a damaged row comes with `damage`
-  (`embedded_rows`). Nothing is removed that was not handed out.
+  (`rows`). Nothing is removed that was not handed out.
 - What a dead or closed consumer held is handed out again, before everything younger, and marked as
   redelivered. A consumer is alive while the kernel holds its file lock: kill -9 gives it back.
 
-Format: `queue.sqlite` in the folder (tables: `embedded_database`) and `consumers/{id}.lock`, one
-file per consumer. Taking messages writes one row about a range of ids and touches no message; that
+Format: `queue.sqlite` in the folder (tables: `database`) and `consumers/{id}.lock`, one file per
+consumer. Taking messages writes one row about a range of ids and touches no message; that
 row need not survive a power cut, because its consumer does not either.
 """
 
@@ -81,9 +81,10 @@ class EmbeddedQueue(SourceSettings):
 
 
 class _Run(NamedTuple):
-    """Messages that were taken together, with nobody else's between them: one row of `held`."""
+    """Messages taken together, with none of another consumer between them: one row of `held`."""
 
-    first_delivery: int
+    first_number: int
+    """The delivery number of the first."""
     ids: list[int]
 
 
@@ -98,9 +99,10 @@ class EmbeddedSource(MessageSource):
         self._alive: FileLock | None = None
         self._runs: deque[_Run] = deque()
         self._unsettled = 0
-        self._last_delivery = 0
+        self._last_number = 0
+        """The last delivery number that was given."""
         self._start = 0
-        """The last delivery of earlier opens: it and those before it cannot be settled any more."""
+        """The same when the source was opened: up to it nothing can be settled any more."""
         self._looked_for_the_dead = 0.0
 
     def open(self) -> None:
@@ -114,7 +116,7 @@ class EmbeddedSource(MessageSource):
         except OSError as error:
             raise explained(self._settings, error) from error
         self._alive = lock
-        self._start = self._last_delivery
+        self._start = self._last_number
         self._looked_for_the_dead = 0.0
 
     def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
@@ -159,7 +161,7 @@ class EmbeddedSource(MessageSource):
             self._unsettled -= count
             self._runs.popleft()
             if count < len(run.ids):
-                self._runs.appendleft(_Run(run.first_delivery + count, run.ids[count:]))
+                self._runs.appendleft(_Run(run.first_number + count, run.ids[count:]))
 
     def close(self) -> None:
         lock, self._alive = self._alive, None
@@ -185,10 +187,10 @@ class EmbeddedSource(MessageSource):
             for first, last in _gaps(held):
                 rows, taken_bytes = _read(db, (first, last), room - len(taken), taken_bytes)
                 if rows:
-                    delivery = self._last_delivery + len(taken) + 1
-                    runs.append(_Run(delivery, _rising([row[0] for row in rows], first, last)))
+                    number = self._last_number + len(taken) + 1
+                    runs.append(_Run(number, _rising([row[0] for row in rows], first, last)))
                     taken += [
-                        message_of(row[1:], delivery + offset) for offset, row in enumerate(rows)
+                        message_of(row[1:], number + offset) for offset, row in enumerate(rows)
                     ]
                 if len(taken) == room or taken_bytes >= _BATCH_BYTES:
                     break
@@ -200,7 +202,7 @@ class EmbeddedSource(MessageSource):
                 self._miss_none(db)
         self._runs += runs
         self._unsettled += len(taken)
-        self._last_delivery += len(taken)
+        self._last_number += len(taken)
         return taken
 
     def _miss_none(self, db: sqlite3.Connection) -> None:
@@ -369,9 +371,9 @@ def _rising(ids: list[int], first: int, last: int) -> list[int]:
     return ids
 
 
-def _covered(runs: Iterable[_Run], last_delivery: int) -> list[tuple[_Run, int]]:
-    """The runs that a delivery covers, each with how many of its messages."""
-    counts = ((run, min(len(run.ids), last_delivery - run.first_delivery + 1)) for run in runs)
+def _covered(runs: Iterable[_Run], last_number: int) -> list[tuple[_Run, int]]:
+    """The runs up to a delivery number, each with the number of its messages that it covers."""
+    counts = ((run, min(len(run.ids), last_number - run.first_number + 1)) for run in runs)
     return [(run, count) for run, count in counts if count > 0]
 
 

@@ -25,14 +25,17 @@ from pika.exceptions import (
     ChannelClosedByBroker,
     ConnectionBlockedTimeout,
     ConnectionClosedByBroker,
-    ConnectionWrongStateError,
     IncompatibleProtocolError,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
-    StreamLostError,
 )
 
 from fuploader_dagster.errors import FuploaderError, SourceRefused, SourceUnavailable
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
+    end_unless_answered,
+    server_version,
+    warn_if_untested,
+)
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
@@ -94,6 +97,7 @@ def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, 
 
 def open_connection(settings: RabbitMQ, purpose: str) -> pika.BlockingConnection:
     """A connection, whatever its queue is like."""
+    warn_if_untested()
     try:
         return pika.BlockingConnection(_parameters(settings, purpose))
     except PIKA_ERRORS as error:
@@ -101,23 +105,15 @@ def open_connection(settings: RabbitMQ, purpose: str) -> pika.BlockingConnection
 
 
 def disconnect(connection: pika.BlockingConnection | None) -> None:
-    """Close the connection if it still is one. Never raises.
+    """Close the connection if it is still open. Never raises.
 
-    pika waits for the broker's answer until the heartbeat gives up on it, a minute by default: one
-    that hangs is left after `GOODBYE_SECONDS`. It takes its messages back all the same.
+    pika would wait for the broker's answer until the heartbeat gives up on it, a minute by default.
+    A broker that hangs is left after `GOODBYE_SECONDS`; it takes its messages back all the same.
     """
     if connection is not None and connection.is_open:
         with suppress(*PIKA_ERRORS):
-            no_answer = StreamLostError(f"no answer to our goodbye within {GOODBYE_SECONDS:g} s")
-            below = connection._impl  # its timers fire while `close` waits, unlike the connection's
-            below._adapter_call_later(GOODBYE_SECONDS, lambda: below._terminate_stream(no_answer))
+            end_unless_answered(connection, GOODBYE_SECONDS)
             connection.close()
-
-
-def closing_reason(channel: BlockingChannel) -> Exception:
-    """Why a channel is closed. pika keeps the reason, but shows it only to calls that wait."""
-    reason: object = getattr(channel, "_closing_reason", None)
-    return reason if isinstance(reason, Exception) else ConnectionWrongStateError("closed")
 
 
 def explained(tried: str, settings: RabbitMQ, error: BaseException) -> FuploaderError:
@@ -174,13 +170,6 @@ def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
                 "password",
             ) from error
     return context
-
-
-def server_version(connection: pika.BlockingConnection) -> str:
-    """The broker's version as it tells it; empty if it does not."""
-    properties = getattr(connection._impl, "server_properties", None) or {}
-    version = properties.get("version", b"")
-    return version.decode("ascii", "replace") if isinstance(version, bytes) else str(version)
 
 
 def declared_arguments(queue_type: str, version: str) -> dict[str, object]:

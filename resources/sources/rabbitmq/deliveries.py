@@ -1,4 +1,8 @@
-"""Deliveries taken straight from the socket's bytes, before pika parses them frame by frame.
+"""Deliveries read from the socket's bytes, before pika parses them: by private names of pika.
+
+`_NEEDED` lists the names, `pika_internals` the tested versions. Where a name is missing, pika reads
+the deliveries itself, which takes about twice the CPU and fails on properties that Python cannot
+represent; a warning says so.
 
 Why: more than half of a drain worker's CPU went into pika's general path from bytes to callback,
 which reads 4 KiB at a time and copies what is left after each of the three frames of a message
@@ -10,7 +14,7 @@ What must always hold:
 - Every delivery of our channel is taken here, in the order in which it came, with delivery tags
   that follow each other: one acknowledgement covers all tags before it. A hole is an error.
 - pika never sees a frame of a delivery, so it never decodes properties: those that Python cannot
-  represent would raise in the middle of its loop, again and again.
+  represent would raise in the middle of its loop, each time the message is delivered.
 - Every other frame goes to pika, whole, untouched, and in its place among the others.
 - What breaks the protocol raises; pika closes the connection and names the error. A frame that
   announces more bytes than were agreed on (`frame_max`) is such an error before it is there.
@@ -24,6 +28,7 @@ AMQP 0-9-1 frame: type u8, channel u16, size u32, payload, 0xCE; numbers big-end
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from struct import Struct
 from struct import error as StructError  # noqa: N812  struct names its exception in lower case
@@ -34,8 +39,10 @@ import pika.spec
 from pika.exceptions import BodyTooLongError, InvalidFrameError, UnexpectedFrameError
 
 from fuploader_dagster.contracts.source import Message
-from fuploader_dagster.errors import SourceRefused
-from fuploader_dagster.resources.sources.rabbitmq.properties import message_id
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import impl
+from fuploader_dagster.resources.sources.rabbitmq.properties import encoded, message_id
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16
 
@@ -68,24 +75,32 @@ def take_deliveries(
     connection: pika.BlockingConnection,
     channel_number: int,
     append: Callable[[Message], None],
-    first_delivery: int,
+    number_offset: int,
 ) -> None:
     """From now on append deliveries of the channel as `Message`s.
 
-    A message's delivery is its delivery tag plus `first_delivery`; its attributes are the encoded
-    properties (`rabbitmq_properties`). Raises `SourceRefused` if this pika is unlike: pika has no
-    public way in.
+    A message's delivery number is its delivery tag plus `number_offset`; its attributes are the
+    encoded properties (`properties`).
     """
-    impl: Any = getattr(connection, "_impl", None)
-    missing = [name for name in _NEEDED if not hasattr(impl, name)]
-    if missing or not hasattr(connection, "_request_channel_dispatch"):
-        raise SourceRefused(
-            f"pika {pika.__version__} is built in another way than the versions that we know",
-            hint="install pika 1.3.2 to 1.4.4",
+    wrapped = impl(connection, *_NEEDED)
+    if wrapped is None or not hasattr(connection, "_request_channel_dispatch"):
+        log.warning(
+            "pika %s lacks names that we need to read deliveries, so pika reads them, at twice the "
+            "CPU, and a message with a property that Python cannot represent stops the worker: "
+            "install pika 1.3.2 to 1.4.4",
+            pika.__version__,
         )
-    reader = _Deliveries(connection, impl, channel_number, append, first_delivery)
-    impl._on_data_available = reader.on_data
-    impl._transport._MAX_RECV_BYTES = READ_BYTES
+        return
+    reader = _Deliveries(connection, wrapped, channel_number, append, number_offset)
+    wrapped._on_data_available = reader.on_data
+    wrapped._transport._MAX_RECV_BYTES = READ_BYTES
+
+
+def read_by_pika(method: Any, properties: Any, body: bytes, number_offset: int) -> Message:
+    """The message of a delivery that pika has read and decoded itself."""
+    raw = encoded(vars(properties))
+    number = number_offset + method.delivery_tag
+    return Message(body, number, method.redelivered, message_id(raw), raw)
 
 
 class _Deliveries:
@@ -94,21 +109,21 @@ class _Deliveries:
     def __init__(
         self,
         connection: Any,
-        impl: Any,
+        wrapped: Any,
         channel_number: int,
         append: Callable[[Message], None],
-        first_delivery: int,
+        number_offset: int,
     ) -> None:
         self._connection = connection
-        self._impl = impl
-        self._pika = impl._on_data_available
+        self._impl = wrapped
+        self._pika = wrapped._on_data_available
         self._channel = channel_number
         self._method_start, self._header_start, self._body_start = (
             _FRAME.pack(kind, channel_number, 0)[:3] for kind in (_METHOD, _CONTENT_HEADER, _BODY)
         )
         self._append = append
-        self._first_delivery = first_delivery
-        frame_max = impl.params.frame_max
+        self._number_offset = number_offset
+        frame_max = wrapped.params.frame_max
         self._largest = frame_max - _FRAME_OVERHEAD if frame_max else _UNLIMITED
         """Bytes of a frame's payload."""
         self._last_tag = 0
@@ -122,10 +137,10 @@ class _Deliveries:
 
     def on_data(self, received: bytes) -> None:
         """Take what is ours out of the bytes that came, give the rest to pika, frame by frame."""
-        impl = self._impl
-        held: bytes = impl._frame_buffer
+        wrapped = self._impl
+        held: bytes = wrapped._frame_buffer
         data = held + received if held else received
-        impl._frame_buffer = b""
+        wrapped._frame_buffer = b""
         position, end = 0, len(data)
         last_tag, taken = self._last_tag, 0
         try:
@@ -134,13 +149,13 @@ class _Deliveries:
                 if after == _NOT_HERE:
                     after = self._one_frame(data, position, end)
                     if after == _NOT_HERE:
-                        impl._frame_buffer = data[position:]
+                        wrapped._frame_buffer = data[position:]
                         break
                 else:
                     taken += after - position
                 position = after
         finally:
-            impl.bytes_received += taken
+            wrapped.bytes_received += taken
             if self._last_tag != last_tag:  # or `process_data_events` would go on waiting
                 self._connection._request_channel_dispatch(self._channel)
 
@@ -193,7 +208,7 @@ class _Deliveries:
         self._append(
             _new(
                 Message,
-                (content, self._first_delivery + tag, redelivered & 1 == 1, name, properties, ""),
+                (content, self._number_offset + tag, redelivered & 1 == 1, name, properties, ""),
             )
         )
         return after
@@ -279,9 +294,7 @@ class _Deliveries:
         if tag != self._last_tag + 1:
             self._refuse_hole(tag)
         self._last_tag = tag
-        delivery = self._first_delivery + tag
+        number = self._number_offset + tag
         self._append(
-            Message(
-                b"".join(parts), delivery, bool(redelivered), message_id(properties), properties
-            )
+            Message(b"".join(parts), number, bool(redelivered), message_id(properties), properties)
         )

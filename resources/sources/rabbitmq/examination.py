@@ -21,8 +21,8 @@ from fuploader_dagster.resources.sources.rabbitmq.connection import (
     disconnect,
     explained,
     open_connection,
-    server_version,
 )
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import server_version
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ

@@ -11,8 +11,8 @@ What must always hold:
   the news of those before it. So a large one is sent alone, when all before it are confirmed.
 
 pika's blocking channel waits for one confirm per message (about 500 messages a second on a disk).
-The channel below it, which it keeps as `_impl`, has the same methods without the waiting, so
-messages go out in a window of unconfirmed ones and the confirms come in as callbacks.
+The channel that it wraps (`pika_internals`) has the same methods without the waiting, so messages
+go out in a window of unconfirmed ones and the confirms come in as callbacks.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq.connection import (
     PIKA_ERRORS,
-    closing_reason,
     connect,
     disconnect,
     explained,
+)
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
+    closing_reason,
+    confirm_without_waiting,
+    impl,
+    largest_frame,
 )
 from fuploader_dagster.resources.sources.rabbitmq.properties import as_short, encoded
 
@@ -80,6 +85,8 @@ class RabbitMQPublisher(MessagePublisher):
         self._unconfirmed: OrderedDict[int, int] = OrderedDict()
         """Tags of messages to the sizes of their bodies."""
         self._next_tag = 1
+        self._in_window = True
+        """Confirms come as callbacks; otherwise pika waits for each."""
         self._refused = 0
         self._unroutable = 0
 
@@ -154,8 +161,8 @@ class RabbitMQPublisher(MessagePublisher):
         channel.add_on_return_callback(self._on_returned)
         selected: list[object] = []
         try:
-            channel._impl.confirm_delivery(self._on_confirmed, callback=selected.append)
-            while not selected:
+            self._in_window = confirm_without_waiting(channel, self._on_confirmed, selected.append)
+            while self._in_window and not selected:
                 connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
                 self._check(channel)
         except PIKA_ERRORS as error:
@@ -174,7 +181,7 @@ class RabbitMQPublisher(MessagePublisher):
             header = encoded(properties)
         except (TypeError, RecursionError) as error:
             raise BadMessage(f"a header of type {error} cannot be sent to RabbitMQ") from error
-        frame_max: int = connection._impl.params.frame_max
+        frame_max = largest_frame(connection)
         if frame_max and len(header) > frame_max - _FRAME_OVERHEAD:
             self._exchange(connection, channel, until_unconfirmed=0)
             sent = self._next_tag - first_tag
@@ -185,9 +192,12 @@ class RabbitMQPublisher(MessagePublisher):
                 confirmed=sent,
             )
         raw: Any = _Encoded(header)
-        channel._impl.basic_publish("", self._settings.queue, body, raw, mandatory=True)
         self._unconfirmed[self._next_tag] = len(body)
         self._next_tag += 1
+        publishing = impl(channel) if self._in_window else channel
+        publishing.basic_publish("", self._settings.queue, body, raw, mandatory=True)
+        if not self._in_window:
+            self._unconfirmed.clear()
 
     def _refused_message(self, error: BaseException, first_tag: int) -> MessageRefused | None:
         """Which of the unconfirmed messages the broker's error is about, if about one of them."""

@@ -4,9 +4,10 @@ What must always hold:
 
 - A message is acknowledged only by `settle`, one multiple ack per batch. Whatever was not
   acknowledged when the connection goes is delivered again by the broker.
-- Receipts follow each other without a hole, and only what `receive` returned is acknowledged.
-- Receipts are never used on another connection than their own: a delivery tag means another
-  message there. They grow across reconnections, and older ones are refused.
+- Delivery numbers follow each other without a hole, and only what `receive` returned is
+  acknowledged.
+- A delivery number is never used on another connection than its own: a delivery tag means another
+  message there. The numbers grow across reconnections, and older ones are refused.
 - A queue that exists is used as it is, whatever its type and arguments; it is declared (durable)
   only when it is missing and `declare` is on.
 - Nothing is done per message beyond building the `Message`: everything else is per batch.
@@ -38,17 +39,17 @@ from fuploader_dagster.contracts.source import (
     SourceSettings,
 )
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
+from fuploader_dagster.errors import ConfigError, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq.connection import (
     PIKA_ERRORS,
     Address,
-    closing_reason,
     connect,
     disconnect,
     explained,
 )
-from fuploader_dagster.resources.sources.rabbitmq.deliveries import take_deliveries
+from fuploader_dagster.resources.sources.rabbitmq.deliveries import read_by_pika, take_deliveries
 from fuploader_dagster.resources.sources.rabbitmq.examination import examine
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import closing_reason
 from fuploader_dagster.resources.sources.rabbitmq.properties import described
 from fuploader_dagster.resources.sources.rabbitmq.publisher import RabbitMQPublisher
 from fuploader_dagster.settings.secret import Secret
@@ -192,10 +193,11 @@ class RabbitMQSource(MessageSource):
         self._prefetch_of_consumer = 0
         self._surplus: deque[Message] = deque()
         self._start = 0
-        """A delivery is the channel's delivery tag plus this."""
+        """A delivery number is the channel's delivery tag plus this."""
         self._received = 0
-        """The last delivery that `receive` returned."""
+        """The last delivery number that `receive` returned."""
         self._settled = 0
+        """The last delivery number that was settled."""
         self._last_io = 0.0
         self._cancelled = False
 
@@ -204,14 +206,10 @@ class RabbitMQSource(MessageSource):
         self._connection, self._channel = connect(self._settings, "drain")
         self._start = self._settled = self._received
         self._cancelled = False
-        try:
-            self._channel.add_on_cancel_callback(self._on_cancelled)
-            take_deliveries(
-                self._connection, self._channel.channel_number, self._surplus.append, self._start
-            )
-        except SourceRefused:
-            self.close()
-            raise
+        self._channel.add_on_cancel_callback(self._on_cancelled)
+        take_deliveries(
+            self._connection, self._channel.channel_number, self._surplus.append, self._start
+        )
         self._consume()
 
     def limit_in_hand(self, messages: int) -> None:
@@ -271,8 +269,8 @@ class RabbitMQSource(MessageSource):
         while last in rejected:  # the broker forgets a rejected tag and refuses an ack of it
             last -= 1
         try:
-            for delivery in sorted(rejected):
-                channel.basic_reject(delivery - self._start, requeue=False)
+            for number in sorted(rejected):
+                channel.basic_reject(number - self._start, requeue=False)
             if rejected:
                 reached(CrashPoint.REJECTED)
             if last > self._settled:
@@ -309,7 +307,7 @@ class RabbitMQSource(MessageSource):
         try:
             self._channel.basic_qos(prefetch_count=self._limit)
             self._consumer = self._channel.basic_consume(
-                self._settings.queue, _never_called, arguments=_NOT_OF_A_STREAM
+                self._settings.queue, self._on_delivery, arguments=_NOT_OF_A_STREAM
             )
         except PIKA_ERRORS as error:
             self._give_up("consume from", error)
@@ -337,6 +335,10 @@ class RabbitMQSource(MessageSource):
         except PIKA_ERRORS as error:
             self._give_up("pause consuming from", error)
         self._consumer, self._prefetch_of_consumer = "", 0
+
+    def _on_delivery(self, _channel: object, method: Any, properties: Any, body: bytes) -> None:
+        """pika calls this only where `take_deliveries` could not take its place."""
+        self._surplus.append(read_by_pika(method, properties, body, self._start))
 
     def _on_cancelled(self, _frame: object) -> None:
         self._cancelled = True
@@ -373,8 +375,3 @@ class RabbitMQSource(MessageSource):
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:
         self.close()
         raise explained(tried, self._settings, error) from error
-
-
-def _never_called(*_: object) -> None:
-    """pika wants a callback; `take_deliveries` leaves no delivery for it."""
-    raise AssertionError("a delivery reached pika")

@@ -13,6 +13,7 @@ import pytest
 
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.rabbitmq import deliveries, pika_internals, publisher
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.testing import MessageSourceContract
 from tests.servers.rabbitmq import RabbitMQServer
@@ -27,3 +28,15 @@ class TestMessageSource(MessageSourceContract):
         server: RabbitMQServer = request.getfixturevalue("rabbitmq")
         fresh_queue: Callable[..., str] = request.getfixturevalue("fresh_queue")
         return RabbitMQ(url=server.url, queue=fresh_queue(request.param))  # type: ignore[arg-type]
+
+
+class TestMessageSourceOnAnUnknownPika(MessageSourceContract):
+    """A pika that lacks the private names: what is public must do."""
+
+    @pytest.fixture
+    def settings(
+        self, rabbitmq: RabbitMQServer, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> SourceSettings:
+        for module in (deliveries, pika_internals, publisher):
+            monkeypatch.setattr(module, "impl", lambda *_: None)
+        return RabbitMQ(url=rabbitmq.url, queue=queue)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pika
 import pika.frame
 import pika.spec
 import pytest
@@ -24,8 +25,8 @@ from pika.channel import ContentFrameAssembler
 from pika.exceptions import AMQPError, InvalidFrameError
 
 from fuploader_dagster.contracts.source import Message
-from fuploader_dagster.errors import SourceRefused
 from fuploader_dagster.resources.sources.rabbitmq.deliveries import take_deliveries
+from fuploader_dagster.resources.sources.rabbitmq.pika_internals import warn_if_untested
 from fuploader_dagster.resources.sources.rabbitmq.properties import described
 
 CHANNEL = 1
@@ -370,6 +371,27 @@ def test_bytes_that_pika_had_begun_to_read_are_not_lost() -> None:
     assert [message.body for message in messages] == [b"content"]
 
 
-def test_a_pika_without_the_needed_names_is_refused() -> None:
-    with pytest.raises(SourceRefused, match="install pika"):
-        take_deliveries(object(), CHANNEL, print, 0)  # type: ignore[arg-type]
+def test_a_pika_without_the_needed_names_reads_by_itself_and_a_warning_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    take_deliveries(object(), CHANNEL, print, 0)  # type: ignore[arg-type]
+    assert "install pika 1.3.2 to 1.4.4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [("1.3.1", False), ("1.3.2", True), ("1.4.4", True), ("1.4.5", False), ("2.0.0b1", False)],
+)
+def test_another_version_than_the_tested_is_named_in_a_warning(
+    version: str, tested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pika, "__version__", version)
+    warn_if_untested.__wrapped__()
+    assert (version in caplog.text) is not tested
+
+
+def test_the_locked_version_of_pika_is_a_tested_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_if_untested.__wrapped__()
+    assert not caplog.text
