@@ -33,6 +33,8 @@ from fuploader_dagster.resources.object_stores.verified_put import SHA256, SentP
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
+ENCRYPTION = "How the service encrypts new objects. `default`: as the bucket is configured."
+PART_SIZE = "Smallest size of a part. Parts are larger where an archive would need too many."
 SDK_NAMES = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 """The names that boto3 and the COS SDK have for `options_of_new_objects`."""
 
@@ -40,32 +42,35 @@ SDK_NAMES = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 class CloudSettings(ObjectStoreSettings):
     """What the settings of all clouds have in common."""
 
-    bucket: str = Field(description="The bucket.")
-    prefix: str = Field(default="", description="All keys are below it.")
-    verify_tls: bool = Field(default=True, description="Off: any certificate is taken.")
-    ca_bundle: str | None = Field(default=None, description="PEM file of an own authority.")
+    bucket: str = Field(description="Name of the bucket.")
+    prefix: str = Field(default="", description="Prefix of all keys.")
+    verify_tls: bool = Field(
+        default=True, description="Check the server's certificate. Off: accept any."
+    )
+    ca_bundle: str | None = Field(
+        default=None, description="PEM file of the certificates to trust instead of the system's."
+    )
     proxy_url: str | None = Field(
         default=None, repr=False, description="HTTP proxy, with its password if it has one."
     )
-    storage_class: str | None = Field(default=None, description="Such as STANDARD_IA.")
-    encryption: str = Field(
-        default="default",
-        description="How the service encrypts objects; default: as the bucket is set up.",
+    storage_class: str | None = Field(
+        default=None, description="Storage class of new objects, such as STANDARD_IA."
     )
+    encryption: str = Field(default="default", description=ENCRYPTION)
     kms_key_id: str | None = Field(
         default=None,
-        description="The key of the service's key management; its default one if not given.",
+        description="Key of the service's key management. By default, its default key.",
     )
-    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every object gets.")
-    part_size_bytes: int = Field(
-        default=16 * MIB, ge=5 * MIB, le=2048 * MIB, description="At least; larger if need be."
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of every new object.")
+    part_size_bytes: int = Field(default=16 * MIB, ge=5 * MIB, le=2048 * MIB, description=PART_SIZE)
+    concurrency: int = Field(
+        default=4, ge=1, le=64, description="Number of parts that are sent at once."
     )
-    concurrency: int = Field(default=4, ge=1, le=64, description="Parts sent at once.")
     connect_timeout_seconds: float = Field(
-        default=10, gt=0, description="Until a connection stands."
+        default=10, gt=0, description="Longest time to wait for a connection."
     )
     read_timeout_seconds: float = Field(
-        default=60, gt=0, description="Of silence while an answer comes."
+        default=60, gt=0, description="Longest pause between two pieces of a response."
     )
 
     @abstractmethod

@@ -13,7 +13,12 @@ from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.object_stores import crc64
-from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
+from fuploader_dagster.resources.object_stores.cloud import (
+    ENCRYPTION,
+    MIB,
+    PART_SIZE,
+    CloudSettings,
+)
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
 
@@ -30,35 +35,40 @@ class COSSettings(CloudSettings):
         {"endpoint", "address", "proxy_url", "instance_role_url"}
     )
 
-    bucket: str = Field(description="With the account's number: name-1250000000.")
-    region: str | None = Field(default=None, description="Such as ap-guangzhou.")
+    bucket: str = Field(
+        description="Name of the bucket with the account's number: name-1250000000."
+    )
+    region: str | None = Field(
+        default=None, description="Region of the bucket, such as ap-guangzhou."
+    )
     endpoint: str | None = Field(
-        default=None, description="Host below which buckets are, instead of the region's own."
+        default=None, description="Parent domain of the bucket's host name, in place of the region."
     )
     address: str | None = Field(
-        default=None, description="host:port to connect to, instead of the endpoint's."
+        default=None, description="host:port to connect to, in place of the endpoint's."
     )
     scheme: Literal["https", "http"] = Field(
-        default="https", description="http is for private endpoints."
+        default="https", description="`http` is for private endpoints."
     )
-    secret_id: str | None = Field(default=None, description="Together with secret_key.")
-    secret_key: str | None = Field(
-        default=None, repr=False, description="As an environment variable."
+    secret_id: str | None = Field(default=None, description="Id of the key. Needs `secret_key`.")
+    secret_key: str | None = Field(default=None, repr=False, description="Secret of the key.")
+    token: str | None = Field(
+        default=None, repr=False, description="Session token of temporary credentials."
     )
-    token: str | None = Field(default=None, repr=False, description="Of temporary credentials.")
     instance_role_url: str | None = Field(
         default=None,
         repr=False,
-        description="http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
+        description="Address of the credentials of this machine's role: "
+        "http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
     )
-    storage_class: str | None = Field(default=None, description="Such as STANDARD_IA or ARCHIVE.")
+    storage_class: str | None = Field(
+        default=None, description="Storage class of new objects, such as STANDARD_IA or ARCHIVE."
+    )
     encryption: Literal["default", "AES256", "cos/kms"] = Field(
         default="default",
-        description="How the service encrypts objects; default: as the bucket is set up.",
+        description=ENCRYPTION,
     )
-    part_size_bytes: int = Field(
-        default=16 * MIB, ge=MIB, le=2048 * MIB, description="At least; larger if need be."
-    )
+    part_size_bytes: int = Field(default=16 * MIB, ge=MIB, le=2048 * MIB, description=PART_SIZE)
 
     def service(self) -> Service:
         with needing("cos-python-sdk-v5", extra="cos"):

@@ -63,7 +63,7 @@ _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 class LocalSettings(ObjectStoreSettings):
     """A folder as an object store."""
 
-    path: str = Field(description="The folder; it is created if it is missing.")
+    path: str = Field(description="Path of the folder. It is created if it is missing.")
 
     def connect(self) -> ObjectStore:
         return LocalObjectStore(Path(self.path).expanduser().absolute())

@@ -50,10 +50,10 @@ T = TypeVar("T")
 
 
 class MirrorSettings(ObjectStoreSettings):
-    """Two object stores, of different providers if wanted."""
+    """Two object stores, of different providers if you like. Each archive goes to both."""
 
-    first: ObjectStoreSettings = Field(description="Read from first.")
-    second: ObjectStoreSettings = Field(description="Read from if the first fails.")
+    first: ObjectStoreSettings = Field(description="The store that archives are read from.")
+    second: ObjectStoreSettings = Field(description="The store to read from if the first fails.")
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{name: self.loaded(name, value) for name, value in values.items()})

@@ -12,7 +12,12 @@ from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.object_stores import crc64
-from fuploader_dagster.resources.object_stores.cloud import MIB, CloudSettings
+from fuploader_dagster.resources.object_stores.cloud import (
+    ENCRYPTION,
+    MIB,
+    PART_SIZE,
+    CloudSettings,
+)
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
 
@@ -27,31 +32,42 @@ class OSSSettings(CloudSettings):
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
     ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint", "proxy_url", "instance_role_url"})
 
-    endpoint: str = Field(description="Such as https://oss-cn-hangzhou.aliyuncs.com.")
+    endpoint: str = Field(
+        description="Address of the service, such as https://oss-cn-hangzhou.aliyuncs.com."
+    )
     region: str | None = Field(
-        default=None, description="Such as cn-hangzhou: signatures V4. Without it: V1."
+        default=None,
+        description="Region, such as cn-hangzhou: requests are signed by V4. Without it, by V1.",
     )
     addressing_style: Literal["virtual", "path", "cname"] = Field(
         default="virtual",
-        description="Where the bucket is: host name, path, or a host of its own.",
+        description="Where requests name the bucket: in the host name (virtual), in the path, or "
+        "by the endpoint itself, which is a host name of the bucket's own (cname).",
     )
-    access_key_id: str | None = Field(default=None, description="Together with access_key_secret.")
+    access_key_id: str | None = Field(
+        default=None, description="Access key. Needs `access_key_secret`."
+    )
     access_key_secret: str | None = Field(
-        default=None, repr=False, description="As an environment variable."
+        default=None, repr=False, description="Secret of the access key."
     )
-    security_token: str | None = Field(default=None, repr=False, description="Of STS.")
+    security_token: str | None = Field(
+        default=None, repr=False, description="Session token of temporary credentials (STS)."
+    )
     instance_role_url: str | None = Field(
         default=None,
         repr=False,
-        description="http://100.100.100.200/latest/meta-data/ram/.../<role>",
+        description="Address of the credentials of this machine's role: "
+        "http://100.100.100.200/latest/meta-data/ram/.../<role>",
     )
-    storage_class: str | None = Field(default=None, description="Such as IA or Archive.")
+    storage_class: str | None = Field(
+        default=None, description="Storage class of new objects, such as IA or Archive."
+    )
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
         default="default",
-        description="How the service encrypts objects; default: as the bucket is set up.",
+        description=ENCRYPTION,
     )
     part_size_bytes: int = Field(
-        default=16 * MIB, ge=100 << 10, le=2048 * MIB, description="At least; larger if need be."
+        default=16 * MIB, ge=100 << 10, le=2048 * MIB, description=PART_SIZE
     )
 
     def service(self) -> Service:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores.cloud import CloudSettings
+from fuploader_dagster.resources.object_stores.cloud import ENCRYPTION, CloudSettings
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
 
@@ -32,29 +32,36 @@ class S3Settings(CloudSettings):
     ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint_url", "proxy_url"})
 
     region: str | None = Field(
-        default=None, description="Such as eu-central-1; if not given, boto3's own search decides."
+        default=None,
+        description="Region of the bucket, such as eu-central-1. By default, boto3 looks it up.",
     )
-    endpoint_url: str | None = Field(default=None, description="For compatible services.")
-    access_key_id: str | None = Field(default=None, description="Together with secret_access_key.")
+    endpoint_url: str | None = Field(default=None, description="Address of a compatible service.")
+    access_key_id: str | None = Field(
+        default=None, description="Access key. Needs `secret_access_key`."
+    )
     secret_access_key: str | None = Field(
-        default=None, repr=False, description="As an environment variable."
+        default=None, repr=False, description="Secret of the access key."
     )
     session_token: str | None = Field(
-        default=None, repr=False, description="Of temporary credentials."
+        default=None, repr=False, description="Session token of temporary credentials."
     )
-    profile: str | None = Field(default=None, description="A profile of ~/.aws.")
+    profile: str | None = Field(default=None, description="Name of a profile in ~/.aws.")
     addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="Whether the bucket is in the path or in the host name."
+        default="auto",
+        description="Where requests name the bucket: in the path or in the host name (virtual).",
     )
     storage_class: str | None = Field(
-        default=None, description="Such as STANDARD_IA or GLACIER_IR."
+        default=None, description="Storage class of new objects, such as STANDARD_IA or GLACIER_IR."
     )
     encryption: Literal["default", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
         default="default",
-        description="How the service encrypts objects; default: as the bucket is set up.",
+        description=ENCRYPTION,
     )
     customer_key: str | None = Field(
-        default=None, repr=False, description="SSE-C: 32 bytes in base64. Lost key, lost archives."
+        default=None,
+        repr=False,
+        description="Your own encryption key (SSE-C), 32 bytes in base64. Without it, the archives "
+        "are lost.",
     )
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ class ObjectStoreSettings(BaseModel):
     retry_budget_seconds: float = Field(
         default=300,
         ge=0,
-        description="How long to go on trying after the last progress. 0: try once.",
+        description="How long to go on retrying after the last progress. 0: try once.",
     )
 
     def __init__(self, **values: Any) -> None:

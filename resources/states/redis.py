@@ -52,11 +52,13 @@ class RedisState(StateSettings):
     """A Redis server, which several nodes and pipelines may share."""
 
     url: Secret = SecretStr("redis://localhost:6379/0")
-    """`redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`."""
+    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS, or
+    `unix:///path`."""
     key_prefix: str = Field(default="fuploader", min_length=1, pattern=r"^[^{}\s]+$")
-    """All keys start with it."""
+    """Prefix of all keys."""
     timeout_seconds: float = Field(default=5, gt=0, le=60)
-    """For connecting and for each answer. A worker that waits for Redis does not drain."""
+    """Longest time to wait for a connection, and for an answer. A worker does not drain while it
+    waits for Redis."""
 
     @field_validator("url")
     @classmethod

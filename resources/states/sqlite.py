@@ -76,9 +76,9 @@ class SqliteState(StateSettings):
     """State in a file on this machine's own disk (not on a network share)."""
 
     path: Path
-    """The file; it and its folder are created when missing."""
+    """Path of the file. It and its folder are created if they are missing."""
     busy_timeout_seconds: float = Field(default=10, gt=0, le=60)
-    """How long one worker waits while another one writes."""
+    """Longest time that one worker waits while another writes."""
 
     def store(self, *, pipeline: str, node: str) -> SqliteStateStore:
         return SqliteStateStore(self, pipeline, node)

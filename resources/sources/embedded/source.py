@@ -61,12 +61,12 @@ _OLD_LOCK_SECONDS = 3_600
 
 
 class EmbeddedQueue(SourceSettings):
-    """A queue in a folder on this machine's own disk; several processes may use it at once."""
+    """A queue in a folder on this machine's own disk. Several processes may use it at once."""
 
     path: Path
-    """The folder; created when missing."""
+    """Folder of the queue. It is created if it is missing."""
     busy_timeout_seconds: float = Field(default=30, gt=0, le=300)
-    """How long one process waits while another one writes."""
+    """Longest time that one process waits while another writes."""
 
     def source(self, *, prefetch: int) -> EmbeddedSource:
         if prefetch < 1:

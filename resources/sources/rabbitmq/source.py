@@ -71,41 +71,42 @@ class RabbitMQ(SourceSettings):
     """A queue on RabbitMQ: either `url`, or host, port, vhost, user, password and tls."""
 
     queue: str
-    """The queue's name, at most 255 bytes."""
+    """Name of the queue, at most 255 bytes."""
     url: Secret | None = None
-    """`amqp://user:password@host:5672/vhost` (`%2F` is the default vhost) or `amqps://…`."""
+    """Address of the broker: `amqp://user:password@host:5672/vhost` (`%2F` is the default vhost),
+    or `amqps://…` for TLS."""
     host: str = "localhost"
-    """The broker."""
+    """Host of the broker."""
     port: int | None = Field(default=None, ge=1, le=65_535)
-    """5672, or 5671 with TLS, if not given."""
+    """Port of the broker. By default 5672, or 5671 with TLS."""
     vhost: str = "/"
-    """The virtual host that has the queue."""
+    """Virtual host that has the queue."""
     user: str = "guest"
-    """Who we are there."""
+    """User name at the broker."""
     password: Secret = SecretStr("guest")
-    """The user's; `guest` by default, which brokers accept from their own machine only."""
+    """Password of the user. Brokers accept the default `guest` from their own machine only."""
     tls: bool = False
-    """Speak amqps."""
+    """Connect with TLS (amqps)."""
     ca_file: Path | None = None
-    """Certificates to trust instead of the system's (with TLS)."""
+    """PEM file of the certificates to trust instead of the system's. With TLS only."""
     cert_file: Path | None = None
-    """Our certificate, PEM, for a broker that asks its clients for one (with TLS)."""
+    """PEM file of our certificate, for a broker that asks its clients for one. With TLS only."""
     key_file: Path | None = None
-    """The key of `cert_file`, PEM and without a password, if it is not in the same file."""
+    """PEM file of the key of `cert_file`, without a password, if the key is not in that file."""
     queue_type: Literal["classic", "quorum"] = "classic"
-    """Type of a queue that we declare. Classic, because producers that declare the queue too
-    mostly do so without a type, and the broker refuses them when the types differ."""
+    """Type of a queue that we declare. Classic by default, because most producers declare the queue
+    without a type, and the broker refuses them if the types differ."""
     declare: bool = True
-    """Declare the queue, durable, when it is missing. Off: a missing queue is an error."""
+    """Declare the queue, durable, if it is missing. Off: a missing queue is an error."""
     reject_dead_letters: bool = False
     """Reject dead letters without requeue, so that the broker's own dead-letter exchange gets
-    them too. They are kept on this disk either way."""
+    them too. They are kept on this machine's disk in any case."""
     heartbeat_seconds: int = Field(default=30, ge=2, le=3_600)
-    """A cut network is noticed within about two of these."""
+    """Interval of heartbeats. A connection that is cut is noticed after about two of them."""
     connect_timeout_seconds: float = Field(default=10, gt=0, le=300)
-    """For the network connection and the login, each."""
+    """Longest time to wait for the network connection, and for the login."""
     blocked_timeout_seconds: float = Field(default=60, gt=0, le=3_600)
-    """How long a publisher waits while the broker blocks it (memory or disk alarm)."""
+    """Longest time that a publisher waits while the broker blocks it (memory or disk alarm)."""
 
     @field_validator("queue")
     @classmethod
@@ -143,12 +144,12 @@ class RabbitMQ(SourceSettings):
     def _one_address(self) -> RabbitMQ:
         doubled = [name for name in _PARTS_OF_URL if name in self.model_fields_set]
         if self.url is not None and doubled:
-            raise ValueError(f"url already says it all: remove {', '.join(doubled)}")
+            raise ValueError(f"url already says this: remove {', '.join(doubled)}")
         for name in ("ca_file", "cert_file", "key_file"):
             if getattr(self, name) is not None and not self.address().tls:
-                raise ValueError(f"{name} is given, but neither tls: true nor an amqps:// url")
+                raise ValueError(f"{name} is set, but neither tls: true nor an amqps:// url")
         if self.key_file is not None and self.cert_file is None:
-            raise ValueError("key_file is given, but not the cert_file that it belongs to")
+            raise ValueError("key_file is set, but not the cert_file that it belongs to")
         return self
 
     def source(self, *, prefetch: int) -> RabbitMQSource:

@@ -140,5 +140,5 @@ def test_files_that_are_no_certificate_or_not_its_key_are_named(
 def test_a_key_alone_or_a_certificate_without_tls_is_refused_at_load() -> None:
     with pytest.raises(ValueError, match="cert_file that it belongs to"):
         RabbitMQ(queue="q", tls=True, key_file=Path("key.pem"))
-    with pytest.raises(ValueError, match="cert_file is given, but neither"):
+    with pytest.raises(ValueError, match="cert_file is set, but neither"):
         RabbitMQ(queue="q", cert_file=Path("cert.pem"))
