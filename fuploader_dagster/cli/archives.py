@@ -1,13 +1,7 @@
-"""Commands that read archives: `ls`, `cat`, `verify`, `restore`.
-
-Exit codes as in `cli`: 5 where something is damaged (what is intact comes out all the same), 4
-where a member was refused or there is no such archive or member, and of `verify` 6 where nothing
-was found wrong, but nothing proves the bytes either.
-"""
+"""Commands that read archives: `ls`, `cat`, `verify`, `restore`."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,64 +23,64 @@ from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.cli.console import (
     ConfigOption,
     JsonOption,
-    PipelineOption,
+    OnlyPipelineOption,
     bytes_bar,
     complain,
+    complain_of_each,
     one_pipeline,
+    print_json,
     say,
 )
+from fuploader_dagster.cli.exit_codes import DAMAGED, REFUSED, UNPROVEN
 from fuploader_dagster.delivery.find_archive import FoundArchive, find_archive, is_partition
 from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused, TooLarge
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
-DAMAGED, REFUSED, UNPROVEN = 5, 4, 6
-_LISTED_TROUBLES = 100
 _WITHOUT_CHECKSUM = "its zstd frame has no checksum, and the archive no manifest with digests"
 
 ArchiveArgument = Annotated[
     str,
     typer.Argument(
-        metavar="ARCHIVE", help="A path, an address such as s3://bucket/key, or a partition key."
+        metavar="ARCHIVE", help="Path, address such as s3://bucket/key, or partition key."
     ),
 ]
 MemoryOption = Annotated[
     int,
     typer.Option(
-        "--max-memory", min=1, help="Bytes that a piece of the archive, or its list, may take."
+        "--max-memory",
+        min=1,
+        help="Maximum bytes of memory for any piece of the archive and for its list of members.",
     ),
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Parts of the archive read at once.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (ls, cat, verify, restore):
-        app.command()(command)
+ThreadsOption = Annotated[
+    int, typer.Option(min=1, help="Number of parts of the archive to read at once.")
+]
 
 
 def ls(
     archive: ArchiveArgument,
-    pattern: Annotated[str, typer.Argument(help="Only such names: *, ?, [...].")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Only names that match: *, ?, [...].")] = "*",
     *,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: OnlyPipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List an archive: sizes and names, in its order. Reads its manifest only, where it has one.
+    """List the members of an archive in their order, with their sizes.
 
-    Of links, devices and sparse files it says what they are instead of a size.
+    If the archive has a manifest, only that is read. Links, devices and sparse files have no size;
+    what they are follows their name.
     """
-    with _opened(archive, config, pipeline, max_memory) as (opened, _):
+    with _opened(archive, config, pipeline_name, max_memory) as (opened, _):
         listing = opened.listing()
         members = [m for m in listing.members if fnmatchcase(m.name, pattern)]
         others = [one for one in listing.others if fnmatchcase(one.name, pattern)]
         if pattern != "*" and not (members or others or listing.damages):
             raise no_match(opened.address, pattern)
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "archive": opened.address,
                     "size_bytes": opened.size_bytes,
@@ -107,25 +101,25 @@ def ls(
 def cat(
     archive: ArchiveArgument,
     member: Annotated[
-        str | None, typer.Argument(help="Its name; without one: the archive itself, as it lies.")
+        str | None, typer.Argument(help="Name of the member. Without it: the archive itself.")
     ] = None,
     *,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: OnlyPipelineOption = None,
 ) -> None:
-    """Write one member to stdout, verified. Reads only the part of the archive that holds it.
+    """Write one member to stdout, verified.
 
-    Where nothing proves its bytes, stderr says so.
+    Only the part of the archive that holds it is read. If nothing proves its bytes, stderr says so.
     """
     out = sys.stdout.buffer
     if member is None:
-        found = _find(archive, config, pipeline)
+        found = _find(archive, config, pipeline_name)
         source = ReadAhead(found.source)
         for offset in range(0, source.size_bytes, 2**20):
             out.write(source.read(offset, 2**20))
     else:
-        with _opened(archive, config, pipeline, max_memory) as (opened, _):
+        with _opened(archive, config, pipeline_name, max_memory) as (opened, _):
             for piece in opened.stream(member):
                 out.write(piece)
             if member in opened.unproven.names:
@@ -135,19 +129,21 @@ def cat(
 
 def verify(
     archives: Annotated[
-        list[str], typer.Argument(metavar="ARCHIVE...", help="Paths, addresses, partition keys.")
+        list[str], typer.Argument(metavar="ARCHIVE...", help="Paths, addresses or partition keys.")
     ],
     *,
     threads: ThreadsOption = 4,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: OnlyPipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read archives whole and compare every byte with what was recorded when it was written."""
-    verdicts = [_verify(archive, threads, config, pipeline, max_memory) for archive in archives]
+    """Read whole archives and compare every byte with what was recorded when it was written."""
+    verdicts = [
+        _verify(archive, threads, config, pipeline_name, max_memory) for archive in archives
+    ]
     if as_json:
-        _print_json([asdict(verdict) for verdict in verdicts])
+        print_json([asdict(verdict) for verdict in verdicts])
     for verdict in verdicts:
         if not as_json and verdict.proof:
             say(f"{verdict.archive}: {verdict.proof}")
@@ -160,60 +156,65 @@ def verify(
 
 def restore(
     archive: ArchiveArgument,
-    folder: Annotated[Path, typer.Argument(help="Where to; made if it is missing.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to unpack into; created if it is missing.")
+    ],
     *,
-    only: Annotated[str | None, typer.Option(help="Only such names: *, ?, [...].")] = None,
+    only: Annotated[str | None, typer.Option(help="Only names that match: *, ?, [...].")] = None,
     threads: ThreadsOption = 4,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: OnlyPipelineOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Unpack an archive, never outside the folder or over a file, and what is intact if damaged."""
+    """Unpack an archive; of a damaged one, what is intact.
+
+    Never writes outside the folder or over an existing file.
+    """
     with (
-        _opened(archive, config, pipeline, max_memory) as (opened, _),
+        _opened(archive, config, pipeline_name, max_memory) as (opened, _),
         bytes_bar("restoring") as progress,
     ):
         report = opened.restore(folder, only, threads=threads, progress=progress)
     if as_json:
-        _print_json({"archive": opened.address, **asdict(report)})
+        print_json({"archive": opened.address, **asdict(report)})
     else:
         say(_summary(report, folder))
     if report.unproven.count:
-        complain(f"unproven: {report.unproven}; `fuploader verify` tells whether all of it is")
+        complain(f"unproven: {report.unproven}; check the archive with `fuploader verify`")
     _report(report.damages, report.refused)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification found, for people and for programs."""
+    """What a verification found; its fields are the keys of `--json`."""
 
     archive: str
     members: int
     size_bytes: int
     proof: str
-    """What was compared; empty if that did not prove it whole."""
+    """What was compared; empty if that did not prove the archive whole."""
     damages: Sequence[Damage]
     refused: str = ""
-    """Why it could not be compared at all: it is not there, or nothing is known about it."""
+    """Why nothing could be compared: there is no such archive, or nothing is known about it."""
     unproven: str = ""
-    """Why what shows no damage is not proven either: then there is no `proof`."""
+    """Why the archive is not proven although it shows no damage; `proof` is then empty."""
     unproven_members: int = 0
     unproven_names: Sequence[str] = ()
     """The first hundred."""
 
 
 def _verify(
-    target: str, threads: int, config: Path | None, pipeline: str | None, max_memory: int
+    target: str, threads: int, config: Path | None, pipeline_name: str | None, max_memory: int
 ) -> Verdict:
-    """One that is not there keeps nobody from hearing about the others."""
+    """The verdict on one archive. Nothing is raised, so that the others are verified too."""
     try:
-        with _opened(target, config, pipeline, max_memory) as (opened, found):
+        with _opened(target, config, pipeline_name, max_memory) as (opened, found):
             try:
                 with bytes_bar("verifying") as progress:
                     report = opened.verify(threads=threads, progress=progress)
             except ForeignArchive as error:
-                _compare_with_receipt(found, "unpack what can be unpacked with its own program")
+                _compare_with_receipt(found, "unpack what you can with the program that made it")
                 return _verify_foreign(found, error)
             damages = [*_contradictions(found, report.damages), *report.damages]
             if report.unproven.count and not damages and found.sha256 is not None:
@@ -240,7 +241,7 @@ def _verify(
     proof = f"{report.members:,} members, {report.size_bytes:,} bytes: " + (
         "every byte is as it was written"
         if report.has_digests
-        else "no damage, by the checksums of zstd alone: it has no manifest"
+        else "no damage by the checksums of zstd; there is no manifest to compare with"
     )
     return Verdict(
         opened.address, report.members, report.size_bytes, "" if damages else proof, damages
@@ -248,12 +249,10 @@ def _verify(
 
 
 def _contradictions(found: FoundArchive, damages: Sequence[Damage]) -> Sequence[Damage]:
-    """What the receipt has against it, besides what is damaged in it."""
-    whole = "find out who replaced it"
+    """Whether the object is another than the receipt's, besides the damage in it."""
+    intact = "`fuploader restore` unpacks what is intact"
     try:
-        _compare_with_receipt(
-            found, "fuploader restore gets out what is intact" if damages else whole
-        )
+        _compare_with_receipt(found, intact if damages else "find out who replaced it")
     except DamagedArchive as error:
         return [Damage(str(error))]
     return []
@@ -264,7 +263,8 @@ def _verify_foreign(found: FoundArchive, error: ForeignArchive) -> Verdict:
     if found.sha256 is None:
         raise ForeignArchive(
             f"{error.message}; nothing is known here to compare it with",
-            hint="name its partition key, or its address in the store, which keeps the digest",
+            hint="name the archive by its partition key, or by its address in the store, which has "
+            "the digest",
         )
     with bytes_bar("verifying") as progress:
         verify_whole(source, found.sha256, progress)
@@ -273,14 +273,14 @@ def _verify_foreign(found: FoundArchive, error: ForeignArchive) -> Verdict:
 
 
 def _compare_with_receipt(found: FoundArchive, hint: str) -> None:
-    """An archive that is whole may still be another one than the receipt says."""
+    """Raise `DamagedArchive` if the object is not the receipt's, however whole it is."""
     stated = getattr(found.source, "sha256", None)
     size = found.source.size_bytes
     if found.size_bytes not in (None, size) or (
         None not in (stated, found.sha256) and stated != found.sha256
     ):
         raise DamagedArchive(
-            f"{found.source.address} is another object than the one that was confirmed: it has "
+            f"{found.source.address} is not the object that was confirmed: it has "
             f"{size} bytes and SHA-256 {stated}, the receipt says {found.size_bytes} and "
             f"{found.sha256}",
             hint=hint,
@@ -289,42 +289,39 @@ def _compare_with_receipt(found: FoundArchive, hint: str) -> None:
 
 @contextmanager
 def _opened(
-    target: str, config: Path | None, pipeline: str | None, max_memory: int
+    target: str, config: Path | None, pipeline_name: str | None, max_memory: int
 ) -> Iterator[tuple[Archive, FoundArchive]]:
-    found = _find(target, config, pipeline)
+    found = _find(target, config, pipeline_name)
     with Archive.open(found.source, memory_bytes=max_memory) as archive:
         yield archive, found
 
 
-def _find(target: str, config: Path | None, pipeline: str | None) -> FoundArchive:
-    return find_archive(target, _pipelines(target, config, pipeline))
+def _find(target: str, config: Path | None, pipeline_name: str | None) -> FoundArchive:
+    return find_archive(target, _pipelines(target, config, pipeline_name))
 
 
 def _pipelines(target: str, config: Path | None, name: str | None) -> dict[str, Pipeline]:
-    """Those that may know the archive. A path needs none; an address does without any."""
+    """The pipelines that may know the archive. A path needs none, an address works without."""
     if name is not None:
         return {name: one_pipeline(config, name)}
     if is_partition(target):
         return load_pipelines(config)
-    there = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
-    named = config is not None or CONFIG_VARIABLE in os.environ
-    return load_pipelines(config) if "://" in target and (named or there.exists()) else {}
+    configured = config or CONFIG_VARIABLE in os.environ or Path(DEFAULT_FILE).exists()
+    return load_pipelines(config) if "://" in target and configured else {}
 
 
 def _summary(report: RestoreReport, folder: Path) -> str:
-    unchanged = f", {report.unchanged:,} of them were there" if report.unchanged else ""
-    return f"{report.restored:,} members, {report.size_bytes:,} bytes are in {folder}{unchanged}"
+    unchanged = f"; {report.unchanged:,} of them were there before" if report.unchanged else ""
+    return f"{folder} has {report.restored:,} members, {report.size_bytes:,} bytes{unchanged}"
 
 
 def _report(
     damages: Sequence[Damage], refused: Sequence[str], unproven: Sequence[str] = ()
 ) -> None:
     """Say what went wrong and leave with its exit code."""
-    for what, troubles in (("damaged", damages), ("refused", refused), ("unproven", unproven)):
-        for trouble in troubles[:_LISTED_TROUBLES]:
-            complain(f"{what}: {trouble}")
-        if len(troubles) > _LISTED_TROUBLES:
-            complain(f"{what}: {len(troubles) - _LISTED_TROUBLES:,} more")
+    complain_of_each("damaged", damages)
+    complain_of_each("refused", refused)
+    complain_of_each("unproven", unproven)
     if damages or refused:
         raise typer.Exit(DAMAGED if damages else REFUSED)
     if unproven:
@@ -345,8 +342,3 @@ def _print_lines(lines: Iterator[str]) -> None:
     for line in lines:
         out.write(line.encode() + b"\n")
     out.flush()
-
-
-def _print_json(value: Any) -> None:
-    """Names that are no UTF-8 are kept, as escapes."""
-    sys.stdout.write(json.dumps(value) + "\n")

@@ -1,4 +1,4 @@
-"""Commands of the catalog: `find` and `catalog rebuild`."""
+"""Commands of the catalog, which knows the archive of each file: `find` and `catalog rebuild`."""
 
 from __future__ import annotations
 
@@ -13,59 +13,58 @@ from fuploader_dagster.catalog.rebuild import rebuild, remove_catalog
 from fuploader_dagster.cli.console import (
     ConfigOption,
     JsonOption,
+    OnlyPipelineOption,
     PipelineOption,
-    complain,
+    chosen_pipelines,
+    complain_of_each,
     counting,
     one_pipeline,
+    print_json,
     say,
 )
+from fuploader_dagster.cli.exit_codes import DAMAGED
 from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
-_LISTED_TROUBLES = 100
-
-catalog_app = typer.Typer(
-    no_args_is_help=True, help="Which archive holds the file of which name: keeping that."
+catalog = typer.Typer(
+    no_args_is_help=True, help="The catalog, in which `find` looks up file names: rebuild."
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(find)
-    app.add_typer(catalog_app, name="catalog")
-
-
 def find(
-    name: Annotated[str, typer.Argument(help="A name, or a pattern: prefix*, *, ?, [...].")],
+    name: Annotated[str, typer.Argument(help="File name or pattern: prefix*, *, ?, [...].")],
     *,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    pipeline_name: OnlyPipelineOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line, for programs.")
+    ] = False,
 ) -> None:
-    """Which archives hold the file of this name: with the time of sealing and the address.
+    """Show which archives hold a file of this name, when they were sealed and where they are.
 
     Exit code 4 if there is none.
     """
-    chosen = [one_pipeline(config, pipeline)] if pipeline else [*load_pipelines(config).values()]
-    cataloged = [settings for settings in chosen if settings.layout.catalog.exists()]
+    pipelines = chosen_pipelines(config, pipeline_name)
+    cataloged = [pipeline for pipeline in pipelines if pipeline.layout.catalog.exists()]
     if not cataloged:
         raise StoreRefused(
-            "there is no catalog yet", hint="fuploader catalog rebuild makes one from the store"
+            "there is no catalog yet",
+            hint="`fuploader catalog rebuild` makes one from the object store",
         )
-    if not sum(_find(name, settings, as_json=as_json) for settings in cataloged):
+    if not sum(_find(name, pipeline, as_json=as_json) for pipeline in cataloged):
         raise StoreRefused(
-            f"no archive of {', '.join(settings.name for settings in cataloged)} is known to hold "
+            f"no archive of {', '.join(pipeline.name for pipeline in cataloged)} is known to hold "
             f"{name}",
-            hint="of archives that others stored, fuploader catalog rebuild learns the names",
+            hint="`fuploader catalog rebuild` adds the names in archives that other machines "
+            "stored",
         )
 
 
 def _find(name: str, pipeline: Pipeline, *, as_json: bool) -> int:
     count = 0
-    with Catalog.to_read(pipeline.layout.catalog) as catalog:
-        for hit in catalog.find(name):
+    with Catalog.to_read(pipeline.layout.catalog) as opened:
+        for hit in opened.find(name):
             count += 1
             sys.stdout.write(_as_json(hit, pipeline) if as_json else _as_line(hit))
             if count == 1:
@@ -91,37 +90,36 @@ def _as_json(hit: Hit, pipeline: Pipeline) -> str:
     return json.dumps(found) + "\n"
 
 
-@catalog_app.command(name="rebuild")
+@catalog.command(name="rebuild")
 def rebuild_command(
     *,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineOption = None,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Forget what is known first; for a damaged catalog.")
+        bool, typer.Option("--anew", help="Remove the catalog first, for example a damaged one.")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Archives read at once.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Number of archives to read at once.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the catalog say what the object store holds: reads the manifests that it lacks."""
-    settings = one_pipeline(config, pipeline)
+    """Bring the catalog up to date with the object store, reading only the manifests it lacks."""
+    pipeline = one_pipeline(config, pipeline_name)
     if anew:
-        remove_catalog(settings.layout)
+        remove_catalog(pipeline.layout)
     with counting() as progress:
         task = progress.add_task("reading manifests", total=None)
         report = rebuild(
-            settings,
-            settings.store.open(),
+            pipeline,
+            pipeline.store.open(),
             threads=threads,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
-        sys.stdout.write(json.dumps(vars(report)) + "\n")
+        print_json(vars(report))
     else:
         say(
             f"{report.archives:,} archives in the store: {report.added:,} added, "
-            f"{report.gone:,} are gone, {len(report.unreadable):,} cannot be listed"
+            f"{report.gone:,} gone, {len(report.unreadable):,} not readable"
         )
-    for reason in report.unreadable[:_LISTED_TROUBLES]:
-        complain(f"not listed: {reason}")
+    complain_of_each("not readable", report.unreadable)
     if report.damaged:
-        raise typer.Exit(5)
+        raise typer.Exit(DAMAGED)

@@ -1,18 +1,21 @@
-"""What all commands share: their common options, where they write, progress bars.
+"""What all commands share: common options, output, progress bars.
 
 Results go to stdout, everything else (errors, progress) to stderr. What must always hold: text that
 is not ours (names, keys, reasons, answers) reaches a terminal only through this module, which makes
-it safe and takes nothing in it for markup.
+it safe and never interprets it as markup.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -30,7 +33,7 @@ from rich.text import Text
 
 from fuploader_dagster.contracts import object_store
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
@@ -39,38 +42,65 @@ errors = Console(stderr=True)
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Configuration file; default $FUPLOADER_CONFIG."),
+    typer.Option(
+        "--config",
+        "-c",
+        help=f"Configuration file. Default: ${CONFIG_VARIABLE}, else {DEFAULT_FILE}.",
+    ),
 ]
 PipelineOption = Annotated[
     str | None,
-    typer.Option("--pipeline", "-p", help="Which pipeline; needed where there are several."),
+    typer.Option("--pipeline", "-p", help="Name of the pipeline. Required if there are several."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+OnlyPipelineOption = Annotated[
+    str | None,
+    typer.Option("--pipeline", "-p", help="Name of one pipeline. Default: all of them."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 _REFRESH_SECONDS = 0.1
+_LISTED_TROUBLES = 100
 
 
 def one_pipeline(config: Path | None, name: str | None) -> Pipeline:
-    """The pipeline that is meant. Raises `ConfigError` if that is not clear."""
+    """The pipeline of this name, or the only one. Raises `ConfigError` if neither exists."""
     pipelines = load_pipelines(config)
     if name is None and len(pipelines) == 1:
         return next(iter(pipelines.values()))
     if name not in pipelines:
         raise ConfigError(
             f"there is no pipeline {name!r}" if name else "there are several pipelines",
-            hint=f"name one of {', '.join(pipelines)} with --pipeline",
+            hint=f"choose one of {', '.join(pipelines)} with --pipeline",
         )
     return pipelines[name]
 
 
+def chosen_pipelines(config: Path | None, name: str | None) -> list[Pipeline]:
+    """The pipeline of this name; without a name all of them."""
+    return [one_pipeline(config, name)] if name else list(load_pipelines(config).values())
+
+
+def print_json(value: Any) -> None:
+    """A result for programs. Names that are not UTF-8 are kept, as escapes."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(value)) + "\n")
+
+
 def say(line: str) -> None:
-    """A result, as it stands: names and addresses may hold what rich takes for markup."""
+    """A line of the result. Names and addresses may contain what rich takes for markup."""
     console.print(in_a_line(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def complain(line: str) -> None:
     """Something that went wrong."""
     errors.print(in_a_line(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def complain_of_each(what: str, troubles: Sequence[object]) -> None:
+    """Each of several things that went wrong, a line each; of very many the first ones."""
+    for trouble in troubles[:_LISTED_TROUBLES]:
+        complain(f"{what}: {trouble}")
+    if len(troubles) > _LISTED_TROUBLES:
+        complain(f"{what}: {len(troubles) - _LISTED_TROUBLES:,} more")
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -82,7 +112,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def show_verdict(word: str, colour: str, line: str, hint: str = "") -> None:
-    """A result with a word in colour before it, and what to do in a line below."""
+    """A result after a word in colour, with what to do about it on a line below."""
     text = Text(f"{word:<11}", style=colour)
     text.append(f" {in_a_line(line)}", style="default")
     if hint:
@@ -91,7 +121,7 @@ def show_verdict(word: str, colour: str, line: str, hint: str = "") -> None:
 
 
 def show_title(line: str) -> None:
-    """What the lines below it are about."""
+    """A heading for the lines below it."""
     console.print(Text(in_a_line(line), style="bold"), highlight=False)
 
 
@@ -102,7 +132,7 @@ def counting() -> Progress:
 
 @contextmanager
 def bytes_bar(what: str) -> Iterator[object_store.Progress]:
-    """Progress in bytes, as the engine reports it; 0 as the total: it is not known."""
+    """Progress in bytes, as the engine reports it; a total of 0 means that it is not known."""
     with _progress(DownloadColumn(binary_units=True), TransferSpeedColumn()) as progress:
         task = progress.add_task(in_a_line(what), total=None)
         shown = 0.0

@@ -1,4 +1,4 @@
-"""`fuploader dead-letters`: look at messages that could not become files, and send them back."""
+"""The commands `dead-letters`: look at messages that could not become files, send them back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from fuploader_dagster.cli.console import (
     PipelineOption,
     complain,
     one_pipeline,
+    print_json,
     say,
     show_table,
 )
+from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.dead_letters import (
@@ -32,33 +34,30 @@ from fuploader_dagster.intake.dead_letters import (
 
 SHOWN_REASON = 100
 REQUEUE_BATCH = 500
-REFUSED = 4
 
-app = typer.Typer(
+dead_letters = typer.Typer(
     no_args_is_help=True,
     help="Messages that could not become files: list, show, requeue, export.",
 )
 
-IdsArgument = Annotated[list[str] | None, typer.Argument(help="Ids as `list` shows them.")]
-EveryOption = Annotated[bool, typer.Option("--all", help="Also those that were sent back.")]
+IdsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Ids, as `fuploader dead-letters list` shows them.")
+]
+EveryOption = Annotated[bool, typer.Option("--all", help="Include those that were sent back.")]
 
 
-@app.command(name="list")
+@dead_letters.command(name="list")
 def list_letters(
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineOption = None,
     every: EveryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List them, oldest first, and how often each reason occurs."""
-    layout = one_pipeline(config, pipeline).layout
+    """List dead letters, oldest first, and count the most frequent reasons."""
+    layout = one_pipeline(config, pipeline_name).layout
     letters = list(_waiting(layout, every=every))
     if as_json:
-        rows = [
-            {"id": letter_id, "time": letter.time, "reason": letter.reason}
-            for letter_id, letter in letters
-        ]
-        sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
+        print_json([{"id": key, "time": one.time, "reason": one.reason} for key, one in letters])
         return
     show_table(
         ("id", "time", "bytes", "reason"),
@@ -71,60 +70,65 @@ def list_letters(
         say(f"{count:,} × {reason[:SHOWN_REASON]}")
 
 
-@app.command()
+@dead_letters.command()
 def show(
     letter_id: Annotated[str, typer.Argument(metavar="ID")],
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
-    body: Annotated[bool, typer.Option("--body", help="The raw body alone.")] = False,
+    pipeline_name: PipelineOption = None,
+    body: Annotated[bool, typer.Option("--body", help="Print only the raw body.")] = False,
 ) -> None:
-    """Show one whole: reason, headers and body."""
-    layout = one_pipeline(config, pipeline).layout
+    """Show a whole dead letter: reason, headers and body."""
+    layout = one_pipeline(config, pipeline_name).layout
     ((_, letter),) = _chosen(layout, [letter_id])
     content = letter.body if body else msgspec.json.format(msgspec.json.encode(letter)) + b"\n"
     sys.stdout.buffer.write(content)
 
 
-@app.command(name="requeue")
+@dead_letters.command(name="requeue")
 def requeue_letters(
     ids: IdsArgument = None,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
-    every: Annotated[bool, typer.Option("--all", help="All that wait here.")] = False,
+    pipeline_name: PipelineOption = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Send all that were not sent back yet.")
+    ] = False,
 ) -> None:
-    """Send them back to the queue, with headers and properties, confirmed by it.
+    """Send dead letters back to the queue with their headers and properties, each confirmed.
 
-    What the queue will not take stays here and is named; the exit code is then 4.
+    One that the queue refuses stays here and is named; the exit code is then 4.
     """
-    settings = one_pipeline(config, pipeline)
+    pipeline = one_pipeline(config, pipeline_name)
     if bool(ids) == every:
-        raise ConfigError("name the letters to send back, or say --all")
-    letters = list(_waiting(settings.layout)) if every else _chosen(settings.layout, ids or [])
-    publisher = settings.source.publisher()
+        raise ConfigError(
+            "dead letters are sent back by their ids, or all of them with --all",
+            hint="`fuploader dead-letters list` shows the ids",
+        )
+    letters = list(_waiting(pipeline.layout)) if every else _chosen(pipeline.layout, ids or [])
+    publisher = pipeline.source.publisher()
     sent, refused = 0, 0
     try:
         for start in range(0, len(letters), REQUEUE_BATCH):
-            done = requeue(settings.layout, letters[start : start + REQUEUE_BATCH], publisher)
+            done = requeue(pipeline.layout, letters[start : start + REQUEUE_BATCH], publisher)
             sent += done.sent
             refused += len(done.refused)
             for letter_id, error in done.refused:
                 complain(f"{letter_id} stays here: {error}")
     finally:
         publisher.close()
-    say(f"sent {sent:,} messages back to {settings.source.describe()}")
+    say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
     if refused:
         raise typer.Exit(REFUSED)
 
 
-@app.command()
+@dead_letters.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="Gets a file of the raw body for each.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; created if it is missing.")],
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineOption = None,
     every: EveryOption = False,
 ) -> None:
-    """Write the raw bodies into a folder; a file that is there already is left alone."""
-    layout = one_pipeline(config, pipeline).layout
+    """Write each raw body into a file of its own. Existing files are not touched."""
+    layout = one_pipeline(config, pipeline_name).layout
     written = refused = 0
     with RestoreFolder(folder) as target:
         for letter_id, letter in _waiting(layout, every=every):
@@ -132,10 +136,10 @@ def export(
                 written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
             except Refused as error:
                 refused += 1
-                complain(f"left alone: {error.message}")
+                complain(f"not written: {error.message}")
     say(f"wrote {written:,} bodies into {folder}")
     if refused:
-        raise typer.Exit(4)
+        raise typer.Exit(REFUSED)
 
 
 def _waiting(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:

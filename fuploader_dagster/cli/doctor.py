@@ -1,8 +1,7 @@
-"""`fuploader doctor`: what a pipeline stands on, with a hint for what is not in order."""
+"""The command `doctor`: checks what a pipeline depends on, with a hint for whatever is wrong."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import msgspec
@@ -11,49 +10,42 @@ import typer
 from fuploader_dagster.cli.console import (
     ConfigOption,
     JsonOption,
-    PipelineOption,
-    one_pipeline,
+    OnlyPipelineOption,
+    chosen_pipelines,
+    print_json,
     show_title,
     show_verdict,
 )
 from fuploader_dagster.contracts.diagnosis import Diagnosis, exit_code
-from fuploader_dagster.health import doctor
-from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.health.doctor import examine
 
 _COLOURS = {"good": "green", "warning": "yellow", "unreachable": "red", "wrong": "red"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="doctor")(doctor_command)
-
-
-def doctor_command(
+def doctor(
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: OnlyPipelineOption = None,
     as_json: JsonOption = False,
     everything: Annotated[
-        bool, typer.Option("--all/--trouble", help="Show what is good as well.")
+        bool, typer.Option("--all/--trouble", help="Show every check, or only those not good.")
     ] = True,
 ) -> None:
-    """Look at broker, queue, state, disk, object store, clock and limits; say what to do.
+    """Check broker, queue, state, disk, object store, clock and limits; say what to do.
 
-    It takes no message and leaves nothing behind. Exit code 0 also with warnings, 3 if something
+    No message is taken and nothing is left behind. Exit code 0 also with warnings, 3 if something
     does not answer, 4 if something needs a person.
     """
-    chosen = [one_pipeline(config, pipeline)] if pipeline else list(load_pipelines(config).values())
     found: list[tuple[str, Diagnosis]] = []
-    for settings in chosen:
+    for pipeline in chosen_pipelines(config, pipeline_name):
         if not as_json:
-            show_title(settings.name)
-        for one in doctor.examine(settings):
-            found.append((settings.name, one))
+            show_title(pipeline.name)
+        for one in examine(pipeline):
+            found.append((pipeline.name, one))
             if not as_json and (everything or one.verdict != "good"):
                 _print(one)
     if as_json:
-        rows = [{"pipeline": name, **msgspec.to_builtins(diagnosis)} for name, diagnosis in found]
-        sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
-    raise typer.Exit(exit_code(diagnosis for _, diagnosis in found))
+        print_json([{"pipeline": name, **msgspec.to_builtins(one)} for name, one in found])
+    raise typer.Exit(exit_code(one for _, one in found))
 
 
 def _print(one: Diagnosis) -> None:

@@ -1,27 +1,89 @@
-"""`fuploader init`: a new project that runs at once, and with one function to edit."""
+"""The command `init`: a new project of the user's, copied once from `new_project/`.
+
+What must always hold: no existing file is touched. If one of ours would replace it nothing is
+written at all, so that the same command can be repeated in another folder.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fuploader_dagster.cli.console import say
-from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.errors import ConfigError
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="init")(init)
+TEMPLATE = Path(__file__).with_name("new_project")
+_LIBRARY = "fuploader-dagster"
+_RENAMED = {"gitignore": ".gitignore"}
+"""A `.gitignore` among our sources would be git's own."""
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where; created if it is missing.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the project; created if it is missing.")
+    ] = Path(),
 ) -> None:
-    """Write a new project: one pipeline on embedded parts, and a parser to edit."""
+    """Write a new project: one pipeline that needs no server, and a parser to edit."""
     for path in write_project(folder):
         say(f"wrote {path}")
     away = f"cd {folder} && " if folder != Path() else ""
     say(f"next: {away}fuploader doctor && fuploader dev")
     say("then: edit strategies.py; fuploader.yaml says where the messages come from and go to")
+
+
+def write_project(folder: Path) -> list[Path]:
+    """Write a project that runs at once; returns its files.
+
+    Raises `ConfigError` if one of them exists already, or the folder cannot be written.
+    """
+    files = {
+        folder / _RENAMED.get(name, name): text.replace("PROJECT", project_name(folder))
+        for name, text in _template()
+    }
+    if there := [path for path in files if path.exists()]:
+        raise ConfigError(
+            f"{folder} already has {', '.join(str(path.relative_to(folder)) for path in there)}; "
+            f"nothing was written",
+            hint="choose another folder",
+        )
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
+    return list(files)
+
+
+def write_instance(folder: Path) -> list[Path]:
+    """Write the files that Dagster needs beside a configuration; returns those that were missing.
+
+    Existing ones are not touched. Raises `ConfigError` if a file cannot be written.
+    """
+    written = []
+    for name in ("workspace.yaml", "dagster.yaml"):
+        path = folder / name
+        try:
+            if not path.exists():
+                path.write_text((TEMPLATE / name).read_text("utf-8"), "utf-8")
+                written.append(path)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    return written
+
+
+def project_name(folder: Path) -> str:
+    """A name for the project's package, made from its folder's."""
+    name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-") or "documents"
+    return f"my-{name}" if name == _LIBRARY else name  # it would be a dependency of itself
+
+
+def _template() -> list[tuple[str, str]]:
+    return [
+        (path.relative_to(TEMPLATE).as_posix(), path.read_text("utf-8"))
+        for path in sorted(TEMPLATE.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc"
+    ]

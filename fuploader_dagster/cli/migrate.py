@@ -21,7 +21,7 @@ from fuploader_dagster.cli.console import (
     one_pipeline,
     say,
 )
-from fuploader_dagster.cli.scaffolding import write_instance
+from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -32,11 +32,6 @@ from fuploader_dagster.takeover.plan import Plan
 from fuploader_dagster.takeover.run import examine, take_over
 
 _LISTED = 50
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(migrate)
 
 
 def migrate(

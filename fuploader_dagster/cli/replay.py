@@ -1,4 +1,4 @@
-"""The command `replay`."""
+"""The command `replay`: archived messages to a queue again."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ import typer
 from fuploader_dagster.cli.console import (
     ConfigOption,
     PipelineOption,
-    complain,
+    complain_of_each,
     counting,
     one_pipeline,
     say,
 )
+from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import Selection, another_queue, select
 from fuploader_dagster.delivery.replay import replay as replay_selection
 from fuploader_dagster.slots.receipts import find_receipts
 
 _FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
-_LISTED_TROUBLES = 100
-REFUSED = 4
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(replay)
 
 
 def replay(
-    partitions: Annotated[list[str] | None, typer.Argument(help="Partition keys.")] = None,
+    partitions: Annotated[
+        list[str] | None, typer.Argument(help="Partition keys of the archives.")
+    ] = None,
     *,
     since: Annotated[
-        datetime | None, typer.Option(formats=_FORMATS, help="Sealed from then on; UTC.")
+        datetime | None,
+        typer.Option(formats=_FORMATS, help="Only archives sealed at this time (UTC) or later."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=_FORMATS, help="Sealed before then; UTC.")
+        datetime | None,
+        typer.Option(formats=_FORMATS, help="Only archives sealed before this time (UTC)."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only such files: *, ?, [...].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only files whose names match: *, ?, [...].")
+    ] = None,
     queue: Annotated[
-        str | None, typer.Option(help="Another queue of the same broker than the pipeline's own.")
+        str | None,
+        typer.Option(help="Publish to this queue of the same broker. Default: the pipeline's own."),
     ] = None,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineOption = None,
 ) -> None:
-    """Publish messages out of archives to a queue again: in order, confirmed.
+    """Publish archived messages to a queue again, in their order, each confirmed.
 
-    The same command goes on where an interrupted one stopped.
+    After an interruption, the same command continues where it stopped.
     """
-    settings = one_pipeline(config, pipeline)
-    source = another_queue(settings.source, queue) if queue else settings.source
+    pipeline = one_pipeline(config, pipeline_name)
+    source = another_queue(pipeline.source, queue) if queue else pipeline.source
     selection = Selection(
         select(
-            settings,
+            pipeline,
             partitions=partitions or (),
             since=_utc(since),
             until=_utc(until),
@@ -63,7 +64,7 @@ def replay(
         name,
         source.describe(),
     )
-    receipts = find_receipts(settings.layout, selection.partitions)
+    receipts = find_receipts(pipeline.layout, selection.partitions)
     known = name is None and len(receipts) == len(selection.partitions)
     publisher = source.publisher()
     try:
@@ -72,9 +73,9 @@ def replay(
             task = progress.add_task("replaying", total=total)
             report = replay_selection(
                 selection,
-                settings,
+                pipeline,
                 publisher,
-                ArchiveFinder({settings.name: settings}).open,
+                ArchiveFinder({pipeline.name: pipeline}).open,
                 progress=lambda confirmed: progress.update(task, completed=confirmed),
             )
     finally:
@@ -84,10 +85,8 @@ def replay(
         f"{report.published:,} messages of {len(selection.partitions):,} archives are confirmed by "
         f"{selection.target}{earlier}"
     )
-    for reason in report.unproven[:_LISTED_TROUBLES]:
-        complain(f"unproven: {reason}")
-    for reason in report.refused[:_LISTED_TROUBLES]:
-        complain(f"cannot be a message: {reason}")
+    complain_of_each("unproven", report.unproven)
+    complain_of_each("cannot become a message", report.refused)
     if report.refused:
         raise typer.Exit(REFUSED)
 

@@ -270,7 +270,7 @@ def test_an_object_that_was_replaced_is_damage_though_it_is_whole_in_itself(
     (tmp_path / "objects" / one.receipt.key).write_bytes(packed(tmp_path).read_bytes())
     answer = fuploader("verify", one.partition)
     assert answer.code == 5
-    assert "is another object than the one that was confirmed" in answer.err
+    assert "is not the object that was confirmed" in answer.err
     assert "find out who replaced it" in answer.err
 
 

@@ -73,7 +73,8 @@ def test_no_command_of_a_pipeline_in_files_loads_dagster_or_a_cloud(
 def test_what_the_command_line_and_the_workers_import_is_free_of_dagster() -> None:
     """`ship` runs without it; `dev`, which is Dagster, starts it as a process."""
     program = (
-        "import sys; from fuploader_dagster import cli, worker; print('dagster' in sys.modules)"
+        "import sys; import fuploader_dagster.cli.app, fuploader_dagster.intake.worker; "
+        "print('dagster' in sys.modules)"
     )
     said = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True

@@ -12,7 +12,7 @@ import dagster as dg
 import pika
 import pytest
 
-from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.cli.init import write_project
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.health.doctor import examine, object_store
 from fuploader_dagster.resources.object_stores import S3, Local

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.cli.init import write_project
 from tests.integration.test_cli import FUPLOADER, fuploader, status, until
 from tests.settings import archived_files
 

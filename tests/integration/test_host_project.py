@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.cli.init import write_project
 from tests.settings import archived_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,14 +76,14 @@ HOST = {
 
         import dagster as dg
         import fuploader_dagster
-        from fuploader_dagster.cli.publishing import bodies
+        from fuploader_dagster.cli.publish import numbered_bodies
         from fuploader_dagster.delivery.recovery import seal_on_request
         from fuploader_dagster.intake.supervisor import Supervisor, supervisor_for
         from host.definitions import defs, documents
 
         lines = [b'{"file_name": "%d.json", "payload": {"n": %d}}' % (n, n) for n in range(200)]
         publisher = documents.source.publisher()
-        publisher.publish(bodies(lines, documents))
+        publisher.publish((body, {}) for _, body in numbered_bodies(lines, documents))
         instance = dg.DagsterInstance.get()
         repository = defs.get_repository_def()
         sensor = repository.get_sensor_def("documents_drain")

@@ -12,7 +12,7 @@ import file_uploader
 import pika
 import pytest
 
-from fuploader_dagster.cli.scaffolding import write_project
+from fuploader_dagster.cli.init import write_project
 from tests.servers.dagster_dev import DagsterDev
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer

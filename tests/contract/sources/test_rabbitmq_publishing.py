@@ -12,7 +12,7 @@ from typing import Any
 import pika
 import pytest
 
-from fuploader_dagster.cli.publishing import publish_lines
+from fuploader_dagster.cli.publish import publish_lines
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import MessageRefused
 from fuploader_dagster.intake.dead_letters import (

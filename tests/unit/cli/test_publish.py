@@ -10,7 +10,7 @@ from typing import Any
 import file_uploader
 import pytest
 
-from fuploader_dagster.cli.publishing import bodies, publish_lines
+from fuploader_dagster.cli.publish import numbered_bodies, publish_lines
 from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused
 from fuploader_dagster.processing.decoder import Decoder, File
@@ -21,7 +21,7 @@ from tests.settings import intake
 def published(folder: Path, lines: list[bytes], **values: Any) -> list[File | BadMessage]:
     """What the drain makes of what is published."""
     settings = intake(folder, **values)
-    sent = [body for body, _ in bodies(lines, settings)]
+    sent = [body for _, body in numbered_bodies(lines, settings)]
     return Decoder(settings).decode([Message(body, 1, False, None) for body in sent])
 
 
@@ -72,7 +72,7 @@ def test_a_line_that_cannot_become_a_message_is_named_by_its_number(
     tmp_path: Path, bad: bytes
 ) -> None:
     with pytest.raises(BadMessage, match="line 3 cannot become a message"):
-        list(bodies([line(file_name="a", payload=1), b"\n", bad], intake(tmp_path)))
+        list(numbered_bodies([line(file_name="a", payload=1), b"\n", bad], intake(tmp_path)))
 
 
 @pytest.mark.parametrize("message_format", ["envelope", "json"])
@@ -102,7 +102,7 @@ def test_a_file_in_utf_16_or_32_is_refused_and_nothing_is_sent(
     file = tmp_path / "lines"
     file.write_bytes(text.encode(encoding))
     with file.open("rb") as lines, pytest.raises(BadMessage, match="nothing was sent") as caught:
-        next(bodies(lines, intake(tmp_path, message_format=message_format)))
+        next(numbered_bodies(lines, intake(tmp_path, message_format=message_format)))
     assert "iconv -f UTF-" in caught.value.hint
     assert not marked or encoding.upper() in str(caught.value)
 

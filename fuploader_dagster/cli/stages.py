@@ -1,0 +1,63 @@
+"""Commands that run one stage of a pipeline without Dagster: `drain`, `seal`, `ship`."""
+
+from __future__ import annotations
+
+import typer
+
+from fuploader_dagster.cli.console import (
+    ConfigOption,
+    PipelineOption,
+    complain,
+    counting,
+    one_pipeline,
+    say,
+)
+from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.ship import Failed
+from fuploader_dagster.delivery.ship import ship as ship_sealed
+from fuploader_dagster.settings.safe_text import log_to_stderr
+from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.standalone import drain_pipeline, ship_pipeline
+from fuploader_dagster.takeover.run import take_over_if_needed
+
+
+def drain(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+    """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
+
+    With residue_file_upload everything that is left is then sealed, packed and uploaded.
+    """
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
+    pipeline = one_pipeline(config, pipeline_name)
+    drain_pipeline(pipeline)
+    if pipeline.residue_file_upload and ship_pipeline(pipeline).failures:  # which it has logged
+        raise typer.Exit(REFUSED)
+
+
+def seal(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+    """Seal all active slots now, however full they are."""
+    pipeline = one_pipeline(config, pipeline_name)
+    sealed = recovery.seal_on_request(pipeline)
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    try:
+        state.open()
+        state.add_sealed([slot.seal.partition for slot in sealed])
+    finally:
+        state.close()
+    say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+
+
+def ship(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+    """Pack and upload all sealed slots now, without Dagster."""
+    pipeline = one_pipeline(config, pipeline_name)
+    take_over_if_needed(pipeline)
+    failed = False
+    with counting() as progress:
+        task = progress.add_task("shipping", total=len(sealed_partitions(pipeline.layout)))
+        for outcome in ship_sealed(pipeline, pipeline.store.open()):
+            progress.advance(task)
+            if isinstance(outcome, Failed):
+                failed = True
+                complain(f"{outcome.partition} was not shipped and is kept: {outcome.error}")
+    if failed:
+        raise typer.Exit(REFUSED)

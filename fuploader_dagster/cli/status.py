@@ -1,0 +1,101 @@
+"""The command `status`: what the pipelines are doing, and what waits or failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fuploader_dagster.cli.console import (
+    ConfigOption,
+    JsonOption,
+    OnlyPipelineOption,
+    chosen_pipelines,
+    print_json,
+    say,
+    show_table,
+)
+from fuploader_dagster.delivery.failures import all_failures
+from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
+
+
+def status(
+    config: ConfigOption = None,
+    pipeline_name: OnlyPipelineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the pipelines are doing, and what waits or failed."""
+    found = [_status_of(pipeline) for pipeline in chosen_pipelines(config, pipeline_name)]
+    if as_json:
+        print_json(found)
+        return
+    for one in found:
+        _print_status(one)
+
+
+def _status_of(pipeline: Pipeline) -> dict[str, Any]:
+    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
+    try:
+        state.open()
+        snapshot = state.snapshot()
+    finally:
+        state.close()
+    return {
+        "pipeline": pipeline.name,
+        "node": pipeline.node,
+        "workers": read_statuses(pipeline.layout),
+        "slots": list(snapshot.slots),
+        "sealed": len(sealed_partitions(pipeline.layout)),
+        "room": space_of(pipeline.storage_root.absolute(), Unshipped(pipeline.layout).bytes()),
+        "stored_messages": snapshot.stored_messages,
+        "duplicates": snapshot.duplicates,
+        "dead_letters": snapshot.dead_letters,
+        "failures": list(all_failures(pipeline.layout)),
+        "mended": [
+            {**msgspec.to_builtins(one), "sentence": one.sentence(pipeline.layout)}
+            for one in all_mended(pipeline.layout)
+            if (pipeline.layout.root / one.set_aside).exists()
+        ],
+    }
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    say(
+        f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
+        f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
+        f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
+    )
+    say(_space_in_words(found["room"]))
+    show_table(
+        ("worker", "pid", "doing", "messages/s", "messages", "problem"),
+        (
+            (
+                str(worker.worker),
+                str(worker.pid),
+                worker.doing,
+                f"{worker.messages_per_second:,.0f}",
+                f"{worker.messages:,}",
+                worker.problem,
+            )
+            for worker in found["workers"]
+        ),
+    )
+    for failure in found["failures"]:
+        say(
+            f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
+            f"{failure.error}"
+        )
+    for mended in found["mended"]:
+        say(f"damaged: {mended['sentence']}")
+
+
+def _space_in_words(space: DiskSpace) -> str:
+    inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
+    return (
+        f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
+        f"{space.free_bytes:,} bytes{inodes} free"
+    )
