@@ -34,10 +34,10 @@ from fuploader_dagster.cli.console import (
     say,
 )
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, ConfigError, MessageRefused
 from fuploader_dagster.processing.producer import encode_file_message
-from fuploader_dagster.processing.refused_messages import publish_taken
 from fuploader_dagster.settings.pipeline import Intake
 
 BATCH_MESSAGES = 2_000
@@ -102,7 +102,7 @@ def publish_lines(
     report = PublishReport()
     numbered = numbered_bodies(lines, pipeline)
     while batch := _batch(numbered):
-        refused = publish_taken(publisher.publish, [(body, {}) for _, body in batch])
+        refused = publish_accepted(publisher.publish, [(body, {}) for _, body in batch])
         report.confirmed += len(batch) - len(refused)
         report.refused += [(batch[at][0], error) for at, error in refused.items()]
         if progress:

@@ -46,6 +46,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots import index
+from fuploader_dagster.slots.formats import salvage
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
@@ -55,7 +56,7 @@ from fuploader_dagster.slots.sealing import (
     make_seal,
     read_seal,
 )
-from fuploader_dagster.slots.segment import SEGMENT_NAME, salvage
+from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 log = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, PermanentErro
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import call_packer, name_of
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
+from fuploader_dagster.slots.plain_files import find_by_content
 from fuploader_dagster.slots.sealing import SealedSlot
-from fuploader_dagster.slots.segment import find_by_content
 
 _SUFFIX = ".packed.json"
 _PIECE_BYTES = 2**22

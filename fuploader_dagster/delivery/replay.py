@@ -36,12 +36,12 @@ import msgspec
 
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.catalog import Catalog
+from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher, SourceSettings
 from fuploader_dagster.disk.durable import FileLock, make_dirs, remove_file, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
 from fuploader_dagster.processing.envelope import encode, payload_of
-from fuploader_dagster.processing.refused_messages import publish_taken
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.receipts import receipts_between
 
@@ -124,7 +124,7 @@ def replay(
                 messages = _messages(archive, selection.pattern, pipeline, report.refused)
                 confirmed = sum(1 for _ in islice(messages, skip))
                 while batch := _batch(messages):
-                    refused = publish_taken(publisher.publish, [pair for _, pair in batch])
+                    refused = publish_accepted(publisher.publish, [pair for _, pair in batch])
                     reasons += [f"{batch[at][0]!r}: {error}" for at, error in refused.items()]
                     confirmed += len(batch)
                     report.published += len(batch) - len(refused)

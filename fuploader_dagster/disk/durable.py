@@ -11,6 +11,7 @@ What must always hold:
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -46,6 +47,16 @@ def fsync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syncfs(descriptor: int) -> None:
+    """Sync the whole file system of an open file: one journal commit for a batch of files."""
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def make_dirs(path: Path, *, for_others: bool = False) -> None:

@@ -1,22 +1,22 @@
-"""Kept letters: has a message that came again its dead letter already?
+"""Dead letters of redelivered messages: has a message its dead letter already?
 
-The trouble: a worker dies behind the letter's line and before the queue forgets the message, or its
-connection is cut there. The message comes again, and would become a second letter.
+The trouble: a worker writes a dead letter and dies, or loses its connection, before the queue
+forgets the message. The message comes again, and would become a second letter.
 
 What must always hold:
 
 - A message has its letter already only if one with the same body, message id and headers was read
-  from a file in this moment, and the file was synced after that.
-- A letter from before the last one was sent back to the queue does not count: its message may be
-  that one, and has to become a letter anew.
+  from a file just now, and the file was synced after that.
+- A letter from before the last time that letters were sent back to the queue does not count: the
+  redelivered message may be that letter, and has to become a letter again.
 
-How. Looked for is only what came again, and only among the last letters of each worker, as many as
-it can have had in hand. Nothing is remembered between two looks, so nothing can be out of date; and
-commits that look take turns (`commit_turns`), so nobody's letter is missed. A look reads some
-megabytes: it comes after a crash, not with each message.
+How. Only redelivered messages are looked for, and only among the last letters of each worker, as
+many as it can have had in hand. Nothing is remembered between two looks, so nothing can be out of
+date; and commits that look take turns (`commit_turns`), so nobody's letter is missed. A look reads
+some megabytes; it happens after a crash, not for each message.
 
-Not compared are headers that begin with `x-`: brokers count deliveries in them. What is published
-twice is two letters.
+Headers that begin with `x-` are not compared: brokers count deliveries in them. A message that was
+published twice becomes two letters.
 """
 
 from __future__ import annotations
@@ -36,40 +36,40 @@ from fuploader_dagster.errors import UNREADABLE_JSON
 from fuploader_dagster.intake.dead_letters import DeadLetter, last_sent_back, latest_of_now
 
 FILES_LOOKED_AT = 2
-"""Of each worker: the newest one may be some minutes old."""
-LATEST = "9999"
+"""Of each worker: the newest one may be only minutes old."""
+_END_OF_TIME = "9999"
 """Later than every letter's time."""
 _BLOCK_BYTES = 1 << 18
 
 
-def without_kept(
-    letters: Sequence[DeadLetter], layout: Layout, in_hand: int, *, all_may_be_kept: bool
+def without_written(
+    letters: Sequence[DeadLetter], layout: Layout, in_hand: int, *, check_all: bool
 ) -> list[DeadLetter]:
-    """The letters without those that a file has already.
+    """The letters without those that are in a file already.
 
-    `in_hand`: how many messages a worker can have had. `all_may_be_kept`: also those whose messages
-    came for the first time, because somebody else may have them too.
+    `in_hand`: how many messages a worker can have in hand. `check_all`: look also for messages that
+    came for the first time, because another worker may have them too.
     """
     looked_for = [
-        _identity(letter) if all_may_be_kept or letter.redelivered else None for letter in letters
+        _identity(letter) if check_all or letter.redelivered else None for letter in letters
     ]
-    kept = _kept({one for one in looked_for if one is not None}, layout, in_hand)
-    return [letter for letter, one in zip(letters, looked_for, strict=True) if one not in kept]
+    written = _written({one for one in looked_for if one is not None}, layout, in_hand)
+    return [letter for letter, one in zip(letters, looked_for, strict=True) if one not in written]
 
 
-def _kept(wanted: Collection[bytes], layout: Layout, in_hand: int) -> set[bytes]:
+def _written(wanted: Collection[bytes], layout: Layout, in_hand: int) -> set[bytes]:
     """Which of the identities have a durable letter."""
     found: set[bytes] = set()
     if not wanted or not layout.dead_letters.is_dir():
         return found
     newer_than = last_sent_back(layout)
-    # If the clock was set back, a letter of the future may be from before letters were sent back.
-    until = latest_of_now() if newer_than else LATEST
+    # If the clock was set back, a letter dated in the future may be older than the sending back.
+    until = latest_of_now() if newer_than else _END_OF_TIME
     for path in _newest_files(layout.dead_letters):
         letters = _letters_at_the_end(path, in_hand)
         here = {_identity(letter) for letter in letters if newer_than < letter.time <= until}
         if not here.isdisjoint(wanted):
-            fsync_file(path)  # its writer may have died before he did
+            fsync_file(path)  # its writer may have died before it synced
             found |= here.intersection(wanted)
     if found:
         fsync_dir(layout.dead_letters)
@@ -93,7 +93,7 @@ def _newest_files(folder: Path) -> Iterator[Path]:
 
 
 def _letters_at_the_end(path: Path, count: int) -> Iterator[DeadLetter]:
-    """At least so many of the last letters, if there are as many; torn lines are passed over."""
+    """At least the last `count` letters, if there are that many; torn lines are skipped."""
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         start = file.seek(0, os.SEEK_END)
         breaks = 0

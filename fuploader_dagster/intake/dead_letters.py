@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, ends_whole, make_dirs
@@ -32,7 +33,6 @@ from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_one, write_one
-from fuploader_dagster.processing.refused_messages import publish_taken
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def requeue(
     path.touch(
         file_mode(path.parent)
     )  # no letter that is here stands for a message that comes again from now on
-    refused = publish_taken(
+    refused = publish_accepted(
         publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
     )
     sent = [letter_id for at, (letter_id, _) in enumerate(letters) if at not in refused]

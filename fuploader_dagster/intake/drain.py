@@ -4,25 +4,28 @@ What must always hold, in this order for each batch:
 
     receive -> decode -> dead letters durable -> slots durable -> settle -> record -> seal
 
-Nothing is settled before it is durable, and everything received is settled or given back. What the
-queue delivers again may be stored already, here or by another worker: it is looked for in the
-`dedup_window`, in a turn of its own (`commit_turns`), and settled without a second copy.
+Nothing is settled before it is durable, and everything received is settled or given back. A message
+that the queue delivers again may be stored already, here or by another worker: the worker looks for
+it first, and settles it without a second copy (`redeliveries`).
 
-Without room on the disk (`disk_space`) the queue is let go until there is some; meanwhile slots are
-sealed and claims renewed as ever, so that what is there can be shipped. Trouble (broker, state
-store, disk) ends the session: what was not settled goes back to the queue, the worker says what is
-wrong, pauses, and starts again from what is on disk. The pauses grow. Only a slot that another
-process still holds is retried quickly: that process is usually about to exit.
+The hand-over to Dagster: the worker writes the partition key of each slot that it seals, and at its
+start those of all sealed slots on this disk, into the state store's list of sealed slots. The drain
+sensor (`sensors/drain_sensor.py`, `waiting_list.py`) reads that list, registers the keys as dynamic
+partitions, requests runs for them, and then takes the keys off the list.
 
-How much of the queue a worker has in hand is `in_hand`; which messages may end it, and are handled
-alone, is `suspects`; what goes on while a parser takes its time is `meanwhile`.
+Without room on the disk (`disk_space`) the worker lets go of the queue until there is room again.
+Meanwhile it goes on sealing slots and renewing claims, so that what is stored can be shipped.
+Trouble (broker, state store, disk) ends the session: unsettled messages go back to the queue, the
+worker says what is wrong, pauses (`pauses`), and starts again from what is on disk.
+
+How many messages a worker has in hand is decided in `in_hand`; which messages may end the worker,
+and are handled alone, in `poison`; what cannot wait while a parser takes its time is in
+`meanwhile`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -35,19 +38,19 @@ from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
-from fuploader_dagster.intake.dead_letter_dedup import without_kept
 from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.intake.disk_space import SpaceWatch
 from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.intake.meanwhile import Meanwhile
 from fuploader_dagster.intake.owned_slots import OwnedSlots
+from fuploader_dagster.intake.pauses import pause_after
+from fuploader_dagster.intake.redeliveries import Redeliveries
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.decoder import Decoder, File
-from fuploader_dagster.processing.poison import Part, Suspects
+from fuploader_dagster.processing.poison import Attempt, Suspects
 from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.slots.commit_turns import CommitTurns, Look
-from fuploader_dagster.slots.dedup_window import DedupWindow
+from fuploader_dagster.slots.commit_turns import Look
 from fuploader_dagster.slots.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots.slot import SlotOwner
 
@@ -57,15 +60,10 @@ CLAIM_SECONDS = 30.0
 """How long a claim outlives its last renewal."""
 HOUSEKEEPING_SECONDS = 1.0
 WORK_OFF_SECONDS = 5.0
-"""How long a leaving worker goes on with what it has in hand, instead of giving it back: about
+"""How long a leaving worker may take to commit what it has in hand instead of giving it back: about
 twice what that should take."""
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-HANDOVER_PAUSE_SECONDS = 0.25
-STANDBY_PAUSE_SECONDS = 1.0
-HANDOVER_TRIES = 40
 ROOM_SECONDS = 1.0
-"""Looking for room costs nothing, so a pause for lack of it does not grow."""
+"""Between two looks at a full disk. A look costs nothing, so this pause does not grow."""
 MESSAGES_WAIT = "messages wait in the queue meanwhile"
 DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
 _NO_QUOTA = 1 << 62
@@ -94,8 +92,7 @@ class Drain:
         self._decoder = Decoder(pipeline, alarm=_alarm)
         self._suspects = Suspects(self.layout, worker, max_deliveries=pipeline.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
-        self._window = DedupWindow(self.layout, pipeline.dedup_window_messages)
-        self._turns = CommitTurns(self.layout, worker, prefetch=pipeline.prefetch_count)
+        self._redeliveries = Redeliveries(pipeline, worker)
         self._space = SpaceWatch(pipeline)
         self._meanwhile = Meanwhile(self._stay_alive)
         self._root_id = ""
@@ -126,10 +123,7 @@ class Drain:
         self.report.remove()
 
     def _pause(self, error: FuploaderError, troubles: int) -> None:
-        if isinstance(error, SlotInUse):
-            pause = HANDOVER_PAUSE_SECONDS if troubles < HANDOVER_TRIES else STANDBY_PAUSE_SECONDS
-        else:
-            pause = pause_seconds(troubles, random.random())  # noqa: S311  jitter, no secret
+        pause = pause_after(error, troubles)
         if self.status.problem != str(error) or not isinstance(error, SlotInUse):
             log.warning("draining paused for %.1f s: %s", pause, error)
         self.report.doing("trouble", error)
@@ -149,8 +143,8 @@ class Drain:
             return
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
-        with self._closing_connections(), self._opened_slots(), self._turns:
-            self._suspects.note_the_dead()
+        with self._closing_connections(), self._opened_slots(), self._redeliveries.opened():
+            self._suspects.blame_after_crash()
             self._seal_due()  # what became due while there was trouble with the queue
             while not self._finished():
                 if self._wait_for_space():
@@ -173,7 +167,7 @@ class Drain:
         self._in_hand.close()
 
     def _wait_for_space(self) -> bool:
-        """Return when there is room, or the lease is over; says whether that took a pause."""
+        """Return when there is room, or the worker is finished; True if that took a pause."""
         sentence = self._space.shortage()
         if not sentence:
             return False
@@ -186,7 +180,7 @@ class Drain:
             self._keep_house()
             sentence = self._space.shortage()
         if not sentence:
-            log.info("draining goes on: there is room again")
+            log.info("draining resumes: the disk has room again")
         return True
 
     @contextmanager
@@ -199,9 +193,9 @@ class Drain:
 
     @contextmanager
     def _opened_slots(self) -> Iterator[None]:
-        """Lock, claim and recover the slots of this worker, and tell the state what they hold."""
+        """Lock, claim and recover this worker's slots, and tell the state store what they hold."""
         self.state.open()
-        # Before the slots are locked: who asks after that finds them locked and counts on us.
+        # Before the slots are locked: a seal request made after that is this worker's to answer.
         self._seal_requested_at = self._seal_request()
         with self._slots.opened(self.state):
             self.state.claim(self._slots.numbers, self._root_id, CLAIM_SECONDS)
@@ -212,37 +206,37 @@ class Drain:
             yield
 
     def _handle(self, batch: Sequence[Message]) -> None:
-        """Commit a batch, or as much of it as is enough for one commit."""
+        """Commit a batch, or the first messages of it if they are enough for one commit."""
         done = 0
-        for part in self._suspects.parts(batch):
-            committed = self._commit(part)
+        for attempt in self._suspects.attempts(batch):
+            committed = self._commit(attempt)
             done += committed
-            if committed < len(part.messages) or self._decoder.exhausted:
+            if committed < len(attempt.messages) or self._decoder.exhausted:
                 break
         self._in_hand.put_back(batch[done:])
 
-    def _commit(self, part: Part) -> int:
-        """Decode, store and settle messages; of the first ones only, if they are enough.
+    def _commit(self, attempt: Attempt) -> int:
+        """Decode, store and settle the messages; only the first ones, if they are enough.
 
-        Returns how many. A part of suspects stays written down if this ends the process.
+        Returns how many. If this ends the process, the next worker knows which were redelivered.
         """
         dead: list[tuple[Message, BadMessage]] = []
         stored = stored_bytes = 0
-        with self._suspects.trying(part):
-            files = self._decode(part)
-            batch = part.messages[: len(files)]
+        with self._suspects.recorded(attempt):
+            files = self._decode(attempt)
+            batch = attempt.messages[: len(files)]
             self._batch_bytes = sum(len(message.body) for message in batch)
             slot = self._slots.take_turn(len(batch))
-            with self._turn(batch) as look:
+            with self._redeliveries.turn(batch) as look:
                 for message, file in zip(batch, files, strict=True):
                     if isinstance(file, BadMessage):
                         dead.append((message, file))
                         continue
-                    if self._is_stored(message, file, look):
+                    if self._redeliveries.is_stored(message, file, look):
                         continue
                     try:
                         added = slot.add(file.name, file.content)
-                    except BadMessage as error:  # the file system refuses its name
+                    except BadMessage as error:  # the file system cannot store its name
                         dead.append((message, error))
                         continue
                     if added:
@@ -267,15 +261,15 @@ class Drain:
         self._record(commit)
         return len(batch)
 
-    def _decode(self, part: Part) -> list[File | BadMessage]:
-        if part.verdict is not None:
-            return [part.verdict]
+    def _decode(self, attempt: Attempt) -> list[File | BadMessage]:
+        if attempt.verdict is not None:
+            return [attempt.verdict]
         if not self._decoder.may_take_long:
-            return self._decoder.decode(part.messages, most_bytes=self.pipeline.commit_bytes)
+            return self._decoder.decode(attempt.messages, most_bytes=self.pipeline.commit_bytes)
         began = time.monotonic()
         with self._meanwhile.allowed():
             files = self._decoder.decode(
-                part.messages, most_bytes=self.pipeline.commit_bytes, most_seconds=DECODE_SECONDS
+                attempt.messages, most_bytes=self.pipeline.commit_bytes, most_seconds=DECODE_SECONDS
             )
         self._in_hand.pace.decoded(len(files), time.monotonic() - began)
         return files
@@ -285,34 +279,13 @@ class Drain:
         self._in_hand.keep_alive()
         self._renew_claims()
 
-    @contextmanager
-    def _turn(self, batch: Sequence[Message]) -> Iterator[Look]:
-        """Around a commit: which of the messages have to be looked for, with a window to do it."""
-        if not self.pipeline.dedup_window_messages:
-            yield "for none"
-            return
-        redelivered = any(message.redelivered for message in batch)
-        if redelivered:  # the first time takes seconds, in which the others need not wait
-            self._window.refresh()
-        with self._turns.turn(len(batch), redelivered=redelivered) as look:
-            if look != "for none":
-                self._window.refresh()
-            yield look
-
-    def _is_stored(self, message: Message, file: File, look: Look) -> bool:
-        """Whether a message that may be a second copy is one."""
-        if look == "for none" or not (message.redelivered or look == "for all"):
-            return False
-        return self._window.holds(file.name, hashlib.sha256(file.content).digest())
-
-    def _letters(self, dead: Sequence[tuple[Message, BadMessage]], look: Look) -> list[DeadLetter]:
-        """What is still to be written: a message that came again may have its letter already."""
+    def _letters(
+        self, dead: Sequence[tuple[Message, BadMessage]], look: Look
+    ) -> Sequence[DeadLetter]:
+        """The dead letters to write: a redelivered message may have its letter already."""
         describe = self._in_hand.source.describe
         letters = [self._dead_letters.letter(*pair, describe) for pair in dead]
-        if look == "for none":
-            return letters
-        in_hand, every = self.pipeline.prefetch_count, look == "for all"
-        return without_kept(letters, self.layout, in_hand, all_may_be_kept=every)
+        return self._redeliveries.without_written(letters, look)
 
     def _count(
         self, handled: int, size: int, duplicates: int, letters: Sequence[DeadLetter]
@@ -344,9 +317,7 @@ class Drain:
             self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
 
     def _keep_house(self) -> None:
-        """What is due about once a second: the status file, seal requests, the claims, the
-        queue's heartbeats.
-        """
+        """About once a second: the status file, seal requests, claims, the queue's heartbeats."""
         now = time.monotonic()
         if now - self._housekeeping_at < HOUSEKEEPING_SECONDS:
             return
@@ -365,22 +336,22 @@ class Drain:
             self._record(self._slots.counts())
 
     def _log_dead_letters(self, now: float) -> None:
-        """Once in a while, however many there are: a flood of them must not flood the log."""
+        """At most every ten seconds: a flood of dead letters must not flood the log."""
         new = self.status.dead_letters - self._dead_logged
         often = now - self._dead_logged_at < DEAD_LETTERS_LOGGED_EVERY_SECONDS
         if new and (not often or self._finished()):
             self._dead_logged_at, self._dead_logged = now, self.status.dead_letters
             reason = self.status.last_dead_reason
-            log.warning("%d messages became dead letters, the last one because %s", new, reason)
+            log.warning("%d messages became dead letters; reason of the last one: %s", new, reason)
 
     def _seal_request(self) -> float:
-        """When it was made; 0 if there is none."""
+        """When a person or a job last asked for all slots to be sealed; 0 if nobody did."""
         request = self.layout.seal_request
         return request.stat().st_mtime if request.exists() else 0.0
 
     def _leave(self) -> None:
         reason = self.lease.over()
-        log.info("worker %d leaves: %s", self.status.worker, reason or self._used_up())
+        log.info("worker %d is leaving: %s", self.status.worker, reason or self._used_up())
         self.report.doing("leaving")
         self._work_off()
         self._log_dead_letters(time.monotonic())
@@ -391,10 +362,10 @@ class Drain:
         reached(CrashPoint.SLOTS_RELEASED)
 
     def _work_off(self) -> None:
-        """Handle what is in hand already: given back, it would count as delivered once more."""
+        """Commit what is in hand: if it were given back, it would count as delivered once more."""
         if not self._in_hand.consuming or self._decoder.exhausted:
             return
-        self.lease.in_hand = False  # the broker may hang, and then there is nothing to wait for
+        self.lease.in_hand = False  # if the broker hangs, nothing is to be waited for
         self._in_hand.stop_taking()
         self.lease.in_hand = True
         until = time.monotonic() + WORK_OFF_SECONDS
@@ -405,18 +376,14 @@ class Drain:
             self._handle(batch)
 
     def _used_up(self) -> str:
-        return "its memory is used up" if self._decoder.exhausted else "its quota is used up"
+        if self._decoder.exhausted:
+            return "a message took all the memory it may use"
+        return "it has handled max_tasks_per_child messages"
 
 
 def _alarm(seconds: float) -> None:
-    """Have the kernel end this process (SIGALRM) after that time; 0: not any more.
+    """Have the kernel end this process (SIGALRM) after `seconds`; 0 cancels that.
 
-    Nothing else helps against a function that keeps the interpreter's lock.
+    Nothing else helps against a function that holds the interpreter's lock.
     """
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def pause_seconds(troubles: int, jitter: float) -> float:
-    """How long to pause after so many troubles in a row; `jitter` from 0 to 1."""
-    pause = FIRST_PAUSE_SECONDS * 2.0 ** min(troubles - 1, 16)
-    return min(pause, LONGEST_PAUSE_SECONDS) * (0.75 + jitter / 2)

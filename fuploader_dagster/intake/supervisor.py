@@ -22,8 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from fuploader_dagster.intake.drain import pause_seconds
 from fuploader_dagster.intake.lease import renewal
+from fuploader_dagster.intake.pauses import growing_pause
 from fuploader_dagster.intake.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
 from fuploader_dagster.intake.worker_status import WorkerStatus, pid_namespace, read_statuses
 from fuploader_dagster.processing.poison import was_handling
@@ -163,7 +163,7 @@ class Supervisor:
         worker.died_of = died_of
         # The deaths that a message brings are counted with the message: no need to wait longer.
         suspected = was_handling(self.pipeline.layout, worker.number)
-        worker.start_after = now + pause_seconds(1 if suspected else worker.deaths, 0.5)
+        worker.start_after = now + growing_pause(1 if suspected else worker.deaths, 0.5)
         log.error(
             "worker %d of %s ended, what it had not acknowledged comes again: %s",
             worker.number,

@@ -1,31 +1,32 @@
-"""Suspects: messages that may have ended a worker, and how often each was delivered.
+"""Poison messages: which message ends its worker, and how often it was delivered.
 
-The trouble: a parser that crashes the process, eats all memory or never returns takes the worker
-with it, the queue delivers the message again, and the next worker dies of it too. No exception
-tells which message it was. Nor is it only the parser: whatever goes wrong unforeseen between
-receiving a message and settling it comes again with the message.
+The trouble: a parser that crashes the process, eats all memory or never returns ends the worker,
+the queue delivers the message again, and the next worker ends the same way. No exception tells
+which message it was. Nor is it only the parser: any unforeseen error between receiving a message
+and settling it comes again with the message.
 
 What must always hold: a message that ends its worker at each delivery becomes a dead letter at the
-delivery behind `max_deliveries`, without being decoded again, and everything else flows; no message
-becomes a dead letter for having been in the same batch, or for one death of its worker alone.
+first delivery after `max_deliveries`, without being decoded again, and everything else flows; no
+message becomes a dead letter for having been in the same batch, or for one death of its worker
+alone.
 
-How. Of messages that come for the first time nothing is noted but that some are being handled.
-Those that come again may be why the last worker died: their digests are written down while they are
-decoded, stored and settled, and struck out after that. A worker finds what its dead predecessor had
-written down:
+How. Of messages that come for the first time a worker notes only that it is handling some.
+Redelivered ones may be why the last worker died: the worker writes their digests down before it
+decodes, stores and settles them, and strikes them out after that. A worker that starts reads what
+its dead predecessor had written down:
 
-- many together: each of them is a suspect from now on, and is handled alone, after what came
+- several together: each of them is a suspect from now on, and is handled alone, after what came
   before it was settled;
-- one alone: that one it was. The deliveries are counted.
+- one alone: that message did it. Its deliveries are counted.
 
-A suspect that was settled is none any more. Trouble that has a name (the broker, the state store,
-the disk) is nobody's fault and strikes them out as well. Nothing is synced: the page cache outlives
-a process, and after a power cut counting begins again.
+A suspect that was settled is no suspect any more. Trouble that has a name (the broker, the state
+store, the disk) is no message's fault and strikes them out as well. Nothing is synced: the page
+cache outlives a process, and after a power cut counting starts over.
 
 Format, in `suspects/`: `w{worker}` holds what this worker is handling: `F` (first deliveries), `A`
-(one alone) or `T` (several together), then 32 bytes of SHA-256 for each body that came again; empty
+(one alone) or `T` (several together), then 32 bytes of SHA-256 for each redelivered body; empty
 between two attempts. `known.json` is an object of suspects, by their digest in hex: how many
-workers each has ended together with others and alone, and when it did last.
+workers each has ended together with others and alone, and when it last did.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, FuploaderError
 log = logging.getLogger(__name__)
 
 FORGOTTEN_AFTER_SECONDS = 7 * 86_400.0
-"""A suspect that did not come again for so long was taken out of the queue by somebody."""
+"""A suspect that did not come again for this long was removed from the queue by somebody."""
 _DIGEST_BYTES = 32
 _FIRST, _ALONE, _TOGETHER = b"F", b"A", b"T"
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True):
-    """What is held against one message."""
+    """How many workers one message may have ended."""
 
     together: int = 0
     alone: int = 0
@@ -65,36 +66,36 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deliveries(self) -> int:
-        """How often it was delivered, with the first time, at which nothing is noted."""
+        """How often it was delivered, counting the first time, which is not recorded."""
         return 1 + self.together + self.alone
 
 
 @dataclass(frozen=True)
-class Part:
-    """Messages to be handled in one go."""
+class Attempt:
+    """Messages to be decoded, stored and settled together."""
 
     messages: Sequence[Message]
     digests: Sequence[str] = ()
-    """Of those that came again."""
+    """Of the redelivered ones."""
     alone: bool = False
     """The one message is a suspect."""
     verdict: BadMessage | None = None
-    """What to make of it without decoding it: it ended its worker too often."""
+    """The result without decoding it: it ended its worker too often."""
 
 
-def is_guilty(suspect: Suspect, max_deliveries: int) -> bool:
+def is_poison(suspect: Suspect, max_deliveries: int) -> bool:
     """Whether it is handled no more: the first delivery and one in company prove nothing."""
     return suspect.alone >= max_deliveries - 2
 
 
 def was_handling(layout: Layout, worker: int) -> bool:
-    """Whether a worker that is dead now died of messages, as far as one can tell."""
+    """Whether a worker that is dead now died while it handled messages."""
     path = layout.suspects / f"w{worker}"
     return path.exists() and path.stat().st_size > 0
 
 
 class Suspects:
-    """What one worker knows of them, and tells."""
+    """The suspects as one worker sees them; it shares them with the other workers."""
 
     def __init__(
         self,
@@ -112,8 +113,10 @@ class Suspects:
         self._known: dict[str, Suspect] = {}
         self._known_version: tuple[int, int] | None = None
 
-    def note_the_dead(self) -> None:
-        """Blame what the predecessor died of. Call it when nobody else can be this worker."""
+    def blame_after_crash(self) -> None:
+        """Blame what the predecessor was handling when it died. Call it with this worker's slots
+        locked: then the predecessor is gone.
+        """
         make_dirs(self._layout.suspects)
         path = self._layout.suspects / f"w{self._worker}"
         descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
@@ -121,28 +124,28 @@ class Suspects:
             left = file.read()
             if not left:
                 return
-            self._note(left)
+            self._blame(left)
             file.truncate(0)
 
-    def _note(self, left: bytes) -> None:
+    def _blame(self, left: bytes) -> None:
         digests = [
             left[start : start + _DIGEST_BYTES].hex()
             for start in range(1, len(left), _DIGEST_BYTES)
         ]
         if digests:
             log.warning(
-                "worker %d died while it handled %d redelivered message(s); each is handled alone "
-                "from now on",
+                "worker %d died while it handled %d redelivered message(s); from now on it handles "
+                "each of them alone",
                 self._worker,
                 len(digests),
             )
             self._update(blame=digests, alone=left[:1] == _ALONE)
 
-    def parts(self, batch: Sequence[Message]) -> Iterator[Part]:
-        """The batch in its order: each suspect by itself, and what lies between them together."""
+    def attempts(self, batch: Sequence[Message]) -> Iterator[Attempt]:
+        """The batch in its order: each suspect alone, and the messages between them together."""
         if not any(message.redelivered for message in batch):
             if batch:
-                yield Part(batch)
+                yield Attempt(batch)
             return
         known = self._read()
         digests = [
@@ -151,26 +154,26 @@ class Suspects:
         ]
         for group in _groups(digests, known):
             suspect = known.get(digests[group.start])
-            guilty = suspect is not None and is_guilty(suspect, self._max_deliveries)
-            yield Part(
+            poison = suspect is not None and is_poison(suspect, self._max_deliveries)
+            yield Attempt(
                 batch[group.start : group.stop],
                 [digest for digest in digests[group.start : group.stop] if digest],
                 alone=suspect is not None,
-                verdict=_verdict(suspect) if suspect is not None and guilty else None,
+                verdict=_verdict(suspect) if suspect is not None and poison else None,
             )
 
     @contextmanager
-    def trying(self, part: Part) -> Iterator[None]:
-        """Handle a part within the block: decode, store, settle.
+    def recorded(self, attempt: Attempt) -> Iterator[None]:
+        """Make the attempt within the block: decode, store, settle.
 
-        Its redelivered messages stay written down if the process dies within, or is about to, of
-        an unforeseen error.
+        Its redelivered messages stay written down if the process dies in the block, or is about to
+        because of an unforeseen error.
         """
         path = self._layout.suspects / f"w{self._worker}"
         descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            kind = _ALONE if part.alone else _TOGETHER if part.digests else _FIRST
-            os.write(descriptor, kind + bytes.fromhex("".join(part.digests)))
+            kind = _ALONE if attempt.alone else _TOGETHER if attempt.digests else _FIRST
+            os.write(descriptor, kind + bytes.fromhex("".join(attempt.digests)))
             try:
                 yield
             except FuploaderError:
@@ -179,8 +182,8 @@ class Suspects:
             os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
-        if part.alone:
-            self._update(forget=part.digests)
+        if attempt.alone:
+            self._update(forget=attempt.digests)
 
     def _read(self) -> dict[str, Suspect]:
         """All suspects, whoever found them."""
@@ -194,7 +197,11 @@ class Suspects:
             try:
                 self._known = msgspec.json.decode(content, type=dict[str, Suspect])
             except UNREADABLE_JSON as error:  # a power cut: it is not synced
-                log.warning("%s cannot be read, counting begins anew: %s", self._known_path, error)
+                log.warning(
+                    "%s cannot be read, so counting deliveries starts over: %s",
+                    self._known_path,
+                    error,
+                )
                 self._known = {}
             self._known_version = version
         return self._known
@@ -207,7 +214,7 @@ class Suspects:
         try:
             now = self._clock()
             known = {
-                # the clock may have been set back: what is in the future counts as now
+                # if the clock was set back, what is in the future counts as now
                 digest: msgspec.structs.replace(one, last=min(one.last, now))
                 for digest, one in self._read().items()
                 if digest not in forget and now - one.last < FORGOTTEN_AFTER_SECONDS
@@ -223,7 +230,7 @@ class Suspects:
 
 
 def _groups(digests: Sequence[str], known: Collection[str]) -> Iterator[range]:
-    """Ranges in their order: each suspect by itself, and what lies between them together."""
+    """Ranges in their order: each suspect alone, and what is between them together."""
     start = 0
     for suspected, members in groupby(digests, key=lambda digest: digest in known):
         end = start + len(list(members))
@@ -236,8 +243,8 @@ def _groups(digests: Sequence[str], known: Collection[str]) -> Iterator[range]:
 
 def _verdict(suspect: Suspect) -> BadMessage:
     return BadMessage(
-        f"handling it ended the worker process: delivered {suspect.deliveries} times, "
-        f"the last {suspect.alone} decoded alone",
-        hint="the parser crashed, ran out of memory or hung, says the log of the workers; correct "
-        "it, then `fuploader dead-letters requeue`",
+        f"handling it ended the worker process: it was delivered {suspect.deliveries} times, "
+        f"the last {suspect.alone} of them alone",
+        hint="the workers' log says whether the parser crashed, ran out of memory or hung; correct "
+        "it, then run `fuploader dead-letters requeue`",
     )

@@ -45,7 +45,7 @@ LONGEST_WAIT_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.002
 _CLOSED = -1
 
-Look = Literal["for none", "for redelivered ones", "for all"]
+Look = Literal["none", "redelivered", "all"]
 """Which messages of a batch may have been committed by somebody else."""
 
 
@@ -94,7 +94,7 @@ class CommitTurns:
             fcntl.flock(self._own, fcntl.LOCK_EX)
             try:
                 if self._count() == self._heard:
-                    yield "for none"
+                    yield "none"
                     return
             finally:
                 fcntl.flock(self._own, fcntl.LOCK_UN)
@@ -107,7 +107,7 @@ class CommitTurns:
                 os.pwrite(self._counter, count.to_bytes(8, "little"), 0)
                 self._see_others_commit()
             self._heard = count
-            yield "for all" if self._doubtful else "for redelivered ones"
+            yield "all" if self._doubtful else "redelivered"
         self._doubtful = max(0, self._doubtful - messages)
 
     def _count(self) -> int:

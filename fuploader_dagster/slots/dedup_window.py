@@ -42,9 +42,9 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import open_own, read_own
 from fuploader_dagster.errors import DamagedSlot, ForeignFile
 from fuploader_dagster.slots import index
+from fuploader_dagster.slots.formats import sync_directory
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import family, is_numbered
-from fuploader_dagster.slots.segment import sync_directory
 from fuploader_dagster.slots.shipped_indexes import in_order, shipped_indexes
 
 log = logging.getLogger(__name__)

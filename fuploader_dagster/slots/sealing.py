@@ -41,7 +41,8 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, read_index
-from fuploader_dagster.slots.segment import FILES_NAME, SEGMENT_NAME
+from fuploader_dagster.slots.plain_files import FILES_NAME
+from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 log = logging.getLogger(__name__)
 

@@ -36,6 +36,8 @@ from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.slots.directory_writer import DirectoryWriter
+from fuploader_dagster.slots.formats import WRITERS, salvage, writer_for
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import (
@@ -48,7 +50,6 @@ from fuploader_dagster.slots.sealing import (
     seal_directory,
     seal_due,
 )
-from fuploader_dagster.slots.segment import WRITERS, DirectoryWriter, salvage
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +275,7 @@ class SlotOwner:
 
     def _resume(self, directory: Path, number: int) -> None:
         """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""
-        writer = _writer_for(directory, self.pipeline.slot_format)
+        writer = writer_for(directory, self.pipeline.slot_format)
         entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
         self._digests = {entry.name: entry.sha256 for entry in entries}
@@ -326,11 +327,3 @@ class SlotOwner:
 
     def _set_aside(self, path: Path) -> Path:
         return set_aside(path, self.layout)
-
-
-def _writer_for(directory: Path, default: str) -> DirectoryWriter:
-    """A writer of the format the directory was begun in; the setting may have changed since."""
-    for writer in WRITERS.values():
-        if os.path.lexists(directory / writer.data_name):
-            return writer(directory)
-    return WRITERS[default](directory)

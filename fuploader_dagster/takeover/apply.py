@@ -37,6 +37,7 @@ from fuploader_dagster.disk.durable import (
     make_dirs,
     remove_tree,
     rename_durably,
+    syncfs,
     write_durably,
 )
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
@@ -44,8 +45,8 @@ from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held,
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
+from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
-from fuploader_dagster.slots.segment import FILES_NAME, syncfs
 from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 from fuploader_dagster.takeover.folders import (
     ORIGIN_NAME,

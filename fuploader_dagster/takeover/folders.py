@@ -20,8 +20,8 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.temporaries import is_temporary
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
-from fuploader_dagster.slots.segment import FILES_NAME
 from fuploader_dagster.takeover.former_redis import FormerKeys
 from fuploader_dagster.takeover.plan import (
     ADOPTED_SLOT,

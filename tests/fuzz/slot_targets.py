@@ -17,9 +17,9 @@ from fuploader_dagster.delivery.failures import all_failures, note_failure
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.intake.dead_letters import DeadLetter, read_dead_letters
 from fuploader_dagster.slots import index
+from fuploader_dagster.slots.formats import WRITERS
 from fuploader_dagster.slots.receipts import Receipt, find_receipts, receipts_between
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
-from fuploader_dagster.slots.segment import WRITERS
 from tests.fuzz.mutation import Edit
 from tests.fuzz.target import Target
 from tests.settings import intake

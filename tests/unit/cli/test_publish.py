@@ -11,10 +11,10 @@ import file_uploader
 import pytest
 
 from fuploader_dagster.cli.publish import numbered_bodies, publish_lines
+from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused
 from fuploader_dagster.processing.decoder import Decoder, File
-from fuploader_dagster.processing.refused_messages import publish_taken
 from tests.settings import intake
 
 
@@ -136,7 +136,7 @@ def test_what_a_queue_refuses_stops_no_others_and_only_what_is_unsure_is_sent_tw
 ) -> None:
     messages = [(b"x" if at in refused else b"%d" % at, {}) for at in range(10)]
     publisher = Picky(unsure)
-    found = publish_taken(publisher.publish, messages)
+    found = publish_accepted(publisher.publish, messages)
     assert sorted(found) == refused
     assert set(publisher.taken) == {body for body, _ in messages} - {b"x"}
     if not unsure:

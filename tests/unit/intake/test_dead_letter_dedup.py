@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letter_dedup import without_kept
+from fuploader_dagster.intake.dead_letter_dedup import without_written
 from fuploader_dagster.intake.dead_letters import (
     SENT_BACK_MARGIN_SECONDS,
     DeadLetter,
@@ -43,7 +43,7 @@ def keep(folder: Path, worker: int, letters: list[DeadLetter], *, at: float = NO
 
 def new(folder: Path, *letters: DeadLetter, in_hand: int = 100, every: bool = False) -> list[bytes]:
     """Bodies of the letters that are still to be written."""
-    found = without_kept(letters, Layout(folder), in_hand, all_may_be_kept=every)
+    found = without_written(letters, Layout(folder), in_hand, check_all=every)
     return [one.body for one in found]
 
 

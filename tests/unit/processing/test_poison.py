@@ -1,4 +1,4 @@
-"""Suspects: who is blamed for a worker's death, and who is decoded no more."""
+"""Poison messages: which ones are blamed for a worker's death, and which are decoded no more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fuploader_dagster.processing.poison import (
     FORGOTTEN_AFTER_SECONDS,
     Suspect,
     Suspects,
-    is_guilty,
+    is_poison,
     was_handling,
 )
 from fuploader_dagster.settings.pipeline import Intake
@@ -56,13 +56,15 @@ def one_life(
     """A worker starts, decodes the batch, and dies or settles it: what became of each message."""
     DECODED.clear()
     suspects = Suspects(settings.layout, worker, max_deliveries=4, clock=lambda: now)
-    suspects.note_the_dead()
+    suspects.blame_after_crash()
     results: list[File | BadMessage] = []
     decoder = Decoder(settings)
     try:
-        for part in suspects.parts(batch):
-            with suspects.trying(part):
-                results += [part.verdict] if part.verdict else decoder.decode(part.messages)
+        for attempt in suspects.attempts(batch):
+            with suspects.recorded(attempt):
+                results += (
+                    [attempt.verdict] if attempt.verdict else decoder.decode(attempt.messages)
+                )
                 settle()
     except Died:
         assert was_handling(settings.layout, worker)
@@ -75,7 +77,7 @@ def one_life(
 
 
 @pytest.mark.parametrize(
-    ("suspect", "max_deliveries", "guilty"),
+    ("suspect", "max_deliveries", "poison"),
     [
         (Suspect(together=9), 4, False),
         (Suspect(together=1, alone=1), 4, False),
@@ -84,10 +86,10 @@ def one_life(
         (Suspect(together=1, alone=1), 3, True),
     ],
 )
-def test_a_message_is_guilty_for_what_it_did_alone(
-    suspect: Suspect, max_deliveries: int, guilty: bool
+def test_a_message_is_poison_for_what_it_did_alone(
+    suspect: Suspect, max_deliveries: int, poison: bool
 ) -> None:
-    assert is_guilty(suspect, max_deliveries) is guilty
+    assert is_poison(suspect, max_deliveries) is poison
 
 
 def test_the_deadly_one_among_many_is_found_and_the_others_are_acquitted(tmp_path: Path) -> None:

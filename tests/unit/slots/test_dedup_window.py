@@ -161,13 +161,13 @@ def test_an_ordinary_commit_looks_for_nothing_until_another_worker_got_redeliver
         commit(a, 10, redelivered=True)
         commit(b, 10)
     assert looks == [
-        "for none",
-        "for redelivered ones",
-        "for none",  # b raised the counter itself
-        *["for all"] * 3,  # a can have had 25 messages in hand
-        "for none",
-        "for redelivered ones",
-        "for all",
+        "none",
+        "redelivered",
+        "none",  # b raised the counter itself
+        *["all"] * 3,  # a can have had 25 messages in hand
+        "none",
+        "redelivered",
+        "all",
     ]
 
 
@@ -237,7 +237,7 @@ def test_a_turn_ends_with_an_error_if_the_files_of_the_turns_are_other_ones(
     layout = Layout(tmp_path)
     with CommitTurns(layout, 0, prefetch=10) as turns:
         with turns.turn(1, redelivered=False) as look:
-            assert look == "for none"
+            assert look == "none"
         shutil.rmtree(layout.locks)
         with ExitStack() as stack:
             if what == "made anew":

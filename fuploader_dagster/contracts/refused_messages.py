@@ -13,7 +13,7 @@ from fuploader_dagster.errors import MessageRefused
 Pair = TypeVar("Pair")
 
 
-def publish_taken(
+def publish_accepted(
     publish: Callable[[Sequence[Pair]], Any], messages: Sequence[Pair]
 ) -> dict[int, MessageRefused]:
     """Publish all messages that the queue takes; returns why it refused others, by position.

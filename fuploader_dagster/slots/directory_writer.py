@@ -1,0 +1,149 @@
+"""How the bytes of an active directory are written: the contract that both formats keep.
+
+What must always hold (both formats):
+
+- After `commit` returned, every message added before it is durable, bytes and index record, and was
+  found by its names after that: a file that was removed, or over whose folder another disk was
+  mounted, would accept writes and syncs as usual. The worker acknowledges only then.
+- Whatever a crash leaves after the last commit is either a whole commit and kept, or cut off; it
+  was never acknowledged and the queue delivers it again. A commit that is whole in the index is
+  never cut off: another worker may have relied on it (`dedup_window`).
+- A committed message that does not read back is an error: nothing is cut, and `salvage` (in
+  `formats`) returns every message on which index and data agree.
+
+After a failed sync, the kernel counts the pages that it could not write as clean: the next sync
+succeeds without them, and they read back from memory as if they were stored. So whoever opens a
+directory writes its index again, byte for byte, and syncs that before trusting it. The data needs
+no such care: a record is written only after the sync of its data succeeded, and data without a
+record is cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
+from fuploader_dagster.disk.durable import fsync_dir, make_dirs, write_all
+from fuploader_dagster.disk.own_files import open_own, still_at
+from fuploader_dagster.disk.trouble import naming_disk_trouble
+from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
+
+CLOSED = -1
+"""In place of a descriptor."""
+
+SetAside = Callable[[Path], object]
+"""Moves a file that recovery does not recognise out of the way, deleting nothing."""
+
+
+class DirectoryWriter(ABC):
+    """Appends messages to one active directory. The directory must be locked by the caller."""
+
+    slot_format: ClassVar[Literal["segment", "files"]]
+    data_name: ClassVar[str]
+    """What tells a directory of this format from others."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._records: list[bytes] = []
+        self._index_end = 0
+        self._commits = 0
+        self._index = CLOSED
+
+    def open(self, set_aside: SetAside) -> list[IndexEntry]:
+        """Open or create the directory, cut it back to what is whole, return what it holds.
+
+        Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
+        """
+        try:
+            with naming_disk_trouble(self.directory):
+                return self._open(set_aside)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, set_aside: SetAside) -> list[IndexEntry]:
+        make_dirs(self.directory)
+        path = self.directory / INDEX_NAME
+        self._index = open_own(path, os.O_RDWR | os.O_CREAT)
+        content = os.pread(self._index, os.fstat(self._index).st_size, 0)
+        found = index.read_index(content)
+        if found.end == 0 and self._has_data():
+            raise DamagedSlot(
+                f"{path} has not even its header, but there is data beside it",
+                hint="the header is synced before any data is written: somebody cut the index off",
+            )
+        self._open_data(list(found.entries), set_aside)
+        valid = content[: found.end] or index.header()
+        write_all(self._index, valid)  # what it has already: only written pages are synced
+        self._index_end, self._commits = len(valid), found.commits
+        os.ftruncate(self._index, self._index_end)
+        self._sync_index()
+        fsync_dir(self.directory)
+        return list(found.entries)
+
+    @abstractmethod
+    def _has_data(self) -> bool:
+        """Whether anything was ever written beside the index."""
+
+    @abstractmethod
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        """Open the data, check it against the index, cut off what the index does not name."""
+
+    @abstractmethod
+    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        """Take a message into the next commit. Writes nothing yet.
+
+        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        """
+
+    @abstractmethod
+    def _write_data(self) -> None:
+        """Make the data of all added messages durable."""
+
+    def xxh128(self) -> str | None:
+        """XXH3-128 of all committed data, in hex; None where the data is not one file."""
+        return None
+
+    def commit(self) -> None:
+        """Make everything added so far durable, and see that it is found by its names.
+
+        On an error nothing of the batch counts: call `close` and open the directory again.
+        """
+        with naming_disk_trouble(self.directory):
+            if self._records:
+                self._commit()
+            for descriptor, path in self._files():
+                still_at(descriptor, path)
+
+    def _commit(self) -> None:
+        self._write_data()
+        reached(CrashPoint.DATA_SYNCED)
+        committed = index.commit(self._records, self._commits)
+        os.lseek(self._index, self._index_end, os.SEEK_SET)
+        write_all(self._index, committed)
+        reached(CrashPoint.INDEX_WRITTEN)
+        self._sync_index()
+        reached(CrashPoint.INDEX_SYNCED)
+        self._index_end += len(committed)
+        self._commits += 1
+        self._records.clear()
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """What is open, and the name under which it has to be found."""
+        return [(self._index, self.directory / INDEX_NAME)]
+
+    def close(self) -> None:
+        """Close the files. What was added and not committed is forgotten."""
+        self._records.clear()
+        if self._index != CLOSED:
+            os.close(self._index)
+            self._index = CLOSED
+
+    def _sync_index(self) -> None:
+        os.fdatasync(self._index)

@@ -1,0 +1,155 @@
+"""The `files` format: one file for each message of a directory.
+
+The directory holds `files/NAME` for each message, and `index`. A commit writes the files, syncs the
+file system once (`syncfs`), then appends to the index and syncs that.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
+from fuploader_dagster.disk.durable import fsync_dir, make_dirs, syncfs, write_all
+from fuploader_dagster.disk.own_files import open_own_folder, read_own
+from fuploader_dagster.disk.trouble import disk_trouble
+from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
+from fuploader_dagster.slots import index
+from fuploader_dagster.slots.directory_writer import CLOSED, DirectoryWriter, SetAside
+from fuploader_dagster.slots.index import IndexEntry
+
+FILES_NAME = "files"
+_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""What a lookup returns for a name that the file system cannot store at all."""
+
+log = logging.getLogger(__name__)
+
+
+class FilesWriter(DirectoryWriter):
+    """The `files` format."""
+
+    slot_format = "files"
+    data_name = FILES_NAME
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._pending: list[tuple[str, bytes]] = []
+        self._folder = CLOSED
+
+    def _has_data(self) -> bool:
+        folder = self.directory / FILES_NAME
+        return folder.is_dir() and any(folder.iterdir())
+
+    def _files(self) -> list[tuple[int, Path]]:
+        return [*super()._files(), (self._folder, self.directory / FILES_NAME)]
+
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        folder = self.directory / FILES_NAME
+        make_dirs(folder)
+        self._folder = open_own_folder(folder)
+        find_by_content(folder, entries)
+        for entry in entries:
+            _check_file(folder / entry.name, entry)
+        known = {entry.name for entry in entries}
+        for path in folder.iterdir():
+            if path.name not in known:
+                set_aside(path)
+
+    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+        try:
+            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NAME_REFUSED:
+                raise BadMessage(
+                    f"the file system of {self.directory} takes no file of the name {name!r}: "
+                    f"{error.strerror}",
+                    hint="slot_format: segment takes every name",
+                ) from error
+            if error.errno != errno.ENOENT:
+                raise disk_trouble(error, self.directory) from error
+        self._pending.append((name, content))
+        self._records.append(index.record(name.encode("utf-8"), 0, 0, len(content), sha256))
+
+    def _write_data(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        made: list[str] = []
+        try:
+            for name, content in self._pending:
+                descriptor = os.open(name, flags, 0o644, dir_fd=self._folder)
+                made.append(name)
+                try:
+                    write_all(descriptor, content)
+                finally:
+                    os.close(descriptor)
+            reached(CrashPoint.DATA_WRITTEN)
+            syncfs(self._folder)
+        except OSError:
+            for name in made:  # or a full disk would stay full of them, set aside at each attempt
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
+            raise
+        self._pending.clear()
+
+    def close(self) -> None:
+        super().close()
+        self._pending.clear()
+        if self._folder != CLOSED:
+            os.close(self._folder)
+            self._folder = CLOSED
+
+
+def _check_file(path: Path, entry: IndexEntry) -> None:
+    """Check one file of the `files` format against its record. Raises `DamagedSlot`."""
+    if not is_committed(path, entry):
+        raise DamagedSlot(
+            f"{str(path)!r} is missing or is not what was committed",
+            hint="somebody changed it, or the disk is failing; the directory was kept",
+        )
+
+
+def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:
+    """Give files their names again that lie in the folder under others, as their content proves.
+
+    Names may have been written in the encoding of another locale, or by a copy that changed them.
+    """
+    there = {path.name for path in folder.iterdir()}
+    missing: dict[bytes, list[IndexEntry]] = {}
+    for entry in entries:
+        if entry.name not in there:
+            missing.setdefault(entry.sha256, []).append(entry)
+    if not missing:
+        return
+    found = 0
+    for name in sorted(there - {entry.name for entry in entries}):
+        try:
+            digest = hashlib.sha256(read_own(folder / name)).digest()
+        except ForeignFile:
+            continue
+        if missing.get(digest):
+            (folder / name).rename(folder / missing[digest].pop().name)
+            found += 1
+    if found:
+        fsync_dir(folder)
+        log.warning(
+            "%d files in %s had other names than they were stored under (those of another "
+            "locale?); they have their own again, as their content proves",
+            found,
+            folder,
+        )
+
+
+def is_committed(path: Path, entry: IndexEntry) -> bool:
+    try:
+        whole = not path.is_symlink() and path.is_file()
+        return whole and hashlib.sha256(path.read_bytes()).digest() == entry.sha256
+    except ValueError:  # a name with a NUL: no file ever had it
+        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
