@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -17,11 +18,12 @@ from tools import settings_reference
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
-PAGES = [
-    REPOSITORY / "README.md",
-    REPOSITORY / "SECURITY.md",
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
-]
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+ROOTS = [REPOSITORY, REPOSITORY / "fuploader_dagster"]
+"""From where pages name files."""
+MAPS = ["architecture.md", "follow-one-message.md"]
+OF_A_USER = {"strategies.py", "tests/test_strategies.py", "douyin.py"}
+"""Files of a project that a page has its reader write."""
 VARIABLES = {
     "RABBITMQ_URL": "amqp://somebody:a-secret@broker/",
     "REDIS_URL": "redis://:a-secret@redis/0",
@@ -82,3 +84,89 @@ def test_the_downstream_asset_of_the_page_on_host_projects_loads() -> None:
     for block in re.findall(r"```python\n(.*?)```", page, re.S)[1:]:
         exec(compile(block, "host-project.md", "exec", dont_inherit=True), names)
     assert isinstance(names["sizes"], dg.AssetsDefinition)
+
+
+def module(name: str) -> Path | None:
+    """The file that a page calls by this name."""
+    return next((root / name for root in ROOTS if (root / name).is_file()), None)
+
+
+def definitions_in(path: Path) -> set[str]:
+    """Functions and classes by name, methods as `Class.method`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            found.add(node.name)
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {
+                f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef)
+            }
+    return found
+
+
+def unknown_names(page: str) -> list[str]:
+    """What a page names that is not there. A function stands as `function()` or `Class.method()`,
+    a class as `Class`, in a list item, row or paragraph that also names its file.
+    """
+    wrong = []
+    for block in re.split(r"\n\n|\n(?=\d+\. |- |\|)", page):
+        files = re.findall(r"`([\w./]+\.py)`", block)
+        wrong += [file for file in files if module(file) is None]
+        defined = {
+            name for file in files if (path := module(file)) for name in definitions_in(path)
+        }
+        names = re.findall(r"`([A-Za-z_.]+)\(\)`|`([A-Z][a-z]+[A-Z]\w+)`", block)
+        wrong += [name for pair in names for name in pair if name and name not in defined]
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("`pack()` in `delivery/pack.py`", []),
+        ("`unpack()` in `delivery/pack.py`", ["unpack"]),
+        ("`pack()` in `delivery/packing.py`", ["delivery/packing.py", "pack"]),
+        ("`SlotOwner.add()`, `SlotOwner.subtract()`: `slots/slot.py`", ["SlotOwner.subtract"]),
+        ("`SlotOwner`: `slots/slot.py`", []),
+        ("1. `slots/slot.py`\n2. `SlotOwner`", ["SlotOwner"]),
+    ],
+)
+def test_a_function_that_does_not_exist_is_noticed(text: str, wrong: list[str]) -> None:
+    assert unknown_names(text) == wrong
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_files_and_functions_on_the_maps_exist(name: str) -> None:
+    page = (REPOSITORY / "docs" / name).read_text("utf-8")
+    assert len(re.findall(r"`[\w./]+\.py`", page)) > 10
+    assert unknown_names(page) == []
+
+
+def test_every_folder_of_the_package_has_its_line_in_the_architecture() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text("utf-8")
+    lines = set(re.findall(r"^\| `(?:fuploader_dagster/)?(\w*)/?` \|", page, re.M)) - {""}
+    package = REPOSITORY / "fuploader_dagster"
+    assert lines == {path.parent.name for path in package.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_of_ours_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`([\w./]+\.py)(?:::\w+)?`", page.read_text("utf-8"))
+    beside = [page.parent, *ROOTS]
+    missing = [n for n in named if not any((folder / n).exists() for folder in beside)]
+    assert page.name == "adding-a-backend.md" or set(missing) <= OF_A_USER
+
+
+def test_tests_that_a_page_names_exist() -> None:
+    for page in PAGES:
+        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text("utf-8")):
+            assert test in definitions_in(REPOSITORY / file), f"{page.name}: {file}::{test}"
+
+
+def test_a_commit_is_checked_by_what_make_check_runs() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    target = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
+    assert target
+    made = [line.strip().replace("$(BIN)", ".venv/bin") for line in target[1].splitlines()]
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [hook["entry"] for hook in hooks["repos"][0]["hooks"]] == made
