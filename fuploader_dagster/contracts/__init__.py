@@ -1,1 +1,1 @@
-"""What a backend promises: message sources, state stores, object stores, and their diagnosis."""
+"""What backends promise: message sources, state stores, object stores, and their diagnosis."""

@@ -1,7 +1,7 @@
-"""Diagnosis: what a look at one thing that a pipeline stands on has found.
+"""Diagnosis: what a check of one prerequisite of a pipeline found.
 
-Looks are made by whoever knows the thing (a backend's `examine`, `doctor` for the rest). A look
-never raises for what it is there to find, changes nothing that stays, and takes seconds at most.
+A backend's `examine` checks the backend, `health/doctor.py` the rest. A check never raises for what
+it is there to find, leaves nothing changed, and takes seconds at most.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from fuploader_dagster.errors import FuploaderError, TemporaryError
 
 Verdict = Literal["good", "warning", "unreachable", "wrong"]
-"""`warning`: it runs, but a person should know; `unreachable`: it may pass by itself; `wrong`: a
+"""`warning`: it works, but a person should know. `unreachable`: it may pass by itself. `wrong`: a
 person has to act first."""
 
 
@@ -22,21 +22,21 @@ class Diagnosis:
     """One line of `fuploader doctor`."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """What was checked, in a word or two."""
     verdict: Verdict
     found: str
     hint: str = ""
-    """What to do; never empty unless the verdict is good."""
+    """What to do; empty only if the verdict is good."""
 
 
 def trouble(check: str, error: FuploaderError) -> Diagnosis:
-    """What an error of ours means: its own words, and its own hint."""
+    """The diagnosis that an error of ours stands for, in its words and with its hint."""
     verdict: Verdict = "unreachable" if isinstance(error, TemporaryError) else "wrong"
     return Diagnosis(check, verdict, error.message, error.hint or "correct the setting it names")
 
 
 def exit_code(diagnoses: Iterable[Diagnosis]) -> int:
-    """By the table of exit codes: 4 if something is wrong, else 3 if something is unreachable."""
+    """4 if something is wrong, else 3 if something is unreachable, else 0."""
     verdicts = {one.verdict for one in diagnoses}
     if "wrong" in verdicts:
         return 4

@@ -2,17 +2,17 @@
 
 What must always hold:
 
-- `put` is create-only and verified: it returns a `StoredObject` only after the service itself
-  stated a size and a digest that equal ours. Nobody's object is ever overwritten.
+- `put` only creates, and verifies: it returns a `StoredObject` only after the service itself has
+  stated a size and a digest that equal ours. It never overwrites an object.
 - A `StoredObject` is the receipt without which no local data is removed.
-- Repeating a `put` that succeeded (its answer may have been lost) succeeds again without sending
-  the bytes twice: an object under our key with our digest counts as stored.
+- A `put` that succeeded can be repeated (its answer may have been lost): it succeeds again without
+  sending the bytes twice, because an object under our key with our digest counts as stored.
 
 Keys are relative, `/`-separated, UTF-8, at most 1,024 bytes, without `.` or `..` components.
 
-Errors: `StoreUnavailable` (try again), `StoreRefused` (a person must act), `ObjectConflict`
-(another content is there), `DigestMismatch` (the service holds something else than was sent).
-A missing object is `None` from `head` and `StoreRefused` from `get_range`.
+Errors: `StoreUnavailable` (try again), `StoreRefused` (a person must act), `ObjectConflict` (the
+key has an object with other content), `DigestMismatch` (the service holds something other than what
+was sent). For a missing object `head` returns `None`, and `get_range` raises `StoreRefused`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class ArchiveFile:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """Proof that the object store holds exactly the archive: the receipt of a verified put."""
+    """Proof that the object store holds exactly this archive: the receipt of a verified put."""
 
     address: str
-    """For people and for reading back: `s3://bucket/key`, `file:///path`."""
+    """For people, and for reading it back: `s3://bucket/key`, `file:///path`."""
     key: str
     size_bytes: int
     sha256: str
     already_there: bool = False
-    """True when an earlier attempt had stored it and nothing was sent now."""
+    """True if an earlier attempt stored it, so that nothing was sent this time."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class ObjectInfo:
     key: str
     size_bytes: int
     sha256: str | None
-    """The digest kept with the object, if it has one (ours always have)."""
+    """The digest stored with the object, if any (ours always have one)."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """An attempt that failed, with another one to follow."""
+    """A failed attempt that will be followed by another one."""
 
     error: BaseException
     attempt: int
@@ -80,7 +80,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class UnfinishedUpload:
-    """What an interrupted put left at the service; it costs money until it is aborted."""
+    """What an interrupted put left at the service. It costs money until it is aborted."""
 
     key: str
     upload_id: str
@@ -93,84 +93,84 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
-        """Store the archive under the key, create-only and verified; safe to repeat.
+        """Store the archive under a key that has no object yet, and verify it. Safe to repeat.
 
         Small archives go in one request, large ones in parts; a large upload that was interrupted
-        goes on with the parts that the service confirms.
+        continues with the parts that the service confirms.
         """
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:
-        """What lies under the key, or None."""
+        """The object under the key, or None."""
 
     @abstractmethod
     def get_range(self, key: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`, fewer only at the object's end."""
+        """Exactly `length` bytes from `offset`; fewer only at the object's end."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with the prefix, in key order; `sha256` may be None."""
+        """All objects whose key starts with the prefix, in order of keys. `sha256` may be None."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the object; a missing one is no error."""
+        """Remove the object. A missing one is no error."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise what a put would raise if the store cannot be reached or refuses us."""
+        """Raise what a put would raise if the store cannot be reached, or refuses us."""
 
     @abstractmethod
     def address(self, key: str) -> str:
         """The full address of a key, for people."""
 
     def erase(self, key: str) -> None:
-        """Remove the object so that nothing of it stays, in a bucket with versions too.
+        """Remove the object with all its versions. A missing one is no error.
 
-        A missing one is no error. By default `delete`, for stores that keep no versions.
+        The default calls `delete`, for stores that keep no versions.
         """
         self.delete(key)
 
     def clock(self) -> datetime | None:
-        """What time the service says it is (UTC); None where it has no clock of its own."""
+        """The service's current time (UTC), or None if it has no clock of its own."""
         return None
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
-        """Uploads below the prefix that were begun and neither completed nor aborted.
+        """Uploads below the prefix that were begun, but neither completed nor aborted.
 
-        Always empty where a put leaves nothing behind.
+        Always empty for stores where an interrupted put leaves nothing.
         """
         return []
 
     def abort(self, upload: UnfinishedUpload) -> None:  # noqa: B027 - where nothing is left behind
-        """Forget an unfinished upload with its parts; one that is gone is no error.
+        """Remove an unfinished upload with its parts. One that is gone is no error.
 
-        A put that is just going on with it fails and begins anew: abort only old ones.
+        A put that is using it fails and starts over: abort only old ones.
         """
 
     def listen(self, ear: Callable[[Retry], None]) -> None:  # noqa: B027 - nothing is tried again
-        """Have `ear` called, from any thread, before the pause that follows a failed attempt.
+        """Call `ear`, from any thread, before the pause that follows a failed attempt.
 
-        What it raises ends the attempts. For stores that try again by themselves.
+        If it raises, no more attempts are made. For stores that retry by themselves.
         """
 
 
 @runtime_checkable
 class OpensObjectStore(Protocol):
-    """What a pipeline needs of its store setting; the resources in `resources/` are such."""
+    """What a pipeline needs of its `store` setting, as the classes in `resources/` provide it."""
 
     def open(self) -> ObjectStore:
-        """The store behind the setting, with retries around it."""
+        """The store that the setting describes, with retries."""
         ...
 
     def describe(self) -> str:
-        """Address in words, without secrets."""
+        """The address, for people, without secrets."""
         ...
 
 
 @runtime_checkable
 class OpensSeveralStores(Protocol):
-    """A store setting that is made of others, each of which can be opened by itself."""
+    """A store setting that consists of others, each of which can be opened by itself."""
 
     def each(self) -> Sequence[OpensObjectStore]:
-        """In the order in which they are read."""
+        """The others, in the order in which they are read."""
         ...

@@ -1,18 +1,18 @@
-"""MessageSource: where messages come from. One implementation per file in `resources/`.
+"""MessageSource: where messages come from. One implementation per folder in `resources/sources/`.
 
 What must always hold:
 
-- A message stays in the queue until `settle` was called with a `CommittedBatch` that covers it;
-  a process that dies before that gets it delivered again (to itself or to another).
-- `settle` covers *every* message received so far up to `batch.last`, in the order in which
-  `receive` returned them: one acknowledgement per batch, not per message.
-- The order in which `receive` returns messages is the order in which the queue delivered them, with
-  no delivery left out between two of them: `settle` covers what lies between, received or not.
+- A message stays in the queue until `settle` is called with a `CommittedBatch` that covers it. If
+  the process dies before that, the queue delivers the message again, to any consumer.
+- `settle` covers *every* message received up to `batch.last`, in the order in which `receive`
+  returned them: one acknowledgement per batch, not per message.
+- `receive` returns messages in the order in which the queue delivered them, and leaves out no
+  delivery between two of them: `settle` covers all in between, received or not.
 - Only a durable commit (`fuploader_dagster.intake.drain`) makes a `CommittedBatch`.
 
 Errors: `SourceUnavailable` for what may pass, `SourceRefused` for what needs a person. After
-`SourceUnavailable` the source is closed; `open` may be called again, and everything that was
-received and not settled will be delivered again with `redelivered` set where the queue knows.
+`SourceUnavailable` the source is closed. `open` may be called again; everything received but not
+settled is then delivered again, with `redelivered` set if the queue knows.
 """
 
 from __future__ import annotations
@@ -32,103 +32,102 @@ class Message(NamedTuple):
 
     body: bytes
     delivery: int
-    """The source's own number of this delivery; grows with each delivery of one `open`."""
+    """The source's own number for this delivery. Grows with each delivery after `open`."""
     redelivered: bool
     message_id: str | None
     attributes: Any = None
-    """The source's own view of headers and properties; `MessageSource.describe` renders it."""
+    """Headers and properties in the source's own form; `MessageSource.describe` renders them."""
     damage: str = ""
-    """Why the bytes are not those that were published, if the source knows: one sentence. Such a
-    message is not decoded; it becomes a dead letter for this reason."""
+    """If the source knows that the bytes are not those that were published: why, in a sentence.
+    Such a message is not decoded, but becomes a dead letter for this reason."""
 
 
 @dataclass(frozen=True)
 class CommittedBatch:
-    """Messages that are durable on this disk: as slot files, or as dead letters."""
+    """Messages that are durable on this disk, in slots or as dead letters."""
 
     last: Message
-    """All messages received up to and including this one are covered."""
+    """The batch covers all messages received up to and including this one."""
     messages: int
     dead_letters: Sequence[Message] = ()
-    """Those of them that went to the dead letters."""
+    """Those of them that became dead letters."""
 
 
 class MessageSource(ABC):
-    """A queue that is being consumed by one worker.
+    """A queue that one worker consumes.
 
     Called by one thread at a time, but not always the same one: while a user's parser takes long,
-    a second thread calls `receive(0, 0)` so that the queue hears of us.
+    a second thread calls `receive(0, 0)` to keep the connection alive.
     """
 
     @abstractmethod
     def open(self) -> None:
-        """Connect and begin consuming. Safe to call again after `close` or an error."""
+        """Connect and start consuming. May be called again after `close` or an error."""
 
     @abstractmethod
     def receive(self, limit: int, timeout_seconds: float) -> list[Message]:
         """Return up to `limit` messages, in the queue's order.
 
-        Returns as soon as at least one message is there, and an empty list when none came
-        within `timeout_seconds`, or at once when no more may come before the next `settle`
+        Returns as soon as there is at least one message. Returns an empty list if none came within
+        `timeout_seconds`, and at once if none may come before the next `settle`
         (`limit_in_hand`). Keeps the connection alive (heartbeats) while it waits; with limit 0 it
-        does that alone.
+        does only that.
         """
 
     def limit_in_hand(self, messages: int) -> None:  # noqa: B027 - a default, on purpose
-        """Let the queue hand out at most this many unsettled messages, from now on.
+        """From now on, let the queue hand out at most this many unsettled messages.
 
-        0: nothing more; what was handed out already can still be received and settled. May be
-        called before `open`, which keeps it, and at any time after; more than the `prefetch` that
-        the source was built with counts as that, which is also the limit of a new source. For
-        queues that count deliveries and drop a message after so many (RabbitMQ's quorum queues):
-        whatever is in hand when a consumer dies counts as delivered once more. The default does
-        nothing.
+        With 0 it hands out no more; messages already handed out can still be received and settled.
+        May be called at any time; `open` keeps the limit. At first the limit is the `prefetch` that
+        the source was built with, and it cannot be raised above that. For queues that drop a
+        message after some number of deliveries (RabbitMQ's quorum queues): all that a consumer has
+        in hand when it dies counts as delivered once more. The default does nothing.
         """
 
     @abstractmethod
     def settle(self, batch: CommittedBatch) -> None:
-        """Tell the queue that everything up to `batch.last` is done. It forgets those messages."""
+        """Tell the queue that all messages up to `batch.last` are done, so that it forgets them."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave. Messages not settled go back to the queue. Never raises, may be repeated."""
+        """Disconnect. Unsettled messages go back to the queue. Never raises, may be repeated."""
 
     @abstractmethod
     def describe(self, message: Message) -> dict[str, Any]:
         """Headers and properties of a message as JSON-ready values, for a dead letter.
 
         Never raises for anything that the queue can deliver: what cannot be decoded is kept as
-        it came, `{"base64": ...}`.
+        `{"base64": ...}`.
         """
 
 
 class MessagePublisher(ABC):
-    """Puts messages into a queue and knows that they arrived."""
+    """Publishes messages to a queue, and confirms that they arrived."""
 
     @abstractmethod
     def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
         """Publish (body, headers) pairs; return how many the queue confirmed as durable.
 
         Returns only when all are confirmed. Raises `SourceUnavailable` otherwise; some of the
-        messages may then be in the queue already. Raises `MessageRefused` for a message that the
-        queue will never take, and can be called again with the others.
+        messages may then be in the queue. Raises `MessageRefused` for a message that the queue will
+        never take; it can be called again with the others.
         """
 
     def publish_again(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
-        """Publish (body, attributes) pairs of dead letters, the attributes as `describe` gave them.
+        """Publish (body, attributes) pairs of dead letters, with the attributes from `describe`.
 
-        Sends to this queue alone, keeps what belongs to the message, and raises as `publish` does.
+        Sends to this queue only, keeps what belongs to the message, and raises what `publish` does.
         The default keeps headers and message id.
         """
         return self.publish((body, _headers(attributes)) for body, attributes in messages)
 
     @abstractmethod
     def backlog(self) -> int:
-        """Messages that wait in the queue, as the queue counts them."""
+        """Number of messages waiting in the queue, as the queue counts them."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave. Never raises, may be repeated."""
+        """Disconnect. Never raises, may be repeated."""
 
 
 def _headers(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,9 +137,9 @@ def _headers(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SourceSettings(BaseModel):
-    """What a configuration says about a queue; subclasses add fields and build the parts.
+    """The settings of a queue. Subclasses add fields, and build source and publisher.
 
-    Opening nothing is part of the contract: both methods only construct.
+    Neither `source` nor `publisher` connects: they only construct.
     """
 
     model_config = ConfigDict(
@@ -148,21 +147,21 @@ class SourceSettings(BaseModel):
     )
 
     def source(self, *, prefetch: int) -> MessageSource:
-        """A consumer that takes at most `prefetch` unsettled messages. Not yet connected."""
+        """A consumer that has at most `prefetch` unsettled messages. Not yet connected."""
         raise NotImplementedError
 
     def publisher(self) -> MessagePublisher:
-        """A publisher, which connects at its first use."""
+        """A publisher, which connects when it is first used."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """Address and queue in words, without secrets, for logs and error messages."""
+        """Address and queue for logs and errors, without secrets."""
         raise NotImplementedError
 
     def examine(self) -> Iterator[Diagnosis]:
-        """What `fuploader doctor` should know about the queue; takes no message.
+        """Check the queue for `fuploader doctor`, without taking a message.
 
-        Raises errors of ours for what is in the way. Backends add what they know of theirs.
+        Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
         publisher = self.publisher()
         try:

@@ -1,21 +1,20 @@
-"""StateStore: who writes which slot, what is in it, and what is sealed but not yet registered.
+"""StateStore: who writes which slot, what is in it, and which sealed slots are not yet registered.
 
 What must always hold:
 
-- The store coordinates and counts; it is never the only place of anything. Losing all of it loses
-  no message: a starting worker gives it back what the directories say.
+- The store coordinates and counts; nothing is stored only there. Losing all of it loses no message:
+  a worker that starts puts back what the directories say.
 - One committed batch costs one round trip (`record`), however many messages it has.
-- A slot is claimed by one storage root at a time. Within a storage root a file lock decides; the
-  claim catches two machines that were given the same node name. A claim is released or renewed
-  only by the root that holds it, and it lapses by itself after its time to live.
-
-- Whoever may write to the store may write nonsense. A value that no method here would have stored
-  is passed over with one line in the log, and replaced by the next `record`; it never stops a
+- One storage root at a time claims a slot. Within a storage root a file lock decides; the claim
+  catches two machines with the same node name. Only the root that holds a claim can renew or
+  release it, and it expires by itself after its time to live.
+- Others who can write to the store may write nonsense. A value that no method here would have
+  stored is skipped with one line in the log, and the next `record` replaces it. It never stops a
   worker or a tick. The directories on disk are the truth.
 
-All methods raise `StateUnavailable` when the store does not answer, and `StateRefused` when it
-refuses us until a person acts (rights, memory, a key or table of another kind in our place). Each
-is atomic, and safe to repeat, except that repeating `record` counts its totals twice (they are for
+All methods raise `StateUnavailable` if the store does not answer, and `StateRefused` if it refuses
+us until a person acts (rights, memory, a key or table of another kind in place of ours). Each is
+atomic and safe to repeat, except that repeating `record` counts its totals twice (they are only for
 people to look at).
 """
 
@@ -32,11 +31,11 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 
 HIGHEST_NUMBER = 999_999_999
-"""No directory number that a store remembers is above it: one per second for 30 years. What claims
-to be higher is nonsense, and a slot that believed it would make nonsense of its directories."""
+"""Highest directory number: one per second for 30 years. A store that returns a higher one returns
+nonsense, and a slot must not use it for its directories."""
 LONGEST_CLAIM_SECONDS = 120.0
-"""No claim runs longer from now. One that says so was made before a clock was set back, or by
-somebody else: it is cut when it is met. Four times what a worker asks for."""
+"""No claim lasts longer than this from now. One that does was made before a clock was set back, or
+by some other program, and is shortened when it is found. Four times what a worker asks for."""
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +46,18 @@ class SlotCount:
 
     slot: int
     number: int
-    """The directory's number within the slot; never used again once used."""
+    """The directory's number within the slot. No number is used twice."""
     messages: int
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What one durable commit changed. Totals are differences, slots are absolute."""
+    """What one durable commit changed. `slots` are absolute counts, totals are differences."""
 
     slots: Sequence[SlotCount] = ()
     sealed: Sequence[str] = ()
-    """Partition keys of slots that were sealed in this step."""
+    """Partition keys of the slots that this commit sealed."""
     stored_messages: int = 0
     stored_bytes: int = 0
     duplicates: int = 0
@@ -67,11 +66,11 @@ class Commit:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything the store knows about one pipeline on one node, for status displays."""
+    """All that the store knows about one pipeline on one node, for status displays."""
 
     slots: Sequence[SlotCount] = ()
     owners: dict[int, str] = field(default_factory=dict)
-    """Slot number to the storage root's id that holds its claim."""
+    """For each slot number, the id of the storage root that holds its claim."""
     sealed_waiting: int = 0
     stored_messages: int = 0
     stored_bytes: int = 0
@@ -92,65 +91,65 @@ class StateStore(ABC):
 
     @abstractmethod
     def claim(self, slots: Sequence[int], root_id: str, ttl_seconds: float) -> None:
-        """Claim the slots for a storage root, all or none; renews what the root already holds.
+        """Claim the slots for a storage root, all or none. Renews claims that the root holds.
 
         Raises `SlotInUse`, naming the holder, if another root holds one of them. If that claim
-        would run longer than `LONGEST_CLAIM_SECONDS` from now, it is cut to `ttl_seconds` from now:
-        its holder has the time to renew it, and without one it lapses. `ttl_seconds` is at most
+        lasts longer than `LONGEST_CLAIM_SECONDS` from now, it is shortened to `ttl_seconds` from
+        now: a live holder has time to renew it, and otherwise it expires. `ttl_seconds` is at most
         `LONGEST_CLAIM_SECONDS`.
         """
 
     @abstractmethod
     def release(self, slots: Sequence[int], root_id: str) -> None:
-        """Give claims back. Claims of other roots are left alone."""
+        """Release claims. Those of other roots stay."""
 
     @abstractmethod
     def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
-        """Store a commit's counts, queue its sealed keys, renew its slots' claims: one round trip.
+        """In one round trip store a commit's counts, queue its sealed keys, renew its claims.
 
-        A slot that appears in `commit.slots` replaces what was stored for it. If another root
-        holds a claim on one of these slots nothing is changed and `SlotInUse` is raised.
+        An entry of `commit.slots` replaces what was stored for the slot. Raises `SlotInUse` and
+        changes nothing if another root holds a claim on one of these slots.
         """
 
     @abstractmethod
     def highest_number(self, slot: int) -> int:
         """The highest directory number ever recorded for the slot; 0 if none.
 
-        What is stored but is no number, or one above `HIGHEST_NUMBER`, counts as none.
+        A stored value that is not a number, or is above `HIGHEST_NUMBER`, counts as none.
         """
 
     @abstractmethod
     def add_sealed(self, keys: Sequence[str]) -> None:
-        """Queue partition keys for registration. A key that is queued already stays as it is."""
+        """Queue partition keys for registration. A key that is already queued stays as it is."""
 
     @abstractmethod
     def sealed(self, limit: int) -> list[str]:
         """Up to `limit` keys that wait for registration, in lexical order. Removes nothing.
 
-        Whatever was put in comes back as it is, so that `forget_sealed` can take it out.
+        Returns keys exactly as they were queued, so that `forget_sealed` can remove them.
         """
 
     @abstractmethod
     def forget_sealed(self, keys: Sequence[str]) -> None:
-        """Take registered keys out of the queue. Unknown keys are ignored."""
+        """Remove registered keys from the queue. Unknown keys are ignored."""
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """What is known now. An empty store gives an empty snapshot; nonsense is left out."""
+        """The current state, without nonsense. An empty store gives an empty snapshot."""
 
 
 @lru_cache(maxsize=256)
 def warn_once(sentence: str) -> None:
-    """Log a warning, once per process: a tick looks at the same value every five seconds."""
+    """Log a warning once per process, because a tick meets the same value every five seconds."""
     log.warning("%s", sentence)
 
 
 _OF_NO_PIPELINE = "fuploader-doctor"
-"""No pipeline can have this name: it has a hyphen."""
+"""No pipeline can have this name, because of its hyphen."""
 
 
 class StateSettings(BaseModel):
-    """What a configuration says about the state store; subclasses add fields and build it."""
+    """The settings of a state store. Subclasses add fields, and build the store."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
@@ -161,19 +160,19 @@ class StateSettings(BaseModel):
         raise NotImplementedError
 
     def in_a_hurry(self) -> StateSettings:
-        """The same store for somebody whom others wait for: a sensor's tick holds up all other
-        sensors. Gives up within about a second; by default nothing is different.
+        """The same store, but giving up within about a second: for sensors, whose ticks hold up
+        all other sensors. By default there is no difference.
         """
         return self
 
     def describe(self) -> str:
-        """Address in words, without secrets."""
+        """The address, for people, without secrets."""
         raise NotImplementedError
 
     def examine(self) -> Iterator[Diagnosis]:
-        """What `fuploader doctor` should know about the store, by a real write of its own.
+        """Check the store for `fuploader doctor`, with a real write.
 
-        Raises errors of ours for what is in the way. Backends add what they know of theirs.
+        Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
         store = self.store(pipeline=_OF_NO_PIPELINE, node="doctor")
         try:
@@ -186,13 +185,13 @@ class StateSettings(BaseModel):
         yield Diagnosis("state", "good", f"{self.describe()}: written and read")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
-        """What `fuploader doctor` should know about the store of this one pipeline.
+        """Check the store of this one pipeline for `fuploader doctor`.
 
-        Backends whose rights or places differ by pipeline prove those that the pipeline meets,
-        without disturbing it. By default all pipelines are alike.
+        For backends where rights or places depend on the pipeline: check this pipeline's, without
+        disturbing it. The default calls `examine`.
         """
         yield from self.examine()
 
     def redis_url(self) -> SecretStr | None:
-        """The Redis behind it, where FUploader may have kept its state too; None if it is none."""
+        """The Redis that this store uses, where FUploader may have kept its state; None if none."""
         return None

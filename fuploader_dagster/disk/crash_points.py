@@ -1,12 +1,12 @@
 """Crash points: a name for every point at which a process can die and leave something new.
 
-What must always hold: killed right after any of these points, the next start, the recovery and the
-next runs bring everything to where it would be without the kill. Tests kill there, at each of them,
-and compare every byte.
+What must always hold: if a process is killed right after any of these points, the next start, the
+recovery and the next runs bring everything to where it would be without the kill. Tests kill a
+process at each point, and compare every byte.
 
-`reached(point)` says that a point is passed. It does nothing, at the cost of a function call,
-unless somebody in this very process set an observer: no setting, file or variable can do that.
-There is a call per batch, file or archive, never per message.
+`reached(point)` reports that a point is passed. It does nothing, at the cost of a function call,
+unless code in this very process set an observer: no setting, file or variable can do that. There
+is one call per batch, file or archive, never per message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import Enum
 
 
 class CrashPoint(Enum):
-    """About in the order of a message's way, each with what has just been made durable."""
+    """Roughly in the order of a message's way, each with what has just been made durable."""
 
     # Files, wherever they are: `disk/durable.py`
     DIRECTORY_MADE = "a missing directory made, not synced"
@@ -24,17 +24,17 @@ class CrashPoint(Enum):
     FILE_NAMED = "a file given its final name, the directory not synced"
     APPENDED = "lines appended to a file, not synced"
     MOVED = "a file or directory moved, the directories not synced"
-    TREE_DOOMED = "a directory that goes renamed to a temporary name, not removed"
+    TREE_DOOMED = "a directory to remove given a temporary name, not yet removed"
 
     # A worker starts
     SLOTS_CLAIMED = "slots claimed in the state store"
     SEALED_FOUND = "sealed slots found on disk added to the state store"
 
-    # A batch: `drain`, `segment`, `dead_letters`
+    # A batch: `intake/drain.py`, `slots/segment.py`, `intake/dead_letters.py`
     NUMBER_TAKEN = "a directory number noted as used"
     DIRECTORY_OPENED = "an active directory made, with empty files"
     DATA_WRITTEN = "payloads written to an active directory, not synced"
-    DATA_SYNCED = "payloads synced, not named by the index"
+    DATA_SYNCED = "payloads synced, not yet in the index"
     INDEX_WRITTEN = "index records written, not synced"
     INDEX_SYNCED = "index records synced: the batch is committed in this slot"
     DEAD_LETTERS_KEPT = "dead letters durable, their messages still in the queue"
@@ -42,13 +42,13 @@ class CrashPoint(Enum):
     SETTLED = "a batch acknowledged, not recorded in the state store"
     RECORDED = "counts of a batch recorded in the state store"
 
-    # A seal: `sealing`, `slots`, `drain`
+    # A seal: `slots/sealing.py`, `slots/slot.py`, `intake/drain.py`
     SEAL_WRITTEN = "seal.json durable in the active directory"
     SEALED = "the directory moved to the sealed ones, its partition key not yet in the state store"
     PARTITION_PUSHED = "the partition key in the state store"
-    SLOTS_RELEASED = "claims given back by a leaving worker"
+    SLOTS_RELEASED = "claims released by a worker that exits"
 
-    # An archive: `archive`, `packing`
+    # An archive: `archives/writer.py`, `delivery/pack.py`
     FILES_LAID_OUT = "real files laid out for a custom packer"
     ARCHIVE_MADE = "an archive made by a custom packer, in its own place"
     ARCHIVE_PARTLY_WRITTEN = "a frame of an archive written under its temporary name"
@@ -58,7 +58,7 @@ class CrashPoint(Enum):
     ARCHIVE_NOTED = "an archive finished and noted"
     FAILURE_NOTED = "a failure counted"
 
-    # An upload: `upload`, `receipts`, the object stores
+    # An upload: `delivery/upload.py`, `slots/receipts.py`, the object stores
     OBJECT_KEY_KEPT = "an object key that came late kept beside the seal"
     UPLOAD_BEGUN = "an upload in parts begun, without a part"
     PART_STORED = "a part of a large archive confirmed by the object store"
@@ -72,13 +72,13 @@ class CrashPoint(Enum):
     INDEX_KEPT = "a stored slot's index kept for the dedup window, the slot still there"
     SLOT_REMOVED = "a stored slot removed"
 
-    # A damaged sealed slot: `mending`
+    # A damaged sealed slot: `delivery/mend.py`
     MENDING_NOTED = "what becomes of a damaged slot noted, its replacement not under its name"
-    REPLACED = "what a damaged slot proves stored as another one, the damaged one still there"
+    REPLACED = "what a damaged slot proves stored as another slot, the damaged one still there"
 
-    # What dead processes left: `slots`, `segment`, `recovery`
-    TAIL_CUT = "what lay behind the last commit cut off"
-    SET_ASIDE = "something that was not recognised moved aside"
+    # What dead processes left: `slots/slot.py`, `slots/segment.py`, `delivery/recovery.py`
+    TAIL_CUT = "everything after the last commit cut off"
+    SET_ASIDE = "something not recognised moved to set-aside/"
     SEAL_FINISHED = "an interrupted seal finished"
     ADOPTED = "a directory without an owner sealed"
     REMOVAL_FINISHED = "an interrupted removal of stored data finished"
@@ -92,12 +92,12 @@ _observer: Observer | None = None
 
 
 def reached(point: CrashPoint) -> None:
-    """Say that this point is passed."""
+    """Report that this point is passed."""
     if _observer is not None:
         _observer(point)
 
 
 def observe(observer: Observer | None) -> None:
-    """From now on tell `observer` of each point that this process passes; None: tell nobody."""
+    """From now on, call `observer` for each point that this process passes; None: call nobody."""
     global _observer  # noqa: PLW0603 - one process, one observer
     _observer = observer

@@ -2,11 +2,12 @@
 
 What must always hold:
 
-- When a function here returns, a power cut does not undo it, also where a process that was killed
-  had begun: a directory or a file that is found made is synced by name once in each process.
-- A file appears under its final name only with all its bytes (write to a temporary name, fsync,
-  rename, fsync of the directory).
-- What a dead process left half written has a temporary name and is known as such (`temporaries`).
+- When a function here returns, a power cut does not undo what it did, even if another process began
+  it and was killed: each process syncs the name of a directory or file that it finds made, once.
+- A file appears under its final name only with all its bytes (write under a temporary name, fsync,
+  rename, fsync the directory).
+- What a dead process left half written has a temporary name, and is recognised by it
+  (`disk/temporaries.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fuploader_dagster.disk.trouble import FULL, naming_disk_trouble
 from fuploader_dagster.errors import DiskFailed, FuploaderError, SlotInUse
 
 _synced: set[Path] = set()
-"""What this process found made by others and has synced by name."""
+"""Paths made by other processes whose names this one has synced."""
 
 
 def fsync_dir(path: Path) -> None:
@@ -41,7 +42,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the bytes of a file that somebody else wrote durable."""
+    """Make the bytes of a file durable that was written elsewhere."""
     descriptor = open_own(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +63,7 @@ def syncfs(descriptor: int) -> None:
 def make_dirs(path: Path, *, for_others: bool = False) -> None:
     """Create the directory and its missing parents, durably.
 
-    `for_others`: with the mode that the umask gives, not with that of our own folders.
+    `for_others`: with the mode that the umask gives, not that of our own folders.
     """
     missing = []
     while not path.is_dir():
@@ -77,31 +78,31 @@ def make_dirs(path: Path, *, for_others: bool = False) -> None:
 
 
 def _sync_names(path: Path) -> None:
-    """Sync the names of a directory that is there and of those above, once in each process:
-    whoever made them may have died before he did.
+    """Sync the names of an existing directory and its parents, once in each process: the process
+    that made them may have died before it did.
     """
     for each in (path, *path.parents):
         if each in _synced:
             return
         try:
             fsync_dir(each.parent)
-        except PermissionError:  # not a place where we could have made something
+        except PermissionError:  # a folder in which we cannot have made anything
             return
         _synced.add(each)
 
 
 def replace_durably(temporary: Path, final: Path) -> None:
-    """Give a file whose bytes are already synced its final name, over an older one if there is."""
+    """Give a file whose bytes are already synced its final name, replacing an older file."""
     temporary.replace(final)
     reached(CrashPoint.FILE_NAMED)
     fsync_dir(final.parent)
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Move a file or directory in one step. The target must not exist (`OSError` if it does)."""
+    """Move a file or directory in one step. Raises `FileExistsError` if the target exists."""
     make_dirs(target.parent)
-    if target.exists():  # rename(2) would silently take the place of a file or an empty directory
-        raise FileExistsError(errno.EEXIST, "something of this name is there already", target)
+    if target.exists():  # rename(2) would silently replace a file or an empty directory
+        raise FileExistsError(errno.EEXIST, "something with this name already exists", target)
     source.rename(target)
     reached(CrashPoint.MOVED)
     fsync_dir(target.parent)
@@ -115,7 +116,7 @@ def write_durably(final: Path, content: bytes) -> None:
 
 
 def create_durably(final: Path, content: bytes) -> bool:
-    """Write a whole file unless there is one of this name already; False if there is."""
+    """Write a whole file; False if one with this name already exists."""
     with _written_beside(final, content) as temporary:
         try:
             os.link(temporary, final)
@@ -129,7 +130,7 @@ def create_durably(final: Path, content: bytes) -> bool:
 
 @contextmanager
 def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
-    """The content, synced, under a temporary name; nothing is left behind if that fails."""
+    """The content, synced, under a temporary name; nothing is left if that fails."""
     with naming_disk_trouble(final), temporary_file(final) as temporary:
         with temporary.open("wb") as file:
             file.write(content)
@@ -142,8 +143,8 @@ def _written_beside(final: Path, content: bytes) -> Iterator[Path]:
 def write_for_readers(final: Path, content: bytes) -> None:
     """Replace a file in one step, without waiting for the disk: for displays, not for data.
 
-    On a full disk it is written over where it lies, which takes no room: that the disk is full
-    is what it has to say then.
+    On a full disk the file is overwritten in place, which takes no space: it then has to say that
+    the disk is full.
     """
     try:
         with temporary_file(final) as temporary:
@@ -158,11 +159,11 @@ def write_for_readers(final: Path, content: bytes) -> None:
 
 
 def append_durably(path: Path, content: bytes) -> None:
-    """Append in one write and sync; creates the file if it is missing.
+    """Append in one write, and sync. Creates the file if it is missing.
 
     Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
     """
-    new = path not in _synced or not path.exists()  # who made it may have died, or be just at it
+    new = path not in _synced or not path.exists()  # its maker may have died before syncing
     with naming_disk_trouble(path):
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
@@ -177,19 +178,19 @@ def append_durably(path: Path, content: bytes) -> None:
 
 
 def append_or_undo(path: Path, content: bytes) -> None:
-    """As `append_durably`, for a file that nobody else writes: what failed is cut off again."""
+    """As `append_durably`, but a failed append is cut off again. Only for a single writer."""
     size = path.lstat().st_size if path.exists() else 0
     try:
         append_durably(path, content)
     except BaseException:
-        # What made it fail is what there is to say.
+        # The caller needs the first error, not one from undoing.
         with suppress(OSError, FuploaderError), os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
             file.truncate(size)
         raise
 
 
 def ends_whole(path: Path) -> bool:
-    """False where a crash left half a line at the end of a file of lines."""
+    """False if a crash left half a line at the end of a file of lines."""
     if not path.exists() or path.stat().st_size == 0:
         return True
     with naming_disk_trouble(path), os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
@@ -198,30 +199,30 @@ def ends_whole(path: Path) -> bool:
 
 
 def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
-    """`os.write` until everything is written (a signal or a full disk makes it write less)."""
+    """Call `os.write` until all is written (it writes less after a signal or on a full disk)."""
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file and make it durable; a missing one is no error."""
+    """Remove a file, durably. A missing one is no error."""
     path.unlink(missing_ok=True)
     fsync_dir(path.parent)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with everything in it; a missing one is no error.
+    """Remove a directory with everything in it. A missing one is no error.
 
-    It gets a temporary name first: a crash in between leaves something that is recognised as
-    garbage, never a directory with half of its files.
+    It gets a temporary name first, so that a crash in between leaves what is recognised as garbage,
+    never a directory with half of its files.
     """
     if not path.exists():
         return
     doomed = temporary_name(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        lock_now(descriptor, fcntl.LOCK_EX)  # it is not left by a dead process until then
+        lock_now(descriptor, fcntl.LOCK_EX)  # or it would count as left by a dead process
         path.rename(doomed)
         reached(CrashPoint.TREE_DOOMED)
         fsync_dir(path.parent)
@@ -231,9 +232,9 @@ def remove_tree(path: Path) -> None:
 
 
 def has_room(folder: Path, size_bytes: int) -> bool:
-    """Whether a file of this size can be made in the folder. Nothing of it is left behind.
+    """Whether a file of this size can be made in the folder. Leaves nothing there.
 
-    Asks the file system itself, as quotas and reserved blocks show nowhere else.
+    Tries it, because quotas and reserved blocks show nowhere else.
     """
     try:
         stat = os.statvfs(folder)
@@ -247,9 +248,9 @@ def has_room(folder: Path, size_bytes: int) -> bool:
 
 
 class FileLock:
-    """An exclusive lock that the kernel gives back when the process dies.
+    """An exclusive lock that the kernel releases when the process dies.
 
-    Not re-entrant; other locks of the same process count as somebody else's.
+    Not re-entrant: another lock of the same process counts as another process's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -263,7 +264,7 @@ class FileLock:
         except BlockingIOError:
             raise SlotInUse(
                 f"{self.path} is held by {self._holder() or 'another process'}",
-                hint="the kernel gives it back when that process ends; never remove the file",
+                hint="the kernel releases it when that process ends; never remove the file",
             ) from None
 
     def wait(self) -> None:
@@ -284,26 +285,26 @@ class FileLock:
                 raise
             if still_there:
                 break
-            os.close(descriptor)  # whoever had it removed the file: others lock a new one
+            os.close(descriptor)  # the previous holder removed the file: others lock a new one
         with suppress(OSError):  # a disk too full for the holder's name is no reason to fail
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
         self._descriptor = descriptor
 
     def _holder(self) -> str:
-        with suppress(OSError):  # he may have removed it in this moment
+        with suppress(OSError):  # the holder may have removed it in this moment
             return read_own(self.path).decode("utf-8", "replace")[:200].strip()
         return ""
 
     def check(self) -> None:
         """Raise `DiskFailed` if the lock is not held, or its file is no longer found by its name:
-        then somebody else can lock another one."""
+        another process could then lock a new one."""
         if self._descriptor is None:
             raise DiskFailed(f"the lock {self.path} is not held")
         still_at(self._descriptor, self.path)
 
     def release(self) -> None:
-        """Give the lock back; may be repeated."""
+        """Release the lock. May be repeated."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -317,10 +318,10 @@ class FileLock:
 
 
 class FolderLock:
-    """An exclusive lock on a folder itself, for as long as this process lives and has the folder.
+    """An exclusive lock on a folder itself, until it is released or this process dies.
 
-    It holds where a lock file that guards the folder was removed. Where the file system cannot lock
-    folders (some network file systems), the lock file has to do.
+    It holds even if the lock file that guards the folder is removed. Where the file system cannot
+    lock folders (some network file systems), the lock file has to do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -328,7 +329,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Make the folder if it is missing and take the lock now. Raises `SlotInUse` if another
+        """Make the folder if it is missing, and take the lock now. Raises `SlotInUse` if another
         process has it.
         """
         with naming_disk_trouble(self.path):
@@ -337,10 +338,10 @@ class FolderLock:
         try:
             if lock_now(descriptor, fcntl.LOCK_EX) is False:
                 raise SlotInUse(
-                    f"{self.path} is still written by another process, though its lock file was "
-                    f"free: somebody removed the file",
-                    hint="never remove anything in locks/ while a drain runs; this one goes on as "
-                    "soon as the other one has noticed it or ended",
+                    f"another process is still writing {self.path}, though its lock file was "
+                    f"free: somebody removed the lock file",
+                    hint="never remove anything in locks/ while a drain runs; this process "
+                    "continues as soon as the other one notices or ends",
                 )
             still_at(descriptor, self.path)
         except BaseException:
@@ -354,7 +355,7 @@ class FolderLock:
             still_at(self._descriptor, self.path)
 
     def release(self) -> None:
-        """Give the lock back; may be repeated."""
+        """Release the lock. May be repeated."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -7,18 +7,18 @@
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
-      shipped/                       indexes of recent slots that the object store has
-      catalog.sqlite                 which archive holds the file of which name
+      shipped/                       indexes of recent slots that are in the object store
+      catalog.sqlite                 which archive holds which file
       catalog-missed/                what could not be added to it yet
       dead-letters/                  messages that could not become files
-      adopting/, taken-over.jsonl    what FUploader left: on its way, and what became of it
-      mended/                        what became of sealed slots that were damaged
-      set-aside/                     what recovery found and did not recognise; never deleted
+      adopting/, taken-over.jsonl    what FUploader left: being adopted, and what became of it
+      mended/                        what became of damaged sealed slots
+      set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
       suspects/                      messages whose decoding may have ended a worker
-      alerts.json                    what a person was told of it
+      alerts.json                    the alerts that were sent
       workers/                       what each worker is doing, for ticks and `fuploader status`
-      locks/                         held by the kernel for live processes only
+      locks/                         lock files, which the kernel locks for live processes only
 
 A partition key reads `20261120T234501123Z-node1-s0-000017`: sealing time in UTC with
 milliseconds, node, slot, number. It stays unique even if disk and state store were wiped.
@@ -32,10 +32,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 NO_NODE = "local"
-"""Stands in partition keys where no node id is set."""
+"""Used in partition keys if no node id is set."""
 
 MAX_NUMBER_DIGITS = 15
-"""Of a directory's number: a name with more digits is none of ours, and no state store takes it."""
+"""A directory name with more digits is not ours, and no state store takes it."""
 
 _PARTITION_KEY = re.compile(
     r"(?P<time>[0-9]{8}T[0-9]{9}Z)-(?P<node>[A-Za-z0-9_.-]+)"
@@ -63,7 +63,7 @@ class PartitionKey:
 
     @classmethod
     def parse(cls, text: str) -> PartitionKey | None:
-        """The key's parts, or None if the text is no partition key of ours."""
+        """The key that the text is, or None if it is not a partition key of ours."""
         match = _PARTITION_KEY.fullmatch(text)
         if match is None:
             return None
@@ -72,7 +72,7 @@ class PartitionKey:
             key = cls(moment, match["node"], int(match["slot"]), int(match["number"]))
         except ValueError:  # no such date, or thousands of digits
             return None
-        return key if str(key) == text else None  # strptime takes 61 minutes for 6 and some
+        return key if str(key) == text else None  # strptime reads minute 61 as 6 and a rest
 
 
 def utc(seconds: float) -> datetime:
@@ -86,7 +86,7 @@ def utc(seconds: float) -> datetime:
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of one pipeline. Computes names; creates and reads nothing but listings."""
+    """The folders of one pipeline. Computes names; reads only listings, and creates nothing."""
 
     root: Path
     """`{storage_root}/{pipeline}`."""
@@ -145,7 +145,7 @@ class Layout:
 
     @property
     def seal_request(self) -> Path:
-        """Touched by whoever wants all active slots sealed now."""
+        """Touched to ask for all active slots to be sealed now."""
         return self.root / "seal-request"
 
     @property
@@ -169,7 +169,7 @@ class Layout:
         return self.locks / f"commit-w{worker}.lock"
 
     def commit_locks(self) -> list[Path]:
-        """Those of all workers that there ever were."""
+        """The commit locks of all workers that ever ran."""
         return list(self.locks.glob("commit-w*.lock"))
 
     @property
@@ -179,7 +179,7 @@ class Layout:
 
     @property
     def redeliveries(self) -> Path:
-        """A counter: raised whenever a worker has got redelivered messages."""
+        """A counter, raised whenever a worker receives redelivered messages."""
         return self.locks / "redeliveries"
 
     def partition_lock(self, partition: str) -> Path:
@@ -207,7 +207,7 @@ class Layout:
         return [self.sealed(slot, number) for slot, number in self.sealed_numbers()]
 
     def sealed_numbers(self) -> list[tuple[int, int]]:
-        """Slot and number of all sealed directories, in this order."""
+        """Slot and number of all sealed directories, in that order."""
         sealed = self.root / "sealed"
         return [
             (slot, number)
@@ -223,7 +223,7 @@ def _numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     numbers = {
         name: int(match[1]) for name in names if (match := pattern.fullmatch(name)) is not None
     }
-    # Not those with zeros too many: their directory would be looked for under another name.
+    # Without names with extra zeros: their directory would be looked for under another name.
     return [number for name, number in numbers.items() if name == _name_of(number, pattern)]
 
 

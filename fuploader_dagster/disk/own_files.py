@@ -1,8 +1,8 @@
 """Opening our own files: only regular ones, never through a link, and without waiting.
 
-What must always hold: what has the place of one of our files and is something else (a link to a
-file of somebody's, a named pipe that waits for its other end, a folder) is neither read nor written
-nor waited for. It is a `ForeignFile` that names the path.
+What must always hold: something else in the place of one of our files (a link to somebody's file,
+a named pipe that waits for its other end, a folder) is neither read nor written nor waited for. It
+raises a `ForeignFile` that names the path.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 def open_own(path: Path, flags: int) -> int:
     """A descriptor for one of our files. Raises `ForeignFile` if there is something else.
 
-    A file that is made is its owner's alone, see `own_modes`.
+    New files get the mode from `disk/own_modes.py`.
     """
     try:
-        # NONBLOCK: a pipe must not hang; files do not know it
+        # NONBLOCK: a pipe must not hang; it means nothing for regular files
         mode = file_mode(path.parent) if flags & os.O_CREAT else 0
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, mode)
     except OSError as error:
@@ -55,10 +55,10 @@ def open_own_folder(path: Path) -> int:
 
 
 def still_at(descriptor: int, path: Path) -> None:
-    """Raise `DiskFailed` unless what was opened is still what one finds by its name.
+    """Raise `DiskFailed` unless the open file is still the one found by its name.
 
-    A file that was removed, and one below a folder that was renamed or that another disk was
-    mounted over, takes bytes as ever; but nobody will find them.
+    A file that was removed, or is below a folder that was renamed or that another disk was mounted
+    over, still takes bytes, but nobody will find them.
     """
     opened = os.fstat(descriptor)
     try:
@@ -66,15 +66,15 @@ def still_at(descriptor: int, path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise _vanished(path, "is gone") from None
     if not os.path.samestat(opened, found):
-        raise _vanished(path, "is another one now")
+        raise _vanished(path, "is a different one now")
 
 
 def _vanished(path: Path, how: str) -> DiskFailed:
     return DiskFailed(
-        f"{path} {how}: while this process wrote it, it was removed or renamed, or another disk "
-        f"was mounted over it",
-        hint="nothing was acknowledged since; nothing below storage_root may be removed while a "
-        "drain runs, and a disk has to be mounted before it starts",
+        f"{path} {how}: while this process was writing it, it was removed or renamed, or another "
+        f"disk was mounted over it",
+        hint="nothing was acknowledged since; do not remove anything below storage_root while a "
+        "drain runs, and mount disks before it starts",
     )
 
 
@@ -91,4 +91,4 @@ def _foreign(path: Path, wanted: str = "file") -> ForeignFile:
         stat.S_IFREG: "a file",
     }
     found = names.get(stat.S_IFMT(kind), "something else")
-    return ForeignFile(f"{path} should be a {wanted} and is {found}", hint=MOVE_IT_AWAY)
+    return ForeignFile(f"{path} should be a {wanted}, but is {found}", hint=MOVE_IT_AWAY)

@@ -1,11 +1,11 @@
-"""Modes of our own files and folders: nobody but their owner reads messages on the disk.
+"""Modes of our own files and folders: only their owner can read messages on the disk.
 
-What must always hold: what we make has mode 0600 or 0700, whatever the umask of whoever started us
-allows. What is there already keeps its mode, and so does what is made to be read by others: objects
-of a local store, restored and exported files, and what a packer is given.
+What must always hold: what we make has mode 0600 or 0700, whatever the umask allows. Exceptions are
+what existed before, and what others are to read: objects of a local store, restored and exported
+files, and what a packer is given.
 
-A folder with the set-group-ID bit says that its group is to share what is in it: below it the group
-gets what it has on the folder, as far as the umask allows.
+The set-group-ID bit on a folder says that its group shares the content: below it, the group gets
+the rights that it has on the folder, as far as the umask allows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The identity of a pipeline's folder: what claims its slots in the state store.
+"""The identity of a pipeline's folder, in whose name the state store claims slots.
 
-What must always hold: one folder has one identity at a time, made once and kept in `root-id`, 32
-hex digits. A file that holds something else is moved to set-aside/ and logged, and the folder gets
-a new identity; claims of the old one end by themselves.
+What must always hold: a folder has one identity at a time, made once and kept in `root-id`: 32 hex
+digits. A file that holds something else is moved to set-aside/ and logged, and the folder gets a
+new identity; claims of the old one expire by themselves.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _ID = re.compile(rb"[0-9a-f]{32}\s*")
 
 
 def root_id(layout: Layout) -> str:
-    """The identity of the folder, made if there is none."""
+    """The identity of the folder; made if there is none."""
     found = _read(layout)
     if found:
         return found
     lock = FileLock(layout.locks / "root-id.lock")
-    lock.wait()  # or two workers would each move away what the other one has just made
+    lock.wait()  # or two workers could each move away the file that the other has just made
     try:
         if layout.root_id.exists() and not _read(layout):
             target = set_aside(layout.root_id, layout)
             log.error(
-                "%s was damaged and was moved to %s; the folder gets a new identity. Workers on it "
-                "wait until the claims of the old one end",
+                "%s was damaged, and was moved to %s. The folder gets a new identity; its workers "
+                "wait until the claims of the old one expire",
                 layout.root_id,
                 target,
             )
@@ -45,7 +45,7 @@ def root_id(layout: Layout) -> str:
 
 
 def _read(layout: Layout) -> str:
-    """The identity in the file; empty if there is none, or no whole one."""
+    """The identity in the file; empty if there is none, or it is damaged."""
     with naming_disk_trouble(layout.root_id):
         try:
             content = read_own(layout.root_id)

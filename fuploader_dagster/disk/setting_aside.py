@@ -1,6 +1,6 @@
-"""What is not recognised, or damaged, is moved to `set-aside/`, whatever it is; never deleted.
+"""Whatever is damaged or not recognised is moved to `set-aside/`, and never deleted.
 
-Its name there says when it was found and where: `{nanoseconds}-{its path, joined by dashes}`.
+Its name there says when and where it was found: `{nanoseconds}-{its path, joined by dashes}`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def place_aside(path: Path, layout: Layout) -> Path:
-    """Where a file or folder below the pipeline's root would be moved to now."""
+    """The place to which a file or folder below the pipeline's root would be moved now."""
     parts = path.relative_to(layout.root).parts
     parts = parts[1:] or parts  # without "active" or "sealed"
     name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
@@ -27,9 +27,9 @@ def place_aside(path: Path, layout: Layout) -> Path:
 
 
 def set_aside(path: Path, layout: Layout, target: Path | None = None) -> Path:
-    """Move a file or folder below the pipeline's root out of the way; returns where it is now.
+    """Move a file or folder below the pipeline's root to set-aside/; returns where it is now.
 
-    `target` is a place that `place_aside` gave, for whoever had to note it first.
+    `target` is a place from `place_aside`, for a caller that had to note it first.
     """
     because = " was not recognised and" if target is None else ""
     target = target or place_aside(path, layout)

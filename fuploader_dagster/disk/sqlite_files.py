@@ -1,16 +1,16 @@
-"""SQLite files: the one way in which state, embedded queue, catalog and Dagster's history open one.
+"""SQLite files: how state store, embedded queue, catalog and Dagster's history open theirs.
 
 What must always hold:
 
 - One process at a time makes a file, switches it to the write-ahead log and makes its tables: the
-  one that holds the lock on `{name}.lock`. Without it, of two that open a new file at once one
-  fails: SQLite refuses the switch with "database is locked" at once, whatever the busy timeout.
-- Opening waits for other processes, and for programs that know nothing of the lock, at most about
-  `wait_seconds`.
-- `in_place` tells whether the open file still has its name. SQLite would go on writing into a file
-  that nobody can reach any more.
+  one that holds the lock on `{name}.lock`. Without the lock, if two processes open a new file at
+  once, one fails: SQLite refuses the switch at once ("database is locked"), whatever its timeout.
+- Opening waits at most about `wait_seconds`, for our processes and for programs that do not know
+  the lock.
+- `in_place` says whether the open file still has its name. SQLite would keep writing to a file that
+  nobody can reach any more.
 - Reading needs no right to write, neither to the file nor to its folder (`open_to_read`).
-- All that a damaged file makes SQLite or Python's module raise is in `TROUBLE`; `trouble` sorts it.
+- `TROUBLE` is all that SQLite or Python's module raises on a damaged file; `trouble` sorts it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.disk.temporaries import is_at, lock_now
 
 TROUBLE = (sqlite3.Error, OSError, UnicodeError, OverflowError)
-"""UnicodeError: Python's module reads SQLite's own words as UTF-8, and they quote a damaged schema.
-OverflowError: a value that was read is handed back and is no 64-bit integer any more."""
+"""UnicodeError: Python's module decodes SQLite's messages, which may quote a damaged schema.
+OverflowError: a value from the file is passed back, and is not a 64-bit integer."""
 Kind = Literal["busy", "rights", "damaged", "disk"]
 LOGS = ("-wal", "-shm")
 _POLL_SECONDS = 0.01
 
 
 def trouble(error: BaseException) -> Kind:
-    """What one of `TROUBLE` means: somebody else is at it, rights, a damaged file, or the disk.
+    """What one of `TROUBLE` means: another process is busy, rights, a damaged file, or the disk.
 
-    Our statements are fixed, so what SQLite has against one of them it has against the file.
+    Our statements are right, so any other error comes from the file.
     """
     if isinstance(error, OSError):
         no_rights = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
@@ -56,14 +56,14 @@ def trouble(error: BaseException) -> Kind:
 
 
 class SqliteFile:
-    """An open file. Statements commit by themselves outside of `transaction`."""
+    """An open file. Outside of `transaction` each statement commits by itself."""
 
     def __init__(
         self, path: Path, prepare: Callable[[sqlite3.Connection], None], *, wait_seconds: float
     ) -> None:
-        """Opens the file; makes it and its folder if they are missing. Raises one of `TROUBLE`.
+        """Open the file; make it and its folder if they are missing. Raises one of `TROUBLE`.
 
-        `prepare` makes the tables; what it finds made it leaves as it is. Threads may take turns.
+        `prepare` makes the tables that are missing. Threads may take turns.
         """
         self._path = path
         until = time.monotonic() + wait_seconds
@@ -79,33 +79,33 @@ class SqliteFile:
 
     def close(self) -> None:
         """Never raises, may be repeated."""
-        with suppress(sqlite3.Error):  # of a damaged file; there is nothing left to be done
+        with suppress(sqlite3.Error):  # from a damaged file; there is nothing left to do
             self.connection.close()
 
     @property
     def in_place(self) -> bool:
-        """Whether the open file is the one of this name."""
+        """Whether the open file still has its name."""
         return self._identity == identity(self._path)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and nobody else writes meanwhile."""
+        """All or nothing, and nobody else writes in the meantime."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.connection
             self.connection.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # the first error says more; SQLite undoes it at closing
+            with suppress(sqlite3.Error):  # the first error says more; closing rolls back too
                 self.connection.rollback()
             raise
 
 
 @contextmanager
 def being_made(path: Path, *, wait_seconds: float, lock: Path | None = None) -> Iterator[None]:
-    """Within, no other process makes the file or its tables, and a file that is there has a
-    write-ahead log: for programs that make their files themselves.
+    """While this is held, no other process makes the file or its tables, and an existing file has a
+    write-ahead log. For programs that make their files themselves.
 
-    `lock`: the file to lock, where many databases share one.
+    `lock`: the file to lock, if several databases share one.
     """
     until = time.monotonic() + wait_seconds
     with _locked(path, until, lock):
@@ -118,7 +118,7 @@ def being_made(path: Path, *, wait_seconds: float, lock: Path | None = None) -> 
 def remove_database(path: Path, *, wait_seconds: float) -> None:
     """Remove the file, whatever state it is in, while nobody makes it. A missing one is no error.
 
-    The file goes before its log: a log without a file is known to be worth nothing.
+    The file is removed before its log: a log without its file is known to be worthless.
     """
     with _locked(path, time.monotonic() + wait_seconds):
         remove_file(path)
@@ -126,11 +126,11 @@ def remove_database(path: Path, *, wait_seconds: float) -> None:
 
 
 def open_to_read(path: Path, *, wait_seconds: float) -> sqlite3.Connection:
-    """A connection that writes nothing, for somebody who may only read.
+    """A connection that only reads, for a user who may only read.
 
-    SQLite needs a file of its own beside the log. Where it can make none, or would make one of this
-    user's that the file's owner may not write, and no log has anything that the file lacks, the
-    file is read as one that nobody writes.
+    SQLite needs an index file beside the log. If it cannot make one, or would make one that the
+    owner of the database cannot write, and no log has anything that the database lacks, the
+    database is read as one that nobody writes.
     """
     log, index = (path.with_name(path.name + ending) for ending in LOGS)
     if not os.access(path, os.W_OK) and not (index.exists() or log.exists()):
@@ -150,7 +150,7 @@ def open_to_read(path: Path, *, wait_seconds: float) -> sqlite3.Connection:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Which file has this name now: device and inode, or None."""
+    """Device and inode of the file that has this name now, or None."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 def _connect(path: Path, wait_seconds: float, how: str = "mode=rwc") -> sqlite3.Connection:
     if how == "mode=rwc" and not path.exists():  # SQLite would make it readable by all
-        with suppress(OSError):  # SQLite says what is wrong, or somebody else was quicker
+        with suppress(OSError):  # another process was quicker, or SQLite reports what is wrong
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, file_mode(path.parent)))
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?{how}",
@@ -169,7 +169,7 @@ def _connect(path: Path, wait_seconds: float, how: str = "mode=rwc") -> sqlite3.
         isolation_level=None,
         check_same_thread=False,
     )
-    db.execute("PRAGMA cell_size_check = ON")  # finds more damage, in pages that are read anyway
+    db.execute("PRAGMA cell_size_check = ON")  # finds more damage in pages that are read anyway
     return db
 
 
@@ -186,11 +186,11 @@ def _switch_to_log(db: sqlite3.Connection, until: float) -> None:
 
 @contextmanager
 def _locked(path: Path, until: float, lock: Path | None = None) -> Iterator[None]:
-    """Within, no other process is here for this file, and a log is that of the file."""
+    """While this is held, no other process is here for this file, and any log belongs to it."""
     make_dirs(path.parent)
     descriptor = _lock(lock or path.with_name(f"{path.name}.lock"), until)
     try:
-        if not path.exists():  # a log without its file belongs to a file that is gone
+        if not path.exists():  # a log without its file belongs to one that is gone
             _remove_logs(path)
         yield
     finally:
@@ -198,13 +198,13 @@ def _locked(path: Path, until: float, lock: Path | None = None) -> Iterator[None
 
 
 def _lock(path: Path, until: float) -> int:
-    """A locked descriptor; closing it gives the lock back."""
+    """A locked descriptor; closing it releases the lock."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, file_mode(path.parent))
         except PermissionError:  # another user made it; locking needs no right to write
             descriptor = os.open(path, os.O_RDONLY)
-        # None: a file system without locks, where all that is left is trying again
+        # None: a file system without locks, where we can only try again
         locked = lock_now(descriptor, fcntl.LOCK_EX) is not False
         if locked and is_at(descriptor, path):
             return descriptor

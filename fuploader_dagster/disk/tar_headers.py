@@ -1,14 +1,16 @@
-"""The tar bytes of a slot's members: written by hand, because draining writes one per message.
+"""Writes our own tar headers: by hand, because draining writes one per message.
+
+`archives/tar_entries.py` reads the headers of any tool.
 
 What must always hold: the same name and size give the same bytes, on any machine, for ever. A
 segment and the archive packed from it are compared byte by byte, so owner, group, mode and time
-are fixed (nobody, 0644, the epoch), and a change here is a new format version.
+are fixed (root, 0644, the epoch), and a change here is a new format version.
 
 A member is `member_header(name, size) + payload + padding(size)`; a stream ends with `END`. The
-header is one ustar block of 512 bytes. A name beyond ASCII or beyond 100 bytes, or a payload of
-8 GiB or more, does not fit into it: then a pax extended header comes first (POSIX.1-2001, "pax
-Interchange Format"), and readers without pax see the name shortened, with `?` for what is not
-ASCII. Offsets and fields: docs/formats.md.
+header is one ustar block of 512 bytes. A name that is not ASCII or longer than 100 bytes, or a
+payload of 8 GiB or more, does not fit in it. Then a pax extended header comes first (POSIX.1-2001,
+"pax Interchange Format"); readers without pax see the name shortened, with `?` for each character
+that is not ASCII. Offsets and fields: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ END = bytes(2 * BLOCK)
 
 _NAME_LIMIT = 100
 _SIZE_LIMIT = 8**11  # eleven octal digits: 8 GiB
-_PAX_NAME = b"././@PaxHeader"  # what old readers call the extended header
+_PAX_NAME = b"././@PaxHeader"  # the extended header's name, for old readers
 
 _MODE_OWNER_GROUP = b"0000644\0" + b"0000000\0" + b"0000000\0"
 _MTIME = b"00000000000\0"
@@ -36,15 +38,15 @@ _PADDINGS = tuple(bytes(-n % BLOCK) for n in range(BLOCK))
 
 
 def padding(size: int) -> bytes:
-    """The zero bytes that fill a payload of `size` bytes up to a multiple of 512."""
+    """The zero bytes that fill a payload of `size` bytes to a multiple of 512."""
     return _PADDINGS[size & (BLOCK - 1)]
 
 
 def member_header(name: str, size: int) -> bytes:
     """The header of a regular file: 512 bytes, or a multiple of it where pax is needed.
 
-    The name is taken as it is: whoever accepts names has refused separators and NUL. Raises
-    `BadMessage` for a name that cannot be UTF-8 (lone surrogates).
+    Does not check the name: separators and NUL were refused where it came from. Raises `BadMessage`
+    for a name that cannot be UTF-8 (lone surrogates).
     """
     if name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
         return _ustar(name.encode(), size, _FILE_TAIL)
@@ -67,13 +69,13 @@ def _ustar(name: bytes, size: int, tail: bytes) -> bytes:
     field = name.ljust(_NAME_LIMIT, b"\0")
     middle, fixed_sum = _middle(size, tail)
     # The low half of adler32 is 1 plus the sum of all bytes modulo 65521, which 100 bytes never
-    # reach: the one call in the standard library that adds up bytes at the speed of C.
+    # reach: the only call in the standard library that adds up bytes at the speed of C.
     return b"".join((field, middle, _checksum(fixed_sum + (adler32(field) & 0xFFFF)), tail))
 
 
 @lru_cache(maxsize=8192)
 def _middle(size: int, tail: bytes) -> tuple[bytes, int]:
-    """The fields between name and checksum, and what all but the name adds to the checksum."""
+    """The fields between name and checksum, and the checksum of everything but the name."""
     middle = _MODE_OWNER_GROUP + b"%011o\0" % size + _MTIME
     checksum_as_spaces = 8 * ord(" ")
     return middle, sum(middle) + checksum_as_spaces + sum(tail) - 1

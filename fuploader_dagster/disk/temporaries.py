@@ -1,9 +1,9 @@
-"""Temporary names: what is being written, and how one knows that nobody writes it any more.
+"""Temporary names: for what is being written, and to recognise what a dead process left.
 
-What must always hold: a temporary name reads `.tmp-{16 hex digits}-{final name}`, and whoever made
-it holds a lock on it, which the kernel takes back when the process dies. So what a dead process
-left is known for certain, in whichever container it ran; process numbers would not say that: they
-come again, and each container has its own. Names that read otherwise are nobody's business here.
+What must always hold: a temporary name is `.tmp-{16 hex digits}-{final name}`, and the process that
+made it holds a lock on it, which the kernel releases when the process dies. So what a dead process
+left is known for certain, whichever container it ran in. Process numbers could not tell: they are
+used again, and each container has its own. Other names are left alone.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _OWN_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}-.+", re
 
 
 def is_temporary(name: str) -> bool:
-    """Whether it is a temporary name of ours."""
+    """Whether this is a temporary name of ours."""
     return _OWN_TEMPORARY.fullmatch(name) is not None
 
 
 def final_name(temporary: str) -> str:
-    """The name that something was to get, from its temporary one."""
+    """The final name within a temporary one."""
     return temporary[len(TEMPORARY_PREFIX) + 17 :]
 
 
 def temporary_name(final: Path) -> Path:
-    """A new name beside `final` under which it is written before it counts."""
+    """A new temporary name beside `final`."""
     name = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{final.name}"
     return final.with_name(os.fsencode(name)[:MAX_NAME_BYTES].decode("utf-8", "ignore"))
 
 
 @contextmanager
 def temporary_file(final: Path, *, for_others: bool = False) -> Iterator[Path]:
-    """An empty file under a new temporary name, locked; gone afterwards unless it was renamed.
+    """An empty file under a new temporary name, locked. Removed at the end unless it was renamed.
 
-    `for_others`: with the mode that the umask gives, not with that of our own files.
+    `for_others`: with the mode that the umask gives, not that of our own files.
     """
     path, descriptor = _made_and_locked(final, _make_file_for_others if for_others else _make_file)
     try:
@@ -57,7 +57,7 @@ def temporary_file(final: Path, *, for_others: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """An empty folder under a new temporary name, locked; gone afterwards with what is in it."""
+    """An empty folder under a new temporary name, locked. Removed at the end with its content."""
     path, descriptor = _made_and_locked(final, _make_folder)
     try:
         yield path
@@ -70,7 +70,7 @@ def _made_and_locked(final: Path, make: Callable[[Path], int]) -> tuple[Path, in
     while True:
         path = temporary_name(final)
         descriptor = make(path)
-        # Between the two somebody may have taken it for a dead process's: then another one.
+        # Before we locked it, another process may have removed it as a leftover: make a new one.
         if lock_now(descriptor, fcntl.LOCK_EX) is not False and is_at(descriptor, path):
             return path, descriptor
         os.close(descriptor)
@@ -90,9 +90,9 @@ def _make_folder(path: Path) -> int:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a live process holds the lock of this file or folder. What is gone is not held.
+    """Whether a live process holds the lock of this file or folder. A missing one is not held.
 
-    True as well where the file system cannot say it: then nothing is touched.
+    Also True if the file system cannot tell, so that nothing is touched.
     """
     descriptor = _opened(path)
     if descriptor is None:
@@ -104,7 +104,7 @@ def is_held(path: Path) -> bool:
 
 
 def remove_unless_held(path: Path) -> bool:
-    """Remove a file or folder that dead processes left; False if somebody holds it after all."""
+    """Remove a file or folder that a dead process left; False if a live one holds it after all."""
     descriptor = _opened(path)
     if descriptor is None:
         return False
@@ -121,7 +121,7 @@ def remove_unless_held(path: Path) -> bool:
 
 
 def _opened(path: Path) -> int | None:
-    """A descriptor for locking; None for what is gone, or is neither a file nor a folder."""
+    """A descriptor to lock; None for what is gone, or is neither a file nor a folder."""
     try:
         kind = path.lstat().st_mode
         if stat.S_ISDIR(kind):
@@ -130,15 +130,15 @@ def _opened(path: Path) -> int | None:
             return None
         try:
             return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except PermissionError:  # a person who may only look
+        except PermissionError:  # a user who may only read
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
 
 
 def lock_now(descriptor: int, how: int) -> bool | None:
-    """True when locked, False if somebody else has it, None where locks do not work (folders on
-    some network file systems).
+    """True if locked, False if another process holds the lock, None if the file system has no such
+    locks (for folders, some network file systems).
     """
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
@@ -150,7 +150,7 @@ def lock_now(descriptor: int, how: int) -> bool | None:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether what was opened still has this name."""
+    """Whether the open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Disk trouble: what the operating system says of a file becomes an error of ours, with a way out.
+"""Disk trouble: an `OSError` about a file becomes an error of ours that says what to do.
 
-What must always hold: no `OSError` of reading or writing our own files ends a process. It becomes a
-`DiskFull`, a `DiskFailed` or a `ForeignFile` that names the path, says what the system said, and
-what a person can do about it. Errors of the network are somebody else's and pass unchanged.
+What must always hold: no `OSError` from reading or writing our own files ends a process. It becomes
+a `DiskFull`, a `DiskFailed` or a `ForeignFile` that names the path, what the system said, and what
+a person can do about it. Errors of the network pass unchanged.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENXIO)
 _OF_THE_NETWORK = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError)
 
-NOTHING_LOST = "nothing is acknowledged that was not synced"
-MOVE_IT_AWAY = "it is not one of ours; look at it and move it out of storage_root"
+NOTHING_LOST = "only synced messages were acknowledged"
+MOVE_IT_AWAY = "it is not one of ours: look at it, and move it out of storage_root"
 
 
 @contextmanager
 def naming_disk_trouble(path: Path) -> Iterator[None]:
-    """Turn what the system says of files within the block into an error of ours.
+    """Turn an `OSError` about a file within the block into an error of ours.
 
-    `path` is named where the system names none.
+    `path` is named if the system names none.
     """
     try:
         yield
     except OSError as error:
         if error.errno is None or (isinstance(error, _OF_THE_NETWORK) and error.filename is None):
-            raise  # not said by the system, or not of a file
+            raise  # not from the system, or not about a file
         raise disk_trouble(error, path) from error
 
 
 def disk_trouble(error: OSError, path: Path) -> FuploaderError:
-    """The error of ours for one of the system."""
+    """The error of ours for one from the system."""
     named = error.filename2 or error.filename
     where = str(path / _text(named)) if named else str(path)
     if error.errno in FULL:
@@ -72,17 +72,17 @@ def _look_at_the_disk(_: str) -> str:
 def _too_many_files(_: str) -> str:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (
-        f"this process may have {allowed} files open: raise `ulimit -n` (LimitNOFILE= of a systemd "
-        f"unit), or lower slots_per_worker; {NOTHING_LOST}"
+        f"this process may open at most {allowed} files: raise `ulimit -n` (LimitNOFILE= of a "
+        f"systemd unit), or lower slots_per_worker; {NOTHING_LOST}"
     )
 
 
 def _too_many_files_on_the_machine(_: str) -> str:
-    return f"all processes together have as many files open as fs.file-max allows; {NOTHING_LOST}"
+    return f"this machine has as many files open as fs.file-max allows: raise it; {NOTHING_LOST}"
 
 
 def _not_allowed(where: str) -> str:
-    """Whose file or folder it is, and who we are."""
+    """Says who owns the file or folder, and as whom this process runs."""
     path = Path(where)
     for each in (path, *path.parents):
         try:
@@ -91,22 +91,22 @@ def _not_allowed(where: str) -> str:
             continue
         return (
             f"{each} belongs to {_user(owner)} and this process runs as {_user(os.geteuid())}: "
-            f"run everything as one user, or give the folder to this one; {NOTHING_LOST}"
+            f"run everything as one user, or change the owner; {NOTHING_LOST}"
         )
     return _look_at_the_disk(where)
 
 
 def _gone(_: str) -> str:
     return (
-        "something removed or renamed it, or another disk was mounted over it; nothing below "
-        f"storage_root may be removed while a drain runs; {NOTHING_LOST}"
+        "something removed or renamed it, or another disk was mounted over it; do not remove "
+        f"anything below storage_root while a drain runs; {NOTHING_LOST}"
     )
 
 
 def _name_refused(_: str) -> str:
     return (
-        "this file system takes no such name; use slot_format: segment, or a file system with "
-        f"names of 255 bytes in UTF-8; {NOTHING_LOST}"
+        "this file system does not allow such a name; use slot_format: segment, or a file system "
+        f"that allows names of 255 bytes in UTF-8; {NOTHING_LOST}"
     )
 
 

@@ -132,7 +132,7 @@ def test_a_second_drain_writes_nothing_into_a_slot_whose_lock_file_was_removed(
         remove(settings.layout.locks)
         with draining(settings) as second:
             wait_for(
-                lambda: any("written by another process" in one for one in second.problems()),
+                lambda: any("another process is still writing" in one for one in second.problems()),
                 settings,
                 "the second drain's problem",
             )

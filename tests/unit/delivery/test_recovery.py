@@ -348,7 +348,7 @@ def test_a_slot_with_something_odd_holds_up_no_other_one_and_is_named(tmp_path: 
             slot.commit()
     settings.layout.slot_lock(0).unlink()
     settings.layout.slot_lock(0).symlink_to(tmp_path / "secret")
-    with pytest.raises(ForeignFile, match=r"slot-0\.lock should be a file and is a link"):
+    with pytest.raises(ForeignFile, match=r"slot-0\.lock should be a file, but is a link"):
         seal_on_request(settings)
     assert [slot for slot, _ in settings.layout.sealed_numbers()] == [1]
     assert not (tmp_path / "secret").exists()

@@ -49,7 +49,7 @@ def test_what_has_the_place_of_a_file_of_ours_is_named_and_not_touched(
 ) -> None:
     place = tmp_path / "ours"
     plant(place)
-    with pytest.raises(ForeignFile, match=f"{place} should be a file and is {kind}.*move it out"):
+    with pytest.raises(ForeignFile, match=f"{place} should be a file, but is {kind}.*move it out"):
         use(place)
     if kind == "a link":
         assert (tmp_path / "secret").read_bytes() == SECRET
@@ -79,8 +79,8 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
         (errno.EPERM, DiskFailed, "belongs to root and this process runs as root"),
         (errno.ENOENT, DiskFailed, "removed or renamed it"),
         (errno.ESTALE, DiskFailed, "removed or renamed it"),
-        (errno.ENAMETOOLONG, DiskFailed, "takes no such name"),
-        (errno.EILSEQ, DiskFailed, "takes no such name"),
+        (errno.ENAMETOOLONG, DiskFailed, "does not allow such a name"),
+        (errno.EILSEQ, DiskFailed, "does not allow such a name"),
         (errno.EINVAL, DiskFailed, "dmesg"),
         (errno.EISDIR, ForeignFile, "move it out of storage_root"),
         (errno.ELOOP, ForeignFile, "move it out of storage_root"),
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_longer_found_by_its_name_is_noticed(tmp_path: Path) -
         still_at(descriptor, path)
     path.parent.mkdir()
     path.touch()
-    with pytest.raises(DiskFailed, match=f"{path} is another one now"):
+    with pytest.raises(DiskFailed, match=f"{path} is a different one now"):
         still_at(descriptor, path)
     os.close(descriptor)
 

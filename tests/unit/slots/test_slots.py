@@ -528,7 +528,7 @@ def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(tmp_path: Path, p
             slot.add("a.json", b"a")
             assert slot.count.number == 1
     else:
-        with pytest.raises(ForeignFile, match="should be a file and is a link"):
+        with pytest.raises(ForeignFile, match="should be a file, but is a link"):
             SlotOwner(settings, 0).__enter__()
     assert secret.read_bytes() == b"77"
 
