@@ -1,12 +1,14 @@
 """The failure sensor: says in the log, as an error, that a run gave slots up to recovery.
 
 A run fails only after its retries. The slots' data is kept and will be asked for again; the log
-says what failed, why, and where to look. Who is to be called is called by the alert sensor.
+says what failed, why, and where to look. Who is to be called is called by the alert sensor. What
+the run stored and could not report any more is reported for it.
 """
 
 import dagster as dg
 
-from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.partitions import Names, keys_of_run
+from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -32,6 +34,8 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefin
             # None of this pipeline's. No SkipReason: with one of its own failures in the same tick
             # Dagster refuses both, and would evaluate them again and again.
             return []
+        registered = context.instance.get_dynamic_partitions(names.partition_set)
+        report_unreported(context.instance, pipeline, keys_of_run(run.tags, registered))
         message = context.failure_event.message or ""
         context.log.error(failure_text(pipeline, run.run_id, message))
         return None

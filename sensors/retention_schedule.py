@@ -4,6 +4,8 @@ Dagster lists all keys of a partition set for many things it does, so the set ha
 own advice is 100,000 at most). Deleting a key deletes no history; what is old of that goes with
 `old_history`. Receipts stay. A partition without a receipt is never folded away, unless its slot
 was damaged and replaced (`mending`).
+
+It also reports what was stored by runs that ended without a word, canceled ones for example.
 """
 
 import time
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
@@ -46,6 +49,7 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.Schedul
             return dg.SkipReason(
                 f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} partitions"
             )
+        report_unreported(context.instance, pipeline, registered)
         for key in stored:
             context.instance.delete_dynamic_partition(names.partition_set, key)
         now, log_key = time.time(), context.log_key

@@ -24,6 +24,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
+from fuploader_dagster.delivery.pack import Packed
 from fuploader_dagster.delivery.repack import Repacking
 from fuploader_dagster.delivery.ship import (
     Done,
@@ -34,6 +35,7 @@ from fuploader_dagster.delivery.ship import (
 )
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt
 
 _Step = Callable[[dg.AssetExecutionContext], Iterator[Any]]
 
@@ -221,27 +223,39 @@ def _failure_text(failed: Sequence[Failed]) -> str:
 
 
 def _metadata(done: Done) -> dict[str, Any]:
-    about = done.receipt or done.packed
-    if about is None:
-        return {"note": done.note} if done.note else {}
-    metadata: dict[str, Any] = {
-        "messages": about.messages,
-        "payload_bytes": about.payload_bytes,
-        "archive_bytes": about.size_bytes,
-        "ratio": round(about.payload_bytes / max(1, about.size_bytes), 2),
-        "sha256": about.sha256,
-        "seconds": round(done.seconds, 3),
-    }
     if done.receipt is not None:
-        metadata["address"] = _address(done.receipt.address)
-        metadata["object_key"] = done.receipt.key
-        metadata["stored_at"] = done.receipt.stored_at
+        metadata = receipt_metadata(done.receipt)
+    elif done.packed is not None:
+        metadata = _archive_metadata(done.packed)
+    else:
+        return {"note": done.note} if done.note else {}
+    metadata["seconds"] = round(done.seconds, 3)
     if done.packed is None:
         metadata["note"] = (
             "stored before; nothing was left to do "
             f"(to pack it anew, give the run the tag {REPACK_TAG}: true)"
         )
     return metadata
+
+
+def receipt_metadata(receipt: Receipt) -> dict[str, Any]:
+    """What the UI shows of a stored archive."""
+    return {
+        **_archive_metadata(receipt),
+        "address": _address(receipt.address),
+        "object_key": receipt.key,
+        "stored_at": receipt.stored_at,
+    }
+
+
+def _archive_metadata(archive: Packed | Receipt) -> dict[str, Any]:
+    return {
+        "messages": archive.messages,
+        "payload_bytes": archive.payload_bytes,
+        "archive_bytes": archive.size_bytes,
+        "ratio": round(archive.payload_bytes / max(1, archive.size_bytes), 2),
+        "sha256": archive.sha256,
+    }
 
 
 def _address(address: str) -> dg.MetadataValue[Any]:

@@ -71,6 +71,49 @@ def test_a_failure_sensor_passes_over_the_failures_of_others(tmp_path: Path) -> 
             assert told == failures
 
 
+def test_what_a_failed_run_stored_but_could_not_report_is_reported_for_it(tmp_path: Path) -> None:
+    """Its slot is gone, so that no later run would: the UI would show it as missing for ever."""
+    settings = pipeline(tmp_path, max_retries=0)
+    names = Names.of(settings)
+    keys = [sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(2)]
+    assert len(list(ship(settings, settings.store.open()))) == 2
+    keys.append(sealed(settings, {"later": b"x"}).seal.partition)
+    sensor = build_failure_sensor(settings, running=True)
+    with persistent_instance(tmp_path) as instance:
+        instance.add_dynamic_partitions(names.partition_set, keys)
+        cursor = _tick(sensor, instance, None).cursor
+        _run_that_fails(settings, instance, keys)
+        _tick(sensor, instance, cursor)
+        assert instance.get_materialized_partitions(names.uploaded_archive) == set(keys[:2])
+        _tick(sensor, instance, cursor)
+        told = instance.fetch_materializations(names.uploaded_archive, limit=10).records
+        assert len(told) == 2, "each is told once"
+        assert told[0].asset_materialization is not None
+        assert told[0].asset_materialization.metadata["messages"].value == 1
+
+
+def test_what_a_canceled_run_stored_is_reported_within_the_hour(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    names = Names.of(settings)
+    stored = sealed(settings, {"1": b"x"}).seal.partition
+    assert len(list(ship(settings, settings.store.open()))) == 1
+    unshipped = sealed(settings, {"2": b"x"}).seal.partition
+    with persistent_instance(tmp_path) as instance:
+        instance.add_dynamic_partitions(names.partition_set, [stored, unshipped])
+        with dg.build_schedule_context(instance=instance) as context:
+            build_retention_schedule(settings, running=True)(context)
+        assert instance.get_materialized_partitions(names.uploaded_archive) == {stored}
+
+
+def _run_that_fails(settings: Pipeline, instance: dg.DagsterInstance, keys: list[str]) -> None:
+    """A run of these partitions whose process is gone."""
+    tags = {RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1]}
+    job = Names.of(settings).ship_job
+    run = dg.DagsterRun(job_name=job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+    instance.add_run(run)
+    instance.report_run_failed(run, "its process was killed")
+
+
 def _tick(
     sensor: dg.SensorDefinition, instance: dg.DagsterInstance, cursor: str | None
 ) -> SensorExecutionData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,4 +62,5 @@ def test_what_crashes_hangs_or_eats_memory_ends_as_a_dead_letter_and_all_else_is
             assert "tests.strategies_for_tests:deadly raised MemoryError" in reason
         else:
             assert "handling it ended the worker process: it was delivered " in reason
-            assert "the last 2 of them alone" in reason
+            # One more for each other worker that was handed it before the dead one was replaced.
+            assert re.search("the last [23] of them alone", reason)

@@ -133,7 +133,7 @@ def test_workers_leave_within_their_lease_though_the_broker_hangs(
     parts = on_servers(rabbitmq, redis_server)
     patient = {"heartbeat_seconds": 600, "connect_timeout_seconds": 300}
     parts["source"] = parts["source"].model_copy(update=patient)
-    settings = embedded(tmp_path, **parts)
+    settings = embedded(tmp_path, **parts, lease_seconds=60)
     contents = files(200)
     publish(settings, contents)
     connected, connecting = Supervisor(settings), Supervisor(settings)

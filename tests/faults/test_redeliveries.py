@@ -104,7 +104,7 @@ def test_no_redelivered_message_is_a_second_copy_though_acks_connections_and_wor
     seal_on_request(direct)
     ship_all(direct)
     assert archived_files(tmp_path / "objects") == {n: [body] for n, body in contents.items()}
-    assert snapshot(direct).duplicates > 500, "too few came again: this shows little"
+    assert snapshot(direct).duplicates > 200, "too few came again: this shows little"
     kept = sum(int(path.name.split(".")[1]) for path in direct.layout.shipped.iterdir())
     assert 2_500 <= kept < 2_500 + 160
 

@@ -29,6 +29,7 @@ from tests.drains import (
     draining,
     embedded,
     files,
+    first_worker,
     on_servers,
     one_worker,
     pids,
@@ -224,8 +225,7 @@ def test_a_worker_that_hangs_is_killed_after_it_was_let_go_and_its_message_comes
     contents = files(10)
     publish(hanging, contents)
     stuck = Supervisor(hanging)
-    stuck.renew()
-    worker = one_worker(hanging)
+    worker = first_worker(stuck, hanging)
     wait_for(lambda: backlog(hanging) < len(contents), hanging, "a message in hand")
     stuck.let_go()
     assert not gone_within(0.5, {worker.pid})
@@ -241,7 +241,7 @@ def test_a_worker_that_hangs_ends_itself_when_nobody_supervises_it_any_more(
 ) -> None:
     settings = embedded(tmp_path, parser=drains.hang)
     publish(settings, files(1))
-    code = "from fuploader_dagster import worker as w; w.LEAVING_SECONDS = 1; w.main()"
+    code = "from fuploader_dagster.intake import worker as w; w.LEAVING_SECONDS = 1; w.main()"
     worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT)
     assert worker.stdin is not None
     job = Job(0, 60, [str(ROOT)], 2, msgspec.Raw(dump_intake(settings)))
@@ -336,8 +336,7 @@ def test_changed_settings_bring_new_workers_without_a_wait_for_the_old_ones(
     contents = files(100)
     supervisor = supervisor_for(old)
     assert supervisor_for(embedded(tmp_path, seal_messages=1_000)) is supervisor
-    supervisor.renew()
-    before = one_worker(old).pid
+    before = first_worker(supervisor, old).pid
     os.kill(before, signal.SIGSTOP)  # it cannot leave, so whoever waits for it has to kill it
     supervisor = supervisor_for(new)
     supervisor.renew()
