@@ -1,8 +1,8 @@
-"""What a look at a pipeline finds that a person should be told.
+"""Finds the troubles of a pipeline that a person should be told.
 
-Workers, object store, disk, dead letters and slots are each looked at alone: one look that fails
+Workers, object store, disk, dead letters and slots are looked at one by one: a look that fails
 leaves its kind unknown and hides nothing that the others find. Looks are short and change nothing.
-What only Dagster knows (runs, ticks, a switch) comes from the caller.
+What only Dagster knows (runs, ticks, whether the sensor is on) comes from the caller.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fuploader_dagster.delivery.mend import all_mended
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.health.alerts import Kind, Looked, Trouble
+from fuploader_dagster.health.alerts import Findings, Kind, Trouble
 from fuploader_dagster.intake.dead_letter_counts import grouped, read_counts
 from fuploader_dagster.intake.disk_space import Unshipped, shortage, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
@@ -33,7 +33,7 @@ LISTED_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A run that failed and is not started again by Dagster itself."""
+    """A failed run that Dagster will not retry."""
 
     run_id: str
     reason: str
@@ -41,10 +41,10 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class Draining:
-    """What Dagster knows of the drain."""
+    """What Dagster knows about the drain."""
 
     wanted: bool
-    """False: somebody switched its sensor off."""
+    """False if somebody switched its sensor off."""
     problem: str = ""
     """Why its ticks fail."""
     since: float = 0.0
@@ -57,8 +57,8 @@ def look(
     *,
     now: float,
     going_on: Sequence[str] = (),
-) -> Looked:
-    """All of it. `going_on`: the kinds of trouble that are known already."""
+) -> Findings:
+    """Everything. `going_on` has the kinds of trouble that are known already."""
     layout = pipeline.layout
     looks: dict[Kind, Callable[[], Trouble | None]] = {
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),
@@ -75,28 +75,26 @@ def look(
         try:
             trouble = one()
         except (FuploaderError, OSError) as error:
-            log.warning("%s of %s could not be looked at: %s", kind, pipeline.name, error)
+            log.warning("cannot tell whether %s has %s trouble: %s", pipeline.name, kind, error)
             unknown.append(kind)
         else:
             found += [trouble] if trouble is not None else []
     if not any(trouble.kind in ("failed_slots", "store") for trouble in found):
         found += _failed_runs(runs, now)
     endings = {} if draining.wanted else {"drain": "was switched off: its drain is not watched"}
-    return Looked(tuple(found), tuple(unknown), endings)
+    return Findings(tuple(found), tuple(unknown), endings)
 
 
 def drain_trouble(
     pipeline: Pipeline, draining: Draining, workers: Sequence[WorkerStatus], now: float
 ) -> Trouble | None:
-    """What keeps messages in the queue, unless somebody wants it so. A full disk is one of its
-    own."""
+    """What keeps messages in the queue, unless somebody switched the drain off. A full disk is a
+    kind of its own."""
     if not draining.wanted:
         return None
-    draining_ones = {one.worker for one in workers if one.doing == "draining"}
+    busy = {one.worker for one in workers if one.doing == "draining"}
     told = [
-        one
-        for one in workers
-        if one.problem and one.doing != "paused" and one.worker not in draining_ones
+        one for one in workers if one.problem and one.doing != "paused" and one.worker not in busy
     ]
     silent = [
         one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
@@ -105,41 +103,41 @@ def drain_trouble(
         said = "; ".join(f"worker {one.worker}: {one.problem}" for one in told[:LISTED])
         since = min(one.problem_since or now for one in told)
     elif silent:
-        said = f"{len(silent)} workers have said nothing for {SILENT_SECONDS:.0f} s or longer"
+        said = f"{len(silent)} workers have not reported for {SILENT_SECONDS:.0f} s or longer"
         since = min(one.updated_at for one in silent)
     elif draining.problem and not any(one.problem for one in workers):
         said, since = draining.problem, draining.since
     elif not workers:
-        said, since = _nobody(pipeline), now
+        said, since = _no_workers(pipeline), now
     else:
         return None
-    text = f"the drain has stopped or is hindered, and messages wait in the queue: {said}"
+    text = f"the drain is stopped or hindered, and messages wait in the queue: {said}"
     return Trouble("drain", text, since)
 
 
-def _nobody(pipeline: Pipeline) -> str:
+def _no_workers(pipeline: Pipeline) -> str:
     if pipeline.drain_by == "command":
-        return "no worker runs: is `fuploader drain` running on this machine?"
-    return "no worker runs: look at the ticks of the drain sensor"
+        return "no worker is running: is `fuploader drain` running on this machine?"
+    return "no worker is running: look at the ticks of the drain sensor"
 
 
 def store_trouble(pipeline: Pipeline) -> Trouble | None:
-    """Whether the object store answers those who ship, or the recovery schedule, which looks."""
+    """Whether the object store answers runs that ship, and the recovery schedule."""
     found = find_trouble(pipeline.layout)
     if found is None:
         return None
     text = f"the object store {pipeline.store.describe()} does not answer: {found.error}"
-    return Trouble("store", f"{text}; what is sealed waits on the disk", found.since)
+    return Trouble("store", f"{text}; sealed slots wait on the disk", found.since)
 
 
 def disk_trouble(pipeline: Pipeline, now: float, *, paused: bool) -> Trouble | None:
-    """Whether the drain pauses, or would, for lack of room."""
+    """Whether the drain pauses, or would pause, for lack of disk space."""
     waiting = [one for one in read_statuses(pipeline.layout) if one.doing == "paused"]
     if waiting:
-        said = next((one.problem for one in waiting if one.problem), "a worker pauses")
+        said = next((one.problem for one in waiting if one.problem), "a worker is paused")
         return Trouble("disk", said, min(one.problem_since or now for one in waiting))
     if not pipeline.layout.root.is_dir():
-        return None  # nothing was drained yet, or its disk is gone, which the workers say
+        return None  # nothing was drained yet, or the disk is gone, which the workers report
     unshipped = Unshipped(pipeline.layout).bytes() if pipeline.max_unshipped_bytes else 0
     space = space_of(pipeline.storage_root.absolute(), unshipped)
     said = shortage(space, pipeline.intake(), paused=paused)
@@ -147,14 +145,14 @@ def disk_trouble(pipeline: Pipeline, now: float, *, paused: bool) -> Trouble | N
 
 
 def letter_trouble(pipeline: Pipeline, now: float) -> Trouble | None:
-    """Whether more dead letters come than may."""
+    """Whether there are more dead letters than `max_dead_letters_per_hour`."""
     counts, most = read_counts(pipeline.layout), pipeline.max_dead_letters_per_hour
     if (recent := counts.last_hour(now)) <= most:
         return None
     reasons = dict(list(counts.reasons.items())[:LISTED])
     text = (
-        f"{recent:,} messages became dead letters within an hour, max_dead_letters_per_hour is "
-        f"{most:,}; the most frequent reason of all: {next(iter(reasons), 'unknown')}. "
+        f"{recent:,} messages became dead letters within an hour; max_dead_letters_per_hour is "
+        f"{most:,}. Most frequent reason so far: {next(iter(reasons), 'unknown')}. "
         f"`fuploader dead-letters list` shows them"
     )
     return Trouble("dead_letters", text, now, details={"last_hour": recent, "reasons": reasons})
@@ -168,18 +166,18 @@ def slot_trouble(
     *,
     going_on: bool,
 ) -> Trouble | None:
-    """Slots that were given up to the recovery schedule. One that fails within a run's retries is
-    none of them yet."""
+    """Slots that runs left to the recovery schedule. One that a run still retries is not among
+    them."""
     given_up = [one for one in failures if runs or one.attempts > pipeline.max_retries]
     if not (given_up or (going_on and failures)):
         return None
     since = min((one.failed_at for one in failures), default=now)
     causes = dict.fromkeys(grouped(one.error) for one in given_up)
-    run = f"run {runs[-1].run_id} failed: {runs[-1].reason}. " if runs else ""
+    run = f"{_failed(runs[-1])}. " if runs else ""
     text = (
         f"{run}{len(failures):,} slots failed after all retries and wait for their next attempt; "
-        f"their data is kept. Correct what their errors say, then materialise their partitions, or "
-        f"wait for the recovery schedule. The first: {failures[0].error[:LISTED_CHARACTERS]}"
+        f"their data is kept. Fix what their errors say, then materialise their partitions or wait "
+        f"for the recovery schedule. First error: {failures[0].error[:LISTED_CHARACTERS]}"
     )
     details: dict[str, Any] = {
         **({"run_id": runs[-1].run_id} if runs else {}),
@@ -198,14 +196,18 @@ def slot_trouble(
 
 
 def _failed_runs(runs: Sequence[FailedRun], now: float) -> Iterator[Trouble]:
-    """Runs that failed before they touched a slot, or whose slots were replaced."""
+    """Runs that failed before they touched a slot, or whose slots were replaced since."""
     for run in runs:
-        text = f"run {run.run_id} failed: {run.reason} What it did not finish is asked for again"
+        text = f"{_failed(run)}. The recovery schedule asks for its unfinished slots again"
         yield Trouble("failed_run", text, now, (grouped(run.reason),), {"run_id": run.run_id})
 
 
+def _failed(run: FailedRun) -> str:
+    return f"run {run.run_id} failed: {run.reason.rstrip('.')}"
+
+
 def damage(layout: Layout, now: float) -> Trouble | None:
-    """Damaged slots whose directory nobody has looked after yet."""
+    """Damaged slots whose directory is still in `set-aside/`."""
     found = [one for one in all_mended(layout) if (layout.root / one.set_aside).exists()]
     if not found:
         return None

@@ -1,9 +1,9 @@
-"""Where it is kept what was told: `alerts.json` in the pipeline's folder.
+"""Remembers which alerts were sent: `alerts.json` in the pipeline's folder.
 
-What must always hold: after a restart nothing is told twice and nothing is forgotten; only a power
-cut between the delivery of an alert and its note may repeat that one. The file is replaced in one
-step. On a full disk, which has to be told itself, it is written over where it is: it has spare room
-at its end from its first day on. Where even that fails, this process remembers.
+What must always hold: after a restart no alert is repeated or forgotten; only a power cut between
+sending an alert and recording it may repeat that one. The file is replaced atomically. On a full
+disk, which needs an alert itself, the file is overwritten in place: it has spare space at its end
+from the start. If even that fails, this process remembers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from fuploader_dagster.health.alerts import Memory
 log = logging.getLogger(__name__)
 
 SPARE_BYTES = 64 * 1024
-"""Of one file for each pipeline. What is told has a few kilobytes."""
+"""Size of the file. Its content takes a few kilobytes."""
 
 _unwritten: dict[Path, Memory] = {}
-"""What could not be written by this process."""
+"""What this process could not write."""
 
 
 def read_memory(layout: Layout) -> Memory | None:
-    """What was told; None if nothing ever was, or if it cannot be read any more. Raises
-    `ForeignFile`, and `OSError`."""
+    """The memory; None if there is none yet or if it is damaged. Raises `ForeignFile` and
+    `OSError`."""
     if layout.alerts in _unwritten:
         return _unwritten[layout.alerts]
     try:
@@ -39,12 +39,14 @@ def read_memory(layout: Layout) -> Memory | None:
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:
-        log.warning("%s cannot be read, what goes on is told again: %s", layout.alerts, error)
+        log.warning(
+            "cannot read %s, so alerts about ongoing trouble are repeated: %s", layout.alerts, error
+        )
         return None
 
 
 def write_memory(layout: Layout, memory: Memory) -> None:
-    """Note what was told. Never raises for the disk: whoever is to be told of it must be."""
+    """Store the memory. Never raises for a bad disk: its alert has to be sent all the same."""
     content = msgspec.json.encode(memory)
     content += b" " * (SPARE_BYTES - len(content))
     try:
@@ -54,7 +56,9 @@ def write_memory(layout: Layout, memory: Memory) -> None:
             _write_over(layout.alerts, content)
     except (FuploaderError, OSError) as error:
         _unwritten[layout.alerts] = memory
-        log.warning("what was told could not be noted, a restart will repeat it: %s", error)
+        log.warning(
+            "cannot record which alerts were sent, so a restart will repeat them: %s", error
+        )
     else:
         _unwritten.pop(layout.alerts, None)
 
@@ -63,7 +67,7 @@ def _write_over(path: Path, content: bytes) -> None:
     descriptor = open_own(path, os.O_RDWR)
     try:
         if os.fstat(descriptor).st_size < len(content):
-            raise OSError(f"{path} has no spare room")
+            raise OSError(f"{path} has no spare space")
         write_all(descriptor, content)
         os.ftruncate(descriptor, len(content))
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """Posting to `alert_webhook`.
 
-What must always hold: the address is a secret, as it lets anybody post, and the answer may repeat
-it. So neither is in any error or log, only the host's name; no redirect is followed, which would
-hand the message to somebody else; and nothing of the answer is read but its status.
+What must always hold: the address is a secret, because it lets anybody post, and the response may
+repeat it. So errors and logs contain neither, only the host's name. No redirect is followed: it
+would give the message to somebody else. Only the status of the response is read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DONE = range(200, 300)
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:
-    """POST the message as JSON. Raises `TemporaryError` or `PermanentError`; either way it was not
-    delivered, as far as one knows."""
-    import requests  # noqa: PLC0415  each run loads what imports this, hardly any posts
+    """POST the message as JSON. After a `TemporaryError` or a `PermanentError` it counts as not
+    delivered."""
+    import requests  # noqa: PLC0415  each run imports this module, few post
 
-    where = f"the alert could not be posted to {host_of(url)}"
+    where = f"cannot post the alert to {host_of(url)}"
     try:
         with (
             _unlogged(),
@@ -42,12 +42,12 @@ def post(url: str, message: Mapping[str, Any]) -> None:
         ):
             status = answer.status_code
     except (requests.RequestException, ValueError, OSError) as error:
-        # Its text has the address in it, so there must be no chain to it either.
+        # The error's text has the address in it, so it must not be chained either.
         raise _failed(where, type(error).__name__) from None
     if status in _REDIRECTS:
         raise PermanentError(
             f"{where}: it answered {status}, a redirect, which is not followed",
-            hint="give alert_webhook the address that it leads to",
+            hint="set alert_webhook to the address that it leads to",
         )
     if status not in _DONE:
         raise _failed(where, f"it answered {status}")
@@ -55,7 +55,7 @@ def post(url: str, message: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """urllib3 logs the path of each request at DEBUG: not those of this thread."""
+    """Keep the path out of the log: urllib3 logs that of each request at DEBUG."""
     thread, logger = threading.get_ident(), logging.getLogger("urllib3.connectionpool")
 
     def is_of_others(record: logging.LogRecord) -> bool:
@@ -69,7 +69,7 @@ def _unlogged() -> Iterator[None]:
 
 
 def host_of(url: str) -> str:
-    """What may be shown of an address."""
+    """The part of an address that may be shown."""
     try:
         return urlsplit(url).hostname or "a host without a name"
     except ValueError:
@@ -79,5 +79,5 @@ def host_of(url: str) -> str:
 def _failed(where: str, why: str) -> FuploaderError:
     return TemporaryError(
         f"{where}: {why}",
-        hint="it is tried again once a minute; if it stays, check alert_webhook and the network",
+        hint="it is retried every minute; if it keeps failing, check alert_webhook and the network",
     )

@@ -1,16 +1,16 @@
-"""Alerts: what a person is told of a pipeline, and when. Pure decisions; nothing is sent here.
+"""Alerts: what a person is told about a pipeline, and when. Pure decisions; nothing is sent here.
 
-What must always hold: each trouble is told once when it has lasted longer than its grace, and its
-end once, however many looks see it, and whatever process makes them: what was told is in a `Memory`
-that outlives the process. An alert counts as told only when it was delivered: `due` gives it again
-until then, also when the trouble is over by that time.
+What must always hold: each trouble is told once, when it has lasted longer than its grace, and its
+end once, however many looks see it and whichever process looks: what was told is in a `Memory` that
+outlives the process. An alert counts as told only after it was delivered: until then `due` gives it
+again, even if the trouble has ended meanwhile.
 
-    memory = noticed(memory, looked, now)       # what a look has found
+    memory = noticed(memory, findings, now)     # what a look has found
     for alert in due(memory, now):
         ...post it...
         memory = told(memory, alert, now)       # only if it was delivered
 
-A trouble may have causes that differ (`Trouble.causes`): while it lasts, a new one is told as well.
+A trouble may have several causes (`Trouble.causes`): while it lasts, each new one is told as well.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ from fuploader_dagster.settings.safe_text import in_a_line
 Kind = Literal["drain", "store", "disk", "dead_letters", "failed_slots", "damaged", "failed_run"]
 
 MAX_CAUSES = 50
-"""Remembered for each trouble; later ones are not told apart."""
+"""Maximum number to remember for each trouble; further ones are not told."""
 REPEATED_SECONDS = 3600.0
-"""A failed run that left no failed slot is told once an hour at most for each cause."""
+"""A failed run that left no failed slot is told at most once in this time for each cause."""
 
 GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0}
-"""How long a trouble lasts before it is told, and how long it is over before that is told: a broker
-that restarts calls nobody. The others have waited before: for retries, for a mark with a margin."""
+"""How long a trouble has to last before it is told, and to be over before its end is told: a
+broker's restart alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 
 _ENDS: Mapping[str, str] = {
     "drain": "drains again",
     "store": "reaches its object store again",
-    "disk": "has room again",
-    "dead_letters": "is below its mark of dead letters again",
+    "disk": "has enough disk space again",
+    "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",
-    "damaged": "has no damaged slots in set-aside any more",
+    "damaged": "has no damaged slots in set-aside/ any more",
 }
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a look has found, in a sentence."""
+    """One thing that is wrong, in a sentence."""
 
     kind: Kind
     sentence: str
     since: float
-    """Seconds since 1970, as far as the look knows."""
+    """Seconds since 1970, as far as is known."""
     causes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     """For programs; part of the alert."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """All that a look has found."""
+class Findings:
+    """What a look has found."""
 
     troubles: tuple[Trouble, ...] = ()
     unknown: Collection[str] = ()
-    """Kinds that could not be looked at: what was known of them stays."""
+    """Kinds that could not be looked at: what is known about them stays."""
     endings: Mapping[str, str] = field(default_factory=dict)
-    """Kinds whose trouble ends for another reason than that all is well, and which."""
+    """Why the trouble of a kind ends, if not because it is solved."""
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
-    """A trouble from its beginning to its end, and what was told of it."""
+    """A trouble from its beginning to its end, and what was told about it."""
 
     kind: Kind
     since: float
@@ -80,7 +80,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     is_due: bool = False
     """It has lasted longer than its grace."""
     told_at: float = 0.0
-    """0 as long as nobody was told."""
+    """0 until somebody was told."""
     told_causes: tuple[str, ...] = ()
     over_since: float = 0.0
     """0 while it lasts."""
@@ -88,29 +88,29 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is going on and what was told, by the kind (a failed run also by its cause)."""
+    """What is wrong and what was told, by kind (for a failed run by kind and cause)."""
 
     episodes: dict[str, Episode] = {}
     runs_until: float = 0.0
-    """Runs that failed before are known."""
+    """Failed runs are known up to this time."""
     runs_known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Alert:
-    """What is to be posted."""
+    """Something to post."""
 
     key: str
     state: Literal["trouble", "over"]
     episode: Episode
 
     def message(self, *, pipeline: str, node: str) -> dict[str, Any]:
-        """The JSON. `text` is for people, and what chat tools show."""
+        """The JSON to post. `text` is for people; chat tools show it."""
         one, where = self.episode, f"{pipeline} on {node}"
         if self.state == "trouble":
             text = f"{where}: {one.sentence} (since {_moment(one.since)})"
             if one.over_since:
-                text += f" It was over at {_moment(one.over_since)}."
+                text += f" It ended at {_moment(one.over_since)}."
         else:
             text = f"{where} {one.ending or _ENDS[one.kind]} (trouble since {_moment(one.since)})"
         return {
@@ -125,24 +125,24 @@ class Alert:
         }
 
 
-def noticed(memory: Memory, looked: Looked, now: float) -> Memory:
-    """What is known after a look."""
-    found = {_key(trouble): trouble for trouble in looked.troubles}
+def noticed(memory: Memory, findings: Findings, now: float) -> Memory:
+    """The memory after a look."""
+    found = {_key(trouble): trouble for trouble in findings.troubles}
     known = {key: one for key, one in memory.episodes.items() if not _is_done(one, now)}
     episodes = {}
     for key, before in known.items():
-        if before.kind in looked.unknown or before.over_since:
+        if before.kind in findings.unknown or before.over_since:
             episodes[key] = before
         elif before.is_due:
-            ending = looked.endings.get(before.kind, "")
+            ending = findings.endings.get(before.kind, "")
             episodes[key] = _replaced(before, over_since=now, ending=ending)
     for key, trouble in found.items():
-        episodes[key] = _goes_on(known.get(key), trouble, now)
+        episodes[key] = _continued(known.get(key), trouble, now)
     return msgspec.structs.replace(memory, episodes=episodes)
 
 
 def due(memory: Memory, now: float) -> Iterator[Alert]:
-    """What is to be told now; the beginning of a trouble before its end."""
+    """The alerts to send now; the beginning of a trouble comes before its end."""
     for key, one in memory.episodes.items():
         if one.is_due and (not one.told_at or set(one.causes) - set(one.told_causes)):
             yield Alert(key, "trouble", one)
@@ -152,7 +152,7 @@ def due(memory: Memory, now: float) -> Iterator[Alert]:
 
 
 def told(memory: Memory, alert: Alert, now: float) -> Memory:
-    """What is known when the alert was delivered."""
+    """The memory after the alert was delivered."""
     episodes = dict(memory.episodes)
     if alert.state == "over":
         del episodes[alert.key]
@@ -168,7 +168,7 @@ def _key(trouble: Trouble) -> str:
     return f"{trouble.kind} {trouble.causes}" if trouble.kind == "failed_run" else trouble.kind
 
 
-def _goes_on(before: Episode | None, trouble: Trouble, now: float) -> Episode:
+def _continued(before: Episode | None, trouble: Trouble, now: float) -> Episode:
     known = before.told_causes if before else ()
     room = max(0, MAX_CAUSES - len(known))
     new = tuple(cause for cause in trouble.causes if cause not in known)[:room]
@@ -187,7 +187,7 @@ def _goes_on(before: Episode | None, trouble: Trouble, now: float) -> Episode:
 
 
 def _is_done(one: Episode, now: float) -> bool:
-    """Whether nothing more will be told of it: a failed run has no end that could be seen."""
+    """Whether it can be forgotten. Only failed runs: their end cannot be seen."""
     return one.kind == "failed_run" and one.told_at > 0 and now - one.told_at >= REPEATED_SECONDS
 
 

@@ -1,11 +1,11 @@
-"""The doctor: looks at everything that a pipeline stands on, and says what to do about it.
+"""The doctor: checks everything that a pipeline depends on, and says what to do about it.
 
-What must always hold: it can run beside a pipeline that is at work. It takes no message, claims no
-slot, declares no queue; what it writes (a probe on the disk, a small object of its own name, a
-probe in the state that nobody else sees) it removes. One look that finds trouble does not stop the
-others, and nothing is retried: it tells how it is now.
+What must always hold: it can run beside a working pipeline. It takes no message, claims no slot and
+declares no queue, and it removes what it writes: a probe on the disk, a small object under a name
+of its own, a probe in the state store that nobody else sees. A check that finds trouble does not
+stop the others, and nothing is retried: it reports how things are now.
 
-Queue and state store look at themselves (`examine` of their settings); the object store is tried
+Queue and state store check themselves (`examine` of their settings). The object store is tried
 through its contract, the machine through `machine`.
 """
 
@@ -30,12 +30,12 @@ from fuploader_dagster.settings.user_functions import key_prefix, name_of, refer
 PROBE_PREFIX = "fuploader-doctor-"
 CLOCK_WARNING_SECONDS = 60.0
 CLOCK_WRONG_SECONDS = 600.0
-"""S3, COS and OSS refuse requests that are signed 15 minutes off."""
+"""S3, COS and OSS refuse requests whose signature is 15 minutes off."""
 STRATEGIES = ("parser", "file_name", "key", "packer")
 
 
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
-    """Everything about one pipeline, in the order of a message's way."""
+    """Check one pipeline, in the order in which a message passes its parts."""
     yield from _examine_part("queue", pipeline.source.examine())
     yield prefetch_against_batch(pipeline)
     yield from strategies(pipeline)
@@ -49,7 +49,7 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
 
 
 def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
-    """While a batch is made durable the next one should be here already."""
+    """Whether the next batch is here already while a worker makes one durable."""
     check, prefetch, batch = "prefetch", pipeline.prefetch_count, pipeline.commit_messages
     found = f"prefetch_count is {prefetch:,}, commit_messages {batch:,}"
     if prefetch < 2 * batch:
@@ -57,13 +57,13 @@ def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
             check,
             "warning",
             f"{found}: workers wait for messages after each commit",
-            f"set prefetch_count to {2 * batch:,} at least",
+            f"set prefetch_count to at least {2 * batch:,}",
         )
     return Diagnosis(check, "good", found)
 
 
 def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
-    """Whether each of the user's functions is found again by its name, as a worker does it."""
+    """Whether each of the user's functions can be imported by its name, as a worker does."""
     own = [(name, getattr(pipeline, name)) for name in STRATEGIES]
     for name, function in own:
         if not callable(function):
@@ -75,12 +75,12 @@ def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
                 name,
                 "wrong",
                 f"{name_of(function)}: {error}",
-                "workers are processes of their own: put it into a module they can import",
+                "workers are separate processes: put it into a module that they can import",
             )
 
 
 def disk(pipeline: Pipeline) -> Iterator[Diagnosis]:
-    """The disk below `storage_root`, by real writes."""
+    """The disk that holds `storage_root`, tested by real writes."""
     try:
         found = machine.read_disk(pipeline.layout.root.parent)
     except FuploaderError as error:
@@ -90,28 +90,30 @@ def disk(pipeline: Pipeline) -> Iterator[Diagnosis]:
             "disk",
             "wrong",
             f"cannot write below {pipeline.storage_root}: {error.strerror}",
-            "create the folder and give it to the user that runs the workers",
+            "create the folder and make the user that runs the workers its owner",
         )
     else:
         yield from machine.judge_disk(found, pipeline)
 
 
 def object_store(pipeline: Pipeline) -> Iterator[Diagnosis]:
-    """The bucket and our rights on it, by a part and an object of our own; then its clock."""
+    """The bucket and our rights in it, tested by a part and an object; then its clock."""
     try:
         store = _opened(pipeline.store)
         store.check()
     except FuploaderError as error:
         yield trouble("object store", error)
         return
-    yield from getattr(pipeline.store, "examine", tuple)()  # of a host's own, maybe not there
+    yield from getattr(
+        pipeline.store, "examine", tuple
+    )()  # a store of the user's own may have none
     yield from _round_trip(store, key_prefix(pipeline.key, pipeline=pipeline.name))
     yield _listing(store)
     yield from _clock(store)
 
 
 def judge_clock(difference_seconds: float) -> Diagnosis:
-    """What a clock that is so much ahead of the store's (or behind, if negative) means."""
+    """What it means that our clock is this far ahead of the store's (negative: behind)."""
     size = abs(difference_seconds)
     direction = "ahead of" if difference_seconds > 0 else "behind"
     found = f"this machine's clock is {size:,.0f} s {direction} the object store's"
@@ -127,7 +129,7 @@ def judge_clock(difference_seconds: float) -> Diagnosis:
             "clock",
             "warning",
             found,
-            "partition keys and dated object keys will be off as much: start chrony or ntpd",
+            "partition keys and dated object keys are off by as much: start chrony or ntpd",
         )
     return Diagnosis("clock", "good", found)
 
@@ -140,7 +142,7 @@ def _examine_part(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]
 
 
 def _opened(settings: OpensObjectStore) -> ObjectStore:
-    """The store, without its patience: a person waits."""
+    """The store, opened without retries: a person is waiting."""
     if "retry_budget_seconds" in getattr(type(settings), "model_fields", {}):
         settings = settings.model_copy(  # type: ignore[attr-defined]
             update={"retry_budget_seconds": 0}
@@ -149,7 +151,7 @@ def _opened(settings: OpensObjectStore) -> ObjectStore:
 
 
 def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
-    """Store, look at, read and remove a small object below the prefix of the pipeline's keys."""
+    """Store, read and remove a small object under the prefix of the pipeline's keys."""
     folder = prefix.rpartition("/")[0]
     key = f"{folder}/" * bool(folder) + PROBE_PREFIX + secrets.token_hex(8)
     content = os.urandom(1024)
@@ -167,8 +169,8 @@ def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
                 yield Diagnosis(
                     "object store",
                     "wrong",
-                    f"{receipt.address} was stored, and reads back as something else",
-                    "does a cache or a proxy lie between this machine and the store?",
+                    f"{receipt.address} was stored, but reads back as something else",
+                    "look for a cache or a proxy between this machine and the store",
                 )
             else:
                 yield Diagnosis(
@@ -190,20 +192,20 @@ def _removal(store: ObjectStore, key: str) -> Diagnosis:
     try:
         store.erase(key)
         if store.head(key) is None:
-            return Diagnosis("removal", "good", "the doctor's object is removed again")
-        problem = f"{store.address(key)} was removed and is there still"
+            return Diagnosis("removal", "good", "the doctor's object was removed again")
+        problem = f"{store.address(key)} was removed, but still exists"
     except FuploaderError as error:
-        problem = f"{store.address(key)} is left behind: {error.message}"
+        problem = f"{store.address(key)} could not be removed: {error.message}"
     return Diagnosis(
         "removal",
         "warning",
         problem,
-        "pipelines never remove objects, so this may be meant; remove that one by hand",
+        "pipelines never remove objects, so you may want it so; remove this one by hand",
     )
 
 
 def _listing(store: ObjectStore) -> Diagnosis:
-    """Recovery lists unfinished uploads, `fuploader catalog rebuild` objects."""
+    """Recovery needs to list unfinished uploads, `fuploader catalog rebuild` to list objects."""
     try:
         next(iter(store.list(PROBE_PREFIX)), None)
         unfinished = store.unfinished(PROBE_PREFIX)
@@ -212,10 +214,12 @@ def _listing(store: ObjectStore) -> Diagnosis:
             "listing",
             "warning",
             f"cannot list: {error.message}",
-            "allow listing of objects and of unfinished uploads: without it those of interrupted "
-            "uploads stay and cost money, and the catalog cannot be rebuilt",
+            "allow listing of objects and of unfinished uploads: without it, unfinished uploads "
+            "stay and cost money, and the catalog cannot be rebuilt",
         )
-    return Diagnosis("listing", "good", f"works; {len(unfinished)} of the doctor's own are left")
+    return Diagnosis(
+        "listing", "good", f"works; {len(unfinished)} unfinished uploads of the doctor's are left"
+    )
 
 
 def _clock(store: ObjectStore) -> Iterator[Diagnosis]:
@@ -225,7 +229,7 @@ def _clock(store: ObjectStore) -> Iterator[Diagnosis]:
     except FuploaderError as error:
         yield trouble("clock", error)
         return
-    if theirs is None:  # it has no clock but ours
+    if theirs is None:  # the store has no clock but ours
         return
     ours = before + (datetime.now(timezone.utc) - before) / 2
     yield judge_clock((ours - theirs).total_seconds())

@@ -1,6 +1,6 @@
-"""The machine a pipeline stands on: what its disk and its limits are, and what that means.
+"""The machine that a pipeline runs on: its disk and its limits, and what they mean for it.
 
-`read_disk` and `open_files_limit` look, everything else decides from the values.
+`read_disk` and `open_files_limit` look at the machine; everything else decides from values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
@@ -25,7 +26,7 @@ PROBES = 5
 PROBE_BYTES = 64 * 1024
 SLOW_FSYNC_SECONDS = 0.05
 OPEN_FILES_OF_A_PROCESS = 256
-"""Libraries, database, broker and store connections of one process, with room to spare."""
+"""Libraries, database, broker and store connections of one process, with some to spare."""
 OPEN_FILES_PER_SLOT = 4
 
 
@@ -35,22 +36,22 @@ class Disk:
 
     folder: Path
     kind: str
-    """`ext4`, `xfs`, ...; empty where the kernel does not say."""
+    """`ext4`, `xfs`, ...; empty if the kernel does not say."""
     options: frozenset[str]
     journal: bool | None
-    """None where it cannot be told, or where the kind of file system needs none."""
+    """None if unknown, or if this kind of file system needs none."""
     free_bytes: int
     free_inodes: int | None
-    """None for file systems that do not count them."""
+    """None for file systems that do not count inodes."""
     fsync_seconds: float
-    """Median of some small durable writes."""
+    """Median of several small durable writes."""
 
 
 def read_disk(folder: Path) -> Disk:
-    """Write a few small files durably into the folder, remove them, ask the kernel for the rest.
+    """Time a few small durable writes to the folder and ask the kernel for the rest.
 
-    The folder is created if it is missing, as the first worker would. Raises `OSError` or
-    `DiskFull` if that cannot be done.
+    Creates the folder if it is missing, as the first worker would. Raises `OSError` or `DiskFull`
+    if the folder cannot be created or written.
     """
     durable.make_dirs(folder)
     kind, options, device = _mount_of(folder.resolve())
@@ -67,7 +68,7 @@ def read_disk(folder: Path) -> Disk:
 
 
 def judge_disk(disk: Disk, pipeline: Intake) -> Iterator[Diagnosis]:
-    """What the disk means for a pipeline, each point on its own."""
+    """What the disk means for a pipeline, one diagnosis for each property."""
     yield _free_space(disk, pipeline)
     yield _inodes(disk, pipeline)
     yield _file_system(disk)
@@ -75,13 +76,12 @@ def judge_disk(disk: Disk, pipeline: Intake) -> Iterator[Diagnosis]:
 
 
 def judge_open_files(limit: int, pipeline: Intake) -> Diagnosis:
-    """Whether a worker and a run have enough file descriptors. `limit` is the soft one."""
+    """Whether a worker and a run have enough file descriptors. `limit` is the soft limit."""
     needed = OPEN_FILES_OF_A_PROCESS + OPEN_FILES_PER_SLOT * pipeline.slots_per_worker
-    found = f"a process may open {limit:,} files, a worker may need {needed:,}"
+    found = f"a process may open {limit:,} files; a worker needs up to {needed:,}"
     if limit < needed:
-        return Diagnosis(
-            "open files", "wrong", found, "raise it: `ulimit -n`, or LimitNOFILE in systemd's unit"
-        )
+        hint = "raise the limit: `ulimit -n`, or LimitNOFILE in the systemd unit"
+        return Diagnosis("open files", "wrong", found, hint)
     return Diagnosis("open files", "good", found)
 
 
@@ -93,97 +93,80 @@ def open_files_limit() -> int:
 
 def _free_space(disk: Disk, pipeline: Intake) -> Diagnosis:
     slots = pipeline.process_count * pipeline.slots_per_worker
-    growing = slots * pipeline.seal_bytes * 2  # while it is packed a slot is there twice
+    growing = slots * pipeline.seal_bytes * 2  # while a slot is packed its data is there twice
+    verdict = partial(Diagnosis, "disk space")
     found = (
         f"{_mib(disk.free_bytes)} free in {disk.folder}; the drain pauses below "
         f"{_mib(pipeline.min_free_bytes)}, full slots take up to {_mib(growing)}"
     )
     if disk.free_bytes < pipeline.min_free_bytes:
-        return Diagnosis("disk space", "wrong", found, "free some space, or lower min_free_bytes")
+        return verdict("wrong", found, "free some space, or lower min_free_bytes")
     if disk.free_bytes < pipeline.min_free_bytes + growing:
-        return Diagnosis(
-            "disk space",
-            "warning",
-            found,
-            "the drain will pause while slots wait for their upload: free some space, or lower "
-            "seal_bytes",
-        )
-    return Diagnosis("disk space", "good", found)
+        hint = "the drain will pause while slots wait for their upload: free some space, or lower "
+        return verdict("warning", found, hint + "seal_bytes")
+    return verdict("good", found)
 
 
 def _inodes(disk: Disk, pipeline: Intake) -> Diagnosis:
+    verdict = partial(Diagnosis, "inodes")
     if disk.free_inodes is None:
-        return Diagnosis("inodes", "good", f"{disk.kind or 'the file system'} does not count them")
+        return verdict("good", f"{disk.kind or 'the file system'} does not count them")
     slots = pipeline.process_count * pipeline.slots_per_worker
     files = pipeline.seal_messages if pipeline.slot_format == "files" else 8
     needed = 2 * slots * files + pipeline.min_free_inodes
-    found = f"{disk.free_inodes:,} free, min_free_inodes and full slots take {needed:,}"
+    found = f"{disk.free_inodes:,} free; min_free_inodes and full slots need {needed:,}"
     if disk.free_inodes < needed:
-        return Diagnosis(
-            "inodes",
-            "wrong",
-            found,
-            "remove small files, lower seal_messages, or use slot_format: segment",
-        )
-    return Diagnosis("inodes", "good", found)
+        hint = "remove small files, lower seal_messages, or use slot_format: segment"
+        return verdict("wrong", found, hint)
+    return verdict("good", found)
 
 
 def _file_system(disk: Disk) -> Diagnosis:
-    what = f"{disk.folder} lies on {disk.kind or 'a file system of unknown kind'}"
+    verdict = partial(Diagnosis, "file system")
+    what = f"{disk.folder} is on {disk.kind or 'a file system of unknown kind'}"
     if disk.kind in IN_MEMORY:
-        return Diagnosis(
-            "file system",
+        return verdict(
             "wrong",
-            f"{what}: it is gone when the machine stops, with every message acknowledged",
+            f"{what}: its content, with every acknowledged message, is lost when the machine stops",
             "set storage_root to a folder on a disk",
         )
     if unsafe := sorted(disk.options & WITHOUT_FSYNC_OPTIONS):
-        return Diagnosis(
-            "file system",
+        return verdict(
             "wrong",
             f"{what}, mounted with {', '.join(unsafe)}: a power cut can undo what was synced",
             "mount it without these options",
         )
     if disk.kind in OVER_THE_NETWORK or disk.kind.startswith("fuse"):
-        return Diagnosis(
-            "file system",
+        return verdict(
             "warning",
-            f"{what}: what fsync and locks promise is up to its server",
+            f"{what}: its server decides what fsync and locks really do",
             "prefer a local disk for storage_root; slots leave it within minutes anyway",
         )
     if disk.kind == "overlay":
-        return Diagnosis(
-            "file system",
+        return verdict(
             "warning",
-            f"{what}: in a container it goes with the container",
+            f"{what}: its content is lost when the container is removed",
             "mount a volume of the host at storage_root",
         )
     if disk.journal is False:
-        return Diagnosis(
-            "file system",
+        return verdict(
             "warning",
-            f"{what} without a journal: a crash needs a long check, and directories may suffer",
-            "use a journal (`tune2fs -O has_journal` on the unmounted device)",
+            f"{what} without a journal: a crash needs a long check and can damage directories",
+            "add a journal (`tune2fs -O has_journal` on the unmounted device)",
         )
-    return Diagnosis("file system", "good", what + (" with a journal" if disk.journal else ""))
+    return verdict("good", what + (" with a journal" if disk.journal else ""))
 
 
 def _fsync(disk: Disk) -> Diagnosis:
-    milliseconds = disk.fsync_seconds * 1000
-    found = f"a small durable write takes {milliseconds:.1f} ms"
+    found = f"a small durable write takes {disk.fsync_seconds * 1000:.1f} ms"
     if disk.fsync_seconds > SLOW_FSYNC_SECONDS:
-        return Diagnosis(
-            "fsync",
-            "warning",
-            found,
-            "each commit waits for one: raise commit_messages and prefetch_count, or take "
-            "another disk",
-        )
+        hint = "each commit waits for one: raise commit_messages and prefetch_count, or use another"
+        return Diagnosis("fsync", "warning", found, hint + " disk")
     return Diagnosis("fsync", "good", found)
 
 
 def _seconds_to_write(folder: Path) -> float:
-    probe = temporary_name(folder / "doctor")  # which recovery removes, should this be killed
+    probe = temporary_name(folder / "doctor")  # recovery removes it if this is killed
     seconds = []
     try:
         for _ in range(PROBES):
@@ -196,7 +179,7 @@ def _seconds_to_write(folder: Path) -> float:
 
 
 def _mount_of(folder: Path) -> tuple[str, frozenset[str], str]:
-    """Kind, options and device number of the mount that a folder lies on."""
+    """Kind, options and device number of the mount that a folder is on."""
     longest, found = -1, ("", frozenset[str](), "")
     try:
         lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()

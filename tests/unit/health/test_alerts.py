@@ -25,7 +25,7 @@ from fuploader_dagster.health.alert_look import (
     store_trouble,
 )
 from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
-from fuploader_dagster.health.alerts import Kind, Looked, Memory, Trouble, due, noticed, told
+from fuploader_dagster.health.alerts import Findings, Kind, Memory, Trouble, due, noticed, told
 from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, write_one
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from tests.settings import pipeline
@@ -50,7 +50,7 @@ class Person:
 
     def looks(self, *troubles: Trouble, delivers: bool = True, **values: object) -> list[str]:
         """What is heard after a look."""
-        looked = Looked(troubles, **values)  # type: ignore[arg-type]
+        looked = Findings(troubles, **values)  # type: ignore[arg-type]
         self.memory = noticed(self.memory, looked, self.now)
         # What outlives the process is only what can be written down.
         self.memory = msgspec.json.decode(msgspec.json.encode(self.memory), type=Memory)
@@ -155,7 +155,7 @@ def test_memory_is_bounded_by_whatever_number_of_causes() -> None:
 
 
 def test_an_alert_is_one_line_and_says_whose_since_when_and_why() -> None:
-    memory = noticed(Memory(), Looked((trouble("disk", sentence="a\x1b[2J\nb\u202ec"),)), NOW)
+    memory = noticed(Memory(), Findings((trouble("disk", sentence="a\x1b[2J\nb\u202ec"),)), NOW)
     (alert,) = due(memory, NOW)
     message = alert.message(pipeline="docs", node="n1")
     assert message["text"] == "docs on n1: a\\x1b[2J\\nb\\u202ec (since 2025-11-24 16:00 UTC)"
@@ -188,8 +188,8 @@ FAILING = Draining(wanted=True, problem="Redis is away", since=NOW - 100)
         (ON, [TROUBLED], "no broker", NOW - 90),
         (ON, [TROUBLED, status("starting", 1)], "no broker", NOW - 90),
         (ON, [TROUBLED, status("draining", 0)], "", 0),  # of one place, the newer drains
-        (ON, [], "no worker runs", NOW),
-        (ON, [status("draining", age=200)], "said nothing", NOW - 200),
+        (ON, [], "no worker is running", NOW),
+        (ON, [status("draining", age=200)], "have not reported", NOW - 200),
         (ON, [PAUSED], "", 0),  # the disk's, and told as such
         (FAILING, [PAUSED], "", 0),
         (FAILING, [], "Redis is away", NOW - 100),
@@ -317,7 +317,7 @@ def test_memory_outlives_a_restart_and_damage_to_it_tells_again(tmp_path: Path) 
     layout = pipeline(tmp_path).layout
     make_dirs(layout.root)
     assert read_memory(layout) is None
-    memory = noticed(Memory(), Looked((DISK,)), NOW)
+    memory = noticed(Memory(), Findings((DISK,)), NOW)
     write_memory(layout, memory)
     assert read_memory(layout) == memory
     assert layout.alerts.stat().st_size == SPARE_BYTES
