@@ -1,7 +1,8 @@
 """From the message queue to verified archives in object storage, as a Dagster project.
 
-The names that projects use are importable from here; each is loaded when it is first asked for, so
-that a worker process or a producer does not load Dagster or a client library that it does not use.
+Everything that a project may import is importable from here, from `errors` and from `testing`
+(docs/compatibility.md). Each name is loaded when it is first asked for, so that a worker process or
+a producer does not load Dagster or a client library that it does not use.
 """
 
 from __future__ import annotations
@@ -9,12 +10,42 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+from fuploader_dagster._moved import find_moved_modules
+
+if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the two
+    from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
+    from fuploader_dagster.archives.reader import Archive as Archive
     from fuploader_dagster.assets.partitions import Names as Names
+    from fuploader_dagster.assets.replay_job import build_replay_job as build_replay_job
+    from fuploader_dagster.assets.seal_job import build_seal_job as build_seal_job
+    from fuploader_dagster.assets.ship_job import build_ship_job as build_ship_job
     from fuploader_dagster.component import QueueToObjectStore as QueueToObjectStore
+    from fuploader_dagster.contracts.diagnosis import Diagnosis as Diagnosis
+    from fuploader_dagster.contracts.object_store import ArchiveFile as ArchiveFile
+    from fuploader_dagster.contracts.object_store import ObjectInfo as ObjectInfo
+    from fuploader_dagster.contracts.object_store import ObjectStore as ObjectStore
+    from fuploader_dagster.contracts.object_store import Progress as Progress
+    from fuploader_dagster.contracts.object_store import Retry as Retry
+    from fuploader_dagster.contracts.object_store import StoredObject as StoredObject
+    from fuploader_dagster.contracts.object_store import UnfinishedUpload as UnfinishedUpload
+    from fuploader_dagster.contracts.source import CommittedBatch as CommittedBatch
+    from fuploader_dagster.contracts.source import Message as Message
+    from fuploader_dagster.contracts.source import MessagePublisher as MessagePublisher
+    from fuploader_dagster.contracts.source import MessageSource as MessageSource
+    from fuploader_dagster.contracts.source import SourceSettings as SourceSettings
+    from fuploader_dagster.contracts.state import Commit as Commit
+    from fuploader_dagster.contracts.state import SlotCount as SlotCount
+    from fuploader_dagster.contracts.state import Snapshot as Snapshot
+    from fuploader_dagster.contracts.state import StateSettings as StateSettings
+    from fuploader_dagster.contracts.state import StateStore as StateStore
+    from fuploader_dagster.definitions import build_asset_checks as build_asset_checks
+    from fuploader_dagster.definitions import build_assets as build_assets
     from fuploader_dagster.definitions import build_definitions as build_definitions
+    from fuploader_dagster.definitions import build_jobs as build_jobs
+    from fuploader_dagster.definitions import build_resources as build_resources
+    from fuploader_dagster.definitions import build_schedules as build_schedules
+    from fuploader_dagster.definitions import build_sensors as build_sensors
     from fuploader_dagster.delivery.find_archive import open_partition as open_partition
-    from fuploader_dagster.parts import Parts as Parts
     from fuploader_dagster.processing.producer import DecodedFilePayload as DecodedFilePayload
     from fuploader_dagster.processing.producer import FileMessage as FileMessage
     from fuploader_dagster.processing.producer import FileMessagePublisher as FileMessagePublisher
@@ -30,45 +61,118 @@ if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores import S3 as S3
     from fuploader_dagster.resources.object_stores import Local as Local
     from fuploader_dagster.resources.object_stores import Mirror as Mirror
+    from fuploader_dagster.resources.object_stores import ObjectStoreResource as ObjectStoreResource
+    from fuploader_dagster.resources.object_stores.archive_bytes import open_archive as open_archive
+    from fuploader_dagster.resources.object_stores.archive_bytes import (
+        refuse_changed as refuse_changed,
+    )
+    from fuploader_dagster.resources.object_stores.keys import full_key as full_key
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ as RabbitMQ
     from fuploader_dagster.resources.states.redis import RedisState as RedisState
     from fuploader_dagster.resources.states.sqlite import SqliteState as SqliteState
+    from fuploader_dagster.sensors.alert_sensor import build_alert_sensor as build_alert_sensor
+    from fuploader_dagster.sensors.automation_sensor import (
+        build_automation_sensor as build_automation_sensor,
+    )
+    from fuploader_dagster.sensors.drain_sensor import build_drain_sensor as build_drain_sensor
+    from fuploader_dagster.sensors.failure_sensor import (
+        build_failure_sensor as build_failure_sensor,
+    )
+    from fuploader_dagster.sensors.recovery_schedule import (
+        build_recovery_schedule as build_recovery_schedule,
+    )
+    from fuploader_dagster.sensors.retention_schedule import (
+        build_retention_schedule as build_retention_schedule,
+    )
+    from fuploader_dagster.sensors.scrub_schedule import build_scrub_job as build_scrub_job
+    from fuploader_dagster.sensors.scrub_schedule import (
+        build_scrub_schedule as build_scrub_schedule,
+    )
+    from fuploader_dagster.settings.loading import load_pipelines as load_pipelines
     from fuploader_dagster.settings.pipeline import Pipeline as Pipeline
+    from fuploader_dagster.settings.secret import Secret as Secret
+    from fuploader_dagster.standalone import Shipped as Shipped
     from fuploader_dagster.standalone import drain_pipeline as drain_pipeline
     from fuploader_dagster.standalone import recover_pipeline as recover_pipeline
     from fuploader_dagster.standalone import run_pipeline as run_pipeline
     from fuploader_dagster.standalone import ship_pipeline as ship_pipeline
 
-_HOMES = {
-    "open_partition": "delivery.find_archive",
-    "Pipeline": "settings.pipeline",
-    "QueueToObjectStore": "component",
-    "build_definitions": "definitions",
-    "DecodedFilePayload": "processing.producer",
-    "FileMessage": "processing.producer",
-    "FileMessagePublisher": "processing.producer",
-    "encode_file_message": "processing.producer",
-    "file_message_name": "processing.producer",
-    "parse_file_message": "processing.producer",
-    "publish_file_messages": "processing.producer",
-    "serialize_file_payload": "processing.producer",
-    "Names": "assets.partitions",
-    "Parts": "parts",
-    "drain_pipeline": "standalone",
-    "recover_pipeline": "standalone",
-    "run_pipeline": "standalone",
-    "ship_pipeline": "standalone",
-    "EmbeddedQueue": "resources.sources.embedded.source",
-    "COS": "resources.object_stores",
-    "Local": "resources.object_stores",
-    "Mirror": "resources.object_stores",
-    "OSS": "resources.object_stores",
-    "S3": "resources.object_stores",
-    "RabbitMQ": "resources.sources.rabbitmq.source",
-    "RedisState": "resources.states.redis",
-    "SqliteState": "resources.states.sqlite",
+_NAMES = {
+    "archives.ranges": ("StoredArchive",),
+    "archives.reader": ("Archive",),
+    "assets.partitions": ("Names",),
+    "assets.replay_job": ("build_replay_job",),
+    "assets.seal_job": ("build_seal_job",),
+    "assets.ship_job": ("build_ship_job",),
+    "component": ("QueueToObjectStore",),
+    "contracts.diagnosis": ("Diagnosis",),
+    "contracts.object_store": (
+        "ArchiveFile",
+        "ObjectInfo",
+        "ObjectStore",
+        "Progress",
+        "Retry",
+        "StoredObject",
+        "UnfinishedUpload",
+    ),
+    "contracts.source": (
+        "CommittedBatch",
+        "Message",
+        "MessagePublisher",
+        "MessageSource",
+        "SourceSettings",
+    ),
+    "contracts.state": ("Commit", "SlotCount", "Snapshot", "StateSettings", "StateStore"),
+    "definitions": (
+        "build_asset_checks",
+        "build_assets",
+        "build_definitions",
+        "build_jobs",
+        "build_resources",
+        "build_schedules",
+        "build_sensors",
+    ),
+    "delivery.find_archive": ("open_partition",),
+    "processing.producer": (
+        "DecodedFilePayload",
+        "FileMessage",
+        "FileMessagePublisher",
+        "encode_file_message",
+        "file_message_name",
+        "parse_file_message",
+        "publish_file_messages",
+        "serialize_file_payload",
+    ),
+    "resources.object_stores": ("COS", "OSS", "S3", "Local", "Mirror", "ObjectStoreResource"),
+    "resources.object_stores.archive_bytes": ("open_archive", "refuse_changed"),
+    "resources.object_stores.keys": ("full_key",),
+    "resources.sources.embedded.source": ("EmbeddedQueue",),
+    "resources.sources.rabbitmq.source": ("RabbitMQ",),
+    "resources.states.redis": ("RedisState",),
+    "resources.states.sqlite": ("SqliteState",),
+    "sensors.alert_sensor": ("build_alert_sensor",),
+    "sensors.automation_sensor": ("build_automation_sensor",),
+    "sensors.drain_sensor": ("build_drain_sensor",),
+    "sensors.failure_sensor": ("build_failure_sensor",),
+    "sensors.recovery_schedule": ("build_recovery_schedule",),
+    "sensors.retention_schedule": ("build_retention_schedule",),
+    "sensors.scrub_schedule": ("build_scrub_job", "build_scrub_schedule"),
+    "settings.loading": ("load_pipelines",),
+    "settings.pipeline": ("Pipeline",),
+    "settings.secret": ("Secret",),
+    "standalone": (
+        "Shipped",
+        "drain_pipeline",
+        "recover_pipeline",
+        "run_pipeline",
+        "ship_pipeline",
+    ),
 }
+"""What is importable from here, by the module that has it."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,64 +1,123 @@
-"""One place where the parts of a code location meet.
+"""The Dagster objects of a pipeline: a function for each kind, and all of them together.
 
     defs = build_definitions(Pipeline(name="documents", source=..., state=..., store=...))
 
-The result merges with other definitions: every name in it begins with the pipeline's.
+The result merges with other definitions: every name in it begins with the pipeline's. A project
+that wants to leave one out, or to have its own, composes the other functions as `build_definitions`
+does (docs/adding-a-backend.md). Names that the objects rely on are in `Names.of(pipeline)`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from fuploader_dagster.assets.partitions import SHIP_TAG, Names
+from fuploader_dagster.assets.checks import build_check, build_reachable_check
+from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.pipeline_assets import build_archive_assets
+from fuploader_dagster.assets.replay_job import build_replay_job
+from fuploader_dagster.assets.seal_job import build_seal_job
+from fuploader_dagster.assets.ship_job import build_ship_job
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.parts import Parts
 from fuploader_dagster.resources.object_stores.resource import as_resource
+from fuploader_dagster.sensors.alert_sensor import build_alert_sensor
+from fuploader_dagster.sensors.automation_sensor import build_automation_sensor
+from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
+from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
+from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
+from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
+from fuploader_dagster.sensors.scrub_schedule import build_scrub_job, build_scrub_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.takeover.rivals import refuse_rivals
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
 
-def build_definitions(
-    *pipelines: Pipeline, running: bool = True, parts: Parts | None = None
-) -> dg.Definitions:
-    """Assets, jobs, sensors, schedules and store resources of the pipelines.
 
-    `running`: sensors and schedules are on as soon as Dagster loads them. `parts`: own ones in
-    place of this package's. Raises `ConfigError` where two pipelines would share a name, a folder,
-    or what FUploader left.
+def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:
+    """Everything that the pipelines have in Dagster.
+
+    `running`: sensors and schedules are on as soon as Dagster loads them. Raises `ConfigError`
+    where two pipelines would share a name, a folder, or what FUploader left.
     """
     _check_apart(pipelines)
     refuse_rivals(pipelines)
     return dg.Definitions.merge(
-        *(_definitions_of(pipeline, running, parts or Parts()) for pipeline in pipelines)
+        *(
+            dg.Definitions(
+                assets=build_assets(pipeline),
+                asset_checks=build_asset_checks(pipeline),
+                jobs=build_jobs(pipeline),
+                sensors=build_sensors(pipeline, running=running),
+                schedules=build_schedules(pipeline, running=running),
+                resources=build_resources(pipeline),
+            )
+            for pipeline in pipelines
+        )
     )
 
 
-def _definitions_of(pipeline: Pipeline, running: bool, parts: Parts) -> dg.Definitions:
-    pipeline = pipeline.model_copy(update={"store": as_resource(pipeline.store)})
-    names = Names.of(pipeline)
-    assets: dg.AssetSelection = dg.AssetSelection.assets(
-        names.packed_archive, names.uploaded_archive
-    )
-    if parts.reachable_check is not None:  # it costs no run
-        assets -= dg.AssetSelection.checks(names.reachable_check)
-    ship = dg.define_asset_job(
-        names.ship_job,
-        selection=assets,
-        tags={SHIP_TAG: names.scope},
-        executor_def=dg.in_process_executor,
-        description="Packs sealed slots and uploads their archives.",
-    )
-    resources: dict[str, Any] = {names.store: pipeline.store}
-    return dg.Definitions(
-        assets=parts.all_assets(pipeline),
-        asset_checks=parts.checks(pipeline),
-        jobs=[ship, *parts.jobs(pipeline)],
-        sensors=parts.sensors(pipeline, running=running),
-        schedules=parts.schedules(pipeline, running=running),
-        resources=resources,
-    )
+def build_assets(pipeline: Pipeline) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """`queue`, `sealed_slot`, `packed_archive`, `uploaded_archive` and `dead_letters`."""
+    return [*build_archive_assets(pipeline), build_dead_letter_asset(pipeline)]
+
+
+def build_asset_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
+    """`archive_matches_seal`, `store_reachable` and `dead_letters_below_limit`.
+
+    The ship job needs `store_reachable`: it names it, to leave it out of its runs.
+    """
+    builds = (build_check, build_reachable_check, build_dead_letter_check)
+    return [build(pipeline) for build in builds]
+
+
+def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
+    """Ship, seal now, replay; and scrub, unless `scrub_archives` is 0.
+
+    Sensors and schedules name the ship job, and the scrub schedule the scrub job.
+    """
+    return [
+        build_ship_job(pipeline),
+        build_seal_job(pipeline),
+        build_replay_job(pipeline),
+        *([build_scrub_job(pipeline)] if pipeline.scrub_archives else []),
+    ]
+
+
+def build_sensors(pipeline: Pipeline, *, running: bool = True) -> list[dg.SensorDefinition]:
+    """Drain and failures; with `runs_by: automation` that one, with `alert_webhook` the alerts.
+
+    Without the drain sensor nothing is drained or registered.
+    """
+    sensors = [
+        build_drain_sensor(pipeline, running=running),
+        build_automation_sensor(pipeline, running=running),
+        build_failure_sensor(pipeline, running=running),
+        build_alert_sensor(pipeline, running=running),
+    ]
+    return [sensor for sensor in sensors if sensor is not None]
+
+
+def build_schedules(pipeline: Pipeline, *, running: bool = True) -> list[dg.ScheduleDefinition]:
+    """Recovery and retention; and scrub, unless `scrub_archives` is 0.
+
+    Without the recovery schedule nothing that failed is asked for again.
+    """
+    schedules = [
+        build_recovery_schedule(pipeline, running=running),
+        build_retention_schedule(pipeline, running=running),
+        build_scrub_schedule(pipeline, running=running),
+    ]
+    return [schedule for schedule in schedules if schedule is not None]
+
+
+def build_resources(pipeline: Pipeline) -> dict[str, Any]:
+    """The object store, under the key that the assets ask for: `documents_store`."""
+    return {Names.of(pipeline).store: as_resource(pipeline.store)}
 
 
 def _check_apart(pipelines: tuple[Pipeline, ...]) -> None:

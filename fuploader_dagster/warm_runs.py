@@ -42,7 +42,7 @@ from fuploader_dagster.assets.partitions import PIPELINE_TAG
 from fuploader_dagster.sensors.dead_runs import living_process_of
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["fuploader_dagster.warm_imports"])
+_forks.set_forkserver_preload(["fuploader_dagster._warm_imports"])
 
 
 class WarmRunLauncher(DefaultRunLauncher):

@@ -47,7 +47,7 @@ class AlertNotSent(Exception):
     """The tick fails with it, so that the UI shows it."""
 
 
-def build_alert_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition | None:
+def build_alert_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition | None:
     """The alert sensor of a pipeline; None without a webhook."""
     if pipeline.alert_webhook is None:
         return None

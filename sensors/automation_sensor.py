@@ -10,8 +10,6 @@ it on, and evaluates everything else as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
@@ -21,19 +19,19 @@ MINIMUM_INTERVAL_SECONDS = 10
 """An evaluation reads the events of three assets; backfills start every 30 s at best."""
 
 
-def build_automation_sensor(pipeline: Pipeline, *, running: bool) -> Sequence[dg.SensorDefinition]:
-    """The automation sensor of a pipeline; none if the drain sensor asks for its runs."""
+def build_automation_sensor(
+    pipeline: Pipeline, *, running: bool = True
+) -> dg.SensorDefinition | None:
+    """The automation sensor of a pipeline; None if the drain sensor asks for its runs."""
     if pipeline.runs_by != "automation":
-        return []
+        return None
     names = Names.of(pipeline)
     status = dg.DefaultSensorStatus
-    return [
-        dg.AutomationConditionSensorDefinition(
-            name=f"{names.scope}_automation",
-            target=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
-            minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-            run_tags={PIPELINE_TAG: names.scope},
-            default_status=status.RUNNING if running else status.STOPPED,
-            description="Evaluates the automation conditions of the archives.",
-        )
-    ]
+    return dg.AutomationConditionSensorDefinition(
+        name=f"{names.scope}_automation",
+        target=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
+        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+        run_tags={PIPELINE_TAG: names.scope},
+        default_status=status.RUNNING if running else status.STOPPED,
+        description="Evaluates the automation conditions of the archives.",
+    )

@@ -73,7 +73,7 @@ class _Cursor(msgspec.Struct):
     """What the check `store_reachable` was told last; None: nothing yet."""
 
 
-def build_drain_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
+def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition:
     """The drain sensor of a pipeline; `running`: on without anybody switching it on."""
     names = Names.of(pipeline)
     partitions = names.partitions()

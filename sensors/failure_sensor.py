@@ -17,7 +17,7 @@ from fuploader_dagster.settings.safe_text import in_a_line
 LISTED_FAILURES = 20
 
 
-def build_failure_sensor(pipeline: Pipeline, *, running: bool) -> dg.SensorDefinition:
+def build_failure_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition:
     """The failure sensor of a pipeline."""
     names = Names.of(pipeline)
 

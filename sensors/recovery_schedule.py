@@ -37,7 +37,7 @@ HOUSEKEEPING_MINUTE = 0
 log = logging.getLogger(__name__)
 
 
-def build_recovery_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
+def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.ScheduleDefinition:
     """The recovery schedule of a pipeline, once a minute."""
     names = Names.of(pipeline)
 

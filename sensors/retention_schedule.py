@@ -26,7 +26,7 @@ KEYS_PER_EVALUATION = 5_000
 _DAY_SECONDS = 86_400.0
 
 
-def build_retention_schedule(pipeline: Pipeline, *, running: bool) -> dg.ScheduleDefinition:
+def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.ScheduleDefinition:
     """The retention schedule of a pipeline, once an hour. It launches no runs."""
     names = Names.of(pipeline)
 

@@ -7,7 +7,6 @@ archive's address: nothing else would tell before somebody needs the archive.
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -21,21 +20,21 @@ from fuploader_dagster.slots.receipts import receipts_between
 LISTED_PROBLEMS = 10
 
 
-def build_scrub_schedule(pipeline: Pipeline, *, running: bool) -> Sequence[dg.ScheduleDefinition]:
-    """The scrub of a pipeline, with the job that it launches; none if it is switched off."""
+def build_scrub_schedule(
+    pipeline: Pipeline, *, running: bool = True
+) -> dg.ScheduleDefinition | None:
+    """The schedule of a pipeline's scrub job; None if the scrub is switched off."""
     if not pipeline.scrub_archives:
-        return []
-    status = dg.DefaultScheduleStatus
-    return [
-        dg.ScheduleDefinition(
-            name=f"{Names.of(pipeline).scope}_scrub_schedule",
-            job=build_scrub_job(pipeline),
-            cron_schedule=pipeline.scrub_cron,
-            execution_timezone="UTC",
-            default_status=status.RUNNING if running else status.STOPPED,
-            description=f"Reads {pipeline.scrub_archives} stored archives back in part.",
-        )
-    ]
+        return None
+    names, status = Names.of(pipeline), dg.DefaultScheduleStatus
+    return dg.ScheduleDefinition(
+        name=f"{names.scope}_scrub_schedule",
+        job_name=names.scrub_job,
+        cron_schedule=pipeline.scrub_cron,
+        execution_timezone="UTC",
+        default_status=status.RUNNING if running else status.STOPPED,
+        description=f"Reads {pipeline.scrub_archives} stored archives back in part.",
+    )
 
 
 def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:

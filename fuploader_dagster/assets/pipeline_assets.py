@@ -45,7 +45,7 @@ REPACK_TAG = "fuploader/repack"
 """`true` on a run or backfill: stored archives are fetched back, packed anew and uploaded again."""
 
 
-def build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
+def build_archive_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
     """The four assets of a pipeline, in one group that is named for it."""
     with warnings.catch_warnings():  # its one warning, that it is in beta, is known
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -115,7 +115,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     @dg.asset(
         key=names.uploaded_archive,
         deps=[packed_archive],
-        kinds={type(pipeline.store).__name__.lower()},
+        kinds={type(pipeline.store).__name__.removesuffix("Settings").lower()},
         description=f"Archives that the store has confirmed: {pipeline.store.describe()}",
         required_resource_keys={names.store},
         partitions_def=partitions,

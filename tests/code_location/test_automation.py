@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster import Names, Parts, build_definitions
+from fuploader_dagster import Names, build_definitions
 from fuploader_dagster.delivery.recovery import AUTOMATION_PATIENCE
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -145,21 +145,3 @@ def test_names_that_dagster_could_not_tell_apart_are_refused_with_both(
         build_definitions(*settings)
     for name, node in pairs:
         assert f"{name} on node {node or 'local'!r}" in str(caught.value)
-
-
-def own_sensor(pipeline: Pipeline, /, *, running: bool) -> dg.SensorDefinition:
-    @dg.sensor(name=f"{pipeline.name}_own", job_name=Names.of(pipeline).ship_job)
-    def own(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        return dg.SkipReason("a sensor of somebody's own")
-
-    return own
-
-
-def test_each_part_can_be_replaced_or_left_out(tmp_path: Path) -> None:
-    parts = Parts(drain_sensor=own_sensor, replay_job=None, scrub_schedule=None, check=None)
-    definitions = build_definitions(pipeline(tmp_path), parts=parts)
-    repository = definitions.get_repository_def()
-    assert {one.name for one in repository.sensor_defs} == {"docs_own", "docs_failures"}
-    assert {one.name for one in repository.schedule_defs} == {"docs_recovery", "docs_retention"}
-    jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert jobs == {"docs_ship", "docs_seal_now"}

@@ -12,6 +12,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+import fuploader_dagster
+from fuploader_dagster import build_definitions, build_jobs, build_schedules, build_sensors
 from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.settings.loading import load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -19,7 +21,7 @@ from fuploader_dagster.testing import ObjectStoreContract, OpenStore
 from tests.settings import pipeline, sealed
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-backend.md"
-BACKEND, TESTS, PARTS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+BACKEND, TESTS, OBJECTS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,39 @@ def test_a_pipeline_of_yaml_stores_into_it(store_class: Any, tmp_path: Path) -> 
     ]
 
 
-def test_the_pages_parts_give_definitions(tmp_path: Path) -> None:
+def test_the_pages_definitions_leave_one_out_and_have_one_of_their_own(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
-    exec(compile(PARTS, str(PAGE), "exec", dont_inherit=True), names)
-    definitions = names["definitions"](pipeline(tmp_path))
-    sensor = definitions.get_repository_def().get_sensor_def("docs_drain")
-    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    exec(compile(OBJECTS, str(PAGE), "exec", dont_inherit=True), names)
+    settings = pipeline(tmp_path)
+    whole = build_definitions(settings).get_repository_def()
+    composed = names["definitions"](settings).get_repository_def()
+    assert composed.get_sensor_def("docs_drain").default_status == dg.DefaultSensorStatus.STOPPED
+    for mine, theirs in (
+        (composed.sensor_defs, whole.sensor_defs),
+        (composed.schedule_defs, whole.schedule_defs),
+    ):
+        assert {one.name for one in mine} == {one.name for one in theirs}
+    jobs, all_jobs = ({job.name for job in one.get_all_jobs()} for one in (composed, whole))
+    assert all_jobs - jobs == {"docs_replay"}
+    assert composed.asset_graph.asset_check_keys == whole.asset_graph.asset_check_keys
+    assert composed.asset_graph.get_all_asset_keys() == whole.asset_graph.get_all_asset_keys()
+    assert composed.get_top_level_resources().keys() == whole.get_top_level_resources().keys()
+
+
+def test_each_function_that_the_page_names_builds_one_of_the_definitions(tmp_path: Path) -> None:
+    rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
+    functions = set(re.findall(r"`(build_[a-z_]+)`", "".join(rows)))
+    settings = pipeline(
+        tmp_path,
+        runs_by="automation",
+        alert_webhook="http://127.0.0.1:9/",
+        scrub_archives=1,
+    )
+    definitions = [
+        *build_jobs(settings),
+        *build_sensors(settings),
+        *build_schedules(settings),
+    ]
+    built = {getattr(fuploader_dagster, function)(settings).name for function in functions}
+    assert built == {one.name for one in definitions}
+    assert len(functions) == len(definitions)

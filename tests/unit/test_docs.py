@@ -179,3 +179,18 @@ def test_a_commit_is_checked_by_what_make_check_runs() -> None:
     made = [line.strip().replace("$(BIN)", ".venv/bin") for line in target[1].splitlines()]
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text("utf-8"))
     assert [hook["entry"] for hook in hooks["repos"][0]["hooks"]] == made
+
+
+def test_the_page_on_compatibility_names_every_command_with_json() -> None:
+    page = (REPOSITORY / "docs" / "compatibility.md").read_text("utf-8")
+    (said,) = re.findall(r"what\s+`--json` prints:(.*?)\. ", page, re.S)
+    commands = dict(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+    for group in [name for name, one in commands.items() if hasattr(one, "commands")]:
+        inner = commands.pop(group).commands
+        commands |= {f"{group} {name}": one for name, one in inner.items()}
+    with_json = {
+        name
+        for name, one in commands.items()
+        if any("--json" in param.opts for param in one.params)
+    }
+    assert set(re.findall(r"`([a-z -]+)`", " ".join(said.split()))) == with_json

@@ -1,0 +1,31 @@
+"""The ship job: packs sealed slots and uploads their archives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from fuploader_dagster.assets.partitions import SHIP_TAG, Names
+from fuploader_dagster.settings.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
+
+
+def build_ship_job(pipeline: Pipeline) -> UnresolvedAssetJobDefinition:
+    """The job that the drain sensor and the recovery schedule launch.
+
+    The check `store_reachable` costs no run, so it is left out; it must be among the definitions.
+    """
+    names = Names.of(pipeline)
+    archives = dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive)
+    return dg.define_asset_job(
+        names.ship_job,
+        selection=archives - dg.AssetSelection.checks(names.reachable_check),
+        tags={SHIP_TAG: names.scope},
+        executor_def=dg.in_process_executor,
+        description="Packs sealed slots and uploads their archives.",
+    )
