@@ -1,6 +1,6 @@
-"""Publishing around messages that a queue will never take, for whoever has others to send.
+"""Publish many messages although the queue refuses some of them for good.
 
-What must always hold: one refused message keeps no other from the queue, and is named.
+What must always hold: a refused message keeps no other message from the queue, and is named.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Pair = TypeVar("Pair")
 def publish_accepted(
     publish: Callable[[Sequence[Pair]], Any], messages: Sequence[Pair]
 ) -> dict[int, MessageRefused]:
-    """Publish all messages that the queue takes; returns why it refused others, by position.
+    """Publish all messages that the queue accepts; return the refusals by position.
 
-    Around a refused one some may be sent twice, where the queue did not say which it had.
+    If the queue does not say which messages it accepted before a refusal, those are sent twice.
     """
     refused: dict[int, MessageRefused] = {}
     left = list(range(len(messages)))

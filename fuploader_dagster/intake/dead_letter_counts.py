@@ -1,8 +1,8 @@
 """How many dead letters there are, why, and how fast they come: for displays and for a warning.
 
-`dead-letters/counts-w{worker}.json`, replaced by its worker after each batch that has any; never
-read through the letters themselves, which may be millions. It is counted on from the file when a
-worker starts. Losing it loses the counts, no letter.
+`dead-letters/counts-w{worker}.json`, replaced by its worker after each batch with dead letters. The
+letters themselves, which may be millions, are never read for it. A worker that starts continues the
+counts in its file. Losing the file loses the counts, no letter.
 
 Reasons are grouped: what differs from message to message (quoted text, numbers) is left out, and
 beyond `MAX_REASONS` different ones all others count as one.
@@ -34,10 +34,10 @@ class DeadLetterCounts(msgspec.Struct, kw_only=True):
     total: int = 0
     reasons: dict[str, int] = {}
     minutes: dict[int, int] = {}
-    """Minute since 1970 to what came in it, for the last hour in which any came."""
+    """Letters per minute (minutes since 1970), for the last hour in which there were any."""
 
     def add(self, reasons: Iterable[str], now: float) -> None:
-        """Count letters that came now."""
+        """Count letters written now, by their reasons."""
         minute = int(now // 60)
         for group, count in Counter(map(grouped, reasons)).items():
             known = group in self.reasons or len(self.reasons) < MAX_REASONS
@@ -48,11 +48,13 @@ class DeadLetterCounts(msgspec.Struct, kw_only=True):
         kept: Counter[int] = Counter()
         for counted_at, count in self.minutes.items():
             if counted_at > minute - MINUTES:
-                kept[min(counted_at, minute)] += count  # in the future, if the clock was set back
+                kept[min(counted_at, minute)] += (
+                    count  # a minute in the future if the clock was set back
+                )
         self.minutes = dict(kept)
 
     def last_hour(self, now: float) -> int:
-        """How many came within the last sixty minutes."""
+        """How many were written in the last sixty minutes."""
         oldest = int(now // 60) - MINUTES
         return sum(count for minute, count in self.minutes.items() if minute > oldest)
 
@@ -76,7 +78,7 @@ def read_counts(layout: Layout) -> DeadLetterCounts:
 
 
 def read_one(path: Path) -> DeadLetterCounts:
-    """The counts in a file; none where there is no file, or it was cut by a power failure."""
+    """The counts in a file; zero where the file is missing or was torn by a power failure."""
     try:
         return msgspec.json.decode(read_own(path), type=DeadLetterCounts)
     except (FileNotFoundError, ForeignFile, *UNREADABLE_JSON):

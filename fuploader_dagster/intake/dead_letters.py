@@ -3,13 +3,14 @@
 What must always hold: a dead letter is durable here before its message leaves the queue, with its
 raw bytes, the queue's headers and properties, and the reason.
 
-Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object a line; `body` is base64. A crash
+Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object per line; `body` is base64. A crash
 can leave a torn last line: its message was not acknowledged and comes again.
 
 A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
-the queue stay where they are; their ids stand in `dead-letters/requeued`, appended after the queue
-confirmed them. A crash in between sends them twice, never not at all. One that the queue will not
-take (it is too large) does not keep the others from being sent, or from counting as sent.
+the queue stay where they are; their ids are in `dead-letters/requeued`, appended after the queue
+confirmed them. After a crash in between they are sent twice; none is ever skipped. A letter that
+the queue refuses (it is too large) does not keep the others from being sent, or from counting as
+sent.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ log = logging.getLogger(__name__)
 
 MAX_REASON_CHARACTERS = 500
 SENT_BACK_MARGIN_SECONDS = 1.0
-"""The clock of a file system goes in steps, and a little behind."""
+"""The clock of a file system advances in steps and may be slightly late."""
 
 SET_BACK_SECONDS = 60.0
-"""A clock that is further ahead of ours was set back meanwhile, or is another machine's."""
+"""A time this far in the future is from before the clock was set back, or of another machine."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +87,9 @@ class DeadLetterBox:
         try:
             write_one(path, self._counts)
         except OSError as error:  # for displays only: the letters themselves are kept
-            log.warning("the counts of dead letters could not be written: %s", error)
+            log.warning(
+                "the counts of dead letters could not be written, no letter is lost: %s", error
+            )
 
     def letter(
         self,
@@ -94,9 +97,10 @@ class DeadLetterBox:
         error: BadMessage,
         describe: Callable[[Message], dict[str, Any]],
     ) -> DeadLetter:
-        """A letter about the message, which `keep` can write whatever the message is like.
+        """A letter about the message that `keep` can write, whatever the message contains.
 
-        `describe`: the source's. What cannot be described is left out, and the letter says so.
+        `describe`: the source's. Attributes that cannot be described are left out, and the letter
+        says so.
         """
         message_id, attributes = message.message_id, _described(message, describe)
         if message_id is not None:
@@ -115,21 +119,21 @@ class DeadLetterBox:
         return self._folder / f"{utc(self._clock()):%Y%m%d}-w{self._worker}.jsonl"
 
     def now(self) -> str:
-        """The moment, as a letter's `time` states it."""
+        """The time now, in the form of a letter's `time`."""
         return _as_time(self._clock())
 
 
 def _described(message: Message, describe: Callable[[Message], dict[str, Any]]) -> dict[str, Any]:
-    """What the source says of a message, if that can be written as JSON.
+    """What the source says about a message, if that can be written as JSON.
 
-    Nothing may keep a letter from being kept: a message that cannot be described would come again
-    for ever, and end the worker each time.
+    Nothing may prevent a letter from being written: a message that cannot be described would come
+    again for ever, and end the worker each time.
     """
     try:
         attributes = describe(message)
         msgspec.json.encode(attributes)
-    except Exception as error:  # noqa: BLE001  said in the letter
-        log.warning("a dead letter's headers could not be described: %s", error)
+    except Exception as error:  # noqa: BLE001  the letter says it
+        log.warning("a dead letter was written without its headers: %s", error)
         return {
             "undescribed": f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
         }
@@ -137,13 +141,13 @@ def _described(message: Message, describe: Callable[[Message], dict[str, Any]]) 
 
 
 def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
-    """All dead letters of a pipeline, by day. A torn line is passed over, with a warning."""
+    """All dead letters of a pipeline, by day. A torn line is logged and skipped."""
     for _, letter in numbered_dead_letters(layout):
         yield letter
 
 
 def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
-    """All dead letters with their ids, by day, those that were sent back included."""
+    """All dead letters with their ids, by day, including those that were sent back."""
     if not layout.dead_letters.is_dir():
         return
     for path in sorted(layout.dead_letters.glob("*.jsonl")):
@@ -152,7 +156,7 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
                 try:
                     letter = msgspec.json.decode(line, type=DeadLetter)
                 except UNREADABLE_JSON as error:
-                    log.warning("passed over a torn line in %s: %s", path, error)
+                    log.warning("skipped a torn line in %s: %s", path, error)
                 else:
                     yield f"{path.stem}:{number}", letter
 
@@ -165,12 +169,12 @@ def requeued_ids(layout: Layout) -> set[str]:
 
 @dataclass
 class Requeued:
-    """What became of letters that were to go back to the queue."""
+    """What happened to the letters that were to go back to the queue."""
 
     sent: int = 0
     """Confirmed by the queue."""
     refused: list[tuple[str, MessageRefused]] = field(default_factory=list)
-    """Ids of those that it will not take. They wait here as before."""
+    """Ids of those that the queue refused. They stay here."""
 
 
 def requeue(
@@ -183,9 +187,8 @@ def requeue(
     if not letters:
         return Requeued()
     path = _requeued(layout)
-    path.touch(
-        file_mode(path.parent)
-    )  # no letter that is here stands for a message that comes again from now on
+    # From now on a redelivered message may be a letter sent back: letters here do not count for it.
+    path.touch(file_mode(path.parent))
     refused = publish_accepted(
         publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
     )
@@ -196,7 +199,7 @@ def requeue(
 
 
 def last_sent_back(layout: Layout) -> str:
-    """When letters were sent back to the queue last, as a letter's `time`; empty if never."""
+    """When letters were last sent back to the queue, as a letter's `time`; empty if never."""
     path = _requeued(layout)
     if not path.exists():
         return ""
@@ -204,12 +207,12 @@ def last_sent_back(layout: Layout) -> str:
 
 
 def latest_of_now() -> str:
-    """What no letter's `time` is later than, unless the clock was set back since."""
+    """No letter's `time` is later than this, unless the clock was set back since."""
     return _as_time(time.time() + SET_BACK_SECONDS)
 
 
 def _attributes(letter: DeadLetter) -> dict[str, Any]:
-    """As its source described them; of a letter without its message id there, with that."""
+    """As the source described them, with the message id where they lack it."""
     named = {"message_id": letter.message_id} if letter.message_id else {}
     return {**named, **letter.attributes}
 

@@ -1,12 +1,12 @@
 """Disk space: whether the disk can take more messages, and the sentence that says why not.
 
-What must always hold: below a mark the drain pauses and the queue keeps its messages; above it the
-drain goes on by itself. A pause ends only a tenth beyond its mark, so that it neither begins nor
-ends with every batch. After the disk said that it is full, whatever the marks say, messages are
-taken again only once as much as the last batch needed could be reserved: a batch that fails comes
-back from the queue, and queues count how often.
+What must always hold: below a limit the drain pauses and the queue keeps its messages; above it the
+drain resumes by itself. A pause ends only a tenth beyond its limit, so that it neither begins nor
+ends with every batch. After the disk reported that it is full, whatever the limits say, the drain
+takes messages again only once it could reserve as much as the last batch needed: a batch that fails
+is delivered again, and queues count deliveries.
 
-`shortage` decides, from figures alone; `SpaceWatch` looks and remembers.
+`shortage` decides, from figures alone; `SpaceWatch` measures and remembers.
 """
 
 from __future__ import annotations
@@ -26,80 +26,80 @@ from fuploader_dagster.slots.sealing import read_seal
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 RESUME_SHARE = 10
-"""A pause ends a tenth of the mark beyond it."""
+"""A pause ends a tenth beyond its limit."""
 UNSHIPPED_SECONDS = 2.0
-"""Listing a long backlog takes some milliseconds, so it is not done for each batch."""
+"""Between two counts: listing a long backlog takes milliseconds, too much for each batch."""
 LEAST_RESERVE_BYTES = 1024 * 1024
 TAR_BYTES_PER_MESSAGE = 1024
-"""A header and half a block of padding, or twice that where a name is long."""
+"""A header and half a block of padding; twice that where the name is long."""
 
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """What there is."""
+    """The figures that the limits are compared with."""
 
     free_bytes: int
     free_inodes: int | None
-    """None where the file system makes them as it needs them."""
+    """None where the file system creates inodes as needed."""
     unshipped_bytes: int
     """In sealed slots and archives that the object store has not confirmed yet."""
     file_bytes: int | None = None
-    """How long a file of this process may get (`ulimit -f`); None: as long as it likes."""
+    """The longest file that this process may write (`ulimit -f`); None: no limit."""
 
 
 def shortage(space: DiskSpace, pipeline: Intake, *, paused: bool) -> str:
-    """What there is too little or too much of, in a sentence; empty if messages can be taken.
+    """Which limits are exceeded, in a sentence; empty if messages can be taken.
 
-    `paused`: the drain pauses already, and goes on only beyond the marks.
+    `paused`: the drain is paused already, and resumes only beyond the limits.
     """
     share = RESUME_SHARE if paused else 0
-    said = []
-    marks = pipeline.min_free_bytes, pipeline.min_free_inodes, pipeline.max_unshipped_bytes
-    min_bytes, min_inodes, max_unshipped = marks
+    found = []
+    min_bytes, min_inodes = pipeline.min_free_bytes, pipeline.min_free_inodes
+    max_unshipped = pipeline.max_unshipped_bytes
     folder = pipeline.storage_root.absolute()
     if space.free_bytes < min_bytes + min_bytes * share // 100:
-        said.append(
+        found.append(
             f"{folder} has {space.free_bytes:,} bytes free; the drain pauses at less than "
-            f"min_free_bytes ({min_bytes:,}) and goes on at {_above(min_bytes):,}: free some space"
+            f"min_free_bytes ({min_bytes:,}) and resumes at {_above(min_bytes):,}: free some space"
         )
     if space.free_inodes is not None and (
         space.free_inodes < min_inodes + min_inodes * share // 100
     ):
-        said.append(
+        found.append(
             f"{folder} has {space.free_inodes:,} inodes free; the drain pauses at less than "
-            f"min_free_inodes ({min_inodes:,}) and goes on at {_above(min_inodes):,}: remove small "
-            f"files, or make the file system with more inodes"
+            f"min_free_inodes ({min_inodes:,}) and resumes at {_above(min_inodes):,}: remove small "
+            f"files, or create the file system with more inodes"
         )
     if max_unshipped and space.unshipped_bytes > max_unshipped - max_unshipped * share // 100:
-        said.append(
+        found.append(
             f"{space.unshipped_bytes:,} bytes of {pipeline.name} are not in the object store yet; "
-            f"the drain pauses at more than max_unshipped_bytes ({max_unshipped:,}) and goes on at "
-            f"{max_unshipped - max_unshipped // RESUME_SHARE:,}: see what keeps the uploads"
+            f"the drain pauses at more than max_unshipped_bytes ({max_unshipped:,}) and resumes at "
+            f"{max_unshipped - max_unshipped // RESUME_SHARE:,}: find out what delays the uploads"
         )
     needed = longest_segment(pipeline)
     if space.file_bytes is not None and space.file_bytes < needed:
-        said.append(
-            f"this process may write files of up to {space.file_bytes:,} bytes and a slot may need "
-            f"one of {needed:,}, by seal_bytes, commit_bytes and seal_messages: raise `ulimit -f` "
-            f"(LimitFSIZE= of a systemd unit), or lower these settings"
+        found.append(
+            f"this process may write files of up to {space.file_bytes:,} bytes, but with these "
+            f"seal_bytes, commit_bytes and seal_messages a slot may need one of {needed:,}: raise "
+            f"`ulimit -f` (LimitFSIZE= of a systemd unit), or lower these settings"
         )
-    return "; ".join(said)
+    return "; ".join(found)
 
 
 def longest_segment(pipeline: Intake) -> int:
-    """How long the longest file of a slot can get: a batch beyond the marks, with tar's blocks."""
+    """The longest file that a slot can need: one batch above the seal limits, with tar's blocks."""
     if pipeline.slot_format == "files":
         return 0
     messages = pipeline.seal_messages + pipeline.commit_messages
     return pipeline.seal_bytes + pipeline.commit_bytes + messages * TAR_BYTES_PER_MESSAGE
 
 
-def _above(mark: int) -> int:
-    return mark + mark // RESUME_SHARE
+def _above(limit: int) -> int:
+    return limit + limit // RESUME_SHARE
 
 
 class SpaceWatch:
-    """Looks whether there is room, for one worker."""
+    """Watches the disk space for one worker."""
 
     def __init__(self, pipeline: Intake, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipeline = pipeline
@@ -111,11 +111,11 @@ class SpaceWatch:
         self._unshipped_bytes = 0
 
     def backlog_grew(self) -> None:
-        """A slot was sealed: count again at the next look."""
+        """A slot was sealed: count the backlog again at the next look."""
         self._unshipped_at = -UNSHIPPED_SECONDS
 
     def disk_was_full(self, needed_bytes: int) -> None:
-        """The disk said so while this much was written."""
+        """The disk was full when this much was to be written."""
         self._reserve = max(needed_bytes, LEAST_RESERVE_BYTES)
 
     def shortage(self) -> str:
@@ -127,14 +127,14 @@ class SpaceWatch:
                 self._reserve = 0
             else:
                 sentence = (
-                    f"the disk of {folder} was full and has no {self._reserve:,} bytes for the "
-                    f"next batch yet: free some space"
+                    f"the disk of {folder} was full, and the next batch may need {self._reserve:,} "
+                    f"bytes that are not free yet: free some space"
                 )
         self._paused = bool(sentence)
         return sentence
 
     def look(self) -> DiskSpace:
-        """The figures."""
+        """The figures now."""
         now = self._clock()
         if self._pipeline.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
             self._unshipped_at, self._unshipped_bytes = now, self._unshipped.bytes()
@@ -142,7 +142,7 @@ class SpaceWatch:
 
 
 def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
-    """What a file system has, for whoever is not its superuser."""
+    """What the file system of a folder has left for ordinary users."""
     make_dirs(folder)
     stat = os.statvfs(folder)
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -155,15 +155,14 @@ def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
 
 
 class Unshipped:
-    """Counts the bytes of what is sealed or packed. A sealed slot is looked at once: it never
-    changes."""
+    """Counts the bytes that are sealed or packed; a sealed slot once, because it never changes."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._known: dict[Path, int] = {}
 
     def bytes(self) -> int:
-        """How many there are now."""
+        """The bytes that are not shipped now."""
         sealed = self._layout.sealed_dirs()
         self._known = {
             directory: self._known[directory] if directory in self._known else _size(directory)
@@ -175,7 +174,7 @@ class Unshipped:
 def _size(directory: Path) -> int:
     try:
         return (directory / SEGMENT_NAME).stat().st_size
-    except FileNotFoundError:  # one file per message, or a run has removed it in this moment
+    except FileNotFoundError:  # the `files` format, or a run has just removed it
         pass
     try:
         return read_seal(directory).payload_bytes
@@ -190,6 +189,6 @@ def _sizes_in(folder: Path) -> int:
             for entry in entries:
                 try:
                     size += entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:  # uploaded and removed in this moment
+                except FileNotFoundError:  # just uploaded and removed
                     continue
     return size

@@ -1,17 +1,19 @@
-"""In hand: the messages that a worker was handed by the queue and has not settled.
+"""In hand: the messages that the queue delivered to a worker and that the worker has not settled.
 
 The trouble: whatever a worker has in hand when it ends, in whatever way, counts as delivered once
-more, and a quorum queue drops a message after so many deliveries (20 by default since RabbitMQ 4).
-A few messages that crash the parser, ahead of some thousand good ones, are enough to lose those.
+more, and a quorum queue drops a message after a limit of deliveries (20 by default since RabbitMQ
+4). A few messages that crash the parser, ahead of some thousand good ones, are enough to lose
+those.
 
 What must always hold:
 
 - A worker has at most one message more in hand than it has settled since it began to consume. So
-  of a message's deliveries at most about log2(prefetch) can end with the death of a worker that
-  had not come to it yet: to have it in hand again, the worker needs to settle at least as many
-  messages as lie between the two causes of death.
+  at most about log2(prefetch) of a message's deliveries can end with the death of a worker that had
+  not reached it yet: to have it in hand again, the worker must settle at least as many messages as
+  there are between the two that killed it.
 - It has no more in hand than it can decode in two seconds, and commits at least that often.
-- A worker that leaves in good order has nothing in hand: it stops taking, and works off the rest.
+- A worker that leaves in good order has nothing in hand: it stops taking messages, and works off
+  the rest.
 
 `Pace` decides, from figures alone; `InHand` stands between the drain and its source.
 """
@@ -30,7 +32,7 @@ from fuploader_dagster.settings.pipeline import Intake
 RECEIVE_SECONDS = 0.25
 """Longest wait for a message, and so for noticing the end of the lease."""
 DECODE_SECONDS = 2.0
-"""What was decoded for this long is committed, however few messages it is."""
+"""After decoding for this long, the worker commits, however few messages it has."""
 
 
 class Pace:
@@ -40,7 +42,7 @@ class Pace:
         self._commit_messages = pipeline.commit_messages
         self._prefetch = pipeline.prefetch_count
         self._affordable = float(pipeline.prefetch_count)
-        """As many can be decoded in `DECODE_SECONDS`, as far as is known."""
+        """How many can be decoded in `DECODE_SECONDS`, as far as is known."""
         self._settled = 0
 
     def begin(self) -> None:
@@ -52,19 +54,19 @@ class Pace:
         self._affordable = max(1.0, messages * DECODE_SECONDS / max(seconds, 1e-6))
 
     def settled(self, messages: int) -> None:
-        """So many more were settled."""
+        """Count messages that were settled."""
         self._settled += messages
 
     @property
     def batch(self) -> int:
-        """Most messages for the next commit."""
+        """The most messages for the next commit."""
         return int(min(self._commit_messages, self._affordable, 1 + self._settled))
 
     def wanted(self, asked: int, quota: int) -> int:
-        """How many to have in hand, where `asked` is what the queue was asked for last.
+        """How many to have in hand; `asked` is the number that the queue was last asked for.
 
-        `quota`: how many the worker may still handle. Changes by a factor of two at least, because
-        changing it makes the broker begin anew, and ends at the prefetch.
+        `quota`: how many the worker may still handle. Changes by at least a factor of two, because
+        each change makes the broker start a new consumer, and ends at the prefetch.
         """
         most = int(min(self._prefetch, self._affordable))
         wanted = max(1, min(most, 1 + self._settled, quota // 2))
@@ -83,10 +85,10 @@ class InHand:
         self._lease = lease
         self._asked = 0
         self._left_over: deque[Message] = deque()
-        """Received, and not committed yet: an earlier commit was full before it came to them."""
+        """Received and not committed yet: the last commit was full before it reached them."""
 
     def open(self) -> None:
-        """Begin to consume, with little at first."""
+        """Start consuming, with one message at first."""
         self.pace.begin()
         self._asked = 1
         self.source.limit_in_hand(self._asked)
@@ -94,15 +96,15 @@ class InHand:
         self.consuming = True
 
     def close(self) -> None:
-        """Leave the queue; what is in hand goes back to it. Never raises, may be repeated."""
+        """Leave the queue, which takes back what is in hand. Never raises, may be repeated."""
         self.consuming = False
         self._left_over.clear()
         self.source.close()
 
     def next_batch(self, most: int, *, quota: int) -> list[Message]:
-        """Messages for one commit: full, or as old as the flush interval, or all there are.
+        """Messages for one commit: enough, or as old as the flush interval, or all there are.
 
-        `most` bounds their number; `quota`: how many the worker may still handle at all.
+        `most`: at most this many; `quota`: how many the worker may still handle at all.
         """
         wanted = self.pace.wanted(self._asked, quota)
         if wanted != self._asked:
@@ -111,13 +113,13 @@ class InHand:
         return self._batch(min(most, self.pace.batch), RECEIVE_SECONDS)
 
     def stop_taking(self) -> None:
-        """Have the queue hand out nothing more. Takes as long as the queue takes to answer."""
+        """Have the queue deliver nothing more. Returns when the queue has answered."""
         if self._asked:
             self._asked = 0
             self.source.limit_in_hand(0)
 
     def last_batch(self) -> list[Message]:
-        """As `next_batch`, of what was handed out before `stop_taking`."""
+        """Like `next_batch`, from what was delivered before `stop_taking`."""
         return self._batch(self.pace.batch, 0)
 
     def _batch(self, most: int, wait_seconds: float) -> list[Message]:
@@ -138,15 +140,15 @@ class InHand:
         return batch
 
     def put_back(self, messages: Sequence[Message]) -> None:
-        """Received and not committed: they are the first ones of the next batch."""
+        """Messages that were not committed: the next batch begins with them."""
         self._left_over.extendleft(reversed(messages))
 
     def settle(self, batch: CommittedBatch) -> None:
-        """Tell the queue."""
+        """Settle a committed batch at the queue."""
         self.source.settle(batch)
         self.pace.settled(batch.messages)
 
     def keep_alive(self) -> None:
-        """Answer the queue's heartbeats, without taking anything."""
+        """Answer the queue's heartbeats, without taking messages."""
         if self.consuming:
             self.source.receive(0, 0)

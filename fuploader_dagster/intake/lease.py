@@ -1,7 +1,7 @@
-"""The lease: a worker drains only while somebody who may switch it off keeps renewing.
+"""The lease: a worker drains only while a supervisor that may be switched off keeps renewing.
 
 What must always hold: a worker leaves by itself, soon, when its supervisor stops renewing, closes
-the pipe, or dies in any way (the kernel closes the pipe then). A worker never outlives its lease.
+the pipe, or dies in any way (then the kernel closes the pipe). A worker never outlives its lease.
 
 Protocol, over the pipe that a worker is started with: one line of JSON (the worker's job), then a
 line `renew SECONDS` per renewal; the lease runs SECONDS from its arrival. End of file ends the
@@ -26,8 +26,8 @@ class Lease:
         self._buffer = b""
         self._ended = ""
         self.in_hand = False
-        """Whether the worker has messages that it is about to commit: then leaving takes as long
-        as it takes. Otherwise nothing is left but goodbyes, and somebody may be hanging."""
+        """Whether the worker has messages to commit before it leaves. If not, it only has to close
+        connections, and a server that hangs may be cut off."""
 
     def read_job(self) -> bytes:
         """The first line, waiting for it. Empty if the pipe closed before it was complete."""
@@ -51,11 +51,11 @@ class Lease:
             self._read()
         self._take_renewals()
         if not self._ended and self._clock() >= self._ends_at:
-            self._ended = "no sensor tick renewed the lease"
+            self._ended = "the supervisor did not renew the lease"
         return self._ended
 
     def wait(self, seconds: float) -> str:
-        """Pause, but not beyond the lease. Returns what `over` returns."""
+        """Pause, at most until the lease ends. Returns what `over` returns."""
         until = self._clock() + seconds
         while not (reason := self.over()) and (left := until - self._clock()) > 0:
             select.select([self.descriptor], [], [], min(left, 0.2))
@@ -64,7 +64,7 @@ class Lease:
     def _read(self) -> None:
         received = os.read(self.descriptor, 65536)
         if not received:
-            self.end("the supervising process left")
+            self.end("the supervisor closed the pipe or died")
         self._buffer += received
 
     def _take_renewals(self) -> None:

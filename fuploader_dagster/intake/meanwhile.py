@@ -1,14 +1,14 @@
 """Meanwhile: what cannot wait while a worker decodes.
 
 The trouble: a user's parser may take seconds for a message and minutes for a batch. Meanwhile the
-broker hears no heartbeat and takes everything back, and the claims on the worker's slots lapse.
+broker gets no heartbeat and takes all messages back, and the claims on the worker's slots expire.
 
-What must always hold: what `act` uses (the connection to the queue, the one to the state store) is
-used by one thread at a time: by the worker's own, except inside `allowed`, where it belongs to the
-thread here. What went wrong there is raised in the worker's own thread, at the end of the block.
+What must always hold: the connections that `act` uses (to the queue and to the state store) are
+used by one thread at a time: by the worker's own, except inside `allowed`, where they belong to
+this thread. An error in it is raised in the worker's own thread, at the end of the block.
 
 A parser that holds the interpreter's lock for a minute (an extension in C that does not release it)
-keeps this thread from running as well; then only a longer heartbeat helps.
+stops this thread as well; then only a longer heartbeat helps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERVAL_SECONDS = 1.0
 
 
 class Meanwhile:
-    """A thread that acts about once a second, while it is allowed to."""
+    """A thread that calls `act` about once a second, while it is allowed to."""
 
     def __init__(self, act: Callable[[], object], *, interval: float = INTERVAL_SECONDS) -> None:
         self._act = act
@@ -33,7 +33,7 @@ class Meanwhile:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Within the block the thread may act; raises at its end what went wrong there."""
+        """Within the block the thread may act; at the end of the block its error is raised here."""
         if self._thread is None:
             self._turn.acquire()
             self._thread = threading.Thread(target=self._run, name="meanwhile", daemon=True)
@@ -48,7 +48,7 @@ class Meanwhile:
             raise error
 
     def close(self) -> None:
-        """End the thread. Not within `allowed`."""
+        """End the thread. Do not call it within `allowed`."""
         self._over.set()
         if self._thread is not None:
             self._turn.release()

@@ -1,4 +1,4 @@
-"""The slots of one worker, from when it locks them until it lets them go.
+"""The slots of one worker, from locking them until letting them go.
 
 What must always hold: batches go to the slots in turn, each slot getting as many messages as one
 full commit, however small the batches are; so a slow queue fills one slot, not all of them.
@@ -15,7 +15,7 @@ from fuploader_dagster.slots.slot import SlotOwner
 
 
 class OwnedSlots:
-    """Iterate over it for the slots; there are none while they are not opened."""
+    """Iterate over it for the slots; there are none outside `opened`."""
 
     def __init__(self, pipeline: Intake, worker: int) -> None:
         self.numbers = pipeline.slots_of(worker)
@@ -31,7 +31,7 @@ class OwnedSlots:
 
     @contextmanager
     def opened(self, state: StateStore) -> Iterator[None]:
-        """Lock and recover them; raises what opening a `SlotOwner` raises."""
+        """Lock and recover the slots; raises what opening a `SlotOwner` raises."""
         with ExitStack() as stack:
             stack.callback(self._forget)
             for number in self.numbers:
@@ -46,11 +46,11 @@ class OwnedSlots:
 
     @property
     def left_in_turn(self) -> int:
-        """Most messages for the next batch."""
+        """The most messages for the next batch."""
         return self._pipeline.commit_messages - self._given
 
     def take_turn(self, messages: int) -> SlotOwner:
-        """The slot for a batch of this size: a commit costs the same however many slots are."""
+        """The slot for a batch of this size: one, so that more slots do not mean more commits."""
         slot = self._slots[self._turn]
         self._given += messages
         if self.left_in_turn <= 0:
@@ -58,5 +58,5 @@ class OwnedSlots:
         return slot
 
     def counts(self) -> Commit:
-        """What each of them holds, for the state store; it renews the claims too."""
+        """What each slot holds, for the state store; recording it renews the claims too."""
         return Commit(slots=[slot.count for slot in self._slots])

@@ -1,11 +1,11 @@
-"""The supervisor: keeps a pipeline's workers running as long as somebody renews its lease.
+"""The supervisor: keeps a pipeline's workers running as long as its lease is renewed.
 
 What must always hold: workers run only within the lease. `renew` (a sensor tick, or the loop of
-`fuploader drain`) is short and returns at once. A thread replaces workers that left (their quota is
-used up, or they died) without waiting for the next renewal; one that dies again and again is
-replaced after growing pauses, unless a message that came again may be why (`suspects` counts that).
-When the lease runs out, or this process dies, the pipes close and the workers leave by themselves;
-one that does not is killed, so that its slots become free.
+`fuploader drain`) is short and returns at once. A thread restarts workers that exited (their quota
+was used up, or they died) without waiting for the next renewal. A worker that dies repeatedly is
+restarted after growing pauses, unless a redelivered message may be the cause (`poison` counts
+those). When the lease runs out, or this process dies, the pipes close and the workers leave by
+themselves; one that does not is killed, so that its slots become free.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
 STEADY_SECONDS = 30.0
-"""A worker that ran this long starts counting its deaths anew."""
+"""After a worker ran this long, its earlier deaths no longer count."""
 SILENT_SECONDS = 60.0
-"""A worker writes its status every second, and in the worst case once per batch."""
+"""A worker writes its status every second; in the worst case, once per batch."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class _Worker:
     """The descriptor from which to read what the process died of."""
     started_at: float = 0.0
     let_go_at: float = 0.0
-    """When its pipe was closed; 0 while it is to drain."""
+    """When its pipe was closed; 0 while it should drain."""
     deaths: int = 0
     died_of: str = ""
     start_after: float = 0.0
@@ -100,7 +100,7 @@ class Supervisor:
                 process.wait()
 
     def statuses(self) -> list[WorkerStatus]:
-        """What the workers of this supervisor say they are doing."""
+        """The status files of this supervisor's workers."""
         pids = {worker.process.pid for worker in self._workers if worker.process}
         here = pid_namespace()
         return [
@@ -110,14 +110,14 @@ class Supervisor:
         ]
 
     def problems(self) -> list[str]:
-        """Sentences for a person: what keeps workers from draining, if anything does."""
+        """What keeps workers from draining, in sentences; empty if nothing does."""
         statuses = {status.worker: status for status in self.statuses()}
         with self._lock:
             found = [_problem_of(worker, statuses.get(worker.number)) for worker in self._workers]
         return [sentence for sentence in found if sentence]
 
     def _watch(self) -> None:
-        """Within the lease replace who left; after it see everybody off."""
+        """While the lease runs, restart workers that exited. When it ends, shut them all down."""
         while True:
             self._wake.wait(WATCH_SECONDS)
             self._wake.clear()
@@ -130,7 +130,7 @@ class Supervisor:
                     return
 
     def _tend(self, worker: _Worker, *, wanted: bool) -> None:
-        """Note how a worker ended; start it, let it go, or kill it when it is time."""
+        """Note how a worker ended; start it, let it go or kill it, whichever is due."""
         now = time.monotonic()
         self._note_end(worker, now)
         if worker.process is None:
@@ -138,7 +138,11 @@ class Supervisor:
                 self._start(worker, now)
         elif worker.let_go_at:
             if now - worker.let_go_at > LEAVING_SECONDS:
-                log.error("worker %d did not leave and is killed", worker.number)
+                log.error(
+                    "worker %d did not leave within %.0f s and is killed",
+                    worker.number,
+                    LEAVING_SECONDS,
+                )
                 worker.process.kill()
         elif not wanted and worker.process.stdin is not None:
             worker.process.stdin.close()
@@ -161,11 +165,11 @@ class Supervisor:
     def _note_death(self, worker: _Worker, died_of: str, now: float) -> None:
         worker.deaths += 1
         worker.died_of = died_of
-        # The deaths that a message brings are counted with the message: no need to wait longer.
+        # Deaths that a message causes are counted with the message: no need for a longer pause.
         suspected = was_handling(self.pipeline.layout, worker.number)
         worker.start_after = now + growing_pause(1 if suspected else worker.deaths, 0.5)
         log.error(
-            "worker %d of %s ended, what it had not acknowledged comes again: %s",
+            "worker %d of %s ended; the queue delivers again what it had not acknowledged: %s",
             worker.number,
             self.pipeline.name,
             died_of,
@@ -188,7 +192,7 @@ class Supervisor:
                 pass_fds=[last_words],
                 env={**os.environ, "PYTHONUTF8": "1"},  # `python -X utf8` is not inherited
             )
-        except OSError as error:  # no memory or no process left: it may pass
+        except OSError as error:  # no memory or too many processes: that may pass
             os.close(worker.last_words)
             self._note_death(worker, f"it could not be started: {in_a_sentence(error)}", now)
             return
@@ -197,7 +201,7 @@ class Supervisor:
         worker.started_at, worker.let_go_at = now, 0.0
         self._send(worker, msgspec.json.encode(job) + b"\n")
         if worker.process.stdin is not None:
-            # A worker that hangs reads nothing: no tick may wait until it does.
+            # A worker that hangs reads nothing: no tick may wait for it.
             os.set_blocking(worker.process.stdin.fileno(), False)
 
     def _send(self, worker: _Worker, line: bytes) -> None:
@@ -206,7 +210,7 @@ class Supervisor:
         try:
             worker.process.stdin.write(line)
         except BrokenPipeError:
-            log.debug("worker %d left before it was told something", worker.number)
+            log.debug("worker %d exited before it read its renewal", worker.number)
 
 
 _supervisors: dict[Path, Supervisor] = {}
@@ -216,7 +220,7 @@ _supervisors_lock = threading.Lock()
 def supervisor_for(pipeline: Intake) -> Supervisor:
     """The supervisor of a pipeline in this process, the same one at every tick.
 
-    If the settings changed, the old workers are let go; the new ones wait for their slots.
+    If the settings changed, the old workers are let go; new ones wait for their slots.
     """
     with _supervisors_lock:
         supervisor = _supervisors.get(pipeline.layout.root)
@@ -228,7 +232,7 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
 
 
 def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
-    """What a person should know about a worker; empty if it drains."""
+    """What keeps a worker from draining, in a sentence; empty if nothing does."""
     draining = status is not None and status.doing == "draining"
     if status is not None and status.problem:
         return f"worker {worker.number}: {status.problem}"
@@ -236,8 +240,8 @@ def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
         return f"worker {worker.number} ended {worker.deaths} times in a row: {worker.died_of}"
     if draining and status and (silent := time.time() - status.updated_at) > SILENT_SECONDS:
         return (
-            f"worker {worker.number} (process {status.pid}) has said nothing for {silent:.0f} s: "
-            f"does it hang in a message parser, or does the disk not answer?"
+            f"worker {worker.number} (process {status.pid}) has not written its status for "
+            f"{silent:.0f} s: does it hang in a message parser, or does the disk not answer?"
         )
     return ""
 
@@ -246,14 +250,14 @@ def _exit_in_words(code: int) -> str:
     if code == -signal.SIGKILL:
         return "it was killed (SIGKILL): by a person, or by the kernel for lack of memory"
     if code == -signal.SIGALRM:
-        return "a parser or name generator hung: parser_timeout_seconds is over for one message"
+        return "a parser or name generator took longer than parser_timeout_seconds for one message"
     if code < 0:
         return f"signal {-code} ({signal.strsignal(-code)}); see the log of this code server"
     return f"exit code {code}; see the log of this code server"
 
 
 def _read_and_close(descriptor: int) -> str:
-    """What was written into a pipe so far; a child of the writer may still hold it open."""
+    """What was written into a pipe so far; a child of the writer may still have it open."""
     os.set_blocking(descriptor, False)
     try:
         return os.read(descriptor, MAX_LAST_WORDS).decode("utf-8", "replace")

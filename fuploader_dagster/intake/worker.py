@@ -1,15 +1,15 @@
 """A drain worker's process: reads its job from stdin, drains until its lease is over, leaves.
 
-The pipe that comes as stdin is moved away at once (`_take_away_stdin`): what a user's parser runs
-must not read it.
+The pipe that comes as stdin is moved away at once (`_take_away_stdin`): programs that a user's
+parser runs must not read it.
 
 Started by `supervisor`. Ctrl-C goes to the whole process group, so SIGINT is ignored here: the end
-of the lease is what ends a worker, in good order. SIGTERM ends the lease at once.
+of the lease ends a worker, in good order. SIGTERM ends the lease at once.
 
-A worker that dies of an error writes what it died of, in a sentence, into a pipe that its
-supervisor reads. One that hangs (a user's parser, a disk that does not answer) ends itself some
-time after its supervisor is gone: nobody else would, and it holds its slots until then. With
-nothing in hand, connecting or saying goodbye to a broker that hangs, it does so at once.
+A worker that dies of an error writes the cause, in a sentence, into a pipe that its supervisor
+reads. One that hangs (a user's parser, a disk that does not answer) ends itself some time after its
+supervisor is gone: nobody else would end it, and it holds its slots until then. With nothing in
+hand, while it connects to a broker that hangs or disconnects from it, it does so at once.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s"
 LEAVING_SECONDS = 30.0
-"""How long a worker may take to leave before it is killed. Nothing is lost then: what it had not
-acknowledged comes again."""
+"""How long a worker may take to leave before it is killed. Nothing is lost then: the queue delivers
+again what it had not acknowledged."""
 GOODBYE_SECONDS = 1.0
-"""How long it may take to connect or to say goodbye to a broker that hangs, once it is over."""
+"""How long connecting or disconnecting may still take once the lease is over."""
 MAX_LAST_WORDS = 1000
-"""Less than what a pipe takes without a reader."""
+"""Less than fits into a pipe without a reader."""
 EXIT_ERROR, EXIT_HUNG = 1, 2
 FIRST_OWN_DESCRIPTOR = 10
-"""Above those that shells and scripts use by number."""
+"""Above the descriptors that shells and scripts use by number."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What a supervisor tells a worker at its start."""
+    """What a supervisor sends a worker at its start."""
 
     worker: int
     lease_seconds: float
     sys_path: list[str]
-    """Where the supervisor imports from: strategies must be found the same way."""
+    """The supervisor's `sys.path`: strategies must be found the same way."""
     last_words: int
-    """The descriptor into which the worker writes what it died of."""
+    """The descriptor to which the worker writes what it died of."""
     intake: msgspec.Raw
     """`loading.dump_intake`."""
 
 
 def main() -> int:
-    """The process. Exit code 0 when the lease is over, 1 when something unforeseen happened."""
+    """Run the process. Returns exit code 0 when the lease is over, 1 after an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lease = Lease(_take_away_stdin())
-    signal.signal(signal.SIGTERM, lambda *_: lease.end("the worker was told to leave"))
+    signal.signal(signal.SIGTERM, lambda *_: lease.end("it received SIGTERM"))
     line = lease.read_job()
     if not line:
         return 0
@@ -80,17 +80,17 @@ def main() -> int:
     except Exception as error:
         sentence = in_a_sentence(error)
         foreseen = isinstance(error, (FuploaderError, ValidationError))
-        log.error("worker %d ends: %s", job.worker, sentence, exc_info=not foreseen)
+        log.error("worker %d ends after an error: %s", job.worker, sentence, exc_info=not foreseen)
         os.write(job.last_words, sentence.encode("utf-8", "replace")[:MAX_LAST_WORDS])
         return EXIT_ERROR
     return 0
 
 
 def _take_away_stdin() -> int:
-    """The pipe that comes as stdin, under a number of its own; stdin is /dev/null from now on.
+    """Move the pipe that comes as stdin to another descriptor; stdin is /dev/null from now on.
 
-    A program that a user's parser runs inherits stdin. Many read it (ffmpeg, ssh, cat): it would
-    take the renewals of the lease, or wait for ever for the end of the pipe.
+    Programs that a user's parser runs inherit stdin, and many read it (ffmpeg, ssh, cat): they
+    would swallow the renewals of the lease, or wait for ever for the end of the pipe.
     """
     pipe = fcntl.fcntl(sys.stdin.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -102,7 +102,7 @@ def _take_away_stdin() -> int:
 def _drain(job: Job, lease: Lease) -> None:
     sys.path[:] = [*job.sys_path, *(path for path in sys.path if path not in job.sys_path)]
 
-    # Only now: a user's parser may come from a folder that just became importable.
+    # Imported only now: a user's parser may be in a folder that has just become importable.
     from fuploader_dagster.intake.drain import Drain  # noqa: PLC0415
     from fuploader_dagster.settings.loading import load_intake  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def _drain(job: Job, lease: Lease) -> None:
     if intake.worker_memory_bytes is not None:
         limit = intake.worker_memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    gc.freeze()  # what was imported stays; messages have no cycles that would have to be found soon
+    gc.freeze()  # imported modules stay; messages make no cycles that have to be found soon
     gc.set_threshold(50_000, 20, 100)
     drain = Drain(
         intake,
@@ -123,9 +123,9 @@ def _drain(job: Job, lease: Lease) -> None:
 
 
 def _leave_at_last(lease: Lease) -> None:
-    """End the process if it is still there long after its supervisor closed the pipe."""
+    """End the process if it is still running long after its supervisor closed the pipe."""
     closed = select.poll()
-    closed.register(lease.descriptor, 0)  # reads nothing: only the other end's closing shows
+    closed.register(lease.descriptor, 0)  # polls for nothing but the closing of the other end
     closed.poll()
     now = in_hand_at = time.monotonic()
     until = now + LEAVING_SECONDS
@@ -135,12 +135,12 @@ def _leave_at_last(lease: Lease) -> None:
         if lease.in_hand:
             in_hand_at = now
     if lease.in_hand:
-        log.error("the worker hung for %.0f s when it was to leave, and ends now", LEAVING_SECONDS)
+        log.error("the worker hung for %.0f s instead of leaving, and ends now", LEAVING_SECONDS)
     os._exit(EXIT_HUNG if lease.in_hand else 0)
 
 
 def in_a_sentence(error: Exception) -> str:
-    """What went wrong, without the values of settings (they may be secrets)."""
+    """The error in one sentence, without the values of settings (they may be secrets)."""
     if isinstance(error, ValidationError):
         details = error.errors(include_input=False, include_url=False, include_context=False)
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details)
@@ -150,4 +150,4 @@ def in_a_sentence(error: Exception) -> str:
 if __name__ == "__main__":
     status = main()
     logging.shutdown()
-    os._exit(status)  # a user's parser may have left threads that would keep the process
+    os._exit(status)  # threads that a user's parser left would keep the process running

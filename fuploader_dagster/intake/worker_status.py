@@ -1,8 +1,8 @@
-"""What each worker is doing: small files that ticks, `fuploader status` and people read.
+"""What each worker is doing: small files for ticks, `fuploader status` and people.
 
 `workers/{worker}-{16 hex digits}.json`, replaced in one step about once a second, and beside it a
-`.lock` that the worker holds as long as it lives: process numbers say nothing about a worker in
-another container. Display only: nothing is decided by them that matters for data.
+`.lock` that the worker holds as long as it lives: a process number says nothing about a worker in
+another container. For display only: no decision about data depends on these files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Doing = Literal["starting", "draining", "paused", "trouble", "leaving"]
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):
-    """One worker, as it saw itself at `updated_at` (seconds since 1970)."""
+    """What one worker wrote about itself at `updated_at` (seconds since 1970)."""
 
     worker: int
     pid: int
@@ -42,8 +42,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     doing: Doing
     updated_at: float
     updated_monotonic: float = 0.0
-    """The same moment in `time.monotonic`, which all processes of a machine share, and which no
-    correction of the clock sets back."""
+    """The same moment in `time.monotonic`, which all processes of a machine share and which never
+    goes back."""
     problem: str = ""
     problem_since: float = 0.0
     messages: int = 0
@@ -55,12 +55,12 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     messages_per_second: float = 0.0
 
     def silent_seconds(self) -> float:
-        """How long ago it wrote this, asked on the same machine."""
+        """How long ago it wrote this; only valid on the same machine."""
         return time.monotonic() - self.updated_monotonic
 
 
 class StatusReport:
-    """The file of one worker. `status` is changed freely and written by `write`."""
+    """The status file of one worker. Change `status` freely; `write` writes it."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class StatusReport:
             updated_at=clock(),
             updated_monotonic=monotonic(),
         )
-        self._alive.wait()  # nobody else knows the name; a reader may be looking at it
+        self._alive.wait()  # nobody else knows the name, but a reader may be testing the lock
 
     def doing(self, doing: Doing, problem: FuploaderError | None = None) -> None:
-        """Change what the worker is doing and write it now."""
+        """Change what the worker is doing and write the file now."""
         self.status.doing = doing
         if problem is None:
             self.status.problem, self.status.problem_since = "", 0.0
@@ -110,12 +110,11 @@ class StatusReport:
         try:
             self._stay_alive()
             write_for_readers(self._path, msgspec.json.encode(self.status))
-        except (OSError, FuploaderError) as error:  # a full disk is no reason to die, and the
-            # worker says so itself
+        except (OSError, FuploaderError) as error:  # a full disk is no reason to end the worker
             log.warning("the status file %s could not be written: %s", self._path, error)
 
     def _stay_alive(self) -> None:
-        """Lock a new file if ours was removed: readers take a worker without one for dead."""
+        """Lock a new file if ours was removed: readers take a worker without a lock for dead."""
         try:
             self._alive.check()
         except DiskFailed:
@@ -123,7 +122,7 @@ class StatusReport:
             self._alive.wait()
 
     def remove(self) -> None:
-        """The worker leaves in good order."""
+        """Remove the file: the worker leaves in good order."""
         with suppress(OSError):  # readers remove the file of a dead worker themselves
             self._path.unlink(missing_ok=True)
             self._alive.path.unlink(missing_ok=True)
@@ -131,10 +130,10 @@ class StatusReport:
 
 
 def read_statuses(layout: Layout) -> list[WorkerStatus]:
-    """All workers that are alive; files of dead ones are removed."""
+    """The statuses of all workers that are alive; files of dead ones are removed."""
     found = []
     for path in sorted(layout.workers.glob("*.json")) if layout.workers.is_dir() else []:
-        if path.name.startswith(TEMPORARY_PREFIX):  # just being written, or left by a dead worker
+        if path.name.startswith(TEMPORARY_PREFIX):  # being written, or left by a dead worker
             continue
         status = _read(path)
         if status is None:
@@ -151,16 +150,15 @@ def _read(path: Path) -> WorkerStatus | None:
     try:
         return msgspec.json.decode(read_own(path), type=WorkerStatus)
     except FileNotFoundError:
-        return None  # its worker left in this moment
-    except (ForeignFile, *UNREADABLE_JSON) as error:  # of another version, or cut by a power cut
-        log.debug("passed over %s: %s", path, error)
+        return None  # its worker has just left
+    except (ForeignFile, *UNREADABLE_JSON) as error:  # another version, or a power cut
+        log.debug("skipped %s: %s", path, error)
         return None
 
 
 def pid_namespace() -> int:
-    """The kernel's number of the space in which process numbers count; containers have their own.
-    0 where the kernel has no such thing.
-    """
+    """The kernel's number of this process's PID namespace; containers have their own. 0 where the
+    kernel has no such thing."""
     with suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino
     return 0

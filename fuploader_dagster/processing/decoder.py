@@ -6,13 +6,13 @@ bytes as received; with one, it is what the parser returned, written as FUploade
 as they are, text as UTF-8, anything else as JSON).
 
 A batch is decoded as far as one commit goes: until the files have `most_bytes` (a few packed
-kilobytes can unpack to gigabytes) or `most_seconds` are over. The rest is for the next one.
+kilobytes can unpack to gigabytes) or `most_seconds` have passed. The rest is left for the next one.
 
-A message for which memory runs out costs nobody else: it is decoded once more, as the first of the
-next batch, when what was decoded before it is stored and its memory free. If that is still too
-much it is a bad message; but what a user's function holds by then may be what is missing, so
-nothing more is decoded in this process (`exhausted`), and the worker leaves. A function that does
-not return ends the process: an alarm is set for each message (`alarm`).
+If memory runs out at a message, only that message suffers: it is decoded once more, as the first of
+the next batch, when everything decoded before it is stored and its memory is free. If that is still
+too much, it is a bad message. But a user's function may hold on to the missing memory, so this
+process decodes nothing more (`exhausted`), and the worker leaves. A function that does not return
+ends the process: an alarm is set for each message (`alarm`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fuploader_dagster.settings.user_functions import USER_ERRORS, name_of, rais
 
 
 class _OutOfMemory(BadMessage):
-    """Decoding it ran into the worker's limit of memory, or the machine's."""
+    """Decoding it exceeded the worker's memory limit, or the machine's memory."""
 
 
 class File(NamedTuple):
@@ -51,11 +51,11 @@ class File(NamedTuple):
 
 
 class Decoder:
-    """Turns messages into files, as one pipeline's settings say."""
+    """Turns messages into files, according to a pipeline's settings."""
 
     def __init__(self, pipeline: Intake, alarm: Callable[[float], object] | None = None) -> None:
-        """`alarm(seconds)` ends the process after that time unless it is set again; 0 unsets it.
-        Without one, nothing is done about a function that hangs.
+        """`alarm(seconds)` ends the process after that time unless it is set again; 0 cancels it.
+        Without an alarm, a function that hangs is not stopped.
         """
         self.exhausted = False
         """Memory ran out: this process should decode nothing more."""
@@ -73,7 +73,7 @@ class Decoder:
 
     @property
     def may_take_long(self) -> bool:
-        """Whether code of a user's has a part in it."""
+        """Whether a user's code takes part."""
         return self._parser is not None or self._namer is not None
 
     def decode(
@@ -83,20 +83,20 @@ class Decoder:
         most_bytes: float = math.inf,
         most_seconds: float = math.inf,
     ) -> list[File | BadMessage]:
-        """One result per message, in their order; of the first ones only if they are enough.
+        """One result per message, in order; only for the first ones, if they are enough.
 
-        There is at least one. What an async parser has begun is waited for, side by side.
+        There is at least one. Calls of an async parser run side by side and are waited for.
         """
-        step = self._plain if self._parser is None else self._parsed
+        decode_one = self._plain if self._parser is None else self._parsed
         until = time.monotonic() + most_seconds
         size = 0
         results: list[File | BadMessage | asyncio.Task[Any]] = []
         try:
             for message in messages:
-                result = BadMessage(message.damage) if message.damage else step(message)
+                result = BadMessage(message.damage) if message.damage else decode_one(message)
                 out_of_memory = isinstance(result, _OutOfMemory)
                 if out_of_memory and results:
-                    break  # what is before it may be what took the memory
+                    break  # the messages before it may have taken the memory
                 results.append(result)
                 if isinstance(result, File):
                     size += len(result.content)
@@ -110,7 +110,7 @@ class Decoder:
         return finished
 
     def close(self) -> None:
-        """Give back what an async parser needed. May be repeated."""
+        """Close the event loop of an async parser. May be repeated."""
         if self._loop is not None:
             self._loop.close()
             self._loop = None
@@ -122,11 +122,11 @@ class Decoder:
             return File(check_file_name(name), envelope.content)
         except BadMessage as error:
             return error
-        except Exception as error:  # noqa: BLE001  said in the letter: nobody else is to suffer
+        except Exception as error:  # noqa: BLE001  the dead letter says it; the others flow on
             return _misbehaved("decoding it", error)
 
     def _parsed(self, message: Message) -> File | BadMessage | asyncio.Task[Any]:
-        """What the user's parser makes of it; begun only if it is an async one."""
+        """The user's parser's result; a task if the parser is async."""
         parser = self._parser
         assert parser is not None  # noqa: S101 - else it is not called
         self._alarm(self._pipeline.parser_timeout_seconds)
@@ -151,9 +151,9 @@ class Decoder:
             raise BadMessage(f"{self._parser_name} returned None")
         if self._namer is not None:
             name = self._ask_name(parsed)
-        else:  # a message without any name gets the one that a redelivery of it gets too
+        else:  # without any name: one that a redelivery of the message gets as well
             fields = self._pipeline.name_fields
-            found = _ask("looking for a name in what the parser returned", _name_in, parsed, fields)
+            found = _ask("finding a name in what the parser returned", _name_in, parsed, fields)
             name = found or self._raw(message).file_name
         content = _ask("writing what the parser returned", _content_of, parsed)
         return File(check_file_name(name), content)
@@ -165,13 +165,13 @@ class Decoder:
         name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
         if not isinstance(name, str):
             raise BadMessage(
-                f"the file name generator {name_of(namer)} returned a {type(name).__name__}, "
-                f"not a string"
+                f"the file name generator {name_of(namer)} returned a value of type "
+                f"{type(name).__name__}, not a string"
             )
         return name
 
     def _begun(self, awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
-        """Its first step is done at once: an async parser that blocks shows how long it takes."""
+        """Runs until its first `await`, so the time that a blocking async parser takes is seen."""
         self._loop = self._loop or asyncio.new_event_loop()
         task = self._loop.create_task(self._answer(awaitable))
         self._loop.run_until_complete(asyncio.sleep(0))
@@ -182,7 +182,7 @@ class Decoder:
             return await awaitable
         except (*USER_ERRORS, asyncio.CancelledError) as error:
             return _misbehaved(self._parser_name, error)
-        finally:  # as long as one after the other is done, they do not hang
+        finally:  # as long as one call after the other ends, they do not hang
             self._alarm(self._pipeline.parser_timeout_seconds)
 
     def _await_all(
@@ -190,7 +190,7 @@ class Decoder:
         results: Sequence[File | BadMessage | asyncio.Task[Any]],
         messages: Sequence[Message],
     ) -> list[File | BadMessage]:
-        """The results, with its answer in the place of each task."""
+        """The results, each task replaced by its result."""
         tasks = [result for result in results if isinstance(result, asyncio.Task)]
         if tasks and self._loop is not None:
             self._loop.run_until_complete(asyncio.wait(tasks))
@@ -214,11 +214,11 @@ class Decoder:
 
 
 def _no_alarm(_seconds: float) -> None:
-    """Where nothing but ending the process could be done about a function that hangs."""
+    """Stops nothing."""
 
 
 def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a user's code, which may be hidden in an object that a parser returned."""
+    """Run code that may be a user's, also code inside an object that a parser returned."""
     try:
         return function(*arguments)
     except USER_ERRORS as error:
@@ -239,7 +239,7 @@ def _content_of(parsed: Any) -> bytes:
     if isinstance(parsed, bytes):
         return parsed
     if hasattr(parsed, "payload") and hasattr(parsed, "content_type"):
-        # `DecodedFilePayload`, ours or that of FUploader's package
+        # a `DecodedFilePayload`, ours or that of FUploader's package
         return serialize_file_payload(parsed.payload, content_type=parsed.content_type)
     if isinstance(parsed, str):
         return parsed.encode("utf-8")

@@ -5,22 +5,23 @@ What must always hold:
 - A body that cannot become a file raises `BadMessage`, and nothing else, whatever its bytes are.
 - The payload's bytes are kept as received. They are parsed only when somebody asks for `payload`.
 - A small message cannot fill the memory: unpacking stops at `max_bytes`.
-- Decoding one body twice gives the same name. A body without a name gets one made from its own
-  bytes (UUID version 5), so a redelivery does not become a second file.
+- Decoding a body twice gives the same name. A body without a name gets one made from its own bytes
+  (UUID version 5), so a redelivery does not become a second file.
 
-The envelope is a JSON object; producers that use FUploader write it so:
+The envelope is a JSON object; producers that use FUploader write it like this:
 
     {"file_name": "7301", "compression": "gzip", "content_type": "json", "payload": "H4sIA..."}
 
 `payload` is base64 of gzip of the content. `content_type` is `json` (the default), `text` or
 `bytes`. The name is the first non-empty one of the name fields. Other fields are ignored.
 
-How: an envelope of that very form takes the fast path: one typed decode, in which msgspec turns
+How: an envelope of exactly that form takes the fast path: one typed decode, in which msgspec turns
 the base64 into bytes, and one bounded decompression. Anything unusual (numbers as names, other
 letter case, line breaks in the base64, several gzip members, gzip headers with extras) goes to
 `read_envelope`, which is as tolerant as FUploader's reader and decides what is bad. Where the fast
-path answers, both answer alike. The one difference to FUploader: content of type `json` is not
-parsed here, so damaged JSON shows when `payload` is asked for, or by the reader of the archive.
+path answers, both give the same answer. The one difference from FUploader: content of type `json`
+is not parsed here, so damaged JSON shows when `payload` is asked for, or to the reader of the
+archive.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ from fuploader_dagster.errors import BadMessage, ConfigError
 NAME_FIELDS = ("file_name", "file_id", "aweme_id")
 CONTENT_TYPES = frozenset(("json", "text", "bytes"))
 MAX_FILE_NAME_BYTES = 255
-"""What ext4, xfs and most others take as one name."""
+"""The limit of ext4, xfs and most other file systems."""
 
 _BODY_NAMES = uuid.UUID("6f3c1c0e-5d0a-5c55-9d0b-2b7c2f1f8a51")
 _PLAIN_GZIP = b"\x1f\x8b\x08\x00"
-"""A gzip header without extras. Others are left to the tolerant path: isal checks more of them."""
+"""A gzip header without extras. Others take the tolerant path: isal is stricter about them."""
 _COMPRESSION_LEVEL = 2
-"""isal's: a fifth of the time of gzip's level 9, and 5 % larger on small JSON documents."""
+"""Of isal: a fifth of the time of gzip's level 9, and 5 % larger on small JSON documents."""
 
 _IsalError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub is wrong
 
@@ -69,18 +70,18 @@ class Envelope(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def payload(self) -> Any:
-        """The content as a JSON value, as text, or as it is. `BadMessage` if it is not that."""
+        """The content as a JSON value, text or bytes. Raises `BadMessage` if it is not that."""
         try:
             return payload_of(self.content, self.content_type)
         except (ValueError, RecursionError) as error:
             raise BadMessage(
                 f"the content of {self.file_name!r} is not {self.content_type}: {error}",
-                hint="the producer wrote a content type that does not fit its payload",
+                hint="the producer wrote a content_type that does not match its payload",
             ) from error
 
     @property
     def file_id(self) -> str:
-        """The file's name, by the word that older strategies use."""
+        """The file's name, under the name that older strategies use."""
         return self.file_name
 
     def __repr__(self) -> str:
@@ -96,7 +97,7 @@ def decode_envelope(
 ) -> Envelope:
     """Unwrap an envelope of at most `max_bytes` of content. Raises `BadMessage`.
 
-    A message without a name takes `fallback_name` if that is usable, else a UUID of its body.
+    A message without a name gets `fallback_name` if that is usable, else a UUID of its body.
     """
     wire = _wire_form(name_fields)
     try:
@@ -125,8 +126,8 @@ def decode_envelope(
         name, content_type, content = read_envelope(body, name_fields, max_bytes)
     except _DAMAGE as error:
         raise BadMessage(
-            f"the message is no envelope: {_reason(error)}",
-            hint="if producers send other bodies, choose the parser for JSON or raw bodies",
+            f"the message is not an envelope: {_reason(error)}",
+            hint="if producers send other bodies, set message_format to json or raw",
         ) from error
     return Envelope(name or _name_without_field(body, fallback_name), content_type, content)
 
@@ -137,7 +138,7 @@ def decode_json(
     name_fields: tuple[str, ...] = NAME_FIELDS,
     fallback_name: str | None = None,
 ) -> Envelope:
-    """Take a JSON object as the content itself, named by its own fields. Raises `BadMessage`."""
+    """Take a JSON object itself as the content, named by its own fields. Raises `BadMessage`."""
     wire = _wire_form(name_fields, with_payload=False)
     try:
         if not body.isascii():
@@ -149,14 +150,14 @@ def decode_json(
         plain_name(name)
     except _DAMAGE as error:
         raise BadMessage(
-            f"the message is no JSON object: {_reason(error)}",
-            hint="if producers send other bodies, choose the parser for envelopes or raw bodies",
+            f"the message is not a JSON object: {_reason(error)}",
+            hint="if producers send other bodies, set message_format to envelope or raw",
         ) from error
     return Envelope(name or _name_without_field(body, fallback_name), "json", body)
 
 
 def decode_raw(body: bytes, message_id: str | None = None) -> Envelope:
-    """Take the body as the content itself, named by the message's id or a UUID of the body."""
+    """Take the body itself as the content, named by the message's id or a UUID of the body."""
     return Envelope(_name_without_field(body, message_id), "bytes", body)
 
 
@@ -168,7 +169,7 @@ def encode(name: str, content: bytes, content_type: str = "json") -> bytes:
     if content_type not in CONTENT_TYPES:
         raise ValueError(f"content_type must be json, text or bytes, not {content_type!r}")
     if not name or name != name.strip():
-        raise ValueError(f"a name is not empty and has no space around it: {_shown(name)}")
+        raise ValueError(f"a name must not be empty or have spaces around it: {_shown(name)}")
     plain_name(name)
     packed = isal_zlib.compress(content, _COMPRESSION_LEVEL, 31)
     return _encoder.encode(_Written(name, "gzip", content_type, packed))
@@ -177,8 +178,8 @@ def encode(name: str, content: bytes, content_type: str = "json") -> bytes:
 def check_file_name(name: str) -> str:
     """Return the name if a file can have it on any disk and in any archive, or raise `BadMessage`.
 
-    Refused: empty, `.`, `..`, a slash or backslash, control characters, what UTF-8 cannot write,
-    more than 255 bytes.
+    Refused: empty names, `.`, `..`, slashes, backslashes, control characters, characters that UTF-8
+    cannot encode, more than 255 bytes.
     """
     if (
         name.isascii()
@@ -202,7 +203,7 @@ def check_file_name(name: str) -> str:
     except UnicodeEncodeError:
         raise _bad_name(name, "it contains half a surrogate pair") from None
     if size_bytes > MAX_FILE_NAME_BYTES:
-        raise _bad_name(name, f"it has {size_bytes} bytes, at most {MAX_FILE_NAME_BYTES} fit")
+        raise _bad_name(name, f"it has {size_bytes} bytes, the limit is {MAX_FILE_NAME_BYTES}")
     return name
 
 
@@ -211,7 +212,7 @@ def read_envelope(
 ) -> tuple[str, str, bytes]:
     """Read any envelope that FUploader reads: its name (may be empty), content type and content.
 
-    Raises what the standard library raises on damage, and `BadMessage` past `max_bytes`.
+    Raises what the standard library raises on damage, and `BadMessage` above `max_bytes`.
     """
     fields = _json_object(body)
     name = plain_name(_name_in(fields, name_fields))
@@ -230,7 +231,7 @@ def read_envelope(
 
 
 def payload_of(content: bytes, content_type: str) -> Any:
-    """Content as the value that it stands for. Raises `ValueError` if it is not of that type."""
+    """The content's value. Raises `ValueError` if the content is not of that type."""
     if content_type == "bytes":
         return content
     text = content.decode()
@@ -254,7 +255,7 @@ class _WireForm(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _wire_form(name_fields: tuple[str, ...], with_payload: bool = True) -> _WireForm:
-    """The typed decoder for these name fields, and its attributes in their order."""
+    """The typed decoder for these name fields, and its name attributes in order."""
     names = {field: f"name_{number}" for number, field in enumerate(name_fields)}
     fields: list[tuple[str, Any, Any]] = [
         (attribute, str | int | None, msgspec.field(name=field, default=None))
@@ -263,7 +264,9 @@ def _wire_form(name_fields: tuple[str, ...], with_payload: bool = True) -> _Wire
     if with_payload:
         own = [("payload", bytes, b""), ("compression", str, ""), ("content_type", str, "json")]
         for taken in names.keys() & {field for field, _, _ in own}:
-            raise ConfigError(f"name_fields cannot contain {taken}: an envelope uses it otherwise")
+            raise ConfigError(
+                f"name_fields cannot contain {taken}: it has another meaning in an envelope"
+            )
         fields += own
     return _WireForm(msgspec.json.Decoder(msgspec.defstruct("Wire", fields)), tuple(names.values()))
 
@@ -277,7 +280,7 @@ def _first_name(form: Any, attributes: tuple[str, ...]) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name, if it stays inside its directory. `check_file_name` asks for more than that."""
+    """The name, if it stays inside its directory. `check_file_name` demands more than that."""
     if "/" in name or "\\" in name or name in {".", ".."}:
         raise ValueError(f"its name is not a plain file name: {_shown(name)}")
     return name
@@ -306,7 +309,7 @@ def _unpack(packed: bytes, max_bytes: int | None) -> bytes:
         whole = one_member.eof and not one_member.unused_data
     except zlib.error:
         whole = False
-    if not whole:  # several members, padding, damage: gzip knows; it is five times as slow
+    if not whole:  # several members, padding, damage: gzip knows, but takes five times as long
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             content = file.read(size or -1)
     if max_bytes is not None and len(content) > max_bytes:
@@ -319,13 +322,13 @@ def _name_without_field(body: bytes, fallback_name: str | None) -> str:
         try:
             return check_file_name(fallback_name)
         except BadMessage:
-            pass  # an id is the queue's business; one that cannot be a name is no fault
+            pass  # a message id that cannot be a file name is not an error
     digest = hashlib.sha1(_BODY_NAMES.bytes + body, usedforsecurity=False).digest()
     return uuid.UUID(bytes=digest[:16], version=5).hex
 
 
 def _shown(text: str) -> str:
-    """A piece of a message, short and printable, for an error."""
+    """An excerpt of a message for an error: short and printable."""
     return ascii(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -336,12 +339,13 @@ def _reason(error: BaseException) -> str:
 def _too_large(max_bytes: int) -> BadMessage:
     return BadMessage(
         f"the payload unpacks to more than {max_bytes} bytes",
-        hint="raise max_unpacked_bytes if such messages are meant",
+        hint="raise max_unpacked_bytes if such messages are intended",
     )
 
 
 def _bad_name(name: str, why: str) -> BadMessage:
     return BadMessage(
         f"the file name {_shown(name)} cannot be used: {why}",
-        hint="correct the producer or the file name generator, then send the dead letter again",
+        hint="correct the producer or the file name generator, then run "
+        "`fuploader dead-letters requeue`",
     )

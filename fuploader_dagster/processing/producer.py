@@ -1,15 +1,15 @@
-"""What producers use: FUploader's message functions, under their names, with their results.
+"""The producer API: FUploader's message functions, with the same names and the same results.
 
 What must always hold: a program that imports these from `fuploader_dagster` instead of
 `file_uploader` sees the same values, the same bytes on disk and in the queue, and errors of the
-same standard types. Two things are chosen rather than inherited:
+same standard types. Two things are our choice:
 
-- The modification time in the gzip header is zero, so encoding the same item twice gives the same
-  bytes. Every other byte is the one that `gzip.compress` writes.
-- `parse_file_message` gives a message without a name a random one, as it always did; the drain
+- The modification time in the gzip header is zero, so encoding an item twice gives the same bytes.
+  Every other byte is the one that `gzip.compress` writes.
+- `parse_file_message` gives a message without a name a random one, as FUploader does; the drain
   itself (`envelope.decode_envelope`) derives the name from the body.
 
-The envelope's form is told in `fuploader_dagster.processing.envelope`.
+`envelope` describes the form of an envelope.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 from fuploader_dagster.processing.envelope import NAME_FIELDS, payload_of, plain_name, read_envelope
 
 PublishCallable = Callable[[str], Awaitable[None] | None]
-"""Hands one body to the queue; may be a coroutine function."""
+"""Sends one body to the queue; may be a coroutine function."""
 
 _GZIP_TIME = slice(4, 8)
 
 
 @dataclass(frozen=True)
 class FileMessage:
-    """What a producer wants to become a file. `bytes`, `str` or anything that JSON can write."""
+    """What is to become a file. The payload is `bytes`, `str` or anything that JSON can write."""
 
     payload: Any
     file_name: str | None = None
@@ -41,7 +41,7 @@ class FileMessage:
 
 @dataclass(frozen=True)
 class DecodedFilePayload:
-    """A message taken out of its envelope, its payload parsed."""
+    """A message unwrapped from its envelope, its payload parsed."""
 
     file_name: str
     payload: Any
@@ -49,12 +49,12 @@ class DecodedFilePayload:
 
     @property
     def file_id(self) -> str:
-        """The file's name, by its older word."""
+        """The file's name, under its older name."""
         return self.file_name
 
 
 def is_encoded(item: Mapping[str, Any]) -> bool:
-    """Whether the mapping is an envelope already, which is passed on as it is."""
+    """Whether the mapping is an envelope already; `encode_file_message` returns it unchanged."""
     return (
         "compression" in item
         and "payload" in item
@@ -70,10 +70,10 @@ def encode_file_message(
 ) -> dict[str, Any]:
     """Wrap one item into an envelope, as a dict ready for `json.dumps`.
 
-    Takes a `FileMessage`, or a mapping with `payload` or else `content`, whose name is the first
-    non-empty of `file_name_field`, `file_name`, `id_field` (`file_id`) and `aweme_id`; a UUID where
-    there is none. An envelope is returned unchanged. Raises `ValueError` for a mapping without
-    payload and for a name that is no plain file name.
+    Takes a `FileMessage`, or a mapping with `payload` or else `content`. The mapping's name is the
+    first non-empty one of `file_name_field`, `file_name`, `id_field` (default `file_id`) and
+    `aweme_id`; a UUID if there is none. An envelope is returned unchanged. Raises `ValueError` for
+    a mapping without payload and for a name that is not a plain file name.
     """
     if isinstance(item, FileMessage):
         payload, name = item.payload, item.file_name or ""
@@ -98,7 +98,7 @@ def encode_file_message(
 def parse_file_message(
     raw_body: bytes | str, *, name_fields: tuple[str, ...] = NAME_FIELDS
 ) -> DecodedFilePayload:
-    """Unwrap an envelope and parse its payload, without a limit on its size.
+    """Unwrap an envelope and parse its payload, of any size.
 
     Raises `ValueError`, `EOFError`, `OSError` or `zlib.error`, depending on what is damaged.
     """
@@ -146,13 +146,13 @@ async def publish_file_messages(
     file_name_field: str = "file_name",
     id_field: str | None = None,
 ) -> None:
-    """Encode items one after the other and hand each body to `publish`."""
+    """Encode items one after the other and pass each body to `publish`."""
     publisher = FileMessagePublisher(publish, file_name_field=file_name_field, id_field=id_field)
     await publisher.publish_many(items)
 
 
 class FileMessagePublisher:
-    """Encodes items and hands the bodies to a function of the caller's."""
+    """Encodes items and passes the bodies to the caller's `publish` function."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class FileMessagePublisher:
         self._id_field = id_field
 
     async def publish_many(self, items: Iterable[FileMessage | Mapping[str, Any]]) -> None:
-        """Publish in the items' order; each is handed over before the next is encoded."""
+        """Publish the items in order; each is published before the next is encoded."""
         for item in items:
             await self.publish_one(item)
 

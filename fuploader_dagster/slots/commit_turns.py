@@ -1,27 +1,27 @@
-"""Turns: two workers never both commit a message that the queue gave first to one, then the other.
+"""Turns: two workers never both commit a message that the queue gave to one, then to the other.
 
 The trouble: a connection is cut while worker A has messages in hand. The queue gives them to
-worker B, marked as redelivered, at once; A does not know yet, and is just about to commit them. B
-finds them in no directory (`dedup_window`) and commits them as well: second copies.
+worker B at once, marked as redelivered; A does not know yet, and is about to commit them. B finds
+them in no directory (`dedup_window`) and commits them as well: second copies.
 
 What must always hold: of two workers that have the same message in hand, one commits it, and the
-other one looks for it after that commit, and before its own.
+other looks for it after that commit and before its own.
 
-How. Each worker has a file lock that it holds during an ordinary commit; there is one lock for all
-commits that have to look (`commits-that-look`), and one counter of redeliveries. B, before it looks
-for redelivered messages, takes the lock of those who look, raises the counter, and sees each other
-worker's own lock free once. A reads the counter under its own lock:
+How. Each worker has a file lock that it holds during an ordinary commit. All commits that have to
+look share one lock (`commits-that-look`) and one counter of redeliveries. Before B looks for
+redelivered messages, it takes the shared lock, raises the counter, and waits until it has seen each
+other worker's own lock free once. A reads the counter while it holds its own lock:
 
 - before B raised it: then B waits for A's commit, and finds the message;
-- afterwards: then A turns to those who look too, and does so for all that it can have had in hand
-  at that time, which is `prefetch_count` messages. Whoever has the lock second finds what the first
-  one committed.
+- afterwards: then A has to look as well, under the shared lock, for every message that it can have
+  had in hand at that time, which is `prefetch_count` messages. Whichever worker gets the lock
+  second finds what the first one committed.
 
-The kernel frees the locks of a process that died; what it had not committed is nobody's any more.
-Each turn sees that lock and counter are still what others find by their names: whoever removes
-`locks/` ends the turn with an error, and the worker begins again. An ordinary commit pays seven
-system calls. Where a source cannot tell which messages are redelivered and marks all of them, all
-commits take turns.
+The kernel frees the locks of a process that died, and what that process had not committed it never
+will. Each turn checks that its lock and the counter are still the files that others find by these
+names: if somebody removes `locks/`, the turn ends with an error and the worker starts again. An
+ordinary commit costs seven system calls. Where a source cannot tell which messages are redelivered
+and marks all of them, all commits take turns.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import SlotInUse
 
 LONGEST_WAIT_SECONDS = 10.0
-"""A commit takes milliseconds, and as long as the disk does not answer."""
+"""A commit takes milliseconds, unless the disk hangs."""
 _LOOK_AGAIN_SECONDS = 0.002
 _CLOSED = -1
 
 Look = Literal["none", "redelivered", "all"]
-"""Which messages of a batch may have been committed by somebody else."""
+"""Which messages of a batch another worker may have committed."""
 
 
 class CommitTurns:
@@ -59,9 +59,9 @@ class CommitTurns:
         self._those_who_look = FileLock(layout.look_lock)
         self._own = self._counter = _CLOSED
         self._heard = 0
-        """The counter, as far as we have acted upon it."""
+        """The value of the counter that this worker has acted on."""
         self._doubtful = 0
-        """So many messages, from the next one on, may be in somebody else's hands as well."""
+        """This many messages, from the next one on, another worker may have in hand as well."""
 
     def __enter__(self) -> CommitTurns:
         try:
@@ -84,11 +84,11 @@ class CommitTurns:
 
     @contextmanager
     def turn(self, messages: int, *, redelivered: bool) -> Iterator[Look]:
-        """Commit within the block, having looked in the window for what the value says.
+        """Commit within the block, after looking in the window for the messages that it names.
 
         `redelivered`: whether any of the messages is marked so. Raises `SlotInUse` if another
-        worker is in a commit and does not get on, and `DiskFailed` if the files by which workers
-        wait for each other are not found by their names any more.
+        worker's commit does not end, and `DiskFailed` if the lock files are not found by their
+        names any more.
         """
         if not redelivered and not self._doubtful:
             fcntl.flock(self._own, fcntl.LOCK_EX)
@@ -111,7 +111,7 @@ class CommitTurns:
         self._doubtful = max(0, self._doubtful - messages)
 
     def _count(self) -> int:
-        """The counter. In other files of these names others would count, and not see our lock."""
+        """The counter. In replaced files others would count elsewhere and not see our lock."""
         with naming_disk_trouble(self._path):
             still_at(self._own, self._path)
             still_at(self._counter, self._layout.redeliveries)
@@ -135,7 +135,7 @@ class CommitTurns:
             self._those_who_look.release()
 
     def _see_others_commit(self) -> None:
-        """Return when each commit that was under way has ended."""
+        """Wait until each commit that was in progress has ended."""
         for path in self._layout.commit_locks():
             if path != self._path:
                 with suppress(FileNotFoundError):
@@ -152,9 +152,10 @@ def _see_free(path: Path) -> None:
             except BlockingIOError:
                 if time.monotonic() > give_up_at:
                     raise SlotInUse(
-                        f"another worker has not ended its commit for {LONGEST_WAIT_SECONDS:g} s, "
-                        f"says {path}",
-                        hint="does the disk answer? what it commits may be what came again",
+                        f"another worker has not finished its commit for "
+                        f"{LONGEST_WAIT_SECONDS:g} s: it holds {path}",
+                        hint="check that the disk answers; this worker waits because the other "
+                        "one may be committing the same messages",
                     ) from None
                 time.sleep(_LOOK_AGAIN_SECONDS)
             else:

@@ -3,24 +3,24 @@
 What must always hold:
 
 - A message counts as stored only if a record of the same name (or a numbered name of it) and the
-  same SHA-256 was read from an index in this moment, and if what the record stands for is durable:
-  a sealed directory is, a shipped one is confirmed by the object store, and an active one, whose
-  writer may just be syncing it, is synced here once more before it counts.
+  same SHA-256 was read from an index just now, and if the message itself is durable: in a sealed
+  directory it is, of a shipped one the object store has confirmed it, and an active one, whose
+  writer may be in the middle of a sync, is synced here once more before it counts.
 - Everything that was committed in any directory of the pipeline before `refresh` was called is in
   the window afterwards, up to its size; the newest directories come first.
 
-Why looking is enough: a message that is delivered again was in somebody's hands before. Either he
-had committed it, then its record lies in an index, for a commit ends before the message can come
-again; or he had not, then it is in no directory. He may do so after we looked: `commit_turns`
-keeps that from happening.
+Why looking is enough: some worker had a redelivered message in hand before. Either that worker had
+committed it, then its record is in an index, because a commit ends before the message can come
+again; or it had not, then the message is in no directory. It may still commit it after we looked:
+`commit_turns` prevents that.
 
-Directories go from `active` to `sealed` to `shipped`, never back, and are looked for in this order:
-one that moves meanwhile is found at the later place, or its file is gone when it is to be read, and
-then the search begins anew.
+Directories go from `active` to `sealed` to `shipped`, never back, and are looked for in this order.
+One that moves meanwhile is found at the later place, or its file is gone when it is to be read, and
+then the search starts again.
 
-Memory: one sorted array of 64-bit keys (of digest and name) for each directory, 8 bytes a message,
-built at the first redelivered message, and then only read on. A key that is found is a hint where
-to look, never an answer.
+Memory: one sorted array of 64-bit keys (of digest and name) for each directory, 8 bytes per
+message. It is built at the first redelivered message; after that only what is new is read. A key
+that is found is a hint where to look, never an answer.
 
 Outside the window: messages that are published twice (they are new to the queue, and only a
 directory knows its own names), the disks of other nodes, whatever is older than
@@ -50,27 +50,27 @@ from fuploader_dagster.slots.shipped_indexes import in_order, shipped_indexes
 log = logging.getLogger(__name__)
 
 _CONTENTS_HELD = 8
-"""Index files in memory at a time, about a megabyte each: a redelivery's copies lie together."""
+"""Index files in memory at a time, a megabyte each: redelivered messages were stored together."""
 
 _Place = tuple[int, int]
-"""Slot and number: a directory's identity, wherever it lies."""
+"""Slot and number: a directory's identity, wherever it is."""
 
 
 class _Directory:
-    """What is known of one directory's index."""
+    """One directory's index, as far as it was read."""
 
     def __init__(self) -> None:
         self.path = Path()
         self.active = True
         self.complete = False
-        """Read when it was sealed already, so there is nothing more to read."""
+        """It was read after it was sealed, so there is nothing more to read."""
         self.end = 0
         self.keys = array("Q")
         self._file = (0, 0)
-        """Device and inode of the index: under another root the same numbers begin anew."""
+        """Device and inode of the index: under another root the same numbers are used again."""
 
     def read_on(self, path: Path, *, active: bool) -> None:
-        """Take in what was committed since. Raises `FileNotFoundError` if it moved."""
+        """Read what was committed since the last time. Raises `FileNotFoundError` if it moved."""
         self.path, self.active = path, active
         try:
             descriptor = open_own(path, os.O_RDONLY)
@@ -106,7 +106,7 @@ class _Directory:
 
 
 class DedupWindow:
-    """What was stored of late, by all workers of a pipeline on this node."""
+    """What all workers of a pipeline on this node stored recently."""
 
     def __init__(self, layout: Layout, messages: int) -> None:
         self._layout = layout
@@ -116,11 +116,11 @@ class DedupWindow:
         self._synced: set[_Place] = set()
 
     def refresh(self) -> None:
-        """See everything that is committed by now."""
+        """Take in everything that is committed by now."""
         self._contents.clear()
         self._synced.clear()
         while not self._looked():
-            log.debug("a directory moved on while it was looked for")
+            log.debug("a directory moved during the search, which starts again")
 
     def holds(self, name: str, sha256: bytes) -> bool:
         """Whether a durable copy of this message was there at the last `refresh`."""
@@ -160,7 +160,9 @@ class DedupWindow:
         shipped = shipped_indexes(layout)
         seen: set[_Place] = set()
         for place, path in active:
-            if path.exists() or not path.parent.exists():  # one in the making has no index yet
+            if (
+                path.exists() or not path.parent.exists()
+            ):  # a directory that is being made has no index yet
                 seen.add(place)
                 yield place, path, True
         times = in_order({place: _modified(path) for place, path in sealed})
@@ -174,12 +176,12 @@ class DedupWindow:
                 yield place, one.path, False
 
     def _confirmed(self, place: _Place, name: str, sha256: bytes) -> bool:
-        """Look whether the record is really there, and have it durable."""
+        """Check that the record is really there, and make it durable."""
         content = self._content(place)
         names = index.names_of(content, sha256)
         if name not in names and not (
             any(is_numbered(stored, name) for stored in names)
-            # A numbered name is one of ours only beside the name that was taken.
+            # A numbered name is one of ours only if the name itself is there too.
             and any(entry.name == name for entry in index.read_index(content).entries)
         ):
             return False
@@ -188,16 +190,16 @@ class DedupWindow:
             try:
                 sync_directory(directory.path.parent)
             except FileNotFoundError:
-                log.debug("%s was sealed, and so synced, in this moment", directory.path.parent)
+                log.debug("%s was just sealed, and so synced", directory.path.parent)
             self._synced.add(place)
         return True
 
     def _content(self, place: _Place) -> bytes:
-        """The directory's index, nothing if it is not there any more."""
+        """The directory's index; empty if the directory is not there any more."""
         content = self._contents.get(place)
         while content is None and place in self._known:
             try:
-                # Behind the end lies what is just being written: it does not count yet.
+                # After the end is what is being written now: it does not count yet.
                 content = read_own(self._known[place].path)[: self._known[place].end]
             except FileNotFoundError:
                 self.refresh()
@@ -214,5 +216,5 @@ def _key(name: bytes, sha256: bytes) -> int:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # moved on; whoever reads it notices
+    except FileNotFoundError:  # moved; whoever reads it notices
         return math.inf

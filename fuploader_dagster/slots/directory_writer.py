@@ -38,7 +38,7 @@ CLOSED = -1
 """In place of a descriptor."""
 
 SetAside = Callable[[Path], object]
-"""Moves a file that recovery does not recognise out of the way, deleting nothing."""
+"""Moves a file that recovery does not recognise to `set-aside/`; deletes nothing."""
 
 
 class DirectoryWriter(ABC):
@@ -46,7 +46,7 @@ class DirectoryWriter(ABC):
 
     slot_format: ClassVar[Literal["segment", "files"]]
     data_name: ClassVar[str]
-    """What tells a directory of this format from others."""
+    """The file or folder that marks a directory as being of this format."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -56,7 +56,7 @@ class DirectoryWriter(ABC):
         self._index = CLOSED
 
     def open(self, set_aside: SetAside) -> list[IndexEntry]:
-        """Open or create the directory, cut it back to what is whole, return what it holds.
+        """Open or create the directory, cut off what is not whole, return its messages.
 
         Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
         """
@@ -75,12 +75,13 @@ class DirectoryWriter(ABC):
         found = index.read_index(content)
         if found.end == 0 and self._has_data():
             raise DamagedSlot(
-                f"{path} has not even its header, but there is data beside it",
-                hint="the header is synced before any data is written: somebody cut the index off",
+                f"{path} has no complete header, but there is data beside it",
+                hint="the header is synced before any data is written, so somebody truncated the "
+                "index",
             )
         self._open_data(list(found.entries), set_aside)
         valid = content[: found.end] or index.header()
-        write_all(self._index, valid)  # what it has already: only written pages are synced
+        write_all(self._index, valid)  # the same bytes again: only written pages are synced
         self._index_end, self._commits = len(valid), found.commits
         os.ftruncate(self._index, self._index_end)
         self._sync_index()
@@ -89,17 +90,17 @@ class DirectoryWriter(ABC):
 
     @abstractmethod
     def _has_data(self) -> bool:
-        """Whether anything was ever written beside the index."""
+        """Whether there is any data beside the index."""
 
     @abstractmethod
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
-        """Open the data, check it against the index, cut off what the index does not name."""
+        """Open the data, check it against the index, cut off what no record names."""
 
     @abstractmethod
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
         """Take a message into the next commit. Writes nothing yet.
 
-        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        Raises `BadMessage`, having taken nothing, if the file system cannot store the name.
         """
 
     @abstractmethod
@@ -111,9 +112,9 @@ class DirectoryWriter(ABC):
         return None
 
     def commit(self) -> None:
-        """Make everything added so far durable, and see that it is found by its names.
+        """Make everything added so far durable, and check that it is found by its names.
 
-        On an error nothing of the batch counts: call `close` and open the directory again.
+        After an error nothing of the batch counts: call `close` and open the directory again.
         """
         with naming_disk_trouble(self.directory):
             if self._records:
@@ -135,11 +136,11 @@ class DirectoryWriter(ABC):
         self._records.clear()
 
     def _files(self) -> list[tuple[int, Path]]:
-        """What is open, and the name under which it has to be found."""
+        """Open descriptors, each with the path at which it has to be found."""
         return [(self._index, self.directory / INDEX_NAME)]
 
     def close(self) -> None:
-        """Close the files. What was added and not committed is forgotten."""
+        """Close the files. Messages that were added and not committed are forgotten."""
         self._records.clear()
         if self._index != CLOSED:
             os.close(self._index)

@@ -1,6 +1,4 @@
-"""The two formats of a directory, `segment` and `files`: which one a directory has, and what can be
-done with either.
-"""
+"""The two formats of a directory, `segment` and `files`, and what works with either."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ WRITERS: dict[str, type[DirectoryWriter]] = {"segment": SegmentWriter, "files": 
 
 
 def writer_for(directory: Path, default: str) -> DirectoryWriter:
-    """A writer of the format the directory was begun in; the setting may have changed since."""
+    """A writer of the format that the directory has; the setting may have changed since."""
     for writer in WRITERS.values():
         if os.path.lexists(directory / writer.data_name):
             return writer(directory)
@@ -29,7 +27,7 @@ def writer_for(directory: Path, default: str) -> DirectoryWriter:
 
 
 def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents that a damaged directory still proves: record and data agree.
+    """Names and contents of the messages of a damaged directory whose record and data agree.
 
     Changes nothing.
     """
@@ -58,7 +56,7 @@ def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make durable what another process wrote into a directory, and is perhaps just syncing.
+    """Make durable what another process wrote into a directory and may still be syncing.
 
     Raises `FileNotFoundError` if it is not there any more: then it was sealed, which syncs it.
     """

@@ -2,12 +2,12 @@
 
 What must always hold:
 
-- A record that reads back is the record that was written, and records lie in the order of the
+- A record that reads back is the record that was written, and records are in the order of the
   messages. The index names every message of a directory with offset, size and SHA-256; a seal
   commits to the index by its digest, and so to every byte.
-- Records count as a whole commit or not at all. What a crash leaves of the last commit, which
-  nobody acknowledged, is told from damage to what was acknowledged, and cut off; damage is an error
-  and nothing is cut.
+- Records count as a whole commit or not at all. What a crash leaves of the last commit, which was
+  never acknowledged, is told apart from damage to what was acknowledged. The former is cut off; the
+  latter is an error and nothing is cut.
 
 Format (little-endian; docs/formats.md has it byte by byte):
 
@@ -22,9 +22,9 @@ Format (little-endian; docs/formats.md has it byte by byte):
 is; in the `files` format both are 0.
 
 Torn or damaged? Commits are written one after the other, each synced before the next begins. So
-what lies in front of a whole commit was synced, and is damaged if it does not read back. A crash
-leaves a beginning of the last commit, or zeros where blocks were not written: a commit that is
-complete never ends with a zero, nor holds 64 in a row. All else is damage.
+whatever is in front of a whole commit was synced, and is damaged if it does not read back. A crash
+leaves a beginning of the last commit, or zeros where blocks were not written: a complete commit
+never ends with a zero, nor holds 64 in a row. Everything else is damage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _CRC = struct.Struct("<I")
 _FIXED = struct.Struct("<HHQQ32s")
 _RECORD_BYTES = _CRC.size + _FIXED.size
 _IDENTITY = struct.Struct("<IH18x32s")
-"""Of a record: its CRC-32, the name's length, the digest."""
+"""Of a record: CRC-32, name length, digest."""
 _LONGEST_NAME = 255
 _UNWRITTEN = bytes(64)
 
@@ -82,7 +82,7 @@ class IndexContent:
 
 
 class Identities(NamedTuple):
-    """What tells the messages of an index, or of a later part of one, from each other."""
+    """Names and digests of the messages in an index, or in a later section of one."""
 
     names: Sequence[bytes]
     digests: Sequence[bytes]
@@ -114,22 +114,22 @@ def record(name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256:
 
 
 def commit(records: Sequence[bytes], number: int) -> bytes:
-    """The records of one commit behind its own header, to be written at once."""
+    """The header and the records of one commit, to be written at once."""
     content = b"".join(records)
     fields = _COMMIT_FIELDS.pack(number, len(records), len(content), zlib.crc32(content))
     return _COMMIT_MAGIC + _pack_crc(zlib.crc32(fields)) + fields + content
 
 
 def whole_index(records: Sequence[bytes]) -> bytes:
-    """An index that was never anything else: one commit, or none for no records."""
+    """A complete index of one commit, or of none if there are no records."""
     return header() + (commit(records, 0) if records else b"")
 
 
 def read_index(content: bytes) -> IndexContent:
-    """Read the whole commits; what a crash left of one more is passed over.
+    """Read the whole commits; the rest that a crash left of one more is skipped.
 
-    Raises `DamagedSlot` if something that was committed does not read back, and if the file is
-    somebody else's, or of another version.
+    Raises `DamagedSlot` if something that was committed does not read back, and if the file is of
+    another kind or version.
     """
     if len(content) < HEADER_BYTES:
         return IndexContent((), 0)
@@ -140,12 +140,14 @@ def read_index(content: bytes) -> IndexContent:
         before = len(entries)
         position = _add_entries(content, found.start, found.end, entries)
         if position != found.end or len(entries) - before != found.records:
-            raise DamagedSlot(f"commit {number} of the index does not hold what it says")
+            raise DamagedSlot(
+                f"commit {number} of the index does not hold the records that it declares"
+            )
         number += 1
     if not _is_torn(content[position:]):
         raise DamagedSlot(
-            f"the index is damaged behind {len(entries)} messages, at byte {position} of "
-            f"{len(content)}: what is there was committed and does not read back"
+            f"the index is damaged after {len(entries)} messages, at byte {position} of "
+            f"{len(content)}: what was committed there does not read back"
         )
     return IndexContent(entries, position, number)
 
@@ -153,9 +155,9 @@ def read_index(content: bytes) -> IndexContent:
 def identities(content: bytes, *, at_start: bool) -> Identities:
     """Names and digests of the whole commits, in half the time of `read_index`.
 
-    `at_start`: whether the content begins with the header, or with a commit. What is damaged ends
-    it, without an error: whoever opens the directory will say so. Raises `DamagedSlot` for a file
-    of another kind or version.
+    `at_start`: whether the content begins with the header, or with a commit. Reading ends at the
+    first damage, without an error: whoever opens the directory reports it. Raises `DamagedSlot`
+    for a file of another kind or version.
     """
     names: list[bytes] = []
     digests: list[bytes] = []
@@ -189,10 +191,10 @@ def names_of(content: bytes, sha256: bytes) -> list[str]:
 
 
 def salvage_records(content: bytes) -> list[IndexEntry]:
-    """Every record that still reads back, wherever it lies; none of another version's.
+    """Every record that still reads back, wherever it is; none if the version is another one.
 
-    Whether its message does, only the data can tell. Looks at each byte of what is damaged: about
-    a second for a megabyte.
+    Whether its message reads back too, only the data can tell. Looks at each byte of what is
+    damaged: about a second per megabyte.
     """
     if len(content) >= HEADER_BYTES:
         start = content[: HEADER_BYTES - _CRC.size]
@@ -221,7 +223,7 @@ def _check_header(content: bytes) -> None:
 
 
 def _commit_at(content: bytes, position: int) -> _Commit | None:
-    """The commit that begins here, if all of it reads back."""
+    """The commit at this position, if all of it reads back."""
     start = position + COMMIT_BYTES
     if start > len(content):
         return None
@@ -243,9 +245,9 @@ def _is_record(content: bytes, position: int) -> bool:
 
 
 def _add_entries(content: bytes, position: int, end: int, entries: list[IndexEntry]) -> int:
-    """Add the records between two places, which were checked; where the last one ends.
+    """Add the records between two positions, which were checked; return where the last one ends.
 
-    About a microsecond for each.
+    About a microsecond per record.
     """
     make, add = IndexEntry._make, entries.append
     while position + _RECORD_BYTES <= end:
@@ -258,11 +260,11 @@ def _add_entries(content: bytes, position: int, end: int, entries: list[IndexEnt
 
 
 def _is_torn(rest: bytes) -> bool:
-    """Whether a crash in a commit can have left this behind the last whole one."""
+    """Whether a crash during a commit can have left this after the last whole one."""
     position = rest.find(_COMMIT_MAGIC)
     while position != -1:
         if _commit_at(rest, position) is not None:
-            return False  # what is in front of it was synced before
+            return False  # so what is in front of it was synced
         position = rest.find(_COMMIT_MAGIC, position + 1)
     if len(rest) < COMMIT_BYTES or rest.endswith(b"\0") or _UNWRITTEN in rest:
         return True

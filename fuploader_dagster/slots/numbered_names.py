@@ -1,7 +1,8 @@
 """Names of files that share a name: `name.json`, `name~2.json`, `name~3.json`.
 
-What must always hold: a numbered name is a legal file name, and of one family with the name that
-it was made from, so that all that can have been stored for a message is found under one key.
+What must always hold: a numbered name is a legal file name, and belongs to the same family as the
+name that it was made from, so everything that can have been stored for a message is found under one
+key.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import re
 
 MAX_NAME_BYTES = 255
 _FAMILY_BYTES = 100
-"""Shorter than what `numbered_name` leaves of any name that it has to cut."""
+"""Less than `numbered_name` leaves of any name that it has to cut."""
 _LONGEST_ENDING = 20
 _NUMBER = re.compile(r"~([0-9]{1,9})")
 
 
 def numbered_name(name: str, number: int) -> str:
-    """`name.json` -> `name~2.json`, cut at a character so that it stays a legal file name."""
+    """`name.json` -> `name~2.json`, shortened where it would be too long for a file name."""
     stem, dot, ending = name.rpartition(".")
     if not stem or len(ending) > _LONGEST_ENDING:
         stem, dot, ending = name, "", ""
     tail = f"~{number}{dot}{ending}"
-    room = MAX_NAME_BYTES - len(tail.encode("utf-8"))
-    return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + tail
+    left_bytes = MAX_NAME_BYTES - len(tail.encode("utf-8"))
+    return stem.encode("utf-8")[:left_bytes].decode("utf-8", "ignore") + tail
 
 
 def is_numbered(stored: str, name: str) -> bool:
@@ -31,6 +32,6 @@ def is_numbered(stored: str, name: str) -> bool:
 
 
 def family(name: bytes) -> bytes:
-    """The same for a name and for every numbered name of it; of few others."""
+    """The same for a name and all its numbered names; few other names share it."""
     stem, dot, ending = name.rpartition(b".")
     return (stem if dot else ending).partition(b"~")[0][:_FAMILY_BYTES]

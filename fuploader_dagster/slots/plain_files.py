@@ -66,9 +66,9 @@ class FilesWriter(DirectoryWriter):
         except OSError as error:
             if error.errno in _NAME_REFUSED:
                 raise BadMessage(
-                    f"the file system of {self.directory} takes no file of the name {name!r}: "
+                    f"the file system of {self.directory} cannot store a file named {name!r}: "
                     f"{error.strerror}",
-                    hint="slot_format: segment takes every name",
+                    hint="`slot_format: segment` can store any name",
                 ) from error
             if error.errno != errno.ENOENT:
                 raise disk_trouble(error, self.directory) from error
@@ -89,7 +89,7 @@ class FilesWriter(DirectoryWriter):
             reached(CrashPoint.DATA_WRITTEN)
             syncfs(self._folder)
         except OSError:
-            for name in made:  # or a full disk would stay full of them, set aside at each attempt
+            for name in made:  # else each attempt on a full disk would leave files to set aside
                 with suppress(OSError):
                     os.unlink(name, dir_fd=self._folder)
             raise
@@ -108,14 +108,14 @@ def _check_file(path: Path, entry: IndexEntry) -> None:
     if not is_committed(path, entry):
         raise DamagedSlot(
             f"{str(path)!r} is missing or is not what was committed",
-            hint="somebody changed it, or the disk is failing; the directory was kept",
+            hint="somebody changed it, or the disk is failing; the directory is untouched",
         )
 
 
 def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:
-    """Give files their names again that lie in the folder under others, as their content proves.
+    """Rename files that are in the folder under other names; their content tells which they are.
 
-    Names may have been written in the encoding of another locale, or by a copy that changed them.
+    Names may have been written in the encoding of another locale, or changed by a copy.
     """
     there = {path.name for path in folder.iterdir()}
     missing: dict[bytes, list[IndexEntry]] = {}
@@ -136,8 +136,8 @@ def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:
     if found:
         fsync_dir(folder)
         log.warning(
-            "%d files in %s had other names than they were stored under (those of another "
-            "locale?); they have their own again, as their content proves",
+            "%d files in %s had other names than they were stored under (from another locale?); "
+            "their content told which they are, and they were renamed",
             found,
             folder,
         )

@@ -3,9 +3,9 @@
 What must always hold: a receipt is durable before any local data of its slot is removed, so at any
 moment a slot has its data, or its receipt, or both. Whoever finds both removes the data.
 
-Format: `receipts/YYYYMMDDTHH.jsonl` by the hour of sealing, one JSON object a line, appended in one
-write. A crash can leave a torn line; its slot still has its data and is uploaded again, which the
-store answers with the object that is there.
+Format: `receipts/YYYYMMDDTHH.jsonl` by the hour of sealing, one JSON object per line, appended in
+one write. A crash can leave a torn line; its slot still has its data and is uploaded again, and the
+store then answers with the object that is there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def find_receipt(layout: Layout, partition: str) -> Receipt | None:
 
 
 def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
-    """Those of the partitions that have a receipt; each file is read once."""
+    """The receipts of these partitions, as far as there are any; each file is read once."""
     wanted: dict[Path, set[str]] = {}
     for partition in partitions:
         wanted.setdefault(_path(layout, partition), set()).add(partition)
@@ -68,7 +68,7 @@ def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receip
 def receipts_between(
     layout: Layout, since: datetime | None = None, until: datetime | None = None
 ) -> dict[str, Receipt]:
-    """Receipts of what was sealed from `since` on and before `until`, in the order of sealing."""
+    """Receipts of slots sealed from `since` on and before `until`, in the order of sealing."""
     found = {}
     for path in sorted(layout.receipts.glob("*.jsonl")) if layout.receipts.is_dir() else ():
         for line in _lines(path):
@@ -96,7 +96,7 @@ def _decode(line: bytes) -> Receipt | None:
     try:
         return msgspec.json.decode(line, type=Receipt)
     except UNREADABLE_JSON:
-        return None  # torn: see above
+        return None  # torn, see the module docstring
 
 
 def _path(layout: Layout, partition: str) -> Path:

@@ -1,16 +1,16 @@
-"""Sealing: an active directory becomes a sealed slot, for ever.
+"""Sealing: an active directory becomes a sealed slot, which never changes.
 
 What must always hold:
 
 - `seal.json` is written into the active directory, durably, and then the directory is renamed: one
   step. A crash in between leaves an active directory with a seal in it; the next owner renames it.
-- From then on nothing in it changes. Its partition key and object key stand in the seal, and the
-  seal holds the digest of the index, which holds the digest of every message, and the digest of
-  the whole segment, which is compared in a fraction of the time.
+- From then on nothing in it changes. The seal holds its partition key and object key, the digest of
+  the index, which holds the digest of every message, and the digest of the whole segment, which
+  takes a fraction of the time to compare.
 - `SealedSlot` is the only way to reach the data of a sealed directory, and it has no `append`.
 
-A slot whose key generator failed is sealed without an object key; the key is asked for again when
-it is shipped, and once it is there it stands in `object-key` beside the seal.
+A slot whose key generator failed is sealed without an object key. The generator is called again
+when the slot is shipped, and its result is stored in `object-key` beside the seal.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes: int
     index_sha256: str
     segment_xxh128: str | None = None
-    """XXH3-128 of the segment, in hex; None in the `files` format, and in seals of before."""
+    """XXH3-128 of the segment, in hex; None in the `files` format, and in older seals."""
     archive: str
     """The archive's file name."""
     object_key: str | None
     key_problem: str = ""
     """Why there is no object key, if there is none."""
     mends: tuple[int, int] | None = None
-    """Slot and number of the damaged directory that this one replaces (`mending`)."""
+    """Slot and number of the damaged directory that this one replaces (`mend`)."""
 
 
 def seal_due(
@@ -116,7 +116,9 @@ def make_seal(
         key = object_key(pipeline.key, pipeline=pipeline.name, partition=partition, archive=archive)
     except StrategyError as error:
         problem = str(error)
-        log.error("slot %s is sealed without an object key: %s", partition, error)
+        log.error(
+            "sealed %s without an object key, shipping asks for it again: %s", partition, error
+        )
     return Seal(
         partition=str(partition),
         pipeline=pipeline.name,
@@ -150,17 +152,17 @@ def seal_directory(directory: Path, seal: Seal, layout: Layout) -> SealedSlot:
 
 
 def finish_seal(directory: Path, layout: Layout) -> SealedSlot:
-    """The second half of a seal, also for one that a crash interrupted.
+    """The second half of sealing, also where a crash interrupted it.
 
-    Raises `DamagedSlot` where the seal is another directory's, or the place is taken: somebody
+    Raises `DamagedSlot` where the seal belongs to another directory, or the target exists: somebody
     copied directories.
     """
     seal = read_seal(directory)
     target = layout.sealed(seal.slot, seal.number)
     if directory != layout.active(seal.slot, seal.number) or target.exists():
         raise DamagedSlot(
-            f"{directory} has the seal of {target}" + ", which is there" * target.exists(),
-            hint="somebody copied it; compare the two",
+            f"{directory} has the seal of {target}" + ", which exists" * target.exists(),
+            hint="somebody copied the directory; compare the two",
         )
     rename_durably(directory, target)
     return SealedSlot(target, seal)
@@ -174,7 +176,7 @@ def read_seal(directory: Path) -> Seal:
     except FileNotFoundError:
         raise DamagedSlot(f"{path} is missing", hint="the directory was not sealed by us") from None
     except NotADirectoryError:
-        raise DamagedSlot(f"{directory} is no folder", hint=MOVE_IT_AWAY) from None
+        raise DamagedSlot(f"{directory} is not a folder", hint=MOVE_IT_AWAY) from None
     except ForeignFile as error:
         raise DamagedSlot(error.message, hint=error.hint) from error
     except UNREADABLE_JSON as error:
@@ -189,7 +191,7 @@ def read_seal(directory: Path) -> Seal:
 
 
 def _check_place(seal: Seal, directory: Path) -> None:
-    """A seal that speaks of another directory is damaged: by its word one would be renamed."""
+    """A seal that names another directory is damaged: obeying it would rename the wrong one."""
     key = PartitionKey.parse(seal.partition)
     place = (f"slot-{seal.slot}", f"dir-{seal.number:06d}")
     if (
@@ -198,9 +200,9 @@ def _check_place(seal: Seal, directory: Path) -> None:
         or place != directory.parts[-2:]
     ):
         raise DamagedSlot(
-            f"{directory / SEAL_NAME} speaks of slot {seal.slot}, directory {seal.number}, "
+            f"{directory / SEAL_NAME} names slot {seal.slot}, directory {seal.number}, "
             f"partition {seal.partition!r}",
-            hint="something changed it, or the disk is failing; the directory was kept",
+            hint="somebody changed it, or the disk is failing; the directory is untouched",
         )
 
 
@@ -229,7 +231,7 @@ class SealedSlot:
         return self.directory / FILES_NAME
 
     def unrecognised(self) -> list[Path]:
-        """What lies in the directory and is not ours: somebody put it there."""
+        """Paths in the directory that are not ours: somebody put them there."""
         ours = {INDEX_NAME, SEAL_NAME, OBJECT_KEY_NAME}
         ours.add(FILES_NAME if self.seal.slot_format == "files" else SEGMENT_NAME)
         found = [
@@ -241,7 +243,7 @@ class SealedSlot:
             names = {entry.name for entry in self.entries()}
             folders = {str(above) for name in names for above in PurePosixPath(name).parents}
             found_above: set[Path] = set()
-            for path in self.files.rglob("*"):  # adopted directories may have inner ones
+            for path in self.files.rglob("*"):  # adopted directories may have subfolders
                 relative = path.relative_to(self.files).as_posix()
                 known = relative in (folders if path.is_dir() else names)
                 if not known and found_above.isdisjoint(path.parents):
@@ -250,7 +252,7 @@ class SealedSlot:
         return found
 
     def entries(self) -> Sequence[IndexEntry]:
-        """All messages, in the order of their arrival.
+        """All messages, in the order in which they arrived.
 
         Raises `DamagedSlot` if the index is not the one that was sealed.
         """
@@ -258,12 +260,12 @@ class SealedSlot:
         if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
             raise DamagedSlot(
                 f"the index in {self.directory} is not the one that was sealed",
-                hint="something changed a sealed directory, or the disk is failing",
+                hint="somebody changed a sealed directory, or the disk is failing",
             )
         return read_index(content).entries
 
     def object_key(self, key: Any) -> str:
-        """The key fixed at sealing, or asked for now and fixed, if the generator failed then.
+        """The object key from the seal; if the generator failed then, it is called and stored now.
 
         Raises `StrategyError` if it fails again.
         """
@@ -295,21 +297,21 @@ def find_sealed(layout: Layout, partition: str) -> SealedSlot | None:
 def sealed_partitions(layout: Layout) -> list[str]:
     """Partition keys of everything sealed on this disk, oldest first.
 
-    A directory whose seal cannot be read is left out, and said in the log: it holds up itself only.
+    A directory whose seal cannot be read is logged and left out: it must not hold up the others.
     """
     found = []
     for directory in layout.sealed_dirs():
         try:
             seal = _seal_if_there(directory)
         except DamagedSlot as error:
-            log.error("passed over a damaged slot: %s", error)
+            log.error("skipped a damaged slot: %s", error)
         else:
             found += [seal.partition] if seal else []
     return sorted(found)
 
 
 def _seal_if_there(directory: Path) -> Seal | None:
-    """The seal, or None where there is no such directory, or none any more: runs remove them."""
+    """The seal, or None where the directory is not there: runs remove directories."""
     try:
         return read_seal(directory)
     except DamagedSlot:

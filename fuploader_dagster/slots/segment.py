@@ -34,7 +34,7 @@ class SegmentWriter(DirectoryWriter):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._parts: list[bytes] = []
+        self._pieces: list[bytes] = []
         self._data = CLOSED
         self._committed_end = 0
         self._end = 0
@@ -65,7 +65,7 @@ class SegmentWriter(DirectoryWriter):
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
         head = member_header(name, len(content))
         tail = padding(len(content))
-        self._parts += (head, content, tail)
+        self._pieces += (head, content, tail)
         self._records.append(
             index.record(name.encode("utf-8"), self._end, len(head), len(content), sha256)
         )
@@ -73,32 +73,32 @@ class SegmentWriter(DirectoryWriter):
 
     def _write_data(self) -> None:
         os.lseek(self._data, self._committed_end, os.SEEK_SET)
-        for block in _blocks(self._parts):
+        for block in _blocks(self._pieces):
             write_all(self._data, block)
             self._digest.update(block)
         reached(CrashPoint.DATA_WRITTEN)
         os.fdatasync(self._data)
         self._committed_end = self._end
-        self._parts.clear()
+        self._pieces.clear()
 
     def close(self) -> None:
         super().close()
-        self._parts.clear()
+        self._pieces.clear()
         if self._data != CLOSED:
             os.close(self._data)
             self._data = CLOSED
 
 
-def _blocks(parts: Sequence[bytes]) -> Iterator[bytes]:
-    """The parts joined to about 1 MiB each, so that no batch is in memory twice."""
+def _blocks(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """The pieces joined to about 1 MiB each, so that no batch is in memory twice."""
     joined: list[bytes] = []
     size = 0
-    for part in parts:
-        if size + len(part) > _BLOCK_BYTES and joined:
+    for piece in pieces:
+        if size + len(piece) > _BLOCK_BYTES and joined:
             yield b"".join(joined)
             joined, size = [], 0
-        joined.append(part)
-        size += len(part)
+        joined.append(piece)
+        size += len(piece)
     if joined:
         yield b"".join(joined)
 
@@ -107,24 +107,24 @@ def _check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
     """Check every message against its record; return where the last one ends.
 
     Raises `DamagedSlot` at the first that differs. A record is written only after its data was
-    synced, so a difference is never a torn tail: these bytes were acknowledged.
+    synced, so a difference is never a torn tail: these bytes were committed.
     """
     end = 0
     for entry in entries:
         if entry.offset != end or content_of(descriptor, entry) is None:
             raise DamagedSlot(
                 f"message {entry.name!r} at offset {entry.offset} is not what was committed",
-                hint="the disk returned other bytes than were synced; the directory was kept",
+                hint="the disk returned other bytes than were synced; the directory is untouched",
             )
         end += entry.header_bytes + entry.size_bytes + len(padding(entry.size_bytes))
     return end
 
 
 def content_of(descriptor: int, entry: IndexEntry) -> bytes | None:
-    """A message's content, if header, content and padding are as its record says."""
+    """A message's content, or None unless header, content and padding are as its record says."""
     start = entry.offset + entry.header_bytes
     if start + entry.size_bytes > os.fstat(descriptor).st_size:
-        return None  # or a damaged size would be asked for in memory
+        return None  # else a damaged record could ask for any amount of memory
     tail = padding(entry.size_bytes)
     head = os.pread(descriptor, entry.header_bytes, entry.offset)
     content = os.pread(descriptor, entry.size_bytes, start)

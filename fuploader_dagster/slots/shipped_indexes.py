@@ -1,12 +1,12 @@
 """The indexes of recent slots that were uploaded, kept when their data goes.
 
-What must always hold: the index of a slot lies here before its directory is removed, so whoever
-looks first among the sealed and then here misses none. What lies here is only ever compared with:
-losing it loses no message.
+What must always hold: the index of a slot is here before its directory is removed, so whoever looks
+among the sealed slots first and then here misses none. These indexes are only compared with: losing
+one loses no message.
 
-Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a link to it
-where the file system has links, so that it costs nothing while both are there). The newest are
-kept, as many as it takes for `dedup_window_messages`; an upload removes the others.
+Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a hard link
+where the file system has them, so it costs nothing while both are there). The newest are kept, as
+many as `dedup_window_messages` needs; an upload removes the others.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def keep_index(layout: Layout, slot: SealedSlot) -> None:
     kept = layout.shipped / f"{slot.seal.partition}.{slot.seal.messages}{_ENDING}"
     try:
         os.link(slot.directory / INDEX_NAME, kept)
-    except OSError:  # it is kept already, or the file system has no links
+    except OSError:  # kept already, or the file system has no hard links
         if not kept.exists():
             write_durably(kept, read_own(slot.directory / INDEX_NAME))
     fsync_dir(layout.shipped)
 
 
 def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
-    """What is kept, newest first."""
+    """The kept indexes, newest first."""
     if not layout.shipped.is_dir():
         return []
     found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
@@ -66,10 +66,10 @@ def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
 
 
 def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tuple[float, int]]:
-    """By slot and number, what sorts directories as they were sealed, from what the clock said.
+    """A sort key for each (slot, number): the order of sealing, although the clock may have jumped.
 
-    Within a slot no directory was sealed after the next one. So one that says otherwise was sealed
-    while the clock was wrong, and counts as sealed with the next one.
+    Within a slot no directory was sealed after the next one. One whose time says otherwise was
+    sealed while the clock was wrong, and counts as sealed together with the next one.
     """
     sorts: dict[tuple[int, int], tuple[float, int]] = {}
     slot, earliest = -1, math.inf
@@ -81,7 +81,7 @@ def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tu
 
 
 def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:
-    """Those of the newest-first list that the newest `messages` messages do not need."""
+    """Those of a newest-first list that a window of `messages` messages does not need."""
     needless = []
     for one in kept:
         if messages <= 0:
@@ -91,7 +91,7 @@ def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:
 
 
 def trim_shipped(layout: Layout, messages: int) -> None:
-    """Remove what a window of so many messages does not need."""
+    """Remove what a window of `messages` messages does not need."""
     for one in beyond(shipped_indexes(layout), messages):
         one.path.unlink(missing_ok=True)
 

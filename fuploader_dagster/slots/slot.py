@@ -3,18 +3,19 @@
 What must always hold:
 
 - One writer per slot: a `SlotOwner` exists only while its process holds two locks, which the kernel
-  takes back when the process dies: the slot's lock file, and the slot's folder itself, so that
-  nobody who removes `locks/` lets a second writer in. Reloads, overlaps and second code servers
-  wait.
-- A commit counts only if what was written is still found by its names: whoever removes or renames
-  a folder, or mounts a disk over it, ends the commit with an error, and nothing is acknowledged.
+  frees when the process dies: the slot's lock file, and the slot's folder itself, so that removing
+  `locks/` does not let a second writer in. Reloads, overlaps and second code servers wait.
+- A commit counts only if what was written is still found by its names: if somebody removes or
+  renames a folder, or mounts a disk over it, the commit ends with an error and nothing is
+  acknowledged.
 - A directory number is handed out once: `next-number` is durable before the directory is made.
 - Within a directory a name with the same bytes is stored once; the same name with other bytes gets
   a name of its own (`name~2.json`). Nothing is ever overwritten.
 
-A slot is opened from what is on disk: an interrupted seal is finished, the newest directory goes
-on after its last commit, older ones (which only a crash leaves) are sealed as they are. A damaged
-one is moved aside, whole; what its index and data still prove together is stored anew before that.
+A slot is opened from what is on disk: an interrupted seal is finished, the newest directory
+continues after its last commit, older ones (only a crash leaves them) are sealed as they are. A
+damaged directory is moved aside, whole; before that, the messages on which its index and data agree
+are stored again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Variants:
-    """What arrived under one name: the digests seen, and the next number to try."""
+    """What arrived under one name: its digests, and the next number to try."""
 
     digests: set[bytes]
     next_number: int = 2
@@ -76,13 +77,13 @@ class SlotOwner:
     ) -> None:
         """`highest_number`: the highest directory number that the state store remembers.
 
-        `clock` says what time it is, and may be set back; `monotonic` tells how time passes.
+        `clock` tells the time of day, and may be set back; `monotonic` measures intervals.
         """
         self.pipeline = pipeline
         self.slot = slot
         self.layout: Layout = pipeline.layout
         self.found_sealed: list[SealedSlot] = []
-        """What opening found full, or half sealed, and sealed."""
+        """The directories that opening the slot sealed."""
         self._clock = clock
         self._monotonic = monotonic
         self._highest = highest_number
@@ -121,7 +122,7 @@ class SlotOwner:
     def add(self, name: str, content: bytes) -> bool:
         """Take a message into the next commit; False if the directory has it already.
 
-        Raises `BadMessage`, having taken nothing, if the file system refuses the name.
+        Raises `BadMessage`, having taken nothing, if the file system cannot store the name.
         """
         digest = hashlib.sha256(content).digest()
         known = self._digests.get(name)
@@ -143,7 +144,7 @@ class SlotOwner:
         return True
 
     def _free_name(self, name: str, digest: bytes) -> str | None:
-        """A free name for other bytes under a known name; None if these bytes are here already."""
+        """A free name for other bytes under a known name; None if these bytes are stored."""
         variants = self._variants.get(name)
         if variants is None:
             variants = self._variants[name] = _Variants({self._digests[name]})
@@ -157,10 +158,10 @@ class SlotOwner:
         return None
 
     def commit(self) -> None:
-        """Make all added messages durable. After an error the slot must be opened anew.
+        """Make all added messages durable. After an error the slot must be opened again.
 
         Raises `DiskFailed` also if what was committed earlier is not found by its name any more:
-        messages of this batch may have been taken for duplicates of it.
+        messages of this batch may have been skipped as duplicates of it.
         """
         if self._writer is not None:
             self._writer.commit()
@@ -169,7 +170,7 @@ class SlotOwner:
             self._folder.check()
 
     def due(self) -> Reason | None:
-        """Which seal limit the active directory has reached."""
+        """Which seal limit the active directory has reached, if any."""
         age = self._monotonic() - self._opened_at
         return seal_due(
             messages=self._entries,
@@ -237,27 +238,28 @@ class SlotOwner:
             self._salvage(directory)
 
     def _salvage(self, directory: Path) -> None:
-        """Take over what a damaged directory still proves, then move it aside, whole.
+        """Store what a damaged directory still proves again, then move it aside, whole.
 
-        In this order: killed in between, the next start finds the same and stores nothing twice.
+        In this order: after a crash in between, the next start does the same and stores nothing
+        twice.
         """
         taken = sum(self.add(name, content) for name, content in salvage(directory))
         self.commit()
         target = self._set_aside(directory)
         log.error(
-            "%d messages of %s could be proven and were stored anew; it was moved to %s with all "
-            "that it holds: was anything acknowledged that is not among them, it is there only",
+            "recovered %d messages from the damaged directory %s and stored them again. The "
+            "original is now in %s; any other acknowledged message exists only there",
             taken,
             directory,
             target,
         )
 
     def _finish_seal(self, directory: Path) -> bool:
-        """False if the seal cannot be read: then its messages are all that can be saved."""
+        """False if the seal cannot be read: then only the messages can be saved."""
         try:
             read_seal(directory)
         except OtherFormat as error:
-            self._move_aside_and_say(directory, error)
+            self._move_aside(directory, error)
             return True
         except DamagedSlot as error:
             log.error("%s is damaged: %s", directory, error)
@@ -266,23 +268,23 @@ class SlotOwner:
             self.found_sealed.append(finish_seal(directory, self.layout))
             reached(CrashPoint.SEAL_FINISHED)
         except DamagedSlot as error:
-            self._move_aside_and_say(directory, error)
+            self._move_aside(directory, error)
         return True
 
-    def _move_aside_and_say(self, directory: Path, error: DamagedSlot) -> None:
+    def _move_aside(self, directory: Path, error: DamagedSlot) -> None:
         target = self._set_aside(directory)
         log.error("%s is damaged and was moved to %s: %s", directory, target, error)
 
     def _resume(self, directory: Path, number: int) -> None:
-        """Go on in a directory. Raises `DamagedSlot`, having changed nothing."""
+        """Continue a directory. Raises `DamagedSlot`, having changed nothing."""
         writer = writer_for(directory, self.pipeline.slot_format)
         entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
         self._digests = {entry.name: entry.sha256 for entry in entries}
         self._entries = len(entries)
         self._bytes = sum(entry.size_bytes for entry in entries)
-        # The directory's own entries are made when it is opened first, and never after that. In
-        # the future it lies if the clock was set back: then it counts as made now.
+        # The directory's entries are made when it is first opened and never change after that. If
+        # its time is in the future, the clock was set back, and it counts as made now.
         age = max(0.0, self._clock() - directory.stat().st_mtime)
         self._opened_at = self._monotonic() - age
 
@@ -318,8 +320,8 @@ class SlotOwner:
             return int(content)
         target = self._set_aside(counter)
         log.error(
-            "%s holds no number and was moved to %s; numbers go on behind the highest that the "
-            "state store and the directories know",
+            "%s holds no number and was moved to %s; numbers continue after the highest one in the "
+            "state store and on the disk",
             counter,
             target,
         )

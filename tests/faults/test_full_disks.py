@@ -136,7 +136,7 @@ def test_at_each_mark_the_drain_pauses_says_why_leaves_the_queue_alone_and_goes_
         try:
             wait_for(drains, settings, "the drain")
             fill(place, leave_bytes=mark - PAGE_BYTES)
-            pauses(f"min_free_bytes ({mark:,}) and goes on at {mark + mark // 10:,}: free some")
+            pauses(f"min_free_bytes ({mark:,}) and resumes at {mark + mark // 10:,}: free some")
             fill(place, leave_bytes=mark + mark // 20)
             time.sleep(3)
             assert "min_free_bytes" in trouble(ticking)
@@ -145,7 +145,7 @@ def test_at_each_mark_the_drain_pauses_says_why_leaves_the_queue_alone_and_goes_
 
             while (left := os.statvfs(place).f_favail) > 95:
                 (place / f"small-{left}").touch()
-            pauses("min_free_inodes (100) and goes on at 110: remove small files")
+            pauses("min_free_inodes (100) and resumes at 110: remove small files")
             for path in place.glob("small-*"):
                 path.unlink()
             goes_on()
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_in_a_batch_loses_nothing_and_stores_nothing_twice(
         wait_for(lambda: "disk" in "".join(supervisor.problems()), settings, "the full disk")
         wait_for(lambda: read_statuses(settings.layout)[0].doing == "paused", settings, "a pause")
         (problem,) = supervisor.problems()
-        assert "for the next batch yet: free some space" in problem
+        assert "bytes that are not free yet: free some space" in problem
         committed = len(stored(settings.layout))
         assert 0 < committed < len(contents)
         wait_for(

@@ -211,13 +211,13 @@ def test_what_cannot_become_a_file_is_a_dead_letter_at_once_and_the_others_flow(
     settings = embedded(tmp_path, **parts, commit_messages=20)
     good = files(200)
     bad = {
-        b"no JSON at all": "no envelope",
-        b"\xff\xfe\x00": "no envelope",
-        b"": "no envelope",
-        b'{"file_name": "a", "compression": "gzip", "payload": "AAAA"}': "no envelope",
+        b"no JSON at all": "not an envelope",
+        b"\xff\xfe\x00": "not an envelope",
+        b"": "not an envelope",
+        b'{"file_name": "a", "compression": "gzip", "payload": "AAAA"}': "not an envelope",
         encode("x", b"x").replace(b'"x"', b'"../x"'): "not a plain file name",
         encode("x", b"x").replace(b'"x"', b'"/etc/x"'): "not a plain file name",
-        encode("x" * 300, b"x"): "at most 255 fit",
+        encode("x" * 300, b"x"): "the limit is 255",
     }
     publish(settings, dict(list(good.items())[:100]))
     publish_bodies(settings, list(bad), origin="somewhere", attempt=3)
@@ -251,7 +251,7 @@ def test_a_flood_of_bad_messages_neither_stalls_the_good_ones_nor_floods_the_log
     with draining(settings):
         wait_until_handled(settings, 5_100)
         wait_for(lambda: one_worker(settings).dead_letters == 5_000, settings, "the status")
-        assert "no envelope" in one_worker(settings).last_dead_reason
+        assert "not an envelope" in one_worker(settings).last_dead_reason
     assert len(list(read_dead_letters(settings.layout))) == 5_000
     assert_exactly_once(settings, good)
     logged = capfd.readouterr().err.splitlines()

@@ -283,7 +283,7 @@ def test_a_worker_that_says_nothing_for_long_is_a_problem(
         try:
             wait_for(lambda: bool(supervisor.problems()), settings, "the problem")
             (problem,) = supervisor.problems()
-            assert f"(process {worker.pid}) has said nothing for" in problem
+            assert f"(process {worker.pid}) has not written its status for" in problem
         finally:
             os.kill(worker.pid, signal.SIGCONT)
 

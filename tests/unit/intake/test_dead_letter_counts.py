@@ -22,7 +22,7 @@ def test_reasons_that_differ_only_in_names_and_numbers_are_one() -> None:
     assert grouped("the file name 'a/b' cannot be used: / at 17") == grouped(
         "the file name '../c.json' cannot be used: / at 4,096"
     )
-    assert grouped('"x" is no envelope') != grouped('"x" is no JSON object')
+    assert grouped('"x" is not an envelope') != grouped('"x" is not a JSON object')
 
 
 def test_however_many_reasons_there_are_the_counts_stay_small() -> None:

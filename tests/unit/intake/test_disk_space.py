@@ -32,19 +32,19 @@ PLENTY: dict[str, Any] = {"free_bytes": 10**12, "free_inodes": 10**9, "unshipped
     [
         ({}, "", ""),
         ({"free_bytes": 1_100}, "", ""),
-        ({"free_bytes": 1_099}, "", "min_free_bytes (1,000) and goes on at 1,100"),
+        ({"free_bytes": 1_099}, "", "min_free_bytes (1,000) and resumes at 1,100"),
         ({"free_bytes": 1_000}, "", "1,000 bytes free"),
         ({"free_bytes": 999}, "999 bytes free; the drain pauses at less than", "999 bytes free"),
         ({"free_bytes": 0}, "0 bytes free", "free some space"),
         ({"free_inodes": 110}, "", ""),
-        ({"free_inodes": 109}, "", "min_free_inodes (100) and goes on at 110"),
+        ({"free_inodes": 109}, "", "min_free_inodes (100) and resumes at 110"),
         ({"free_inodes": 99}, "99 inodes free; the drain pauses at less than", "99 inodes free"),
         ({"free_inodes": None}, "", ""),
         ({"file_bytes": None}, "", ""),
         ({"file_bytes": 2**40}, "", ""),
         ({"file_bytes": 2**21}, "may write files of up to 2,097,152 bytes", "LimitFSIZE"),
         ({"unshipped_bytes": 9_000}, "", ""),
-        ({"unshipped_bytes": 9_001}, "", "max_unshipped_bytes (10,000) and goes on at 9,000"),
+        ({"unshipped_bytes": 9_001}, "", "max_unshipped_bytes (10,000) and resumes at 9,000"),
         ({"unshipped_bytes": 10_000}, "", "10,000 bytes of docs are not in the object store yet"),
         ({"unshipped_bytes": 10_001}, "pauses at more than max_unshipped_bytes", "10,001 bytes"),
         (
@@ -120,7 +120,7 @@ def test_after_a_full_disk_messages_wait_until_their_batch_fits(tmp_path: Path) 
     whole = os.statvfs(tmp_path)
     more_than_it_has = whole.f_blocks * whole.f_frsize + 1
     watch.disk_was_full(more_than_it_has)
-    assert f"no {more_than_it_has:,} bytes for the next batch" in watch.shortage()
+    assert f"the next batch may need {more_than_it_has:,} bytes" in watch.shortage()
     watch.disk_was_full(0)
     assert watch.shortage() == ""
     assert LEAST_RESERVE_BYTES > 0

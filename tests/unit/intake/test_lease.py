@@ -43,7 +43,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 def test_a_lease_that_nobody_renewed_is_over(pipe: Pipe) -> None:
-    assert pipe.lease().over() == "no sensor tick renewed the lease"
+    assert pipe.lease().over() == "the supervisor did not renew the lease"
 
 
 def test_each_renewal_counts_from_when_it_is_read(pipe: Pipe) -> None:
@@ -55,7 +55,7 @@ def test_each_renewal_counts_from_when_it_is_read(pipe: Pipe) -> None:
         pipe.send(renewal(5))
         assert lease.over() == ""
     pipe.now += 5
-    assert lease.over() == "no sensor tick renewed the lease"
+    assert lease.over() == "the supervisor did not renew the lease"
 
 
 def test_a_lease_that_is_over_stays_over(pipe: Pipe) -> None:
@@ -73,7 +73,7 @@ def test_the_end_of_the_pipe_ends_the_lease_at_once(pipe: Pipe) -> None:
     assert lease.over() == ""
     pipe.send(renewal(1000))
     pipe.close()
-    assert lease.over() == "the supervising process left"
+    assert lease.over() == "the supervisor closed the pipe or died"
 
 
 def test_a_renewal_may_arrive_in_pieces_and_several_at_once(pipe: Pipe) -> None:
@@ -126,7 +126,7 @@ def test_a_job_that_was_cut_off_is_no_job(pipe: Pipe, sent: bytes) -> None:
     pipe.send(sent)
     pipe.close()
     assert lease.read_job() == b""
-    assert lease.over() == "the supervising process left"
+    assert lease.over() == "the supervisor closed the pipe or died"
 
 
 def test_the_first_reason_for_the_end_is_kept(pipe: Pipe) -> None:
@@ -147,7 +147,7 @@ def test_a_pause_ends_with_the_lease_and_not_before_its_time() -> None:
         assert 0.05 <= time.monotonic() - started < 60
         os.close(writing)
         started = time.monotonic()
-        assert lease.wait(120) == "the supervising process left"
+        assert lease.wait(120) == "the supervisor closed the pipe or died"
         assert time.monotonic() - started < 60
     finally:
         os.close(reading)

@@ -277,7 +277,7 @@ def test_a_json_body_is_its_own_content_and_named_by_its_fields(value: dict[str,
 
 @pytest.mark.parametrize("body", [b"", b"[1]", b'"a"', b'{"a":', b'{"a":"\xff"}', b"{}x"])
 def test_a_body_that_is_no_json_object_is_a_bad_message(body: bytes) -> None:
-    with pytest.raises(BadMessage, match="no JSON object"):
+    with pytest.raises(BadMessage, match="not a JSON object"):
         decode_json(body)
 
 

@@ -203,7 +203,7 @@ def test_who_looks_waits_for_a_commit_under_way_and_gives_up_on_one_that_hangs(
         CommitTurns(layout, 0, prefetch=25) as a,
         CommitTurns(layout, 1, prefetch=25) as b,
         a.turn(1, redelivered=False),
-        pytest.raises(SlotInUse, match="has not ended its commit"),
+        pytest.raises(SlotInUse, match="has not finished its commit"),
         b.turn(1, redelivered=True),
     ):
         pytest.fail("one looked while another committed")

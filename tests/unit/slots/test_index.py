@@ -90,7 +90,7 @@ def test_a_changed_byte_is_damage_and_all_records_but_one_are_salvaged(
     place = data.draw(st.integers(HEADER_BYTES, len(content) - 1))
     before = content[place]
     content[place] = data.draw(st.integers(1, 255).filter(lambda value: value != before))
-    with pytest.raises(DamagedSlot, match="committed and does not read back"):
+    with pytest.raises(DamagedSlot, match="was committed there does not read back"):
         read_index(bytes(content))
     wanted = entries_of(commits)
     found = salvage_records(bytes(content))
@@ -112,9 +112,9 @@ def test_blocks_that_were_never_written_are_a_torn_commit_unless_a_whole_one_fol
 def test_a_commit_that_is_missing_is_damage() -> None:
     entry = IndexEntry("a", 0, 0, 1, bytes(range(32)))
     first, second = ([record(b"a", *entry[1:])] for _ in range(2))
-    with pytest.raises(DamagedSlot, match="damaged behind 0 messages"):
+    with pytest.raises(DamagedSlot, match="damaged after 0 messages"):
         read_index(header() + commit(second, 1))
-    with pytest.raises(DamagedSlot, match="damaged behind 1 messages"):
+    with pytest.raises(DamagedSlot, match="damaged after 1 messages"):
         read_index(header() + commit(first, 0) + commit(second, 0))
 
 
