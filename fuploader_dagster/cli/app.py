@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from fuploader_dagster.cli.archives import cat, ls, restore, verify
+from fuploader_dagster.cli.archives import cat, ls, restore
 from fuploader_dagster.cli.catalog import catalog, find
 from fuploader_dagster.cli.console import complain
 from fuploader_dagster.cli.dead_letters import dead_letters
@@ -27,6 +27,7 @@ from fuploader_dagster.cli.publish import publish
 from fuploader_dagster.cli.replay import replay
 from fuploader_dagster.cli.stages import drain, seal, ship
 from fuploader_dagster.cli.status import status
+from fuploader_dagster.cli.verify import verify
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.safe_text import log_to_stderr, print_uncaught

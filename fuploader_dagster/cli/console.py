@@ -82,7 +82,7 @@ def chosen_pipelines(config: Path | None, name: str | None) -> list[Pipeline]:
 
 def print_json(value: Any) -> None:
     """A result for programs. Names that are not UTF-8 are kept, as escapes."""
-    sys.stdout.write(json.dumps(msgspec.to_builtins(value)) + "\n")
+    sys.stdout.write(json.dumps(value, default=msgspec.to_builtins) + "\n")
 
 
 def say(line: str) -> None:

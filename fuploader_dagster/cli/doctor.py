@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import typer
 
 from fuploader_dagster.cli.console import (
@@ -44,7 +43,7 @@ def doctor(
             if not as_json and (everything or one.verdict != "good"):
                 _print(one)
     if as_json:
-        print_json([{"pipeline": name, **msgspec.to_builtins(one)} for name, one in found])
+        print_json([{"pipeline": name, **vars(one)} for name, one in found])
     raise typer.Exit(exit_code(one for _, one in found))
 
 

@@ -1,9 +1,10 @@
-"""Text of others, made safe to show: messages, keys, names, answers, exceptions.
+"""Makes text that is not ours safe to show: messages, keys, names, responses, exceptions.
 
-What must always hold: what is shown is one line of what a person can see. Nothing in it is obeyed
-by a terminal (escape sequences, C1 controls), forges a line of a log (newlines, also Unicode's),
-turns the line around (bidirectional marks), or is markup to whoever shows it. Letters of all
-languages stay as they are. What a program reads (`--json`, files) is not for this module.
+Like `secret`, which hides what nobody may see, it is used by everything that logs or prints. What
+must always hold: such text is shown as one visible line. It cannot command a terminal (escape
+sequences, C1 controls), forge a line of a log (newlines, also Unicode's), turn the line around
+(bidirectional marks), or act as markup. Letters of all languages stay as they are. Output for
+programs (`--json`, files) does not pass through this module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 
 def in_a_line(text: str) -> str:
-    """The text on one line: what is not printable is escaped as in Python (`\\x1b`, `\\u202e`)."""
+    """The text in one line; what is not printable is escaped as in Python (`\\x1b`, `\\u202e`)."""
     if text.isprintable():
         return text
     return "".join(
@@ -25,22 +26,22 @@ def in_a_line(text: str) -> str:
 
 
 def in_lines(text: str) -> str:
-    """The same for each of several lines, where the lines are ours: help, a traceback."""
+    """The same for text whose line breaks are ours: help, a traceback."""
     return "\n".join(in_a_line(line.expandtabs()) for line in text.split("\n"))
 
 
 def in_code(text: str) -> str:
-    """The text as code in Markdown, also in a cell of a table: no link, image or HTML in it is one.
+    """The text as code in Markdown, also in a table cell: links, images and HTML take no effect.
 
-    A backtick would end it, so it becomes an apostrophe.
+    A backtick would end the code, so it becomes an apostrophe.
     """
     line = in_a_line(text).replace("`", "'").replace("|", "\\|")
     return f"`{line}`" if line.strip() else ""
 
 
 class LineFormatter(logging.Formatter):
-    """Makes one line of a record; only the lines of a traceback follow, indented, so that none of
-    them passes for a record of its own."""
+    """Formats a record as one line. Only the lines of a traceback follow it, indented, so that none
+    of them looks like a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         first, *rest = self._parts(record)
@@ -59,14 +60,14 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stderr(form: str, level: int = logging.INFO) -> None:
-    """Let this process log to stderr, a line for each record, in this form."""
+    """Let this process log to stderr in this form, one line for each record."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def make_records_safe(package: str) -> None:
-    """Make one line of each record of a package, where others own the handlers and their forms."""
+    """Make each record of the package one line, for handlers that are not ours."""
     make = logging.getLogRecordFactory()
     if getattr(make, "is_safe", False):
         return
@@ -84,6 +85,6 @@ def make_records_safe(package: str) -> None:
 def print_uncaught(
     kind: type[BaseException], error: BaseException, where: TracebackType | None
 ) -> None:
-    """For `sys.excepthook`: the traceback of what nobody foresaw, whose text may be anybody's."""
+    """For `sys.excepthook`: print the traceback of a bug, whose text may come from anybody."""
     lines = "".join(traceback.format_exception(kind, error, where))
     sys.stderr.write(in_lines(lines) + "\n")
