@@ -174,3 +174,28 @@ def test_every_page_that_a_sentence_or_a_docstring_names_exists() -> None:
 def test_every_command_on_a_page_exists(page: Path) -> None:
     code = re.findall(r"`([^`\n]+)`|^    (.+)$", page.read_text("utf-8"), re.M)
     assert [one for pair in code for one in unknown_commands("".join(pair))] == []
+
+
+ASSEMBLED = {
+    "could not connect to",
+    "could not receive from",
+    "could not use embedded queue in",
+    ": database disk image is malformed",  # SQLite's
+    "stays here: a message of",
+    "slot-#.lock is held by process #",
+}
+"""Quoted pieces of sentences that the source puts together from others."""
+
+
+def test_every_sentence_that_the_page_of_troubles_quotes_is_said() -> None:
+    """Pieces of three words or more; figures and whatever is filled in do not count."""
+    page = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+    rows = [row.split(" | ") for row in re.findall(r"^\| .* \|$", page, re.M)]
+    seen = " ".join(" ".join(row[:2]) for row in rows if len(row) == 4)
+    quoted = [part for quote in re.findall(r"`([^`]+)`", seen) for part in quote.split("...")]
+    pieces = {re.sub(r"\b(N|\d+)\b", "#", part).strip() for part in quoted}
+    filled = re.compile(r"%(\.\d+)?[sdf]|%|\d[\d,]*")
+    said = "\n".join(filled.sub("#", text) for _, text in sentences())
+    missing = {one for one in pieces if len(one.split()) >= 3 and one not in said}
+    assert len(pieces) > 30
+    assert missing <= ASSEMBLED
