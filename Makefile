@@ -1,9 +1,9 @@
 # Everything from a fresh clone: `make run`, `make test`, `make check`. `make help` lists the rest.
 #
-# The environment in .venv is made from requirements/*.txt alone: exact versions with the digests of
-# their files, installed in the order build, run (or dev), the project itself. pip's own settings
-# (PIP_*, pip.conf) are honoured. The stamps in .venv say what is in it. PYTHON=/path/to/python3
-# chooses the interpreter of a new environment (after `make clean`).
+# .venv is made from requirements/*.txt alone: exact versions with the digests of their files, installed
+# in the order build, run (or dev), the project itself. pip's own settings (PIP_*, pip.conf) apply. The
+# stamps in .venv say what is in it. PYTHON=/path/to/python3 chooses the interpreter of a new
+# environment (after `make clean`).
 
 PYTHON ?=
 VENV := .venv
@@ -27,7 +27,7 @@ help: ## Show this list
 run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-C stops it
 	@exec $(BIN)/fuploader dev
 
-test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" chooses; SEED=n repeats an order
+test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" selects; SEED=n repeats an order
 	@tools/install_test_servers.sh
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--durations 20 $(if $(SEED),--randomly-seed $(SEED)) $(PYTEST)
@@ -47,10 +47,10 @@ soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60 while messages fl
 	@tools/install_test_servers.sh
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-fuzz: $(VENV)/.dev ## Put INPUTS=1000000 mutated inputs to everything that reads bytes; SEED=n replays
+fuzz: $(VENV)/.dev ## Feed INPUTS=1000000 mutated inputs to everything that reads bytes; SEED=n replays
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
 
-lock: $(VENV)/.dev ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
+lock: $(VENV)/.dev ## Write requirements/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
 	tools/lock.sh $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove the environment and caches; data and history stay

@@ -10,11 +10,11 @@ What must always hold:
   their users start them. What is measured of one is measured of the other in the same way.
 - A figure is what was measured in this run: several repetitions, given as median, least and most.
   What could not be measured is an empty place with the reason beside it.
-- A run whose messages did not all arrive is no measurement.
+- A run whose messages did not all arrive does not count.
 
-How it is put together:
+The modules:
 
-    ground     disk, servers, sizes: what all measurements stand on
+    ground     disk, servers, sizes: what all measurements share
     contenders how each of the two is configured and started
     drains     one drain of a backlog: rate, CPU, memory
     ways       one whole way, from the queue to the object store

@@ -102,7 +102,7 @@ def _header(disk: Disk, sizes: Sizes, *, whole: bool) -> dict[str, Any]:
 
 
 def _new_path(sizes: Sizes) -> Path:
-    """A run at another scale shows that the rows work; its figures are none."""
+    """A run at another scale shows only that the rows work; its figures do not count."""
     folder = results.RESULTS if sizes.scale == 1 else results.SCRATCH
     return folder / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.jsonl"
 

@@ -1,4 +1,4 @@
-"""The two contenders: how each is configured and started, and how far it says it is.
+"""The two contenders: how each is configured and started, and how it reports its progress.
 
 `OURS` and `FUPLOADER` give the settings in full, so that a reader can object. Both count in
 Redis what they have handled, and that is what is read from outside while they run.
@@ -27,7 +27,7 @@ NEVER = 1_000_000_000
 PIPELINE = "bench"
 
 # Tried: prefetch 50 to 1,000 and 4 to 50 writing threads. They differ less than repetitions do: the
-# time goes into one coroutine, one Redis round trip and one acknowledgement for each message.
+# time goes to one coroutine, one Redis round trip and one acknowledgement for each message.
 FUPLOADER_TUNED: dict[str, Any] = {
     "prefetch_count": 200,
     "write_concurrency": 20,
@@ -48,7 +48,7 @@ supervised processes lose messages, and a run that loses messages is no measurem
 
 
 class Contender(Protocol):
-    """What a drain or a whole way is measured on."""
+    """What drain and whole way are measured on."""
 
     def start(self) -> Program:
         """Begin to drain."""
@@ -59,13 +59,13 @@ class Contender(Protocol):
         ...
 
     def on_disk(self) -> int:
-        """Messages that lie in its folders."""
+        """Messages in its folders."""
         ...
 
 
 @dataclass(frozen=True)
 class Ours:
-    """This project: `fuploader drain`, with its defaults wherever nothing else is said."""
+    """This project: `fuploader drain`, with its defaults unless stated otherwise."""
 
     ground: Ground
     folder: Path
@@ -75,7 +75,7 @@ class Ours:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The configuration of the pipeline, as it stands in the file."""
+        """The configuration of the pipeline, as in the file."""
         self.ground.rabbitmq, self.ground.redis  # noqa: B018  started, and their secrets known
         store: dict[str, Any] = {"kind": "local", "path": str(self.folder / "objects")}
         if self.bucket is not None:
@@ -151,7 +151,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class FUploader:
-    """FUploader 1.0.5; with `supervised`, its own supervisor and so many processes."""
+    """FUploader 1.0.5; with `supervised`, under its own supervisor with this many processes."""
 
     ground: Ground
     folder: Path

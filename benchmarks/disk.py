@@ -19,12 +19,12 @@ from pathlib import Path
 _SBIN = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LANG": "C"}
 _LEAST_BYTES = 4 << 30
 _SPARE_BYTES = 4 << 30
-"""Left free on the disk below, whatever the loop file grows to."""
+"""Left free on the disk below the loop file."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Where all data of a run lies."""
+    """Where all data of a run is."""
 
     folder: Path
     description: str
@@ -61,7 +61,7 @@ def _mount_loop(image: Path, folder: Path, size_gib: int) -> str:
     with image.open("wb") as file:
         file.truncate(size)
     for command in (
-        # All of it now: what is filled in later would be work of the disk while it is measured.
+        # All of it now: filled in later, it would keep the disk busy during the measurements.
         ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)],
         ["mount", "-o", "loop", str(image), str(folder)],
     ):
@@ -72,7 +72,7 @@ def _mount_loop(image: Path, folder: Path, size_gib: int) -> str:
 
 
 def _run(*command: str) -> str:
-    """Run it; what it said if it failed."""
+    """Run it; returns its message if it failed."""
     try:
         done = subprocess.run(command, env=_SBIN, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -49,7 +49,7 @@ class Case:
     slots_per_worker: int = 1
     slot_format: Literal["segment", "files"] = "segment"
     enough: int = 0
-    """Stop after so many messages, whatever still waits; 0: drain all."""
+    """Stop after this many messages; 0: drain all."""
 
     def __str__(self) -> str:
         unusual = [
@@ -64,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True)
 class DrainRun:
-    """What one drain gave."""
+    """The figures of one drain."""
 
     messages_per_second: float
     cpu_ms_per_1000: float

@@ -1,4 +1,4 @@
-"""What all measurements of a run stand on: one disk, one RabbitMQ, one Redis, one S3 server.
+"""What all measurements of a run share: one disk, one RabbitMQ, one Redis, one S3 server.
 
 Servers start at their first use and keep their data on the run's disk. Each measurement has a queue
 and a folder of its own, gone when it ends.
@@ -32,9 +32,9 @@ from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
 RABBITMQ_VARIABLE, REDIS_VARIABLE, S3_VARIABLE = "BENCH_RABBITMQ", "BENCH_REDIS", "BENCH_S3_SECRET"
-"""Where the programs under measurement find the secrets of this run's own servers."""
+"""The variables with the secrets of this run's own servers, for the programs under measurement."""
 FEWEST_MESSAGES = 5000
-"""With fewer a drain is over before two looks at it."""
+"""With fewer, a drain is over before it was looked at twice."""
 
 log = Console(stderr=True)
 Run = TypeVar("Run")
@@ -72,13 +72,13 @@ class Runs(Generic[Run]):
 
 
 def ratio_of_rounds(ratios: Spread | None) -> str:
-    """For the note of a row whose sides were measured in turns: it hides what a machine does that
-    becomes slower or faster meanwhile."""
+    """For the note of a row whose sides were measured in turns: it hides that the machine becomes
+    slower or faster meanwhile."""
     return f"median of the rounds' own ratios {ratios.median:.2f}" if ratios else ""
 
 
 def note(*parts: str | Runs[Any]) -> str:
-    """What is to be said of a row: sentences, and the problems of its measurements."""
+    """The note of a row: sentences, and the problems of its measurements."""
     said = [part if isinstance(part, str) else part.problem for part in parts]
     return "; ".join(one for one in dict.fromkeys(said) if one)
 
@@ -137,7 +137,7 @@ class Ground:
 
     @contextmanager
     def backlog(self, payload_bytes: int, messages: int) -> Iterator[str]:
-        """The name of a durable classic queue that holds so many persistent messages."""
+        """The name of a durable classic queue with this many persistent messages."""
         queue = new_queue(self.rabbitmq)
         publisher = RabbitMQ(queue=queue, url=self.rabbitmq.url).publisher()
         try:
@@ -163,7 +163,7 @@ class Ground:
             os.sync()
 
     def repeat(self, what: str, measure: Callable[[], Run], times: int) -> Runs[Run]:
-        """Measure several times; what fails is said and leaves an empty place, not a wrong one."""
+        """Measure several times; a failure is reported and leaves an empty place."""
         runs: list[Run] = []
         for number in range(1, times + 1):
             log.print(f"[dim]{what}[/dim] {number} of {times}", highlight=False)
@@ -176,7 +176,7 @@ class Ground:
     def rounds(
         self, what: str, measures: Mapping[str, Callable[[], Run]], times: int
     ) -> Runs[dict[str, Run]]:
-        """Measure all in turns, each round beginning with another one."""
+        """Measure all in turns; each round begins with another one."""
         numbers = itertools.count()
 
         def one_round() -> dict[str, Run]:
@@ -187,14 +187,14 @@ class Ground:
         return self.repeat(what, one_round, times)
 
     def failed(self, what: str, error: Exception) -> str:
-        """Count and show a failure; what is to be noted of it."""
+        """Count and show a failure; returns its note."""
         self.failures += 1
         log.print("".join(traceback.format_exception(error)), markup=False)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"{what} could not be measured: {reason}"
 
     def keep(self, key: object, make: Callable[[], Runs[Run]]) -> Runs[Run]:
-        """A measurement that several rows need is made once a run."""
+        """Make a measurement that several rows need once a run."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]  # type: ignore[return-value]

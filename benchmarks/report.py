@@ -1,4 +1,4 @@
-"""The table: on the terminal, and in docs/benchmarks.md between its two marks."""
+"""The table: on the terminal, and between the two marks in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERDICTS = {True: "yes", False: "no", None: ""}
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """For the terminal; what could not be measured is said below the row's name."""
+    """For the terminal; problems are below the row's name."""
     shown = Table(title="median (least to most)", show_lines=True)
     for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading in ("what", "unit") else "right")
@@ -28,7 +28,7 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def markdown(header: Mapping[str, Any], rows: Sequence[Row], source: str) -> str:
-    """The table with what it was measured on, for docs/benchmarks.md."""
+    """The table and the machine it was measured on, for docs/benchmarks.md."""
     machine, versions = header["machine"], header["versions"]
     lines = [
         f"Measured {header['date']} on {machine['cores']} cores ({machine['processor']}), "
@@ -52,7 +52,7 @@ def markdown(header: Mapping[str, Any], rows: Sequence[Row], source: str) -> str
 
 
 def write_docs(header: Mapping[str, Any], rows: Sequence[Row], source: str, docs: Path) -> None:
-    """Replace what stands between the marks."""
+    """Replace the text between the marks."""
     before, begin, rest = docs.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -90,7 +90,7 @@ def _shown(spread: Spread | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that mean something, and no exponent."""
+    """Three significant digits, no exponent."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -79,7 +79,7 @@ class Row:
 
     @property
     def judged(self) -> Spread | None:
-        """What `least` and `aim` speak of."""
+        """The value that `least` and `aim` are about."""
         return self.ratio if self.judge == "ratio" else self.ours
 
     @property

@@ -40,7 +40,7 @@ _MATERIALISATIONS = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: 
 
 @dataclass(frozen=True)
 class Way:
-    """Who takes how many messages the whole way."""
+    """Which contender takes how many messages the whole way."""
 
     contender: Literal["ours", "ours under dagster dev", "fuploader"]
     messages: int
@@ -63,7 +63,7 @@ class Way:
 
 @dataclass(frozen=True)
 class WayRun:
-    """What one whole way gave."""
+    """The figures of one whole way."""
 
     messages_per_second: float
     sealed_to_materialised_seconds: float = 0.0

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Install the servers and tools that the tests start themselves, where they are missing.
-# Nothing is started here: the tests run private instances on free ports.
+# Install those servers and tools of the tests that are missing.
+# Nothing is started here: the tests start private instances on free ports.
 set -euo pipefail
 
-# What is looked for, and the Debian package that brings it.
+# Each program, and the Debian package that has it.
 needed=(
     rabbitmq-server:rabbitmq-server
     redis-server:redis-server
@@ -31,13 +31,13 @@ if [[ $(id -u) -ne 0 ]]; then
     as_root=(sudo -n)
     if ! sudo -n true 2>/dev/null; then
         echo "The tests need ${packages[*]}, and installing them needs root or sudo without a password." >&2
-        echo "Let someone who may run: apt-get install ${packages[*]}" >&2
+        echo "Ask someone who may to run: apt-get install ${packages[*]}" >&2
         exit 1
     fi
 fi
 if ! command -v apt-get >/dev/null; then
     echo "The tests need what Debian calls ${packages[*]}, and there is no apt-get here." >&2
-    echo "Install them by this system's own means, then run this again." >&2
+    echo "Install them with this system's package manager, then run this again." >&2
     exit 1
 fi
 
@@ -61,9 +61,9 @@ update() {
     "${as_root[@]}" apt-get update --quiet
 }
 echo "Installing ${packages[*]} for the tests"
-# Where the first try fails, the package lists are missing or old.
+# If the first try fails, the package lists are missing or old.
 if ! install >"$log" 2>&1 && ! { update && install; } >"$log" 2>&1; then
     cat "$log" >&2
-    echo "The tests need ${packages[*]}, and apt-get could not install them (its words are above)." >&2
+    echo "The tests need ${packages[*]}, and apt-get could not install them (see its messages above)." >&2
     exit 1
 fi

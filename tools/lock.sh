@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Write requirements/*.txt from pyproject.toml: one set of versions for every supported Python.
 #   tools/lock.sh [--upgrade]
-# Without --upgrade, versions that still fit are kept. The files hold no address of an index, so
-# that each machine installs from the index it is set up for.
+# Without --upgrade, versions that still fit are kept. The files name no package index, so each machine
+# installs from the one it is set up for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make a virtual environment with the first Python that is fit for it.
+# Make a virtual environment with the first suitable Python.
 #   tools/make_venv.sh <folder> [<python>]
-# With a Python given, that one is taken or refused. An environment that works already is kept.
+# A given Python is used or refused. An environment that works is kept.
 set -euo pipefail
 
 folder=$1

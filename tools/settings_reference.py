@@ -33,15 +33,15 @@ _OWN_ROWS = {"source", "state", "store", "former_stores", "takeover"}
 _LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 _HEAD = """# Every setting
 
-Written by `python -m tools.settings_reference` from the models that check the settings; a test
-holds the two together. Units are in the names. Unknown names, impossible values and traps between
-settings are refused when the file is loaded, each with a sentence.
+`python -m tools.settings_reference` writes this page from the models that check the settings, and
+a test holds the two together. Units are in the names. Unknown names, impossible values and
+settings that contradict each other are refused when the file is loaded, each with a sentence.
 
-In `fuploader.yaml` settings of a pipeline stand below `pipelines: NAME:`, or beside `pipelines:`
-for all of them. In Python they are the arguments of `Pipeline(...)`, with objects for `source`,
-`state` and `store`. From the environment, over the file:
-`FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`. Secrets are given as `{env: NAME}`, in Python
-as `EnvVar("NAME")`; those of an object store in no other way.
+In `fuploader.yaml` a pipeline's settings are below `pipelines: NAME:`, or beside `pipelines:` for
+all pipelines. In Python they are the arguments of `Pipeline(...)`, with objects for `source`,
+`state` and `store`. Environment variables override the file:
+`FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`. Give secrets as `{env: NAME}`, in Python as
+`EnvVar("NAME")`; an object store takes them in no other way.
 """
 
 

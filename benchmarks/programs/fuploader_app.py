@@ -1,4 +1,4 @@
-"""FUploader 1.0.5, put together as its documentation shows, with RabbitMQ, Redis and S3.
+"""FUploader 1.0.5, set up as its documentation shows, with RabbitMQ, Redis and S3.
 
 Settings come as JSON in BENCH_SETTINGS. The parser and the name generator are FUploader's own, in
 the way its page gives for messages in its envelope.

@@ -1,4 +1,4 @@
-"""Ships what is sealed, again and again, beside a `fuploader drain`: the whole way without Dagster.
+"""Ships sealed slots, again and again, beside a `fuploader drain`: the whole way without Dagster.
 
 `python -m benchmarks.programs.shipper fuploader.yaml PIPELINE`; ends with SIGTERM.
 """
