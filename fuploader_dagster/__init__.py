@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
     from fuploader_dagster.archives.reader import Archive as Archive
     from fuploader_dagster.assets.partitions import Names as Names
+    from fuploader_dagster.assets.repack_job import build_repack_job as build_repack_job
     from fuploader_dagster.assets.replay_job import build_replay_job as build_replay_job
     from fuploader_dagster.assets.seal_job import build_seal_job as build_seal_job
     from fuploader_dagster.assets.ship_job import build_ship_job as build_ship_job
@@ -102,6 +103,7 @@ _NAMES = {
     "archives.ranges": ("StoredArchive",),
     "archives.reader": ("Archive",),
     "assets.partitions": ("Names",),
+    "assets.repack_job": ("build_repack_job",),
     "assets.replay_job": ("build_replay_job",),
     "assets.seal_job": ("build_seal_job",),
     "assets.ship_job": ("build_ship_job",),

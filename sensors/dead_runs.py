@@ -68,9 +68,8 @@ def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int |
 
 
 def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
-    jobs = {names.ship_job, names.seal_job, names.replay_job, names.scrub_job}
     assets = {names.packed_archive, names.uploaded_archive}  # runs of backfills have no job of ours
-    return run.job_name in jobs or bool(assets & (run.asset_selection or set()))
+    return run.job_name in names.jobs or bool(assets & (run.asset_selection or set()))
 
 
 def _is_dead(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:

@@ -44,9 +44,11 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sens
 
 
 def is_of(run: dg.DagsterRun, names: Names) -> bool:
-    """Whether a run ships slots of the pipeline."""
+    """Whether a run packs or uploads slots of the pipeline."""
     assets = {names.packed_archive, names.uploaded_archive}
-    return run.job_name == names.ship_job or bool(assets & (run.asset_selection or set()))
+    return run.job_name in (names.ship_job, names.repack_job) or bool(
+        assets & (run.asset_selection or set())
+    )
 
 
 def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:

@@ -22,7 +22,7 @@ RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 PIPELINE_TAG = "fuploader/pipeline"
 SHIP_TAG = "fuploader/ship"
-"""On each run of a ship job, for limits of the run queue: small jobs find a place beside them."""
+"""On each run that packs and uploads: a limit on it leaves other jobs a place in the run queue."""
 PRIORITY_TAGS = {"dagster/priority": "10"}
 """Of jobs that a person waits for: they leave the run queue before the others."""
 UNFINISHED_RUNS = [
@@ -114,12 +114,16 @@ class Names:
         return f"{self.scope}_replay"
 
     @property
+    def repack_job(self) -> str:
+        return f"{self.scope}_repack"
+
+    @property
     def scrub_job(self) -> str:
         return f"{self.scope}_scrub"
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        return (self.ship_job, self.seal_job, self.replay_job, self.scrub_job)
+        return (self.ship_job, self.seal_job, self.replay_job, self.repack_job, self.scrub_job)
 
     @property
     def instigators(self) -> tuple[str, ...]:
@@ -243,3 +247,9 @@ def keys_of_run(tags: Mapping[str, str], all_keys: Sequence[str]) -> Sequence[st
     if start not in all_keys or end not in all_keys:
         return []
     return all_keys[all_keys.index(start) : all_keys.index(end) + 1]
+
+
+def partitions_of_run(context: dg.OpExecutionContext) -> Sequence[str]:
+    """The partitions that a job was launched for; none if it was launched without any."""
+    launched = context.has_partition_key or context.has_partition_key_range
+    return context.partition_keys if launched else ()

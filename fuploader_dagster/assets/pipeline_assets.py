@@ -1,31 +1,32 @@
 """The assets of a pipeline: queue -> sealed_slot -> packed_archive -> uploaded_archive.
 
-The queue and the sealed slots are made outside of Dagster (by the drain workers); the other two
-take the partitions of a run, call one function of the engine, and say per partition what came out.
+The drain workers fill and seal the slots, outside of Dagster. The two assets of archives take the
+partitions of a run, call one function of the engine, and report each partition's outcome.
 
 A partition that fails takes no other with it. While attempts are left the step raises and reports
 nothing: the next attempt finds what is done and skips it. After the last attempt it reports the
 good partitions and fails for the others, which stay on disk for the recovery schedule. Dagster
-skips the upload behind a packing step that failed, so that step uploads its good partitions itself.
+skips the upload after a packing step that failed, so that step uploads its good partitions itself.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
-import functools
-import logging
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
+from fuploader_dagster.assets.outcomes import (
+    ended_by_interrupts,
+    failure,
+    log_progress,
+    materialized,
+    metadata_of,
+    retry_policy,
+    sorted_outcomes,
+)
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.contracts.object_store import Progress
-from fuploader_dagster.delivery.find_archive import ArchiveFinder
-from fuploader_dagster.delivery.pack import Packed
-from fuploader_dagster.delivery.repack import Repacking
 from fuploader_dagster.delivery.ship import (
     Done,
     Failed,
@@ -35,14 +36,10 @@ from fuploader_dagster.delivery.ship import (
 )
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.receipts import Receipt
 
-_Step = Callable[[dg.AssetExecutionContext], Iterator[Any]]
-
-PROGRESS_SECONDS = 5.0
-MAX_LISTED_FAILURES = 10
-REPACK_TAG = "fuploader/repack"
-"""`true` on a run or backfill: stored archives are fetched back, packed anew and uploaded again."""
+FORMER_REPACK_TAG = "fuploader/repack"
+"""Made a run of the assets re-pack, before that was a job."""
+_UNFINISHED = "what it did not finish is kept and will be asked for again"
 
 
 def build_archive_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
@@ -54,17 +51,6 @@ def build_archive_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.Asset
 
 def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
     names = Names.of(pipeline)
-    partitions = names.partitions()
-    backfill_policy = dg.BackfillPolicy.multi_run(pipeline.partitions_per_run)
-    retry_policy = dg.RetryPolicy(
-        max_retries=pipeline.max_retries,
-        delay=pipeline.retry_delay_seconds,
-        backoff=dg.Backoff.EXPONENTIAL,
-        jitter=dg.Jitter.PLUS_MINUS,
-    )
-    automation_condition = (
-        dg.AutomationCondition.on_missing() if pipeline.runs_by == "automation" else None
-    )
     queue = dg.AssetSpec(
         names.queue,
         group_name=names.scope,
@@ -74,111 +60,99 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     sealed_slot = dg.AssetSpec(
         names.sealed_slot,
         deps=[names.queue],
-        partitions_def=partitions,
+        partitions_def=names.partitions(),
         group_name=names.scope,
         kinds={"file"},
         description="Full slots on the local disk, reported by the drain sensor.",
     )
 
-    @dg.asset(
-        key=names.packed_archive,
-        deps=[sealed_slot],
-        kinds={"zstandard"},
+    @_archives(
+        pipeline,
+        names.packed_archive,
+        made_of=sealed_slot,
+        kind="zstandard",
         description="Each sealed slot as one archive, read back after writing.",
-        required_resource_keys={names.store},
-        partitions_def=partitions,
-        group_name=names.scope,
-        backfill_policy=backfill_policy,
-        retry_policy=retry_policy,
-        automation_condition=automation_condition,
-        output_required=False,
     )
-    @_ended_by_interrupts
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        outcomes = pack_partitions(
-            context.partition_keys, pipeline, _repacking(context.run.tags, pipeline)
-        )
-        done, failed = _sorted(context, outcomes)
-        selection = context.run.asset_selection  # none: all that the job has
-        if _is_final(context, pipeline, failed) and (
-            not selection or names.uploaded_archive in selection
-        ):
-            try:
-                uploaded, _ = _sorted(context, upload(context, [one.partition for one in done]))
-            except FuploaderError as error:
-                context.log.error(f"{len(done)} archives wait for their upload: {error}")
-            else:
-                for one in uploaded:
-                    yield _materialized(names.uploaded_archive, one)
-        yield from _report(context, pipeline, names.packed_archive, done, failed)
+        _refuse_former_tag(context, names)
+        with ended_by_interrupts(_UNFINISHED):
+            outcomes = pack_partitions(context.partition_keys, pipeline)
+            done, failed = sorted_outcomes(context.log, outcomes)
+            if _is_final(context, pipeline, failed) and _uploads(context, names):
+                try:
+                    outcomes = upload(context, [one.partition for one in done])
+                    uploaded, _ = sorted_outcomes(context.log, outcomes)
+                except FuploaderError as error:
+                    context.log.error(f"{len(done)} archives wait for their upload: {error}")
+                else:
+                    for one in uploaded:
+                        yield materialized(names.uploaded_archive, one, names)
+            yield from _report(context, pipeline, names.packed_archive, done, failed)
 
-    @dg.asset(
-        key=names.uploaded_archive,
-        deps=[packed_archive],
-        kinds={type(pipeline.store).__name__.removesuffix("Settings").lower()},
+    @_archives(
+        pipeline,
+        names.uploaded_archive,
+        made_of=packed_archive,
+        kind=type(pipeline.store).__name__.removesuffix("Settings").lower(),
         description=f"Archives that the store has confirmed: {pipeline.store.describe()}",
-        required_resource_keys={names.store},
-        partitions_def=partitions,
-        group_name=names.scope,
-        backfill_policy=backfill_policy,
-        retry_policy=retry_policy,
-        automation_condition=automation_condition,
-        output_required=False,
     )
-    @_ended_by_interrupts
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        done, failed = _sorted(context, upload(context, context.partition_keys))
-        yield from _report(context, pipeline, names.uploaded_archive, done, failed)
+        _refuse_former_tag(context, names)
+        with ended_by_interrupts(_UNFINISHED):
+            done, failed = sorted_outcomes(context.log, upload(context, context.partition_keys))
+            yield from _report(context, pipeline, names.uploaded_archive, done, failed)
 
     def upload(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> Iterator[Outcome]:
         return upload_partitions(
             partitions,
             pipeline,
             getattr(context.resources, names.store).open(),
-            _log_progress(context.log),
-            _repacking(context.run.tags, pipeline),
+            log_progress(context.log),
             tell=context.log.warning,
         )
 
     return [queue, sealed_slot, packed_archive, uploaded_archive]
 
 
-def _ended_by_interrupts(step: _Step) -> _Step:
-    """`Terminate` and Ctrl-C end the step; Dagster's retry policy would start it once more."""
+def _archives(
+    pipeline: Pipeline,
+    key: dg.AssetKey,
+    *,
+    made_of: dg.AssetSpec | dg.AssetsDefinition,
+    kind: str,
+    description: str,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """The decorator of an asset that a run makes, a partition for each slot."""
+    names = Names.of(pipeline)
+    automation = pipeline.runs_by == "automation"
+    return dg.asset(
+        key=key,
+        deps=[made_of],
+        kinds={kind},
+        description=description,
+        required_resource_keys={names.store},
+        partitions_def=names.partitions(),
+        group_name=names.scope,
+        backfill_policy=dg.BackfillPolicy.multi_run(pipeline.partitions_per_run),
+        retry_policy=retry_policy(pipeline),
+        automation_condition=dg.AutomationCondition.on_missing() if automation else None,
+        output_required=False,
+    )
 
-    @functools.wraps(step)
-    def ended(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        try:
-            yield from step(context)
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
-            raise dg.Failure(
-                "interrupted; what it did not finish is kept and will be asked for again",
-                allow_retries=False,
-            ) from interrupt
 
-    return ended
+def _refuse_former_tag(context: dg.AssetExecutionContext, names: Names) -> None:
+    if FORMER_REPACK_TAG in context.run.tags:
+        raise dg.Failure(
+            f"The tag {FORMER_REPACK_TAG} does nothing any more, so nothing was done. To re-pack "
+            f"these partitions launch the job {names.repack_job} for them.",
+            allow_retries=False,
+        )
 
 
-def _repacking(tags: Mapping[str, str], pipeline: Pipeline) -> Repacking | None:
-    """How stored archives are fetched back, if the run was asked to pack them anew."""
-    if tags.get(REPACK_TAG) != "true":
-        return None
-    return Repacking(ArchiveFinder({pipeline.name: pipeline}).open)
-
-
-def _sorted(
-    context: dg.AssetExecutionContext, outcomes: Iterable[Outcome]
-) -> tuple[list[Done], list[Failed]]:
-    """What got through and what failed, which is said in the run's log as it happens."""
-    done: list[Done] = []
-    failed: list[Failed] = []
-    for outcome in outcomes:
-        if isinstance(outcome, Failed):
-            failed.append(outcome)
-            context.log.error(f"{outcome.partition} failed and was kept: {outcome.error}")
-        else:
-            done.append(outcome)
-    return done, failed
+def _uploads(context: dg.AssetExecutionContext, names: Names) -> bool:
+    """Whether the run was asked to upload as well."""
+    selection = context.run.asset_selection  # none: all that the job has
+    return not selection or names.uploaded_archive in selection
 
 
 def _is_final(
@@ -197,85 +171,14 @@ def _report(
     done: Sequence[Done],
     failed: Sequence[Failed],
 ) -> Iterator[Any]:
+    names = Names.of(pipeline)
     if not failed:
         for one in done:
-            context.add_asset_metadata(_metadata(one), partition_key=one.partition)
+            context.add_asset_metadata(metadata_of(one, names), partition_key=one.partition)
         yield dg.MaterializeResult()
         return
     final = _is_final(context, pipeline, failed)
     if final:
         for one in done:
-            yield _materialized(asset, one)
-    raise dg.Failure(
-        _failure_text(failed), metadata={"failed": len(failed)}, allow_retries=not final
-    )
-
-
-def _materialized(asset: dg.AssetKey, done: Done) -> dg.AssetMaterialization:
-    return dg.AssetMaterialization(asset, partition=done.partition, metadata=_metadata(done))
-
-
-def _failure_text(failed: Sequence[Failed]) -> str:
-    listed = "; ".join(f"{one.partition}: {one.error}" for one in failed[:MAX_LISTED_FAILURES])
-    more = len(failed) - MAX_LISTED_FAILURES
-    tail = f"; and {more} more" if more > 0 else ""
-    return f"{len(failed)} partitions failed, their data is kept: {listed}{tail}"
-
-
-def _metadata(done: Done) -> dict[str, Any]:
-    if done.receipt is not None:
-        metadata = receipt_metadata(done.receipt)
-    elif done.packed is not None:
-        metadata = _archive_metadata(done.packed)
-    else:
-        return {"note": done.note} if done.note else {}
-    metadata["seconds"] = round(done.seconds, 3)
-    if done.packed is None:
-        metadata["note"] = (
-            "stored before; nothing was left to do "
-            f"(to pack it anew, give the run the tag {REPACK_TAG}: true)"
-        )
-    return metadata
-
-
-def receipt_metadata(receipt: Receipt) -> dict[str, Any]:
-    """What the UI shows of a stored archive."""
-    return {
-        **_archive_metadata(receipt),
-        "address": _address(receipt.address),
-        "object_key": receipt.key,
-        "stored_at": receipt.stored_at,
-    }
-
-
-def _archive_metadata(archive: Packed | Receipt) -> dict[str, Any]:
-    return {
-        "messages": archive.messages,
-        "payload_bytes": archive.payload_bytes,
-        "archive_bytes": archive.size_bytes,
-        "ratio": round(archive.payload_bytes / max(1, archive.size_bytes), 2),
-        "sha256": archive.sha256,
-    }
-
-
-def _address(address: str) -> dg.MetadataValue[Any]:
-    if address.startswith("file://"):
-        return dg.MetadataValue.path(address.removeprefix("file://"))
-    return dg.MetadataValue.url(address)
-
-
-def _log_progress(log: logging.Logger) -> Callable[[str], Progress]:
-    """Progress of large uploads, a line every few seconds each."""
-
-    def of(partition: str) -> Progress:
-        last = time.monotonic()
-
-        def report(sent: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= PROGRESS_SECONDS:
-                last = time.monotonic()
-                log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
-
-        return report
-
-    return of
+            yield materialized(asset, one, names)
+    raise failure(failed, final=final)

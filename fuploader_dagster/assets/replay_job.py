@@ -15,7 +15,7 @@ from typing import Optional
 import dagster as dg
 from pydantic import Field
 
-from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.partitions import Names, partitions_of_run
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import ReplayReport, Selection, another_queue, replay, select
 from fuploader_dagster.errors import ConfigError
@@ -47,11 +47,10 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
     @dg.op(name=f"{names.replay_job}_op")
     def publish_again(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
         source = another_queue(pipeline.source, config.queue) if config.queue else pipeline.source
-        of_run = context.partition_keys if _has_partitions(context) else config.partitions
         selection = Selection(
             select(
                 pipeline,
-                partitions=of_run,
+                partitions=partitions_of_run(context) or config.partitions,
                 since=_moment(config.since),
                 until=_moment(config.until),
                 pattern=config.name,
@@ -103,10 +102,6 @@ def _conclude(context: dg.OpExecutionContext, done: ReplayReport, selection: Sel
             + "; ".join(done.refused[:10]),
             allow_retries=False,
         )
-
-
-def _has_partitions(context: dg.OpExecutionContext) -> bool:
-    return context.has_partition_key or context.has_partition_key_range
 
 
 def _moment(text: Optional[str]) -> Optional[datetime]:  # noqa: UP045

@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 import dagster as dg
 
+from fuploader_dagster.assets.outcomes import receipt_metadata
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.assets.pipeline_assets import receipt_metadata
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import find_receipts
 

@@ -1,17 +1,16 @@
-"""Packing anew: a stored archive is fetched back and written as the settings say today.
+"""Re-packing: a stored archive is fetched back and packed as the settings say today.
 
 What must always hold: every member is verified on the way (where an archive has no digests of them,
-the whole of it is, by the digest in its receipt), and all are there again, in the same order; the
-object that was stored first is neither changed nor removed; the partition's receipt changes only
+the whole of it is, by the digest in its receipt), and all are there again, in the same order. The
+object that was stored first is neither changed nor removed. The partition's receipt changes only
 after the store has confirmed the new object. Where the key is the same and the bytes are not, the
 store refuses (`ObjectConflict`): another level needs another key or another store.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,12 +18,18 @@ from fuploader_dagster.archives.members import Member
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
-from fuploader_dagster.catalog.rebuild import note_in_catalog
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
-from fuploader_dagster.delivery.failures import clear_failure
-from fuploader_dagster.delivery.pack import Packed, forget_packed, keep_packed, pack_custom
+from fuploader_dagster.delivery.pack import (
+    Packed,
+    find_packed,
+    forget_packed,
+    keep_packed,
+    pack_custom,
+)
+from fuploader_dagster.delivery.ship import Done, Outcome, ProgressOf, attempt
 from fuploader_dagster.delivery.slot_members import SegmentMembers
-from fuploader_dagster.delivery.upload import make_receipt
+from fuploader_dagster.delivery.store_trouble import Patience
+from fuploader_dagster.delivery.upload import PartitionLock, store_archive
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.disk.tar_headers import member_header, padding
@@ -33,19 +38,74 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
-from fuploader_dagster.slots.receipts import Receipt, keep_receipt
+from fuploader_dagster.slots.receipts import Receipt
+
+log = logging.getLogger(__name__)
+
+OpenArchive = Callable[[str], Archive]
+"""Opens a partition's stored archive."""
 
 
-@dataclass(frozen=True)
-class Repacking:
-    """The wish to pack stored archives anew, and how they are reached."""
+def repack_partitions(
+    partitions: Sequence[str],
+    pipeline: Pipeline,
+    store: ObjectStore,
+    open_archive: OpenArchive,
+    progress: ProgressOf | None = None,
+    *,
+    tell: Callable[[str], None] = log.warning,
+) -> Iterator[Outcome]:
+    """Re-pack stored archives one after the other, and upload each under today's key.
 
-    open_archive: Callable[[str], Archive]
-    """Opens a partition's stored archive."""
+    `tell` gets a sentence for each attempt that is repeated. A partition that fails keeps the
+    archive and the receipt that it has.
+    """
+    with Patience(pipeline.layout, store, tell) as patience:
+
+        def steps(key: PartitionKey) -> Done:
+            patience.begin()
+            report = patience.listening(progress(str(key)) if progress else None)
+            done = _repack_one(key, pipeline, store, open_archive, report)
+            patience.succeeded()
+            return done
+
+        for partition in partitions:
+            yield attempt(partition, steps)
 
 
-def repack(before: Receipt, wish: Repacking, pipeline: Pipeline) -> Packed:
-    """Fetch a stored archive and pack it anew. The caller holds the partition's lock.
+def _repack_one(
+    key: PartitionKey,
+    pipeline: Pipeline,
+    store: ObjectStore,
+    open_archive: OpenArchive,
+    progress: Progress,
+) -> Done:
+    layout, partition = pipeline.layout, str(key)
+    with naming_disk_trouble(layout.root), PartitionLock(layout, partition) as before:
+        if before is None:
+            raise PermanentError(
+                f"partition {partition} has no stored archive that could be re-packed",
+                hint="ship it first: materialise the partition, which packs it as the settings "
+                "say today",
+            )
+        packed = find_packed(layout, partition) or repack(before, open_archive, pipeline)
+        path = layout.archives / packed.archive
+        receipt = store_archive(
+            packed,
+            store,
+            pipeline,
+            key=object_key(
+                pipeline.key, pipeline=pipeline.name, partition=key, archive=packed.archive
+            ),
+            names=None if pipeline.packer else lambda: _names(path),
+            progress=progress,
+        )
+        forget_packed(layout, partition, packed.archive)
+        return Done(partition, packed, receipt)
+
+
+def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Packed:
+    """Fetch a stored archive and pack it again. The caller holds the partition's lock.
 
     Raises `DamagedArchive`, `ForeignArchive` for what only a user's packer could read, and what
     packing raises.
@@ -55,7 +115,7 @@ def repack(before: Receipt, wish: Repacking, pipeline: Pipeline) -> Packed:
     archive = f"{before.partition}{pipeline.archive_suffix}"
     target = layout.archives / archive
     with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
-        with wish.open_archive(before.partition) as stored, naming_disk_trouble(segment):
+        with open_archive(before.partition) as stored, naming_disk_trouble(segment):
             members = _fetch(stored, segment)
             if stored.unproven.count:  # or the new archive would vouch for whatever came
                 stored.verify_whole(before.sha256)
@@ -74,33 +134,6 @@ def repack(before: Receipt, wish: Repacking, pipeline: Pipeline) -> Packed:
     )
     keep_packed(layout, packed)
     return packed
-
-
-def upload_again(
-    before: Receipt,
-    packed: Packed,
-    store: ObjectStore,
-    pipeline: Pipeline,
-    *,
-    progress: Progress | None = None,
-    clock: Callable[[], float] = time.time,
-) -> Receipt:
-    """Store an archive that was packed anew, and keep its receipt. The caller holds the lock."""
-    partition = PartitionKey.parse(before.partition)
-    if partition is None:
-        raise PermanentError(f"{before.partition!r} is no partition key of ours")
-    key = object_key(
-        pipeline.key, pipeline=pipeline.name, partition=partition, archive=packed.archive
-    )
-    stored = store.put(key, packed.file(pipeline.layout), progress)
-    receipt = make_receipt(packed, stored, clock())
-    if pipeline.packer is None:
-        path = pipeline.layout.archives / packed.archive
-        note_in_catalog(receipt, lambda: _names(path), pipeline)
-    keep_receipt(pipeline.layout, receipt)
-    forget_packed(pipeline.layout, packed.partition, packed.archive)
-    clear_failure(pipeline.layout, packed.partition)
-    return receipt
 
 
 def _fetch(stored: Archive, segment: Path) -> list[Member]:

@@ -1,16 +1,14 @@
-"""Shipping: packing and uploading many partitions, each on its own.
+"""Shipping: pack sealed slots and upload their archives, each partition on its own.
 
-What must always hold: every partition that was asked for gives one outcome; one that fails, by
-whatever error, is noted, keeps all its data, and takes no other with it. Partitions that the store
-has confirmed already are done, and say so.
+What must always hold: every partition that was asked for gives one outcome. One that fails, by
+whatever error, is noted, keeps all its data, and takes no other with it. A partition that the store
+has confirmed already is done, and its outcome says so.
 
-A slot that turns out damaged fails once, with what became of it (`mending`): what it still proves
-is another partition by then. Whoever asks for it again is told the same, and that it is done.
+A damaged slot fails once, and the error says what became of it (`mend`): what it still proves is
+another partition by then. Whoever asks for the damaged one again is told the same, and that it is
+done.
 
-Packing anew (`Repacking`) is for those only who ask for it: then partitions that the store has are
-fetched back, and uploaded once more as the settings say today.
-
-Without Dagster: `ship(settings, store)` packs and uploads everything that lies sealed.
+Without Dagster: `ship(pipeline, store)` packs and uploads everything that is sealed on this disk.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.delivery.failures import Stage, note_failure
@@ -32,8 +30,7 @@ from fuploader_dagster.delivery.mend import (
     note_told,
     unreadable_slots,
 )
-from fuploader_dagster.delivery.pack import Packed, find_packed, pack
-from fuploader_dagster.delivery.repack import Repacking, repack, upload_again
+from fuploader_dagster.delivery.pack import Packed, pack
 from fuploader_dagster.delivery.store_trouble import Patience
 from fuploader_dagster.delivery.upload import PartitionLock, upload
 from fuploader_dagster.disk.layout import PartitionKey
@@ -52,96 +49,77 @@ from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_part
 
 log = logging.getLogger(__name__)
 
+ProgressOf = Callable[[str], Progress]
+"""Gives the callback for a partition's upload."""
+
 
 @dataclass(frozen=True)
 class Done:
-    """A partition that got through a stage."""
+    """A partition that got through."""
 
     partition: str
-    seconds: float
-    packed: Packed | None
-    """The finished archive; None if it had been stored before."""
-    receipt: Receipt | None
-    """What the store confirmed; None as long as it is only packed."""
+    packed: Packed | None = None
+    """The finished archive; None if it was stored before."""
+    receipt: Receipt | None = None
+    """What the store confirmed; None while it is only packed."""
     note: str = ""
     """Why there is neither archive nor receipt, if there will be none."""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A partition that did not. Its data is kept and the failure is noted."""
+    """A partition that did not get through. Its data is kept."""
 
     partition: str
-    seconds: float
     error: str
     permanent: bool
     """Trying again in this run cannot help."""
+    attempted: bool = True
+    """False: nothing was tried, because another process waits for the store already."""
+    seconds: float = 0.0
 
 
 Outcome = Done | Failed
-_Result = tuple[Packed | None, Receipt | None]
-_Step = Callable[[SealedSlot, Packed], _Result]
-_Again = Callable[[Receipt], _Result]
+_Deliver = Callable[[SealedSlot, Packed], Receipt]
 
 
-def pack_partitions(
-    partitions: Sequence[str], pipeline: Pipeline, repacking: Repacking | None = None
-) -> Iterator[Outcome]:
+def pack_partitions(partitions: Sequence[str], pipeline: Pipeline) -> Iterator[Outcome]:
     """Pack one after the other (the compression of each uses `pack_threads`)."""
-    again: _Again | None = None
-    if repacking is not None:
-        again = lambda before: (repack(before, repacking, pipeline), None)  # noqa: E731
     for partition in partitions:
-        yield _attempt(partition, pipeline, "pack", lambda _, packed: (packed, None), again)
+        yield _ship_one(partition, pipeline, "pack")
 
 
 def upload_partitions(
     partitions: Sequence[str],
     pipeline: Pipeline,
     store: ObjectStore,
-    progress: Callable[[str], Progress] | None = None,
-    repacking: Repacking | None = None,
+    progress: ProgressOf | None = None,
     *,
     tell: Callable[[str], None] = log.warning,
 ) -> Iterator[Outcome]:
-    """Upload side by side; a partition that was not packed yet is packed first.
+    """Upload side by side; a partition that is not packed yet is packed first.
 
-    `progress` gives the callback for a partition, `tell` gets a sentence for each attempt that is
-    repeated. Outcomes come in the order of `partitions`.
+    `tell` gets a sentence for each attempt that is repeated. Outcomes come in the order of
+    `partitions`.
     """
     patience = Patience(pipeline.layout, store, tell)
 
-    def ship_one(partition: str) -> Outcome:
-        def step(slot: SealedSlot, packed: Packed) -> _Result:
-            patience.begin()
-            receipt = upload(slot, packed, store, pipeline, progress=reporting(partition))
-            patience.succeeded()
-            return packed, receipt
-
-        def again(before: Receipt) -> _Result:
-            assert repacking is not None  # noqa: S101 - else it is not called
-            packed = find_packed(pipeline.layout, partition) or repack(before, repacking, pipeline)
-            report = reporting(partition)
-            return packed, upload_again(before, packed, store, pipeline, progress=report)
-
-        return _attempt(partition, pipeline, "upload", step, again if repacking else None)
-
-    def reporting(partition: str) -> Progress:
-        report = progress(partition) if progress else None
-
-        def progressed(sent: int, total: int) -> None:
-            patience.progressed()
-            if report is not None:
-                report(sent, total)
-
-        return progressed
+    def deliver(slot: SealedSlot, packed: Packed) -> Receipt:
+        patience.begin()
+        report = patience.listening(progress(packed.partition) if progress else None)
+        receipt = upload(slot, packed, store, pipeline, progress=report)
+        patience.succeeded()
+        return receipt
 
     with patience, ThreadPoolExecutor(pipeline.upload_threads, "upload") as threads:
-        yield from threads.map(ship_one, partitions)
+        yield from threads.map(
+            lambda partition: _ship_one(partition, pipeline, "upload", deliver), partitions
+        )
 
 
 def ship(pipeline: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
-    """Pack and upload everything that lies sealed on this disk now."""
+    """Pack and upload everything that is sealed on this disk now."""
     mend_unreadable(pipeline)
     partitions = sealed_partitions(pipeline.layout)
     yield from upload_partitions(partitions, pipeline, store)
@@ -149,62 +127,65 @@ def ship(pipeline: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
 
 
 def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
-    """Sealed slots that came for damaged ones while these partitions were shipped."""
+    """Sealed slots that replaced damaged ones while these partitions were shipped."""
     new = (PartitionKey.parse(key) for key in sealed_partitions(pipeline.layout))
     return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
 
 
-def _attempt(
-    partition: str, pipeline: Pipeline, stage: Stage, step: _Step, again: _Again | None = None
-) -> Outcome:
-    """Pack what lies sealed here, then `step`; `again`, if it is asked for, for what is stored."""
+def attempt(partition: str, steps: Callable[[PartitionKey], Done]) -> Outcome:
+    """Take one partition through its steps; whatever goes wrong becomes its outcome."""
     started = time.monotonic()
-    packed: Packed | None
+    outcome: Outcome
     try:
-        if PartitionKey.parse(partition) is None:
+        key = PartitionKey.parse(partition)
+        if key is None:
             raise PermanentError(
                 f"{partition!r} is no partition key of ours",
                 hint="somebody added it to the partition set by hand; delete it there",
             )
-        with (
-            naming_disk_trouble(pipeline.layout.root),
-            PartitionLock(pipeline.layout, partition) as stored_before,
-        ):
-            if stored_before is None and (mended := find_mended(pipeline.layout, partition)):
-                if stage == "upload":
-                    note_told(pipeline.layout, partition, mended)
-                note = mended.sentence(pipeline.layout)
-                return Done(partition, time.monotonic() - started, None, None, note)
-            if stored_before is None:
-                slot, packed = _packed(partition, pipeline)
-                packed, receipt = step(slot, packed)
-            elif again is not None:
-                packed, receipt = again(stored_before)
-            else:
-                packed, receipt = None, stored_before
+        outcome = steps(key)
     except (FuploaderError, OSError) as error:
         text = str(error) or type(error).__name__
-        if not isinstance(error, StoreAwaited):  # it was no attempt
-            _note(partition, pipeline, stage, text)
         permanent = isinstance(error, (PermanentError, DamagedData, StoreAwaited))
-        return Failed(partition, time.monotonic() - started, text, permanent)
-    except Exception as error:  # nobody foresaw it; the outcomes of the others must not go with it
-        log.exception("the %s of %s failed by an error that nobody foresaw", stage, partition)
+        outcome = Failed(partition, text, permanent, not isinstance(error, StoreAwaited))
+    except Exception as error:  # a bug: the outcomes of the others must not go with it
+        log.exception("unexpected error for partition %s", partition)
         said = without_logins(f"{type(error).__name__}: {error}")
-        text = f"{stage} failed by an error that nobody foresaw: {said}"
-        _note(partition, pipeline, stage, text)
-        return Failed(partition, time.monotonic() - started, text, permanent=False)
-    return Done(partition, time.monotonic() - started, packed, receipt)
+        text = f"unexpected error, its traceback is in the log: {said}"
+        outcome = Failed(partition, text, permanent=False)
+    return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _packed(partition: str, pipeline: Pipeline) -> tuple[SealedSlot, Packed]:
-    """The slot and its archive. One that is damaged is mended, and the error says so."""
-    layout, key = pipeline.layout, PartitionKey.parse(partition)
-    assert key is not None  # noqa: S101 - _attempt asked
+def _ship_one(
+    partition: str, pipeline: Pipeline, stage: Stage, deliver: _Deliver | None = None
+) -> Outcome:
+    outcome = attempt(partition, lambda key: _steps(key, pipeline, deliver))
+    if isinstance(outcome, Failed) and outcome.attempted:
+        _note(partition, pipeline, stage, outcome.error)
+    return outcome
+
+
+def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> Done:
+    """Lock the partition, pack its slot, deliver the archive."""
+    layout, partition = pipeline.layout, str(key)
+    with naming_disk_trouble(layout.root), PartitionLock(layout, partition) as stored_before:
+        if stored_before is not None:
+            return Done(partition, receipt=stored_before)
+        if mended := find_mended(layout, partition):
+            if deliver is not None:
+                note_told(layout, partition, mended)
+            return Done(partition, note=mended.sentence(layout))
+        slot, packed = _packed(key, pipeline)
+        return Done(partition, packed, deliver(slot, packed) if deliver is not None else None)
+
+
+def _packed(key: PartitionKey, pipeline: Pipeline) -> tuple[SealedSlot, Packed]:
+    """The slot and its archive. A damaged slot is mended, and the error says so."""
+    layout = pipeline.layout
     try:
         if is_replaced(layout, key.slot, key.number):
-            raise DamagedSlot(f"{partition} was found damaged before")
-        slot = _sealed(partition, pipeline)
+            raise DamagedSlot(f"{key} was found damaged before")
+        slot = _sealed(str(key), pipeline)
         finish_mending(slot, layout)
         return slot, pack(slot, pipeline)
     except DamagedSlot as error:
@@ -214,7 +195,7 @@ def _packed(partition: str, pipeline: Pipeline) -> tuple[SealedSlot, Packed]:
 
 def mend_unreadable(pipeline: Pipeline) -> list[str]:
     """Mend slots whose seal cannot be read: nobody asks for them by their partition. Returns the
-    partitions of what was proven; trouble with one is said in the log and holds up no other."""
+    partitions of what was proven. Trouble with one slot is logged and holds up no other."""
     found = []
     for directory in unreadable_slots(pipeline.layout):
         slot, number = (int(name.rpartition("-")[2]) for name in directory.parts[-2:])

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from fuploader_dagster.contracts.object_store import ObjectStore, Retry
+from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
 from fuploader_dagster.delivery.failures import all_failures, forgive
 from fuploader_dagster.disk.durable import FileLock, make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
@@ -151,13 +151,19 @@ class Patience:
         self._wait_or_raise(str(retry.error))
         self._note(str(retry.error))
 
-    def progressed(self) -> None:
-        """The store took something."""
-        self._last_sign = time.monotonic()
+    def listening(self, report: Progress | None) -> Progress:
+        """`report`, each call of which counts as a sign of the store."""
+
+        def progressed(sent: int, total: int) -> None:
+            self._last_sign = time.monotonic()
+            if report is not None:
+                report(sent, total)
+
+        return progressed
 
     def succeeded(self) -> None:
         """The store has confirmed an archive."""
-        self.progressed()
+        self._last_sign = time.monotonic()
         if self._layout.store_trouble.exists():
             end_trouble(self._layout)
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fuploader_dagster.catalog.rebuild import names_of_slot, note_in_catalog
-from fuploader_dagster.contracts.object_store import ObjectStore, Progress, StoredObject
+from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -39,28 +39,38 @@ def upload(
     pipeline: Pipeline,
     *,
     progress: Progress | None = None,
-    clock: Callable[[], float] = time.time,
 ) -> Receipt:
     """Store the archive, keep the receipt, remove the local data. The caller holds the lock.
 
     Raises what `ObjectStore.put` raises, or `StrategyError` where there is still no usable key;
     local data is kept in each case.
     """
-    key = slot.object_key(pipeline.key)
-    stored = store.put(key, packed.file(pipeline.layout), progress)
-    reached(CrashPoint.OBJECT_STORED)
-    receipt = make_receipt(packed, stored, clock())
-    note_in_catalog(receipt, lambda: names_of_slot(slot, pipeline), pipeline)
-    reached(CrashPoint.CATALOGED)
-    keep_receipt(pipeline.layout, receipt)
+    receipt = store_archive(
+        packed,
+        store,
+        pipeline,
+        key=slot.object_key(pipeline.key),
+        names=lambda: names_of_slot(slot, pipeline),
+        progress=progress,
+    )
     remove_local_data(pipeline.layout, receipt)
     trim_shipped(pipeline.layout, pipeline.dedup_window_messages)
     return receipt
 
 
-def make_receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
-    """What is kept of a verified put."""
-    return Receipt(
+def store_archive(
+    packed: Packed,
+    store: ObjectStore,
+    pipeline: Pipeline,
+    *,
+    key: str,
+    names: Callable[[], Sequence[str]] | None,
+    progress: Progress | None,
+) -> Receipt:
+    """Put the archive, add its `names` to the catalog unless they are unknown, keep the receipt."""
+    stored = store.put(key, packed.file(pipeline.layout), progress)
+    reached(CrashPoint.OBJECT_STORED)
+    receipt = Receipt(
         partition=packed.partition,
         address=stored.address,
         key=stored.key,
@@ -68,8 +78,13 @@ def make_receipt(packed: Packed, stored: StoredObject, now: float) -> Receipt:
         sha256=stored.sha256,
         messages=packed.messages,
         payload_bytes=packed.payload_bytes,
-        stored_at=utc(now).isoformat(timespec="milliseconds"),
+        stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
     )
+    if names is not None:
+        note_in_catalog(receipt, names, pipeline)
+        reached(CrashPoint.CATALOGED)
+    keep_receipt(pipeline.layout, receipt)
+    return receipt
 
 
 def remove_local_data(layout: Layout, receipt: Receipt) -> None:

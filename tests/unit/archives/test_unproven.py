@@ -15,7 +15,7 @@ import zstandard
 from file_uploader import tar_zstd_packer
 
 from fuploader_dagster.archives.reader import Archive, verify_archive
-from fuploader_dagster.delivery.repack import Repacking, repack
+from fuploader_dagster.delivery.repack import repack
 from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.errors import DamagedArchive
 from tests.crashes import pack_by_hand
@@ -135,7 +135,7 @@ def test_verify_archive_raises_for_what_nothing_proves(tmp_path: Path) -> None:
         verify_archive(path)
 
 
-def test_packing_anew_proves_the_whole_where_members_have_no_digests(tmp_path: Path) -> None:
+def test_repacking_proves_the_whole_where_members_have_no_digests(tmp_path: Path) -> None:
     """Or the new archive would vouch for whatever came out of the old one."""
     settings = pipeline(tmp_path, packer=pack_by_hand)
     sealed(settings, FILES)
@@ -145,8 +145,7 @@ def test_packing_anew_proves_the_whole_where_members_have_no_digests(tmp_path: P
     built_in = pipeline(tmp_path)
     stored = tmp_path / "objects" / done.receipt.key
     content = stored.read_bytes()
-    wish = Repacking(lambda _: Archive.open(stored))
-    assert repack(done.receipt, wish, built_in).messages == len(FILES)
+    assert repack(done.receipt, lambda _: Archive.open(stored), built_in).messages == len(FILES)
     rng = random.Random(3)
     while True:
         changed = bytearray(content)
@@ -157,4 +156,4 @@ def test_packing_anew_proves_the_whole_where_members_have_no_digests(tmp_path: P
             break
     stored.write_bytes(changed)
     with pytest.raises(DamagedArchive, match="was stored with"):
-        repack(done.receipt, wish, built_in)
+        repack(done.receipt, lambda _: Archive.open(stored), built_in)

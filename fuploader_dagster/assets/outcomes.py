@@ -1,0 +1,136 @@
+"""What a run reports of its partitions: log lines, materialisations and the step's failure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.object_store import Progress
+from fuploader_dagster.delivery.pack import Packed
+from fuploader_dagster.delivery.ship import Done, Failed, Outcome
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import Receipt
+
+PROGRESS_SECONDS = 5.0
+MAX_LISTED_FAILURES = 10
+
+
+def retry_policy(pipeline: Pipeline) -> dg.RetryPolicy:
+    """How Dagster tries a step of the pipeline again."""
+    return dg.RetryPolicy(
+        max_retries=pipeline.max_retries,
+        delay=pipeline.retry_delay_seconds,
+        backoff=dg.Backoff.EXPONENTIAL,
+        jitter=dg.Jitter.PLUS_MINUS,
+    )
+
+
+@contextmanager
+def ended_by_interrupts(unfinished: str) -> Iterator[None]:
+    """`Terminate` and Ctrl-C end the step; Dagster's retry policy would start it once more.
+
+    `unfinished` says what becomes of the partitions that the step did not finish.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+        raise dg.Failure(f"interrupted; {unfinished}", allow_retries=False) from interrupt
+
+
+def sorted_outcomes(
+    log: logging.Logger, outcomes: Iterable[Outcome]
+) -> tuple[list[Done], list[Failed]]:
+    """What got through and what failed. Failures are logged as they happen."""
+    done: list[Done] = []
+    failed: list[Failed] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            failed.append(outcome)
+            log.error(f"{outcome.partition} failed, its data is kept: {outcome.error}")
+        else:
+            done.append(outcome)
+    return done, failed
+
+
+def failure(failed: Sequence[Failed], *, final: bool) -> dg.Failure:
+    """The failure of a step; `final`: Dagster does not try the step again."""
+    listed = "; ".join(f"{one.partition}: {one.error}" for one in failed[:MAX_LISTED_FAILURES])
+    more = len(failed) - MAX_LISTED_FAILURES
+    tail = f"; and {more} more" if more > 0 else ""
+    return dg.Failure(
+        f"{len(failed)} partitions failed, their data is kept: {listed}{tail}",
+        metadata={"failed": len(failed)},
+        allow_retries=not final,
+    )
+
+
+def materialized(asset: dg.AssetKey, done: Done, names: Names) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset, partition=done.partition, metadata=metadata_of(done, names)
+    )
+
+
+def metadata_of(done: Done, names: Names) -> dict[str, Any]:
+    if done.receipt is not None:
+        metadata = receipt_metadata(done.receipt)
+    elif done.packed is not None:
+        metadata = _archive_metadata(done.packed)
+    else:
+        return {"note": done.note} if done.note else {}
+    metadata["seconds"] = round(done.seconds, 3)
+    if done.packed is None:
+        metadata["note"] = (
+            "stored before; nothing was left to do "
+            f"(the job {names.repack_job} packs stored archives again)"
+        )
+    return metadata
+
+
+def receipt_metadata(receipt: Receipt) -> dict[str, Any]:
+    """What the UI shows of a stored archive."""
+    return {
+        **_archive_metadata(receipt),
+        "address": _address(receipt.address),
+        "object_key": receipt.key,
+        "stored_at": receipt.stored_at,
+    }
+
+
+def _archive_metadata(archive: Packed | Receipt) -> dict[str, Any]:
+    return {
+        "messages": archive.messages,
+        "payload_bytes": archive.payload_bytes,
+        "archive_bytes": archive.size_bytes,
+        "ratio": round(archive.payload_bytes / max(1, archive.size_bytes), 2),
+        "sha256": archive.sha256,
+    }
+
+
+def _address(address: str) -> dg.MetadataValue[Any]:
+    if address.startswith("file://"):
+        return dg.MetadataValue.path(address.removeprefix("file://"))
+    return dg.MetadataValue.url(address)
+
+
+def log_progress(log: logging.Logger) -> Callable[[str], Progress]:
+    """Progress of large uploads, a line every few seconds each."""
+
+    def of(partition: str) -> Progress:
+        last = time.monotonic()
+
+        def report(sent: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PROGRESS_SECONDS:
+                last = time.monotonic()
+                log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
+
+        return report
+
+    return of
