@@ -30,8 +30,8 @@ from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.sensors.scrub_schedule import build_scrub_job, build_scrub_schedule
+from fuploader_dagster.settings.apart import refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.takeover.rivals import refuse_rivals
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (
@@ -43,10 +43,10 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
     """Everything that the pipelines have in Dagster.
 
     `running`: sensors and schedules are on as soon as Dagster loads them. Raises `ConfigError`
-    where two pipelines would share a name, a folder, or what FUploader left.
+    if two pipelines would share a name or a folder.
     """
     _check_apart(pipelines)
-    refuse_rivals(pipelines)
+    refuse_shared_folders(pipelines)
     return dg.Definitions.merge(
         *(
             dg.Definitions(
@@ -124,16 +124,14 @@ def build_resources(pipeline: Pipeline) -> dict[str, Any]:
 
 def _check_apart(pipelines: tuple[Pipeline, ...]) -> None:
     scopes = [Names.of(pipeline).scope for pipeline in pipelines]
-    folders = [str(pipeline.layout.root) for pipeline in pipelines]
-    for what, seen in (("name", scopes), ("folder", folders)):
-        for one in sorted({each for each in seen if seen.count(each) > 1}):
-            whose = [
-                f"{pipeline.name} on node {pipeline.node!r}"
-                for pipeline, each in zip(pipelines, seen, strict=True)
-                if each == one
-            ]
-            raise ConfigError(
-                f"two pipelines have the same {what} in Dagster, {one}: {', '.join(whose)}",
-                hint="names begin with the pipeline's, '_' and the node's id; give each pipeline "
-                "a name and each node an id of its own",
-            )
+    for one in sorted({each for each in scopes if scopes.count(each) > 1}):
+        whose = [
+            f"{pipeline.name} on node {pipeline.node!r}"
+            for pipeline, scope in zip(pipelines, scopes, strict=True)
+            if scope == one
+        ]
+        raise ConfigError(
+            f"two pipelines have the same name in Dagster, {one}: {', '.join(whose)}",
+            hint="names begin with the pipeline's, '_' and the node's id; give each pipeline a "
+            "name and each node an id of its own",
+        )

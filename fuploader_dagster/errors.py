@@ -11,6 +11,7 @@
     |   +-- DiskFailed           the system cannot read or write, or one of our files vanished
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
+    |   +-- MigrationNeeded      what FUploader left has to be taken over before the pipeline starts
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
     |   |   +-- MessageRefused       it refuses one message, which is too large, for example
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
@@ -100,6 +101,11 @@ class PermanentError(FuploaderError):
 
 class ConfigError(PermanentError):
     """A setting is unknown, missing or impossible. The message names it."""
+
+
+class MigrationNeeded(PermanentError):
+    """Something of FUploader's is in the pipeline's folder or Redis; `fuploader migrate` takes it
+    over. Until then the pipeline does not start."""
 
 
 class SourceRefused(PermanentError):

@@ -35,10 +35,10 @@ from fuploader_dagster.delivery.ship import (
     upload_partitions,
 )
 from fuploader_dagster.errors import SourceUnavailable
+from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import Supervisor
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
-from fuploader_dagster.takeover.run import take_over_if_needed
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ class Shipped:
 def run_pipeline(
     pipeline: Pipeline, *, stop: threading.Event | None = None, until_empty: bool = False
 ) -> Shipped:
-    """Take over, drain and ship, until `stop` is set; by default at SIGTERM or Ctrl-C.
+    """Drain and ship, until `stop` is set; by default at SIGTERM or Ctrl-C.
 
     `until_empty`: until the queue is empty, and what came out of it is sealed and was shipped. At
     any other end the active slots stay as they are, unless `residue_file_upload` is set. Raises
     errors of ours where it cannot begin; later trouble is waited out, and said in the log.
     """
     with _stopped_by_signals(stop) as told_to_stop, ThreadPoolExecutor(1, "ship") as thread:
-        take_over_if_needed(pipeline)
+        refuse_leftovers(pipeline)
         store = pipeline.store.open()
         shipped = Shipped()
         while True:
@@ -86,9 +86,9 @@ def run_pipeline(
 
 
 def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> None:
-    """Take over and drain until `stop` is set; by default at SIGTERM or Ctrl-C."""
+    """Drain until `stop` is set; by default at SIGTERM or Ctrl-C."""
     with _stopped_by_signals(stop) as told_to_stop:
-        take_over_if_needed(pipeline)
+        refuse_leftovers(pipeline)
         with _workers(pipeline) as workers:
             while not told_to_stop.is_set():
                 workers.renew()
@@ -97,13 +97,13 @@ def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> N
 
 def ship_pipeline(pipeline: Pipeline) -> Shipped:
     """Pack and upload everything that lies sealed now, and is not waiting after a failure."""
-    take_over_if_needed(pipeline)
+    refuse_leftovers(pipeline)
     return _ship_due(pipeline, pipeline.store.open())
 
 
 def recover_pipeline(pipeline: Pipeline) -> Shipped:
     """Finish what dead processes left, seal what no worker owns any more, and ship it."""
-    take_over_if_needed(pipeline)
+    refuse_leftovers(pipeline)
     found = recovery.look(pipeline)
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
     mend_unreadable(pipeline)

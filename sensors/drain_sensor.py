@@ -26,6 +26,7 @@ from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import supervisor_for
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.sensors.busy_runs import named
@@ -34,7 +35,6 @@ from fuploader_dagster.sensors.waiting_list import WaitingList
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 from fuploader_dagster.slots.sealing import find_sealed
-from fuploader_dagster.takeover.run import gate_of
 
 MINIMUM_INTERVAL_SECONDS = 1
 """The daemon looks at sensors every 5 s and skips those whose interval has not passed; with 5 s
@@ -89,7 +89,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
     )
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dry = is_dry_run(context)
-        problems = _told_by_workers(pipeline) if dry else _renew(pipeline)
+        problems = _problems(pipeline, dry=dry)
         root = pipeline.layout.root
         try:
             new, snapshot = _look(pipeline, context.instance, names, dry=dry)
@@ -172,11 +172,15 @@ def _is_news(sentence: str, root: Path) -> bool:
     return True
 
 
-def _renew(pipeline: Pipeline) -> list[str]:
-    if pipeline.drain_by != "sensor":
+def _problems(pipeline: Pipeline, *, dry: bool) -> list[str]:
+    """What keeps the workers from draining; unless that is so from the start, their lease is
+    renewed."""
+    try:
+        refuse_leftovers(pipeline)
+    except FuploaderError as error:
+        return [str(error)]
+    if dry or pipeline.drain_by != "sensor":
         return _told_by_workers(pipeline)
-    if waits_for := gate_of(pipeline).closed():
-        return [waits_for]
     supervisor = supervisor_for(pipeline.intake())
     supervisor.renew()
     return supervisor.problems()

@@ -29,7 +29,6 @@ from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.takeover.run import gate_of
 
 HOUSEKEEPING_MINUTE = 0
 """Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
@@ -55,8 +54,6 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
         dry = is_dry_run(context)
-        if not dry and (taking_over := gate_of(pipeline).closed()):
-            context.log.warning(taking_over)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         dead = [] if dry else end_dead_runs(context.instance, names)
         runs = unfinished_runs(context.instance, names, pipeline.layout, registered)

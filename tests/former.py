@@ -1,4 +1,4 @@
-"""FUploader, killed at a chosen moment, and what is there before and after we take over.
+"""FUploader, killed at a chosen moment, and what is there before and after `fuploader migrate`.
 
 `python -m tests.former SEED` runs every mode with every moment and prints the table that stands in
 docs/migrating-from-fuploader.md.
@@ -25,16 +25,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from dagster import EnvVar
 
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.errors import MigrationNeeded
+from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.settings.pipeline import Pipeline, Takeover
-from fuploader_dagster.takeover.run import take_over
+from fuploader_dagster.standalone import ship_pipeline
+from fuploader_dagster.takeover.folders import taken_over
 from tests import fuploader_app
 from tests.drains import backlog, draining, publish_bodies, wait_until_handled
 from tests.servers.ports import wait_until
@@ -224,6 +228,54 @@ class Former:
             }
         )
 
+    def configuration(self, **values: object) -> dict[str, object]:
+        """The same as somebody writes it who comes from FUploader."""
+        docs = {
+            "node_id": NODE,
+            "source": {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}, "queue": self.queue},
+            "state": {
+                "kind": "redis",
+                "url": {"env": "REDIS_URL"},
+                "key_prefix": f"ours-{self.task}",
+            },
+            "store": {
+                "kind": "s3",
+                "bucket": self.bucket,
+                "endpoint_url": self.servers.swift.endpoint,
+                "region": "us-east-1",
+                "access_key_id": self.servers.swift.access_key,
+                "secret_access_key": {"env": S3_VARIABLE},
+            },
+            "key": "aweme/{sealed_at:%Y%m%d}/{archive}",
+            "takeover": {"task_name": self.task, "key_prefix": self.key_prefix},
+            "min_free_bytes": 1024,
+            **values,
+        }
+        return {"storage_root": str(self.root), "pipelines": {"docs": docs}}
+
+    def environment(self) -> dict[str, str]:
+        """The secrets that the configuration names."""
+        return {
+            "RABBITMQ_URL": self.servers.rabbitmq.url,
+            "REDIS_URL": self.servers.redis.url(),
+            S3_VARIABLE: self.servers.swift.secret_key,
+        }
+
+    def migrate(self, configuration: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`fuploader migrate --yes`."""
+        path = configuration or self.folder / "fuploader.yaml"
+        if configuration is None:
+            path.write_text(yaml.safe_dump(self.configuration()))
+        fuploader = Path(sys.executable).with_name("fuploader")
+        return subprocess.run(
+            [str(fuploader), "migrate", "--yes", "--config", str(path)],
+            env={**os.environ, **self.environment()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     def keys(self) -> list[str]:
         """FUploader's keys that are in Redis."""
         with self.servers.redis.client() as client:
@@ -288,6 +340,8 @@ class Outcome:
     lost_by_fuploader: int
     """Acknowledged, and neither on its disk, nor in the store, nor in the queue."""
     doubled_by_fuploader: int
+    refused: bool
+    """Started in place of FUploader, the pipeline refused and named the command."""
     adopted: int
     lost: int
     """Was there when FUploader died, and is not in the store at the end."""
@@ -302,7 +356,7 @@ class Outcome:
 def take_over_after(
     former: Former, moment: str, dice: random.Random, *, count: int = 120
 ) -> Outcome:
-    """Let FUploader die at the moment, take over, drain and ship all; say what came of it."""
+    """Let FUploader die at the moment, migrate, drain and ship all; say what came of it."""
     published = messages(count, dice)
     settings = former.pipeline()
     publish_bodies(settings.intake(), encoded(published))
@@ -315,7 +369,10 @@ def take_over_after(
     there = disk + store
     everything = Counter(published.items())
     missing = everything.keys() - there.keys()
-    sealed = take_over(settings)
+    refused = refuses(settings)
+    migrated = former.migrate()
+    assert migrated.returncode == 0, migrated
+    refuse_leftovers(settings)
     ship_all(settings)
     after = former.in_store()
     lost = there.keys() - after.keys()
@@ -332,13 +389,23 @@ def take_over_after(
     return Outcome(
         lost_by_fuploader=len(missing - final.keys()),
         doubled_by_fuploader=sum((store - Counter(store.keys())).values()),
-        adopted=sum(slot.seal.messages for slot in sealed),
+        refused=refused,
+        adopted=sum(one.files for one in taken_over(settings.layout)),
         lost=len(lost),
         doubled=doubled,
         redelivered_twice=sum((final - after).values()) - len(final.keys() - after.keys()),
         keys_left=tuple(former.keys()),
         left_on_disk=tuple(left),
     )
+
+
+def refuses(settings: Pipeline) -> bool:
+    """Whether the pipeline does not start, and says what to do."""
+    try:
+        ship_pipeline(settings)
+    except MigrationNeeded as error:
+        return "`fuploader migrate --pipeline docs`" in str(error)
+    return False
 
 
 def _at_least_once(store: Contents, there: Contents) -> Contents:

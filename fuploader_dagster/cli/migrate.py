@@ -1,8 +1,8 @@
 """The command `migrate`: from FUploader to here, the plan first.
 
-`fuploader migrate` without a configuration writes one, from the environment and a few questions,
-and beside it what Dagster needs to start there.
-With one it takes over what FUploader left, which a start does by itself as well.
+Without a configuration it writes one, from the environment and a few questions, and beside it what
+Dagster needs to start there. With one it takes over what FUploader left: it shows the plan, asks,
+applies it and reports. Nothing else takes over; a pipeline with leftovers does not start.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE
+from fuploader_dagster.intake.leftovers import left_in_redis, root_of
+from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.takeover.configuration import Answers, write_configuration
-from fuploader_dagster.takeover.folders import root_of
 from fuploader_dagster.takeover.look import refuse_if_alive
 from fuploader_dagster.takeover.plan import Plan
+from fuploader_dagster.takeover.rivals import refuse_rivals
 from fuploader_dagster.takeover.run import examine, take_over
 
 _LISTED = 50
@@ -59,7 +60,7 @@ def migrate(
     parser: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
     file_name: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
     config: ConfigOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineOption = None,
 ) -> None:
     """Take over what FUploader left: its directories, archives, queue and Redis keys.
 
@@ -87,19 +88,26 @@ def migrate(
         }
         _write(path, {setting: value for setting, value in given.items() if value}, yes=yes)
         return
-    settings = one_pipeline(config, pipeline)
-    plan = examine(settings, stopped=stopped)
-    _show(plan, settings)
+    _take_over(one_pipeline(config, pipeline_name), path, stopped=stopped, yes=yes, dry_run=dry_run)
+
+
+def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_run: bool) -> None:
+    refuse_rivals(pipeline, load_pipelines(path).values())
+    plan = examine(pipeline, stopped=stopped)
+    if plan.alive:
+        complain(f"FUploader still runs: {plan.alive}")
+    if not plan and not left_in_redis(pipeline):
+        say(f"nothing of FUploader's is left in {root_of(pipeline)}")
+        return
+    _show(plan, pipeline)
     if dry_run:
         return
-    refuse_if_alive(plan.alive, root_of(settings))
-    if not plan:
-        return
+    refuse_if_alive(plan.alive, root_of(pipeline))
     if not yes:
         typer.confirm("take over?", abort=True)
     with counting() as progress:
         task = progress.add_task("taking over", total=plan.files)
-        sealed = take_over(settings, stopped=stopped, progress=lambda n: progress.advance(task, n))
+        sealed = take_over(pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n))
     say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
     say("`fuploader ship` stores them now; a running Dagster does so by itself")
 
@@ -127,11 +135,6 @@ def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
 
 def _show(plan: Plan, pipeline: Pipeline) -> None:
     """The plan, line by line; long ones are cut."""
-    if plan.alive:
-        complain(f"FUploader still runs: {plan.alive}")
-    if not plan:
-        say(f"nothing of FUploader's is left in {root_of(pipeline)}")
-        return
     lines = [f"finish {path}" for path in plan.finish]
     for step in plan.adopt:
         drops = f", {len(step.drop):,} of them not again" if step.drop else ""

@@ -16,10 +16,10 @@ from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.ship import Failed
 from fuploader_dagster.delivery.ship import ship as ship_sealed
+from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.settings.safe_text import log_to_stderr
 from fuploader_dagster.slots.sealing import sealed_partitions
 from fuploader_dagster.standalone import drain_pipeline, ship_pipeline
-from fuploader_dagster.takeover.run import take_over_if_needed
 
 
 def drain(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
@@ -50,7 +50,7 @@ def seal(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> N
 def ship(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
     """Pack and upload all sealed slots now, without Dagster."""
     pipeline = one_pipeline(config, pipeline_name)
-    take_over_if_needed(pipeline)
+    refuse_leftovers(pipeline)
     failed = False
     with counting() as progress:
         task = progress.add_task("shipping", total=len(sealed_partitions(pipeline.layout)))

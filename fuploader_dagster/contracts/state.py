@@ -195,3 +195,12 @@ class StateSettings(BaseModel):
     def redis_url(self) -> SecretStr | None:
         """The Redis that this store uses, where FUploader may have kept its state; None if none."""
         return None
+
+    def holds_any(self, keys: Sequence[str]) -> bool:
+        """Whether the server behind it holds any of these keys of another program's.
+
+        Asked once when a process starts a pipeline, to recognise what FUploader left, in one cheap
+        look that changes nothing. A server that refuses it counts as one that holds none. Raises
+        `StateUnavailable` and `StateRefused`. By default there is no such server.
+        """
+        return False

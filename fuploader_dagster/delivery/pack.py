@@ -28,6 +28,7 @@ from fuploader_dagster.disk.durable import (
     replace_durably,
     write_durably,
 )
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.tar_headers import header_bytes
 from fuploader_dagster.disk.temporaries import temporary_folder
@@ -186,13 +187,13 @@ def pack_custom(
         with naming_disk_trouble(work):  # the packer may have written to another file system
             made = Path(shutil.move(made.resolve(), work / f"made{pipeline.archive_suffix}"))
         fsync_file(made)
-        digest, size = _digest(made)
+        size, digest = digest_of(made)
         if size == 0:
             raise StrategyError(f"the packer {name_of(packer)} wrote an empty file")
         reached(CrashPoint.ARCHIVE_MADE)
         replace_durably(made, target)
         reached(CrashPoint.ARCHIVE_NAMED)
-    return ArchiveFile(target, size, digest)
+    return ArchiveFile(target, size, digest.hex())
 
 
 def _lay_out_files(slot: SealedSlot, entries: Sequence[IndexEntry], folder: Path) -> None:
@@ -217,15 +218,6 @@ def _payload(members: MemberSource, number: int, entry: IndexEntry) -> Iterator[
             f"message {members.place(number)} is not what was committed",
             hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
         )
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    whole, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            whole.update(block)
-            size += len(block)
-    return whole.hexdigest(), size
 
 
 def _path(layout: Layout, partition: str) -> Path:

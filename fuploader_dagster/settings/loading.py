@@ -46,9 +46,9 @@ from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.apart import refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.user_functions import load_reference, reference_to
-from fuploader_dagster.takeover.rivals import refuse_rivals
 
 CONFIG_VARIABLE = "FUPLOADER_CONFIG"
 DEFAULT_FILE = "fuploader.yaml"
@@ -147,7 +147,7 @@ def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
         name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
         for name, values in settings.pipelines.items()
     }
-    refuse_rivals(list(pipelines.values()))
+    refuse_shared_folders(pipelines.values())
     return pipelines
 
 

@@ -14,7 +14,6 @@ among the packed ones, so that it is uploaded as it is.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -40,9 +39,11 @@ from fuploader_dagster.disk.durable import (
     syncfs,
     write_durably,
 )
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held, temporary_folder
 from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.intake.leftovers import journal
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.plain_files import FILES_NAME
@@ -54,11 +55,10 @@ from fuploader_dagster.takeover.folders import (
     Origin,
     TakenOver,
     adopting,
-    journal,
     origin_of,
     taken_over,
 )
-from fuploader_dagster.takeover.former_redis import FormerState
+from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in, without_directory
 from fuploader_dagster.takeover.plan import (
     ADOPTED_SLOT,
@@ -78,7 +78,7 @@ Progress = Callable[[int], None]
 
 
 def apply(
-    plan: Plan, pipeline: Pipeline, redis: FormerState | None, progress: Progress | None = None
+    plan: Plan, pipeline: Pipeline, redis: FormerRedis | None, progress: Progress | None = None
 ) -> list[SealedSlot]:
     """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
     layout = pipeline.layout
@@ -155,7 +155,7 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
     finally:
         os.close(descriptor)
     for name in names:
-        content_size, digest = _digest_of(folder / name)
+        content_size, digest = digest_of(folder / name)
         records.append(index.record(name.encode("utf-8"), 0, 0, content_size, digest))
         size += content_size
     if not records:
@@ -192,7 +192,7 @@ def _finish(staged: Path, pipeline: Pipeline) -> SealedSlot:
     if (staged / STAGED_ARCHIVE_NAME).exists():
         rename_durably(staged / STAGED_ARCHIVE_NAME, target)
     if not (staged / FILES_NAME).exists():  # an archive as it is
-        size, digest = _digest_of(target)
+        size, digest = digest_of(target)
         packed = Packed(
             partition=seal.partition,
             archive=seal.archive,
@@ -323,7 +323,7 @@ def _compare(source: Path, copy: Path) -> None:
     if source.is_dir():
         pairs = [(path, copy / path.relative_to(source)) for path in source.rglob("*")]
     for ours, theirs in pairs:
-        if ours.is_file() and _digest_of(ours) != _digest_of(theirs):
+        if ours.is_file() and digest_of(ours) != digest_of(theirs):
             raise DamagedSlot(
                 f"the copy of {ours} differs from it",
                 hint="the disk is failing; the original was kept",
@@ -361,25 +361,18 @@ def _remove_empty(path: Path) -> None:
 
 
 def _end(layout: Layout) -> None:
-    """The take-over is through, unless something is still staged."""
+    """The take-over is through, unless something is still staged. With the journal there, keys
+    that are left in Redis no longer keep the pipeline from starting."""
     folder = adopting(layout)
     for staged in folder.glob("dir-*"):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
         if names <= {ORIGIN_NAME}:
             remove_tree(staged)
+    append_durably(journal(layout), b"")
     with suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()
         fsync_dir(layout.root)
-
-
-def _digest_of(path: Path) -> tuple[int, bytes]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return size, digest.digest()
 
 
 def _number_of(path: Path) -> int:

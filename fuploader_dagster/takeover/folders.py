@@ -7,19 +7,27 @@ else is left alone.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.temporaries import is_temporary
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot
-from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.intake.leftovers import (
+    NUMBERED_DIR,
+    SLOT_DIR,
+    archives_in,
+    children,
+    directories_in,
+    is_archive,
+    is_loose,
+    is_of_fuploader,
+    journal,
+)
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
 from fuploader_dagster.takeover.former_redis import FormerKeys
@@ -34,17 +42,6 @@ from fuploader_dagster.takeover.plan import (
 
 ORIGIN_NAME = "origin.json"
 STAGED_ARCHIVE_NAME = "archive"
-
-_FLAT_DIR = re.compile(r"slot_\d+_\d+|dir-\d{6,}")
-"""After a recovery with keys of style `legacy_meta` its flat layout has `dir-000001` too."""
-_SLOT_DIR = re.compile(r"slot-\d+")
-_DIR = re.compile(r"dir-\d+")
-_POOL = ".pool"
-_ARCHIVE = re.compile(
-    r"(slot_\d+_\d+|dir-\d+|\d{8}_\d{6}_\d{6}_[0-9a-f]{8})(\.[A-Za-z0-9]{1,10}){1,3}"
-)
-"""Named after its directory, or by the time; a packer of somebody's own may give other endings."""
-_HASHED_AT_ONCE = 1 << 20
 
 
 class TakenOver(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,19 +64,9 @@ class Origin(msgspec.Struct, frozen=True):
     maybe_stored: bool
 
 
-def root_of(pipeline: Pipeline) -> Path:
-    """FUploader's storage root."""
-    return (pipeline.takeover.root or pipeline.storage_root).absolute()
-
-
 def adopting(layout: Layout) -> Path:
     """Where directories are staged."""
     return layout.root / "adopting" / f"slot-{ADOPTED_SLOT}"
-
-
-def journal(layout: Layout) -> Path:
-    """What was taken over, a line for each directory or archive."""
-    return layout.root / "taken-over.jsonl"
 
 
 def taken_over(layout: Layout) -> Iterator[TakenOver]:
@@ -94,75 +81,16 @@ def taken_over(layout: Layout) -> Iterator[TakenOver]:
             continue  # torn by a crash; its directory is still staged
 
 
-def is_pending(pipeline: Pipeline) -> bool:
-    """Whether anything is left to take over. A look at a few folders; quick enough for a tick."""
-    if adopting(pipeline.layout).is_dir():  # a take-over died before it was through
-        return True
-    return is_left_in(root_of(pipeline), pipeline.layout)
-
-
-def is_left_in(root: Path, layout: Layout) -> bool:
-    """Whether anything with a name of FUploader's lies there, the pipeline's own folder aside."""
-    return any(True for _ in units(root, layout)) or any(True for _ in archive_paths(root, layout))
-
-
-def is_flat(name: str) -> bool:
-    """Whether FUploader gives such a name to a directory with files right in its storage root."""
-    return bool(_FLAT_DIR.fullmatch(name))
-
-
-def is_of_fuploader(name: str) -> bool:
-    """Whether FUploader gives such a name to a directory in its storage root."""
-    return name in ("active", "sealed") or is_flat(name)
-
-
-def is_archive(name: str) -> bool:
-    """Whether FUploader gives such a name to an archive."""
-    return bool(_ARCHIVE.fullmatch(name))
-
-
-def units(root: Path, layout: Layout) -> Iterator[tuple[Path, Kind]]:
-    """Directories with files of FUploader's, of both layouts."""
-    for path in _children(root):
-        if path == layout.root:
-            continue
-        if path.is_dir() and not path.is_symlink() and is_flat(path.name):
-            yield path, "flat"
-    kinds: tuple[Kind, Kind] = ("active", "sealed")
-    for kind in kinds:
-        for path in _children(root / kind):
-            if path.name == _POOL and path.is_dir():
-                yield path, "pool"
-            if not (_SLOT_DIR.fullmatch(path.name) and path.is_dir()):
-                continue
-            for inner in _children(path):
-                if inner.is_dir() and not inner.is_symlink() and _DIR.fullmatch(inner.name):
-                    yield inner, kind
-            if any(_is_loose(inner) for inner in _children(path)):
-                yield path, "loose"
-
-
-def archive_paths(root: Path, layout: Layout) -> Iterator[Path]:
-    """Archives that FUploader left beside its directories."""
-    folders = [root, *(root / "sealed" / path.name for path in _children(root / "sealed"))]
-    for folder in folders:
-        if folder == layout.root or (folder != root and not _SLOT_DIR.fullmatch(folder.name)):
-            continue
-        for path in _children(folder):
-            if is_archive(path.name) and path.is_file() and not path.is_symlink():
-                yield path
-
-
 def links(root: Path, layout: Layout) -> Iterator[Path]:
     """Symbolic links with names of FUploader's: never followed, so what they lead to stays."""
-    for path in _children(root):
+    for path in children(root):
         if path.is_symlink() and (is_of_fuploader(path.name) or is_archive(path.name)):
             yield path
     for kind in ("active", "sealed"):
-        for path in _children(root / kind):
-            if layout.root == root / kind or not _SLOT_DIR.fullmatch(path.name):
+        for path in children(root / kind):
+            if layout.root == root / kind or not SLOT_DIR.fullmatch(path.name):
                 continue
-            inner = [one for one in _children(path) if _DIR.fullmatch(one.name)]
+            inner = [one for one in children(path) if NUMBERED_DIR.fullmatch(one.name)]
             yield from (one for one in (path, *inner) if one.is_symlink())
 
 
@@ -171,16 +99,16 @@ def frame(root: Path, layout: Layout) -> list[Path]:
     if root / "active" == layout.root or root / "sealed" == layout.root:
         return []
     outer = [root / "active", root / "sealed"]
-    inner = [path for one in outer for path in _children(one) if _SLOT_DIR.fullmatch(path.name)]
+    inner = [path for one in outer for path in children(one) if SLOT_DIR.fullmatch(path.name)]
     return [path for path in (*inner, *outer) if path.is_dir()]
 
 
 def listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
     """What would change if somebody wrote here."""
-    folders = [path for path, _ in units(root, layout)]
+    folders = [path for path, _ in directories_in(root, layout)]
     files = [path for folder in folders for path in _files(folder) if path.is_file()]
     found = set()
-    for path in (*files, *archive_paths(root, layout)):
+    for path in (*files, *archives_in(root, layout)):
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -194,7 +122,7 @@ def read_directory(
 ) -> LeftDirectory:
     """A directory of FUploader's with its files, each read and digested."""
     source = path.relative_to(root).as_posix()
-    found = [one for one in _children(path) if _is_loose(one)] if kind == "loose" else _files(path)
+    found = [one for one in children(path) if is_loose(one)] if kind == "loose" else _files(path)
     files, others = _read_files(found, path)
     waiting = is_waiting(source, keys)
     return LeftDirectory(path, source, kind, files, others, waiting)
@@ -202,8 +130,8 @@ def read_directory(
 
 def staged(layout: Layout) -> Iterator[Path]:
     """What an interrupted take-over staged."""
-    for path in _children(adopting(layout)):
-        if path.is_dir() and _DIR.fullmatch(path.name):
+    for path in children(adopting(layout)):
+        if path.is_dir() and NUMBERED_DIR.fullmatch(path.name):
             yield path
 
 
@@ -233,23 +161,12 @@ def adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
     """What lies sealed by earlier take-overs."""
     sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
     found: dict[Content, str] = {}
-    for directory in (*_children(sealed), *interrupted):
+    for directory in (*children(sealed), *interrupted):
         with suppress(DamagedSlot, FileNotFoundError):  # shipping says what is damaged, or did it
             slot = SealedSlot(directory, read_seal(directory))
             for entry in slot.entries():
                 found[(entry.name, entry.sha256)] = slot.seal.partition
     return found
-
-
-def _is_loose(path: Path) -> bool:
-    """A file beside the directories of a slot that is no archive."""
-    return not path.is_dir() and not is_archive(path.name)
-
-
-def _children(folder: Path) -> list[Path]:
-    if not folder.is_dir() or folder.is_symlink():
-        return []
-    return sorted(path for path in folder.iterdir() if not is_temporary(path.name))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -271,11 +188,8 @@ def _read_files(
         if path.is_symlink() or not path.is_file():
             others.append(path)
             continue
-        digest = hashlib.sha256()
-        with path.open("rb") as content:
-            while block := content.read(_HASHED_AT_ONCE):
-                digest.update(block)
+        _, digest = digest_of(path)
         status = path.stat()
         name = path.relative_to(folder).as_posix()
-        files.append(LeftFile(path, name, status.st_size, digest.digest(), status.st_mtime))
+        files.append(LeftFile(path, name, status.st_size, digest, status.st_mtime))
     return tuple(files), tuple(others)

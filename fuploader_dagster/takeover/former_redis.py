@@ -22,14 +22,20 @@ A ready entry is `0:slot_0_1` or `slot-0:dir-000001`: a slot and the name of a s
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
+
+import redis
+from pydantic import SecretStr
+
+from fuploader_dagster.resources.states.redis_connection import connect
+from fuploader_dagster.resources.states.redis_errors import explained
 
 Value = str | Sequence[str] | Mapping[str, str]
 
-_WORKER_SUFFIX = re.compile(r"-(meta|packer)-p.*")
 _ACTIVE_DIR = re.compile(r"slot:([0-9]{1,9}):active_dir")
 _SLOT = re.compile(r"slot:([0-9]{1,9})")
 _KNOWN = (
@@ -39,6 +45,8 @@ _KNOWN = (
     re.compile(r"init_lock|finalize_lock|lock:init|lock:finalize|runtime:initialized"),
     re.compile(r"pack_lock:.+"),
 )
+_TIMEOUT_SECONDS = 5.0
+_GLOB = re.compile(r"([*?\[\]\\^-])")
 _READY_ENTRY = re.compile(r"(?:slot-)?([0-9]{1,9}):(.+)", re.DOTALL)
 
 
@@ -60,51 +68,6 @@ class FormerKeys:
         yield from self.ready
 
 
-class FormerState(Protocol):
-    """Access to FUploader's Redis. All raise `StateUnavailable` where it does not answer, and
-    `StateRefused` where it refuses us."""
-
-    def dump(self, prefix: str) -> Mapping[str, Value]:
-        """All keys that begin with the prefix, with their values. Changes nothing."""
-        ...
-
-    def user_of(self, prefixes: Sequence[str], seconds: float) -> str:
-        """Who works with such keys at the moment, in words; empty if nobody does.
-
-        Looks on for so many seconds, unless nobody else is connected. Changes nothing.
-        """
-        ...
-
-    def remove(self, keys: Sequence[str]) -> None:
-        """Remove the keys, all at once. Missing ones are no error."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect. May be repeated."""
-        ...
-
-
-def prefixes(task_name: str, nodes: Collection[str], key_prefix: str) -> list[str]:
-    """What FUploader's keys on this machine can begin with."""
-    scopes = dict.fromkeys(_WORKER_SUFFIX.sub("", node) for node in nodes if node)
-    found = [f"{task_name}:meta:{scope}:" for scope in scopes] if task_name else []
-    return [*found, key_prefix] if key_prefix else found
-
-
-def default_node() -> str:
-    """The node's name that FUploader makes of this machine's address, where none is set."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("8.8.8.8", 80))  # sends nothing
-            return f"node_id-{probe.getsockname()[0]}"
-    except OSError:
-        pass
-    try:
-        return f"node_id-{socket.gethostbyname(socket.gethostname())}"
-    except OSError:
-        return "node_id-127.0.0.1"
-
-
 def read_keys(prefix: str, dump: Mapping[str, Value]) -> FormerKeys:
     """What the keys under a prefix say. Values of other forms than FUploader's are passed over."""
     active: dict[int, str] = {}
@@ -123,3 +86,103 @@ def read_keys(prefix: str, dump: Mapping[str, Value]) -> FormerKeys:
             entries = map(_READY_ENTRY.fullmatch, value)
             ready += [(int(entry[1]), entry[2]) for entry in entries if entry]
     return FormerKeys(prefix, tuple(known), active, tuple(ready))
+
+
+class FormerRedis:
+    """`former_state.FormerState` on a Redis server."""
+
+    def __init__(self, url: SecretStr) -> None:
+        self._client = connect(url, _TIMEOUT_SECONDS)
+
+    def dump(self, prefix: str) -> Mapping[str, Value]:
+        with self._explaining():
+            pattern = _GLOB.sub(r"\\\1", prefix) + "*"
+            found = {key: self._value(key) for key in self._client.scan_iter(pattern, count=1000)}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _value(self, key: str) -> Value | None:
+        client: Any = self._client
+        read = {
+            "string": lambda: client.get(key),
+            "list": lambda: client.lrange(key, 0, -1),
+            "hash": lambda: client.hgetall(key),
+        }.get(client.type(key))
+        return read() if read else None
+
+    def user_of(self, prefixes: Sequence[str], seconds: float) -> str:
+        """Who works with such keys at the moment, in words; empty if nobody does.
+
+        Watches for this long, unless nobody else is connected. Changes nothing.
+        """
+        with self._explaining():
+            others = self._others()
+            if not others:
+                return ""
+            try:
+                command = self._watch(prefixes, seconds)
+            except redis.ResponseError:  # managed servers forbid it
+                return self._polling(others)
+        if command is None:
+            return ""
+        host, port = command.get("client_address"), command.get("client_port")
+        return f"the client {host}:{port} of {self._address()} uses FUploader's keys"
+
+    def _others(self) -> list[dict[str, str]]:
+        """All clients of the server but this one."""
+        try:
+            ourselves: Any = self._client.client_id()
+            clients: Any = self._client.client_list()
+        except redis.ResponseError:
+            return [{}]  # nobody can be ruled out
+        return [client for client in clients if client.get("id") != str(ourselves)]
+
+    def _watch(self, prefixes: Sequence[str], seconds: float) -> Mapping[str, str] | None:
+        """The first command that names such a key; None if there is none in that time."""
+        until = time.monotonic() + seconds
+        client: Any = self._client
+        with client.monitor() as monitor:
+            connection: Any = monitor.connection
+            while (left := until - time.monotonic()) > 0:
+                if not connection.can_read(timeout=left):
+                    continue
+                command: dict[str, str] = monitor.next_command()
+                if any(prefix in command["command"] for prefix in prefixes):
+                    return command
+        return None
+
+    def _polling(self, others: Sequence[Mapping[str, str]]) -> str:
+        """FUploader asks for the next ready directory every second or two."""
+        for client in others:
+            if client.get("cmd") == "lpop" and int(client.get("idle", "0")) < 10:
+                return (
+                    f"the client {client.get('addr')} of {self._address()} polls a list as "
+                    f"FUploader does (the server does not say which: MONITOR is forbidden)"
+                )
+        return ""
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove the keys, all at once. Missing ones are no error."""
+        if keys:
+            with self._explaining():
+                self._client.delete(*keys)
+
+    def close(self) -> None:
+        """Disconnect. May be repeated."""
+        with suppress(redis.RedisError, OSError):
+            self._client.close()
+
+    def _address(self) -> str:
+        options = self._client.connection_pool.connection_kwargs
+        return f"Redis at {options.get('host', options.get('path'))}:{options.get('port', '')}"
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise explained(
+                error,
+                f"FUploader's keys in {self._address()} cannot be read",
+                more="with an empty `takeover.key_prefix` and another `takeover.task_name` no keys "
+                "are looked for",
+            ) from error

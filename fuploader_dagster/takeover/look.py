@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,27 +20,29 @@ from fuploader_dagster.archives.ranges import LocalFile, RangeSource
 from fuploader_dagster.archives.tar_scan import scan
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError, DamagedArchive, SlotInUse
+from fuploader_dagster.intake.leftovers import (
+    archives_in,
+    directories_in,
+    is_archive,
+    is_of_fuploader,
+    key_prefixes,
+    root_of,
+)
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.user_functions import load_reference
 from fuploader_dagster.slots.sealing import SEAL_NAME
 from fuploader_dagster.takeover.folders import (
     STAGED_ARCHIVE_NAME,
     adopted,
-    archive_paths,
     frame,
-    is_archive,
-    is_of_fuploader,
     links,
     listing,
     origin_of,
     read_directory,
     read_staged,
-    root_of,
     staged,
     taken_over,
-    units,
 )
-from fuploader_dagster.takeover.former_redis import FormerState, default_node, prefixes, read_keys
+from fuploader_dagster.takeover.former_redis import FormerRedis, read_keys
 from fuploader_dagster.takeover.names import fits_a_folder, without_directory
 from fuploader_dagster.takeover.plan import ArchiveState, Left, LeftArchive
 from fuploader_dagster.takeover.store import StoredArchives
@@ -48,19 +50,8 @@ from fuploader_dagster.takeover.store import StoredArchives
 WATCH_SECONDS = 4.0
 """FUploader asks Redis for work every second; its documentation shows every two seconds."""
 
-_REDIS = "fuploader_dagster.resources.states.fuploader_redis:FuploaderRedis"
 
-
-def former_state(pipeline: Pipeline) -> FormerState | None:
-    """Access to the Redis in which FUploader kept its state; None if there is none."""
-    url = pipeline.takeover.redis_url or pipeline.state.redis_url()
-    if url is None:
-        return None
-    state: FormerState = load_reference(_REDIS)(url)
-    return state
-
-
-def look(pipeline: Pipeline, redis: FormerState | None, *, stopped: bool = False) -> Left:
+def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False) -> Left:
     """Read everything. `stopped`: somebody vouches that FUploader does not run any more.
 
     Raises `StateUnavailable` and `StoreUnavailable` where Redis or the store are needed and do not
@@ -73,13 +64,14 @@ def look(pipeline: Pipeline, redis: FormerState | None, *, stopped: bool = False
             hint="give the pipeline another name, or another storage_root and takeover.root",
         )
     began = time.monotonic()
-    used = list(_key_prefixes(pipeline))
+    used = list(key_prefixes(pipeline))
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
     before = listing(root, layout)
     directories, interrupted = read_staged(layout)
-    directories += [read_directory(path, kind, root, keys) for path, kind in units(root, layout)]
-    archives = [_read_archive(path, root) for path in archive_paths(root, layout)]
+    found = directories_in(root, layout)
+    directories += [read_directory(path, kind, root, keys) for path, kind in found]
+    archives = [_read_archive(path, root) for path in archives_in(root, layout)]
     archives += _staged_archives(layout)
     filled = {directory.path.parent for directory in directories if directory.files}
     archives = [replace(one, siblings=one.path.parent in filled) for one in archives]
@@ -112,12 +104,6 @@ def refuse_if_alive(alive: str, root: Path) -> None:
             hint="stop it, all of its processes; `fuploader migrate --stopped` goes on if you know "
             "that it does not run",
         )
-
-
-def _key_prefixes(pipeline: Pipeline) -> Sequence[str]:
-    former = pipeline.takeover
-    nodes = [former.node_id] if former.node_id else [pipeline.node_id or "", default_node()]
-    return prefixes(former.task_name or pipeline.name, nodes, former.key_prefix)
 
 
 def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> LeftArchive:

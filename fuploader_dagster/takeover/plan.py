@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fuploader_dagster.intake.leftovers import FoundAs
 from fuploader_dagster.takeover.former_redis import FormerKeys
 
 ADOPTED_SLOT = 9999
@@ -50,7 +51,7 @@ ADOPTED_SLOT = 9999
 
 _NUMBER = re.compile(r"[0-9]{1,18}$")
 
-Kind = Literal["active", "sealed", "flat", "pool", "loose", "staged"]
+Kind = FoundAs | Literal["staged"]
 ArchiveState = Literal["whole", "torn", "foreign", "unknown"]
 Content = tuple[str, bytes]
 """Name and SHA-256 of a file."""
@@ -337,7 +338,7 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
         ]
         if there.intersection(named) or (there and not named):  # killed while it cleared them
             forget += keys.keys
-        elif named:
+        else:
             remarks.append(
                 f"the keys {keys.prefix}* name no directory below {left.root} and are left alone"
             )

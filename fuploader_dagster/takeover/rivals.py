@@ -1,70 +1,43 @@
 """Several pipelines, and FUploader's directories in a folder that more than one of them looks at.
 
-What must always hold: a directory of FUploader's goes to the pipeline that somebody meant, and no
+What must always hold: a directory of FUploader's goes to the pipeline it was meant for, and no
 pipeline's folder is ever taken for one of FUploader's. Nothing below its storage root says whose
-task it was, so where it is not clear loading is refused with the settings that make it clear.
-Pipelines that share a folder in which nothing of FUploader's lies are no rivals.
+task it was. So where that is not clear, the take-over is refused with the settings that make it
+clear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable
 
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.intake.leftovers import is_of_fuploader, left_in_folder, root_of
+from fuploader_dagster.settings.apart import real_path
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.takeover.folders import is_flat, is_left_in, is_of_fuploader, root_of
 
 
-def refuse_rivals(pipelines: Sequence[Pipeline]) -> None:
-    """Raise `ConfigError` where it is not clear which pipeline takes over what lies there."""
-    looking: dict[Path, list[Pipeline]] = {}
-    for pipeline in pipelines:
-        if pipeline.takeover.enabled:
-            looking.setdefault(_real(root_of(pipeline)), []).append(pipeline)
-    for root, heirs in looking.items():
-        # A pipeline on its own finds out about its name when it takes over.
-        others = [one for one in pipelines if heirs != [one]]
-        misnamed = [one for one in others if _is_named_alike(_real(one.layout.root), root)]
-        if len(heirs) == 1 and not misnamed:
-            continue
-        left = _is_anything_left(heirs)
-        for other in misnamed:
-            if left or is_flat(other.name):
-                raise ConfigError(
-                    f"the folder of pipeline {other.name} is {other.layout.root}, a name that "
-                    f"FUploader uses, where {_listed(heirs)} would take over what FUploader left",
-                    hint="give the pipeline another name or storage_root, or set `takeover.root` "
-                    "or `takeover: {enabled: false}` for the others",
-                )
-        if left and len(heirs) > 1:
+def refuse_rivals(pipeline: Pipeline, pipelines: Iterable[Pipeline]) -> None:
+    """Raise `ConfigError` if it is not clear that `pipeline` alone takes over what is there.
+
+    `pipelines`: all of the configuration.
+    """
+    root = real_path(root_of(pipeline))
+    others = [other for other in pipelines if other.name != pipeline.name]
+    for other in others:
+        folder = real_path(other.layout.root)
+        if folder.parent == root and is_of_fuploader(folder.name):
             raise ConfigError(
-                f"{_listed(heirs)} would all take over what FUploader left in {root}, and "
-                f"nothing there says whose task it was",
-                hint="set `takeover: {enabled: false}` for all but the one whose task it was; or "
-                "`takeover.root` for each, where each task had a storage_root of its own",
+                f"the folder of pipeline {other.name} is {other.layout.root}, a name that "
+                f"FUploader uses, where pipeline {pipeline.name} takes over what FUploader left",
+                hint="give that pipeline another name or storage_root, or set `takeover.root` or "
+                f"`takeover: {{enabled: false}}` for {pipeline.name}",
             )
-
-
-def _is_named_alike(folder: Path, root: Path) -> bool:
-    return folder.parent == root and is_of_fuploader(folder.name)
-
-
-def _is_anything_left(heirs: Sequence[Pipeline]) -> bool:
-    with suppress(OSError):  # who cannot read it says so when it takes over
-        return any(is_left_in(root_of(heir), heir.layout) for heir in heirs)
-    return False
-
-
-def _real(path: Path) -> Path:
-    """The path without links, if there can be such a path."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # links in a ring, a null byte
-        return path
-
-
-def _listed(pipelines: Sequence[Pipeline]) -> str:
-    names = [one.name for one in pipelines]
-    return f"the pipelines {' and '.join(names)}" if len(names) > 1 else f"the pipeline {names[0]}"
+    rivals = [one for one in others if one.takeover.enabled and real_path(root_of(one)) == root]
+    if rivals and left_in_folder(pipeline):
+        names = " and ".join([pipeline.name, *(one.name for one in rivals)])
+        raise ConfigError(
+            f"the pipelines {names} would all take over what FUploader left in {root}, and "
+            f"nothing there says whose task it was",
+            hint="set `takeover: {enabled: false}` for all but the one whose task it was; or "
+            "`takeover.root` for each, where each task had a storage_root of its own",
+        )

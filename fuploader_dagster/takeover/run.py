@@ -1,28 +1,26 @@
-"""What workers, schedules and commands call to take over what FUploader left.
+"""A take-over, for the command `fuploader migrate`.
 
-    plan = examine(settings)                 # changes nothing
-    take_over(settings)                      # look, plan, apply; safe to repeat
+    plan = examine(pipeline)                 # changes nothing
+    take_over(pipeline)                      # look, plan, apply; safe to repeat
 
-It is done before a pipeline drains: what FUploader had written and not yet acknowledged comes again
-from the queue, and the drain knows it for a redelivery only if it is sealed already.
+It comes before the pipeline drains: what FUploader wrote but did not acknowledge comes again from
+the queue, and the drain knows it for a redelivery only if it is sealed already.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fuploader_dagster.disk.durable import FileLock
-from fuploader_dagster.errors import FuploaderError, SlotInUse
+from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.intake.leftovers import root_of
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.takeover.apply import Progress, apply
-from fuploader_dagster.takeover.folders import is_pending, root_of
-from fuploader_dagster.takeover.former_redis import FormerState
-from fuploader_dagster.takeover.look import former_state, look, refuse_if_alive
+from fuploader_dagster.takeover.former_redis import FormerRedis
+from fuploader_dagster.takeover.look import look, refuse_if_alive
 from fuploader_dagster.takeover.plan import Plan, plan
 
 log = logging.getLogger(__name__)
@@ -39,9 +37,9 @@ def take_over(
 ) -> list[SealedSlot]:
     """Adopt everything that FUploader left; returns what was sealed.
 
-    `stopped`: somebody vouches that FUploader does not run. Raises `SlotInUse` if it does, or if
-    another process takes over at the moment; `StateUnavailable` and `StoreUnavailable` where Redis
-    or the store have to be asked and do not answer. Nothing is lost by any of these.
+    `stopped`: the caller guarantees that FUploader does not run. Raises `SlotInUse` if it does, or
+    if another process takes over at the moment; `StateUnavailable` and `StoreUnavailable` if Redis
+    or the object store has to be asked and does not answer. None of these loses anything.
     """
     with FileLock(pipeline.layout.root / "locks" / "takeover.lock"), _redis(pipeline) as redis:
         found = plan(look(pipeline, redis, stopped=stopped))
@@ -54,17 +52,11 @@ def take_over(
     return sealed
 
 
-def take_over_if_needed(pipeline: Pipeline) -> list[SealedSlot]:
-    """Take over, if there is anything to take over and nobody forbade it."""
-    if not pipeline.takeover.enabled or not is_pending(pipeline):
-        return []
-    log.warning("FUploader left directories in %s; they are taken over", root_of(pipeline))
-    return take_over(pipeline)
-
-
 @contextmanager
-def _redis(pipeline: Pipeline) -> Iterator[FormerState | None]:
-    redis = former_state(pipeline)
+def _redis(pipeline: Pipeline) -> Iterator[FormerRedis | None]:
+    """The Redis in which FUploader kept its state; None if there is none."""
+    url = pipeline.takeover.redis_url or pipeline.state.redis_url()
+    redis = FormerRedis(url) if url is not None else None
     try:
         yield redis
     finally:
@@ -79,53 +71,6 @@ def _register(pipeline: Pipeline, sealed: list[SealedSlot]) -> None:
         state.open()
         state.add_sealed([slot.seal.partition for slot in sealed])
     except FuploaderError as error:
-        log.warning("%d adopted slots are registered by recovery: %s", len(sealed), error)
+        log.warning("%d adopted slots wait for recovery to register them: %s", len(sealed), error)
     finally:
         state.close()
-
-
-class Gate:
-    """Holds the drain of a pipeline back until the take-over is through. Thread-safe.
-
-    A sensor's tick must return at once, so the take-over runs in a thread of its own.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._trouble = ""
-
-    def closed(self) -> str:
-        """Why the drain has to wait, in a sentence; empty if it need not."""
-        settings = self._pipeline
-        with self._lock:
-            running = self._thread is not None and self._thread.is_alive()
-            if not running and not (settings.takeover.enabled and is_pending(settings)):
-                return ""
-            if not running:
-                self._thread = threading.Thread(target=self._run, daemon=True, name="take-over")
-                self._thread.start()
-            return self._trouble or (
-                f"what FUploader left in {root_of(settings)} is being taken over; "
-                f"draining begins after that"
-            )
-
-    def _run(self) -> None:
-        try:
-            take_over_if_needed(self._pipeline)
-            self._trouble = ""
-        except (FuploaderError, OSError) as error:
-            self._trouble = f"FUploader's directories cannot be taken over: {error}"
-            level = logging.WARNING if isinstance(error, SlotInUse) else logging.ERROR
-            log.log(level, self._trouble)
-
-
-_gates: dict[Path, Gate] = {}
-_gates_lock = threading.Lock()
-
-
-def gate_of(pipeline: Pipeline) -> Gate:
-    """The gate of a pipeline in this process."""
-    with _gates_lock:
-        return _gates.setdefault(pipeline.layout.root, Gate(pipeline))

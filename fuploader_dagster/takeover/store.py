@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fuploader_dagster.archives.ranges import RangeSource, StoredArchive
 from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -43,7 +44,7 @@ class StoredArchives:
     newest: Sequence[ObjectInfo] = ()
     """Newest first; not older than what they are compared with."""
     looked_at: int = 0
-    _digests: dict[str, str] = field(default_factory=dict)
+    _digests: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def find(
@@ -66,10 +67,10 @@ class StoredArchives:
         info = self.by_name.get(name)
         if info is None or info.size_bytes != path.stat().st_size:
             return ""
-        same = self._digest(info) == _digest_of(path)
+        same = self._digest(info) == digest_of(path)[1]
         return self.store.address(info.key) if same else ""
 
-    def _digest(self, info: ObjectInfo) -> str:
+    def _digest(self, info: ObjectInfo) -> bytes:
         if info.key not in self._digests:
             digest, offset = hashlib.sha256(), 0
             while block := self.store.get_range(info.key, offset, _READ_BYTES):
@@ -77,7 +78,7 @@ class StoredArchives:
                 offset += len(block)
                 if offset >= info.size_bytes:
                     break
-            self._digests[info.key] = digest.hexdigest()
+            self._digests[info.key] = digest.digest()
         return self._digests[info.key]
 
     def newest_contents(self, members_of: Members) -> dict[tuple[str, bytes], str]:
@@ -94,14 +95,6 @@ class StoredArchives:
             for name, digest, _ in members:
                 contents[(name, digest)] = source.address
         return contents
-
-
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _prefixes(pipeline: Pipeline, since: datetime, now: datetime) -> list[str]:

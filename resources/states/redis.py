@@ -95,6 +95,17 @@ class RedisState(StateSettings):
     def redis_url(self) -> SecretStr:
         return self.url
 
+    def holds_any(self, keys: Sequence[str]) -> bool:
+        client = connect(self.url, self.timeout_seconds)
+        try:
+            return bool(client.exists(*keys))
+        except redis.ResponseError:  # no right to look there, or another node of a cluster has them
+            return False
+        except (redis.RedisError, OSError) as error:
+            raise explained(error, f"{self.describe()} failed") from error
+        finally:
+            client.close()
+
     def in_a_hurry(self) -> RedisState:
         seconds = min(self.timeout_seconds, HURRIED_SECONDS)
         return self.model_copy(update={"timeout_seconds": seconds})

@@ -1,4 +1,4 @@
-"""The real FUploader, killed, and then we start on its root, its Redis, its queue and its bucket.
+"""The real FUploader, killed, and then we migrate its root, its Redis, its queue and its bucket.
 
 A choice of modes and moments; `python -m tests.former` runs them all.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.errors import SlotInUse
-from fuploader_dagster.takeover.run import Gate, examine, take_over
+from fuploader_dagster.takeover.run import examine, take_over
 from tests.drains import publish_bodies
-from tests.former import Former, Mode, Servers, encoded, messages, take_over_after
+from tests.former import Former, Mode, Servers, encoded, messages, refuses, take_over_after
 from tests.servers.ports import wait_until
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
@@ -42,6 +42,7 @@ def test_nothing_is_lost_and_nothing_is_stored_twice_when_fuploader_dies(
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     outcome = take_over_after(Former(servers, tmp_path, mode), moment, random.Random(seed))
+    assert outcome.refused
     assert (outcome.lost, outcome.doubled) == (0, 0)
     assert (outcome.keys_left, outcome.left_on_disk) == ((), ())
 
@@ -51,7 +52,6 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
 ) -> None:
     former = Former(servers, tmp_path, Mode())
     settings = former.pipeline()
-    gate = Gate(settings)
     with former.running():
         wait_until(
             lambda: bool(former.keys()) and (former.root / "active").is_dir(),
@@ -63,16 +63,14 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
         assert "uses FUploader's keys" in examine(settings).alive
         with pytest.raises(SlotInUse, match="still works on"):
             take_over(settings)
-        assert gate.closed()
-        wait_until(
-            lambda: "stop it" in gate.closed(),
-            seconds=120,
-            what="the refusal",
-            diagnose=gate.closed,
-        )
+        assert refuses(settings)
+        said = former.migrate()
+        assert said.returncode == 3
+        assert "stop it" in said.stderr
         assert (former.root / "active/slot-0/dir-000001/a.json").exists()
         assert former.keys()
-    wait_until(lambda: not gate.closed(), seconds=120, what="the gate", diagnose=gate.closed)
+    assert former.migrate().returncode == 0
+    assert not refuses(settings)
     assert not (former.root / "active").exists()
     assert not former.keys()
 

@@ -1,4 +1,4 @@
-"""FUploader is killed, `fuploader dev` is started in its place, and nobody does anything else."""
+"""FUploader is killed, `fuploader dev` is started in its place, then `fuploader migrate --yes`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESSAGES = 400
 
 
 @pytest.mark.timeout(420)
-def test_started_in_place_of_a_killed_fuploader_it_stores_every_message_once_by_itself(
+def test_started_in_place_of_a_killed_fuploader_it_waits_for_migrate_and_then_stores_all_once(
     rabbitmq: RabbitMQServer, redis_server: RedisServer, swift: SwiftServer, tmp_path: Path
 ) -> None:
     seed = random.randrange(1 << 32)
@@ -38,17 +38,16 @@ def test_started_in_place_of_a_killed_fuploader_it_stores_every_message_once_by_
     assert len(on_its_disk.keys() | stored.keys()) < MESSAGES
 
     dev = DagsterDev(
-        tmp_path / "project",
-        _configuration(former),
-        {
-            "RABBITMQ_URL": rabbitmq.url,
-            "REDIS_URL": redis_server.url(),
-            "S3_SECRET": swift.secret_key,
-        },
+        tmp_path / "project", former.configuration(seal_age_seconds=5), former.environment()
     )
     dev.start(samples=None)
     try:
-        dev.wait_for(lambda: not _left(former) and not former.keys(), "the take-over")
+        dev.wait_for(lambda: any(map(_refuses, _ticks(dev))), "the refusal")
+        assert former.on_disk() == on_its_disk
+        assert not list((former.root / "docs").glob("active/*/*"))
+        former.migrate(dev.folder / "fuploader.yaml")
+        assert not _left(former)
+        assert not former.keys()
         dev.wait_for(
             lambda: _receipted(former) >= MESSAGES - stored.total(), "everything to be stored", 120
         )
@@ -69,39 +68,24 @@ def test_started_in_place_of_a_killed_fuploader_it_stores_every_message_once_by_
     assert not former.keys()
 
 
-def _configuration(former: Former) -> dict[str, object]:
-    """What somebody writes who comes from FUploader: the same root, queue, Redis and bucket."""
-    swift = former.servers.swift
-    return {
-        "storage_root": str(former.root),
-        "pipelines": {
-            "docs": {
-                "node_id": NODE,
-                "source": {
-                    "kind": "rabbitmq",
-                    "url": {"env": "RABBITMQ_URL"},
-                    "queue": former.queue,
-                },
-                "state": {
-                    "kind": "redis",
-                    "url": {"env": "REDIS_URL"},
-                    "key_prefix": f"ours-{former.task}",
-                },
-                "store": {
-                    "kind": "s3",
-                    "bucket": former.bucket,
-                    "endpoint_url": swift.endpoint,
-                    "region": "us-east-1",
-                    "access_key_id": swift.access_key,
-                    "secret_access_key": {"env": "S3_SECRET"},
-                },
-                "key": "aweme/{sealed_at:%Y%m%d}/{archive}",
-                "takeover": {"task_name": former.task, "key_prefix": former.key_prefix},
-                "seal_age_seconds": 5,
-                "min_free_bytes": 1024,
-            }
-        },
+def _ticks(dev: DagsterDev) -> list[str]:
+    """What the ticks of the drain sensor failed with, or said when they were skipped."""
+    selector = {
+        "repositoryLocationName": "fuploader",
+        "repositoryName": "__repository__",
+        "sensorName": f"docs_{NODE}_drain",
     }
+    data = dev.query(
+        "query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {"
+        " ... on Sensor { sensorState { ticks(limit: 20) { skipReason error { message } } } } } }",
+        selector=selector,
+    )
+    ticks = data["sensorOrError"]["sensorState"]["ticks"]
+    return [f"{tick['skipReason']} {(tick['error'] or {}).get('message')}" for tick in ticks]
+
+
+def _refuses(said: str) -> bool:
+    return "`fuploader migrate --pipeline docs`" in said
 
 
 def _left(former: Former) -> list[str]:

@@ -17,9 +17,9 @@ import redis
 from fuploader_dagster.contracts.diagnosis import Diagnosis, Verdict, trouble
 from fuploader_dagster.contracts.state import Commit, SlotCount
 from fuploader_dagster.errors import FuploaderError, StateRefused, StateUnavailable
-from fuploader_dagster.resources.states.fuploader_redis import FuploaderRedis
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.resources.states.redis_errors import explained
+from fuploader_dagster.takeover.former_redis import FormerRedis
 from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
 from tests.servers.redis import (
     RedisServer,
@@ -246,7 +246,7 @@ def test_a_server_that_repeats_the_password_in_its_error_is_not_quoted(tmp_path:
             drained(settings)
         assert server.password not in str(caught.value)
         assert server.password not in looked(settings)["state"].found
-        former = FuploaderRedis(settings.url)
+        former = FormerRedis(settings.url)
         with pytest.raises(StateRefused, match="unknown command 'AUTH'") as caught:
             former.dump("task:")
         assert server.password not in str(caught.value)

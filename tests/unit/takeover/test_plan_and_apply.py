@@ -23,10 +23,11 @@ from fuploader_dagster.delivery.ship import Done, ship
 from fuploader_dagster.disk import crash_points
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.intake.leftovers import key_prefixes, left_in_folder
 from fuploader_dagster.settings.pipeline import Pipeline, Takeover
 from fuploader_dagster.slots.dedup_window import DedupWindow
-from fuploader_dagster.takeover.folders import is_pending, taken_over
-from fuploader_dagster.takeover.former_redis import FormerKeys, prefixes, read_keys
+from fuploader_dagster.takeover.folders import taken_over
+from fuploader_dagster.takeover.former_redis import FormerKeys, read_keys
 from fuploader_dagster.takeover.plan import (
     Left,
     LeftArchive,
@@ -137,7 +138,7 @@ def test_everything_that_fuploader_left_is_stored_once_and_its_folders_are_gone(
     odd = os.fsdecode(b"\xff.bin")
     write(root / "slot_0_0" / odd, b"odd")
     settings = pipeline(tmp_path)
-    assert is_pending(settings)
+    assert left_in_folder(settings)
     sealed = take_over(settings)
     ship_all(settings)
     wanted["\\xff.bin"] = b"odd"
@@ -148,7 +149,7 @@ def test_everything_that_fuploader_left_is_stored_once_and_its_folders_are_gone(
     assert {one.partition for one in taken_over(settings.layout)} >= {
         slot.seal.partition for slot in sealed
     }
-    assert not is_pending(settings)
+    assert not left_in_folder(settings)
     assert take_over(settings) == []
 
 
@@ -290,7 +291,7 @@ def test_damaged_notes_of_an_earlier_take_over_do_not_stop_the_next_one(tmp_path
     write(settings.layout.root / "taken-over.jsonl", line + b"\xff\n")
     (slot,) = take_over(settings)
     assert [entry.name for entry in slot.entries()] == ["a.json"]
-    assert not is_pending(settings)
+    assert not left_in_folder(settings)
 
 
 def file(name: str, content: bytes = b"x") -> LeftFile:
@@ -478,7 +479,7 @@ def test_keys_may_name_the_directory_that_was_about_to_be_made(
     assert bool(plan(Left(Path("/r"), (left,), keys=(keys,))).forget) is forgotten
 
 
-def test_both_styles_of_keys_are_read() -> None:
+def test_both_styles_of_keys_are_read(tmp_path: Path) -> None:
     default = {
         "p:slot:1": {"active_dir_id": "slot_1_4", "active_count": "2", "dir_seq": "4"},
         "p:queue:ready": ["1:slot_1_3"],
@@ -492,6 +493,8 @@ def test_both_styles_of_keys_are_read() -> None:
         {1: "slot_1_4"},
         ((1, "slot_1_3"),),
     )
-    nodes = ["box-meta-p3", "box", ""]
-    assert prefixes("t", nodes, "p:") == ["t:meta:box:", "p:"]
-    assert prefixes("", nodes, "") == []
+    former = Takeover(task_name="t", node_id="box-meta-p3", key_prefix="p:")
+    assert key_prefixes(pipeline(tmp_path, takeover=former)) == ["t:meta:box:", "p:"]
+    ours = pipeline(tmp_path, node_id="box", takeover=Takeover(key_prefix=""))
+    assert key_prefixes(ours)[0] == "docs:meta:box:"
+    assert all(one.startswith("docs:meta:") for one in key_prefixes(ours))
