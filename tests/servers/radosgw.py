@@ -15,9 +15,9 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
-from tests.servers.swift import answers_http, dying_with_us, free_ports, plain_client
+from tests.servers.s3_server import S3Server
+from tests.servers.swift import answers_http, dying_with_us, free_ports
 
 PACKAGES = "ceph-mon ceph-osd radosgw ceph-common"
 
@@ -64,10 +64,9 @@ rgw crypt s3 kms encryption keys = testkey={kms_key}
 """
 
 
-class RadosGateway:
+class RadosGateway(S3Server):
     """`start`, then use `endpoint` or `tls_endpoint` with `ca_bundle`; `stop` at the end."""
 
-    region = "us-east-1"
     dns_name = "s3.test"
     """Buckets are also at `{bucket}.s3.test`, which no resolver knows: a proxy must lead there."""
 
@@ -81,19 +80,6 @@ class RadosGateway:
         self.ca_bundle = str(folder / "tls.crt")
         self._ports = {"mon_v2": mon_v2, "mon_v1": mon_v1, "http": self.port, "tls": tls}
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._client: Any = None
-
-    def client(self) -> Any:
-        """A plain boto3 client, to prepare and to look behind the store's back."""
-        if self._client is None:
-            self._client = plain_client(self.endpoint, self.access_key, self.secret_key)
-        return self._client
-
-    def fresh_bucket(self) -> str:
-        """A new, empty bucket."""
-        name = "bucket-" + os.urandom(6).hex()
-        self.client().create_bucket(Bucket=name)
-        return name
 
     def another_user(self) -> tuple[str, str, str]:
         """Its name, access key and secret key: it may do nothing in anybody's bucket."""

@@ -19,10 +19,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import boto3
-from botocore.config import Config
+from tests.servers.s3_server import S3Server
 
 SERVERS = ("account", "container", "object", "proxy")
 
@@ -120,11 +118,10 @@ use = egg:swift#symlink
 """
 
 
-class SwiftServer:
+class SwiftServer(S3Server):
     """`start`, then use `endpoint`, `access_key`, `secret_key`; `stop` at the end."""
 
     access_key = "test:tester"
-    region = "us-east-1"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -133,7 +130,6 @@ class SwiftServer:
         self._ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['proxy']}"
         self._configured = False
-        self._client: Any = None
 
     @property
     def port(self) -> int:
@@ -145,18 +141,6 @@ class SwiftServer:
         return len(self._processes) == len(SERVERS) and all(
             process.poll() is None for process in self._processes.values()
         )
-
-    def client(self) -> Any:
-        """A plain boto3 client, to prepare and to look behind the store's back."""
-        if self._client is None:
-            self._client = plain_client(self.endpoint, self.access_key, self.secret_key)
-        return self._client
-
-    def fresh_bucket(self) -> str:
-        """A new, empty bucket."""
-        name = "bucket-" + os.urandom(6).hex()
-        self.client().create_bucket(Bucket=name)
-        return name
 
     def start(self) -> None:
         """Start (again) and return when requests are answered."""
@@ -227,23 +211,6 @@ class SwiftServer:
                     self.kill()
                     raise RuntimeError(f"Swift's {name} server did not start:\n{log}")
                 time.sleep(0.1)
-
-
-def plain_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
-    """boto3 as most people set it up for a compatible server."""
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=access_key,
-        aws_secret_access_key=secret_key,
-        region_name="us-east-1",
-        config=Config(
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": "path"},
-        ),
-        **options,
-    )
 
 
 def free_ports(count: int) -> list[int]:
