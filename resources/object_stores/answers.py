@@ -1,13 +1,13 @@
-"""What a cloud's answer means: try again, act, or "somebody was quicker".
+"""What a cloud's answer means: retry, act, or "another process was quicker".
 
 The three services speak nearly the same codes (COS and OSS took them from S3), so one table
 serves all. What must always hold: an answer that may pass with time becomes `StoreUnavailable`,
 anything else `StoreRefused`, each with what was tried, the service's own code and sentence, and
-what to check. Of an answer only code and message are quoted: other fields repeat signed headers.
-What is quoted is cut to one printable line, and shows no login of an address.
+what to check. Only code and message of an answer are quoted: other fields repeat signed headers.
+A quote is cut to one printable line, and shows no login of an address.
 
-An answer that makes no sense (no XML, a header missing, a listing without end) counts as passing:
-mostly it is not the service that spoke, but something between.
+An answer that makes no sense (no XML, a header missing, an endless listing) counts as one that may
+pass: mostly it did not come from the service, but from something in between.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fuploader_dagster.settings.secret import without_logins
 
 LONGEST_QUOTE = 500
 LONGEST_PAUSE_SECONDS = 86_400.0
-"""No Retry-After is honoured beyond it; the retries' own budget ends long before."""
+"""Longest Retry-After that is honoured; the retries' own budget ends long before."""
 
 
 class AlreadyThere(Exception):
@@ -32,7 +32,7 @@ class Missing(Exception):
 
 
 class PastTheEnd(Exception):
-    """The range begins behind the object's end."""
+    """The range begins after the object's end."""
 
 
 class UploadGone(Exception):
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Refusal(StoreRefused):
-    """What a service refused for good, with its answer."""
+    """A refusal that no retry can change, with the service's answer."""
 
     def __init__(self, message: str, *, hint: str, answer: Answer) -> None:
         super().__init__(message, hint=hint)
@@ -60,24 +60,24 @@ class Refusal(StoreRefused):
 
 
 _PASSING = {
-    "BadDigest": "bytes were damaged on the way",
+    "BadDigest": "bytes were damaged in transit",
     "ClientDisconnected": "the connection broke",
-    "ConditionalRequestConflict": "another request for the key was under way",
-    "IncompleteBody": "bytes were lost on the way",
+    "ConditionalRequestConflict": "another request for this key was in progress",
+    "IncompleteBody": "bytes were lost in transit",
     "InternalError": "the service failed",
-    "InvalidDigest": "bytes were damaged on the way",
-    "OperationAborted": "another request for the bucket was under way",
+    "InvalidDigest": "bytes were damaged in transit",
+    "OperationAborted": "another request for the bucket was in progress",
     "RequestTimeout": "the connection was too slow",
     "RequestTimeTooSkewed": "check this machine's clock (timedatectl)",
     "ServiceUnavailable": "the service failed",
     "SlowDown": "the service asks to slow down",
-    "TemporaryRedirect": "the bucket is new, or about to move; it is tried again",
-    "XAmzContentSHA256Mismatch": "bytes were damaged on the way",
+    "TemporaryRedirect": "the bucket is new or is being moved; it will be retried",
+    "XAmzContentSHA256Mismatch": "bytes were damaged in transit",
 }
 
 _HINTS = {
-    "AccessDenied": "check the key's rights: put, get, list, abort uploads and delete",
-    "AccountProblem": "look at the account in the provider's console",
+    "AccessDenied": "check that the key has the rights to put, get, list, delete and abort uploads",
+    "AccountProblem": "check the account in the provider's console",
     "AuthorizationHeaderMalformed": "check the region",
     "ExpiredToken": "renew the temporary credentials",
     "InvalidAccessKeyId": "check the access key id, and that it belongs to this endpoint",
@@ -90,16 +90,16 @@ _HINTS = {
     "SecurityTokenExpired": "renew the temporary credentials",
     "SignatureDoesNotMatch": "check the secret key, that it belongs to this access key, and for a "
     "proxy that changes requests",
-    "UserDisable": "look at the account in the provider's console",
+    "UserDisable": "check the account in the provider's console",
 }
 
 _HINTS_BY_STATUS = {
     301: _HINTS["PermanentRedirect"],
-    400: "check region, endpoint and whether this service knows the options that are set",
+    400: "check region and endpoint, and that this service supports the options that are set",
     401: "check the access key and its secret",
     403: _HINTS["AccessDenied"],
     404: _HINTS["NoSuchBucket"],
-    501: "this service does not offer that, or not with the options that are set",
+    501: "this service does not support that, or not with the options that are set",
     507: _HINTS["QuotaExceeded"],
 }
 
@@ -107,7 +107,7 @@ _TAKEN = {"PreconditionFailed", "FileAlreadyExists", "ObjectAlreadyExists"}
 
 
 def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
-    """The exception to raise for an answer that is no success."""
+    """The exception to raise for an answer that is not a success."""
     if answer.code in _TAKEN or answer.status == 412:
         return AlreadyThere(answer.code)
     if answer.code == "NoSuchUpload":
@@ -119,8 +119,9 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
     if answer.code == "InvalidObjectState":
         return ColdObject(
             said,
-            hint="it is stored, in a class that cannot be read at once: restore it first (in the "
-            "provider's console, or aws s3api restore-object), then try again",
+            hint="the object is stored in a class that must be restored before it can be read: "
+            "restore it (in the provider's console, or with aws s3api restore-object), then try "
+            "again",
         )
     if answer.status in (302, 303, 307, 308) and code not in _PASSING:
         return _redirected(said, answer)
@@ -128,7 +129,7 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
         return StoreUnavailable(
             said,
             hint=_PASSING.get(
-                answer.code, "it is tried again; see the service's status if it stays"
+                answer.code, "it will be retried; if this goes on, check the service's status"
             ),
             retry_after_seconds=_seconds(answer.retry_after, now_seconds),
         )
@@ -137,7 +138,7 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
 
 
 def quoted(text: str) -> str:
-    """What came from outside, as one line that may stand in a log."""
+    """Text from outside as one line that may be logged."""
     line = "".join(each if each.isprintable() else " " for each in text[: 2 * LONGEST_QUOTE])
     return without_logins(line)[:LONGEST_QUOTE].strip()
 
@@ -151,42 +152,43 @@ def unreachable(tried: str, address: str, reason: str) -> FuploaderError:
         )
     return StoreUnavailable(
         f"{tried}: no answer from {address}: {quoted(reason)}",
-        hint="check that the address is right and reachable from here, and any proxy between",
+        hint="check that the address is right and can be reached from here, and any proxy in "
+        "between",
     )
 
 
 def late(tried: str, address: str) -> FuploaderError:
     """The error for an answer that came too slowly to wait for its end."""
     return StoreUnavailable(
-        f"{tried}: the answer of {address} did not come to its end in time",
-        hint="it is tried again; if the line is so slow, raise read_timeout_seconds",
+        f"{tried}: the answer of {address} was not complete in time",
+        hint="it will be retried; if the network is this slow, raise read_timeout_seconds",
     )
 
 
 def makes_no_sense(tried: str, address: str, what: Exception | str) -> FuploaderError:
-    """The error for an answer that neither we nor the client library understand."""
+    """The error for an answer that neither we nor the client library can read."""
     reason = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
     return StoreUnavailable(
         f"{tried}: the answer of {address} makes no sense: {quoted(reason)}",
-        hint="it is tried again; if it stays, check that the address is this service's and what "
-        "lies between",
+        hint="it will be retried; if this goes on, check that this is the service's address, and "
+        "any proxy in between",
     )
 
 
 def ignores_ranges(tried: str, address: str) -> FuploaderError:
-    """The error for a server that sends all when it is asked for a part."""
+    """The error for a server that sends the whole object when it is asked for a part."""
     return StoreRefused(
         f"{tried}: {address} ignores ranges: asked for a part, it sends the whole object",
-        hint="archives are read in parts: look for a cache or proxy between that drops Range",
+        hint="archives are read in parts: look for a cache or proxy in between that drops Range",
     )
 
 
 def _redirected(said: str, answer: Answer) -> FuploaderError:
     target = quoted((answer.location or "").partition("?")[0]) or "nowhere"
     return StoreUnavailable(
-        f"{said}: it leads to {target}, and redirects are not followed",
-        hint="if that is where the bucket is, set it as the endpoint; else look for a proxy or "
-        "a login page between",
+        f"{said}: it redirects to {target}, and redirects are not followed",
+        hint="if the bucket is there, set that address as the endpoint; otherwise look for a proxy "
+        "or a login page in between",
     )
 
 

@@ -1,12 +1,12 @@
-"""The archive's bytes on this side: parts of the file, and digests as each service states them.
+"""The bytes of a local archive: parts of the file, and digests as each service states them.
 
 What must always hold:
 
-- What is sent is what was packed: each put reads the file through and compares its sha256 with
-  the one that was computed when it was packed. A disk that rots is noticed here.
-- Memory stays bounded: a part is a view of the file, read while it is sent.
+- What is sent is what was packed: each put reads the whole file and compares its sha256 with the
+  one that was computed when it was packed. A disk that rots is noticed here.
+- Memory is bounded: a part is a view of the file, read while it is sent.
 
-Services state different digests of what they hold. The algorithms, by the names used here:
+Services state different digests of what they hold. The algorithms by the names used here:
 
     md5           of the whole object                                     (S3, one request)
     md5-of-parts  md5 of the parts' binary md5s, "-", number of parts     (S3, in parts)
@@ -45,8 +45,8 @@ class Part:
 def cut(size_bytes: int, wanted_part_bytes: int, max_parts: int) -> Sequence[Part]:
     """Parts of equal size (the last at most a little smaller), at least the wanted size each.
 
-    One part means: in one request. Equal sizes, because the last part shows for which archive an
-    upload was begun, and a last part of a few bytes would show little.
+    A single part is sent in one request. The sizes are equal because the last part shows which
+    archive an upload is for, and a last part of a few bytes would show little.
     """
     count = max(1, min(size_bytes // wanted_part_bytes, max_parts))
     each = -(-size_bytes // count)
@@ -72,17 +72,17 @@ def open_archive(archive: ArchiveFile) -> BinaryIO:
 
 
 def refuse_changed(archive: ArchiveFile, size_bytes: int, sha256: str) -> None:
-    """Raise `DamagedArchive` unless size and digest are those of the time of packing."""
+    """Raise `DamagedArchive` unless size and digest are those from when it was packed."""
     if (size_bytes, sha256) != (archive.size_bytes, archive.sha256):
         raise DamagedArchive(
             f"{archive.path} has {size_bytes} bytes, sha256 {sha256}; when packed it had "
             f"{archive.size_bytes} bytes, sha256 {archive.sha256}",
-            hint="nothing was stored; remove the archive, the slot will be packed again",
+            hint="nothing was stored; remove the archive, then the slot will be packed again",
         )
 
 
 class View(io.RawIOBase):
-    """A part of the archive as a file of its own: for clients that want something to read."""
+    """A part of the archive as a file of its own, for client libraries that read from a file."""
 
     def __init__(self, archive: ArchiveFile, part: Part) -> None:
         super().__init__()
@@ -113,10 +113,10 @@ class View(io.RawIOBase):
         wanted = left if size is None or size < 0 else min(size, left)
         try:
             data = os.pread(self._file.fileno(), wanted, self._part.offset + self._position)
-        except OSError as error:  # or the client library would take it for the network's
+        except OSError as error:  # otherwise the client library would blame the network
             raise DiskFailed(
                 f"{self._path} cannot be read: {error.strerror}",
-                hint="look at the disk (dmesg); if the archive is removed, it is packed again",
+                hint="check the disk (dmesg); if you remove the archive, it will be packed again",
             ) from error
         self._position += len(data)
         return data
@@ -128,8 +128,8 @@ class View(io.RawIOBase):
 
 
 class Blocks:
-    """A view to be sent in large pieces: clients read a file 16 KiB at a time, which for 256 MiB is
-    16,000 reads and writes between which the sending threads take turns.
+    """A view that is sent in large pieces: client libraries read a file 16 KiB at a time, which for
+    256 MiB is 16,000 reads and writes between which the sending threads take turns.
     """
 
     def __init__(self, view: View) -> None:
@@ -139,7 +139,7 @@ class Blocks:
         return len(self._view)
 
     def seek(self, offset: int) -> int:
-        """A client that sends it once more, to another host, goes back to its beginning."""
+        """A client library that sends it again, to another host, goes back to the beginning."""
         return self._view.seek(offset)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -154,7 +154,7 @@ def _chunks(descriptor: int, offset: int, size_bytes: int) -> Iterator[memoryvie
     while offset < end:
         count = os.preadv(descriptor, [buffer[: min(CHUNK_BYTES, end - offset)]], offset)
         if count == 0:
-            return  # the file became shorter; the digest will tell
+            return  # the file has become shorter: the digest will show it
         yield buffer[:count]
         offset += count
 
@@ -185,7 +185,7 @@ class Digests:
     ) -> None:
         """Compare the file's sha256 with the archive's; compute others in the same pass.
 
-        Returns early, having said nothing, when it is `abandoned`.
+        Returns early, without a verdict, when it is `abandoned`.
         """
         sha256, size = hashlib.sha256(), 0
         others = {name: _HASHES[name]() for name in algorithms if name in _HASHES}
@@ -210,7 +210,7 @@ class Digests:
         return self._parts[part]
 
     def whole(self, algorithm: Algorithm, part_bytes: int) -> str:
-        """The digest as the service would state it for our bytes, cut at `part_bytes`."""
+        """The digest as the service would state it for our bytes, in parts of `part_bytes`."""
         if algorithm == "md5-of-parts":
             size = self._archive.size_bytes
             parts = [

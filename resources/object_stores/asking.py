@@ -1,8 +1,8 @@
-"""One request to a service, and what its answer is worth: the same for all clients.
+"""One request to a service, and the checks of its answer: the same for all clients.
 
 What must always hold: whatever a service answers, however odd, and whatever its client library
 makes of it, the caller gets one of the exceptions of `answers` or an error of ours that names the
-request and the address. An answer ends in time and in size; a listing comes to its end.
+request and the address. An answer is limited in time and size; a listing ends.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 Token = TypeVar("Token", bound=Hashable)
 
 USUAL_SECONDS = 60.0
-"""What a page of a listing, or an error, may take beyond twice the read time-out."""
+"""Longest time for a page of a listing, or an error, beyond twice the read time-out."""
 COMPLETING_SECONDS = 900.0
-"""S3 documents minutes for putting the parts together; meanwhile it sends white space."""
+"""S3 says that joining the parts may take minutes, in which it sends white space."""
 
 
 @contextmanager
@@ -52,11 +52,11 @@ def asking(
     silence_seconds: float,
     body_seconds: float = USUAL_SECONDS,
 ) -> Iterator[None]:
-    """Around one request and all that is read of its answer.
+    """Around one request and all reading of its answer.
 
-    `meaning` translates what the client library is known to raise, and gives None for the rest.
+    `meaning` translates what the client library is known to raise, and returns None for the rest.
     """
-    handled = sys.exc_info()[1]  # by the caller, at the moment: no error of this request's
+    handled = sys.exc_info()[1]  # the caller is handling it: not an error of this request
     with answer_within(2 * silence_seconds, body_seconds) as due:
         try:
             yield
@@ -69,12 +69,12 @@ def asking(
                 raise late(tried, address) from shown_cause(error)
             ours = meaning(error) or makes_no_sense(tried, address, error)
             raise ours from shown_cause(error)
-        if due.late:  # and what came so far was taken for all
+        if due.late:  # the client library took the part that came for the whole
             raise late(tried, address)
 
 
 def _own_error(error: BaseException | None, before: BaseException | None) -> FuploaderError | None:
-    """What of ours a client library has wrapped: it reads our archive and asks for our keys."""
+    """The error of ours that a client library has wrapped: it reads our archive, asks our keys."""
     while error is not None and error is not before:
         if isinstance(error, FuploaderError):
             return error
@@ -85,19 +85,19 @@ def _own_error(error: BaseException | None, before: BaseException | None) -> Fup
 def pages(
     first: Token, ask: Callable[[Token], tuple[Iterable[T], Token | None]], tried: str, address: str
 ) -> Iterator[T]:
-    """All pages of a listing. `ask` gives a page and where the next one begins, None at the end."""
+    """All pages of a listing. `ask` returns a page and where the next begins, None at the end."""
     seen: set[Token] = set()
     place: Token | None = first
     while place is not None:
         if place in seen:
-            raise makes_no_sense(tried, address, "its pages lead in a circle")
+            raise makes_no_sense(tried, address, "its pages go round in a circle")
         seen.add(place)
         found, place = ask(place)
         yield from found
 
 
 def reading_seconds(length: int) -> float:
-    """The time that an answer of so many bytes may take."""
+    """The time that an answer of this length may take."""
     return max(USUAL_SECONDS, length / SLOWEST_BYTES_PER_SECOND)
 
 
@@ -109,9 +109,10 @@ def exact_range(  # noqa: PLR0917 - all of an answer
     headers: Mapping[str, str],
     read: Callable[[int], bytes],
 ) -> bytes:
-    """The bytes of `wanted` (offset, length) out of the answer to it, never more in memory.
+    """The bytes of `wanted` (offset, length) from the answer to it, never more in memory.
 
-    `headers` have names in lower case; `read` gives at most so many bytes, none at the end.
+    Names in `headers` are lower case; `read` returns at most as many bytes as asked, none at the
+    end.
     """
     offset, length = wanted
     stated = headers.get("content-length", "")
@@ -122,13 +123,15 @@ def exact_range(  # noqa: PLR0917 - all of an answer
     if placed is not None:
         first, last = int(placed[1]), int(placed[2])
         if first != offset:
-            raise makes_no_sense(tried, address, f"asked from byte {offset}, it sent from {first}")
+            raise makes_no_sense(
+                tried, address, f"asked for bytes from {offset}, it sent from {first}"
+            )
         expected = last - first + 1
     data = _up_to(read, length + 1)
     if len(data) > length:
         raise makes_no_sense(tried, address, f"asked for {length} bytes, it sent more")
     if expected is not None and len(data) != expected:
-        raise HTTPError(f"{len(data)} of {expected} bytes came")
+        raise HTTPError(f"only {len(data)} of {expected} bytes came")
     return data
 
 

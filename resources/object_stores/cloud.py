@@ -40,7 +40,7 @@ SDK_NAMES = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 
 
 class CloudSettings(ObjectStoreSettings):
-    """What the settings of all clouds have in common."""
+    """The settings that all clouds have in common."""
 
     bucket: str = Field(description="Name of the bucket.")
     prefix: str = Field(default="", description="Prefix of all keys.")
@@ -75,7 +75,7 @@ class CloudSettings(ObjectStoreSettings):
 
     @abstractmethod
     def service(self) -> Service:
-        """The cloud's API, of resolved settings. Errors as in `connect`."""
+        """The cloud's API, from resolved settings. Errors as in `connect`."""
 
     def connect(self) -> ObjectStore:
         return CloudObjectStore(
@@ -87,12 +87,12 @@ class CloudSettings(ObjectStoreSettings):
 
     @property
     def verify(self) -> bool | str:
-        """What `requests`, boto3 and their like take: whom to believe."""
+        """The certificates to trust, as `requests` takes them."""
         return (self.ca_bundle or True) if self.verify_tls else False
 
     @property
     def proxies(self) -> dict[str, str] | None:
-        """In the same form."""
+        """The proxies, as `requests` takes them."""
         return {"http": self.proxy_url, "https": self.proxy_url} if self.proxy_url else None
 
     def options_of_new_objects(self, *names: str) -> dict[str, str]:
@@ -154,7 +154,7 @@ class CloudObjectStore(ObjectStore):
             self._service.delete(full, there.version)
 
     def check(self) -> None:
-        """Begin an upload, send a part and abort it: needs the rights of a put, stores nothing."""
+        """Begin an upload, send a part, abort it: needs the rights of a put and stores nothing."""
         content = b"fuploader-check"
         with NamedTemporaryFile() as file:
             file.write(content)
@@ -171,7 +171,7 @@ class CloudObjectStore(ObjectStore):
         try:
             return parsedate_to_datetime(date) if date else None
         except (ValueError, TypeError):
-            return None  # what it says is no date: it has no clock
+            return None  # not a date: the service has no clock
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
         return [

@@ -1,15 +1,15 @@
-"""The connections that all clients stand on: an answer ends in time and comes from where we asked.
+"""The connections of all clients: an answer ends in time and comes from where we asked.
 
-A read time-out ends silence only: a server that sends a byte now and then is never silent, and
-holds its client for as long as it likes. So the head of an answer has to be whole after twice the
-read time-out, and the rest of it after what the caller allows besides.
+A read time-out only limits silence: a server that sends a byte now and then is never silent, and
+can hold its client forever. So the head of an answer has to be complete after twice the read
+time-out, and the rest of it after the additional time that the caller allows.
 
-The clients of all three services stand on urllib3, whose connections are told here when they begin
-to wait for an answer. How long a thread waits at most is set by `answer_within`; when the time is
-up the socket is shut down, the read that waits on it ends, and the caller sees `late`.
+The clients of all three services use urllib3, whose connections are told here when they begin to
+wait for an answer. `answer_within` sets how long a thread waits at most; when the time is up the
+socket is shut down, the read that waits on it ends, and the caller sees `late`.
 
-What client libraries read to its end into memory, pages and errors, has a longest size. Ranges of
-objects are read in other ways, by who knows how much to expect (`asking.exact_range`).
+Answers that client libraries read into memory as a whole, pages and errors, are limited in size.
+Ranges of objects are read by `asking.exact_range`, which knows how much to expect.
 
 No redirect is followed here, whatever the client library asks for: another host would get the
 session token, and with a 307 the archive.
@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 
 SLOWEST_BYTES_PER_SECOND = 16 << 10
 LONGEST_ANSWER_BYTES = 64 << 20
-"""A page of a listing has 1,000 names of at most 1,024 bytes: some MiB, written as XML."""
+"""A page of a listing has 1,000 names of at most 1,024 bytes: a few MiB as XML."""
 
 
 class Due:
@@ -59,10 +59,10 @@ class Due:
     def _shut(self, sock: Any) -> None:
         self.late = True
         try:
-            # Past any TLS: its own farewell would wait for the other side.
+            # Bypassing TLS, whose own goodbye would wait for the other side.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
-            return  # closed already: nobody waits for it
+            return  # it is closed already, so nobody waits for it
 
 
 _current = threading.local()
@@ -70,7 +70,7 @@ _current = threading.local()
 
 @contextmanager
 def answer_within(head_seconds: float, body_seconds: float) -> Iterator[Due]:
-    """The requests that this thread makes meanwhile must be answered in that time, each."""
+    """Each request that this thread makes meanwhile must be answered in that time."""
     due = _current.due = Due(head_seconds, body_seconds)
     try:
         yield due
@@ -80,7 +80,7 @@ def answer_within(head_seconds: float, body_seconds: float) -> Iterator[Due]:
 
 
 class _Waiting:
-    """Mixed into a connection: its waiting begins when the request is sent."""
+    """Mixed into a connection: the waiting begins when the request is sent."""
 
     def getresponse(self, *args: Any, **kwargs: Any) -> Any:
         due, sock = getattr(_current, "due", None), getattr(self, "sock", None)
@@ -92,20 +92,20 @@ class _Waiting:
         return answer
 
     def _handle_expect_response(self, message_body: Any) -> Any:
-        """botocore's: it waits here for a 100 Continue before it sends a body."""
+        """Of botocore, which waits here for a 100 Continue before it sends a body."""
         due, sock = getattr(_current, "due", None), getattr(self, "sock", None)
         if due is not None and isinstance(sock, socket.socket):
             due.wait_for_head(sock)
         return super()._handle_expect_response(message_body)  # type: ignore[misc]
 
     def _consume_headers(self, lines: Any) -> None:
-        """botocore's: the headers of a 100 Continue. Its own would read for ever at their end."""
+        """Of botocore: the headers of a 100 Continue. Its own loops forever if they break off."""
         while (line := lines.readline()) not in (b"\r\n", b"\n"):
             if not line:
-                raise ConnectionError("the connection ended within a 100 Continue")
+                raise ConnectionError("the connection ended in the middle of a 100 Continue")
         due = getattr(_current, "due", None)
         if due is not None:
-            due.end()  # the sending of the body is not what it waits for
+            due.end()  # sending the body is not part of the waiting
 
 
 class _StayingHere:
@@ -127,7 +127,7 @@ def _limited(answer: Any) -> Callable[..., Iterator[bytes]]:
             size += len(piece)
             if size > LONGEST_ANSWER_BYTES:
                 answer.close()
-                raise HTTPError(f"an answer of more than {LONGEST_ANSWER_BYTES:,} bytes came")
+                raise HTTPError(f"the answer has more than {LONGEST_ANSWER_BYTES:,} bytes")
             yield piece
 
     return limited

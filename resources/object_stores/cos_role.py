@@ -1,8 +1,8 @@
-"""Temporary COS credentials of the role that a machine has (CAM role of a CVM).
+"""Temporary COS credentials of a machine's role (CAM role of a CVM).
 
-The SDK knows no such chain, only an object with `secret_id`, `secret_key` and `token`, which it
-reads for each request. The machine's metadata service gives a set of them that expires; a new one
-is fetched a few minutes before.
+The SDK does not fetch them itself: it takes an object with `secret_id`, `secret_key` and `token`,
+which it reads for each request. The machine's metadata service gives out credentials that expire;
+new ones are fetched a few minutes before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 class RoleCredentials:
-    """What the SDK takes for its `CredentialInstance`. Thread-safe; its repr shows no secret."""
+    """The SDK's `CredentialInstance`. Thread-safe; its repr shows no secret."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -64,5 +64,5 @@ class RoleCredentials:
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise StoreRefused(
                 f"{self._shown} gives no credentials: {type(error).__name__}",
-                hint="has this machine a role of this name?",
+                hint="does this machine have a role of this name?",
             ) from error

@@ -2,12 +2,9 @@
 
 What must always hold:
 
-- The SDK's own retries are off: one wrapper retries for all backends. Its Retry-After comes
-  through a hook, because its errors keep no headers.
-- The digest that counts is `x-cos-hash-crc64ecma`, which COS computes from what it holds. The SDK
-  does not compare it.
-- Create-only is `x-cos-forbid-overwrite`. COS ignores it in buckets with versioning; there the
-  look before and after is all there is, and an older version is never lost.
+- The SDK's own retries are off: one wrapper retries for all backends. Retry-After comes through a
+  hook, because the SDK's errors keep no headers.
+- The SDK does not compare the CRC-64; we do.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ from fuploader_dagster.settings.secret import shown_cause
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.cos import COSSettings
 
-# The SDK logs each refusal that is raised here anyway, and at DEBUG it logs signing keys.
+# The SDK logs each refusal, which we raise anyway, and at DEBUG it logs signing keys.
 logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL)
 
 
@@ -182,7 +179,7 @@ class CosService(Crc64Service):
         return date
 
     def _remember(self, answer: requests.Response, *_: Any, **__: Any) -> None:
-        """Keep what the SDK drops. It takes a redirect for success, so that is an error here."""
+        """Keep what the SDK drops. It takes a redirect for success; for us it is an error."""
         said = self._said
         said.status = answer.status_code
         said.headers = answer.headers
@@ -209,7 +206,7 @@ class CosService(Crc64Service):
 def _refusal(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
     status, said = error.get_status_code(), error.get_digest_msg()
     code, message = _in_xml(error.get_origin_msg())
-    if not code and isinstance(said, dict):  # of a HEAD: what the SDK made up
+    if not code and isinstance(said, dict):  # after a HEAD: what the SDK makes up
         code = said.get("code", "")
     if code in ("NoSuchKey", "NoSuchResource"):
         return Missing(tried)
@@ -223,7 +220,7 @@ def _truncated(page: Mapping[str, Any]) -> bool:
 
 
 def _in_xml(body: str | bytes) -> tuple[str, str]:
-    """Code and message of an error's body. The SDK gives up if any other field is missing."""
+    """Code and message in an error's body. The SDK reads neither if another field is missing."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     found = [re.search(f"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message")]
     code, message = (unescape(each[1]) if each else "" for each in found)
@@ -266,7 +263,7 @@ class _RoleConfig(CosConfig):  # type: ignore[misc]
 
     @_token.setter
     def _token(self, _: str | None) -> None:
-        """The SDK's constructor sets what was given instead of a role: nothing."""
+        """The SDK's constructor sets the token that was given, which is none with a role."""
 
 
 def _credentials(settings: COSSettings) -> dict[str, Any]:

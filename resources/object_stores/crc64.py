@@ -1,8 +1,8 @@
 """CRC-64/XZ, the digest that COS and OSS compute of what they hold.
 
-It comes with crcmod, which both client libraries bring. Where crcmod was installed without a
-compiler it has no C extension and computes in Python, some thirty times slower: nothing is wrong
-then, but each archive costs that time, so the doctor says it.
+crcmod computes it, which both client libraries bring. Where crcmod was installed without a compiler
+it has no C extension and computes in Python, about thirty times slower: the result is right, but
+each archive costs that time, so the doctor says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Crc64:
     """`hexdigest` is decimal, which is how COS and OSS write it."""
 
     def __init__(self) -> None:
-        import crcmod  # noqa: PLC0415 - comes with the clients of COS and OSS, and only with them
+        import crcmod  # noqa: PLC0415 - comes with the clients of COS and OSS only
 
         self._crc = crcmod.Crc(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFFF, rev=True)
 
@@ -29,9 +29,9 @@ class Crc64:
 
 
 def examine() -> Iterator[Diagnosis]:
-    """Whether crcmod has its C extension; nothing where crcmod is missing altogether."""
+    """Whether crcmod has its C extension; nothing where crcmod is not installed."""
     try:
-        module = import_module("crcmod.crcmod")  # the package has hidden it behind its own name
+        module = import_module("crcmod.crcmod")  # the package hides it under its own name
     except ImportError:
         return
     if module._usingExtension:

@@ -30,7 +30,7 @@ class Crc64Service(Service):
         self._prefix = prefix
         self._create_only = {f"{prefix}forbid-overwrite": "true"}
         self._encrypted = settings.encryption != "default"
-        """Then an ETag is no md5, whether we asked for encryption or the bucket does it."""
+        """Then an ETag is not an md5, whether we asked for encryption or the bucket does it."""
 
     @abstractmethod
     def _head(self, key: str) -> Mapping[str, Any]:

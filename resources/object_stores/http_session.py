@@ -1,11 +1,11 @@
-"""The HTTP session of the clients that stand on `requests` (COS and OSS).
+"""The HTTP session of the client libraries that use `requests` (COS and OSS).
 
 What must always hold:
 
 - No redirect is followed: the next host would get the session token, and with a 307 the archive.
-- Whom to believe is what the settings say. `requests` by itself prefers REQUESTS_CA_BUNDLE, and
-  would put the login that ~/.netrc has for a host in the place of our signature.
-- Answers come to their end in time (`connections`).
+- The settings decide which certificates are trusted. `requests` by itself prefers
+  REQUESTS_CA_BUNDLE, and would replace our signature by the login that ~/.netrc has for a host.
+- Answers end in time (`connections`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StoreSession(requests.Session):
 
     def __init__(self, verify: bool | str, pool_size: int) -> None:
         super().__init__()
-        self._believed = verify
+        self._trusted = verify
         self.auth = _leave_alone
         adapter = _Adapter(pool_connections=pool_size, pool_maxsize=pool_size)
         self.mount("http://", adapter)
@@ -38,8 +38,8 @@ class StoreSession(requests.Session):
         self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
     ) -> Any:
         merged = super().merge_environment_settings(url, proxies, stream, verify, cert)
-        if self._believed is not True:  # else the environment may name the machine's authorities
-            merged["verify"] = self._believed
+        if self._trusted is not True:  # otherwise the environment may name certificates
+            merged["verify"] = self._trusted
         return merged
 
 

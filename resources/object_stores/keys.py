@@ -1,8 +1,8 @@
-"""Object keys: which are allowed, and how a prefix joins them.
+"""Object keys: which are allowed, and how the store's prefix is added.
 
 A key is the path of an object below the store's prefix: relative, `/`-separated, UTF-8, without
 empty, `.` or `..` components. With its prefix it has at most 1,024 bytes, the limit of all three
-clouds. A key that a user's function made up must not be able to leave the prefix.
+clouds. A key that a user's function makes must not be able to leave the prefix.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def full_key(prefix: str, key: str) -> str:
     if reason:
         raise StoreRefused(
             f"{key!r} cannot be an object key: {reason}",
-            hint="the remote key generator made it; keys are relative paths such as a/2026/x.tar",
+            hint="the pipeline's `key` made it; keys are relative paths such as a/2026/x.tar",
         )
     return full
 
 
 def full_prefix(prefix: str, listed: str) -> str:
-    """The prefix that a listing below the store's own prefix asks for."""
+    """The prefix of a listing as the service sees it."""
     own = prefix.strip("/")
     return f"{own}/{listed}" if own else listed
 

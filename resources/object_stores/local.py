@@ -4,10 +4,10 @@ What must always hold:
 
 - An object appears under its key with all its bytes, durable, or not at all: it is written under
   a temporary name, synced, read back, and only then linked to its name.
-- `link` is what makes a put create-only: unlike rename it never takes the place of a file.
+- `link` makes a put create-only: unlike rename it never replaces a file.
 
-The folder keeps no metadata: `head` reads the file and states the digest of what is there. What a
-killed put left lies beside its object under a temporary name that says which key it was for.
+The folder keeps no metadata: `head` reads the file and computes its digest. What a killed put left
+is next to its object, under a temporary name that says which key it was for.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class LocalObjectStore(ObjectStore):
         with _telling(f"storing {archive.path}", final):
             if final.is_dir():
                 raise StoreRefused(
-                    f"{final} is a folder, it cannot be an object as well",
+                    f"{final} is a folder, so it cannot be an object too",
                     hint="give the archive another key",
                 )
             if final.exists():
@@ -95,7 +95,7 @@ class LocalObjectStore(ObjectStore):
                 _compare(archive, temporary)
                 reached(CrashPoint.OBJECT_WRITTEN)
                 created = _link(temporary, final)
-        if not created:  # somebody else was quicker
+        if not created:  # another process was quicker
             return self._judge(key, archive)
         return StoredObject(self.address(key), key, archive.size_bytes, archive.sha256)
 
@@ -145,7 +145,7 @@ class LocalObjectStore(ObjectStore):
         return self._path(key).as_uri()
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
-        """Temporary files that killed puts left, with the keys that they were for."""
+        """Temporary files that killed puts left, with the keys they were for."""
         found = []
         for path in self._files():
             if not is_temporary(path.name):
@@ -167,7 +167,7 @@ class LocalObjectStore(ObjectStore):
         return (path for path in self.folder.rglob("*") if path.is_file())
 
     def _judge(self, key: str, archive: ArchiveFile) -> StoredObject:
-        """The receipt if the file that is there is the archive, else `ObjectConflict`."""
+        """The receipt if the existing file is the archive; otherwise raise `ObjectConflict`."""
         there = self.head(key)
         if there is None:
             raise StoreUnavailable(f"{self.address(key)} was there and is gone")
@@ -183,7 +183,7 @@ class LocalObjectStore(ObjectStore):
 
 
 def _copy(archive: ArchiveFile, target: Path, progress: Progress | None) -> None:
-    """Copy, and check that the archive still is what its digest says."""
+    """Copy, and check that the archive still has the digest it was packed with."""
     digest, copied = hashlib.sha256(), 0
     with open_archive(archive) as source, target.open("wb") as file:
         while chunk := source.read(CHUNK_BYTES):
@@ -221,8 +221,8 @@ def _link(temporary: Path, final: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        # FAT and some shares know no links. Looking first and renaming is all that they offer;
-        # an object still appears whole or not at all.
+        # FAT and some shares support no links, so we look first and then rename. An object still
+        # appears whole or not at all.
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         if final.exists():

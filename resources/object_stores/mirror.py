@@ -1,15 +1,15 @@
-"""Mirror: two stores of which both must have an archive before it counts as stored.
+"""Mirror: two stores, both of which must have an archive before it counts as stored.
 
 What must always hold:
 
-- `put` gives a receipt only when both have given theirs. What one has confirmed stays there; the
-  next attempt finds it and sends to the other only.
-- `head` and `list` tell what *both* have: an archive that one of them lacks is not stored yet, so
-  the recovery schedule asks for it again.
-- Reading takes the first and falls back to the second: that is what a mirror is for.
+- `put` returns a receipt only when both stores have confirmed. What one has confirmed stays there;
+  the next attempt finds it and sends to the other only.
+- `head` and `list` report what *both* have: an archive that one of them lacks is not stored yet, so
+  the recovery schedule requests it again.
+- Reading uses the first store and falls back to the second.
 
-Each store has its own retries, so that a slow one does not make the other repeat anything. For
-more than two, mirror a mirror.
+Each store has its own retries, so that a slow one does not make the other repeat anything. For more
+than two stores, mirror a mirror.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class MirroredObjectStore(ObjectStore):
         if any(each != first for each in found):
             raise DigestMismatch(
                 f"{self.address(key)} differ: {' and '.join(str(each) for each in found)}",
-                hint="look at both objects; remove the wrong one, it is uploaded again",
+                hint="look at both objects and remove the wrong one; it will be uploaded again",
             )
         return first
 
@@ -117,7 +117,7 @@ class MirroredObjectStore(ObjectStore):
             try:
                 return store.get_range(key, offset, length)
             except (TemporaryError, StoreRefused) as error:
-                log.warning("reading from the next mirror: %s", error)
+                log.warning("one mirror cannot be read, trying the next: %s", error)
                 errors.append(error)
         raise errors[0]
 
@@ -157,7 +157,7 @@ class MirroredObjectStore(ObjectStore):
         self._stores[int(number)].abort(replace(upload, upload_id=upload_id))
 
     def _all(self, action: Callable[[int, ObjectStore], T]) -> builtins.list[T]:
-        """Do it with all at once. All are waited for; then the first error is raised."""
+        """Do it with all stores at once. Wait for all; then raise the first error."""
         with ThreadPoolExecutor(len(self._stores), "mirror") as pool:
             futures = [
                 pool.submit(action, number, store) for number, store in enumerate(self._stores)
@@ -169,7 +169,7 @@ class MirroredObjectStore(ObjectStore):
 
 
 class _Slowest:
-    """Of several progress reports, passes on what all have confirmed."""
+    """Passes on the progress that all stores have made."""
 
     def __init__(self, progress: Progress | None, count: int) -> None:
         self._progress = progress
@@ -178,7 +178,7 @@ class _Slowest:
 
     def of(self, number: int) -> Progress:
         def report(confirmed: int, total: int) -> None:
-            with self._lock:  # one at a time, or a smaller figure could come after a larger one
+            with self._lock:  # otherwise a smaller figure could come after a larger one
                 self._confirmed[number] = confirmed
                 if self._progress is not None:
                     self._progress(min(self._confirmed), total)

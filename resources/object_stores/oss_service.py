@@ -3,10 +3,7 @@
 What must always hold:
 
 - oss2 retries nothing by itself; one wrapper retries for all backends.
-- The digest that counts is `x-oss-hash-crc64ecma`, which OSS computes from what it holds. oss2's
-  own comparison is off: it skips resumed uploads, and ours covers all.
-- Create-only is `x-oss-forbid-overwrite`. OSS ignores it in buckets with versioning; there the
-  look before and after is all there is, and an older version is never lost.
+- oss2's own comparison of CRC-64s is off: it skips resumed uploads, and ours covers all.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ from fuploader_dagster.settings.secret import shown_cause
 if TYPE_CHECKING:
     from fuploader_dagster.resources.object_stores.oss import OSSSettings
 
-# oss2 logs each refusal that is raised here anyway, and at DEBUG it logs what it signs.
+# oss2 logs each refusal, which we raise anyway, and at DEBUG it logs what it signs.
 logging.getLogger("oss2").setLevel(logging.CRITICAL)
 
 

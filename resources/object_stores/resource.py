@@ -1,7 +1,7 @@
 """Object stores as Dagster resources: the settings of each backend, shown and resolved by Dagster.
 
 A host project adds a backend by subclassing `ObjectStoreResource` and implementing `connect` and
-`describe`; what must hold of it is said in `settings`.
+`describe`; `settings` says what must hold for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettin
 
 
 class ObjectStoreResource(dg.ConfigurableResource[Any], ObjectStoreSettings):
-    """The settings of an object store, as a Dagster resource; usable without Dagster as well."""
+    """The settings of an object store as a Dagster resource, usable without Dagster too."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{name: _as_dagster(value) for name, value in values.items()})
@@ -43,7 +43,7 @@ class Local(ObjectStoreResource, LocalSettings):
 
 
 class Mirror(ObjectStoreResource, MirrorSettings):
-    """Two object stores, of different providers if wanted."""
+    """Two object stores, of different providers if you like. Each archive goes to both."""
 
     first: ObjectStoreResource
     second: ObjectStoreResource
@@ -63,7 +63,7 @@ _RESOURCES: dict[type, type[ObjectStoreResource]] = {
 
 
 def as_resource(store: Any) -> Any:
-    """The Dagster resource of the same settings. What is a resource, or a host's own, stays."""
+    """The Dagster resource with these settings. A resource, or a host's own store, is returned."""
     resource = _RESOURCES.get(type(store))
     if resource is None:
         return store
@@ -71,7 +71,7 @@ def as_resource(store: Any) -> Any:
 
 
 def _as_dagster(value: Any) -> Any:
-    """A variable, as it comes from YAML or in settings, becomes Dagster's."""
+    """A variable from YAML, or of our settings, becomes Dagster's."""
     if isinstance(value, dict) and value.keys() == {"env"} and isinstance(value["env"], str):
         return EnvVar(value["env"])
     name = variable_name(value)

@@ -2,12 +2,12 @@
 
 What must always hold:
 
-- Only a `TemporaryError` is tried again. Everything else passes through at once, unchanged.
+- Only a `TemporaryError` is retried. Everything else passes through at once, unchanged.
 - Pauses grow exponentially with jitter and are never shorter than what the server asked for.
-- The budget counts from the last progress: a large upload over a bad line that gets some parts
-  through with each attempt goes on, one that gets nothing through ends after the budget.
+- The budget starts again with each progress: a large upload over a bad line goes on as long as each
+  attempt gets some parts through; one that gets nothing through ends after the budget.
 
-Safe, because every method of an ObjectStore may be repeated: `put` finds what is there already.
+This is safe because every method of an ObjectStore may be repeated: `put` finds what is stored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class RetryingObjectStore(ObjectStore):
-    """Another store with each of its methods tried again while that can help."""
+    """Another store, whose methods are retried while that can help."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class RetryingObjectStore(ObjectStore):
         return self._try(lambda: self.store.get_range(key, offset, length))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        # A listing that breaks off is begun anew: it is read to its end before it is given on.
+        # A listing that breaks off starts again, so it is read to its end before we return it.
         return iter(self._try(lambda: builtins.list(self.store.list(prefix))))
 
     def delete(self, key: str) -> None:
@@ -87,14 +87,14 @@ class RetryingObjectStore(ObjectStore):
         self._try(lambda: self.store.erase(key))
 
     def check(self) -> None:
-        """One attempt only: this is asked by people and ticks that want to know how it is now."""
+        """One attempt only: people and ticks want to know how the store is now."""
         self.store.check()
 
     def address(self, key: str) -> str:
         return self.store.address(key)
 
     def clock(self) -> datetime | None:
-        """One attempt only: a repeated one would tell the time of the repetition."""
+        """One attempt only: a later one would have another time."""
         return self.store.clock()
 
     def unfinished(self, prefix: str = "") -> builtins.list[UnfinishedUpload]:
@@ -123,7 +123,7 @@ class RetryingObjectStore(ObjectStore):
 
 
 class _Attempts:
-    """When to stop: the budget since the last byte that was newly confirmed."""
+    """When to stop: when the budget has passed since the last newly confirmed byte."""
 
     def __init__(self, budget_seconds: float) -> None:
         self._budget_seconds = budget_seconds
@@ -141,6 +141,6 @@ class _Attempts:
         return Retry(error or Exception(), state.attempt_number, state.upcoming_sleep, seconds)
 
     def exhausted(self, state: tenacity.RetryCallState) -> bool:
-        # A pause that ends after the budget could only waste the caller's time.
+        # A pause that ends after the budget would only waste the caller's time.
         spent = time.monotonic() - self._last_progress + state.upcoming_sleep
         return spent > self._budget_seconds

@@ -1,4 +1,4 @@
-"""S3: the settings of a bucket of Amazon S3 or of anything that speaks like it.
+"""S3: the settings of a bucket of Amazon S3 or of a compatible service.
 
 The API itself is in `s3_service`, which needs boto3 and is imported only when a store is opened.
 """
@@ -23,7 +23,7 @@ READABLE = frozenset({"encryption default", "encryption AES256"})
 class S3Settings(CloudSettings):
     """A bucket of Amazon S3 or of a compatible service.
 
-    Without keys, boto3's own chain is asked: environment, shared profile, container, instance.
+    Without keys, boto3's own chain is used: environment, shared profile, container, instance.
     """
 
     SECRETS: ClassVar[frozenset[str]] = frozenset(
@@ -70,10 +70,10 @@ class S3Settings(CloudSettings):
         return self
 
     def refuse_unconfirmable(self) -> None:
-        """Raise `ConfigError` for what could store archives and never confirm them.
+        """Raise `ConfigError` for settings that could store archives but never confirm them.
 
-        With a key of KMS or our own an object is confirmed by reading it back, and objects of these
-        classes cannot be read.
+        With a KMS key or one of our own an object is confirmed by reading it back, and objects of
+        these classes cannot be read.
         """
         by = "customer_key" if self.customer_key is not None else f"encryption {self.encryption}"
         if self.storage_class in COLD_CLASSES and by not in READABLE:

@@ -1,7 +1,7 @@
-"""boto3's client for one bucket, set up so that it does what we ask and nothing besides.
+"""boto3's client for one bucket, set up so that it does what we ask and nothing else.
 
 What must always hold: it retries nothing, adds no checksum, follows no redirect of a server that is
-not Amazon's, and its answers come to their end in time (`connections`).
+not Amazon's, and its answers end in time (`connections`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_client(settings: S3Settings) -> S3Client:
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
-            # None: boto3 asks the environment (AWS_CA_BUNDLE) whom to believe.
+            # None: boto3 takes the certificates to trust from the environment (AWS_CA_BUNDLE).
             verify=(settings.ca_bundle if settings.verify_tls else False),
             config=config,
         )
@@ -71,17 +71,17 @@ def open_client(settings: S3Settings) -> S3Client:
 
 
 def read_models() -> None:
-    """Read what describes S3's API now, for the stores that are opened later in this process and
-    its forks: 0.3 s of CPU. Sends nothing."""
-    with suppress(BotoCoreError):  # such as a profile that is missing: opening a store will tell
+    """Read the files that describe S3's API now, for the stores that this process and its forks
+    open later: 0.3 s of CPU. Sends nothing."""
+    with suppress(BotoCoreError):  # a missing profile, for example: opening a store will raise it
         session = boto3.session.Session("none", "none", botocore_session=_core_session())
         session.client("s3", region_name="us-east-1")
 
 
 def _core_session() -> CoreSession:
-    """A session of its own, except that what describes S3's API is read once per process.
+    """A session of its own that shares the description of S3's API, read once per process.
 
-    Each session would read and parse these files again: 0.1 s of CPU for every store opened.
+    Otherwise each session would read and parse those files: 0.1 s of CPU for every store opened.
     """
     session = CoreSession()
     models = _models(session.get_config_variable("data_path"))
@@ -108,9 +108,9 @@ def _is_amazons(endpoint_url: str | None) -> bool:
 def _follow_no_redirect(request_dict: dict[str, Any], **_: Any) -> None:
     """Tell botocore that it has followed a redirect already.
 
-    Amazon's own lead from one of its regions to another, at a host that botocore builds itself from
-    the region's name. Any other server's would only make it ask again, without end for some, and
-    hide the reason of a refusal.
+    Amazon's own redirects lead from one region to another, to a host that botocore builds itself
+    from the region's name. Any other server's would only make it ask again, some of them endlessly,
+    and hide the reason of a refusal.
     """
     request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
@@ -124,6 +124,7 @@ def customer_key(settings: S3Settings) -> dict[str, Any]:
         key = b""
     if len(key) != 32:
         raise ConfigError(
-            "S3.customer_key is not 32 bytes in base64", hint="openssl rand -base64 32"
+            "S3.customer_key is not 32 bytes in base64",
+            hint="make one with: openssl rand -base64 32",
         )
     return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}

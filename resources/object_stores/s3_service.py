@@ -3,13 +3,14 @@
 What must always hold:
 
 - boto3's own retries are off: one wrapper retries for all backends (`s3_client` sets it up).
-- A checksum travels as Content-MD5, which every server understands and checks. The trailing
+- The checksum is sent as Content-MD5, which every server understands and checks. The trailing
   checksums that boto3 sends by default make some servers fail and others store the trailer.
-- The signature covers the body through that header, over http as over https: the sha256 that boto3
-  would compute over http besides is a third digest of the same bytes and proves nothing more.
-- The ETag counts as a digest only where it is one: not under KMS or customer keys, whether we asked
+- The signature covers the body through that header, over http as over https: the additional sha256
+  that boto3 would compute over http is a third digest of the same bytes and proves nothing more.
+- The ETag counts as a digest only where it is one: not with KMS or customer keys, whether we asked
   for them or the bucket has them by default.
-- A service that does not know If-None-Match (it answers 501) is asked without, after a look.
+- A service that does not support If-None-Match (it answers 501) gets the put without it, after a
+  look.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class S3Service(Service):
         self._create_only(key, send)
 
     def _create_only(self, key: str, send: Callable[[Any], None]) -> None:
-        """On the condition that nothing is there; where the service knows none, by a look."""
+        """Send on the condition that no object is there; or after a look, without conditions."""
         if self._knows_conditions:
             try:
                 send({"IfNoneMatch": "*"})
@@ -123,7 +124,7 @@ class S3Service(Service):
         if self._knows_conditions:
             self._knows_conditions = False
             log.warning(
-                "%s does not know If-None-Match: we look before and after each put instead",
+                "%s does not support If-None-Match: each put looks before and after it instead",
                 self._where,
             )
 
@@ -260,7 +261,7 @@ def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
         return StoreRefused(
             f"{tried}: {reason}",
-            hint="set access_key_id and secret_access_key, or a profile, or an instance role",
+            hint="set access_key_id and secret_access_key, or profile, or use an instance role",
         )
     passing = (
         boto.HTTPClientError,
@@ -276,9 +277,9 @@ def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
 
 
 def _is_foreign(answer: Mapping[str, Any]) -> bool:
-    """Whether it was encrypted by a key that makes an ETag something else than a digest.
+    """Whether it was encrypted with a key that makes the ETag something else than a digest.
 
-    Buckets may do so by default: the answer says it, whatever we asked for.
+    Buckets may do so by default: the answer says so, whatever we asked for.
     """
     how = answer.get("ServerSideEncryption") or "AES256"
     return how != "AES256" or bool(answer.get("SSECustomerAlgorithm"))

@@ -63,8 +63,8 @@ class ConfirmedPart:
 class Service(ABC):
     """One bucket in the service's own terms: each method is one request (or one listing).
 
-    Keys are full keys. Nothing is retried here. Errors as in `contracts.object_store`, and besides
-    `AlreadyThere` for create-only requests, `UploadGone` for those about an upload.
+    Keys are full keys. Nothing is retried here. Errors are those of `contracts.object_store`, also
+    `AlreadyThere` for create-only requests and `UploadGone` for requests about an upload.
     """
 
     max_parts = 10_000

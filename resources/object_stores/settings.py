@@ -1,19 +1,19 @@
-"""ObjectStoreSettings: what an object store is told, and how it is opened. Without Dagster.
+"""ObjectStoreSettings: the settings of an object store, and how it is opened. Without Dagster.
 
 What must always hold:
 
 - A secret is given as the name of an environment variable (`{env: NAME}` in YAML, `EnvVar("NAME")`
   in Python), because Dagster's UI shows a resource's configuration to everybody. A literal is
   refused.
-- An address with a login or a query in it (`https://user:password@host`) is a secret as well.
-- No secret is in a repr, an error or `describe()`; validation errors do not quote what they got.
-- A field that does not exist is an error, not something that is silently ignored.
+- An address with a login or a query in it (`https://user:password@host`) is a secret too.
+- No secret is in a repr, an error or `describe()`; validation errors do not quote values.
+- A field that does not exist is an error; it is not silently ignored.
 
-`open()` gives the connected store with retries around it. Inside a run Dagster has replaced the
-variables by their values before; outside (command line, workers) `open()` does it.
+`open()` returns the connected store with retries around it. In a run, Dagster has already replaced
+the variables by their values; elsewhere (command line, workers) `open()` does so.
 
 Importing Dagster takes longer than most commands. So a configuration file is loaded as these
-settings, and `resource.as_resource` makes Dagster resources of them where there is Dagster.
+settings, and `resource.as_resource` turns them into Dagster resources where Dagster is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/?#]*@|[^?#]*\?)"
 
 
 class Variable(str):
-    """The name of an environment variable in the place of a value, as Dagster's `EnvVar`."""
+    """The name of an environment variable instead of a value, like Dagster's `EnvVar`."""
 
     __slots__ = ()
 
@@ -72,14 +72,14 @@ class ObjectStoreSettings(BaseModel):
             if isinstance(values[name], str) and _LOGIN.match(values[name]):
                 _refuse_literal(self.kind(), name, values[name], "given with a login or a query")
         super().__init__(**values)
-        # Validation makes plain text of them. (Dagster keeps its own.)
+        # Validation has turned our variables into plain text. (Dagster keeps its own.)
         self.__dict__.update(
             {name: value for name, value in values.items() if isinstance(value, Variable)}
         )
 
     @abstractmethod
     def connect(self) -> ObjectStore:
-        """The bare store, of settings whose variables are resolved. Sends no request yet.
+        """The store without retries, from settings whose variables are resolved. Sends nothing.
 
         Raises `ConfigError` if the client library is missing or a setting is impossible.
         """
@@ -89,7 +89,7 @@ class ObjectStoreSettings(BaseModel):
         """Address in words, without secrets, for logs and error messages."""
 
     def examine(self) -> Iterator[Diagnosis]:
-        """What `fuploader doctor` should know besides what the store shows. Sends nothing."""
+        """More findings for `fuploader doctor`, beyond those about the store. Sends nothing."""
         yield from ()
 
     @classmethod
@@ -98,15 +98,15 @@ class ObjectStoreSettings(BaseModel):
         return cls.__name__.removesuffix("Settings")
 
     def open(self) -> ObjectStore:
-        """The store behind the setting, with retries around it.
+        """The connected store with retries around it.
 
-        Raises `ConfigError`, naming it, if an environment variable is not set.
+        Raises `ConfigError` if an environment variable is not set, and names it.
         """
         settings = self.resolved()
         return RetryingObjectStore(settings.connect(), budget_seconds=self.retry_budget_seconds)
 
     def resolved(self) -> Self:
-        """The same settings with the environment's values in place of variables."""
+        """The same settings with the values of the environment variables."""
         values = {
             name: _value_of(self.kind(), name, variable)
             for name, value in self.__dict__.items()
@@ -126,7 +126,7 @@ class ObjectStoreSettings(BaseModel):
             yield name, self._plain(name or "", value) if plain else value
 
     def _plain(self, name: str, text: str) -> str:
-        """A value that may be shown. An address may have a login without `//` before it."""
+        """The text without a login. An address may have one without `//` before it."""
         if name in self.ADDRESSES and "//" not in text and "@" in text:
             return f"***@{text.rpartition('@')[2]}"
         return without_logins(text)
@@ -145,7 +145,7 @@ def needing(library: str, *, extra: str) -> Iterator[None]:
 
 
 def variable_name(value: Any) -> str | None:
-    """Of a variable, ours or Dagster's, its name; None for any other value."""
+    """The name of a variable, ours or Dagster's; None for any other value."""
     name: str | None = getattr(value, "env_var_name", None)
     return name
 
@@ -158,8 +158,8 @@ def _as_variable(value: Any) -> Any:
 
 
 def _refuse_literal(settings: str, name: str, value: Any, how: str) -> None:
-    # When Dagster initialises a resource it constructs it anew with the values that it found in
-    # the environment; those must pass. Anything else is somebody's literal.
+    # When Dagster initialises a resource it constructs it again with the values that it found in
+    # the environment; those must pass. Anything else is a literal.
     if value is None or variable_name(value) is not None or value in os.environ.values():
         return
     raise ConfigError(

@@ -2,20 +2,20 @@
 
 What must always hold:
 
-- Create-only: the request says "only if nothing is there" where the service understands it, and
-  a look goes before and after where it does not.
-- A receipt is given only for what the service itself states about the object: its size, our
-  sha256 in its metadata, and a digest that the service computed from the bytes it holds. If it
-  states no digest that can be computed here too (some encryptions), the object is read back.
-- An upload in parts that was interrupted goes on with the parts whose size and md5, as the
-  service lists them, are those of the file here. No note about it is kept on this side, so it
-  goes on from any machine that has the archive. Where the service states no md5 of parts (those
-  encryptions again), it goes on only within the process that sent them (`SentParts`).
+- Create-only: the request says "only if nothing is there" where the service understands that;
+  where it does not, we look before and after.
+- A receipt needs what the service itself states about the object: its size, our sha256 in its
+  metadata, and a digest that the service computed from the bytes it holds. If it states no digest
+  that we can compute too (some encryptions), the object is read back.
+- An interrupted upload in parts is resumed with those parts whose size and md5, as the service
+  lists them, are those of the local file. We keep no note about it, so any machine that has the
+  archive can resume it. Where the service states no md5 of parts (those encryptions again), only
+  the process that sent them can (`SentParts`).
 
 How an unfinished upload is recognised: parts are about equally large and the last one is sent
-first. An archive ends with its manifest, so the last part's digest says for which archive
-the upload was begun. Unfinished uploads that do not match are left alone; the recovery schedule
-aborts those of archives that are stored.
+first. An archive ends with its manifest, so the last part's digest shows which archive the upload
+is for. Unfinished uploads that do not match are left alone; the recovery schedule aborts those of
+archives that are stored.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ log = logging.getLogger(__name__)
 
 READ_BACK_BYTES = 8 << 20
 FEWEST_PARTS = 1_000
-"""Amazon takes 10,000 parts, some compatible services only as many as this (Swift as it comes)."""
+"""Amazon accepts 10,000 parts, some compatible services only this many (Swift by default)."""
 SHA256 = "sha256"
 PART_BYTES = "part-bytes"
-"""Metadata: how the archive was cut, so that anybody can compute a digest made of parts."""
+"""Metadata: the size of the parts, so that anybody can compute a digest made of parts."""
 
 
 class SentParts:
-    """The tags that a service gave us for parts, where a tag is no digest of them. Thread-safe."""
+    """The tags that a service returned for parts, if they are not digests. Thread-safe."""
 
     def __init__(self) -> None:
         self._tags: dict[str, dict[tuple[int, bytes], str]] = {}
@@ -113,7 +113,7 @@ class VerifiedPut:
         return self._receipt(self._stated_now(), already_there=False)
 
     def rehearse(self) -> None:
-        """What a put in parts does, of one part, up to its completion; nothing stays."""
+        """All that a put in parts does, with one part, except completing it; nothing is left."""
         part = Part(1, 0, self._archive.size_bytes)
         self._service.stat(self._full)
         upload_id, _ = self._begin({})
@@ -126,14 +126,14 @@ class VerifiedPut:
         there = self._service.stat(self._full)
         if there is None:
             raise StoreUnavailable(
-                f"{self._address}: the service said that it is there and does not have it",
-                hint="local data was kept; it is tried again; if it stays, look for a proxy or a "
-                "login page that answers in the service's place",
+                f"{self._address}: the service says it stored the object, yet does not have it",
+                hint="local data was kept; it will be retried; if this goes on, look for a proxy "
+                "or a login page that answers in place of the service",
             )
         return there
 
     def _send(self, parts: Sequence[Part], concurrency: int) -> None:
-        """Everything from here to the service. Raises `AlreadyThere` if somebody was quicker."""
+        """Send the archive. Raises `AlreadyThere` if another process was quicker."""
         self._part_bytes = parts[0].size_bytes
         metadata = {**self._archive.metadata, SHA256: self._archive.sha256}
         if len(parts) == 1:
@@ -148,8 +148,8 @@ class VerifiedPut:
             self._send_parts(parts, concurrency, metadata)
         except UploadGone as gone:
             raise StoreUnavailable(
-                f"{self._address}: the unfinished upload was aborted by somebody",
-                hint="it is begun anew",
+                f"{self._address}: somebody aborted the unfinished upload",
+                hint="it will be started again",
             ) from gone
 
     def _send_parts(
@@ -161,7 +161,7 @@ class VerifiedPut:
 
     @contextmanager
     def _reading_through(self) -> Iterator[Future[None]]:
-        """The whole file against its sha256, beside everything else; given up with the attempt."""
+        """Compare the whole file with its sha256 in the background; stop with the attempt."""
         abandoned = threading.Event()
         with ThreadPoolExecutor(1, "read-through") as reader:
             try:
@@ -185,7 +185,7 @@ class VerifiedPut:
             self._send_missing(parts, concurrency, upload_id, confirmed)
             read_through.result()
         except BaseException:
-            if parts[-1].number not in confirmed:  # nobody could recognise it
+            if parts[-1].number not in confirmed:  # without it no upload is recognised
                 self._give_up(upload_id)
             raise
         try:
@@ -199,7 +199,7 @@ class VerifiedPut:
             raise
 
     def _tagged(self, parts: Sequence[ConfirmedPart], upload_id: str) -> Sequence[ConfirmedPart]:
-        """The same with the tags that completing asks for; a missing one is looked up."""
+        """The same parts with the tags that completing needs; missing ones are looked up."""
         if all(part.tag for part in parts):
             return parts
         held = {part.number: part for part in self._service.parts(self._full, upload_id)}
@@ -209,23 +209,21 @@ class VerifiedPut:
         self._give_up(upload_id)
         raise StoreRefused(
             f"{self._address}: the service gives no ETag for the parts of an upload",
-            hint="an upload in parts cannot be completed without: look for a proxy between that "
-            "drops headers, or set part_size_bytes above the size of your archives, so that each "
-            "goes in one request",
+            hint="without ETags an upload in parts cannot be completed: look for a proxy in "
+            "between that drops headers, or set part_size_bytes above the size of your archives, "
+            "so that each is sent in one request",
         )
 
     def _begun_earlier(self, parts: Sequence[Part]) -> tuple[str, dict[int, ConfirmedPart]] | None:
-        """The unfinished upload of this very archive, with the parts that need not be sent."""
+        """The unfinished upload of this archive, with the parts that need not be sent again."""
         try:
             uploads = [
                 upload
                 for upload in self._service.unfinished(self._full)
                 if upload.key == self._full
             ]
-        except StoreRefused as error:  # it does not know how, or we may not: both are no hindrance
-            log.warning(
-                "all parts are sent, because no unfinished upload can be looked for: %s", error
-            )
+        except StoreRefused as error:  # unsupported, or not allowed: we can do without
+            log.warning("sending all parts, because unfinished uploads cannot be listed: %s", error)
             return None
         for upload in uploads:
             try:
@@ -242,7 +240,7 @@ class VerifiedPut:
             if parts[-1].number not in confirmed:
                 continue
             log.info(
-                "%s: going on with an unfinished upload, %d of %d parts are there",
+                "%s: resuming an unfinished upload, %d of %d parts are stored already",
                 self._address,
                 len(confirmed),
                 len(parts),
@@ -278,7 +276,7 @@ class VerifiedPut:
                 confirmed[part.number] = part
                 reached(CrashPoint.PART_STORED)
                 self._report(confirmed)
-        finally:  # the first failure ends the attempt; what is confirmed stays at the service
+        finally:  # the first failure ends the attempt; the service keeps what it has confirmed
             sender.shutdown(cancel_futures=True)
             for future in sending:
                 if not future.cancelled() and future.exception() is None:
@@ -289,14 +287,14 @@ class VerifiedPut:
         self._progress(done, self._archive.size_bytes)
 
     def _give_up(self, upload_id: str) -> None:
-        """Do not leave behind what nobody will go on with; if that fails, housekeeping does it."""
+        """Abort an upload that nobody will resume; if that fails, the recovery schedule does it."""
         self._sent.forget(upload_id)
         try:
             self._service.abort(self._full, upload_id)
         except UploadGone:
             log.debug("the unfinished upload of %s is gone already", self._key)
         except FuploaderError as error:
-            log.warning("an unfinished upload of %s stays behind: %s", self._key, error)
+            log.warning("could not abort an unfinished upload of %s: %s", self._key, error)
 
     def _send_part(self, upload_id: str, part: Part) -> ConfirmedPart:
         md5 = self._digests.md5_of(part)
@@ -316,9 +314,9 @@ class VerifiedPut:
         if confirmed.md5 not in ("", md5.hex()):
             raise StoreUnavailable(
                 f"part {part.number} of {self._address}: the service confirmed "
-                f"md5 {confirmed.md5}, {md5.hex()} was sent",
-                hint="the part is sent again; if it stays so, its ETag is no md5, and the bucket "
-                "encrypts without saying so: set encryption to what it does",
+                f"md5 {confirmed.md5}, but {md5.hex()} was sent",
+                hint="the part will be sent again; if this goes on, the ETag is not an md5, "
+                "because the bucket encrypts without saying so: set encryption to what it does",
             )
         return confirmed
 
@@ -331,7 +329,7 @@ class VerifiedPut:
     def _receipt(self, there: Stated, *, already_there: bool) -> StoredObject:
         """Compare everything that the service states with what is here.
 
-        Raises `ObjectConflict` for somebody else's archive, and `DigestMismatch` for what
+        Raises `ObjectConflict` for another archive, and `DigestMismatch` for an object that
         claims to be ours and is not.
         """
         archive, kept = self._archive, there.metadata.get(SHA256)

@@ -2,15 +2,15 @@
 
 What must always hold:
 
-- Each method that changes something is one script or one command, so one round trip and all or
+- Each method that changes something is one script or one command, so one round trip, and all or
   nothing. The scripts are in `redis_scripts`.
 - Claims lapse by the server's clock, so that machines with different clocks agree. A claim that
-  reaches further than `LONGEST_CLAIM_SECONDS` was made before that clock was set back: it is cut.
-- What strangers put into our keys is passed over (`redis_values`), and replaced where we write.
+  lasts longer than `LONGEST_CLAIM_SECONDS` was made before that clock was set back: it is cut.
+- What others put into our keys is ignored (`redis_values`), and replaced when we write.
 - Nothing is sent that a pipeline does not need: docs/operations.md lists the rights.
-- All keys may vanish at any time (FLUSHALL, an empty server): every method works on nothing.
+- All keys may vanish at any time (FLUSHALL, an empty server): every method works without them.
 
-Format: five keys per pipeline and node, with a hash tag, so that a cluster keeps them together:
+Format: five keys per pipeline and node, with a hash tag so that a cluster keeps them together:
 
     {prefix}:{pipeline:node}:slots      hash   slot -> "number messages size_bytes"
     {prefix}:{pipeline:node}:highest    hash   slot -> highest directory number
@@ -66,7 +66,7 @@ class RedisState(StateSettings):
         try:
             redis.ConnectionPool.from_url(url.get_secret_value())
             usable = True
-        except (ValueError, TypeError):  # not passed on: its text may quote the password
+        except (ValueError, TypeError):  # not passed on, because it may quote the password
             usable = False
         if not usable:
             raise ValueError("url must look like redis://user:password@host:6379/0, or rediss://")
@@ -79,7 +79,7 @@ class RedisState(StateSettings):
         yield from self.examine_for(pipeline=_OF_NO_PIPELINE, node="doctor")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
-        """By the pipeline's own keys: rights and a cluster's places differ by key."""
+        """With the pipeline's own keys: rights, and the nodes of a cluster, differ by key."""
         store = self.store(pipeline=pipeline, node=node)
         try:
             store.open()
@@ -122,7 +122,7 @@ class RedisStateStore(StateStore):
     def __init__(self, settings: RedisState, pipeline: str, node: str) -> None:
         self._settings = settings
         self._pipeline, self._node = pipeline, node
-        # Nothing is retried: a `record` that is sent twice would count twice.
+        # Nothing is retried: a `record` sent twice would count twice.
         self._client = connect(settings.url, settings.timeout_seconds)
         prefix = f"{settings.key_prefix}:{{{pipeline}:{node}}}"
         self._keys = [f"{prefix}:{name}" for name in _KEYS]
@@ -187,7 +187,7 @@ class RedisStateStore(StateStore):
         return snapshot
 
     def look(self) -> tuple[Snapshot, list[str]]:
-        """A snapshot, and sentences about what had to be left out of it."""
+        """A snapshot, and sentences about the values that were ignored."""
         slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
         nonsense = values.Nonsense()
         snapshot = Snapshot(
@@ -201,7 +201,7 @@ class RedisStateStore(StateStore):
     def prove(self) -> None:
         """Do with the pipeline's own keys what its drain does, and leave nothing. For the doctor.
 
-        Raises what the drain would meet: rights, a replica, a full memory, a cluster's other node.
+        Raises what the drain would meet: missing rights, a replica, full memory, the wrong node.
         """
         probe = f"probe-{secrets.token_hex(8)}"
         self._run(scripts.UNPROVE, probe)
@@ -213,7 +213,7 @@ class RedisStateStore(StateStore):
         self.sealed(1)
 
     def server(self) -> tuple[Mapping[str, Any] | None, str | None]:
-        """`INFO`, and `CONFIG GET save`; None for what we may not ask: no pipeline needs them."""
+        """`INFO` and `CONFIG GET save`; None for what we may not ask, which no pipeline needs."""
         with self._explaining():
             return self._asked(self._client.info), self._asked(
                 lambda: self._client.config_get("save").get("save", "")
@@ -226,7 +226,7 @@ class RedisStateStore(StateStore):
             return None
 
     def _run(self, script: str, *arguments: Any) -> Any:
-        """One round trip; two where the server does not have the script yet."""
+        """One round trip, or two if the server does not have the script yet."""
         sent = (len(self._keys), *self._keys, *arguments)
         with self._explaining():
             try:
@@ -253,7 +253,7 @@ class RedisStateStore(StateStore):
             raise explained(error, f"{self._settings.describe()}{about} failed") from error
 
     def _key_of_another_type(self) -> str:
-        """The first such key, found with commands that a pipeline may use anyway."""
+        """The first key of another type, found with commands that a pipeline may use anyway."""
         for key in self._keys:
             try:
                 if key == self._sealed:
@@ -263,7 +263,7 @@ class RedisStateStore(StateStore):
             except redis.ResponseError:
                 return key
             except (redis.RedisError, OSError):
-                return ""  # it went away meanwhile; the first error is what is told
+                return ""  # the server is gone by now; the first error is the one to report
         return ""
 
 
@@ -274,7 +274,7 @@ def _about(nonsense: Sequence[str]) -> Diagnosis:
         "state values",
         "warning",
         "; ".join(told),
-        "find out who else writes to these keys; workers go by the disk, and you may remove them",
+        "find out who else writes to these keys; you may remove them: workers rely on the disk",
     )
 
 
@@ -285,7 +285,7 @@ def _warn(sentences: Sequence[str]) -> None:
 
 @lru_cache(maxsize=16)
 def _digest(script: str) -> str:
-    """By which Redis knows a script."""
+    """The name that Redis has for a script."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""How we connect to a Redis server: with as few commands as can be.
+"""How we connect to a Redis server: with as few commands as possible.
 
-What must always hold: a connection sends `AUTH` and `SELECT` where the url says so, and otherwise
-nothing but what its user asks for. Managed servers and users with few rights forbid `CLIENT` and
+What must always hold: a connection sends `AUTH` and `SELECT` if the url says so, and otherwise only
+what its user asks for. Managed servers, and servers for users with few rights, forbid `CLIENT` and
 `HELLO`, which redis-py sends for its own purposes, and some count each refusal as an attack.
 """
 
@@ -17,9 +17,9 @@ from redis.retry import Retry
 
 
 def connect(url: SecretStr, timeout_seconds: float) -> redis.Redis:
-    """A client that has not connected yet. It retries nothing: that is the caller's.
+    """A client that has not connected yet. It retries nothing: that is up to the caller.
 
-    Bytes that are no UTF-8 come as lone surrogates, and go back as the same bytes.
+    Bytes that are not UTF-8 become lone surrogates, and are sent back as the same bytes.
     """
     return redis.Redis.from_url(
         url.get_secret_value(),

@@ -1,9 +1,9 @@
-"""What an error of Redis means: of which kind of ours it is, and what a person can do.
+"""What an error of Redis means: which of our errors it becomes, and what a person can do.
 
 What must always hold: `StateUnavailable` passes by itself, `StateRefused` needs a person. Redis
-begins its errors with a word (`READONLY`, `OOM`); redis-py makes classes of most of them and takes
-the word away; servers before version 7 put it into the middle when a script met it. So the class's
-name and the text are looked at together.
+starts its errors with a word (`READONLY`, `OOM`). redis-py turns most of them into classes and
+drops the word; servers before version 7 put it into the middle if a script met it. So the class's
+name and the text are searched together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MEANINGS = (
     _Meaning(
         r"AuthenticationError|WRONGPASS|NOAUTH|without any password configured",
         StateRefused,
-        "check user and password in the url: the server wants others, or none",
+        "check user and password in the url: the server expects others, or none",
     ),
     _Meaning(
         r"NoPermissionError|NOPERM|user executing the script can't",
@@ -43,8 +43,8 @@ _MEANINGS = (
     _Meaning(
         r"(?i)unknown (redis )?command",
         StateRefused,
-        f"have the server allow the commands listed in {RIGHTS}; is it a Redis server itself, and "
-        "no Sentinel or proxy?",
+        f"allow the commands listed in {RIGHTS}; is this a Redis server, and not a Sentinel or a "
+        "proxy?",
     ),
     _Meaning(
         r"ReadOnlyError|READONLY",
@@ -54,8 +54,8 @@ _MEANINGS = (
     _Meaning(
         r"MISCONF",
         StateRefused,
-        "the server cannot write to its own disk and refuses changes until it can: look at its "
-        "log, and free or repair that disk",
+        "the server cannot write to its own disk and refuses changes until it can: check its log, "
+        "and free or repair that disk",
     ),
     _Meaning(
         r"OutOfMemoryError|\bOOM\b",
@@ -66,7 +66,7 @@ _MEANINGS = (
     _Meaning(
         r"(?i)DB index|invalid database|SELECT is not allowed",
         StateRefused,
-        "name a database in the url that the server has; /0 always exists, a cluster has no other",
+        "name a database that the server has in the url: /0 always exists, a cluster has no other",
     ),
     _Meaning(
         r"AskError|TryAgainError|TRYAGAIN",
@@ -86,28 +86,28 @@ _MEANINGS = (
     _Meaning(
         r"BusyLoadingError|LOADING",
         StateUnavailable,
-        "the server reads its data after a start; nothing to do but wait",
+        "the server has just started and is loading its data: wait",
     ),
     _Meaning(
         r"max number of clients",
         StateUnavailable,
-        "the server has as many clients as it may: raise its maxclients, or close some",
+        "the server has its maximum number of clients: raise its maxclients, or close some",
     ),
     _Meaning(
         r"NOREPLICAS",
         StateUnavailable,
-        "the server takes no changes without its replicas: bring them back",
+        "the server accepts no changes without its replicas: bring them back",
     ),
     _Meaning(
         r"\bBUSY\b",
         StateUnavailable,
-        "somebody's script holds the server up: see what runs there",
+        "a script is blocking the server: find out what is running there",
     ),
     _Meaning(
         r"WRONGTYPE",
         StateRefused,
-        "something else uses these keys: set another key_prefix, or remove the key; what it should "
-        "hold is made again from the disk",
+        "something else uses these keys: set another key_prefix, or remove the key; its content is "
+        "rebuilt from the disk",
     ),
     _Meaning(
         r"(?i)CERTIFICATE_VERIFY_FAILED",
@@ -118,21 +118,21 @@ _MEANINGS = (
     _Meaning(
         r"WRONG_VERSION_NUMBER|record layer failure",
         StateRefused,
-        "the server speaks no TLS here: use redis:// in the url, or its TLS port",
+        "the server does not speak TLS on this port: use redis:// in the url, or its TLS port",
     ),
     _Meaning(
         r"InvalidResponse|Protocol Error",
         StateRefused,
-        "what answers there is no Redis: check host and port in the url",
+        "the server at this address is not Redis: check host and port in the url",
     ),
 )
 
 
 def explained(error: Exception, trying: str, *, more: str = "") -> FuploaderError:
-    """An error of ours for one of Redis's. `trying` begins its sentence, `more` ends its hint."""
+    """Our error for one of Redis's. `trying` starts its message, `more` ends its hint."""
     text = f"{type(error).__name__}: {error}"
     kind, hint = _meaning(error, text)
-    word = getattr(error, "status_code", None)  # MOVED and its like, which redis-py takes away
+    word = getattr(error, "status_code", None)  # MOVED and the like, which redis-py drops
     words = f"{word} {error}" if word and word != "ERR" else str(error)
     words = _ARGUMENTS.sub("", words)
     said = shown(words, _MOST_CHARACTERS) if words else type(error).__name__
@@ -142,22 +142,22 @@ def explained(error: Exception, trying: str, *, more: str = "") -> FuploaderErro
 def _meaning(error: Exception, text: str) -> tuple[type[FuploaderError], str]:
     if isinstance(error, redis.exceptions.MovedError):
         return StateRefused, (
-            f"this node of a cluster does not keep the pipeline's keys: name the node that does, "
+            f"this node of a cluster does not have the pipeline's keys: name the node that does, "
             f"{error.node_addr[0]}:{error.node_addr[1]}, in the url"
         )
     for meaning in _MEANINGS:
         if re.search(meaning.pattern, text):
             return meaning.kind, meaning.hint
     if isinstance(error, redis.ResponseError):
-        return StateRefused, "see the server's log"
+        return StateRefused, "check the server's log"
     return StateUnavailable, (
-        "is Redis running, and can this machine reach it? The url begins with rediss:// where it "
-        "speaks TLS, with redis:// where it does not"
+        "is Redis running, and can this machine reach it? The url starts with rediss:// if the "
+        "server speaks TLS, otherwise with redis://"
     )
 
 
 def shown(text: str, most: int = _MOST_OF_A_VALUE) -> str:
-    """Text of a stranger for a log line: printable, on one line, and cut."""
+    """Text from outside for a log line: printable, on one line, and cut."""
     printable = text if text.isprintable() and text.strip() else repr(text)
     left_out = len(printable) - most
     return printable if left_out <= 0 else f"{printable[:most]}... and {left_out:,} characters more"

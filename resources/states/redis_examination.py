@@ -1,7 +1,7 @@
-"""A look at a Redis server for `fuploader doctor`: what it may do to our keys.
+"""A look at a Redis server for `fuploader doctor`: what may happen to our keys.
 
-Losing them loses no message: counts and the list of sealed slots are made again from the disk. But
-until then a tick registers nothing, and two machines of one name would not notice each other.
+If they are lost, no message is: counts and the list of sealed slots are rebuilt from the disk. But
+until then a tick registers nothing, and two machines with one name would not notice each other.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 
 _MEMORY_WARNING = 0.9
-"""Of maxmemory. A pipeline's keys take a few kilobytes: others fill it."""
+"""Part of maxmemory. A pipeline's keys take a few kilobytes: it is others who fill it."""
 
 
 def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
     """What `INFO` says, and `CONFIG GET save` (None where we may not ask)."""
     if info is None:
-        found = "its memory and persistence cannot be told: the user may not ask for INFO"
+        found = "memory and persistence are unknown: the user may not ask for INFO"
         return [Diagnosis("state server", "good", found)]
     return [_role(info), _eviction(info), _persistence(info, save)]
 
@@ -27,7 +27,9 @@ def _role(info: Mapping[str, Any]) -> Diagnosis:
     cluster = ", node of a cluster" if info.get("cluster_enabled") else ""
     found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}{cluster}"
     if info.get("role") == "slave":
-        return Diagnosis("state server", "wrong", found, "name the master in the url: it can write")
+        return Diagnosis(
+            "state server", "wrong", found, "name the master in the url: a replica refuses writes"
+        )
     return Diagnosis("state server", "good", found)
 
 
@@ -38,7 +40,7 @@ def _eviction(info: Mapping[str, Any]) -> Diagnosis:
         return Diagnosis(
             "eviction",
             "warning",
-            f"{found}: our keys may be thrown away when memory is short",
+            f"{found}: Redis may evict our keys when memory is short",
             "set maxmemory-policy noeviction, or give the pipeline a Redis of its own",
         )
     used = int(info.get("used_memory", 0))
@@ -46,7 +48,7 @@ def _eviction(info: Mapping[str, Any]) -> Diagnosis:
         return Diagnosis(
             "eviction",
             "warning",
-            f"{found}, of which {used:,} are used: soon it refuses our writes",
+            f"{found}, of which {used:,} are used: the server will soon refuse our writes",
             "raise maxmemory, remove other data, or give the pipeline a Redis of its own",
         )
     return Diagnosis("eviction", "good", found)
@@ -63,18 +65,18 @@ def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
         return Diagnosis(
             "persistence",
             "wrong",
-            f"its last write to its disk failed ({', '.join(failed)}); it may refuse ours",
-            "look at the server's log and its disk",
+            f"the last write to its disk failed ({', '.join(failed)}); it may refuse our writes",
+            "check the server's log and its disk",
         )
     if appending:
         return Diagnosis("persistence", "good", "append-only file")
     if save:
         return Diagnosis("persistence", "good", f"snapshots ({save})")
     if save is None:
-        return Diagnosis("persistence", "good", "cannot be told: the user may not ask for it")
+        return Diagnosis("persistence", "good", "unknown: the user may not ask for it")
     return Diagnosis(
         "persistence",
         "warning",
-        "none: after a restart it is empty",
-        "nothing is lost, counts begin anew; set appendonly yes to keep them",
+        "none: the server is empty after a restart",
+        "no message is lost, but counts start again at zero; set appendonly yes to keep them",
     )

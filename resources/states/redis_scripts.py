@@ -1,8 +1,8 @@
-"""What happens in Redis in one step: the scripts of a pipeline's state.
+"""The changes that Redis makes in one step: the scripts of a pipeline's state.
 
 What must always hold: a script declares all keys it uses (`KEYS[1]` to `[5]`: slots, highest,
-claims, sealed, totals), so that a cluster and a user's rights can judge it. A value that is none of
-ours never fails a script: it is replaced. Claims lapse by the server's clock.
+claims, sealed, totals), so that a cluster and a user's rights can be checked against them. A value
+that is not ours never fails a script: it is replaced. Claims lapse by the server's clock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ local function now_ms()
 end
 """
 # Defines claim(slots, root, ttl): nil when all were taken or renewed, or {slot, holder}.
-# A claim of another root that would run too long was made before the clock was set back. It still
-# holds, for one more time to live: its holder renews it in that time if it is alive.
+# A claim of another root that would last too long was made before the clock was set back. It holds
+# for one more time to live, in which its holder renews it if it is alive.
 _CLAIM = (
     _NOW
     + f"local LONGEST_MS = {round(LONGEST_CLAIM_SECONDS * 1000)}"
@@ -104,9 +104,9 @@ UNPROVE = """
 for _, key in ipairs({KEYS[1], KEYS[2], KEYS[3], KEYS[5]}) do redis.call('HDEL', key, ARGV[1]) end
 redis.call('ZREM', KEYS[4], ARGV[1])
 """
-# Writes such a field into each key and removes it: one step, so nobody sees it. Must be run after
-# UNPROVE, which shows that it may be removed; and begin with what needs memory, because a server
-# that is full, or cannot save, asks a script for its first change only.
+# Writes such a field into each key and removes it, in one step, so nobody sees it. Must run after
+# UNPROVE, which shows that the field may be removed, and start with what needs memory, because a
+# server that is full, or cannot save, checks only the first change of a script.
 PROVE = (
     """
 local failed

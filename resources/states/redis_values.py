@@ -1,8 +1,8 @@
 """Values of a pipeline's keys in Redis, read without trusting them.
 
-What must always hold: no value raises. What none of our scripts would have written is left out,
-with a sentence that names its key, its field and itself. Digits are counted before they are made a
-number: thousands of them are an error in Python and infinity in Lua.
+What must always hold: no value raises. A value that none of our scripts would have written is
+ignored, with a sentence that names its key, its field and itself. Digits are counted before they
+become a number: thousands of them are an error in Python and infinity in Lua.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HIGHEST = re.compile(r"[0-9]{1,9}")
 
 @dataclass
 class Nonsense:
-    """Sentences about values that were left out."""
+    """Sentences about values that were ignored."""
 
     sentences: list[str] = field(default_factory=list)
 
     def add(self, key: str, name: str, value: str, wanted: str) -> None:
         self.sentences.append(
             f"Redis holds {shown(value)!r} in field {shown(name)!r} of {key}, which should be "
-            f"{wanted}; it is passed over"
+            f"{wanted}; it is ignored"
         )
 
 
@@ -78,5 +78,5 @@ def read_highest(key: str, slot: str, text: str | None, nonsense: Nonsense) -> i
 
 
 def pairs(flat: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Redis gives a hash from a script as name, value, name, value."""
+    """A script returns a hash as name, value, name, value."""
     return zip(flat[::2], flat[1::2], strict=True)

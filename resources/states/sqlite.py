@@ -2,14 +2,14 @@
 
 What must always hold:
 
-- Each method is one transaction. Writers of several processes wait for each other, at most
+- Each method is one transaction. Writers in several processes wait for each other, at most
   `busy_timeout_seconds`.
-- The file is never the only place of anything, so commits are not synced one by one: a power cut
-  may lose the last ones, a crash of the process loses none.
-- The file may be removed at any time, also while it is open (`sqlite_files`): an empty store takes
-  the place of a file that is gone.
-- Values that no method here stores are passed over, and replaced where we write. SQLite keeps text
-  in a column of numbers, and bytes that are no text, and so does damage.
+- The file is never the only copy of anything, so commits are not synced one by one: a power cut may
+  lose the last ones, a crash of the process loses none.
+- The file may be removed at any time, even while it is open (`disk.sqlite_files`): a new, empty
+  store replaces it.
+- Values that no method here stores are ignored, and replaced when we write. SQLite accepts text in
+  a column of numbers, and bytes that are not text, and damage leaves such values too.
 
 Format: tables keyed by (pipeline, node), so that pipelines can share a file.
 """
@@ -61,7 +61,7 @@ _IS_A_CLAIM = """
     typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')
 """
 _MOST = 10**18
-"""Nothing is counted that far."""
+"""No count gets that high."""
 _TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
 _ADD_TOTALS = ", ".join(
     f"{name} = CASE WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST} "
@@ -152,7 +152,7 @@ class SqliteStateStore(StateStore):
             return row[0]
         warn_once(
             f"{self._settings.describe()} says that the highest directory of slot {slot} has the "
-            f"number {str(row[0])[:60]!r}; only numbers up to {HIGHEST_NUMBER:,} are believed"
+            f"number {str(row[0])[:60]!r}, which is not one up to {HIGHEST_NUMBER:,}; it is ignored"
         )
         return 0
 
@@ -209,13 +209,13 @@ class SqliteStateStore(StateStore):
         if nonsense:
             warn_once(
                 f"{self._settings.describe()} holds {str(nonsense[0])[:60]!r} in its table "
-                f"{table}, which should be a count; it is passed over"
+                f"{table}, which should be a count; it is ignored"
             )
         return not nonsense
 
     @contextmanager
     def _claiming(self, slots: Sequence[int], ttl_seconds: float) -> Iterator[sqlite3.Connection]:
-        """A transaction that may be refused. The claim that refuses it is cut if it is too long."""
+        """A transaction that a claim may refuse. A claim that lasts too long is cut then."""
         try:
             with self._transaction() as db:
                 yield db
@@ -235,7 +235,7 @@ class SqliteStateStore(StateStore):
     def _take(
         self, db: sqlite3.Connection, slots: Iterable[int], root_id: str, ttl_seconds: float
     ) -> None:
-        """Claim or renew; the caller's transaction undoes everything if one is taken."""
+        """Claim or renew; if a slot is held by others, the transaction undoes everything."""
         now = time.time()
         for slot in slots:
             row = db.execute(
@@ -264,13 +264,13 @@ class SqliteStateStore(StateStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, on the file that is there now."""
+        """All or nothing, in the file that has the name now."""
         with self._turn:
             try:
                 with self._opened().transaction() as db:
                     yield db
             except TROUBLE as error:
-                self._disconnect()  # whatever state it is in, the next call starts afresh
+                self._disconnect()  # whatever its state, the next call starts with a new connection
                 raise self._explained(error) from error
 
     def _opened(self) -> SqliteFile:
@@ -290,17 +290,17 @@ class SqliteStateStore(StateStore):
         what = f"could not use {self._settings.describe()}: {error}"
         kind = trouble(error)
         if kind == "rights":
-            hint = "the file and its folder must be ones that this user may write"
+            hint = "this user must be able to write to the file and its folder"
             return StateRefused(what, hint=hint)
         if kind == "damaged":
             return StateRefused(
                 what,
-                hint="it is damaged, or no state of ours; it may be removed, with its -wal and "
-                "-shm: it is rebuilt from the slot directories",
+                hint="the file is damaged, or not a state file of ours; you may remove it with its "
+                "-wal and -shm: it is rebuilt from the slot directories",
             )
         if kind == "busy":
-            return StateUnavailable(what, hint="another process writes for long; it is tried again")
-        return StateUnavailable(what, hint="check the disk of its folder and the space there")
+            return StateUnavailable(what, hint="another process keeps writing; it will be retried")
+        return StateUnavailable(what, hint="check the disk of its folder and its free space")
 
 
 def _prepare(db: sqlite3.Connection) -> None:

@@ -1,14 +1,14 @@
 """The file of an embedded queue: its tables, its transactions, and what its errors mean.
 
-What must always hold: a transaction that was asked to be durable is on the disk when it ends. The
-file that is written is the one that has its name now (`sqlite_files`). Whatever a damaged file
-raises becomes an error of the contract, which says what to do.
+What must always hold: a durable transaction is on the disk when it ends. The file that is written
+is the one that has its name now (`disk.sqlite_files`). Whatever a damaged file raises becomes an
+error of the contract, which says what to do.
 
     messages    id (never used again), deliveries, and the columns that `rows` describes
     held        consumer, first, last, messages: a range of ids that a consumer has taken
-    waiting     one row: how many messages there are, so that the backlog needs no scan
+    waiting     one row: the number of messages, so that the backlog needs no scan
 
-Files of programs before the digest get the column when they are opened.
+Files of versions without the digest get its column when they are opened.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class QueueDatabase:
             file.close()
 
     def version(self) -> int:
-        """Changes when another connection has written."""
+        """A number that changes when another connection has written."""
         with self.explaining():
             row = self._opened().connection.execute("PRAGMA data_version").fetchone()
         return int(row[0])
 
     def consumers(self) -> list[bytes]:
-        """Those who hold messages."""
+        """The consumers that hold messages."""
         with self.explaining():
             db = self._opened().connection
             rows = db.execute("SELECT DISTINCT CAST(consumer AS BLOB) FROM held").fetchall()
@@ -105,22 +105,22 @@ def explained(settings: EmbeddedQueue, error: BaseException) -> SourceUnavailabl
     what = f"could not use {settings.describe()}: {error}"
     kind = trouble(error)
     if kind == "rights":
-        hint = "the folder must be one that this user may write, with all that is in it"
+        hint = "this user must be able to write to the folder and everything in it"
         return SourceRefused(what, hint=hint)
     if kind == "damaged":
         return SourceRefused(
             what,
-            hint=f"{FILE} is damaged: stop all who use it and save what can be read "
+            hint=f"{FILE} is damaged: stop everything that uses it and save what can be read "
             '(docs/operations.md, "The file of an embedded queue is damaged")',
         )
     if kind == "busy":
-        return SourceUnavailable(what, hint="another process writes for long; it is tried again")
-    return SourceUnavailable(what, hint="check the folder's disk and its space")
+        return SourceUnavailable(what, hint="another process keeps writing; it will be retried")
+    return SourceUnavailable(what, hint="check the folder's disk and its free space")
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Make the tables that are missing."""
-    db.text_factory = bytes  # a damaged text raises nothing before its row is looked at
+    """Create the tables that are missing."""
+    db.text_factory = bytes  # so that damaged text raises nothing before we look at its row
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA:

@@ -1,13 +1,13 @@
-"""A row of the embedded queue: what is stored of a message, and whether it still is that.
+"""A row of the embedded queue: what is stored of a message, and whether it is still the same.
 
-What must always hold: a message is handed out as right only if its body, id and headers are those
-that were published. A row that changed on the disk, or that nobody can read, is handed out with
+What must always hold: a message is delivered as intact only if its body, id and headers are those
+that were published. A row that changed on the disk, or that nobody can read, is delivered with
 `damage`, and its body byte by byte as it is now. What `publish` accepts can be described as JSON,
-and is the same after the way through the queue.
+and comes out of the queue unchanged.
 
 Format of the columns: body, message_id and headers (JSON) as bytes; digest: 16 bytes of BLAKE2b
-over the lengths of the three as decimals (-1: there is none), each with a comma behind it, then the
-three. A row of an older program has no digest: it is handed out unless it is unreadable.
+over the lengths of the three as decimals (-1: there is none), each followed by a comma, then the
+three. A row of an older version has no digest: it is delivered unless it is unreadable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIGEST_BYTES = 16
 MOST_NESTED = 64
 """Levels of lists and objects in a header."""
 _SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**64 - 1
-"""Which a dead letter can keep."""
+"""The limits of a dead letter's JSON."""
 _MOST_DELIVERIES = 2**31
 _CHANGED = (
     "its row in the embedded queue is not what was published: the disk or a program changed it"
@@ -37,7 +37,7 @@ Row = tuple[bytes, bytes | None, bytes | None, bytes]
 
 
 class Attributes(NamedTuple):
-    """What the queue knows of a message besides its body."""
+    """What the queue knows about a message, except its body."""
 
     deliveries: int
     headers: bytes | None
@@ -45,7 +45,7 @@ class Attributes(NamedTuple):
 
 
 def row_of(body: bytes, headers: Mapping[str, Any]) -> Row:
-    """What is stored. Raises `BadMessage` for a header that would come back as another one."""
+    """The row to store. Raises `BadMessage` for a header that would come back different."""
     others = {name: value for name, value in headers.items() if name != "message_id"}
     message_id = headers.get("message_id")
     _check(others, "a header", 0)
@@ -63,12 +63,16 @@ def message_of(columns: tuple[Any, Any, Any, Any, Any], number: int) -> Message:
         if digest != _digest(body, raw_id, raw_headers) and digest is not None:
             damage = _CHANGED
         message_id = None if raw_id is None else raw_id.decode()
-    except (TypeError, ValueError, AttributeError):  # columns of other types, an id of no UTF-8
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # columns of other types, an id that is not UTF-8
         damage, message_id = _CHANGED, None
     if digest is None and not damage and _headers_of(raw_headers) is None:
         damage = _CHANGED
     if type(deliveries) is not int or not 0 <= deliveries < _MOST_DELIVERIES:
-        deliveries = 1  # nobody knows; a message that may have come before is looked at twice
+        deliveries = 1  # unknown: a message that may have come before is checked for duplicates
     unreadable_id = None if message_id is not None else _bytes(raw_id)
     attributes = Attributes(deliveries + 1, _bytes(raw_headers), unreadable_id)
     content = body if type(body) is bytes else _bytes(body) or b""
@@ -76,7 +80,7 @@ def message_of(columns: tuple[Any, Any, Any, Any, Any], number: int) -> Message:
 
 
 def described(message: Message) -> dict[str, Any]:
-    """Headers and id as JSON-ready values; never raises. What is unreadable is there as base64."""
+    """Headers and id as JSON-ready values; never raises. What is unreadable becomes base64."""
     attributes: Attributes = message.attributes
     description: dict[str, Any] = {"deliveries": attributes.deliveries}
     unreadable = {}
@@ -126,20 +130,20 @@ def _check(value: Any, what: str, depth: int) -> None:
         if not _SMALLEST_INTEGER <= value <= _LARGEST_INTEGER:
             raise BadMessage(f"{what} has an integer of more than 64 bits")
     elif not isinstance(value, float):
-        raise BadMessage(f"{what} cannot be kept as JSON: it is {type(value).__name__}")
+        raise BadMessage(f"{what} cannot be stored as JSON: it is {type(value).__name__}")
     elif not math.isfinite(value):
-        raise BadMessage(f"{what} cannot be kept as JSON: it is {value}")
+        raise BadMessage(f"{what} cannot be stored as JSON: it is {value}")
 
 
 def _encoded(text: str, what: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise BadMessage(f"{what} is no Unicode: {error}") from error
+        raise BadMessage(f"{what} is not valid Unicode: {error}") from error
 
 
 def _headers_of(raw: bytes | None) -> dict[str, Any] | None:
-    """The headers; empty if there are none, None if they are none that was published."""
+    """The headers; empty if there are none, None if they cannot be what was published."""
     if raw is None:
         return {}
     try:

@@ -1,13 +1,14 @@
-"""What can still be read of an embedded queue whose file is damaged, as a new queue:
+"""Save what can still be read from the damaged file of an embedded queue, as a new queue:
 
     python -m fuploader_dagster.resources.sources.embedded.salvage FOLDER
 
 What must always hold: the damaged file is only read, and keeps its content under another name. The
-new file gets the queue's name when it is whole. Rows keep their digests, so a row that changed
-becomes a dead letter as it would have. All of them count as delivered before: some may be stored.
+new file gets the queue's name when it is complete. Rows keep their digests, so a row that changed
+becomes a dead letter, as it would have before. All of them count as redelivered, because some may
+be stored already.
 
-How: rows are read in ranges of ids. A range with a page in it that SQLite cannot read is halved,
-until what cannot be read is known to the id.
+How: rows are read in ranges of ids. A range with a page that SQLite cannot read is halved until the
+unreadable ids are known.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ class Salvaged(NamedTuple):
 
     saved: int
     unreadable: int
-    """Ids whose row could not be read; some may never have had a row, or lost it when settled."""
+    """Ids whose row could not be read; some may never have had one, or lost it when settled."""
     damaged: Path
-    """The file as it was."""
+    """Where the damaged file is now."""
 
 
 def salvage(folder: Path) -> Salvaged:
-    """Put a new file in the place of a damaged one. Nobody may use the queue meanwhile.
+    """Replace a damaged file by a new one. Nobody may use the queue meanwhile.
 
-    Raises `SlotInUse` if a consumer does, `SourceRefused` if nothing at all can be read.
+    Raises `SlotInUse` if a consumer uses it, `SourceRefused` if nothing at all can be read.
     """
     settings = EmbeddedQueue(path=folder)
     path, new = folder / FILE, folder / f"{FILE}.salvaged"
     for lock in (folder / CONSUMERS).glob("*.lock"):
         with FileLock(lock):
             pass
-    remove_database(new, wait_seconds=_WAIT_SECONDS)  # of an attempt that was ended
+    remove_database(new, wait_seconds=_WAIT_SECONDS)  # of an attempt that did not finish
     unreadable: list[int] = []
     try:
         with (
@@ -96,7 +97,7 @@ def _last_id(db: sqlite3.Connection) -> int:
         if row is not None and type(row[0]) is int:
             return int(row[0])
     raise SourceRefused(
-        f"nothing of {FILE} can be read", hint="move it aside: the next start makes an empty queue"
+        f"nothing in {FILE} can be read", hint="move it away: the next start makes an empty queue"
     )
 
 

@@ -3,16 +3,16 @@
 What must always hold:
 
 - A published message is on the disk when `publish` returns (SQLite's log, synced per batch).
-- A message is handed to one live consumer at a time, in the order of publishing. It is removed by
-  `settle` alone, in one synced transaction per batch.
-- A message is handed out as right only as it was published: a damaged row comes with `damage`
-  (`rows`). Nothing is removed that was not handed out.
-- What a dead or closed consumer held is handed out again, before everything younger, and marked as
-  redelivered. A consumer is alive while the kernel holds its file lock: kill -9 gives it back.
+- A message is delivered to one live consumer at a time, in the order of publishing. Only `settle`
+  removes it, in one synced transaction per batch.
+- A message is delivered as intact only if it is what was published: a damaged row comes with
+  `damage` (`rows`). Nothing is removed that was not delivered.
+- The messages of a dead or closed consumer are delivered again, before everything newer, and marked
+  as redelivered. A consumer is alive while it holds its file lock, which kill -9 releases.
 
 Format: `queue.sqlite` in the folder (tables: `database`) and `consumers/{id}.lock`, one file per
-consumer. Taking messages writes one row about a range of ids and touches no message; that
-row need not survive a power cut, because its consumer does not either.
+consumer. Taking messages writes one row about a range of ids and changes no message; that row need
+not survive a power cut, because its consumer does not either.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class EmbeddedQueue(SourceSettings):
 
 
 class _Run(NamedTuple):
-    """Messages taken together, with none of another consumer between them: one row of `held`."""
+    """Messages taken together, with no other consumer's between them: one row of `held`."""
 
     first_number: int
     """The delivery number of the first."""
@@ -137,7 +137,7 @@ class EmbeddedSource(MessageSource):
                     messages = self._take(room)
                     if messages:
                         return messages
-                    empty_at = version  # until somebody else writes, there is nothing new
+                    empty_at = version  # until another process writes, there is nothing new
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return []
@@ -150,8 +150,8 @@ class EmbeddedSource(MessageSource):
         if self._alive is None or batch.last.delivery <= self._start:
             self.close()
             raise SourceUnavailable(
-                f"{self._settings.describe()} was closed since these messages were received",
-                hint="nothing is lost: they are delivered again",
+                f"{self._settings.describe()} was closed after these messages were received",
+                hint="nothing is lost: they will be delivered again",
             )
         covered = _covered(self._runs, batch.last.delivery)
         with self._closing_on_error(), self._database.transaction(durable=True) as db:
@@ -206,13 +206,13 @@ class EmbeddedSource(MessageSource):
         return taken
 
     def _miss_none(self, db: sqlite3.Connection) -> None:
-        """Nothing is left: then none may be waiting. What damage made unreachable is told once."""
+        """No row is left, so the count must be 0. If damage hid messages, log it once."""
         waiting = _waiting(db)
         if waiting == 0:
             return
         log.error(
-            "%s counted %s messages and has none any more: its file was damaged, or another "
-            "program removed them. Unless you know that, save what its file still holds "
+            "%s should hold %s messages but holds none: its file was damaged, or another "
+            "program removed them. Unless you know who did, save what the file still holds "
             '(docs/operations.md, "The file of an embedded queue is damaged")',
             self._settings.describe(),
             waiting,
@@ -238,20 +238,20 @@ class EmbeddedSource(MessageSource):
         removed = db.execute(
             "DELETE FROM messages WHERE id BETWEEN ? AND ?", (run.ids[0], run.ids[count - 1])
         )
-        if removed.rowcount != count:  # never what nobody was given
-            raise sqlite3.DatabaseError(f"{removed.rowcount} rows are where {count} were read")
+        if removed.rowcount != count:  # never remove what was not delivered
+            raise sqlite3.DatabaseError(f"{count} rows were read, {removed.rowcount} are there")
         db.execute("UPDATE waiting SET messages = messages - ?", (count,))
 
     def _release_the_dead(self) -> bool:
-        """Give back, once a second, what consumers held that live no more."""
+        """Once a second, give back what dead consumers held."""
         now = time.monotonic()
         if now - self._looked_for_the_dead < _LOOK_FOR_THE_DEAD_EVERY_SECONDS:
             return False
         self._looked_for_the_dead = now
         released = False
         for name in self._database.consumers():
-            if _CONSUMER.fullmatch(name) is None:  # damage: nobody's, and no name for a file
-                log.warning("%s: a damaged note of who holds messages", self._settings.describe())
+            if _CONSUMER.fullmatch(name) is None:  # damage: not a name for a file
+                log.warning("%s: removing a damaged consumer's name", self._settings.describe())
                 self._give_back(name)
                 released = True
                 continue
@@ -276,7 +276,7 @@ class EmbeddedSource(MessageSource):
             db.execute("DELETE FROM held WHERE CAST(consumer AS BLOB) = ?", (consumer,))
 
     def _remove_old_locks(self) -> None:
-        """Files of consumers that died while they held nothing. Young ones may be in the making."""
+        """Remove the files of consumers that died holding nothing. New ones may be starting."""
         for path in (self._settings.path / CONSUMERS).glob("*.lock"):
             if path.stat().st_mtime > time.time() - _OLD_LOCK_SECONDS:
                 continue
@@ -329,7 +329,7 @@ class EmbeddedPublisher(MessagePublisher):
 def _read(
     db: sqlite3.Connection, ids: tuple[int, int], limit: int, bytes_before: int
 ) -> tuple[list[tuple[Any, ...]], int]:
-    """The first rows of a range, and the bytes taken with them: 500 large ones fill a memory."""
+    """The first rows of a range, and the bytes taken so far: 500 large ones would fill memory."""
     rows = []
     for row in db.execute(
         "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
@@ -344,19 +344,19 @@ def _read(
 
 
 def _waiting(db: sqlite3.Connection) -> int:
-    """How many messages the queue counts, those in hand among them."""
+    """The number of messages that the queue counts, including held ones."""
     row = db.execute("SELECT messages FROM waiting").fetchone()
     if row is None or type(row[0]) is not int:
-        raise sqlite3.DatabaseError("the count of messages is none")
+        raise sqlite3.DatabaseError("the count of messages is not a number")
     return int(row[0])
 
 
 def _gaps(held: Iterable[tuple[Any, Any]]) -> Iterator[tuple[int, int]]:
-    """Ranges of ids that nobody holds, between ranges that are held."""
+    """Ranges of ids that no consumer holds, between ranges that are held."""
     free_from = 1
     for first, last in held:
         if type(first) is not int or type(last) is not int:
-            raise sqlite3.DatabaseError("a range of messages in hand is none")
+            raise sqlite3.DatabaseError("a range of held messages is not two numbers")
         if free_from < first:
             yield free_from, first - 1
         free_from = max(free_from, last + 1)
@@ -365,9 +365,9 @@ def _gaps(held: Iterable[tuple[Any, Any]]) -> Iterator[tuple[int, int]]:
 
 
 def _rising(ids: list[int], first: int, last: int) -> list[int]:
-    """The ids of rows as they were read; a damaged table gives a row twice, or one out of order."""
+    """The ids of the rows; a damaged table returns a row twice, or out of order: that raises."""
     if ids[0] < first or ids[-1] > last or any(a >= b for a, b in pairwise(ids)):
-        raise sqlite3.DatabaseError("the rows of messages are not in their order")
+        raise sqlite3.DatabaseError("the rows of messages are out of order")
     return ids
 
 

@@ -1,8 +1,8 @@
 """Connecting to RabbitMQ, and what its errors mean to the person on call.
 
 One place decides which of pika's errors may pass (`SourceUnavailable`) and which need a person
-(`SourceRefused`); source and publisher share it. pika sometimes guesses: a connection lost while
-logging in is called a "probable authentication error". Only the broker's own reply code counts.
+(`SourceRefused`); source and publisher share it. pika sometimes guesses: it calls a connection lost
+during login a "probable authentication error". Only the broker's own reply code counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 
-# pika logs a traceback for each failed connection; our errors say it in one sentence.
+# pika logs a traceback for each failed connection; our errors say the same in one sentence.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 PIKA_ERRORS = (AMQPError, AMQPConnectorException, OSError)
@@ -55,18 +55,18 @@ _CERTIFICATE_REFUSED = re.compile(
     "alert[ _](certificate|bad[ _]certificate|unknown[ _]ca|handshake[ _]failure)", re.IGNORECASE
 )
 _REFUSALS = {
-    402: "check the queue's limits on the broker",
+    402: "check the queue's limits at the broker",
     403: "check user, password and the user's permissions",
     404: "create the queue, correct its name, or set declare: true",
     405: "the queue is exclusive to another connection: use a shared one",
-    406: "see the broker's log; the queue or the message breaks one of its limits",
+    406: "check the broker's log: the queue or the message breaks one of its limits",
     530: "check the vhost and the user's access to it",
 }
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the broker is and who we are there."""
+    """Address of the broker, and our login."""
 
     host: str
     port: int
@@ -81,9 +81,9 @@ class Address:
 
 
 def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, BlockingChannel]:
-    """A connection and a channel on it, with the queue known to exist.
+    """A connection and a channel, after a check that the queue exists.
 
-    `purpose` shows in the broker's list of connections.
+    The broker's list of connections shows `purpose`.
     """
     connection = open_connection(settings, purpose)
     try:
@@ -96,7 +96,7 @@ def connect(settings: RabbitMQ, purpose: str) -> tuple[pika.BlockingConnection, 
 
 
 def open_connection(settings: RabbitMQ, purpose: str) -> pika.BlockingConnection:
-    """A connection, whatever its queue is like."""
+    """A connection, without a look at the queue."""
     warn_if_untested()
     try:
         return pika.BlockingConnection(_parameters(settings, purpose))
@@ -108,7 +108,7 @@ def disconnect(connection: pika.BlockingConnection | None) -> None:
     """Close the connection if it is still open. Never raises.
 
     pika would wait for the broker's answer until the heartbeat gives up on it, a minute by default.
-    A broker that hangs is left after `GOODBYE_SECONDS`; it takes its messages back all the same.
+    We leave a broker that hangs after `GOODBYE_SECONDS`; it still takes its messages back.
     """
     if connection is not None and connection.is_open:
         with suppress(*PIKA_ERRORS):
@@ -117,7 +117,7 @@ def disconnect(connection: pika.BlockingConnection | None) -> None:
 
 
 def explained(tried: str, settings: RabbitMQ, error: BaseException) -> FuploaderError:
-    """The error of ours that says what pika's error means."""
+    """Our error for one of pika's: what it means, and what to do."""
     reason = _reason(error)
     what = f"could not {tried} {settings.describe()}: {reason}"
     code = _reply_code(error)
@@ -150,7 +150,7 @@ def _parameters(settings: RabbitMQ, purpose: str) -> pika.ConnectionParameters:
 
 
 def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
-    """What we trust, and the certificate that we show."""
+    """The certificates that we trust, and our own."""
     ca_file, cert_file, key_file = settings.ca_file, settings.cert_file, settings.key_file
     try:
         context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
@@ -160,7 +160,7 @@ def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
             hint="it must be a readable file of PEM certificates",
         ) from error
     if cert_file is not None:
-        try:  # without a password here OpenSSL would ask for one on the terminal
+        try:  # without a password argument OpenSSL would ask for one on the terminal
             context.load_cert_chain(cert_file, key_file, password="")
         except OSError as error:
             raise SourceRefused(
@@ -175,9 +175,9 @@ def _tls_context(settings: RabbitMQ) -> ssl.SSLContext:
 def declared_arguments(queue_type: str, version: str) -> dict[str, object]:
     """Arguments of a queue that we declare on a broker of this version.
 
-    Since 4.0 a quorum queue drops a message after 20 deliveries unless told otherwise, and each
-    worker that dies is one delivery of all that it held. -1 is no limit; 3.x has none, and takes
-    -1 for a limit that each message is beyond.
+    Since 4.0 a quorum queue drops a message after 20 deliveries by default, and each worker that
+    dies is one delivery of every message it held. -1 is no limit; 3.x has no limit, and takes -1
+    for one that every message exceeds.
     """
     arguments: dict[str, object] = {"x-queue-type": queue_type}
     major = version.partition(".")[0]
@@ -213,7 +213,7 @@ def _reply_code(error: BaseException) -> int | None:
 def _may_pass(code: int, reason: str) -> bool:
     """Whether the broker's refusal goes away by itself."""
     return (
-        (code == 404 and "home node" in reason)  # the cluster's node that has the queue is down
+        (code == 404 and "home node" in reason)  # the node of the cluster with the queue is down
         or (code == 406 and "timed out" in reason)  # we held messages longer than it allows
         or (code == 530 and "limit" in reason)  # too many connections at the moment
     )
@@ -221,11 +221,11 @@ def _may_pass(code: int, reason: str) -> bool:
 
 def _refusal_hint(code: int, reason: str) -> str:
     if _EXCLUSIVE in reason:
-        return "another consumer has the queue for itself alone: end it, or make it not exclusive"
+        return "another consumer uses the queue exclusively: stop it, or make it not exclusive"
     if _STREAM in reason:
         return (
-            "it is a stream, which keeps what was acknowledged and hands out only what is new: "
-            "use a classic or quorum queue, bound to the same exchange"
+            "it is a stream, which keeps acknowledged messages and delivers only new ones: use a "
+            "classic or quorum queue, bound to the same exchange"
         )
     return _REFUSALS[code]
 
@@ -249,14 +249,14 @@ def _reason(error: BaseException) -> str:
 
 def _hint(settings: RabbitMQ, error: BaseException) -> str:
     if isinstance(error, ConnectionBlockedTimeout):
-        return "the broker blocks publishers: look for its memory or disk alarm"
+        return "the broker blocks publishers: check it for a memory or disk alarm"
     if isinstance(error, AMQPHeartbeatTimeout):
         return "nothing came for two heartbeats: is the broker or the network stuck?"
     if isinstance(error, (ssl.SSLError, IncompatibleProtocolError)):
         hint = "do the port and the tls setting (amqp:// or amqps://) belong together?"
-        if settings.address().tls:  # what it says of our certificate may get lost
+        if settings.address().tls:  # the broker's words about our certificate may get lost
             return f"{hint} {_certificate_hint(settings)}"
         return hint
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "this process may open no more files: raise `ulimit -n` (LimitNOFILE= of a service)"
+        return "this process cannot open more files: raise `ulimit -n` (LimitNOFILE= of a service)"
     return "is the broker running, and can this machine reach it?"

@@ -5,23 +5,24 @@ the deliveries itself, which takes about twice the CPU and fails on properties t
 represent; a warning says so.
 
 Why: more than half of a drain worker's CPU went into pika's general path from bytes to callback,
-which reads 4 KiB at a time and copies what is left after each of the three frames of a message
+which reads 4 KiB at a time and copies the rest after each of the three frames of a message
 (docs/decisions/0007). Here a whole delivery is read with a few fixed structures. pika keeps the
 connection, the channel, heartbeats, acknowledgements and every other frame.
 
 What must always hold:
 
-- Every delivery of our channel is taken here, in the order in which it came, with delivery tags
-  that follow each other: one acknowledgement covers all tags before it. A hole is an error.
+- Every delivery of our channel is read here, in the order in which it came. Delivery tags follow
+  each other without a hole, because one acknowledgement covers all tags before it. A hole is an
+  error.
 - pika never sees a frame of a delivery, so it never decodes properties: those that Python cannot
   represent would raise in the middle of its loop, each time the message is delivered.
-- Every other frame goes to pika, whole, untouched, and in its place among the others.
+- Every other frame goes to pika complete, unchanged, and in order.
 - What breaks the protocol raises; pika closes the connection and names the error. A frame that
-  announces more bytes than were agreed on (`frame_max`) is such an error before it is there.
+  announces more bytes than agreed (`frame_max`) is such an error before its bytes arrive.
 
-How: a delivery that is there whole, in three frames, is taken at once. Everything else (a body of
-many frames, an end that is still to come) is taken frame by frame, with what is there of a message
-kept in between. Only a frame that is not whole yet waits as bytes.
+How: a complete delivery in three frames is read at once. Everything else (a body of many frames, an
+incomplete delivery) is read frame by frame, and the frames of the message are kept meanwhile. Only
+an incomplete frame waits as bytes.
 
 AMQP 0-9-1 frame: type u8, channel u16, size u32, payload, 0xCE; numbers big-endian.
 """
@@ -68,7 +69,7 @@ _NEEDED = ("_on_data_available", "_frame_buffer", "bytes_received", "_transport"
 
 _new = tuple.__new__
 _NOT_HERE = 0
-"""The delivery or frame that begins here is not there whole."""
+"""The delivery or frame that starts here is not complete."""
 
 
 def take_deliveries(
@@ -104,7 +105,7 @@ def read_by_pika(method: Any, properties: Any, body: bytes, number_offset: int) 
 
 
 class _Deliveries:
-    """Stands between a connection's socket and pika."""
+    """Reads what comes from a connection's socket before pika does."""
 
     def __init__(
         self,
@@ -125,18 +126,18 @@ class _Deliveries:
         self._number_offset = number_offset
         frame_max = wrapped.params.frame_max
         self._largest = frame_max - _FRAME_OVERHEAD if frame_max else _UNLIMITED
-        """Bytes of a frame's payload."""
+        """The longest payload of a frame, in bytes."""
         self._last_tag = 0
         self._begun: tuple[int, int] | None = None
-        """Tag and flag of a delivery whose frames are not all here."""
+        """Tag and flag of a delivery whose frames have not all arrived."""
         self._properties: bytes | None = None
-        """Its properties, once their frame was there."""
+        """Its properties, once their frame has arrived."""
         self._body_bytes = 0
         self._missing = 0
         self._parts: list[bytes] = []
 
     def on_data(self, received: bytes) -> None:
-        """Take what is ours out of the bytes that came, give the rest to pika, frame by frame."""
+        """Take our deliveries from the bytes that came, give the rest to pika, frame by frame."""
         wrapped = self._impl
         held: bytes = wrapped._frame_buffer
         data = held + received if held else received
@@ -156,15 +157,15 @@ class _Deliveries:
                 position = after
         finally:
             wrapped.bytes_received += taken
-            if self._last_tag != last_tag:  # or `process_data_events` would go on waiting
+            if self._last_tag != last_tag:  # otherwise `process_data_events` would go on waiting
                 self._connection._request_channel_dispatch(self._channel)
 
-    def _whole(  # noqa: PLR0911  one return for each reason why it is not to be taken here
+    def _whole(  # noqa: PLR0911  one return for each reason not to take it here
         self, data: bytes, position: int, end: int
     ) -> int:
-        """Take the delivery that begins here if it is there whole and in three frames at most.
+        """Take the delivery that starts here if it is complete and has at most three frames.
 
-        Anything odd is left to `_one_frame`, which has the words for it.
+        Anything odd is left to `_one_frame`, which has the errors for it.
         """
         try:
             start, size, method_id, of_tag = _DELIVER.unpack_from(data, position)
@@ -198,7 +199,7 @@ class _Deliveries:
             if not (data[method_end] == data[header_end] == data[after - 1] == _FRAME_END):
                 return _NOT_HERE
         except (StructError, IndexError):
-            return _NOT_HERE  # it ends behind what is here
+            return _NOT_HERE  # it ends after the bytes that we have
         content = data[body : after - 1] if body_bytes else b""
         properties = data[header + _FLAGS_IN_FRAME : header_end]
         if tag != self._last_tag + 1:
@@ -215,11 +216,11 @@ class _Deliveries:
 
     def _refuse_hole(self, tag: int) -> NoReturn:
         raise UnexpectedFrameError(
-            f"delivery {tag} came after delivery {self._last_tag}: one between is missing"
+            f"delivery {tag} came after delivery {self._last_tag}: what is in between is missing"
         )
 
     def _one_frame(self, data: bytes, position: int, end: int) -> int:
-        """Take the frame that begins here or give it to pika; returns where it ends."""
+        """Take the frame that starts here or give it to pika; return where it ends."""
         if end - position < _FRAME_BYTES:
             return _NOT_HERE
         kind, channel, size = _FRAME.unpack_from(data, position)
@@ -228,7 +229,7 @@ class _Deliveries:
         if size > self._largest:
             raise InvalidFrameError(
                 f"the broker announced a frame of {size:,} bytes; "
-                f"at most {self._largest:,} were agreed on"
+                f"the agreed limit is {self._largest:,}"
             )
         start = position + _FRAME_BYTES
         after: int = start + size + 1
@@ -247,7 +248,7 @@ class _Deliveries:
         if kind == _METHOD:
             return self._begins(data, start, end)
         if self._begun is None or kind == _HEARTBEAT:
-            return False  # content of another method of pika's, or none
+            return False  # content of another method, which is pika's, or no content
         if kind == _BODY:
             self._add(data[start:end])
         else:

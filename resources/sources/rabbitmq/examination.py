@@ -1,9 +1,9 @@
-"""A look at a RabbitMQ queue for `fuploader doctor`: nothing is consumed, nothing declared.
+"""A look at a RabbitMQ queue for `fuploader doctor`: it consumes and creates nothing.
 
-AMQP has no question for a queue's type and arguments. But the broker compares them when an
-existing queue is declared, and refuses with the first that differs, naming its value. So, once the
-queue is known to exist, it is declared as a plain one, and each answer is put into the next
-declaration until the broker agrees.
+AMQP has no question for a queue's type and arguments. But when an existing queue is declared, the
+broker compares them, and its refusal names the first that differs and its value. So, once the queue
+is known to exist, it is declared as a plain one, and each answer is put into the next declaration
+until the broker agrees.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _LOSES = {
     "x-max-length-bytes": "the broker drops or refuses messages beyond this size",
     "auto_delete": "the queue is removed with its last consumer",
 }
-"""What takes messages away from us before they were drained."""
+"""What removes messages before they are drained."""
 _DELIVERY_LIMIT = "x-delivery-limit"
 ENOUGH_DELIVERIES = 20
-"""Each worker that dies is one delivery of all that it held, and to find the message that kills
-workers among `prefetch_count` others takes log2(prefetch_count) + max_deliveries + 1 of them: 16
-with the defaults. Some are for machines that are switched off."""
+"""Each worker that dies is one delivery of every message it held, and finding the message that
+kills workers among `prefetch_count` others takes log2(prefetch_count) + max_deliveries + 1 of them:
+16 with the defaults. The rest is for machines that are switched off."""
 
 
 def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
-    """Connection, queue, its type and arguments. Raises errors of ours for what is in the way."""
+    """Check the connection, the queue, its type and arguments. Raises our errors."""
     connection = open_connection(settings, "doctor")
     try:
         where = f"RabbitMQ {server_version(connection)} at {settings.address()}"
-        yield Diagnosis("broker", "good", f"{where} lets us in")
+        yield Diagnosis("broker", "good", f"{where} accepts our login")
         answer = _look(settings, connection)
         if answer is None:
             yield _missing(settings)
@@ -61,7 +61,7 @@ def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "queue",
             "good",
-            f"{settings.queue!r} is there: {waiting:,} messages wait, {consumers} consumers",
+            f"{settings.queue!r} exists: {waiting:,} messages wait, {consumers} consumers",
         )
         yield judge(settings, _arguments(settings, connection))
     except PIKA_ERRORS as error:
@@ -71,10 +71,10 @@ def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
 
 
 def judge(settings: RabbitMQ, arguments: dict[str, str] | None) -> Diagnosis:
-    """What type and arguments of an existing queue mean; None: the broker does not tell us."""
+    """What type and arguments of an existing queue mean; None: the broker does not say them."""
     check = "queue type"
     if arguments is None:
-        return Diagnosis(check, "good", "cannot be told: the user has no right to configure it")
+        return Diagnosis(check, "good", "unknown: the user may not configure the queue")
     kind = arguments.get("x-queue-type", "classic")
     others = {name: value for name, value in arguments.items() if name != "x-queue-type"}
     said = ", ".join(f"{name} {value}" for name, value in others.items())
@@ -84,20 +84,20 @@ def judge(settings: RabbitMQ, arguments: dict[str, str] | None) -> Diagnosis:
             check,
             "wrong",
             found,
-            "a stream keeps what was acknowledged: take a classic or quorum queue",
+            "a stream keeps acknowledged messages: use a classic or quorum queue",
         )
     if others.get("durable") == "false":
         return Diagnosis(
-            check, "wrong", found, "it is gone when the broker restarts: declare it durable"
+            check, "wrong", found, "the queue is lost when the broker restarts: declare it durable"
         )
     losing = [f"{name}: {_LOSES[name]}" for name in others if name in _LOSES]
     limit = others.get(_DELIVERY_LIMIT, "")
     if limit.isdecimal() and int(limit) < ENOUGH_DELIVERIES:
         losing.append(
             f"{_DELIVERY_LIMIT}: the broker drops a message after {limit} deliveries, and each "
-            f"worker that dies is one of all that it held: set it to {ENOUGH_DELIVERIES} or more, "
-            "or to -1 for none where the broker is RabbitMQ 4 (declare the queue again, or "
-            "delivery-limit in a policy)"
+            "worker that dies is a delivery of every message it held: set it to "
+            f"{ENOUGH_DELIVERIES} or more, or on RabbitMQ 4 to -1 for no limit (declare the queue "
+            "again, or set delivery-limit in a policy)"
         )
     if losing:
         return Diagnosis(check, "warning", found, "; ".join(losing))
@@ -111,7 +111,7 @@ def _missing(settings: RabbitMQ) -> Diagnosis:
             "queue",
             "warning",
             f"{found}; the first worker declares it, {settings.queue_type} and durable",
-            "correct the name, unless no producer was started yet",
+            "check the name, unless no producer has started yet",
         )
     return Diagnosis("queue", "wrong", found, "create it, correct its name, or set declare: true")
 
@@ -127,7 +127,7 @@ def _look(settings: RabbitMQ, connection: pika.BlockingConnection) -> Any:
 
 
 def _arguments(settings: RabbitMQ, connection: pika.BlockingConnection) -> dict[str, str] | None:
-    """Type and arguments of the queue, as far as they differ from a plain durable one's."""
+    """Type and arguments of the queue that differ from those of a plain durable one."""
     found: dict[str, str] = {}
     declared: dict[str, Any] = {"durable": True, "auto_delete": False, "exclusive": False}
     arguments: dict[str, Any] = {}

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def warn_if_untested() -> None:
-    """Log once that this pika is none of those that were tested."""
+    """Log once that this version of pika was not tested."""
     numbers = tuple(int(one) for one in pika.__version__.split(".")[:3] if one.isdecimal())
     if not _TESTED[0] <= numbers <= _TESTED[1]:
         log.warning(

@@ -1,16 +1,15 @@
 """A message's properties as AMQP encodes them: read for the drain, described, and written again.
 
 What must always hold: reading never raises, whatever the bytes are. A producer may send a header
-that Python has no value for (a timestamp in milliseconds is the year 56873), text that is no
-UTF-8, a type that nobody knows, or tables thousands deep; such a message is drained like any other.
-What cannot be decoded is kept as it came.
+that Python has no value for (a timestamp in milliseconds is the year 56873), text that is not
+UTF-8, an unknown type, or tables thousands of levels deep; such a message is drained like any
+other. What cannot be decoded is kept as it came.
 
-Rendered for JSON, as `docs/formats.md` lists it: text and numbers as they are; bytes that are no
-text as `{"base64": ...}`; a timestamp as ISO 8601, or as its number where no calendar has it; a
-decimal, NaN, an infinity and a number of more than 64 bits as text. Where decoding stops, in a
-table, a list or among the properties, the bytes that are left stand under `undecoded`. Written
-again, each is the type that is closest: `{"base64": ...}` is bytes again, what was rendered as text
-is text.
+Described for JSON, as docs/formats.md lists: text and numbers as they are; bytes that are not text
+as `{"base64": ...}`; a timestamp as ISO 8601, or as its number if no calendar has it; a decimal,
+NaN, an infinity and a number of more than 64 bits as text. Where decoding stops, in a table, a list
+or among the properties, the remaining bytes are kept under `undecoded`. Written again, each becomes
+the closest type: `{"base64": ...}` becomes bytes, what was described as text stays text.
 
 AMQP 0-9-1, numbers big-endian. Properties: one word or more of flags (bit 0: another word
 follows), then the fields whose flags are set, in the order of `_FIELDS`. Short string: u8 length,
@@ -31,11 +30,11 @@ from typing import Any
 
 UNDECODED = "undecoded"
 DEEPEST = 32
-"""Tables and lists inside each other; what is deeper is kept undecoded. JSON has to be read, too,
-by tools with a limit of their own."""
+"""Nesting of tables and lists; what is deeper is kept undecoded, because tools that read JSON have
+limits of their own."""
 
 LONGEST_SHORT = 255
-"""Bytes of a short string: all properties that are text, and the names of headers."""
+"""Most bytes of a short string: all properties that are text, and the names of headers."""
 
 _WORD, _LENGTH, _TIME = Struct(">H"), Struct(">I"), Struct(">Q")
 _MORE_FLAGS = 1
@@ -62,11 +61,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class _Unreadable(Exception):
-    """Decoding cannot go on from here."""
+    """Decoding cannot go on after this point."""
 
 
 def message_id(encoded: bytes) -> str | None:
-    """The message's id, in hexadecimal if it is no text; None if there is none to be found."""
+    """The message's id, in hexadecimal if it is not text; None if none is found."""
     try:
         (flags,) = _WORD.unpack_from(encoded)
         if not flags & _MESSAGE_ID:
@@ -225,7 +224,7 @@ _NUMBERS = {
 
 
 def _part(encoded: bytes, position: int) -> tuple[bytes, int]:
-    """What stands behind a length of four bytes, and where it ends."""
+    """The bytes after a length of four bytes, and where they end."""
     start = position + _LENGTH.size
     end = start + int(_LENGTH.unpack_from(encoded, position)[0])
     return _bytes(encoded, start, end), end
@@ -247,12 +246,12 @@ def _text(raw: bytes) -> Any:
 def _moment(seconds: int) -> Any:
     try:
         return (_EPOCH + timedelta(seconds=seconds)).isoformat()
-    except OverflowError:  # milliseconds, mostly
+    except OverflowError:  # mostly because it is in milliseconds
         return _number(seconds)
 
 
 def _number(number: int) -> Any:
-    """Readers of JSON mostly have 64 bits with a sign."""
+    """Most readers of JSON have signed integers of 64 bits."""
     return number if number < 1 << 63 else str(number)
 
 
@@ -261,16 +260,16 @@ def _base64(raw: bytes) -> dict[str, str]:
 
 
 def _put(table: dict[str, Any], name: str, value: Any) -> None:
-    """Two of one name are both kept: the second one's name gets a `_`."""
+    """Of two with the same name both are kept: the second one's name gets a `_`."""
     while name in table:
         name += "_"
     table[name] = value
 
 
 def encoded(properties: Mapping[str, Any]) -> bytes:
-    """Properties as they are sent; those that are None are left out.
+    """The properties encoded for sending; those that are None are left out.
 
-    Short strings must fit (`as_short`). Raises `TypeError` for a header that has no type in AMQP.
+    Short strings must fit (`as_short`). Raises `TypeError` for a header of a type that AMQP lacks.
     """
     flags, parts = 0, [b""]
     for flag, name, kind in _FIELDS:
@@ -283,13 +282,13 @@ def encoded(properties: Mapping[str, Any]) -> bytes:
 
 
 def as_short(value: Any) -> bytes | None:
-    """The bytes of a short string; None if it cannot be one."""
+    """The value as the bytes of a short string; None if it does not fit."""
     raw = _raw(value)
     return raw if raw is not None and len(raw) <= LONGEST_SHORT else None
 
 
 def _raw(value: Any) -> bytes | None:
-    """Bytes of text, of bytes, and of bytes as they are described."""
+    """The bytes of a text, of bytes, or of bytes as `described` renders them."""
     if isinstance(value, str):
         return value.encode(errors="replace")
     if isinstance(value, bytes):
@@ -305,7 +304,7 @@ def _raw(value: Any) -> bytes | None:
 def _written_short(value: Any) -> bytes:
     raw = as_short(value)
     if raw is None:
-        raise TypeError(f"{type(value).__name__} is no short string")
+        raise TypeError(f"{type(value).__name__} is not a short string")
     return bytes([len(raw)]) + raw
 
 
@@ -313,7 +312,7 @@ def _written_table(table: Mapping[str, Any]) -> bytes:
     pairs = []
     for name, value in table.items():
         key = str(name).encode(errors="replace")
-        while len(key) > LONGEST_SHORT:  # escapes have made it longer
+        while len(key) > LONGEST_SHORT:  # it became longer by escapes
             key = key[:LONGEST_SHORT].decode(errors="ignore").encode()
         pairs.append(bytes([len(key)]) + key + _written(value))
     return _long(b"".join(pairs))

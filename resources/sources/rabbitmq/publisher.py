@@ -2,13 +2,13 @@
 
 What must always hold:
 
-- A message counts as published when the broker confirmed it, which for a persistent message in a
-  durable queue means after its fsync. A message that no queue took, or that the queue refused, is
-  an error, never a silent loss.
-- A message goes to our queue alone, and stays there: what the broker would act upon (`_ACTED_UPON`)
-  is sent as a header `was-...`, which means nothing to it.
-- A message that the broker will never take (`MessageRefused`) closes the channel, and with it goes
-  the news of those before it. So a large one is sent alone, when all before it are confirmed.
+- A message counts as published when the broker has confirmed it, which for a persistent message in
+  a durable queue means after its fsync. A message that no queue accepted, or that the queue
+  refused, is an error, never a silent loss.
+- A message goes to our queue only, and stays there: headers that the broker would act upon
+  (`_ACTED_UPON`) are sent as `was-...`, which means nothing to it.
+- A message that the broker will never accept (`MessageRefused`) closes the channel, and confirms of
+  those before it are lost. So a large one is sent alone, when all before it are confirmed.
 
 pika's blocking channel waits for one confirm per message (about 500 messages a second on a disk).
 The channel that it wraps (`pika_internals`) has the same methods without the waiting, so messages
@@ -49,10 +49,10 @@ _FLUSH_MESSAGES = 100
 _FLUSH_BYTES = 1024 * 1024
 _ALONE_BYTES = 1024 * 1024
 _CONFIRM_PAUSE_SECONDS = 0.002
-"""A confirm wakes nobody up in pika's loop, so it is looked for this often."""
+"""A confirm does not end pika's waiting, so we look for confirms this often."""
 _PERSISTENT = 2
 _FRAME_OVERHEAD = 8 + 12
-"""Of a frame, and of what stands before the properties in it."""
+"""Bytes of a frame around its payload, and of the payload before the properties."""
 _TOO_LARGE = re.compile(r"message size (?P<size>\d+) .*max size (?P<most>\d+)")
 
 _ACTED_UPON = frozenset(
@@ -71,19 +71,19 @@ _KEPT_TEXTS = frozenset(
 )
 _NEVER_SENT = ("headers", "delivery_mode")
 _DIRECT_REPLIES = b"amq.rabbitmq.reply-to"
-"""Who waited there for an answer has gone, and the broker refuses the name."""
+"""Whoever waited there for an answer is gone, and the broker refuses the name."""
 _LARGEST_PRIORITY, _LARGEST_TIMESTAMP = 255, (1 << 64) - 1
 
 
 class RabbitMQPublisher(MessagePublisher):
-    """One connection, made at the first use and again when it was lost while idle."""
+    """One connection, opened at the first use, and again if it was lost while idle."""
 
     def __init__(self, settings: RabbitMQ) -> None:
         self._settings = settings
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
         self._unconfirmed: OrderedDict[int, int] = OrderedDict()
-        """Tags of messages to the sizes of their bodies."""
+        """Size of the body, by the message's tag."""
         self._next_tag = 1
         self._in_window = True
         """Confirms come as callbacks; otherwise pika waits for each."""
@@ -94,7 +94,7 @@ class RabbitMQPublisher(MessagePublisher):
         return self._publish((body, _with_id(headers)) for body, headers in messages)
 
     def publish_again(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
-        """As the contract says. Expiry, user and whatever has no place are sent as `was-...`."""
+        """As the contract says. Expiry, user and other attributes become headers `was-...`."""
         return self._publish(
             (body, _properties(attributes, attributes.get("headers")))
             for body, attributes in messages
@@ -125,7 +125,7 @@ class RabbitMQPublisher(MessagePublisher):
             self.close()
             raise refused from error
         except BaseException:
-            self.close()  # confirms that are still to come must not count for the next publish
+            self.close()  # outstanding confirms must not count for the next publish
             raise
         return self._next_tag - first_tag
 
@@ -144,7 +144,7 @@ class RabbitMQPublisher(MessagePublisher):
         disconnect(connection)
 
     def _connected(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
-        """The connection if it still lives: nothing was sent yet, so a new one costs nothing."""
+        """The connection if it is still open, otherwise a new one: nothing was sent yet."""
         if self._connection is not None and self._channel is not None:
             try:
                 self._connection.process_data_events(0)
@@ -187,7 +187,8 @@ class RabbitMQPublisher(MessagePublisher):
             sent = self._next_tag - first_tag
             raise MessageRefused(
                 f"headers and properties of {len(header):,} bytes cannot be sent to "
-                f"{self._settings.describe()}, which takes {frame_max - _FRAME_OVERHEAD:,}",
+                f"{self._settings.describe()}, which accepts at most "
+                f"{frame_max - _FRAME_OVERHEAD:,}",
                 position=sent,
                 confirmed=sent,
             )
@@ -200,7 +201,7 @@ class RabbitMQPublisher(MessagePublisher):
             self._unconfirmed.clear()
 
     def _refused_message(self, error: BaseException, first_tag: int) -> MessageRefused | None:
-        """Which of the unconfirmed messages the broker's error is about, if about one of them."""
+        """The error for the unconfirmed message that the broker's error is about, if any is."""
         said = _TOO_LARGE.search(str(error))
         if said is None:
             return None
@@ -210,7 +211,7 @@ class RabbitMQPublisher(MessagePublisher):
             return None
         return MessageRefused(
             f"a message of {self._unconfirmed[tag]:,} bytes is too large for "
-            f"{self._settings.describe()}, which takes {most:,}",
+            f"{self._settings.describe()}, which accepts at most {most:,}",
             position=tag - first_tag,
             confirmed=next(iter(self._unconfirmed)) - first_tag,
             hint="raise max_message_size in the broker's rabbitmq.conf, up to what its version "
@@ -224,7 +225,7 @@ class RabbitMQPublisher(MessagePublisher):
         *,
         until_unconfirmed: int,
     ) -> None:
-        """Write out, read confirms, and wait until few enough are missing."""
+        """Write out, read confirms, and wait until few enough messages are unconfirmed."""
         connection.process_data_events(0)
         self._check(channel)
         while len(self._unconfirmed) > until_unconfirmed:
@@ -236,8 +237,8 @@ class RabbitMQPublisher(MessagePublisher):
             raise closing_reason(channel)
         if self._unroutable:
             raise SourceRefused(
-                f"{self._unroutable} messages found no {self._settings.describe()}",
-                hint="the queue was deleted while we published",
+                f"{self._unroutable} messages came back: there is no {self._settings.describe()}",
+                hint="the queue was deleted while we were publishing",
             )
         if self._refused:
             raise SourceUnavailable(
@@ -266,7 +267,7 @@ class RabbitMQPublisher(MessagePublisher):
 
 
 class _Encoded:
-    """Encoded properties, where pika wants its own: those cannot write floats, for example."""
+    """Encoded properties in place of pika's own, which cannot encode floats, for example."""
 
     INDEX = pika.spec.BasicProperties.INDEX
 
@@ -278,14 +279,14 @@ class _Encoded:
 
 
 def _with_id(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of a message whose id is among its headers."""
+    """Properties of a message whose headers include its id."""
     others = {name: value for name, value in headers.items() if name != "message_id"}
     message_id = headers.get("message_id")
     return _properties({"message_id": message_id and str(message_id)}, others)
 
 
 def _properties(attributes: Mapping[str, Any], headers: Any) -> dict[str, Any]:
-    """What is sent of a message's attributes: each in its place, or else as a header."""
+    """The properties to send for a message's attributes: each as itself, or as a header."""
     properties: dict[str, Any] = {"delivery_mode": _PERSISTENT}
     sent: dict[str, Any] = {}
     for name, value in (headers if isinstance(headers, Mapping) else {}).items():
@@ -303,7 +304,7 @@ def _properties(attributes: Mapping[str, Any], headers: Any) -> dict[str, Any]:
 
 
 def _fitting(name: str, value: Any) -> Any:
-    """The value of a property that is sent as one; None if it is not, or cannot be."""
+    """The value to send as this property; None if it must be a header."""
     if name in _KEPT_TEXTS:
         raw = as_short(value)
         direct = name == "reply_to" and raw is not None and raw.startswith(_DIRECT_REPLIES)

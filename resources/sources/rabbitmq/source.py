@@ -3,19 +3,19 @@
 What must always hold:
 
 - A message is acknowledged only by `settle`, one multiple ack per batch. Whatever was not
-  acknowledged when the connection goes is delivered again by the broker.
+  acknowledged when the connection ends is delivered again by the broker.
 - Delivery numbers follow each other without a hole, and only what `receive` returned is
   acknowledged.
 - A delivery number is never used on another connection than its own: a delivery tag means another
   message there. The numbers grow across reconnections, and older ones are refused.
 - A queue that exists is used as it is, whatever its type and arguments; it is declared (durable)
-  only when it is missing and `declare` is on.
-- Nothing is done per message beyond building the `Message`: everything else is per batch.
+  only if it is missing and `declare` is on.
+- The only work per message is building the `Message`: everything else is done per batch.
 
-pika reads what the socket holds and calls back for each message, so more can arrive than was asked
-for: the surplus, at most `prefetch` messages, waits here for the next `receive`. A channel that
-the broker closed (consumer time-out, for example) raises nothing by itself in pika's event loop,
-so it is looked at after each step.
+All that the socket holds is read, so more messages can arrive than were asked for: the surplus, at
+most `prefetch` messages, waits here for the next `receive`. A channel that the broker closed
+(consumer time-out, for example) raises nothing by itself in pika's event loop, so it is checked
+after each step.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ _LONGEST_WITHOUT_IO_SECONDS = 1.0
 _PAUSE_OF_ARRIVALS_SECONDS = 0.1
 _LONGEST_ARRIVAL_SECONDS = 0.5
 _NOT_OF_A_STREAM = {"x-priority": 0}
-"""The priority that every consumer has anyway. A stream refuses the argument; without it, it would
-hand out nothing of what waits in it, and say nothing. AMQP has no question for a queue's type."""
+"""The priority that every consumer has anyway. A stream refuses the argument; without it, a stream
+would silently deliver none of its messages. AMQP has no question for a queue's type."""
 _PERCENT_ENCODING = (
     "in user, password and vhost write / ? # @ : [ ] % as %2F %3F %23 %40 %3A %5B %5D %25"
 )
@@ -125,8 +125,8 @@ class RabbitMQ(SourceSettings):
             parts = urlsplit(url.get_secret_value())
             usable = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0
             options = bool(parts.query or parts.fragment)
-            usable = usable and "@" not in parts.path  # the / was one of the password
-        except ValueError:  # not passed on: its text may quote the password
+            usable = usable and "@" not in parts.path  # the / belongs to the password
+        except ValueError:  # not passed on, because it may quote the password
             usable, options = False, False
         if options:
             raise ValueError(
@@ -154,7 +154,7 @@ class RabbitMQ(SourceSettings):
 
     def source(self, *, prefetch: int) -> RabbitMQSource:
         if not 1 <= prefetch <= LARGEST_PREFETCH:
-            raise ConfigError(f"prefetch is {prefetch}; RabbitMQ takes 1 to {LARGEST_PREFETCH}")
+            raise ConfigError(f"prefetch is {prefetch}; RabbitMQ accepts 1 to {LARGEST_PREFETCH}")
         return RabbitMQSource(self, prefetch)
 
     def publisher(self) -> RabbitMQPublisher:
@@ -186,7 +186,7 @@ class RabbitMQSource(MessageSource):
     def __init__(self, settings: RabbitMQ, prefetch: int) -> None:
         self._settings = settings
         self._prefetch = self._limit = prefetch
-        """`_limit`: how many unsettled messages may be out; at most `_prefetch`."""
+        """`_limit`: how many messages may be unsettled; at most `_prefetch`."""
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
         self._consumer = ""
@@ -216,11 +216,11 @@ class RabbitMQSource(MessageSource):
     def limit_in_hand(self, messages: int) -> None:
         """As the contract says.
 
-        A consumer's prefetch is fixed when it begins. So another limit takes another consumer,
-        which begins once all messages of the one before are settled. A quorum queue takes back,
-        and counts as delivered, what is on its way to a consumer that ends: so one ends for a
-        higher limit only when its prefetch is used up, which is when the limit matters, and for a
-        lower one when what is on its way has come.
+        A consumer's prefetch is fixed when it starts. So another limit needs another consumer,
+        which starts once all messages of the previous one are settled. A quorum queue takes back
+        the messages on their way to a consumer that ends, and counts them as delivered. So for a
+        higher limit a consumer ends only when its prefetch is used up, which is when the limit
+        matters, and for a lower one when the messages on their way have arrived.
         """
         self._limit = max(0, min(messages, self._prefetch))
         if self._limit < self._prefetch_of_consumer:
@@ -258,7 +258,7 @@ class RabbitMQSource(MessageSource):
         if channel is None or last <= self._start:
             self.close()
             raise SourceUnavailable(
-                f"the connection on which these messages came from {self._settings.describe()} "
+                f"the connection that delivered these messages from {self._settings.describe()} "
                 "is gone, so they cannot be acknowledged",
                 hint="nothing is lost: the broker delivers them again",
             )
@@ -294,7 +294,7 @@ class RabbitMQSource(MessageSource):
         return described(message.attributes or b"")
 
     def _in_hand(self) -> int:
-        """Messages that were delivered, to us or to the caller, and are not settled."""
+        """Messages that were delivered, to us or to the caller, and not settled."""
         delivered = self._surplus[-1].delivery if self._surplus else self._received
         return delivered - self._settled
 
@@ -302,7 +302,7 @@ class RabbitMQSource(MessageSource):
         return self._in_hand() >= self._prefetch_of_consumer
 
     def _consume(self) -> None:
-        """Begin to consume, unless nothing may come yet."""
+        """Start to consume, unless nothing may come yet."""
         if not self._limit or self._in_hand() or self._channel is None:
             return
         try:
@@ -316,10 +316,10 @@ class RabbitMQSource(MessageSource):
         self._last_io = time.monotonic()
 
     def _let_arrive(self) -> None:
-        """Take what is on its way: nothing is settled meanwhile, so the prefetch bounds it.
+        """Receive what is on its way: nothing is settled meanwhile, so the prefetch limits it.
 
         A quorum queue sends more only after it has made an acknowledgement durable, so a short
-        silence says nothing, unless nothing is in hand at all.
+        pause means nothing, unless no message is in hand.
         """
         until = time.monotonic() + _LONGEST_ARRIVAL_SECONDS
         while not self._nothing_may_come() and time.monotonic() < until:
@@ -328,7 +328,7 @@ class RabbitMQSource(MessageSource):
                 return
 
     def _end_consumer(self) -> None:
-        """What was delivered until the broker's answer is in the surplus."""
+        """End the consumer; what is delivered before the broker's answer goes to the surplus."""
         if not self._consumer or self._channel is None:
             return
         try:
@@ -348,7 +348,7 @@ class RabbitMQSource(MessageSource):
         return time.monotonic() - self._last_io > _LONGEST_WITHOUT_IO_SECONDS
 
     def _process_io(self, seconds: float) -> None:
-        """Let pika read, write and answer heartbeats; returns early when something came."""
+        """Let pika read, write and answer heartbeats; return early when something came."""
         if self._connection is None or self._channel is None:
             raise SourceUnavailable(f"{self._settings.describe()} is not open")
         try:
@@ -366,11 +366,11 @@ class RabbitMQSource(MessageSource):
             self._give_up("receive from", closing_reason(self._channel))
 
     def _refuse_gap(self, found: str) -> NoReturn:
-        """An acknowledgement would cover messages that nobody has."""
+        """Give up: an acknowledgement would cover messages that nobody has."""
         self.close()
         raise SourceUnavailable(
             f"messages of {self._settings.describe()} are missing among those received: {found}",
-            hint="nothing is lost: nothing of it was acknowledged, the broker delivers it again",
+            hint="nothing is lost: they were not acknowledged, so the broker delivers them again",
         )
 
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:

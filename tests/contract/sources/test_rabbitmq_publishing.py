@@ -83,7 +83,7 @@ def test_letters_around_one_that_is_too_large_are_sent_once_and_it_stays(
             ((refused, error),) = done.refused
             assert refused == numbered[4][0]
             assert f"{limit + 1:,} bytes" in str(error)
-            assert f"takes {limit:,}" in str(error)
+            assert f"accepts at most {limit:,}" in str(error)
             assert "max_message_size" in str(error)
     publisher.close()
     source = opened(queue)

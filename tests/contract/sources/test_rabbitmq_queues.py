@@ -170,7 +170,7 @@ def test_a_queue_that_somebody_consumes_alone_says_so_and_not_the_password(
     with channel(rabbitmq) as other:
         other.basic_qos(prefetch_count=1)
         other.basic_consume(queue, lambda *_: None, exclusive=True)
-        with pytest.raises(SourceRefused, match="another consumer has the queue") as caught:
+        with pytest.raises(SourceRefused, match="another consumer uses the queue") as caught:
             source.open()
         assert "password" not in str(caught.value)
     source.open()

@@ -188,7 +188,7 @@ def test_a_state_file_that_is_none_is_an_error_that_says_what_to_do(tmp_path: Pa
     path = tmp_path / "state.sqlite"
     path.write_bytes(b"this is not a database at all" * 100)
     store = SqliteState(path=path).store(pipeline="p", node="n")
-    with pytest.raises(StateRefused, match="may be removed"):
+    with pytest.raises(StateRefused, match="you may remove it"):
         store.open()
     path.unlink()
     store.open()
@@ -200,7 +200,7 @@ def test_a_state_file_with_tables_of_another_program_is_refused(tmp_path: Path) 
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE slots (something TEXT)")
     store = SqliteState(path=path).store(pipeline="p", node="n")
-    with pytest.raises(StateRefused, match="no state of ours"):
+    with pytest.raises(StateRefused, match="not a state file of ours"):
         record(store, SlotCount(0, 1, 1, 1))
     store.close()
 

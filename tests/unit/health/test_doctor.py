@@ -115,7 +115,7 @@ def test_a_clock_that_is_off_is_said_with_its_direction(
         ({"x-message-ttl": "60000"}, "warning", "x-message-ttl 60000"),
         ({"x-max-length": "10", "x-queue-type": "quorum"}, "warning", "quorum, x-max-length 10"),
         ({"x-max-priority": "5"}, "good", "x-max-priority 5"),
-        (None, "good", "cannot be told"),
+        (None, "good", "unknown"),
     ],
 )
 def test_a_queue_is_judged_by_what_it_does_with_messages_before_us(

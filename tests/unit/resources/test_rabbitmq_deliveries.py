@@ -342,7 +342,7 @@ def test_a_frame_larger_than_agreed_is_an_error_before_it_came(
     _, error = ours([*delivery(1, b"one"), struct.pack(">BHI", kind, channel, size)])
     assert isinstance(error, InvalidFrameError)
     assert f"{size:,} bytes" in str(error)
-    assert f"at most {PAYLOAD:,}" in str(error)
+    assert f"the agreed limit is {PAYLOAD:,}" in str(error)
 
 
 def test_a_frame_larger_than_agreed_is_an_error_when_it_is_there_whole() -> None:
