@@ -23,7 +23,7 @@ import typer
 import zstandard
 
 from benchmarks.documents import documents_of, name_of
-from fuploader_dagster.archives.members import Member
+from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.ranges import CountedReads, StoredArchive
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
@@ -98,7 +98,7 @@ def _segment(path: Path, contents: Iterable[tuple[str, bytes]]) -> SegmentMember
     with path.open("wb") as file:
         for name, payload in contents:
             file.write(member_header(name, len(payload)) + payload + padding(len(payload)))
-            members.append(Member(name, len(payload), sha256(payload).digest()))
+            members.append(PlainMember(name, len(payload), sha256(payload).digest()))
     return SegmentMembers(path, members)
 
 

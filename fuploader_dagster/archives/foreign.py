@@ -1,7 +1,7 @@
-"""Archives that a packer of somebody's own made: 7z, zip, tar with another compression.
+"""Archives of other formats, which custom packers make: 7z, zip, tar with another compression.
 
-They are shipped and verified as a whole. What is in them only their own programs can tell, so
-reading one raises `ForeignArchive`, which says what the archive is and how to get at it.
+They are shipped and verified as a whole. Only their own programs can read their members, so reading
+one raises `ForeignArchive`, which says what the archive is and how to unpack it.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ _HEAD_BYTES = 262
 
 
 class ForeignArchive(PermanentError):
-    """An archive of another format: nothing in it can be listed or read from here."""
+    """An archive of another format, whose members cannot be listed or read here."""
 
 
 def refuse_foreign(source: RangeSource) -> None:
-    """Raise `ForeignArchive` if the first bytes are those of a format of another program."""
+    """Raise `ForeignArchive` if the first bytes are those of another format."""
     head = source.read(0, _HEAD_BYTES)
     for kind in _KINDS:
         if head.startswith(kind.magic, kind.offset):
             raise ForeignArchive(
-                f"{source.address} is {kind.name}, and members are read from .tar.zst only",
+                f"{source.address} is {kind.name}; members can only be read from .tar.zst",
                 hint=f"get it whole with `fuploader cat {source.address} > FILE`, then "
                 f"`{kind.unpack} FILE`; `fuploader verify` compares it as a whole",
             )
 
 
 def is_whole(path: Path) -> bool | None:
-    """Whether an archive of another format is all there, as far as its format tells; None if it
-    does not tell, or is not known here."""
+    """Whether an archive of another format is complete, as far as its format tells; None if it
+    cannot tell, or is not known here."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_KINDS[0].magic):  # 7z: its first header says where its last one ends
@@ -105,5 +105,5 @@ def verify_whole(
         raise DamagedArchive(
             f"{source.address} has {offset} bytes with SHA-256 {digest.hexdigest()}, but was "
             f"stored with {expected_sha256}",
-            hint="unpack what can be unpacked with the program that made it",
+            hint="unpack what you can with the program that made it",
         )

@@ -1,8 +1,7 @@
-"""Reading members of an archive by its manifest: each byte compared with a digest on the way.
+"""Reads members of an archive by its manifest, and compares each byte with a digest.
 
-What must always hold: a byte that is given out comes from a frame whose compressed bytes have the
-digest that the manifest states. A member that is reported as whole also has its own header,
-padding and digest right.
+What must always hold: each byte returned comes from a frame whose compressed bytes match the digest
+in the manifest. For a member returned as whole, header, padding and its own digest match too.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from fuploader_dagster.errors import DamagedArchive
 
 _READ_AHEAD_BYTES = 8 * 2**20
 _GAP_BYTES = 4 * 2**20
-"""Of the tar stream: from here on another request is cheaper than reading over it."""
+"""Of the tar stream: from this size on, another request is cheaper than reading the gap."""
 
 
 class FrameReader:
-    """Tar bytes of a stretch of an archive. Not safe to use from several threads."""
+    """The tar bytes of a stretch of an archive. Not safe to use from several threads."""
 
     def __init__(
         self,
@@ -36,7 +35,7 @@ class FrameReader:
         stop: int,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
     ) -> None:
-        """For tar bytes from `start` to `stop`: in one request, or several of 8 MiB."""
+        """Reads the tar bytes from `start` to `stop` in one request, or several of 8 MiB."""
         self._memory_bytes = memory_bytes
         first = bisect_right(frames, start, key=lambda f: f.tar_offset) - 1
         last = bisect_right(frames, max(start, stop - 1), key=lambda f: f.tar_offset)
@@ -59,7 +58,7 @@ class FrameReader:
             start += len(piece)
 
     def _content(self, index: int) -> bytes:
-        """A frame's content. The last one is kept, be it content or damage: members share it."""
+        """A frame's content. The last content, or damage, is kept: several members share it."""
         if self._last[0] != index:
             content: bytes | DamagedArchive
             try:
@@ -86,15 +85,15 @@ class FrameReader:
         if len(data) != frame.size_bytes:
             raise self._damaged(frame, f"the archive ends at {frame.offset + len(data)}")
         if digest(data) != frame.digest:
-            raise self._damaged(frame, "its bytes do not have the digest in the manifest")
+            raise self._damaged(frame, "its bytes do not match the digest in the manifest")
         try:
-            # Asked first: zstd would allocate whatever the frame states.
+            # Checked first: zstd would allocate whatever the frame states.
             as_stated = zstandard.frame_content_size(data) == frame.tar_bytes
             content = self._decompressor.decompress(data) if as_stated else b""
         except zstandard.ZstdError as e:
             raise self._damaged(frame, str(e)) from e
         if len(content) != frame.tar_bytes:
-            raise self._damaged(frame, "it has another length than the manifest states")
+            raise self._damaged(frame, "its length does not match the manifest")
         return content
 
     def _damaged(self, frame: FrameEntry, what: str) -> DamagedArchive:
@@ -104,8 +103,8 @@ class FrameReader:
         )
 
     def payload(self, member: MemberEntry) -> Iterator[memoryview]:
-        """A member's payload in pieces. Raises `DamagedArchive`, at the latest behind the last
-        piece, if the member is not what the manifest states."""
+        """A member's payload in pieces. Raises `DamagedArchive`, at the latest after the last
+        piece, if the member does not match the manifest."""
         index = bisect_right(self._starts, member.offset) - 1
         frame = self._frames[index]
         if member.end <= frame.tar_offset + frame.tar_bytes:
@@ -114,22 +113,22 @@ class FrameReader:
             yield from self._over_frames(member)
 
     def _within(self, content: bytes, member: MemberEntry, start: int) -> memoryview:
-        """The payload of a member that lies in one frame: nearly all, so this is the quick way."""
+        """The payload of a member that is in one frame, as nearly all are: the fast way."""
         begin = start + member.header_bytes
         end = begin + member.size_bytes
         payload = memoryview(content)[begin:end]
         if content[start:begin] != member_header(member.name, member.size_bytes):
-            raise _wrong_member(self._address, member, "its tar header is another one")
+            raise _wrong_member(self._address, member, "its tar header does not match")
         if not content.startswith(padding(member.size_bytes), end):
             raise _wrong_member(self._address, member, "its padding is not zero")
         if sha256(payload).digest()[:DIGEST_BYTES] != member.digest:
-            raise _wrong_member(self._address, member, "it does not have its digest")
+            raise _wrong_member(self._address, member, "it does not match its digest")
         return payload
 
     def _over_frames(self, member: MemberEntry) -> Iterator[memoryview]:
         header = b"".join(self.tar_bytes(member.offset, member.payload_offset))
         if header != member_header(member.name, member.size_bytes):
-            raise _wrong_member(self._address, member, "its tar header is another one")
+            raise _wrong_member(self._address, member, "its tar header does not match")
         found = sha256()
         payload_end = member.payload_offset + member.size_bytes
         for piece in self.tar_bytes(member.payload_offset, payload_end):
@@ -138,7 +137,7 @@ class FrameReader:
         if any(b"".join(self.tar_bytes(payload_end, member.end))):
             raise _wrong_member(self._address, member, "its padding is not zero")
         if found.digest()[:DIGEST_BYTES] != member.digest:
-            raise _wrong_member(self._address, member, "it does not have its digest")
+            raise _wrong_member(self._address, member, "it does not match its digest")
 
 
 def _wrong_member(address: str, member: MemberEntry, what: str) -> DamagedArchive:
@@ -148,20 +147,19 @@ def _wrong_member(address: str, member: MemberEntry, what: str) -> DamagedArchiv
 
 
 class Stretch(NamedTuple):
-    """Members that lie together."""
+    """Members that are close together, from `start` to `stop` of the tar stream."""
 
     members: Sequence[MemberEntry]
     start: int
     stop: int
-    """In the tar stream."""
 
 
 def stretches(
     members: Sequence[MemberEntry], frames: Sequence[FrameEntry], tar_bytes: int = 16 * 2**20
 ) -> Iterator[Stretch]:
-    """Cut an archive into stretches of about `tar_bytes`, to be read by one thread each.
+    """Divide an archive into stretches of about `tar_bytes`, each to be read by one thread.
 
-    `members` may be some of the members only; what lies far apart is not read together.
+    `members` may be only some of the members; those that are far apart are not read together.
     """
     starts = {f.tar_offset for f in frames}
     first = 0

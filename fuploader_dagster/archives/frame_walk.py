@@ -1,15 +1,15 @@
-"""Walking over the zstd frames of an archive from front to back, also over damage.
+"""Walks over the zstd frames of an archive from front to back, even over damage.
 
-What must always hold: each stretch of damage is reported once, where it begins; nothing is given
-out of a frame that states its size (all of ours do) before its checksum was compared.
+What must always hold: each stretch of damage is reported once, where it begins. No bytes are
+returned from a frame that states its size (all of ours do) before its checksum was compared.
 
-Frames that do not state their size (`tar --zstd`, FUploader) are given out as they are decoded;
-zstd checks them at their end only. Where a frame has no checksum (FUploader, bsdtar and zstd's
-Python packages write none) zstd decodes many changed bytes to others without a word: what comes of
-it is marked as not checked, and only whoever has a digest of it can prove it.
+Frames that do not state their size (`tar --zstd`, FUploader) are returned as they are decoded; zstd
+checks them only at their end. From a frame without a checksum (FUploader, bsdtar and zstd's Python
+packages write none) zstd decodes many changed bytes without noticing. Such bytes are marked as not
+checked; only their digest, if there is one, can prove them.
 
-Behind damage only frames that state their size are taken up again: what looks like a frame may be
-chance there, and must prove itself first.
+After damage, only frames that state their size are decoded: bytes may look like a frame by chance,
+and must prove themselves first.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _MARKS = [_ZSTD_MAGIC.to_bytes(4, "little")] + [
 ]
 _FRAME_HEADER_LIMIT = 18  # the longest header of a zstd frame
 _HOLD_BYTES = 64 * 2**20
-"""Frames that state at most this size are decoded whole before they are given out."""
+"""Frames that state at most this size are decoded whole before any of it is returned."""
 _STREAMED_STEP = 2**10
-"""Of compressed bytes: what comes before damage is lost up to one step. Small also because four
-bytes can stand for 128 KiB, and a step is decoded at once: at most 32 MiB."""
+"""In compressed bytes. Up to one step before damage is lost. Small also because four bytes can
+stand for 128 KiB, and a step is decoded at once: at most 32 MiB."""
 _SEARCH_BYTES = 2**20
 _LARGEST_WINDOW = 2**31
-"""Of zstd, with `--ultra --long=31`."""
+"""The largest of zstd, with `--ultra --long=31`."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Damage:
     """One thing that is wrong with an archive."""
 
     what: str
-    """A sentence that names the archive's offset."""
+    """A sentence that names the offset in the archive."""
     member: str | None = None
-    """The member that is lost by it, if it is known by name."""
+    """The member that is lost, if its name is known."""
 
     def __str__(self) -> str:
         return self.what if self.member is None else f"{self.member!r}: {self.what}"
@@ -60,11 +60,11 @@ class Chunk(NamedTuple):
     data: bytes
     starts_frame: bool
     checked: bool
-    """Whether its frame has a checksum. zstd has compared it by the next chunk of another frame."""
+    """Whether its frame has a checksum. zstd compares it before the next frame's first chunk."""
 
 
 class Skipped(NamedTuple):
-    """A skippable frame was stepped over."""
+    """A skippable frame was skipped."""
 
     is_manifest: bool
 
@@ -72,7 +72,7 @@ class Skipped(NamedTuple):
 def walk_frames(source: RangeSource, memory_bytes: int) -> Iterator[Chunk | Skipped | Damage]:
     """All frames in order. Each stretch of damage is reported once, where it begins.
 
-    Raises `TooLarge` for a frame that zstd can decode only in more memory.
+    Raises `TooLarge` for a frame that zstd can only decode with more memory.
     """
     offset = 0
     damaged = False
@@ -111,7 +111,7 @@ def _decode(
     content_size, checked = parameters.content_size, parameters.has_checksum
     hold = content_size <= _HOLD_BYTES  # an unknown size is a very large number
     if must_hold and not hold:
-        raise DamagedArchive(f"the frame at offset {offset} of {source.address} has no size")
+        raise DamagedArchive(f"the frame at offset {offset} of {source.address} states no size")
     window = parameters.window_size
     if not hold and memory_bytes < window <= _LARGEST_WINDOW:
         raise too_large(f"the frame at offset {offset} of {source.address}", window, memory_bytes)
@@ -141,14 +141,14 @@ def _decode(
 
 
 def _next_frame(source: RangeSource, offset: int) -> int:
-    """Where the next thing that looks like a whole frame begins; the archive's end if nowhere."""
+    """Where the next thing that looks like a frame begins; the archive's end if there is none."""
     while block := source.read(offset, _SEARCH_BYTES):
         found = [at for at in map(block.find, _MARKS) if at >= 0]
         if found:
             return offset + min(found)
         if offset + len(block) >= source.size_bytes:
             break
-        offset += len(block) - 3  # a mark may lie across the border
+        offset += len(block) - 3  # a mark may cross the border of two blocks
     return source.size_bytes
 
 
@@ -163,6 +163,6 @@ def _damaged_frame(
     source: RangeSource, offset: int, at: int, error: zstandard.ZstdError
 ) -> DamagedArchive:
     return DamagedArchive(
-        f"the frame at offset {offset} of {source.address} is damaged at offset {at} or behind: "
+        f"the frame at offset {offset} of {source.address} is damaged at offset {at} or later: "
         f"{error}"
     )

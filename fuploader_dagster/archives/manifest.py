@@ -1,26 +1,25 @@
 """The manifest: what is in an archive, where, and how each byte of it is checked.
 
-What must always hold: the manifest and the seek table behind it vouch for every byte of the
-archive. Frames and pages have their digests in the manifest, members theirs in a page, the
-manifest its own; the seek table follows from the manifest. So a change anywhere is found, and is
-found by name and offset.
+What must always hold: the manifest and the seek table after it vouch for every byte of the archive.
+The manifest has the digests of frames and pages, a page those of its members, the manifest its own,
+and the seek table follows from the manifest. So any change is found, with name and offset.
 
 An archive is: frames of members, pages, manifest, end frame, seek table (docs/formats.md has the
-bytes). Pages, manifest and seek table are skippable frames, any zstd steps over them. The end
-frame holds the tar stream's end and comes behind the manifest, so that wherever an archive is cut
-off, either tar's end is missing or the seek table that a manifest promises.
+bytes). Pages, manifest and seek table are skippable frames, which any zstd skips. The end frame
+holds the tar stream's end and comes after the manifest, so that wherever an archive is cut off,
+either tar's end is missing, or the seek table that a manifest promises.
 
 The members are listed in pages of about 4,096, each member in the page that a checksum of its name
-selects. So one member of millions is found by reading one page of some hundred kilobytes. Within
-a page they are kept as columns, which encode ten times as fast and compress better than records.
+selects. So one member of millions is found by reading one page of a few hundred kilobytes. A page
+keeps its members as columns, which encode ten times as fast and compress better than records.
 
-Digests say that nothing changed by chance; whoever forges an archive forges them too. So what a
-manifest or page says is taken only as far as it can be true of the bytes that are there: everything
+Digests prove that nothing changed by chance; someone who forges an archive forges them too. So a
+manifest or page is believed only as far as it can be true of the bytes that are there: everything
 is checked where it is decoded (`decode`, `decode_page`, `decode_page_names`), and nowhere else.
 
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
-would make archives of small messages 4 % larger. The digest of the whole archive is kept in full
-beside the object.
+would make archives of small messages 4 % larger. The object store keeps the full digest of the
+whole archive with the object.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ MANIFEST_MAGIC = 0x184D2A5D
 _MARK = b"FUPLMAN" + bytes([FORMAT_VERSION])
 _PREFIX_BYTES = FRAME_HEADER.size + len(_MARK) + 32
 _MOST_UNPACKED_BYTES = {"Manifest": 2**26, "Page": 2**25, "_PageNames": 2**25}
-"""A manifest of three million frames, a page of 4,096 names of the longest path twice over. As
-Python's objects they take up to eight times as much."""
+"""Enough for a manifest of three million frames, and twice a page of 4,096 of the longest paths.
+Python's objects take up to eight times as much."""
 _MOST_PAGE_BYTES = 2**26
 _MOST_EXPANSION = 2**16
-"""zstd makes at most 128 KiB of four bytes."""
+"""zstd expands four bytes to at most 128 KiB."""
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
@@ -64,7 +63,7 @@ def digest(data: bytes | memoryview) -> bytes:
 
 
 class MemberEntry(NamedTuple):
-    """One member of an archive, as the manifest has it."""
+    """One member of a finished archive, as the manifest lists it."""
 
     name: str
     size_bytes: int
@@ -90,7 +89,7 @@ class FrameEntry(NamedTuple):
     offset: int
     """In the archive file."""
     size_bytes: int
-    """As it lies in the archive file."""
+    """Compressed."""
     tar_offset: int
     tar_bytes: int
     """What it decompresses to."""
@@ -104,8 +103,8 @@ class Page(msgspec.Struct, frozen=True):
     names: list[str]
     sizes: list[int]
     distances: list[int]
-    """From the header of the member before (the first: from the start of the tar stream) to this
-    one's, in blocks of 512 bytes."""
+    """In blocks of 512 bytes from the previous member's header to this one's; for the first member
+    from the start of the tar stream."""
     header_blocks: list[int]
     """Length of the header in blocks: 1, or more with pax."""
     digests: bytes
@@ -126,13 +125,13 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class _PageNames(msgspec.Struct, frozen=True):
-    """The one column that whoever asks for names only has to decode."""
+    """The only column to decode for names."""
 
     names: list[str]
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What leads to everything else in the archive."""
+    """Leads to everything else in the archive."""
 
     metadata: dict[str, str]
     member_count: int
@@ -143,7 +142,7 @@ class Manifest(msgspec.Struct, frozen=True):
     frame_tar_sizes: list[int]
     frame_digests: bytes
     end_frame: bytes
-    """The end frame as it lies in the archive."""
+    """The bytes of the end frame."""
 
     def frames(self) -> list[FrameEntry]:
         digests = self.frame_digests
@@ -155,7 +154,7 @@ class Manifest(msgspec.Struct, frozen=True):
                 accumulate(self.frame_tar_sizes, initial=0),
                 self.frame_tar_sizes,
                 range(0, len(digests), DIGEST_BYTES),
-                strict=False,  # the running sums have one more: the end
+                strict=False,  # the running sums have one more item: the end
             )
         ]
 
@@ -170,7 +169,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return self.pages_offset + FRAME_HEADER.size + sum(self.page_sizes)
 
     def page_of(self, name: str) -> int:
-        """The page that has the member of this name, if there is one."""
+        """The page that lists the member of this name, if it exists."""
         return _page_of(name, len(self.page_sizes))
 
 
@@ -193,7 +192,7 @@ def encode_pages(
     blocks = [(length - size) // BLOCK for length, size in zip(lengths, sizes, strict=True)]
     digest_of = [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
     pages = []
-    for members in chosen:  # map over __getitem__: a quarter of what comprehensions take
+    for members in chosen:  # map over __getitem__: a quarter of the time of comprehensions
         at = list(map(positions.__getitem__, members))
         page = Page(
             names=list(map(names.__getitem__, members)),
@@ -232,7 +231,7 @@ def _packed(record: msgspec.Struct) -> bytes:
 
 
 def is_manifest(frame: bytes) -> bool:
-    """Whether a frame claims to be a manifest of ours, of any version; its beginning suffices."""
+    """Whether a frame, or its beginning, claims to be a manifest of ours, of any version."""
     at = FRAME_HEADER.size
     return (
         frame[:4] == MANIFEST_MAGIC.to_bytes(4, "little")
@@ -241,7 +240,7 @@ def is_manifest(frame: bytes) -> bool:
 
 
 def decode(frame: bytes, *, where: str) -> Manifest:
-    """The manifest in its frame. Raises `DamagedArchive` unless every byte is as it was written.
+    """The manifest in a frame. Raises `DamagedArchive` unless every byte is as it was written.
 
     `where` names the archive and offset for the error.
     """
@@ -251,16 +250,16 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         or len(frame) < _PREFIX_BYTES
         or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at
     ):
-        raise DamagedArchive(f"no manifest at {where}")
+        raise DamagedArchive(f"there is no manifest at {where}")
     if frame[at : at + len(_MARK)] != _MARK:
         raise DamagedArchive(
             f"the manifest at {where} has format version {frame[at + len(_MARK) - 1]}, this "
             f"program reads {FORMAT_VERSION}",
-            hint="a newer fuploader_dagster may read it; zstd and tar do in any case",
+            hint="a newer fuploader_dagster may read it; zstd and tar can in any case",
         )
     packed = frame[_PREFIX_BYTES:]
     if sha256(packed).digest() != frame[at + len(_MARK) : _PREFIX_BYTES]:
-        raise DamagedArchive(f"the manifest at {where} does not have its own digest")
+        raise DamagedArchive(f"the manifest at {where} does not match its own digest")
     manifest = _unpacked(packed, Manifest, where)
     sizes = (manifest.frame_sizes, manifest.frame_tar_sizes, manifest.page_sizes)
     tar_bytes = sum(manifest.frame_tar_sizes)
@@ -271,12 +270,12 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         and all(0 < size < 2**32 for column in sizes for size in column)
         and all(size <= _MOST_PAGE_BYTES for size in manifest.page_sizes)
     ):
-        raise _contradiction(where, "columns of different lengths, or frames of no possible size")
+        raise _contradiction(where, "columns of different lengths, or frames of impossible size")
     if any(
         unpacked > packed * _MOST_EXPANSION
         for packed, unpacked in zip(manifest.frame_sizes, manifest.frame_tar_sizes, strict=True)
     ):
-        raise _contradiction(where, "a frame of more than zstd can make of its bytes")
+        raise _contradiction(where, "a frame that unpacks to more than zstd can store in it")
     if not (
         0 <= manifest.member_count * BLOCK <= tar_bytes
         and 0 <= manifest.payload_bytes <= tar_bytes
@@ -300,15 +299,15 @@ def decode_page(
         raise _contradiction(where, "columns of different lengths")
     _check_count(manifest, count, where)
     if any(not 0 <= n < 2**63 for c in (page.sizes, page.distances, page.header_blocks) for n in c):
-        raise _contradiction(where, "a member of no possible size or place")
+        raise _contradiction(where, "a member of impossible size or position")
     members = page.members()
     end = 0
     for member in members:
         if member.offset < end or member.header_bytes < BLOCK:
-            raise _contradiction(where, f"{member.name!r} does not follow the member before")
+            raise _contradiction(where, f"{member.name!r} does not follow the previous member")
         end = member.end
     if end > sum(manifest.frame_tar_sizes):
-        raise _contradiction(where, "members that lie behind the end of its frames")
+        raise _contradiction(where, "members after the end of its frames")
     return members
 
 
@@ -324,7 +323,7 @@ def decode_page_names(
 
 def _check_page(manifest: Manifest, index: int, packed: bytes | memoryview, where: str) -> None:
     if digest(packed) != manifest.page_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
-        raise DamagedArchive(f"page {index} of the manifest at {where} does not have its digest")
+        raise DamagedArchive(f"page {index} of the manifest at {where} does not match its digest")
 
 
 def _check_count(manifest: Manifest, count: int, where: str) -> None:
@@ -333,13 +332,13 @@ def _check_count(manifest: Manifest, count: int, where: str) -> None:
 
 
 def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
-    """Compare all members with the manifest: a right digest can cover a faulty writer's work."""
+    """Compare all members with the manifest: a faulty writer's work has right digests too."""
     if len({m.name for m in members}) != len(members):
-        raise _contradiction(where, "two members with one name")
+        raise _contradiction(where, "two members with the same name")
     end = 0
     for member in members:
         if member.offset != end or member.size_bytes < 0 or member.header_bytes < BLOCK:
-            raise _contradiction(where, f"{member.name!r} does not follow the member before")
+            raise _contradiction(where, f"{member.name!r} does not follow the previous member")
         end = member.end
     if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
         raise _contradiction(where, "members and frames add up to different sizes")
@@ -347,9 +346,9 @@ def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: 
 
 def _unpacked(packed: bytes | memoryview, kind: type[_Record], where: str) -> _Record:
     try:
-        # Asked first: zstd would allocate whatever the frame states.
+        # Checked first: zstd would allocate whatever the frame states.
         if not 0 <= zstandard.frame_content_size(packed) <= _MOST_UNPACKED_BYTES[kind.__name__]:
-            raise _contradiction(where, "a page, or a manifest, of no possible size")
+            raise _contradiction(where, "a page or manifest of impossible size")
         return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(packed), type=kind)
     except (zstandard.ZstdError, MemoryError, *UNREADABLE_JSON) as e:
         what = str(e) or "it unpacks to more than this machine's memory"

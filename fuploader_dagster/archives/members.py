@@ -1,8 +1,8 @@
-"""What goes into an archive: its members, and where their tar bytes come from.
+"""What is packed into an archive: its members, and where their tar bytes come from.
 
 What must always hold: a source gives the same tar bytes each time it is asked, in the order of
-`members`. What it reads is not trusted yet: the archive writer compares headers, payloads and
-padding with what `members` says. The sources for slots are in `delivery/slot_members.py`.
+`members`. Its bytes are not trusted yet: the archive writer compares headers, payloads and padding
+with what `members` says. The sources for slots are in `delivery/slot_members.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 
-class ArchiveMember(Protocol):
-    """One file that goes into an archive."""
+class MemberToPack(Protocol):
+    """One file to pack into an archive. (`MemberEntry` is one of a finished archive.)"""
 
     @property
     def name(self) -> str: ...
@@ -24,11 +24,11 @@ class ArchiveMember(Protocol):
 
     @property
     def sha256(self) -> bytes | None:
-        """Of the payload, 32 bytes; None where nobody recorded it (adopted directories)."""
+        """Digest of the payload, 32 bytes; None if it was not recorded (adopted directories)."""
 
 
-class Member(NamedTuple):
-    """A member that is known by these three values alone."""
+class PlainMember(NamedTuple):
+    """A member to pack that is nothing but these three values."""
 
     name: str
     size_bytes: int
@@ -38,30 +38,30 @@ class Member(NamedTuple):
 class MemberSource(ABC):
     """Gives the tar bytes of all members. A context manager; used from one thread."""
 
-    members: Sequence[ArchiveMember]
+    members: Sequence[MemberToPack]
     lengths: Sequence[int]
-    """Of each member in the tar stream: header, payload, padding."""
+    """Length of each member in the tar stream: header, payload, padding."""
     xxh128: str | None = None
-    """XXH3-128 of the tar bytes of all members, in hex; None where nobody recorded it."""
+    """XXH3-128 of the tar bytes of all members, in hex; None if it was not recorded."""
 
     @abstractmethod
     def read(self, first: int, last: int) -> bytes:
         """The tar bytes of `members[first:last]`: headers, payloads, padding.
 
-        Raises `DamagedSlot` if they are not there.
+        Raises `DamagedSlot` if they are missing.
         """
 
     @abstractmethod
-    def read_part(self, index: int, start: int, stop: int) -> bytes:
+    def read_piece(self, index: int, start: int, stop: int) -> bytes:
         """A piece of one member's tar bytes, for members too large to hold in memory."""
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """Where a member lies, for error messages."""
+        """Where a member is stored, for error messages."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give the open files back; may be repeated."""
+        """Close the open files. May be repeated."""
 
     def __enter__(self) -> MemberSource:
         return self

@@ -1,9 +1,9 @@
-"""How much memory reading one archive may take, whatever the archive says of itself.
+"""How much memory reading one archive may take, whatever the archive claims.
 
 What must always hold: before a piece is decoded, or a list of members grows, it is compared with
-the budget. So an archive of some kilobytes that unpacks to gigabytes, by accident or by intent, is
-an error with a sentence instead of a machine without memory. Payloads that are written somewhere
-pass through in pieces and cost nothing here.
+the budget. So an archive of some kilobytes that unpacks to gigabytes, by accident or by intent,
+gives an error instead of a machine without memory. Payloads that are written somewhere pass through
+in pieces, and do not count.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from fuploader_dagster.errors import TooLarge
 
 DEFAULT_MEMORY_BYTES = 2**30
 _MEMBER_BYTES = 300
-"""Of a listed member in Python, without its name."""
+"""What a listed member takes in Python, without its name."""
 
 
 class Budget:
-    """What lists of members may take."""
+    """The memory that lists of members may take."""
 
     def __init__(self, address: str, memory_bytes: int) -> None:
         self._address, self._most, self._held = address, memory_bytes, 0
         self._members = 0
 
     def hold(self, members: int, name_characters: int) -> None:
-        """Count members that are kept. Raises `TooLarge` where they are too many."""
+        """Count members that are kept. Raises `TooLarge` if there are too many."""
         self._members += members
         self._held += members * _MEMBER_BYTES + name_characters
         if self._held > self._most:
@@ -35,8 +35,9 @@ class Budget:
 
 
 def too_large(what: str, needed: int, memory_bytes: int) -> TooLarge:
-    """What a piece gets that needs more memory than there may be."""
+    """The error for a piece that needs more memory than allowed."""
     return TooLarge(
         f"{what} needs {needed:,} bytes of memory; reading an archive may take {memory_bytes:,}",
-        hint="if you trust it: ls, cat, verify and restore take `--max-memory BYTES`",
+        hint="if you trust the archive, raise the limit: ls, cat, verify and restore take "
+        "`--max-memory BYTES`",
     )

@@ -1,7 +1,7 @@
 """Where the bytes of an archive come from when it is read: a local file, or an object in a store.
 
-What must always hold: `read` gives exactly the bytes asked for, fewer only at the end. Each read
-of a stored object is one range request, so readers ask for little and seldom.
+What must always hold: `read` returns exactly the bytes asked for; fewer only at the end. Each read
+of a stored object is one range request, so readers ask for little, and rarely.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class RangeSource(Protocol):
     def size_bytes(self) -> int: ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`, fewer only at the end."""
+        """Exactly `length` bytes from `offset`; fewer only at the end."""
 
     def close(self) -> None:
-        """Give open files back; may be repeated."""
+        """Close open files. May be repeated."""
 
 
 class LocalFile:
@@ -63,10 +63,7 @@ class LocalFile:
 
 
 class StoredArchive:
-    """An archive in an object store. Asks the store for its size when it is made.
-
-    `info` is what a listing said about it already.
-    """
+    """An archive in an object store. Asks the store for its size, unless a listing gave `info`."""
 
     def __init__(self, store: ObjectStore, key: str, info: ObjectInfo | None = None) -> None:
         self.address = store.address(key)
@@ -76,7 +73,7 @@ class StoredArchive:
             raise StoreRefused(f"there is no archive {self.address}")
         self.size_bytes = info.size_bytes
         self.sha256 = info.sha256
-        """The digest that is kept with the object, if it has one."""
+        """The digest stored with the object, if any."""
 
     def read(self, offset: int, length: int) -> bytes:
         return self._store.get_range(self._key, offset, length)
@@ -86,7 +83,7 @@ class StoredArchive:
 
 
 class CountedReads:
-    """A source whose reads are counted. Safe to use from several threads."""
+    """A source that counts its reads. Safe to use from several threads."""
 
     def __init__(self, source: RangeSource) -> None:
         self.address = source.address
@@ -108,7 +105,7 @@ class CountedReads:
 
 
 class ReadAhead:
-    """A source read from front to back in large steps: one request per `step_bytes`.
+    """Reads a source from front to back in large steps: one request per `step_bytes`.
 
     Not safe to use from several threads: each reader makes its own.
     """
@@ -133,7 +130,7 @@ class ReadAhead:
 
 
 class WithTail:
-    """A source whose end has been read already: what lies there costs no request."""
+    """Reads the end of a source once, so that later reads there cost no request."""
 
     def __init__(self, source: RangeSource, tail_offset: int) -> None:
         self.address = source.address

@@ -2,14 +2,14 @@
 
 What must always hold:
 
-- Bytes that contradict the manifest are never given out as a whole member.
-- Whatever is wrong with an archive is said with the member's name or the offset. An error of this
-  package is all that a damaged archive can cause.
-- Restoring never writes outside its folder (`restoring`), and gets out all that is intact.
+- Bytes that contradict the manifest are never returned as a whole member.
+- Whatever is wrong with an archive is reported with the member's name or the offset. A damaged
+  archive causes nothing but errors of this package.
+- Restoring never writes outside its folder (`restore_folder`), and recovers all that is intact.
 
 An archive with a manifest is read from its end: tail, manifest, and then only the frames that are
-asked for. Any other `.tar.zst`, and one of ours whose end is damaged, is read from front to back
-(`tar_scan`): everything works, but slowly, and without digests of the members. What is no
+needed. Any other `.tar.zst`, and one of ours whose end is damaged, is read from front to back
+(`tar_scan`): everything works, but slowly, and without digests of the members. What is not a
 `.tar.zst` at all raises `ForeignArchive` (`foreign`).
 
     with Archive.open(Path("a.tar.zst")) as archive:
@@ -33,6 +33,7 @@ from fuploader_dagster.archives.manifest import FrameEntry, Manifest, MemberEntr
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
 from fuploader_dagster.archives.reports import (
+    RESTORE_HINT,
     Listing,
     Other,
     RestoreReport,
@@ -60,17 +61,16 @@ from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
 
 _TAIL_BYTES = 2**16
 """Read first: the seek table of an archive of 8 GiB, and often the whole manifest."""
-_RESTORE_HINT = "fuploader restore gets out what is intact"
 
 
 class Archive:
     """An open archive. Safe to use from several threads; a context manager."""
 
     def __init__(self, source: RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
-        """Reads the end of the archive: one or two reads. `open` also takes a path.
+        """Read the end of the archive, in one or two reads. `open` also takes a path.
 
-        `memory_bytes`: what one piece of the archive, or a list of its members, may take. Where
-        that is not enough, `TooLarge` is raised.
+        `memory_bytes`: what one piece of the archive, or a list of its members, may take. If it
+        needs more, reading raises `TooLarge`.
         """
         self._memory_bytes = memory_bytes
         tail_offset = max(source.size_bytes - _TAIL_BYTES, 0)
@@ -85,7 +85,7 @@ class Archive:
         except DamagedArchive as e:
             self.closing_damage = Damage(e.message)
         self.unproven = Unproven()
-        """Of the members that were read last: those that nothing proves."""
+        """Members of the last scan whose bytes nothing proves."""
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._pages: dict[int, dict[str, MemberEntry]] = {}
@@ -95,7 +95,7 @@ class Archive:
     def open(
         cls, source: Path | str | RangeSource, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
     ) -> Archive:
-        """Open a local path, or anything that reads ranges (`StoredArchive`)."""
+        """Open a local path, or anything that reads ranges (such as `StoredArchive`)."""
         opened = LocalFile(Path(source)) if isinstance(source, (str, Path)) else source
         return cls(opened, memory_bytes=memory_bytes)
 
@@ -116,7 +116,7 @@ class Archive:
     # -- listing and reading -------------------------------------------------------------------
 
     def listing(self) -> Listing:
-        """All members that can be listed. From the manifest, or by reading everything."""
+        """All members that can be listed, from the manifest or by reading everything."""
         with self._lock:
             if self._listing is None and self.manifest:
                 try:
@@ -132,7 +132,7 @@ class Archive:
         return Budget(self.address, self._memory_bytes)
 
     def _give_up_manifest(self, damage: DamagedArchive) -> None:
-        """From here on this archive is read from front to back."""
+        """From now on, read this archive from front to back."""
         self.manifest, self.closing_damage = None, Damage(damage.message)
 
     def _scan_listing(self) -> Listing:
@@ -152,7 +152,7 @@ class Archive:
         return Listing(members, damages, others)
 
     def names(self) -> list[str]:
-        """The names of all members, in no order: what is quickest of all about them.
+        """The names of all members, in no particular order: the fastest listing.
 
         Raises `DamagedArchive` where `members` does.
         """
@@ -169,18 +169,18 @@ class Archive:
         """All members. Raises `DamagedArchive` if the archive has no manifest and is damaged."""
         listing = self.listing()
         if listing.damages:
-            raise DamagedArchive(str(listing.damages[0]), hint=_RESTORE_HINT)
+            raise DamagedArchive(str(listing.damages[0]), hint=RESTORE_HINT)
         return listing.members
 
     def read(self, name: str) -> bytes:
-        """One member, whole and verified: by two reads if the archive has a manifest.
+        """One member, whole and verified; two reads if the archive has a manifest.
 
         Raises `StoreRefused` if there is no such member, `DamagedArchive` if it is damaged.
         """
         return b"".join(self.stream(name))
 
     def stream(self, name: str) -> Iterator[memoryview]:
-        """One member in pieces. Damage may show only behind the last piece."""
+        """One member in pieces. Damage may show only after the last piece."""
         member = self._find(name)
         if member is None:
             yield from self._stream_by_scan(name)
@@ -195,7 +195,7 @@ class Archive:
         return FrameReader(self._source, self._frames, start, stop, self._memory_bytes)
 
     def _find(self, name: str) -> MemberEntry | None:
-        """A member by its page; None if there is no manifest that can be used."""
+        """A member, found by its page; None if there is no usable manifest."""
         with self._lock:
             if self.manifest is None:
                 return None
@@ -221,7 +221,7 @@ class Archive:
 
     def _no_member(self, name: str) -> StoreRefused:
         return StoreRefused(
-            f"{self.address} has no member {name!r}", hint="fuploader ls shows the members"
+            f"{self.address} has no member {name!r}", hint="fuploader ls lists the members"
         )
 
     def _scan(self) -> Iterator[ScannedMember | Damage]:
@@ -239,16 +239,15 @@ class Archive:
     def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Name and payload of each chosen member, in the order of the archive.
 
-        Read in few large steps. Raises `DamagedArchive` where the first damage lies. What comes
-        from an archive without a manifest may be `unproven`; of two members with one name the last
-        one comes.
+        Reads in a few large steps. Raises `DamagedArchive` at the first damage. Members of an
+        archive without a manifest may be `unproven`; of two with the same name the last one counts.
         """
         members = self._indexed_members()
         if members is None:
             last = {member.name: member.offset for member in self.members}
             for item in self._scan():
                 if isinstance(item, Damage):
-                    raise DamagedArchive(str(item), hint=_RESTORE_HINT)
+                    raise DamagedArchive(str(item), hint=RESTORE_HINT)
                 if last.get(item.name) == item.offset and chosen(item.name):
                     self._check_size(item)
                     yield item.name, b"".join(item.chunks())
@@ -271,7 +270,7 @@ class Archive:
     # -- verifying -----------------------------------------------------------------------------
 
     def verify(self, *, threads: int = 2, progress: Progress | None = None) -> VerifyReport:
-        """Read everything and compare every byte with what the manifest vouches for."""
+        """Read everything, and compare every byte with the manifest."""
         members = self._indexed_members()
         count = WholeMembers(progress, sum(m.size_bytes for m in members or ()))
         damages = []
@@ -299,7 +298,7 @@ class Archive:
         threads: int,
         count: WholeMembers,
     ) -> Iterator[_Trouble]:
-        """Let `take` read the members, several stretches of the archive at a time."""
+        """Let `take` read the members, several stretches of the archive at once."""
 
         def run(stretch: Stretch) -> _Trouble:
             reader = self._reader(stretch.start, stretch.stop)
@@ -319,7 +318,7 @@ class Archive:
             yield from pool.map(run, stretches(members, self._frames))
 
     def _indexed_members(self) -> Sequence[MemberEntry] | None:
-        """All members by the manifest; None if there is none that can be used."""
+        """All members by the manifest; None if there is no usable one."""
         if self.manifest is None:
             return None
         members = self.listing().members
@@ -337,8 +336,8 @@ class Archive:
     ) -> RestoreReport:
         """Write all members, or those whose name matches the pattern (`*`, `?`, `[...]`).
 
-        Damaged members are left out and reported; all others are written. Raises `StoreRefused`
-        if no member matches.
+        Damaged members are reported, and all others written. Raises `StoreRefused` if no member
+        matches.
         """
         report = RestoreReport()
         with RestoreFolder(folder) as target:
@@ -362,7 +361,6 @@ class Archive:
         progress: Progress | None,
     ) -> None:
         count = WholeMembers(progress, sum(m.size_bytes for m in members))
-
         unchanged: list[str] = []
 
         def take(member: MemberEntry, payload: Iterator[memoryview]) -> None:
@@ -376,20 +374,10 @@ class Archive:
         report.unchanged = len(unchanged)
 
 
-def verify_archive(path: Path) -> VerifyReport:
-    """Read a finished local archive back. Raises `DamagedArchive` unless every byte is right."""
-    with Archive.open(path) as archive:
-        report = archive.verify()
-    report.raise_if_damaged()
-    if report.unproven.count:
-        raise DamagedArchive(f"{path} has no damage that shows, but {report.unproven}")
-    return report
-
-
 def no_match(address: str, pattern: str) -> StoreRefused:
-    """What a pattern gets that no member matches: nothing was found, which is no success."""
+    """The error for a pattern that no member matches."""
     return StoreRefused(
-        f"{address} has no member that matches {pattern!r}", hint="fuploader ls shows the members"
+        f"{address} has no member that matches {pattern!r}", hint="fuploader ls lists the members"
     )
 
 

@@ -13,12 +13,13 @@ from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive
 
 LISTED_NAMES = 100
+RESTORE_HINT = "fuploader restore recovers what is intact"
 
 
 @dataclass
 class Unproven:
-    """Members whose bytes nothing proves: there is no manifest with their digests, and they come
-    from zstd frames without a checksum. A changed byte in them is mostly not noticed."""
+    """Members whose bytes nothing proves: there is no manifest with their digests, and their zstd
+    frames have no checksum. Most changed bytes in them go unnoticed."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
@@ -38,47 +39,45 @@ class Unproven:
 
 
 class Other(NamedTuple):
-    """An entry that is no file: a link, a device, a sparse file."""
+    """An entry that is not a plain file: a link, a device, a sparse file."""
 
     name: str
     kind: str
-    """In words; of a link also where it leads to."""
+    """A description; for a link, with its target."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What could be listed, and what is wrong."""
+    """What could be listed, and what is damaged."""
 
     members: Sequence[MemberEntry]
     damages: Sequence[Damage]
     others: Sequence[Other] = ()
-    """Entries that can be named only. Directories are not among them."""
+    """Entries that can only be named. Without directories."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What a verification found.
 
-    Every byte is as it was written if `damages` is empty and `unproven` counts none.
+    Every byte is as it was written if `damages` is empty and `unproven.count` is 0.
     """
 
     members: int
     """Members that are whole."""
     size_bytes: int
-    """Of their payloads."""
+    """Total size of their payloads."""
     damages: Sequence[Damage]
     has_digests: bool
     """False for archives without a manifest: only zstd's own checksums could be compared."""
     unproven: Unproven = field(default_factory=Unproven)
-    """Members without damage that nothing proves, not even such a checksum."""
+    """Members that show no damage, but that nothing proves, not even such a checksum."""
 
     def raise_if_damaged(self) -> None:
         """Raise `DamagedArchive` with the first damage and the number of the others."""
         if self.damages:
             more = f" (and {len(self.damages) - 1} more)" if len(self.damages) > 1 else ""
-            raise DamagedArchive(
-                f"{self.damages[0]}{more}", hint="fuploader restore gets out what is intact"
-            )
+            raise DamagedArchive(f"{self.damages[0]}{more}", hint=RESTORE_HINT)
 
 
 @dataclass
@@ -86,24 +85,24 @@ class RestoreReport:
     """What a restore did."""
 
     restored: int = 0
-    """Members that are in the folder now, whole."""
+    """Members that are now in the folder, whole."""
     unchanged: int = 0
-    """Those of them that were there already with the same content."""
+    """Those of them that existed with the same content."""
     size_bytes: int = 0
     damages: list[Damage] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    """Members that were not written, with the reason: names that lead out, links, conflicts."""
+    """Members that were not written, with the reason: names that lead outside, links, conflicts."""
     unproven: Unproven = field(default_factory=Unproven)
-    """Members that were written, and whose bytes nothing proves."""
+    """Members that were written, but whose bytes nothing proves."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it met nothing at all: no member, no damage."""
+        """Whether it found nothing at all: no member, no damage."""
         return not (self.restored or self.damages or self.refused)
 
 
 class WholeMembers:
-    """Counts members that were whole so far, and tells the progress. Thread-safe."""
+    """Counts whole members, and reports the progress. Thread-safe."""
 
     def __init__(self, progress: Progress | None, total_bytes: int) -> None:
         self.members = 0

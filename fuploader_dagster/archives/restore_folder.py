@@ -1,12 +1,12 @@
-"""A folder into which the members of an archive are written: the one place that joins their names.
+"""A folder into which an archive is restored: the only place that makes paths from members' names.
 
 What must always hold: nothing is written outside the folder, whatever the members are called and
-whatever links lie in the folder; no file that was there is changed; a file has its name only once
-all of it was written. So a restore that was killed, or that met damage, leaves no part of a member
-under its name, and can be repeated: a file that is there with the same content counts as restored.
+whatever links the folder contains; no existing file is changed; a file gets its name only when all
+of it is written. So a restore that was killed, or that met damage, leaves no part of a member under
+its name, and can be repeated: an existing file with the same content counts as restored.
 
-What is being written lies in `.tmp-{16 hex digits}-restoring` in the folder, whose writer holds a
-lock on it (`temporaries`); the next restore removes that of one that was killed.
+Files are written in `.tmp-{16 hex digits}-restoring` in the folder, which the restore locks
+(`disk/temporaries.py`). If it is killed, the next restore removes that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORK = "restoring"
 
 
 class Refused(PermanentError):
-    """A member that cannot be written here: its name leads out, or something is in its place."""
+    """A member that cannot be written: its name leads outside, or something is in its place."""
 
 
 class RestoreFolder:
@@ -53,7 +53,7 @@ class RestoreFolder:
         self._numbers = count()
 
     def close(self) -> None:
-        """Remove what was not finished; may be repeated."""
+        """Remove what was not finished. May be repeated."""
         self._stack.close()
 
     def __enter__(self) -> RestoreFolder:
@@ -63,20 +63,20 @@ class RestoreFolder:
         self.close()
 
     def write(self, name: str, payload: Iterable[memoryview], *, again: bool = False) -> bool:
-        """Write a member; False if the same content was there already. Raises `Refused`.
+        """Write a member; False if a file with the same content exists. Raises `Refused`.
 
-        `again`: this restore wrote one of this name before; of two the last one counts. What
-        `payload` raises passes through, and no file is left.
+        `again`: this restore has already written a member of this name; the last one counts. What
+        `payload` raises passes through, and leaves no file.
         """
         parts = safe_parts(name)
         if not parts:
-            raise Refused(f"{name!r} is no name of a file")
+            raise Refused(f"{name!r} is not a file name")
         with self._parent(name, parts[:-1]) as parent:
             if not again and _exists(name, parent, parts[-1]):
                 if self._same(parent, parts[-1], payload):
                     return False
                 raise Refused(
-                    f"{name!r} is there already with other content",
+                    f"{name!r} already exists with other content",
                     hint="restore into an empty folder",
                 )
             work = str(next(self._numbers))
@@ -104,21 +104,21 @@ class RestoreFolder:
             except OSError as e:
                 if e.errno not in _NO_LINKS or _exists(name, parent, last):
                     raise
-                # A file system without links: the next best.
+                # A file system without links: the next best way.
                 os.rename(work, last, **places)  # noqa: PTH104
         except FileExistsError:
-            raise Refused(f"{name!r} was made by somebody else while it was written") from None
+            raise Refused(f"another program created {name!r} during the restore") from None
         except OSError as e:
             raise Refused(f"{name!r} cannot be created: {e.strerror}") from e
 
     def directory(self, name: str) -> None:
-        """Create a directory below the folder; one that is there already is no error."""
+        """Create a directory below the folder. An existing one is no error."""
         with self._parent(name, safe_parts(name)):
             pass
 
     @contextmanager
     def _parent(self, name: str, parts: list[str]) -> Iterator[int]:
-        """The directory, made where missing, step by step without following links."""
+        """The directory, made if missing, one level after the other, without following links."""
         descriptor = os.dup(self._descriptor)
         try:
             for part in parts:
@@ -130,7 +130,7 @@ class RestoreFolder:
                         below = os.open(part, _DIRECTORY, dir_fd=descriptor)
                 except OSError as e:
                     raise Refused(
-                        f"{name!r} cannot be written: {part!r} is no directory here ({e.strerror})"
+                        f"{name!r} cannot be written: {part!r} is not a directory ({e.strerror})"
                     ) from e
                 os.close(descriptor)
                 descriptor = below
@@ -143,7 +143,7 @@ class RestoreFolder:
         try:
             file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
         except OSError:
-            return False  # a link, or nothing that we may read
+            return False  # a link, or a file that we may not read
         with os.fdopen(file, "rb") as there:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 return False
@@ -151,12 +151,12 @@ class RestoreFolder:
 
 
 def safe_parts(name: str) -> list[str]:
-    """The components of a member's name. Raises `Refused` for one that leads elsewhere."""
+    """The components of a member's name. Raises `Refused` if it leads outside."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise Refused(f"{name!r} leads out of the folder")
+        raise Refused(f"{name!r} leads outside the folder")
     if parts and _is_work(parts[0]):
-        raise Refused(f"{name!r} is a name that restoring itself uses")
+        raise Refused(f"{name!r} is a name that the restore itself uses")
     return parts
 
 
@@ -165,7 +165,7 @@ def _is_work(name: str) -> bool:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What a restore that was killed left half written."""
+    """Remove what killed restores left half written."""
     for path in folder.iterdir():
         if _is_work(path.name) and path.is_dir() and not path.is_symlink():
             remove_unless_held(path)
@@ -178,7 +178,7 @@ def _opened(folder: Path, stack: ExitStack) -> int:
 
 
 def _exists(name: str, parent: int, part: str) -> bool:
-    """Whether anything has this name, be it a link that leads nowhere."""
+    """Whether anything has this name, even a link that leads nowhere."""
     try:
         os.stat(part, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

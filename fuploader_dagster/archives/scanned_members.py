@@ -1,7 +1,7 @@
-"""What is taken out of an archive that is read from front to back.
+"""Reads and restores members of an archive that is scanned from front to back.
 
-What must always hold: of two members with one name the last one counts, as tar itself unpacks
-them; so whether a member counts is known at the end of the archive only.
+What must always hold: of two members with the same name the last one counts, as when tar unpacks
+them; so whether a member counts is only known at the end of the archive.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
 
 _HELD_BYTES = 2**26
-"""Of a member in memory until the archive's end; for a longer one it is read once more."""
+"""A member up to this size is held in memory until the archive's end; for a longer one the archive
+is read again."""
 
 Scanned = Iterable[ScannedMember | Damage]
 
 
 def matches(name: str, pattern: str | None) -> bool:
-    """Whether a name is chosen by a pattern; without one all are."""
+    """Whether a name matches a pattern. Without a pattern all names do."""
     return pattern is None or fnmatchcase(name, pattern)
 
 
 def is_whole(member: ScannedMember) -> bool:
-    """Read the payload; False if it is damaged (the scan reports it then)."""
+    """Read the payload; False if it is damaged (the scan reports that)."""
     try:
         for _ in member.chunks():
             pass
@@ -43,8 +44,8 @@ def stream_last(
 ) -> Generator[memoryview, None, bool]:
     """The member of this name in pieces; returns False if there is none.
 
-    Raises `DamagedArchive` if it is damaged, or may be among what is; `StoreRefused` for a link or
-    whatever else has no content of its own.
+    Raises `DamagedArchive` if it is damaged, or may be in a damaged place; `StoreRefused` for a
+    link or anything else without content of its own.
     """
     damage: Damage | None = None
     last: ScannedMember | None = None
@@ -82,7 +83,7 @@ def restore_scanned(
     report: RestoreReport,
     progress: Progress | None,
 ) -> None:
-    """Write what matches into the folder, and what became of it into the report."""
+    """Write the members that match into the folder, and the result into the report."""
     written: set[str] = set()
     refused: dict[str, str] = {}
     try:
@@ -116,7 +117,7 @@ def _restore(
             report.restored += not again
             report.size_bytes += item.size_bytes
             written.add(item.name)
-            refused.pop(item.name, None)  # an earlier one, that does not count
+            refused.pop(item.name, None)  # an earlier one, which does not count
     except Refused as e:
         refused[item.name] = str(e)
     except DamagedArchive:

@@ -1,7 +1,7 @@
-"""The end of an archive: seek table, way to the manifest and its pages, and checking all of them.
+"""The end of an archive: the seek table, and how it leads to the manifest and its pages.
 
 The seek table is the standard one of zstd's seekable format (`contrib/seekable_format`): other
-programs find frames by it. What decompresses to nothing (pages, manifest) appears in it as such.
+programs find frames by it. Pages and manifest appear in it as frames that decompress to nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SEEKABLE_MAGIC = 0x8F92EAB1
 _ENTRY = struct.Struct("<II")  # compressed size, decompressed size
 _FOOTER = struct.Struct("<IBI")  # number of frames, flags, magic
 _MOST_FRAMES = 2**22
-"""Of 1 MiB each, 4 TiB. What a table states is read and held in memory."""
+"""4 TiB, with frames of 1 MiB. The table is read into memory as large as it claims to be."""
 _MOST_MANIFEST_BYTES = 2**26
 _PAGES_READ_BYTES = 2**26
-"""At once: the pages of two million members."""
+"""Read at once: the pages of two million members."""
 
 
 def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
@@ -54,21 +54,21 @@ def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
 
 
 def _table_bytes(footer: bytes) -> int | None:
-    """Length of the whole seek table frame, from an archive's last 9 bytes; None if it has none."""
+    """Length of the seek table frame, from an archive's last 9 bytes; None if there is none."""
     count, flags, magic = _FOOTER.unpack(footer)
     if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
         return None
     if count > _MOST_FRAMES:
         return None
-    entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # with a checksum each
+    entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # each with a checksum
     return int(FRAME_HEADER.size + count * entry_bytes + _FOOTER.size)
 
 
 def _closing_frames(table: bytes) -> tuple[int, int] | None:
     """Compressed sizes of manifest and end frame, from a seek table.
 
-    None for the seek tables of other programs: in ours, and as good as never in theirs, the last
-    frame but one decompresses to nothing and the last to tar's end.
+    None for the seek tables of other programs: in ours, and practically never in theirs, the last
+    frame but one decompresses to nothing, and the last to the end of a tar stream.
     """
     entry = _ENTRY.size + (4 if table[-5] & 0x80 else 0)
     entries = table[FRAME_HEADER.size : -_FOOTER.size]
@@ -80,9 +80,9 @@ def _closing_frames(table: bytes) -> tuple[int, int] | None:
 
 
 def find_manifest(source: RangeSource) -> Manifest | None:
-    """From the end: footer, seek table, manifest. None if this is no archive of ours.
+    """From the end: footer, seek table, manifest. None if this is not an archive of ours.
 
-    Raises `DamagedArchive` if it is one, but its end is not as it was written.
+    Raises `DamagedArchive` if it is one, but its end is damaged.
     """
     size = source.size_bytes
     if size < _FOOTER.size:
@@ -97,20 +97,20 @@ def find_manifest(source: RangeSource) -> Manifest | None:
     offset = size - table_bytes - end_bytes - manifest_bytes
     if manifest_bytes > _MOST_MANIFEST_BYTES:
         raise DamagedArchive(
-            f"the seek table at offset {size - table_bytes} of {source.address} states a manifest "
-            f"of {manifest_bytes} bytes, more than there can be"
+            f"the seek table at offset {size - table_bytes} of {source.address} claims a manifest "
+            f"of {manifest_bytes} bytes, more than is possible"
         )
     if offset < 0:
         raise DamagedArchive(
-            f"the seek table at offset {size - table_bytes} of {source.address} states more bytes "
-            "than there are"
+            f"the seek table at offset {size - table_bytes} of {source.address} claims more bytes "
+            "than the archive has"
         )
     frame = source.read(offset, manifest_bytes)
     manifest = decode(frame, where=f"offset {offset} of {source.address}")
     if manifest.offset != offset or len(manifest.end_frame) != end_bytes:
         raise DamagedArchive(
-            f"the manifest at offset {offset} of {source.address} belongs to offset "
-            f"{manifest.offset}: bytes are missing, or there are too many"
+            f"the manifest at offset {offset} of {source.address} belongs at offset "
+            f"{manifest.offset}: bytes are missing, or were added"
         )
     return manifest
 
@@ -135,7 +135,7 @@ def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[
 
 
 def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[str]:
-    """All names, in no order, quicker than `read_pages`."""
+    """All names, in no particular order; faster than `read_pages`."""
     names: list[str] = []
     for index, packed, where in _all_pages(source, manifest):
         page = decode_page_names(manifest, index, packed, where=where)
@@ -145,7 +145,7 @@ def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[
 
 
 def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, bytes, str]]:
-    """Each page's number, its packed bytes, and where it lies."""
+    """Number, packed bytes and place of each page."""
     at = manifest.pages_offset + FRAME_HEADER.size
     step = min(sum(manifest.page_sizes), _PAGES_READ_BYTES)
     ahead = ReadAhead(source, max(step, 1))
@@ -155,12 +155,12 @@ def _all_pages(source: RangeSource, manifest: Manifest) -> Iterator[tuple[int, b
 
 
 def closing_damages(source: RangeSource, manifest: Manifest) -> Iterator[Damage]:
-    """Compare what lies around manifest and pages: it follows from the manifest, byte by byte."""
+    """Compare what surrounds manifest and pages: the manifest determines it, byte by byte."""
     pages_bytes = manifest.offset - manifest.pages_offset
     if source.read(manifest.pages_offset, FRAME_HEADER.size) != FRAME_HEADER.pack(
         PAGES_MAGIC, pages_bytes - FRAME_HEADER.size
     ):
-        yield Damage(f"the head of the pages at offset {manifest.pages_offset} changed")
+        yield Damage(f"the header of the pages at offset {manifest.pages_offset} changed")
     size = source.size_bytes
     footer = source.read(size - _FOOTER.size, _FOOTER.size)
     end_offset = size - (_table_bytes(footer) or 0) - len(manifest.end_frame)
@@ -168,11 +168,11 @@ def closing_damages(source: RangeSource, manifest: Manifest) -> Iterator[Damage]
     if source.read(end_offset, size - end_offset) != expected:
         yield Damage(f"end frame or seek table at offset {end_offset} of {source.address} changed")
     if not _is_end(manifest.end_frame):
-        yield Damage(f"the end frame at offset {end_offset} of {source.address} is no end of tar")
+        yield Damage(f"the end frame at offset {end_offset} of {source.address} does not end a tar")
 
 
 def _is_end(frame: bytes) -> bool:
-    """Whether a frame holds the end of tar, all of it and nothing else."""
+    """Whether a frame holds the end of a tar stream, and nothing else."""
     try:
         return (
             zstandard.frame_content_size(frame) == len(END)

@@ -1,11 +1,12 @@
-"""The headers of a tar stream, as all kinds of tools write them: what an entry is called, what it
-is, and how many bytes follow.
+"""Reads the entries of a tar stream of any tool: name, kind, and how many bytes follow.
 
-What must always hold: an entry's size is that of the bytes that really follow its header, so one
-odd entry never takes the next one with it; a header that contradicts itself is a `TarError`.
+`disk/tar_headers.py` writes our own headers.
 
-Understood are ustar, pax and GNU's long names. Links and sparse files (in pax, and in GNU's own
-format with any number of continuation blocks) are told with their names, and are not unpacked.
+What must always hold: an entry's size is the number of bytes that really follow its header, so one
+odd entry never damages the next one; a header that contradicts itself is a `TarError`.
+
+Understands ustar, pax and GNU's long names. Links and sparse files (in pax, and in GNU's own format
+with any number of continuation blocks) are reported by name, and are not unpacked.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from typing import NamedTuple
 from fuploader_dagster.disk.tar_headers import BLOCK, padding
 
 Take = Callable[[int], bytes]
-"""Exactly so many bytes of the stream."""
+"""Takes exactly this many bytes from the stream."""
 
 _EXTENSION_LIMIT = 2**20
-"""Of what extends one header, all in all: a name of a megabyte is damage, not a name."""
-_SPARSE_GOES_ON = 482
-_SPARSE_BLOCK_GOES_ON = 504
+"""For all that extends one header: a name of a megabyte is damage, not a name."""
+_SPARSE_CONTINUES = 482
+_SPARSE_BLOCK_CONTINUES = 504
 _MOST_SPARSE_BLOCKS = 2**20
-"""Of 21 pieces each, in one file."""
+"""For one file; each has 21 pieces."""
 
 
-class Header(NamedTuple):
-    """One entry."""
+class Entry(NamedTuple):
+    """A file, directory, link or anything else in the tar stream."""
 
     name: str
     size_bytes: int
-    """Of what follows in the stream."""
+    """Number of bytes that follow in the stream."""
     kind: str
-    """`file`, `directory`, or in words what else it is."""
+    """`file`, `directory`, or a description of anything else."""
 
 
-def read_header(take: Take) -> Header | None:
-    """The next header with everything that extends it; None at tar's end mark.
+def read_entry(take: Take) -> Entry | None:
+    """The next entry, with everything that extends its header; None at tar's end mark.
 
     Raises `TarError`, and what `take` raises.
     """
@@ -50,7 +51,7 @@ def read_header(take: Take) -> Header | None:
         block = take(BLOCK)
         if not any(block):
             if any(take(BLOCK)):
-                raise tarfile.ReadError("a single block of zeros")
+                raise tarfile.ReadError("a single block of zeros instead of two")
             return None
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         if info.type in _EXTENSIONS:
@@ -75,7 +76,7 @@ def read_header(take: Take) -> Header | None:
         _skip_sparse_map(block, take)
     if info.type in _WITHOUT_CONTENT:
         size = 0
-    return Header(name.rstrip("/"), size, _kind(info, pax, link))
+    return Entry(name.rstrip("/"), size, _kind(info, pax, link))
 
 
 _EXTENSIONS = (
@@ -108,14 +109,14 @@ def _kind(info: tarfile.TarInfo, pax: dict[str, bytes], link: str) -> str:
 
 
 def _skip_sparse_map(block: bytes, take: Take) -> None:
-    """Where a sparse file has more than four pieces, GNU's own format goes on in further blocks."""
-    goes_on = block[_SPARSE_GOES_ON]
+    """GNU's own format lists the pieces of a sparse file after the fourth in further blocks."""
+    continues = block[_SPARSE_CONTINUES]
     blocks = 0
-    while goes_on:
+    while continues:
         blocks += 1
         if blocks > _MOST_SPARSE_BLOCKS:
-            raise tarfile.ReadError("a sparse file of more pieces than there can be")
-        goes_on = take(BLOCK)[_SPARSE_BLOCK_GOES_ON]
+            raise tarfile.ReadError("a sparse file with an impossible number of pieces")
+        continues = take(BLOCK)[_SPARSE_BLOCK_CONTINUES]
 
 
 def _text(raw: bytes | None, otherwise: str) -> str:
@@ -124,22 +125,22 @@ def _text(raw: bytes | None, otherwise: str) -> str:
 
 def _pax_number(value: bytes) -> int:
     if not value.isdigit() or len(value) > 20:
-        raise tarfile.ReadError("a pax size that is no number")
+        raise tarfile.ReadError("a pax size that is not a number")
     return int(value)
 
 
 def _pax_records(data: bytes) -> dict[str, bytes]:
-    """`<length> <key>=<value>\\n` again and again."""
+    """Each is `<length> <key>=<value>\\n`."""
     records = {}
     at = 0
     while at < len(data):
         length, _, _ = data[at : at + 21].partition(b" ")
         if not length.isdigit() or not len(length) + 2 < int(length) <= len(data) - at:
-            raise tarfile.ReadError("a pax record of no length")
+            raise tarfile.ReadError("a pax record of impossible length")
         record = data[at : at + int(length)]
         key, equals, value = record[len(length) + 1 :].partition(b"=")
         if not equals or value[-1:] != b"\n":
-            raise tarfile.ReadError("a pax record that does not end")
+            raise tarfile.ReadError("a pax record without its end")
         records[key.decode("utf-8", "replace")] = value[:-1]
         at += int(length)
     return records

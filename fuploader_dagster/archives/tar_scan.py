@@ -1,11 +1,11 @@
-"""Reading a `.tar.zst` from front to back: what other tools wrote, what is left of damaged ones.
+"""Reading a `.tar.zst` from front to back: one from another tool, or what is left of a damaged one.
 
-What must always hold: nothing that is damaged is passed over in silence. A scan ends well only if
-every byte was part of a whole frame, tar ended with its end mark, nothing but zeros followed, and
-no manifest was met: whoever has one that can be used does not scan.
+What must always hold: damage is never skipped in silence. A scan reports no damage only if every
+byte was part of a whole frame, tar ended with its end mark, only zeros followed, and there was no
+manifest: an archive with a usable manifest is not scanned.
 
-What the headers say is read in `tar_headers`. Behind damage the tar stream is taken up again at
-the next frame that begins with a member's header, as ours do.
+`tar_entries` reads the headers. After damage the scan continues at the next frame that begins with
+a member's header, as ours do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fuploader_dagster.archives.frame_walk import Chunk, Damage, Skipped, walk_frames
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
-from fuploader_dagster.archives.tar_entries import Header, read_header
+from fuploader_dagster.archives.tar_entries import Entry, read_entry
 from fuploader_dagster.disk.tar_headers import padding
 from fuploader_dagster.errors import DamagedArchive
 
@@ -32,11 +32,11 @@ class _Interrupted(Exception):
 
 
 class _Ended(Exception):
-    """There is nothing more."""
+    """The archive has no more bytes."""
 
 
 class _TarBytes:
-    """The decompressed stream, by the number of bytes that the caller wants."""
+    """The decompressed stream, in pieces of the length that the caller wants."""
 
     def __init__(self, source: RangeSource, memory_bytes: int) -> None:
         self._walk = walk_frames(source, memory_bytes)
@@ -44,11 +44,11 @@ class _TarBytes:
         self._checked = True
         self._pending: list[Damage] = []
         self.position = 0
-        """In the tar stream; behind damage, counted without what is missing."""
+        """In the tar stream; after damage, without the missing bytes."""
         self.has_manifest = False
-        """Whether one was stepped over so far."""
+        """Whether one was skipped so far."""
         self.unchecked = 0
-        """Bytes that were given out of frames without a checksum."""
+        """Number of bytes so far from frames without a checksum."""
 
     def _fill(self) -> Chunk:
         for event in self._walk:
@@ -88,12 +88,12 @@ class _TarBytes:
 
 
 class ScannedMember:
-    """One entry of the tar stream. Its payload must be read before the scan goes on."""
+    """One entry of the tar stream. Its payload must be read before the scan continues."""
 
-    def __init__(self, header: Header, offset: int, stream: _TarBytes, unchecked: int) -> None:
-        self.name, self.size_bytes, self.kind = header
+    def __init__(self, entry: Entry, offset: int, stream: _TarBytes, unchecked: int) -> None:
+        self.name, self.size_bytes, self.kind = entry
         self.offset = offset
-        """Of its (first) header in the tar stream."""
+        """Where its (first) header begins in the tar stream."""
         self._unchecked_before = unchecked
         self.header_bytes = stream.position - offset
         self.damage: Damage | None = None
@@ -103,11 +103,11 @@ class ScannedMember:
 
     @property
     def is_unproven(self) -> bool:
-        """Whether it was read whole, and part of it came from a frame without a checksum."""
+        """Whether it was read whole, and partly from a frame without a checksum."""
         return not (self._unread or self.damage) and self._stream.unchecked > self._unchecked_before
 
     def chunks(self) -> Iterator[memoryview]:
-        """The payload, at most 1 MiB at a time. Raises `DamagedArchive` if it is not whole."""
+        """The payload, at most 1 MiB at a time. Raises `DamagedArchive` if it is damaged."""
         try:
             while self._left and self._unread:
                 part = self._stream.some(min(self._left, _CHUNK_BYTES))
@@ -130,11 +130,10 @@ def scan(
     manifest_doubted: bool = False,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> Iterator[ScannedMember | Damage]:
-    """Every entry that can be read, and everything that is wrong, in the order of the archive.
+    """Every entry that can be read, and all damage, in the order of the archive.
 
-    Raises `TooLarge` where it would need more memory than that.
-
-    `manifest_doubted`: that the manifest is not used was said already, with the reason.
+    Raises `TooLarge` if it needs more memory than `memory_bytes`. `manifest_doubted`: the caller
+    has already reported why the manifest is not used.
     """
     source = ReadAhead(source)
     stream = _TarBytes(source, memory_bytes)
@@ -142,7 +141,7 @@ def scan(
     while True:
         offset, unchecked = stream.position, stream.unchecked
         try:
-            header = read_header(stream.take)
+            entry = read_entry(stream.take)
         except _Interrupted as e:
             yield e.damage
             resuming = True
@@ -166,30 +165,30 @@ def scan(
             except _Ended:
                 return
             continue
-        if header is None:
+        if entry is None:
             break
         resuming = False
-        member = ScannedMember(header, offset, stream, unchecked)
+        member = ScannedMember(entry, offset, stream, unchecked)
         yield member
         try:
-            for _ in member.chunks():  # what the caller left
+            for _ in member.chunks():  # what the caller has not read
                 pass
         except DamagedArchive:
             pass
         if member.damage:
             yield member.damage
             resuming = True
-    yield from _behind_the_end(source, stream, manifest_doubted)
+    yield from _after_the_end(source, stream, manifest_doubted)
 
 
-def _behind_the_end(source: RangeSource, stream: _TarBytes, doubted: bool) -> Iterator[Damage]:
-    """Behind tar's end mark there may only be zeros, and frames that are stepped over."""
+def _after_the_end(source: RangeSource, stream: _TarBytes, doubted: bool) -> Iterator[Damage]:
+    """Only zeros and skippable frames may follow tar's end mark."""
     found = False
     while True:
         try:
             part = bytes(stream.some(_CHUNK_BYTES))
             if part != _ZEROS[: len(part)]:  # many times as fast as strip
-                yield Damage(f"{source.address} has data behind the end of its tar stream")
+                yield Damage(f"{source.address} has data after the end of its tar stream")
                 return
         except _Interrupted as e:
             yield e.damage
@@ -199,5 +198,5 @@ def _behind_the_end(source: RangeSource, stream: _TarBytes, doubted: bool) -> It
     if stream.has_manifest and not found and not doubted:
         yield Damage(
             f"{source.address} has a manifest, but no seek table at its end (offset "
-            f"{source.size_bytes}) that leads to it"
+            f"{source.size_bytes}) leads to it"
         )

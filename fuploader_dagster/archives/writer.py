@@ -3,20 +3,20 @@
 What must always hold:
 
 - An archive under its final name is whole, synced, and was read back.
-- Identical members give identical bytes, whatever machine, source or number of threads (and the
-  same zstd library: `zstandard` bundles its own; another version may compress differently).
-- Every byte was compared with what was recorded of it on the way: with the digest of the whole
-  segment where a seal has one, else each payload with its own. A slot that contradicts its seal or
-  its index gives `DamagedSlot`, which names the member, and no archive.
+- Identical members give identical bytes, whatever machine, source or number of threads (with the
+  same zstd library: `zstandard` bundles its own, and another version may compress differently).
+- Every byte was compared with what was recorded about it: the whole segment with its digest if the
+  seal has one, otherwise each payload with its own. A slot that contradicts its seal or its index
+  gives no archive, but a `DamagedSlot` that names the member.
 
-Format: docs/formats.md, "Archive". How it works: members are cut into frames of about 1 MiB, at
-their boundaries; the frames are compressed independently, in a few threads, and written in order.
-One frame per thread is in memory, so a slot of any size takes the same few megabytes.
+Format: docs/formats.md, "Archive". How it works: the members are divided into frames of about 1 MiB
+at their boundaries. The frames are compressed independently, in a few threads, and written in
+order. Each thread has one frame in memory, so a slot of any size takes the same few megabytes.
 
-Reading back is honest and cheap: each frame is decompressed at once and compared, byte by byte,
-with what was compressed; the finished file is read from the disk and its digest compared with
-that of what was written. Together: what is in the file decompresses to the members that were
-checked.
+Reading back is complete and cheap: each frame is decompressed right away and compared, byte by
+byte, with what was compressed; the finished file is read from the disk, and its digest compared
+with that of what was written. Together this proves that the file decompresses to the members that
+were checked.
 
 Two kinds of digest: SHA-256 for what travels with the archive, XXH3-128, which takes a thirtieth of
 the time, for what is compared on this machine. Both have 128 bits or more: no damage escapes them.
@@ -61,13 +61,13 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot
 
 FRAME_BYTES = 2**20
-"""Of tar stream per frame: costs 3-5 % in size against one single frame (docs/benchmarks.md)."""
+"""Tar bytes per frame. Archives are 3-5 % larger than with a single frame (docs/benchmarks.md)."""
 
 _DEFAULT_LEVEL = 3
 _DEFAULT_HASH_LOG = 14
-"""Of zstd's default level, instead of 17: its hash table leaves room in a core's cache for what
-else is at work there. Takes a seventh of zstd's time away, for archives at most 1 % larger
-(docs/benchmarks.md). Other levels are as zstd has them."""
+"""For zstd's default level, instead of 17: a smaller hash table leaves room in the core's cache.
+Saves a seventh of zstd's time, and makes archives at most 1 % larger (docs/benchmarks.md). Other
+levels use zstd's own values."""
 
 _READ_BACK_BYTES = 2**18
 
@@ -83,13 +83,13 @@ def write_archive(
 ) -> ArchiveFile:
     """Pack all members of the source into a new archive at `path`, replacing an older one.
 
-    `metadata` goes into the manifest and, unchanged, into the result; for identical archives it
-    must not hold times or machine names that differ. Raises `DamagedSlot` (naming the member),
-    `DiskFull`, or `DamagedArchive` when the disk gives back something else than was written.
+    `metadata` goes into the manifest and, unchanged, into the result; archives are identical only
+    if it contains no times or machine names. Raises `DamagedSlot` (naming the member), `DiskFull`,
+    or `DamagedArchive` if the disk returns something other than what was written.
     """
     members = source.members
     if len({m.name for m in members}) != len(members):
-        raise DamagedSlot(f"two members of one name cannot be packed into {path}")
+        raise DamagedSlot(f"{path} cannot be packed: two members have the same name")
     with temporary_file(path) as temporary:
         encoder = _FrameEncoder(level)
         jobs = _jobs(source, frame_bytes, encoder)
@@ -112,13 +112,13 @@ class _Written(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """A compressed frame that decompresses to what it was made of."""
+    """A compressed frame, proven to decompress to its original bytes."""
 
     data: bytes
     tar_bytes: int
     digest: bytes
     member_digests: bytes
-    """Of the members that end in this frame."""
+    """Those of the members that end in this frame."""
 
 
 def _write(
@@ -172,7 +172,7 @@ def _write(
 
 
 def _read_back(path: Path, written: _Written) -> None:
-    """Compare the file on the disk (not what the page cache remembers of it) with its digest."""
+    """Compare the file on the disk (not the page cache) with its digest."""
     quick = xxh3_128()
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -182,7 +182,7 @@ def _read_back(path: Path, written: _Written) -> None:
     if (size, quick.hexdigest()) != (written.size_bytes, written.xxh128):
         raise DamagedArchive(
             f"{path} was written as {written.size_bytes} bytes with XXH128 {written.xxh128}, but "
-            f"the disk gives back {size} bytes with {quick.hexdigest()}",
+            f"the disk returns {size} bytes with {quick.hexdigest()}",
             hint="the slot is untouched; check the disk (dmesg, SMART), then pack again",
         )
 
@@ -191,7 +191,7 @@ def _read_back(path: Path, written: _Written) -> None:
 
 
 class FrameCut(NamedTuple):
-    """`members[first:last]`, or of a single member the tar bytes from `start` to `stop`."""
+    """`members[first:last]`, or the tar bytes from `start` to `stop` of a single member."""
 
     first: int
     last: int
@@ -200,10 +200,10 @@ class FrameCut(NamedTuple):
 
 
 def cut_frames(lengths: Sequence[int], frame_bytes: int) -> Iterator[FrameCut]:
-    """Where the frames begin and end, given each member's length in the tar stream.
+    """Divide members into frames, given each member's length in the tar stream.
 
-    Members share a frame as long as they fit; a member longer than a frame gets frames of its
-    own, up to four times as long (nobody wants half of it, and it compresses better).
+    Members share a frame while they fit. A member longer than a frame gets its own frames, up to
+    four times as long (nobody reads half of it, and it compresses better).
     """
     first, filled = 0, 0
     for i, length in enumerate(lengths):
@@ -221,7 +221,7 @@ def cut_frames(lengths: Sequence[int], frame_bytes: int) -> Iterator[FrameCut]:
 
 
 class _FrameEncoder:
-    """Compresses frames and proves that they decompress; each thread has contexts of its own."""
+    """Compresses frames, and proves that they decompress. Each thread has its own contexts."""
 
     def __init__(self, level: int) -> None:
         self._parameters = zstandard.ZstdCompressionParameters(
@@ -248,7 +248,7 @@ class _FrameEncoder:
 def _jobs(
     source: MemberSource, frame_bytes: int, encoder: _FrameEncoder
 ) -> Iterator[Callable[[], _Frame]]:
-    """One job per frame. Reading happens here, in order; comparing, too, if it is done at once."""
+    """One job per frame. Reads here, in order; a digest of the whole is compared here too."""
     recorded = [m.sha256 for m in source.members if m.sha256 is not None]
     if source.xxh128 is None or len(recorded) != len(source.members):
         for raw, check in _frames_to_check(source, frame_bytes):
@@ -258,31 +258,31 @@ def _jobs(
     for cut in cut_frames(source.lengths, frame_bytes):
         raw = _read(source, cut)
         whole.update(raw)
-        last_part = cut.stop is None or cut.stop == source.lengths[cut.first]
-        ended = recorded[cut.first : cut.last] if last_part else []
+        is_end = cut.stop is None or cut.stop == source.lengths[cut.first]
+        ended = recorded[cut.first : cut.last] if is_end else []
         yield partial(encoder.encode, raw, b"".join(sha[:DIGEST_BYTES] for sha in ended))
     if whole.hexdigest() != source.xxh128:
         for _, check in _frames_to_check(source, frame_bytes):
             check()
         raise DamagedSlot(
-            f"each member from {source.place(0)} on is as its index says, but all of them together "
-            "are not what was sealed",
-            hint="nothing was packed; segment_xxh128 in the slot's seal.json is what changed",
+            f"each member from {source.place(0)} on matches the index, but all of them together do "
+            "not match the seal",
+            hint="nothing was packed; what changed is segment_xxh128 in the slot's seal.json",
         )
 
 
 def _read(source: MemberSource, cut: FrameCut) -> bytes:
     if cut.stop is None:
         return source.read(cut.first, cut.last)
-    return source.read_part(cut.first, cut.start, cut.stop)
+    return source.read_piece(cut.first, cut.start, cut.stop)
 
 
 def _frames_to_check(
     source: MemberSource, frame_bytes: int
 ) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
-    """Each frame, and what compares its members one by one and returns their digests.
+    """Each frame, with a function that compares its members one by one and returns their digests.
 
-    The parts of a large member are compared here, because that must happen in order.
+    The pieces of a large member are compared here, because that must happen in order.
     """
     large: _LargeMember | None = None
     for cut in cut_frames(source.lengths, frame_bytes):
@@ -322,7 +322,7 @@ def _in_order(jobs: Iterator[Callable[[], _Frame]], threads: int) -> Generator[_
 def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> bytes:
     """Compare the tar bytes of `members[first:last]` with the index; return their digests.
 
-    Raises `DamagedSlot` naming the member and where it lies.
+    Raises `DamagedSlot` naming the member and where it is stored.
     """
     digests = []
     view = memoryview(raw)
@@ -334,17 +334,17 @@ def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> by
         end = start + size
         found = sha256(view[start:end]).digest()
         if found != recorded and recorded is not None:
-            raise _damaged(source, i, "its payload does not have the digest that was recorded")
+            raise _damaged(source, i, _OTHER_PAYLOAD)
         fill = padding(size)
         if not raw.startswith(header, at) or not raw.startswith(fill, end):
-            raise _damaged(source, i, "its header or padding is not what was written")
+            raise _damaged(source, i, _OTHER_HEADER)
         digests.append(found[:DIGEST_BYTES])
         at = end + len(fill)
     return b"".join(digests)
 
 
 class _LargeMember:
-    """The same comparison for a member that comes in parts."""
+    """The same comparison for a member that comes in pieces."""
 
     def __init__(self, source: MemberSource, index: int) -> None:
         self._source, self._index = source, index
@@ -355,26 +355,28 @@ class _LargeMember:
         self._digest = sha256()
 
     def add(self, raw: bytes, *, last: bool) -> bytes:
-        """Take the next part; with the last one, return the digest (nothing before)."""
+        """Take the next piece; with the last one, return the digest (nothing before)."""
         header, self._expected_start = self._expected_start, b""
         payload = memoryview(raw)[len(header) :][: self._left]
         self._digest.update(payload)
         self._left -= len(payload)
         fill = raw[len(header) + len(payload) :]
         if not raw.startswith(header) or fill.strip(b"\0"):
-            raise _damaged(self._source, self._index, "its header or padding is not as written")
+            raise _damaged(self._source, self._index, _OTHER_HEADER)
         if not last:
             return b""
         found = self._digest.digest()
         if found != self._recorded and self._recorded is not None:
-            raise _damaged(
-                self._source, self._index, "its payload does not have the digest that was recorded"
-            )
+            raise _damaged(self._source, self._index, _OTHER_PAYLOAD)
         return found[:DIGEST_BYTES]
+
+
+_OTHER_PAYLOAD = "its payload does not match the recorded digest"
+_OTHER_HEADER = "its header or padding is not what was written"
 
 
 def _damaged(source: MemberSource, index: int, what: str) -> DamagedSlot:
     return DamagedSlot(
         f"member {source.place(index)} is damaged: {what}",
-        hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
+        hint="the disk is failing, or something changed a sealed slot: check dmesg and SMART",
     )

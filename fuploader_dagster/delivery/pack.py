@@ -210,7 +210,7 @@ def _payload(members: MemberSource, number: int, entry: IndexEntry) -> Iterator[
     digest = hashlib.sha256()
     for begin in range(start, start + entry.size_bytes, _PIECE_BYTES):
         end = min(begin + _PIECE_BYTES, start + entry.size_bytes)
-        piece = members.read_part(number, begin, end)
+        piece = members.read_piece(number, begin, end)
         digest.update(piece)
         yield memoryview(piece)
     if digest.digest() != entry.sha256:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from fuploader_dagster.archives.members import Member
+from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
@@ -136,7 +136,7 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
     return packed
 
 
-def _fetch(stored: Archive, segment: Path) -> list[Member]:
+def _fetch(stored: Archive, segment: Path) -> list[PlainMember]:
     """All members, verified, as the segment that they once came from."""
     members = []
     with segment.open("wb") as file:
@@ -144,12 +144,12 @@ def _fetch(stored: Archive, segment: Path) -> list[Member]:
             file.write(member_header(name, len(payload)))
             file.write(payload)
             file.write(padding(len(payload)))
-            members.append(Member(name, len(payload), sha256(payload).digest()))
+            members.append(PlainMember(name, len(payload), sha256(payload).digest()))
     return members
 
 
 def _write(
-    segment: Path, members: list[Member], target: Path, partition: str, pipeline: Pipeline
+    segment: Path, members: list[PlainMember], target: Path, partition: str, pipeline: Pipeline
 ) -> ArchiveFile:
     with SegmentMembers(segment, members) as source:
         if pipeline.packer is None:
@@ -161,7 +161,7 @@ def _write(
             with RestoreFolder(folder) as restored:
                 for number, (name, size, _) in enumerate(members):
                     start = len(member_header(name, size))
-                    content = source.read_part(number, start, start + size)
+                    content = source.read_piece(number, start, start + size)
                     restored.write(name, [memoryview(content)])
 
         return pack_custom(partition, lay_out, target, pipeline.packer, pipeline)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from fuploader_dagster.archives.members import ArchiveMember, Member, MemberSource
+from fuploader_dagster.archives.members import MemberSource, MemberToPack, PlainMember
 from fuploader_dagster.disk.tar_headers import member_bytes, member_header, padding
 from fuploader_dagster.errors import DamagedSlot
 
@@ -30,7 +30,7 @@ class SegmentMembers(MemberSource):
     def __init__(
         self,
         path: Path,
-        members: Sequence[ArchiveMember],
+        members: Sequence[MemberToPack],
         offsets: Sequence[int] | None = None,
         xxh128: str | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class SegmentMembers(MemberSource):
         runs.append(self._read(start, self._offsets[start], self._ends[last - 1]))
         return b"".join(runs) if len(runs) > 1 else runs[0]
 
-    def read_part(self, index: int, start: int, stop: int) -> bytes:
+    def read_piece(self, index: int, start: int, stop: int) -> bytes:
         offset = self._offsets[index]
         return self._read(index, offset + start, offset + stop)
 
@@ -87,14 +87,14 @@ class FolderMembers(MemberSource):
     def __init__(
         self,
         path: Path,
-        recorded: Sequence[ArchiveMember] | None = None,
+        recorded: Sequence[MemberToPack] | None = None,
         *,
         exclude: Collection[str] = (),
     ) -> None:
         self.path = path
         if recorded is None:
             found = sorted(_files_below(os.fsencode(path), b"", {os.fsencode(n) for n in exclude}))
-            self.members = [Member(_member_name(raw), size, None) for raw, size in found]
+            self.members = [PlainMember(_member_name(raw), size, None) for raw, size in found]
             self._paths = [raw for raw, _ in found]
         else:
             self.members = recorded
@@ -116,7 +116,7 @@ class FolderMembers(MemberSource):
             parts += (member_header(name, size), payload, padding(size))
         return b"".join(parts)
 
-    def read_part(self, index: int, start: int, stop: int) -> bytes:
+    def read_piece(self, index: int, start: int, stop: int) -> bytes:
         name, size = self.members[index].name, self.members[index].size_bytes
         header = member_header(name, size)
         begin, end = max(start - len(header), 0), min(stop - len(header), size)

@@ -181,7 +181,7 @@ def test_restore_by_pattern_never_writes_over_a_file(fuploader: Fuploader, tmp_p
     (tmp_path / "out" / "last.json").write_bytes(b"mine")
     answer = fuploader("restore", str(path), "out", "--only", "*a*.json")
     assert answer.code == 4
-    assert "'last.json' is there already with other content" in answer.err
+    assert "'last.json' already exists with other content" in answer.err
     assert (tmp_path / "out" / "last.json").read_bytes() == b"mine"
 
 
@@ -246,7 +246,7 @@ def test_what_matches_no_member_is_no_success(
     answer = fuploader(*arguments, "no*such")
     assert answer.code == 4
     assert "'no*such'" in answer.err
-    assert "fuploader ls shows the members" in answer.err
+    assert "fuploader ls lists the members" in answer.err
     assert answer.out == b""
 
 
@@ -362,7 +362,7 @@ def test_what_a_custom_packer_made_is_verified_whole_and_the_rest_is_declined_in
     for command in (["ls"], ["cat", "a.json"], ["restore", "out"]):
         answer = fuploader(command[0], one.partition, *command[1:])
         assert answer.code == 4
-        assert "is a zip archive, and members are read from .tar.zst only" in answer.err
+        assert "is a zip archive; members can only be read from .tar.zst" in answer.err
         assert "unzip" in answer.err
     whole = fuploader("verify", one.partition)
     assert whole.code == 0, whole.err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-from fuploader_dagster.archives.members import Member
+from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.disk.tar_headers import member_header, padding
 
@@ -33,8 +33,8 @@ def payloads(count: int = 60, seed: int = 1) -> dict[str, bytes]:
     }
 
 
-def members(contents: dict[str, bytes]) -> list[Member]:
-    return [Member(n, len(b), sha256(b).digest()) for n, b in contents.items()]
+def members(contents: dict[str, bytes]) -> list[PlainMember]:
+    return [PlainMember(n, len(b), sha256(b).digest()) for n, b in contents.items()]
 
 
 def segment(path: Path, contents: dict[str, bytes], *, sealed: bool = False) -> SegmentMembers:

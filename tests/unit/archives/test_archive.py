@@ -19,7 +19,7 @@ from ratarmountcore.mountsource.factory import open_mount_source
 from xxhash import xxh3_128
 
 from fuploader_dagster.archives import writer as archive_module
-from fuploader_dagster.archives.members import Member, MemberSource
+from fuploader_dagster.archives.members import MemberSource, PlainMember
 from fuploader_dagster.archives.writer import cut_frames, write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.delivery.slot_members import FolderMembers, SegmentMembers
@@ -242,7 +242,7 @@ def test_members_that_are_not_what_was_sealed_together_stop_packing(
     sealed = xxh3_128(data + b"x").hexdigest()
     with (
         SegmentMembers(tmp_path / "segment", members(payloads()), xxh128=sealed) as source,
-        pytest.raises(DamagedSlot, match="not what was sealed"),
+        pytest.raises(DamagedSlot, match="not match the seal"),
     ):
         write_archive(tmp_path / "a.tar.zst", source, threads=threads, frame_bytes=FRAME)
     assert [p.name for p in tmp_path.iterdir()] == ["segment"]
@@ -284,10 +284,10 @@ def test_a_file_that_changed_after_the_seal_stops_packing(
 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "segment").write_bytes(tar_stream({"a": b"x"}))
-    member = Member("a", 1, sha256(b"x").digest())
+    member = PlainMember("a", 1, sha256(b"x").digest())
     with (
         SegmentMembers(tmp_path / "segment", [member, member], [0, 0]) as source,
-        pytest.raises(DamagedSlot, match="two members of one name"),
+        pytest.raises(DamagedSlot, match="two members have the same name"),
     ):
         write_archive(tmp_path / "a.tar.zst", source)
 
@@ -301,7 +301,7 @@ def test_a_disk_that_gives_back_other_bytes_leaves_no_archive(
         flipped(path, 1000)
 
     monkeypatch.setattr(archive_module, "fsync_file", syncing_badly)
-    with pytest.raises(DamagedArchive, match="the disk gives back"):
+    with pytest.raises(DamagedArchive, match="the disk returns"):
         pack(tmp_path, payloads())
     assert [p.name for p in tmp_path.iterdir()] == ["segment"]
 
@@ -353,7 +353,7 @@ def test_links_and_pipes_are_refused_not_followed(tmp_path: Path) -> None:
     (files / "link").symlink_to("/etc/passwd")
     with pytest.raises(DamagedSlot, match="link is neither a file nor a directory"):
         FolderMembers(files)
-    recorded = [Member("link", (Path("/etc/passwd").stat().st_size), None)]
+    recorded = [PlainMember("link", (Path("/etc/passwd").stat().st_size), None)]
     with FolderMembers(files, recorded) as source, pytest.raises(DamagedSlot, match="'link' in"):
         write_archive(tmp_path / "a.tar.zst", source)
     (files / "link").unlink()

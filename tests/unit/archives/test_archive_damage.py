@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fuploader_dagster.archives.foreign import ForeignArchive
 from fuploader_dagster.archives.manifest import Manifest, digest, encode, encode_pages, pages_frame
-from fuploader_dagster.archives.reader import Archive, verify_archive
+from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.archives.seek_table import seek_table
 from fuploader_dagster.archives.writer import write_archive
@@ -184,11 +184,10 @@ def test_a_damaged_member_is_not_read_and_its_neighbours_are(sound: Sound) -> No
             assert archive.read(name) == payload
 
 
-def test_verify_archive_raises_for_a_damaged_file(sound: Sound, tmp_path: Path) -> None:
-    path = tmp_path / "b.tar.zst"
-    path.write_bytes(sound.bytes[:100] + b"?" + sound.bytes[101:])
-    with pytest.raises(DamagedArchive, match=r"and \d+ more.*restore gets out"):
-        verify_archive(path)
+def test_a_report_with_damage_raises_the_first_and_counts_the_others(sound: Sound) -> None:
+    archive = Archive(InMemory(sound.bytes[:100] + b"?" + sound.bytes[101:]))
+    with pytest.raises(DamagedArchive, match=r"and \d+ more.*restore recovers"):
+        archive.verify().raise_if_damaged()
 
 
 @given(st.data())

@@ -14,7 +14,7 @@ from file_uploader.packers import tar_zstd_packer
 
 from fuploader_dagster.archives.foreign import ForeignArchive
 from fuploader_dagster.archives.ranges import StoredArchive
-from fuploader_dagster.archives.reader import Archive, verify_archive
+from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ObjectInfo
 from fuploader_dagster.delivery.slot_members import FolderMembers
@@ -111,7 +111,6 @@ def test_verify_reads_everything_and_reports_progress(tmp_path: Path) -> None:
     assert (report.members, report.size_bytes) == (len(contents), total)
     assert (report.damages, report.has_digests) == ([], True)
     assert seen[-1] == (total, total)
-    assert verify_archive(tmp_path / "a.tar.zst") == report
 
 
 def test_an_empty_archive_reads_as_empty(tmp_path: Path) -> None:
@@ -193,7 +192,7 @@ def test_a_restore_may_be_repeated_and_changes_no_existing_file(tmp_path: Path) 
     assert files_below(out) == contents | {"one block": b"x" * 511 + b"y", "empty.json": b"more"}
     assert (report.restored, report.unchanged) == (len(contents) - 2, len(contents) - 3)
     assert len(report.refused) == 2
-    assert all("is there already with other content" in line for line in report.refused)
+    assert all("already exists with other content" in line for line in report.refused)
 
 
 def hostile_tar(folder: Path) -> Path:
@@ -359,7 +358,7 @@ def test_archives_of_other_programs_are_declined_by_name(tmp_path: Path, head: b
         lambda: archive.read("a"),
         lambda: archive.restore(tmp_path / "out"),
     ):
-        with pytest.raises(ForeignArchive, match=r"memory is .* read from \.tar\.zst only"):
+        with pytest.raises(ForeignArchive, match=r"memory is .* can only be read from \.tar\.zst"):
             attempt()
 
 
