@@ -247,7 +247,8 @@ class Takeover(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    """Whether what FUploader left is adopted without a command."""
+    """Whether the pipeline refuses to start while something that FUploader left is in its folder or
+    Redis, until `fuploader migrate` has taken it over. If false, it does not look."""
     root: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
     """FUploader's `storage_root`. By default, that of this pipeline."""
     task_name: str | None = None
@@ -269,7 +270,7 @@ class Pipeline(Intake):
     """The whole way from one queue to one object store."""
 
     takeover: Takeover = Takeover()
-    """Where FUploader kept its data, which this pipeline adopts and ships (see the guide)."""
+    """Where FUploader kept its data, for `fuploader migrate` (see the guide)."""
     store: InstanceOf[OpensObjectStore]
     """The object store that archives go to."""
     former_stores: tuple[InstanceOf[OpensObjectStore], ...] = ()
