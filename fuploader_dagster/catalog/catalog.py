@@ -1,31 +1,31 @@
-"""The catalog: which archive holds the file of this name?
+"""The catalog: which archive holds the file with this name?
 
 What must always hold:
 
-- The object store is the truth, the catalog only knows where to look: it can be lost at any time
-  and made again from the archives' manifests (`catalog_rebuild`). Nothing waits for it or fails
-  because of it.
-- An archive is in it with all its names or not at all. Adding it again changes nothing.
-- Whatever a damaged, locked or forbidden file raises becomes `CatalogUnusable`, with what to do.
+- The object store is the truth; the catalog only knows where to look. It can be lost at any time,
+  and rebuilt from the archives' manifests (`rebuild`). Nothing waits for it or fails because of it.
+- An archive is in it with all its names, or not at all. Adding it again changes nothing.
+- Whatever a damaged, locked or forbidden file raises becomes a `CatalogUnusable` that says what to
+  do.
 
-Format: `catalog.sqlite` below the pipeline's folder, SQLite with write-ahead log; `user_version` is
+Format: `catalog.sqlite` in the pipeline's folder, SQLite with a write-ahead log; `user_version` is
 the format's version, 3.
 
     archives   one row per archive: address, key, partition, sealed_at, members, size, digest
     names      FTS5: one document per archive (its rowid is the archive's id), whose words are the
-               names; no columns, positions or contents are kept, only word -> archives
+               names; columns, positions and contents are not stored, only word -> archives
     vocabulary the words of `names` in order, for exact names and prefixes
-    lists      per archive its names as one compressed list (`name_lists`), for other patterns
-    grams      per archive the bits that say which lists need no look (`name_grams`), a row each;
-               `place` is row * 2**40 + archive, so that one row of all archives lies together
+    lists      for each archive, its names as one compressed list (`name_lists`), for other patterns
+    grams      for each archive, bits that say whether its list needs no search (`name_grams`);
+               `place` is row * 2**40 + archive, so that one row of all archives is contiguous
 
-An inverted index, because names come in random order: a B-tree of names rewrites a page for each
-of them, FTS5 appends a sorted run per archive and merges runs little by little (measured with ten
-million names: a tenth of the time, two thirds of the size; docs/decisions/0006-the-catalog.md).
-A removed archive's words stay until a rebuild; no row answers for them.
+Names use an inverted index because they come in random order: a B-tree rewrites a page for each
+name, while FTS5 appends a sorted run per archive and merges runs little by little (measured with
+ten million names: a tenth of the time, two thirds of the size; docs/decisions/0006-the-catalog.md).
+The words of a removed archive stay until a rebuild, but lead to no archive.
 
-Names become words by escaping what FTS5 would change or cut at: capitals, quotes, white space and
-control characters, as `^` and what `_escape` says. A prefix of a name is a prefix of its word.
+A name becomes a word by escaping what FTS5 would change or split at: capitals, quotes, white space
+and control characters (`_escape`). A prefix of a name is a prefix of its word.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from fuploader_dagster.errors import PermanentError
 
 FORMAT_VERSION = 3
 WAIT_SECONDS = 30.0
-"""For another upload's transaction. One takes some 30 ms for 10,000 names."""
+"""Time to wait for another upload's transaction, which takes some 30 ms for 10,000 names."""
 _UNUSABLE = (
     *TROUBLE,
     ValueError,
@@ -58,19 +58,19 @@ _UNUSABLE = (
     MemoryError,
     zstandard.ZstdError,
 )
-"""What rows raise that a damaged file gives: of other types, with other counts, cut short."""
+"""Also what rows of a damaged file raise: with other types, other counts, or cut short."""
 _TO_DO = {
-    "busy": "another process holds it for long: try again",
+    "busy": "another process has held it for a long time: try again",
     "rights": "run it as the user who owns the file and its folder",
     "disk": "check the disk and its space; fuploader catalog rebuild adds what is missing",
     "damaged": "if it is damaged: fuploader catalog rebuild --anew",
 }
 _IN_ORDER = 10_000
-"""So many names with the beginning of a pattern are looked at; with more the lists are quicker."""
+"""If more names than this start like the pattern, searching the lists is faster."""
 _MOST_GRAMS = 16
-"""Of a pattern are looked up, or up to twice as many where they do not spread evenly."""
+"""Grams of a pattern to look up, or up to twice as many if they do not divide evenly."""
 _FEW_ARCHIVES = 4
-"""So few lists are looked into sooner than another gram is looked up."""
+"""This many lists are searched in less time than one gram is looked up."""
 _ARCHIVE_BITS = 40
 
 _WORD_CHARACTERS = "".join(c for c in string.punctuation if c not in "'\"")
@@ -92,7 +92,7 @@ pragma user_version = {FORMAT_VERSION};
 class CatalogUnusable(PermanentError):
     """The catalog cannot be read or written. Archives and uploads do not need it.
 
-    `busy`: another process holds it; it may be usable soon.
+    `busy`: another process holds it, so it may be usable soon.
     """
 
     def __init__(self, message: str, *, hint: str = "", busy: bool = False) -> None:
@@ -106,16 +106,16 @@ class CatalogedArchive(NamedTuple):
     address: str
     key: str
     partition: str
-    """Empty where the archive's name does not tell."""
+    """Empty if the archive's name does not tell."""
     sealed_at: str
-    """UTC, ISO 8601; empty where there is no partition."""
+    """UTC, ISO 8601; empty if there is no partition."""
     members: int
     size_bytes: int
     sha256: str | None
 
 
 class Hit(NamedTuple):
-    """A file of this name is in this archive."""
+    """A file with this name is in this archive."""
 
     name: str
     archive: CatalogedArchive
@@ -125,9 +125,9 @@ class Catalog:
     """An open catalog. Used by one thread; many processes may have it open. A context manager."""
 
     def __init__(self, path: Path, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        """Opens the catalog; makes it if it is missing. Raises `CatalogUnusable`.
+        """Open the catalog; make it if it is missing. Raises `CatalogUnusable`.
 
-        Waits at most about so long for others, here and at each writing.
+        Waits at most about `wait_seconds` for other processes, here and at each write.
         """
         self._path = path
         self._file: SqliteFile | None = None
@@ -138,7 +138,7 @@ class Catalog:
 
     @classmethod
     def to_read(cls, path: Path) -> Catalog:
-        """The catalog for somebody who may only read it. Raises `CatalogUnusable`."""
+        """The catalog for a user who may only read it. Raises `CatalogUnusable`."""
         catalog = cls.__new__(cls)
         catalog._path, catalog._file = path, None
         with catalog._explained():
@@ -154,7 +154,7 @@ class Catalog:
                 raise CatalogUnusable(
                     f"{self._path} has format version {version}, this program knows "
                     f"{FORMAT_VERSION}",
-                    hint="fuploader catalog rebuild --anew",
+                    hint="make a new one: fuploader catalog rebuild --anew",
                 )
         except CatalogUnusable:
             self.close()
@@ -162,7 +162,7 @@ class Catalog:
 
     def close(self) -> None:
         """Never raises, may be repeated."""
-        with suppress(sqlite3.Error):  # of a damaged file; there is nothing left to be done
+        with suppress(sqlite3.Error):  # from a damaged file; there is nothing left to do
             self._db.close()
 
     def __enter__(self) -> Catalog:
@@ -172,9 +172,9 @@ class Catalog:
         self.close()
 
     def add(self, archive: CatalogedArchive, names: Iterable[str]) -> bool:
-        """Add an archive with the names of its members; False if it is there already.
+        """Add an archive with the names of its members; False if it is already there.
 
-        Another archive under the same address is replaced.
+        Replaces another archive with the same address.
         """
         names = list(names)
         with self._explained():
@@ -204,7 +204,7 @@ class Catalog:
         return True
 
     def forget(self, address: str) -> None:
-        """The archive is gone from the store; one that is not there is no error."""
+        """Remove an archive that is gone from the store. A missing one is no error."""
         with self._explained(), self._transaction():
             self._remove(address)
 
@@ -225,11 +225,11 @@ class Catalog:
             return {row[1]: _archive_of(row) for row in rows}
 
     def find(self, wanted: str) -> Iterator[Hit]:
-        """The files of this name, and where the name has `*`, `?` or `[...]` all that match.
+        """Files with this name and, if it contains `*`, `?` or `[...]`, all that match it.
 
-        The file of exactly this name first. What matches comes in the order of the names' words if
-        few names begin like the pattern; otherwise archive by archive, by their time, from the
-        lists of those that may hold it. Files of one name come by the time of their archives.
+        Files with exactly this name come first. The others come in the order of their words if few
+        names start like the pattern; otherwise archive by archive, oldest first, from the lists of
+        those that may hold a match. Files with the same name come oldest archive first.
         """
         with self._explained():
             yield from self._hits(self._exactly(_word(wanted)))
@@ -237,7 +237,7 @@ class Catalog:
             if wildcard is None:
                 return
             start, pattern = wanted[: wildcard.start()], NamePattern(wanted)
-            every = wanted == f"{start}*"  # then all that begin so match, however many there are
+            every = wanted == f"{start}*"  # all names that start like it match, however many
             if start and (every or not self._many_begin(start)):
                 yield from self._hits(
                     (name, document)
@@ -256,10 +256,10 @@ class Catalog:
                 yield from (Hit(name, archive) for name in found)
 
     def _may_hold(self, grams: Sequence[Gram]) -> Sequence[int]:
-        """The archives that may hold names with these grams, by their time."""
+        """The archives that may hold names with these grams, oldest first."""
         rows = self._db.execute("select id from archives order by sealed_at, address").fetchall()
         numbers = [number for (number,) in rows]
-        step = max(1, len(grams) // _MOST_GRAMS)  # neighbours know nearly the same
+        step = max(1, len(grams) // _MOST_GRAMS)  # neighbouring grams say nearly the same
         for gram in grams[::step]:
             if len(numbers) <= _FEW_ARCHIVES:
                 break
@@ -300,7 +300,7 @@ class Catalog:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         if self._file is None:
-            raise CatalogUnusable(f"{self._path} was opened to be read")
+            raise CatalogUnusable(f"{self._path} was opened only to read")
         if not self._file.in_place:
             raise CatalogUnusable(
                 f"{self._path} was removed or replaced while it was in use", hint="try again"
@@ -322,7 +322,7 @@ class Catalog:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    # A power cut may cost the newest archives' entries, never the file; no fsync per archive.
+    # A power cut may lose the newest archives' entries, never the file; no fsync per archive.
     db.execute("pragma synchronous = normal")
     if _version(db) == 0:
         db.execute("begin immediate")
@@ -337,7 +337,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _archive_of(row: tuple[Any, ...]) -> CatalogedArchive:
-    """Raises `TypeError` for a row that damage gave columns of other types."""
+    """Raises `TypeError` for a damaged row whose columns have other types."""
     archive = CatalogedArchive(*row[1:])
     texts = (*archive[:4], archive.sha256 or "")
     if not all(type(text) is str for text in texts) or type(archive.size_bytes) is not int:
@@ -354,7 +354,7 @@ _ESCAPED = re.compile(r"\^(?:([a-z])|2([0-9a-f]{2})|4([0-9a-f]{4}))")
 
 
 def _word(name: str) -> str:
-    """The name as FTS5 keeps it: what it would change or cut at is escaped."""
+    """The name as FTS5 stores it: what it would change or split at is escaped."""
     return _CHANGED.sub(_escape, name)
 
 

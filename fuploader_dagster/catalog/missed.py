@@ -1,7 +1,9 @@
-"""What uploads could not add to the catalog, because another process held it, until one can.
+"""Archives that uploads could not add to the catalog because another process held it.
 
-What must always hold: it may be lost at any time: `fuploader catalog rebuild` reads the store.
-What is added late changes nothing that was added since: it is added before anything newer.
+A later upload adds them.
+
+What must always hold: all of this may be lost at any time, as `fuploader catalog rebuild` reads the
+store. A late archive is added before any newer one, so it changes nothing that was added since.
 
 Format: `catalog-missed/{32 hex digits}.json`, named by the archive's address: the archive as the
 catalog knows it, and its names as `name_lists` packs them.
@@ -23,9 +25,9 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import UNREADABLE_JSON
 
 MOST_KEPT = 1000
-"""With more than these missing a rebuild is quicker."""
-MADE_UP_AT_ONCE = 20
-"""By one upload: each takes some 30 ms for 10,000 names."""
+"""With more of them, a rebuild is faster."""
+ADDED_PER_UPLOAD = 20
+"""Each takes some 30 ms for 10,000 names."""
 
 
 class _Missed(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,7 @@ class _Missed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def remember(layout: Layout, archive: CatalogedArchive, names: Sequence[str]) -> bool:
-    """Keep an archive for later; False if there are too many already."""
+    """Keep an archive for later; False if there are already too many."""
     folder = layout.catalog_missed
     make_dirs(folder)
     if sum(1 for _ in folder.iterdir()) >= MOST_KEPT:
@@ -45,15 +47,15 @@ def remember(layout: Layout, archive: CatalogedArchive, names: Sequence[str]) ->
     return True
 
 
-def make_up(layout: Layout, catalog: Catalog, *, most: int | None = None) -> None:
-    """Add what was missed. Raises `CatalogUnusable`; the rest is kept then."""
+def add_missed(layout: Layout, catalog: Catalog, *, most: int | None = None) -> None:
+    """Add what was missed. Raises `CatalogUnusable`, and keeps the rest."""
     for path in islice(sorted(layout.catalog_missed.glob("*.json")), most):
         try:
             missed = msgspec.json.decode(path.read_bytes(), type=_Missed)
             names = unpack_names(missed.names)
         except FileNotFoundError:  # another upload was quicker
             continue
-        except (*UNREADABLE_JSON, zstandard.ZstdError):  # a power cut: it is not synced
+        except (*UNREADABLE_JSON, zstandard.ZstdError):  # after a power cut: it is not synced
             path.unlink(missing_ok=True)
             continue
         catalog.add(missed.archive, names)

@@ -1,16 +1,16 @@
-"""Which archives cannot hold a name with a given piece: a set of bits for each archive.
+"""Which archives cannot hold a name that contains a given piece: a set of bits for each archive.
 
-For patterns of which the beginning is not known. Looking into each archive's list of names takes
-about a millisecond, so a piece that few archives hold should send nobody through all of them.
+For patterns whose start is not known. Searching an archive's list of names takes about a
+millisecond, so for a piece that is in few archives, not all lists should be searched.
 
 What must always hold: an archive that holds a name with the piece is never left out. One that does
-not may stay in, which costs a look into its list.
+not may stay in, which costs a search of its list.
 
 How: each six bytes in a row of an archive's names (a gram) set one bit, chosen by a hash. A piece
 can only be there if the bits of all its grams are set. Six, because names are mostly numbers or
-hashes: shorter grams of digits are in every archive, and longer ones help no short piece. The bits
-are cut into `ROWS` rows, and the hash's first bits choose the row, so that a gram is looked up in
-one short row of each archive.
+hashes: shorter grams of digits are in every archive, and longer ones do not help with short pieces.
+The bits are divided into `ROWS` rows, and the first bits of the hash choose the row, so that a gram
+is looked up in one short row of each archive.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROWS = 64
 _ROW_CHOICE = ROWS.bit_length() - 1
 _GRAM_BYTES = 6
 _BITS_PER_GRAM = 2
-"""At least, and less than twice as many; grams that names share count each time."""
+"""At least this many, and less than twice as many; grams that names share count each time."""
 _HASH_BITS = 64
 _HASH_MASK = (1 << _HASH_BITS) - 1
 _MULTIPLIER = 0x9E3779B97F4A7C15 << 16 & _HASH_MASK
-"""2**64 divided by the golden ratio: products of near numbers lie far apart. The shift drops the
-last two of the eight bytes that are read for a gram of six, for nothing."""
+"""2**64 divided by the golden ratio: products of close numbers are far apart. The shift drops the
+last two of the eight bytes that are read for a gram of six, at no cost."""
 
 
 class Gram(NamedTuple):
@@ -48,7 +48,7 @@ class Gram(NamedTuple):
 
 
 def grams_of(pieces: Iterable[bytes]) -> Sequence[Gram]:
-    """The different grams of pieces of a name, in their order; pieces may be too short for one."""
+    """The different grams of pieces of a name, in order. A piece may be too short to have one."""
     grams = (
         int.from_bytes(piece[start : start + _GRAM_BYTES], "little")
         for piece in pieces
@@ -58,9 +58,9 @@ def grams_of(pieces: Iterable[bytes]) -> Sequence[Gram]:
 
 
 def gram_rows(names: bytes) -> Sequence[bytes]:
-    """The rows of bits of an archive with these names, whatever byte stands between them.
+    """The rows of bits of an archive with these names, whatever byte separates them.
 
-    The rows are equally long, a power of two. Takes 5 ms for a thousand names of 24 bytes.
+    All rows have the same length, a power of two. Takes 5 ms for a thousand names of 24 bytes.
     """
     size = max((_BITS_PER_GRAM * len(names) - 1).bit_length(), _ROW_CHOICE + 3)
     drop, mask = _HASH_BITS - size, (1 << size) - 1

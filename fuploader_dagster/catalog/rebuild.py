@@ -1,8 +1,8 @@
-"""What goes into the catalog: each archive as it is uploaded, or all of them from the store again.
+"""Fills the catalog: with each archive as it is uploaded, or with all of them, from the store.
 
 What must always hold: a catalog that is missing, broken, forbidden or locked fails no upload, and
-holds none up for long. It only stays behind, which the log says: what another process's lock kept
-out is remembered and added by a later upload (`catalog_missed`), and a rebuild adds all the rest.
+delays none for long. It only lacks archives, which is logged: those that another process's lock
+kept out are added by a later upload (`missed`), and all others by a rebuild.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fuploader_dagster.catalog.catalog import (
     CatalogedArchive,
     CatalogUnusable,
 )
-from fuploader_dagster.catalog.missed import MADE_UP_AT_ONCE, make_up, remember
+from fuploader_dagster.catalog.missed import ADDED_PER_UPLOAD, add_missed, remember
 from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore, Progress
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.sqlite_files import TROUBLE, remove_database
@@ -67,21 +67,21 @@ def note_in_catalog(
 def _add(archive: CatalogedArchive, names: Sequence[str], layout: Layout) -> None:
     try:
         with Catalog(layout.catalog, wait_seconds=_UPLOAD_WAITS_SECONDS) as catalog:
-            make_up(layout, catalog, most=MADE_UP_AT_ONCE)
+            add_missed(layout, catalog, most=ADDED_PER_UPLOAD)
             catalog.add(archive, names)
     except CatalogUnusable as error:
         if not error.busy or not remember(layout, archive, names):
             raise
         log.warning(
-            "%s is stored, and the next upload that can adds it to the catalog: %s",
+            "%s is stored; a later upload will add it to the catalog: %s",
             archive.partition,
             error.message,
         )
 
 
 def names_of_slot(slot: SealedSlot, pipeline: Pipeline) -> Sequence[str]:
-    """The names in a slot whose archive still lies here."""
-    if pipeline.packer is not None:  # what it made need not be readable for us
+    """The names in a slot whose archive is still on this disk."""
+    if pipeline.packer is not None:  # we may not be able to read its archive
         return [entry.name for entry in slot.entries()]
     with Archive.open(pipeline.layout.archives / slot.seal.archive) as archive:
         return archive.names()
@@ -95,21 +95,20 @@ class RebuildReport:
     """In the store."""
     added: int = 0
     gone: int = 0
-    """Were in the catalog and are no longer in the store."""
+    """Were in the catalog, but are no longer in the store."""
     unreadable: list[str] = field(default_factory=list)
     """Archives whose members cannot be listed, each with the reason."""
     damaged: bool = False
-    """Whether damage is among the reasons."""
+    """Whether one of the reasons is damage."""
 
 
 def rebuild(
     pipeline: Pipeline, store: ObjectStore, *, threads: int = 8, progress: Progress | None = None
 ) -> RebuildReport:
-    """Make the catalog say what the store holds: read the manifests of archives that it lacks.
+    """Make the catalog match the store, by reading the manifests of archives that it lacks.
 
-    Takes two or three small reads per archive, and one request for each that is known
-    and was not listed: under a key that the pipeline had before, or gone. `progress` counts
-    archives.
+    Takes two or three small reads for each of these, and one request for each archive that is known
+    but was not listed: it has a key of an earlier template, or is gone. `progress` counts archives.
     """
     report = RebuildReport()
     endings = (pipeline.archive_suffix, *BUILT_IN_SUFFIXES)
@@ -118,7 +117,7 @@ def rebuild(
         store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
     }
     with Catalog(pipeline.layout.catalog) as catalog:
-        make_up(pipeline.layout, catalog)
+        add_missed(pipeline.layout, catalog)
         known = catalog.archives()
         unlisted = _unlisted(pipeline, store, there, known)
         for address, key in unlisted.items():
@@ -148,9 +147,9 @@ def rebuild(
 def _unlisted(
     pipeline: Pipeline, store: ObjectStore, there: Iterable[str], known: Iterable[str]
 ) -> dict[str, str]:
-    """Address and key of what catalog and receipts say lies in this store, and no listing named.
+    """Address and key of archives that catalog or receipts say are in this store, but no listing.
 
-    What lies in another store stays in the catalog: nobody looks there.
+    Archives in another store stay in the catalog: nobody looks there.
     """
     base = store.address(_PROBE).removesuffix(_PROBE)
     keys = {address: address.removeprefix(base) for address in known}
@@ -185,7 +184,7 @@ def _read_all(
             return error
 
     with ThreadPoolExecutor(threads, "catalog") as pool:
-        for first in range(0, len(infos), 2 * threads):  # so that few names are in memory at once
+        for first in range(0, len(infos), 2 * threads):  # keeps few names in memory at once
             some = infos[first : first + 2 * threads]
             yield from zip(some, pool.map(read, some), strict=True)
 

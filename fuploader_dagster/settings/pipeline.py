@@ -285,8 +285,8 @@ class Pipeline(Intake):
     upload_threads: Count = 4
     """Number of archives that a run uploads at once."""
     catalog: bool = True
-    """Keep a catalog of which archive holds which file, for `fuploader find`. It takes 44 bytes for
-    a name of 24 characters."""
+    """Keep a catalog of which archive holds which file, for `fuploader find`. How large it is:
+    docs/archives.md."""
     runs_by: Literal["sensor", "automation"] = "sensor"
     """Who requests the runs for new slots. `sensor`: the drain sensor, at its tick. `automation`:
     Dagster's automation conditions, some seconds later and as backfills."""

@@ -329,7 +329,7 @@ def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a
     with closing(sqlite3.connect(settings.layout.catalog, isolation_level=None)) as other:
         other.execute("begin immediate")
         shipped(settings, {"b.json": b"2"}, {"消息.json": b"3"})
-        assert caplog.text.count("the next upload that can adds it to the catalog") == 2
+        assert caplog.text.count("a later upload will add it to the catalog") == 2
         other.execute("rollback")
         shipped(settings, {"d.json": b"4"})
         with Catalog.to_read(settings.layout.catalog) as catalog:
