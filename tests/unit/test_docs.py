@@ -82,6 +82,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
 
 
+def test_every_fragment_of_the_changelog_has_a_known_type_and_links_that_lead_somewhere() -> None:
+    """towncrier passes over a file whose type it does not know."""
+    project = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    types = set(re.findall(r'\{ directory = "(\w+)"', project))
+    assert len(types) > 3
+    for fragment in (REPOSITORY / "changelog.d").glob("[!.]*"):
+        match = re.fullmatch(r"\+[\w-]+\.(\w+)\.md", fragment.name)
+        assert match and match[1] in types, fragment.name
+        for path in re.findall(r"\]\((?!https?://)([^)#]+)", fragment.read_text("utf-8")):
+            assert (REPOSITORY / path).exists(), f"{fragment.name}: {path}"
+
+
 def test_the_page_of_settings_is_what_the_models_say() -> None:
     written = settings_reference.PAGE.read_text("utf-8")
     assert written == settings_reference.page(), "run python -m tools.settings_reference"
