@@ -21,7 +21,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from dagster_shared.error import SerializableErrorInfo
 
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import FuploaderError, SlotInUse
 from fuploader_dagster.health.alert_look import Draining, FailedRun, look
 from fuploader_dagster.health.alert_memory import read_memory, write_memory

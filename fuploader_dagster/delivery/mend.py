@@ -31,14 +31,9 @@ import msgspec
 
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import (
-    FileLock,
-    fsync_file,
-    make_dirs,
-    rename_durably,
-    write_durably,
-)
+from fuploader_dagster.disk.durable import fsync_file, make_dirs, rename_durably, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.setting_aside import place_aside, set_aside
 from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_folder

@@ -38,8 +38,9 @@ from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher, SourceSettings
-from fuploader_dagster.disk.durable import FileLock, make_dirs, remove_file, write_durably
+from fuploader_dagster.disk.durable import make_dirs, remove_file, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
 from fuploader_dagster.processing.envelope import encode, payload_of
 from fuploader_dagster.settings.pipeline import Intake

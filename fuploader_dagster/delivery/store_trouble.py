@@ -25,8 +25,9 @@ import msgspec
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
 from fuploader_dagster.delivery.failures import all_failures, forgive
-from fuploader_dagster.disk.durable import FileLock, make_dirs, write_durably
+from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.errors import (
     UNREADABLE_JSON,

@@ -20,8 +20,9 @@ from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import FileLock, remove_tree
+from fuploader_dagster.disk.durable import remove_tree
 from fuploader_dagster.disk.layout import Layout, utc
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.setting_aside import place_aside, set_aside
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.settings.pipeline import Pipeline

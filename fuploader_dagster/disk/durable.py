@@ -1,4 +1,4 @@
-"""Durable writes: the only place that calls fsync, rename and remove.
+"""Durable writes: write, fsync, rename and fsync of the directory, in one place.
 
 What must always hold:
 
@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own, still_at
+from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.own_modes import folder_mode
-from fuploader_dagster.disk.temporaries import is_at, lock_now, temporary_file, temporary_name
+from fuploader_dagster.disk.temporaries import lock_now, temporary_file, temporary_name
 from fuploader_dagster.disk.trouble import FULL, naming_disk_trouble
-from fuploader_dagster.errors import DiskFailed, FuploaderError, SlotInUse
+from fuploader_dagster.errors import FuploaderError
 
 _synced: set[Path] = set()
 """Paths made by other processes whose names this one has synced."""
@@ -245,117 +245,3 @@ def has_room(folder: Path, size_bytes: int) -> bool:
     except OSError as error:
         return error.errno not in (*FULL, errno.EFBIG)
     return True
-
-
-class FileLock:
-    """An exclusive lock that the kernel releases when the process dies.
-
-    Not re-entrant: another lock of the same process counts as another process's.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock now. Raises `SlotInUse`, naming the holder, if it is taken."""
-        try:
-            self._open_and_lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SlotInUse(
-                f"{self.path} is held by {self._holder() or 'another process'}",
-                hint="the kernel releases it when that process ends; never remove the file",
-            ) from None
-
-    def wait(self) -> None:
-        """Take the lock, waiting for whoever has it."""
-        self._open_and_lock(fcntl.LOCK_EX)
-
-    def _open_and_lock(self, how: int) -> None:
-        with naming_disk_trouble(self.path):
-            make_dirs(self.path.parent)
-        while True:
-            with naming_disk_trouble(self.path):
-                descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(descriptor, how)
-                still_there = is_at(descriptor, self.path)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if still_there:
-                break
-            os.close(descriptor)  # the previous holder removed the file: others lock a new one
-        with suppress(OSError):  # a disk too full for the holder's name is no reason to fail
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
-        self._descriptor = descriptor
-
-    def _holder(self) -> str:
-        with suppress(OSError):  # the holder may have removed it in this moment
-            return read_own(self.path).decode("utf-8", "replace")[:200].strip()
-        return ""
-
-    def check(self) -> None:
-        """Raise `DiskFailed` if the lock is not held, or its file is no longer found by its name:
-        another process could then lock a new one."""
-        if self._descriptor is None:
-            raise DiskFailed(f"the lock {self.path} is not held")
-        still_at(self._descriptor, self.path)
-
-    def release(self) -> None:
-        """Release the lock. May be repeated."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> FileLock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-class FolderLock:
-    """An exclusive lock on a folder itself, until it is released or this process dies.
-
-    It holds even if the lock file that guards the folder is removed. Where the file system cannot
-    lock folders (some network file systems), the lock file has to do.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Make the folder if it is missing, and take the lock now. Raises `SlotInUse` if another
-        process has it.
-        """
-        with naming_disk_trouble(self.path):
-            make_dirs(self.path)
-            descriptor = open_own_folder(self.path)
-        try:
-            if lock_now(descriptor, fcntl.LOCK_EX) is False:
-                raise SlotInUse(
-                    f"another process is still writing {self.path}, though its lock file was "
-                    f"free: somebody removed the lock file",
-                    hint="never remove anything in locks/ while a drain runs; this process "
-                    "continues as soon as the other one notices or ends",
-                )
-            still_at(descriptor, self.path)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-
-    def check(self) -> None:
-        """Raise `DiskFailed` if the folder is no longer found by its name."""
-        if self._descriptor is not None:
-            still_at(self._descriptor, self.path)
-
-    def release(self) -> None:
-        """Release the lock. May be repeated."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

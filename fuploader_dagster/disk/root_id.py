@@ -11,8 +11,9 @@ import logging
 import re
 import uuid
 
-from fuploader_dagster.disk.durable import FileLock, create_durably
+from fuploader_dagster.disk.durable import create_durably
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble

@@ -19,8 +19,9 @@ from typing import Literal
 
 import msgspec
 
-from fuploader_dagster.disk.durable import FileLock, write_for_readers
+from fuploader_dagster.disk.durable import write_for_readers
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.temporaries import TEMPORARY_PREFIX, is_held, remove_unless_held
 from fuploader_dagster.errors import UNREADABLE_JSON, DiskFailed, ForeignFile, FuploaderError

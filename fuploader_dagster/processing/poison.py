@@ -43,8 +43,9 @@ from itertools import groupby
 import msgspec
 
 from fuploader_dagster.contracts.source import Message
-from fuploader_dagster.disk.durable import FileLock, make_dirs, write_for_readers
+from fuploader_dagster.disk.durable import make_dirs, write_for_readers
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import open_own, read_own
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, FuploaderError
 

@@ -34,8 +34,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from fuploader_dagster.disk.durable import FileLock, make_dirs
+from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import open_own, still_at
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import SlotInUse

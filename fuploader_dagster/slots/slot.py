@@ -30,8 +30,9 @@ from pathlib import Path
 
 from fuploader_dagster.contracts.state import SlotCount
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import FileLock, FolderLock, write_durably
+from fuploader_dagster.disk.durable import write_durably
 from fuploader_dagster.disk.layout import MAX_NUMBER_DIGITS, Layout
+from fuploader_dagster.disk.locks import FileLock, FolderLock
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.leftovers import root_of
 from fuploader_dagster.settings.pipeline import Pipeline

@@ -27,7 +27,7 @@ from fuploader_dagster.assets.partitions import (
 from fuploader_dagster.delivery.failures import clear_failure, note_failure
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.delivery.store_trouble import find_trouble, note_trouble
-from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule

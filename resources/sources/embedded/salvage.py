@@ -21,7 +21,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fuploader_dagster.disk.durable import FileLock, rename_durably
+from fuploader_dagster.disk.durable import rename_durably
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.sqlite_files import (
     LOGS,
     TROUBLE,

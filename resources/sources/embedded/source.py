@@ -38,7 +38,7 @@ from fuploader_dagster.contracts.source import (
     MessageSource,
     SourceSettings,
 )
-from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import (
     ConfigError,
     SlotInUse,

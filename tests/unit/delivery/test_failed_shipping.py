@@ -14,6 +14,7 @@ from fuploader_dagster.delivery.failures import all_failures, note_failure
 from fuploader_dagster.delivery.recovery import look, plan
 from fuploader_dagster.delivery.ship import Done, Failed, upload_partitions
 from fuploader_dagster.disk import durable
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import DiskFull, StoreUnavailable
 from fuploader_dagster.slots.receipts import find_receipt, keep_receipt
 from fuploader_dagster.slots.sealing import find_sealed
@@ -92,7 +93,7 @@ def test_an_attempt_that_failed_inside_the_lock_lets_the_next_one_in(
         patched.setattr(upload, "remove_tree", no_luck)
         (failed,) = upload_partitions([slot.seal.partition], settings, settings.store.open())
     assert isinstance(failed, Failed)
-    with durable.FileLock(settings.layout.partition_lock(slot.seal.partition)):
+    with FileLock(settings.layout.partition_lock(slot.seal.partition)):
         pass  # free: it would raise otherwise, and a second upload would wait for ever
     (done,) = upload_partitions([slot.seal.partition], settings, settings.store.open())
     assert isinstance(done, Done)

@@ -21,8 +21,8 @@ from fuploader_dagster.delivery.recovery import (
     seal_on_request,
 )
 from fuploader_dagster.delivery.ship import Done, ship
-from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.layout import PartitionKey, utc
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import temporary_file, temporary_folder
 from fuploader_dagster.errors import ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -208,7 +208,7 @@ def test_notes_and_locks_of_slots_that_are_no_more_go_and_those_of_others_stay(
     made = [layout.partition_lock(name) for name in (OLD.replace("s0", "s1"), gone, here, "other")]
     for path in made:
         path.touch()
-    with durable.FileLock(made[0]):
+    with FileLock(made[0]):
         recovery.apply(plan(look(settings), settings, busy=[], now=NOW), settings)
     assert [path.exists() for path in made] == [True, False, True, True]
     assert [failure.partition for failure in all_failures(layout)] == [here, "somebody's"]

@@ -28,8 +28,8 @@ from fuploader_dagster.delivery.store_trouble import (
     look,
     note_trouble,
 )
-from fuploader_dagster.disk.durable import FileLock
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import StoreAwaited, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores.mirror import MirroredObjectStore

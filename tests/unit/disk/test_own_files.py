@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.disk.durable import FileLock, append_durably, make_dirs
+from fuploader_dagster.disk.durable import append_durably, make_dirs
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import open_own, read_own, still_at
 from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.disk import durable, temporaries
-from fuploader_dagster.disk.durable import FileLock
+from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import (
     final_name,
     is_held,
