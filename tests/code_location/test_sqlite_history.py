@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 from dagster import EventLogEntry
 
-from fuploader_dagster.sqlite_history import SqliteHistory, _Engines
+from fuploader_dagster.dagster_internals.sqlite_history import SqliteHistory, _Engines
 from tests.sqlite_races import PROCESSES, assert_waits_for_another_program, together
 
 OURS = """

@@ -79,7 +79,7 @@ def test_runs_are_forks_that_are_seen_when_they_die_ended_when_asked_and_load_wh
 def test_what_runs_need_is_imported_before_them() -> None:
     """A name that Dagster changed would be passed over like an SDK that is not installed."""
     program = (
-        "import sys; from fuploader_dagster._warm_imports import MODULES;"
+        "import sys; from fuploader_dagster.dagster_internals.warm_imports import MODULES;"
         "print(*(name for name in MODULES if name not in sys.modules))"
     )
     command = [sys.executable, "-c", program]

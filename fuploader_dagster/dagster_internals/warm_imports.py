@@ -1,8 +1,8 @@
-"""What the process that runs are forked from imports and reads before them (`warm_runs.py`).
+"""What the process from which runs are forked imports in advance (`warm_runs.py`).
 
-It is imported there before anything else, because collecting garbage among all these imports takes
-a fifth of their time. Forks collect as usual, but not what was made here: a collection writes to,
-and so copies, every page that it looks at.
+That process imports this module before anything else, because collecting garbage during all these
+imports would take a fifth of their time. Forks collect garbage as usual, but leave out what was
+made here: a collection writes to, and so copies, every page that it looks at.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MODULES = (
     "dagster._core.workspace.autodiscovery",
     "dagster._daemon.controller",
     "upath.implementations.local",
-    "fuploader_dagster.warm_runs",
+    "fuploader_dagster.dagster_internals.warm_runs",
     "fuploader_dagster.definitions",
-    "fuploader_dagster.sqlite_history",
+    "fuploader_dagster.dagster_internals.sqlite_history",
     *(reference.partition(":")[0] for kinds in KINDS.values() for reference in kinds.values()),
 )
 
