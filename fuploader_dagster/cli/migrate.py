@@ -23,7 +23,7 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.intake.leftovers import left_in_redis, root_of
+from fuploader_dagster.intake.leftovers import root_of, what_is_left
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.takeover.configuration import Answers, write_configuration
@@ -37,13 +37,13 @@ _LISTED = 50
 
 def migrate(
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")] = (
-        False
-    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and change nothing.")
+    ] = (False),
     stopped: Annotated[
-        bool, typer.Option("--stopped", help="FUploader does not run: do not look for it.")
+        bool, typer.Option("--stopped", help="Skip the check that FUploader does not run.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     write: Annotated[
         bool, typer.Option("--write-config", help="Write a configuration and nothing else.")
     ] = False,
@@ -62,16 +62,16 @@ def migrate(
     config: ConfigOption = None,
     pipeline_name: PipelineOption = None,
 ) -> None:
-    """Take over what FUploader left: its directories, archives, queue and Redis keys.
+    """Take over what FUploader left: its directories, archives and Redis keys.
 
-    Without a configuration file one is written first, from FUploader's environment variables and
-    the options, or answers, given here.
+    Shows the plan and asks first. If there is no configuration file, writes one instead, from
+    FUploader's environment variables and the options or answers given here.
     """
     path = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     if dry_run and not path.exists():
         raise ConfigError(
-            f"there is no configuration file {path} that says where FUploader kept its things",
-            hint="`fuploader migrate` without --dry-run writes one first",
+            f"there is no configuration file {path} that says where FUploader kept its data",
+            hint="`fuploader migrate` without --dry-run writes one",
         )
     if write or not path.exists():
         given = {
@@ -96,7 +96,7 @@ def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_
     plan = examine(pipeline, stopped=stopped)
     if plan.alive:
         complain(f"FUploader still runs: {plan.alive}")
-    if not plan and not left_in_redis(pipeline):
+    if not plan and not what_is_left(pipeline):
         say(f"nothing of FUploader's is left in {root_of(pipeline)}")
         return
     _show(plan, pipeline)
@@ -104,12 +104,12 @@ def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_
         return
     refuse_if_alive(plan.alive, root_of(pipeline))
     if not yes:
-        typer.confirm("take over?", abort=True)
+        typer.confirm("Take over?", abort=True)
     with counting() as progress:
         task = progress.add_task("taking over", total=plan.files)
         sealed = take_over(pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n))
     say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
-    say("`fuploader ship` stores them now; a running Dagster does so by itself")
+    say("next: `fuploader ship` uploads them now; a running Dagster does so by itself")
 
 
 def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
@@ -121,23 +121,23 @@ def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
             )
     if missing := [q.option for q in answers.questions() if not q.default]:
         raise ConfigError(
-            f"a configuration needs {', '.join(missing)}",
-            hint="give them as options, or leave out --yes to be asked",
+            f"the configuration needs {', '.join(missing)}",
+            hint="give these options, or leave out --yes to be asked",
         )
     write_configuration(path, answers)
     for written in (path, *write_instance(path.parent)):
         say(f"wrote {written}")
     for variable in answers.secrets():
-        state = "is set" if os.environ.get(variable) else "has to be set"
+        state = "is set" if os.environ.get(variable) else "must be set"
         say(f"{variable} {state} in the environment")
-    say("next: fuploader migrate --dry-run shows what would be taken over")
+    say("next: `fuploader migrate --dry-run` shows what it would take over")
 
 
 def _show(plan: Plan, pipeline: Pipeline) -> None:
-    """The plan, line by line; long ones are cut."""
+    """Print the plan line by line, at most `_LISTED` lines of it."""
     lines = [f"finish {path}" for path in plan.finish]
     for step in plan.adopt:
-        drops = f", {len(step.drop):,} of them not again" if step.drop else ""
+        drops = f", except {len(step.drop):,}" if step.drop else ""
         lines.append(f"adopt {step.directory.path}: {len(step.directory.files):,} files{drops}")
         reasons = sorted({drop.because for drop in step.drop})
         lines += [f"      because {reason}" for reason in reasons[:3]]
@@ -156,5 +156,5 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
         say(f"note: {remark}")
     say(
         f"{plan.files:,} files of {len(plan.adopt):,} directories and {len(plan.archives):,} "
-        f"archives would be taken over from {root_of(pipeline)}"
+        f"archives to take over from {root_of(pipeline)}"
     )

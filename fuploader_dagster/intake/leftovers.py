@@ -28,17 +28,19 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import MigrationNeeded, StateRefused, StateUnavailable
 from fuploader_dagster.settings.pipeline import Pipeline
 
+ADOPTED_SLOT = 9999
+"""Adopted directories are sealed as of this slot, which no worker owns."""
 FoundAs = Literal["active", "sealed", "flat", "pool", "loose"]
-"""Where in FUploader's layouts a directory is."""
+"""Where a directory is in FUploader's layouts."""
 POOL = ".pool"
 SLOT_DIR = re.compile(r"slot-\d+")
 NUMBERED_DIR = re.compile(r"dir-\d+")
 _FLAT_DIR = re.compile(r"slot_\d+_\d+|dir-\d{6,}")
-"""After a recovery with keys of style `legacy_meta` its flat layout has `dir-000001` too."""
+"""After a recovery with keys of style `legacy_meta`, its flat layout has `dir-000001` too."""
 _ARCHIVE = re.compile(
     r"(slot_\d+_\d+|dir-\d+|\d{8}_\d{6}_\d{6}_[0-9a-f]{8})(\.[A-Za-z0-9]{1,10}){1,3}"
 )
-"""Named after its directory, or by the time; a packer of somebody's own may give other endings."""
+"""Named after its directory or by the time; a user's own packer may give other endings."""
 _WORKER_SUFFIX = re.compile(r"-(meta|packer)-p.*")
 _KEYS = ("slot:0:active_dir", "sealed_ready", "slot:0", "queue:ready", "runtime:initialized")
 """FUploader has at least one of these under its prefix, in either style."""
@@ -49,13 +51,13 @@ _clean: set[Path] = set()
 def refuse_leftovers(pipeline: Pipeline) -> None:
     """Raise `MigrationNeeded` while something of FUploader's is in the pipeline's folder or Redis.
 
-    A Redis that does not answer is not waited for: the drain meets the same trouble and says so.
+    Does not wait for a Redis that does not answer: the drain meets the same trouble and reports it.
     """
     folder = pipeline.layout.root
     if not pipeline.takeover.enabled or folder in _clean:
         return
     try:
-        found = left_in_folder(pipeline) or left_in_redis(pipeline)
+        found = what_is_left(pipeline)
     except (StateUnavailable, StateRefused):
         return
     if found:
@@ -67,11 +69,15 @@ def refuse_leftovers(pipeline: Pipeline) -> None:
     _clean.add(folder)
 
 
-def left_in_redis(pipeline: Pipeline) -> str:
-    """Where FUploader's keys are, in words; empty if there are none, or they were judged already.
+def what_is_left(pipeline: Pipeline) -> str:
+    """Something that is left to take over, in words; empty if nothing is.
 
-    Raises `StateUnavailable` and `StateRefused`.
+    Raises `StateUnavailable` and `StateRefused` if Redis has to be asked and cannot be.
     """
+    return str(left_in_folder(pipeline) or "") or _left_in_redis(pipeline)
+
+
+def _left_in_redis(pipeline: Pipeline) -> str:
     if journal(pipeline.layout).exists():
         return ""
     prefixes = key_prefixes(pipeline)
@@ -82,11 +88,11 @@ def left_in_redis(pipeline: Pipeline) -> str:
 
 
 def left_in_folder(pipeline: Pipeline) -> Path | None:
-    """Something of FUploader's, or of a take-over that died half-way; None if nothing is left."""
+    """Something of FUploader's, or of an interrupted take-over; None if nothing is left."""
     root, layout = root_of(pipeline), pipeline.layout
     with naming_disk_trouble(root):
-        if (adopting := layout.root / "adopting").is_dir():
-            return adopting
+        if (staged := adopting(layout)).is_dir():
+            return staged
         directories = (path for path, _ in directories_in(root, layout))
         return next(directories, None) or next(archives_in(root, layout), None)
 
@@ -94,6 +100,11 @@ def left_in_folder(pipeline: Pipeline) -> Path | None:
 def root_of(pipeline: Pipeline) -> Path:
     """FUploader's storage root."""
     return (pipeline.takeover.root or pipeline.storage_root).absolute()
+
+
+def adopting(layout: Layout) -> Path:
+    """Where a take-over stages directories before they become sealed slots."""
+    return layout.root / "adopting" / f"slot-{ADOPTED_SLOT}"
 
 
 def journal(layout: Layout) -> Path:

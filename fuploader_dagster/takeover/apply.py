@@ -1,13 +1,13 @@
-"""The steps of a take-over, each safe to repeat and to be killed in.
+"""The steps of a take-over. Each may be killed at any point and repeated.
 
-A directory goes this way; at each point it is recognised by the next look:
+A directory goes through these places, in each of which the next look recognises it:
 
     slot_0_3/                                as FUploader left it
-    adopting/slot-9999/dir-000001/files/     renamed in one step; `origin.json` says what it is
-      + index, seal.json                     every file synced and named with its digest
+    adopting/slot-9999/dir-000001/files/     renamed in one step; `origin.json` says from where
+      + index, seal.json                     every file synced, and named there with its digest
     sealed/slot-9999/dir-000001/             renamed in one step
 
-An archive is renamed to `adopting/slot-9999/dir-000001/archive`, and behind the seal to its place
+An archive is renamed to `adopting/slot-9999/dir-000001/archive`, and once it is sealed to its place
 among the packed ones, so that it is uploaded as it is.
 """
 
@@ -43,7 +43,7 @@ from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held, temporary_folder
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.intake.leftovers import journal
+from fuploader_dagster.intake.leftovers import ADOPTED_SLOT, adopting, journal
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.plain_files import FILES_NAME
@@ -54,14 +54,12 @@ from fuploader_dagster.takeover.folders import (
     STAGED_ARCHIVE_NAME,
     Origin,
     TakenOver,
-    adopting,
     origin_of,
     taken_over,
 )
 from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in, without_directory
 from fuploader_dagster.takeover.plan import (
-    ADOPTED_SLOT,
     Adopt,
     Content,
     Drop,
@@ -74,7 +72,7 @@ from fuploader_dagster.takeover.plan import (
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
-"""Called with the number of files that one more step adopted."""
+"""Called after each step with the number of files that it adopted."""
 
 
 def apply(
@@ -123,7 +121,7 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
 
 
 def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
-    """Have the drain know what FUploader stored last: it may not have acknowledged all of it."""
+    """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
     if not stored:
         return
     records = [
@@ -131,7 +129,7 @@ def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
         for name, digest in sorted(stored)
     ]
     layout = pipeline.layout
-    # A number of no other directory's: by it the drain tells them apart.
+    # A number that no other directory has: the drain tells indexes apart by it.
     moment, number = utc(time.time()), _next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
@@ -186,7 +184,7 @@ def _seal(
 
 
 def _finish(staged: Path, pipeline: Pipeline) -> SealedSlot:
-    """What follows the seal; also for one that a crash interrupted."""
+    """Do what follows the seal, also if a crash interrupted it."""
     layout, seal = pipeline.layout, read_seal(staged)
     target = layout.archives / seal.archive
     if (staged / STAGED_ARCHIVE_NAME).exists():
@@ -233,7 +231,7 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
 
 
 def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
-    """The files of an archive that are nowhere else, as a directory; then the archive goes."""
+    """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
     staged = _stage(layout, Origin(archive.source, "flat", maybe_stored=True))
     with temporary_folder(staged / FILES_NAME) as work:
@@ -253,14 +251,14 @@ def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) ->
 
 
 def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> list[str]:
-    """Returns why members were not written, each in a sentence."""
+    """Write these members; returns a sentence for each that was refused."""
     source = LocalFile(archive.path)
     refused = []
     try:
         with RestoreFolder(folder) as target:
             for item in scan(source):
                 if not isinstance(item, ScannedMember):
-                    raise DamagedSlot(f"{archive.path} changed while it was read: {item}")
+                    raise DamagedSlot(f"{archive.path} changed while it was being read: {item}")
                 name = without_directory(item.name)
                 if item.kind != "file" or name not in names:
                     continue
@@ -292,7 +290,7 @@ def _stage(layout: Layout, origin: Origin) -> Path:
 
 
 def _bring(source: Path, target: Path) -> None:
-    """Move a file or directory in one step, also from another file system."""
+    """Move a file or directory, also from another file system: it is there whole or not at all."""
     try:
         rename_durably(source, target)
     except OSError as error:
@@ -325,13 +323,13 @@ def _compare(source: Path, copy: Path) -> None:
     for ours, theirs in pairs:
         if ours.is_file() and digest_of(ours) != digest_of(theirs):
             raise DamagedSlot(
-                f"the copy of {ours} differs from it",
-                hint="the disk is failing; the original was kept",
+                f"the copy of {ours} differs from the original",
+                hint="the original was kept; check the disk, which seems to be failing",
             )
 
 
 def _note(staged: Path, partition: str, files: int, layout: Layout) -> str:
-    """Write down what was taken over; returns its source."""
+    """Record in the journal what was taken over; returns its source."""
     origin = origin_of(staged)
     at = utc(time.time()).isoformat(timespec="milliseconds")
     line = TakenOver(source=origin.source, partition=partition, files=files, at=at)
@@ -354,15 +352,15 @@ def _remove_staged(path: Path, layout: Layout) -> None:
 
 
 def _remove_empty(path: Path) -> None:
-    """Remove a directory, and the empty ones in it; with a file in it, it stays."""
+    """Remove a directory with the empty directories in it; one that holds a file stays."""
     for parent, _, _ in os.walk(path, topdown=False):
         with suppress(OSError):
             Path(parent).rmdir()
 
 
 def _end(layout: Layout) -> None:
-    """The take-over is through, unless something is still staged. With the journal there, keys
-    that are left in Redis no longer keep the pipeline from starting."""
+    """End the take-over, unless something is still staged. Once the journal exists, keys that are
+    left in Redis no longer keep the pipeline from starting."""
     folder = adopting(layout)
     for staged in folder.glob("dir-*"):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}

@@ -1,7 +1,7 @@
-"""A `fuploader.yaml` for those who come from FUploader: from its environment and a few answers.
+"""A `fuploader.yaml` for users of FUploader, from its environment and a few answers.
 
-What FUploader took as arguments in Python is asked for; what it took from the environment stays
-there and works as it is. Secrets are named, never written.
+What FUploader took as arguments in Python is asked for. What it took from the environment stays
+there and works unchanged. Secrets are named, never written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STORES: dict[str, dict[str, str]] = {
     "oss": {"access_key_id": "OSS_ACCESS_KEY_ID", "access_key_secret": "OSS_ACCESS_KEY_SECRET"},
     "s3": {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"},
 }
-"""Setting to the variable that holds it."""
+"""By store, each setting and the variable that holds it."""
 _ENDPOINTS = {"cos": "endpoint", "oss": "endpoint", "s3": "endpoint_url"}
 _TEXTS = {
     "name": "FUploader's task_name",
@@ -42,16 +42,16 @@ _OPTIONAL = ("region", "endpoint", "parser", "file_name")
 _NOT_A_NAME = re.compile(r"[^a-z0-9_]+")
 
 _HEAD = """\
-# Written by `fuploader migrate`. The first start takes over what FUploader left in storage_root, in
-# Redis and in the queue; `fuploader migrate --dry-run` shows it first.
-# docs/migrating-from-fuploader.md says where each setting of FUploader has its place.
+# Written by `fuploader migrate`. Run it again to take over what FUploader left in storage_root and
+# in Redis; with --dry-run it only shows the plan. Until then the pipeline does not start.
+# docs/migrating-from-fuploader.md says where to find each setting of FUploader.
 
 """
 
 
 @dataclass(frozen=True)
 class Question:
-    """Something that no environment variable tells."""
+    """A setting that no environment variable gives."""
 
     setting: str
     text: str
@@ -64,14 +64,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """What is known so far; a setting that is optional and not wanted is `none`."""
+    """What is known so far. An optional setting that is not wanted is `none`."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], given: Mapping[str, str]) -> Answers:
-        """Start with what the options gave; the rest has defaults, or is asked for."""
+        """Start with what the options gave; the rest has defaults or is asked for."""
         defaults = {"key": DEFAULT_KEY, "provider": _provider_in(environment)}
         defaults |= dict.fromkeys(_OPTIONAL, _NONE)
         return cls({**defaults, **given}, frozenset(given))
@@ -88,7 +88,7 @@ class Answers:
         return replace(self, values={**self.values, setting: answer.strip()})
 
     def secrets(self) -> list[str]:
-        """Variables that the configuration names."""
+        """Environment variables that the configuration names."""
         return ["RABBITMQ_URL", "REDIS_URL", *_STORES[self._provider()].values()]
 
     def _provider(self) -> str:
@@ -129,18 +129,18 @@ class Answers:
 
 
 def write_configuration(path: Path, answers: Answers) -> None:
-    """Write the file; one that is there is never replaced."""
+    """Write the file. Never replaces one that exists."""
     text = _HEAD + yaml.safe_dump(answers.configuration(), sort_keys=False, allow_unicode=True)
     if path.parent.is_dir() and create_durably(path, text.encode()):
         return
     raise ConfigError(
-        f"{path} cannot be written: it is there already, or its folder is missing",
-        hint="name another one with --config",
+        f"{path} cannot be written: the file exists already, or its folder is missing",
+        hint="name another file with --config",
     )
 
 
 def _address(endpoint: str, provider: str) -> str:
-    """FUploader's S3 endpoint may come without https."""
+    """The endpoint; FUploader takes one for S3 without `https://`."""
     return endpoint if provider != "s3" or "://" in endpoint else f"https://{endpoint}"
 
 

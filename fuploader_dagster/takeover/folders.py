@@ -1,8 +1,8 @@
-"""What lies below FUploader's storage root, and what a take-over has staged of it.
+"""What is below FUploader's storage root, and what a take-over has staged of it.
 
-What must always hold: nothing is changed, and nothing of anybody else's is taken for FUploader's:
-only names of its own forms count, and in its flat layout, which lies open in the storage root, all
-else is left alone.
+What must always hold: nothing is changed, and nothing of anybody else's is taken for FUploader's.
+Only names of its own forms count (`intake.leftovers`); everything else in the storage root is left
+alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot
 from fuploader_dagster.intake.leftovers import (
+    ADOPTED_SLOT,
     NUMBERED_DIR,
     SLOT_DIR,
+    adopting,
     archives_in,
     children,
     directories_in,
@@ -32,7 +34,6 @@ from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
 from fuploader_dagster.takeover.former_redis import FormerKeys
 from fuploader_dagster.takeover.plan import (
-    ADOPTED_SLOT,
     Content,
     Kind,
     LeftDirectory,
@@ -50,23 +51,18 @@ class TakenOver(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Relative to FUploader's storage root."""
     partition: str
-    """Empty where nothing of it had to be sealed."""
+    """Empty if nothing of it had to be sealed."""
     files: int
     at: str
     """UTC, ISO 8601."""
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """`origin.json` in a staged directory: what it is going to be."""
+    """`origin.json` in a staged directory: where it comes from."""
 
     source: str
     kind: Kind
     maybe_stored: bool
-
-
-def adopting(layout: Layout) -> Path:
-    """Where directories are staged."""
-    return layout.root / "adopting" / f"slot-{ADOPTED_SLOT}"
 
 
 def taken_over(layout: Layout) -> Iterator[TakenOver]:
@@ -82,7 +78,7 @@ def taken_over(layout: Layout) -> Iterator[TakenOver]:
 
 
 def links(root: Path, layout: Layout) -> Iterator[Path]:
-    """Symbolic links with names of FUploader's: never followed, so what they lead to stays."""
+    """Symbolic links with names of FUploader's. They are never followed."""
     for path in children(root):
         if path.is_symlink() and (is_of_fuploader(path.name) or is_archive(path.name)):
             yield path
@@ -104,7 +100,7 @@ def frame(root: Path, layout: Layout) -> list[Path]:
 
 
 def listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
-    """What would change if somebody wrote here."""
+    """Path, size and time of each file: differs from an earlier listing if somebody writes here."""
     folders = [path for path, _ in directories_in(root, layout)]
     files = [path for folder in folders for path in _files(folder) if path.is_file()]
     found = set()
@@ -120,7 +116,7 @@ def listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
 def read_directory(
     path: Path, kind: Kind, root: Path, keys: Sequence[FormerKeys] = ()
 ) -> LeftDirectory:
-    """A directory of FUploader's with its files, each read and digested."""
+    """A directory of FUploader's with the size and digest of each file."""
     source = path.relative_to(root).as_posix()
     found = [one for one in children(path) if is_loose(one)] if kind == "loose" else _files(path)
     files, others = _read_files(found, path)
@@ -136,15 +132,15 @@ def staged(layout: Layout) -> Iterator[Path]:
 
 
 def origin_of(path: Path) -> Origin:
-    """What a staged directory is going to be."""
+    """Where a staged directory comes from."""
     try:
         return msgspec.json.decode((path / ORIGIN_NAME).read_bytes(), type=Origin)
-    except (FileNotFoundError, *UNREADABLE_JSON):  # a crash came before it was there
+    except (FileNotFoundError, *UNREADABLE_JSON):  # a crash came first
         return Origin(path.name, "staged", maybe_stored=True)
 
 
 def read_staged(layout: Layout) -> tuple[list[LeftDirectory], list[Path]]:
-    """What an interrupted take-over staged: still to be sealed, and sealed already."""
+    """What an interrupted take-over staged: directories to seal, and those sealed already."""
     directories, sealed = [], []
     for path in staged(layout):
         if (path / SEAL_NAME).exists():
@@ -158,11 +154,11 @@ def read_staged(layout: Layout) -> tuple[list[LeftDirectory], list[Path]]:
 
 
 def adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
-    """What lies sealed by earlier take-overs."""
+    """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
     sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
     found: dict[Content, str] = {}
     for directory in (*children(sealed), *interrupted):
-        with suppress(DamagedSlot, FileNotFoundError):  # shipping says what is damaged, or did it
+        with suppress(DamagedSlot, FileNotFoundError):  # shipping reports it, or did it
             slot = SealedSlot(directory, read_seal(directory))
             for entry in slot.entries():
                 found[(entry.name, entry.sha256)] = slot.seal.partition
@@ -170,7 +166,7 @@ def adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Everything below a folder that is no directory, in the order of names."""
+    """Everything below a folder except directories, in the order of names."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

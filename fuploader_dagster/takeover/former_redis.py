@@ -1,10 +1,10 @@
-"""What FUploader kept in Redis: its keys in both styles, read and given back.
+"""What FUploader kept in Redis: its keys in both styles are read, watched and removed.
 
-What must always hold: nothing but keys of these exact forms is ever removed, and only under a
-prefix that names at least one directory which lies, or lay, below the storage root that is taken
-over: other nodes and other tasks use the same server.
+What must always hold: only keys of these exact forms are ever removed, and only under a prefix that
+names at least one directory which is, or was, below the storage root that is taken over. Other
+nodes and other tasks use the same server.
 
-Style `legacy_meta`, prefix `{task}:meta:{node}:` (a node without the ending of its workers):
+Style `legacy_meta`, prefix `{task}:meta:{node}:` (the node without the ending of its workers):
 
     slot:{n}:active_dir    slot:{n}:active_count    slot:{n}:dir_seq     strings
     sealed_ready                                                         list of ready entries
@@ -56,20 +56,20 @@ class FormerKeys:
 
     prefix: str
     keys: tuple[str, ...]
-    """All of the known forms, by their full names."""
+    """Full names of all keys of known forms."""
     active: Mapping[int, str]
-    """Slot to the directory that it wrote into."""
+    """Slot to the directory that it was filling."""
     ready: tuple[tuple[int, str], ...]
-    """Slot and directory of what waited to be packed."""
+    """Slot and directory for each that waited to be packed."""
 
     def directories(self) -> Iterator[tuple[int, str]]:
-        """All directories that are named here, each with its slot."""
+        """All directories that the keys name, each with its slot."""
         yield from self.active.items()
         yield from self.ready
 
 
 def read_keys(prefix: str, dump: Mapping[str, Value]) -> FormerKeys:
-    """What the keys under a prefix say. Values of other forms than FUploader's are passed over."""
+    """What the keys under a prefix say. Skips values of other forms than FUploader's."""
     active: dict[int, str] = {}
     ready: list[tuple[int, str]] = []
     known = []
@@ -110,7 +110,7 @@ class FormerRedis:
         return read() if read else None
 
     def user_of(self, prefixes: Sequence[str], seconds: float) -> str:
-        """Who works with such keys at the moment, in words; empty if nobody does.
+        """Who is using such keys now, in words; empty if nobody is.
 
         Watches for this long, unless nobody else is connected. Changes nothing.
         """
@@ -128,16 +128,16 @@ class FormerRedis:
         return f"the client {host}:{port} of {self._address()} uses FUploader's keys"
 
     def _others(self) -> list[dict[str, str]]:
-        """All clients of the server but this one."""
+        """All clients of the server except this one."""
         try:
             ourselves: Any = self._client.client_id()
             clients: Any = self._client.client_list()
         except redis.ResponseError:
-            return [{}]  # nobody can be ruled out
+            return [{}]  # there may be others
         return [client for client in clients if client.get("id") != str(ourselves)]
 
     def _watch(self, prefixes: Sequence[str], seconds: float) -> Mapping[str, str] | None:
-        """The first command that names such a key; None if there is none in that time."""
+        """The first command that names such a key; None if there is none within that time."""
         until = time.monotonic() + seconds
         client: Any = self._client
         with client.monitor() as monitor:
@@ -156,7 +156,7 @@ class FormerRedis:
             if client.get("cmd") == "lpop" and int(client.get("idle", "0")) < 10:
                 return (
                     f"the client {client.get('addr')} of {self._address()} polls a list as "
-                    f"FUploader does (the server does not say which: MONITOR is forbidden)"
+                    f"FUploader does (which list is unknown, as the server forbids MONITOR)"
                 )
         return ""
 
@@ -183,6 +183,5 @@ class FormerRedis:
             raise explained(
                 error,
                 f"FUploader's keys in {self._address()} cannot be read",
-                more="with an empty `takeover.key_prefix` and another `takeover.task_name` no keys "
-                "are looked for",
+                more="`takeover.redis_url` names FUploader's Redis, if it was another one",
             ) from error

@@ -1,7 +1,7 @@
-"""What FUploader left: its directories and archives, its keys in Redis, what it stored already.
+"""What FUploader left: directories and archives, keys in Redis, what it had stored already.
 
-What must always hold: nothing is changed, and a FUploader that still runs is noticed: by a file of
-its own that some process has open, by its commands to Redis, by files that change meanwhile.
+What must always hold: nothing is changed, and a FUploader that still runs is noticed: a process has
+one of its files open, it sends commands to Redis, or files change during the look.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from fuploader_dagster.takeover.plan import ArchiveState, Left, LeftArchive
 from fuploader_dagster.takeover.store import StoredArchives
 
 WATCH_SECONDS = 4.0
-"""FUploader asks Redis for work every second; its documentation shows every two seconds."""
+"""FUploader asks Redis for work every second, or every two in its documentation's example."""
 
 
 def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False) -> Left:
-    """Read everything. `stopped`: somebody vouches that FUploader does not run any more.
+    """Read everything. `stopped`: the caller guarantees that FUploader no longer runs.
 
-    Raises `StateUnavailable` and `StoreUnavailable` where Redis or the store are needed and do not
-    answer, `ConfigError` where the pipeline's folder has a name that FUploader uses.
+    Raises `StateUnavailable` and `StoreUnavailable` if Redis or the store is needed and does not
+    answer, `ConfigError` if the pipeline's folder has a name that FUploader uses.
     """
     root, layout = root_of(pipeline), pipeline.layout
     if layout.root.parent == root and is_of_fuploader(layout.root.name):
         raise ConfigError(
-            f"the pipeline's folder would be {layout.root}, a name that FUploader uses itself",
+            f"the pipeline's folder is {layout.root}, a name that FUploader uses itself",
             hint="give the pipeline another name, or another storage_root and takeover.root",
         )
     began = time.monotonic()
@@ -92,7 +92,7 @@ def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False
         alive = redis.user_of(used, WATCH_SECONDS) if redis else ""
         time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
         if not alive and listing(root, layout) != before:
-            alive = f"files below {root} change while they are looked at"
+            alive = f"files below {root} changed while they were being read"
     return replace(left, alive=alive)
 
 
@@ -101,8 +101,8 @@ def refuse_if_alive(alive: str, root: Path) -> None:
     if alive:
         raise SlotInUse(
             f"FUploader still works on {root}: {alive}",
-            hint="stop it, all of its processes; `fuploader migrate --stopped` goes on if you know "
-            "that it does not run",
+            hint="stop it, all of its processes; if you know that it does not run, "
+            "`fuploader migrate --stopped` skips this check",
         )
 
 
@@ -141,14 +141,14 @@ def _staged_archives(layout: Layout) -> list[LeftArchive]:
 def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
     """Name without the directory, SHA-256 and size of each file in one of FUploader's archives.
 
-    Raises `DamagedArchive` if it is not whole.
+    Raises `DamagedArchive` if it is incomplete or damaged.
     """
     return _contents_of(source)[0]
 
 
 def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
-    """The files, and whether there is anything but files and directories, or a file whose name no
-    folder takes: such an archive is only ever taken as it is."""
+    """The files, and whether there is anything else except directories, or a file whose name fits
+    no folder: such an archive is only ever taken as it is."""
     members = []
     others = False
     for item in scan(source):
@@ -166,7 +166,7 @@ def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...
 
 
 def _ask_store(left: Left, pipeline: Pipeline) -> Left:
-    """Which archives, and which files of directories that may be stored, the store has."""
+    """Add which of the archives, and of the files that may be stored, are in the store."""
     doubtful = [one for one in left.directories if one.maybe_stored]
     if not doubtful and not left.archives:
         return left
@@ -184,7 +184,7 @@ def _ask_store(left: Left, pipeline: Pipeline) -> Left:
 
 
 def _open_below(root: Path, layout: Layout) -> str:
-    """A process that has a file of FUploader's open, in words; empty if none that we may see."""
+    """A process with a file of FUploader's open, in words; empty if there is none we may see."""
     for pid, target in _open_files():
         if root not in target.parents or layout.root in target.parents:
             continue
@@ -195,11 +195,11 @@ def _open_below(root: Path, layout: Layout) -> str:
 
 
 def _open_files() -> Iterator[tuple[int, Path]]:
-    """Process and file, of everything that is open on this machine and that we may see."""
+    """Process and file, for everything open on this machine that we may see."""
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
-        with suppress(OSError):  # it ended meanwhile, or is somebody else's
+        with suppress(OSError):  # it ended meanwhile, or belongs to another user
             for link in (process / "fd").iterdir():
                 with suppress(OSError):
                     yield int(process.name), link.readlink()

@@ -1,11 +1,11 @@
 """Names of FUploader's files as text: a disk takes any bytes, an archive and an index do not.
 
 What must always hold: each file gets a name that is valid UTF-8, that the disk takes, and that no
-other file has; a name that is valid already stays. What was renamed and not yet indexed when a
-take-over died has its name by then, so it may be done again.
+other file has; a valid name stays. A file that was renamed and not yet indexed when a take-over
+died has a valid name by then, so the next one continues.
 
-A byte that is no UTF-8 becomes `\\xff`. Where that name is too long or taken, the file gets the
-first digits of the SHA-256 of its old name before it.
+A byte that is not UTF-8 becomes `\\xff`. If that name is too long or taken, it is shortened and
+starts with the first digits of the SHA-256 of the old name.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from fuploader_dagster.disk.durable import make_dirs, rename_durably
 from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
 
 MAX_PATH_BYTES = 4096
-"""Of Linux: nothing longer can be opened."""
+"""Linux opens no longer path."""
 
 
 def as_text(name: str) -> str:
-    """The name as text that is valid, `\\xff` for a byte that is no UTF-8."""
+    """The name as valid text, with `\\xff` for a byte that is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def without_directory(name: str) -> str:
-    """A member's name in an archive of FUploader's without the directory that was packed."""
+    """The name of a member of FUploader's archive, without the directory that was packed."""
     return name.partition("/")[2] or name
 
 
 def fits_a_folder(name: str) -> bool:
-    """Whether a member can be a file of that name: one that leads elsewhere, or that no disk
-    takes, FUploader never made."""
+    """Whether a member can become a file of that name. FUploader never made one that leads
+    elsewhere or that no disk takes."""
     try:
         parts = safe_parts(name)
     except Refused:
@@ -44,7 +44,7 @@ def fits_a_folder(name: str) -> bool:
 
 
 def names_in(folder: Path) -> Iterator[str]:
-    """Relative names of all files, in their order; what is no UTF-8 is renamed."""
+    """Relative names of all files, sorted; renames those that are not UTF-8."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         valid = as_text(name)
@@ -57,7 +57,7 @@ def names_in(folder: Path) -> Iterator[str]:
 
 
 def _is_free(folder: Path, name: str) -> bool:
-    """Whether a file of this name can be made."""
+    """Whether a file of this name can be created."""
     if any(len(part.encode("utf-8")) > MAX_NAME_BYTES for part in name.split("/")):
         return False
     above = [folder / one for one in Path(name).parents]

@@ -1,27 +1,27 @@
-"""Taking over from FUploader: what it left below its storage root becomes sealed slots of ours.
+"""The plan of a take-over: what FUploader left below its storage root becomes our sealed slots.
 
 What must always hold:
 
-- Looking changes nothing; the plan is a pure function of what was found; each step of it may be
-  repeated and may be killed at any point.
-- No file is lost: a file goes only when the same name with the same bytes lies in an adopted
+- Looking changes nothing. The plan is a pure function of what was found. Each step may be repeated,
+  and may be killed at any point.
+- No file is lost: a file is removed only if the same name with the same bytes is in an adopted
   directory, or was just read back from the object store. What cannot be judged is moved to
-  `set-aside/` and reported.
-- No file is doubled: the same name with the same bytes is adopted once, and not at all where
+  `set-aside/` and logged.
+- No file is stored twice: the same name with the same bytes is adopted once, and not at all if
   FUploader had stored it and died before it removed it.
-- A FUploader that still runs is left alone, with everything that it has.
+- A FUploader that still runs is left alone, with everything it has.
 
-FUploader never writes down that it has stored an archive. It packs a directory, gives the archive
-a name that nobody else has, uploads it, removes the archive and then the directory. So after its
-death at any moment there is one of these:
+FUploader does not record that it has stored an archive. It packs a directory, gives the archive a
+unique name, uploads it, removes the archive and then the directory. So whenever it dies, it leaves
+one of these:
 
     directory, no archive             not packed yet, or stored and about to be removed
     directory, archive `dir.tar.zst`  being packed: half of one, or whole and not yet uploaded
     directory, archive `time_id...`   being uploaded, stored, or refused by the store
     archive, no directory             its own recovery moved the files meanwhile
 
-The first and the third are told apart by asking the store: for an object of the archive's name, and
-for the newest archives of FUploader's, whose members are compared with what lies here.
+The store tells which case of the first and the third it is: it is asked for an object of the
+archive's name, and for FUploader's newest archives, whose members are compared with what is here.
 
 Below its storage root (both layouts; files of any type):
 
@@ -31,8 +31,8 @@ Below its storage root (both layouts; files of any type):
     slot_0_3.tar.zst, 20261120_234501_123456_1a2b3c4d.tar.zst beside the directories
 
 An adopted directory is first renamed to `adopting/slot-9999/dir-000001/files` in the pipeline's own
-folder, then indexed, sealed with a partition key of its own, and renamed to the sealed ones. What
-was adopted, from where and as which partition, stands in `taken-over.jsonl` for ever.
+folder, then indexed, sealed with a partition key of its own, and renamed to its place among the
+sealed slots. `taken-over.jsonl` keeps for ever what was adopted, from where and as which partition.
 """
 
 from __future__ import annotations
@@ -45,9 +45,6 @@ from typing import Literal
 
 from fuploader_dagster.intake.leftovers import FoundAs
 from fuploader_dagster.takeover.former_redis import FormerKeys
-
-ADOPTED_SLOT = 9999
-"""Adopted directories are sealed as of this slot, which no worker owns."""
 
 _NUMBER = re.compile(r"[0-9]{1,18}$")
 
@@ -79,17 +76,17 @@ class LeftDirectory:
 
     path: Path
     source: str
-    """Relative to FUploader's storage root, as it stands in the journal."""
+    """Relative to FUploader's storage root, as in the journal."""
     kind: Kind
     files: tuple[LeftFile, ...] = ()
     others: tuple[Path, ...] = ()
-    """What is neither a file nor a directory: links, pipes."""
+    """Neither files nor directories: links, pipes."""
     waiting: bool = False
-    """Redis says that it was being filled, or was never taken from the ready queue."""
+    """According to Redis, FUploader was filling it or had not taken it from the ready queue."""
 
     @property
     def maybe_stored(self) -> bool:
-        """It may have been packed, uploaded, and not yet removed."""
+        """FUploader may have packed and uploaded it, and not yet removed it."""
         return self.kind != "active" and not self.waiting and bool(self.files)
 
 
@@ -103,13 +100,13 @@ class LeftArchive:
     members: tuple[tuple[str, bytes, int], ...] = ()
     """Name without the directory, SHA-256, size."""
     others: bool = False
-    """It holds links or pipes as well, which are not among the members."""
+    """It also holds links or pipes, which are not among the members."""
     directory_there: bool = False
-    """The directory of its name lies beside it."""
+    """The directory of its name is beside it."""
     siblings: bool = False
-    """Directories with files lie beside it."""
+    """Directories with files are beside it."""
     stored_as: str = ""
-    """The address of an object of this name with these very bytes."""
+    """Address of an object with this name and exactly these bytes."""
     staged: Path | None = None
 
 
@@ -121,26 +118,26 @@ class Left:
     directories: tuple[LeftDirectory, ...] = ()
     archives: tuple[LeftArchive, ...] = ()
     empty: tuple[Path, ...] = ()
-    """Directories without a file in them."""
+    """Directories without any file."""
     interrupted: tuple[Path, ...] = ()
-    """Staged by a take-over that died after it had sealed them."""
+    """Sealed and still staged, by a take-over that died in between."""
     stored: Mapping[Content, str] = field(default_factory=dict)
-    """What FUploader's newest archives in the store hold: content to address."""
+    """Files in FUploader's newest archives in the store: content to address."""
     stored_looked_at: int = 0
     adopted: Mapping[Content, str] = field(default_factory=dict)
-    """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
+    """Files that earlier take-overs sealed and nobody has shipped yet: content to partition."""
     keys: tuple[FormerKeys, ...] = ()
     links: tuple[Path, ...] = ()
     """Symbolic links where FUploader has directories and archives."""
     taken_before: frozenset[str] = frozenset()
     """Sources of earlier take-overs."""
     alive: str = ""
-    """What shows that FUploader still runs; empty if nothing does."""
+    """Evidence that FUploader still runs; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A file that need not be adopted."""
+    """A file that is not adopted."""
 
     file: LeftFile
     because: str
@@ -148,7 +145,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Adopt:
-    """A directory becomes a sealed slot, without some of its files."""
+    """Make a directory a sealed slot, without some of its files."""
 
     directory: LeftDirectory
     drop: tuple[Drop, ...] = ()
@@ -160,17 +157,17 @@ class Adopt:
 
 @dataclass(frozen=True)
 class TakeArchive:
-    """An archive whose directory is gone is shipped; as it is, or the members of it that are
-    nowhere else."""
+    """Ship an archive whose directory is gone: as it is, or only the members that are nowhere
+    else."""
 
     archive: LeftArchive
     only: frozenset[str] | None = None
-    """Names of the members to take; None: all, so the archive as it is."""
+    """Names of the members to take; None: the archive as it is."""
 
 
 @dataclass(frozen=True)
 class Remove:
-    """A file of which everything is proven to be elsewhere."""
+    """Remove a file whose whole content is proven to be elsewhere."""
 
     path: Path
     because: str
@@ -178,7 +175,7 @@ class Remove:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Something that cannot be judged is kept in `set-aside/`."""
+    """Move something that cannot be judged to `set-aside/`."""
 
     path: Path
     because: str
@@ -186,7 +183,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in this order."""
+    """The steps, in this order."""
 
     alive: str = ""
     finish: tuple[Path, ...] = ()
@@ -200,11 +197,11 @@ class Plan:
     remarks: tuple[str, ...] = ()
     """What a person should know."""
     stored: frozenset[Content] = frozenset()
-    """What FUploader is known to have stored: its messages may come again."""
+    """Files that FUploader is known to have stored: their messages may come again."""
 
     @property
     def files(self) -> int:
-        """How many files are adopted out of directories."""
+        """Number of files adopted from directories."""
         return sum(step.kept for step in self.adopt)
 
     def __bool__(self) -> bool:
@@ -220,7 +217,7 @@ class Plan:
 
 
 def plan(left: Left) -> Plan:
-    """Decide."""
+    """Decide what to do with everything that was found."""
     stored = dict(left.stored)
     for archive in left.archives:
         if archive.stored_as:
@@ -264,7 +261,7 @@ def plan(left: Left) -> Plan:
 
 
 def _in_order(directories: Iterable[LeftDirectory]) -> list[LeftDirectory]:
-    """Staged ones first: what they hold is kept there, and copies of it elsewhere go."""
+    """Staged ones first: they keep what they hold, and copies elsewhere are dropped."""
     return sorted(directories, key=lambda one: (one.kind != "staged", one.source))
 
 
@@ -274,7 +271,7 @@ def _adopt(
     drop = []
     for file in directory.files:
         if file.content in here:
-            drop.append(Drop(file, f"{here[file.content]} has it too"))
+            drop.append(Drop(file, f"it is also in {here[file.content]}"))
         elif file.content in stored:
             drop.append(Drop(file, f"it is stored in {stored[file.content]}"))
         else:
@@ -287,8 +284,8 @@ def _archive(
 ) -> TakeArchive | Remove | SetAside:
     if archive.stored_as:
         return Remove(archive.path, f"it is stored as {archive.stored_as}")
-    if archive.state != "whole" and archive.directory_there:  # it got that name before any upload
-        return Remove(archive.path, "it was being made of its directory, which is adopted")
+    if archive.state != "whole" and archive.directory_there:  # named so before any upload
+        return Remove(archive.path, "it was being made from its directory, which is adopted")
     if doubt := _doubt(archive):
         return SetAside(archive.path, doubt)
     if archive.state == "foreign":
@@ -305,7 +302,7 @@ def _archive(
             if archive.others
             else Remove(archive.path, known)
         )
-    # With links it is shipped as it is: rather a file twice than a link lost.
+    # With links it is shipped as it is: better to store a file twice than to lose a link.
     whole = len(missing) == len(archive.members) or archive.others
     return TakeArchive(archive, None if whole else frozenset(missing))
 
@@ -313,16 +310,16 @@ def _archive(
 def _doubt(archive: LeftArchive) -> str:
     """Why an archive cannot be shipped; empty if it can."""
     if archive.state == "torn":
-        return "it is torn, and its directory is gone"
+        return "it is incomplete, and its directory is gone"
     if archive.state == "unknown":
-        return "it cannot be told whether it is whole"
+        return "nothing shows whether it is complete"
     if archive.state == "foreign" and archive.siblings:
-        return "it cannot be read from here, and may hold what is adopted anyway"
+        return "it cannot be read here, and may hold files that are adopted anyway"
     return ""
 
 
 def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Keys to remove: those under a prefix that names something which is or was here."""
+    """Keys to remove, if any under their prefix names something that is or was here; remarks."""
     there = set(left.taken_before)
     there |= {directory.source for directory in left.directories}
     there |= {archive.source.partition(".")[0] for archive in left.archives}
@@ -336,7 +333,7 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
             for name in (one, *_before(one))
             for place in _places(slot, name)
         ]
-        if there.intersection(named) or (there and not named):  # killed while it cleared them
+        if there.intersection(named) or (there and not named):  # killed while clearing them
             forget += keys.keys
         else:
             remarks.append(
@@ -346,7 +343,7 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _left_alone(link: Path) -> str:
-    return f"{link} is a symbolic link, and left alone with what it leads to"
+    return f"{link} is a symbolic link; it is left alone, with what it leads to"
 
 
 def _below(path: Path, root: Path) -> bool:
@@ -354,7 +351,7 @@ def _below(path: Path, root: Path) -> bool:
 
 
 def _places(slot: int, directory: str) -> list[str]:
-    """Where a directory that Redis names can lie."""
+    """Where a directory that Redis names can be."""
     return [
         directory,
         f"active/slot-{slot}/{directory}",
@@ -365,8 +362,8 @@ def _places(slot: int, directory: str) -> list[str]:
 def _before(directory: str) -> list[str]:
     """The names of the two directories before this one.
 
-    Redis names the next directory before it is made, and where the flat layout has keys of style
-    `legacy_meta`, `slot_0_2` follows `slot_0_0`.
+    Redis names a directory before it is made, and in the flat layout with keys of style
+    `legacy_meta` `slot_0_2` follows `slot_0_0`.
     """
     number = _NUMBER.search(directory)
     if number is None:
@@ -377,7 +374,7 @@ def _before(directory: str) -> list[str]:
 
 
 def is_waiting(source: str, keys: Iterable[FormerKeys]) -> bool:
-    """Whether Redis says that the directory was never handed to a packer."""
+    """Whether Redis says that no packer ever got the directory."""
     return any(
         source in _places(slot, directory) for one in keys for slot, directory in one.directories()
     )
@@ -386,8 +383,8 @@ def is_waiting(source: str, keys: Iterable[FormerKeys]) -> bool:
 def _what_cannot_be_known(left: Left) -> list[str]:
     doubtful = [directory for directory in left.directories if directory.maybe_stored]
     remark = (
-        f"{len(doubtful):,} directories may have been stored before FUploader died: they were "
-        f"compared with the {left.stored_looked_at:,} newest archives of it in the store; what was "
-        f"stored earlier than those, or under names of another form, is stored again"
+        f"FUploader may have stored {len(doubtful):,} directories before it died. They were "
+        f"compared with its {left.stored_looked_at:,} newest archives in the store; what it stored "
+        f"before those, or under names of another form, is stored again"
     )
     return [remark] if doubtful else []

@@ -1,7 +1,7 @@
 """FUploader's archives in the object store: found by their names, read back whole.
 
-FUploader writes down nothing about what it stored. But its archives have names that nobody else
-gives, with the time of their packing in them: `20261120_234501_123456_1a2b3c4d.tar.zst`.
+FUploader records nothing about what it stored. But its archives have names of a form that nobody
+else uses, with the time of packing in them: `20261120_234501_123456_1a2b3c4d.tar.zst`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
 
 NEWEST = 64
-"""So many archives are read back at most. What was stored and not yet removed when FUploader died
-is among the last that it stored: one for each of its packing tasks."""
+"""Maximum number of archives to read back. What FUploader had stored and not yet removed when it
+died is among the last it stored: one for each of its packing tasks."""
 CLOCK_TOLERANCE = timedelta(hours=15)
-"""The names have local time, and FUploader's process may have lived in another time zone."""
+"""The names have local time, and FUploader may have run in another time zone."""
 MOST_DAYS = 40
 _NAME = re.compile(r"(\d{8}_\d{6}_\d{6})_[0-9a-f]{8}\.tar\.zst")
 _READ_BYTES = 4 << 20
@@ -42,7 +42,7 @@ class StoredArchives:
     store: ObjectStore
     by_name: Mapping[str, ObjectInfo]
     newest: Sequence[ObjectInfo] = ()
-    """Newest first; not older than what they are compared with."""
+    """Newest first; none older than what they are compared with."""
     looked_at: int = 0
     _digests: dict[str, bytes] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class StoredArchives:
     def find(
         cls, pipeline: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
     ) -> StoredArchives:
-        """List what lies where FUploader can have put archives since that time."""
+        """List what is where FUploader can have put archives since that time."""
         since_day = datetime.fromtimestamp(since, tz=timezone.utc) - CLOCK_TOLERANCE
         found: dict[str, ObjectInfo] = {}
         for prefix in _prefixes(pipeline, since_day, datetime.now(tz=timezone.utc)):
@@ -63,7 +63,7 @@ class StoredArchives:
         return cls(store, found, [found[name] for name in new[:NEWEST]])
 
     def holding(self, name: str, path: Path) -> str:
-        """The address of an object of this name with the bytes of this file; empty if none is."""
+        """Address of an object with this name and the bytes of this file; empty if none."""
         info = self.by_name.get(name)
         if info is None or info.size_bytes != path.stat().st_size:
             return ""
@@ -82,8 +82,8 @@ class StoredArchives:
         return self._digests[info.key]
 
     def newest_contents(self, members_of: Members) -> dict[tuple[str, bytes], str]:
-        """What the newest archives hold, by name and digest; those of another kind are passed
-        over."""
+        """What the newest archives hold: name and digest to address. Skips archives of another
+        kind."""
         contents = {}
         for info in self.newest:
             source = StoredArchive(self.store, info.key, info)
@@ -98,7 +98,7 @@ class StoredArchives:
 
 
 def _prefixes(pipeline: Pipeline, since: datetime, now: datetime) -> list[str]:
-    """What the keys of archives that were stored in that time begin with."""
+    """Prefixes of the keys of all archives that were stored in that time."""
     if pipeline.takeover.stored_below is not None:
         return [pipeline.takeover.stored_below]
     days = (now.date() - since.date()).days + 2  # FUploader's today may be our tomorrow
@@ -109,7 +109,7 @@ def _prefixes(pipeline: Pipeline, since: datetime, now: datetime) -> list[str]:
 
 
 def _prefix(pipeline: Pipeline, moment: datetime, now: datetime, *, undated: bool) -> str:
-    """What all keys of a day begin with: the day is in a template, or a function asks the clock."""
+    """Prefix of all keys of a day: the day is in the template, or a function asks the clock."""
     keys = [
         object_key(
             pipeline.key,

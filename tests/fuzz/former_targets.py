@@ -21,11 +21,12 @@ from pathlib import Path
 import msgspec
 import zstandard
 
+from fuploader_dagster.intake.leftovers import ADOPTED_SLOT
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.sealing import SEAL_NAME, make_seal
 from fuploader_dagster.takeover.former_redis import Value, read_keys
-from fuploader_dagster.takeover.plan import ADOPTED_SLOT, Left, LeftDirectory, is_waiting, plan
+from fuploader_dagster.takeover.plan import Left, LeftDirectory, is_waiting, plan
 from fuploader_dagster.takeover.run import take_over
 from tests.fuzz.target import Target
 from tests.settings import pipeline

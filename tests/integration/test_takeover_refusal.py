@@ -135,6 +135,14 @@ def test_what_was_migrated_is_shipped_by_the_next_command(tmp_path: Path) -> Non
     assert archived_files(tmp_path / "objects") == {"left.json": [b"left"]}
 
 
+def test_a_take_over_that_died_at_its_very_end_is_ended_by_the_next_one(tmp_path: Path) -> None:
+    configuration = configured(tmp_path)
+    (tmp_path / "data" / "docs" / "adopting" / "slot-9999").mkdir(parents=True)
+    assert fuploader(configuration, "ship").returncode == 4
+    assert fuploader(configuration, "migrate", "--yes").returncode == 0
+    assert fuploader(configuration, "ship").returncode == 0
+
+
 def test_keys_in_redis_that_name_nothing_here_are_shown_left_alone_and_then_no_obstacle(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:

@@ -174,7 +174,7 @@ def memory() -> Iterator[Path]:
 
 
 def take_over_killed_at(settings: Pipeline, number: int) -> bool:
-    """Whether it came to so many steps, and so was killed behind that one."""
+    """Whether it came to this step, and so was killed after it."""
     passed = 0
 
     def count(_: CrashPoint) -> None:
@@ -193,7 +193,7 @@ def take_over_killed_at(settings: Pipeline, number: int) -> bool:
     return False
 
 
-def test_killed_behind_any_step_the_next_take_over_ends_as_if_nothing_had_been(
+def test_killed_after_any_step_the_next_take_over_ends_as_if_nothing_had_been(
     memory: Path,
 ) -> None:
     wanted = leave(memory / "original")
@@ -319,11 +319,11 @@ def archive(state: Any, *members: str, **values: Any) -> LeftArchive:
         (archive("whole", others=True), SetAside, "links"),
         (archive("whole", "here", "new", others=True), TakeArchive, ""),
         (archive("whole", "new", stored_as="s3://b/x"), Remove, "stored as s3://b/x"),
-        (archive("torn"), SetAside, "torn"),
+        (archive("torn"), SetAside, "incomplete"),
         (archive("torn", directory_there=True), Remove, "being made"),
         (archive("foreign"), TakeArchive, ""),
         (archive("foreign", siblings=True), SetAside, "may hold"),
-        (archive("unknown"), SetAside, "cannot be told"),
+        (archive("unknown"), SetAside, "nothing shows"),
         (archive("unknown", directory_there=True), Remove, "being made"),
     ],
 )
@@ -342,7 +342,7 @@ def test_of_a_partly_known_archive_only_the_rest_is_taken() -> None:
     assert step.only == {"new"}
 
 
-def test_an_archive_of_links_only_is_kept_aside(tmp_path: Path) -> None:
+def test_an_archive_of_links_only_is_set_aside(tmp_path: Path) -> None:
     root = tmp_path / "data"
     (root / "slot_0_0").mkdir(parents=True)
     (root / "slot_0_0/link").symlink_to("somewhere")
@@ -420,7 +420,7 @@ def test_links_with_names_of_fuploaders_are_not_followed_and_are_told(
     assert (elsewhere / "slot-0" / "dir-000001" / "theirs").read_bytes() == b"theirs"
     for link in made:
         assert link.is_symlink()
-        assert f"{link} is a symbolic link, and left alone" in caplog.text
+        assert f"{link} is a symbolic link; it is left alone" in caplog.text
 
 
 def test_a_custom_packer_gets_the_folders_in_an_adopted_directory_too(tmp_path: Path) -> None:
