@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from types import CodeType, ModuleType
 
 _PACKAGE = "fuploader_dagster"
-GONE_IN = "0.3"
+GONE_IN = "0.4"
 MOVED = {
     f"{_PACKAGE}.{old}": f"{_PACKAGE}.{new}"
     for old, new in {
