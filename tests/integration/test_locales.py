@@ -64,7 +64,7 @@ def test_no_command_starts_where_names_are_not_utf8_and_it_says_what_to_set(
     configured(tmp_path)
     done = run(tmp_path, str(FUPLOADER), *arguments, **NO_UTF8)
     assert done.returncode == 2
-    assert b"file names written in ascii, not in UTF-8 (set PYTHONUTF8=1 or LC_ALL=" in done.stderr
+    assert b"write file names in ascii, not in UTF-8 (set PYTHONUTF8=1 or LC_ALL=" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fuploader.yaml"]
 
 
@@ -76,7 +76,7 @@ def test_no_code_location_loads_where_names_are_not_utf8(tmp_path: Path) -> None
         f"load_pipelines(Path({str(path)!r}))"
     )
     done = run(tmp_path, sys.executable, "-c", code, **NO_UTF8)
-    assert b"ConfigError: the locale of this process has file names written in" in done.stderr
+    assert b"ConfigError: the locale of this process makes it write file names in" in done.stderr
 
 
 def test_no_worker_drains_where_names_are_not_utf8(tmp_path: Path) -> None:
