@@ -18,7 +18,6 @@ from fuploader_dagster.archives.manifest import MemberEntry
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.archives.ranges import ReadAhead
 from fuploader_dagster.archives.reader import Archive, no_match
-from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.cli.console import (
     ConfigOption,
     JsonOption,
@@ -150,7 +149,9 @@ def restore(
     if as_json:
         print_json({"archive": opened.address, **asdict(report)})
     else:
-        say(_summary(report, folder))
+        before = f"; {report.unchanged:,} of them were there already" if report.unchanged else ""
+        size = f"{report.restored:,} members, {report.size_bytes:,} bytes"
+        say(f"restored {size} to {folder}{before}")
     if report.unproven.count:
         complain(f"unproven: {report.unproven}; check the archive with `fuploader verify`")
     report_and_exit(report.damages, report.refused)
@@ -178,11 +179,6 @@ def _pipelines(target: str, config: Path | None, name: str | None) -> dict[str, 
         return load_pipelines(config)
     configured = config or CONFIG_VARIABLE in os.environ or Path(DEFAULT_FILE).exists()
     return load_pipelines(config) if "://" in target and configured else {}
-
-
-def _summary(report: RestoreReport, folder: Path) -> str:
-    before = f"; {report.unchanged:,} of them were there already" if report.unchanged else ""
-    return f"restored {report.restored:,} members, {report.size_bytes:,} bytes to {folder}{before}"
 
 
 def report_and_exit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,9 @@ def list_letters(
 
 @dead_letters.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID")],
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `fuploader dead-letters list` shows it.")
+    ],
     config: ConfigOption = None,
     pipeline_name: PipelineOption = None,
     body: Annotated[bool, typer.Option("--body", help="Print only the raw body.")] = False,
@@ -100,21 +103,18 @@ def requeue_letters(
     pipeline = one_pipeline(config, pipeline_name)
     if bool(ids) == every:
         raise ConfigError(
-            "dead letters are sent back by their ids, or all of them with --all",
+            "give either the ids of dead letters or --all",
             hint="`fuploader dead-letters list` shows the ids",
         )
     letters = list(_waiting(pipeline.layout)) if every else _chosen(pipeline.layout, ids or [])
-    publisher = pipeline.source.publisher()
     sent, refused = 0, 0
-    try:
+    with closing(pipeline.source.publisher()) as publisher:
         for start in range(0, len(letters), REQUEUE_BATCH):
             done = requeue(pipeline.layout, letters[start : start + REQUEUE_BATCH], publisher)
             sent += done.sent
             refused += len(done.refused)
             for letter_id, error in done.refused:
                 complain(f"{letter_id} stays here: {error}")
-    finally:
-        publisher.close()
     say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
     if refused:
         raise typer.Exit(REFUSED)

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -85,13 +86,10 @@ def _put_samples(pipeline: Pipeline, count: int | None) -> None:
         count = SAMPLES if isinstance(pipeline.source, EmbeddedQueue) else 0
     if not count:
         return
-    publisher = pipeline.source.publisher()
-    try:
+    with closing(pipeline.source.publisher()) as publisher:
         if publisher.backlog() == 0:
             published = publisher.publish(sample_messages(count, seed=_next_seed(pipeline)))
             say(f"put {published:,} sample messages into {pipeline.source.describe()}")
-    finally:
-        publisher.close()
 
 
 def _next_seed(pipeline: Pipeline) -> int:

@@ -17,7 +17,7 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -64,13 +64,10 @@ def publish(
     with _open_lines(file) as lines, counting() as progress:
         total = None if file == _STDIN else _count_lines(file)
         task = progress.add_task("publishing", total=total)
-        publisher = pipeline.source.publisher()
-        try:
+        with closing(pipeline.source.publisher()) as publisher:
             report = publish_lines(
                 lines, pipeline, publisher, progress=lambda more: progress.advance(task, more)
             )
-        finally:
-            publisher.close()
     say(f"{report.confirmed:,} messages are confirmed by {pipeline.source.describe()}")
     for number, error in report.refused:
         complain(f"line {number} was not sent: {error}")
@@ -160,17 +157,13 @@ def _body(text: bytes, number: int, pipeline: Intake) -> bytes:
         ) from error
 
 
-@contextmanager
-def _open_lines(file: Path) -> Iterator[Any]:
+def _open_lines(file: Path) -> AbstractContextManager[Any]:
     if file == _STDIN:
-        yield sys.stdin.buffer
-        return
+        return nullcontext(sys.stdin.buffer)
     try:
-        opened = file.open("rb")
+        return file.open("rb")
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    with opened:
-        yield opened
 
 
 def _count_lines(file: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Annotated
 
@@ -31,11 +32,17 @@ def replay(
     *,
     since: Annotated[
         datetime | None,
-        typer.Option(formats=_FORMATS, help="Only archives sealed at this time (UTC) or later."),
+        typer.Option(
+            formats=_FORMATS,
+            metavar="TIME",
+            help="Only archives sealed at this time or later: 2026-11-20T14:30 or 2026-11-20; UTC.",
+        ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=_FORMATS, help="Only archives sealed before this time (UTC)."),
+        typer.Option(
+            formats=_FORMATS, metavar="TIME", help="Only archives sealed before this time; UTC."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Only files whose names match: *, ?, [...].")
@@ -66,20 +73,16 @@ def replay(
     )
     receipts = find_receipts(pipeline.layout, selection.partitions)
     known = name is None and len(receipts) == len(selection.partitions)
-    publisher = source.publisher()
-    try:
-        with counting() as progress:
-            total = sum(one.messages for one in receipts.values()) if known else None
-            task = progress.add_task("replaying", total=total)
-            report = replay_selection(
-                selection,
-                pipeline,
-                publisher,
-                ArchiveFinder({pipeline.name: pipeline}).open,
-                progress=lambda confirmed: progress.update(task, completed=confirmed),
-            )
-    finally:
-        publisher.close()
+    with closing(source.publisher()) as publisher, counting() as progress:
+        total = sum(one.messages for one in receipts.values()) if known else None
+        task = progress.add_task("replaying", total=total)
+        report = replay_selection(
+            selection,
+            pipeline,
+            publisher,
+            ArchiveFinder({pipeline.name: pipeline}).open,
+            progress=lambda confirmed: progress.update(task, completed=confirmed),
+        )
     earlier = f", {report.before:,} in an earlier attempt" if report.before else ""
     say(
         f"{report.published:,} messages of {len(selection.partitions):,} archives are confirmed by "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import typer
 
 from fuploader_dagster.cli.console import (
@@ -38,12 +40,9 @@ def seal(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> N
     """Seal all active slots now, however full they are."""
     pipeline = one_pipeline(config, pipeline_name)
     sealed = recovery.seal_on_request(pipeline)
-    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
-    try:
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         state.add_sealed([slot.seal.partition for slot in sealed])
-    finally:
-        state.close()
     say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -38,12 +39,9 @@ def status(
 
 
 def _status_of(pipeline: Pipeline) -> dict[str, Any]:
-    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
-    try:
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         snapshot = state.snapshot()
-    finally:
-        state.close()
     return {
         "pipeline": pipeline.name,
         "node": pipeline.node,
@@ -69,33 +67,27 @@ def _print_status(found: dict[str, Any]) -> None:
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
-    say(_space_in_words(found["room"]))
+    space: DiskSpace = found["room"]
+    inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
+    say(
+        f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
+        f"{space.free_bytes:,} bytes{inodes} free"
+    )
     show_table(
         ("worker", "pid", "doing", "messages/s", "messages", "problem"),
         (
             (
-                str(worker.worker),
-                str(worker.pid),
-                worker.doing,
-                f"{worker.messages_per_second:,.0f}",
-                f"{worker.messages:,}",
-                worker.problem,
+                f"{one.worker}",
+                f"{one.pid}",
+                one.doing,
+                f"{one.messages_per_second:,.0f}",
+                f"{one.messages:,}",
+                one.problem,
             )
-            for worker in found["workers"]
+            for one in found["workers"]
         ),
     )
-    for failure in found["failures"]:
-        say(
-            f"{failure.partition} failed to {failure.stage} {failure.attempts} times: "
-            f"{failure.error}"
-        )
+    for one in found["failures"]:
+        say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:
         say(f"damaged: {mended['sentence']}")
-
-
-def _space_in_words(space: DiskSpace) -> str:
-    inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
-    return (
-        f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
-        f"{space.free_bytes:,} bytes{inodes} free"
-    )

@@ -93,15 +93,15 @@ def drain_trouble(
     if not draining.wanted:
         return None
     busy = {one.worker for one in workers if one.doing == "draining"}
-    told = [
+    troubled = [
         one for one in workers if one.problem and one.doing != "paused" and one.worker not in busy
     ]
     silent = [
         one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
     ]
-    if told:
-        said = "; ".join(f"worker {one.worker}: {one.problem}" for one in told[:LISTED])
-        since = min(one.problem_since or now for one in told)
+    if troubled:
+        said = "; ".join(f"worker {one.worker}: {one.problem}" for one in troubled[:LISTED])
+        since = min(one.problem_since or now for one in troubled)
     elif silent:
         said = f"{len(silent)} workers have not reported for {SILENT_SECONDS:.0f} s or longer"
         since = min(one.updated_at for one in silent)

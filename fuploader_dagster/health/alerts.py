@@ -1,16 +1,16 @@
 """Alerts: what a person is told about a pipeline, and when. Pure decisions; nothing is sent here.
 
-What must always hold: each trouble is told once, when it has lasted longer than its grace, and its
-end once, however many looks see it and whichever process looks: what was told is in a `Memory` that
-outlives the process. An alert counts as told only after it was delivered: until then `due` gives it
-again, even if the trouble has ended meanwhile.
+What must always hold: each trouble is reported once, when it has lasted longer than its grace, and
+its end once, however many looks see it and whichever process looks: what was reported is in a
+`Memory` that outlives the process. An alert counts as reported only after it was delivered: until
+then `due` gives it again, even if the trouble has ended meanwhile.
 
     memory = noticed(memory, findings, now)     # what a look has found
     for alert in due(memory, now):
         ...post it...
         memory = told(memory, alert, now)       # only if it was delivered
 
-A trouble may have several causes (`Trouble.causes`): while it lasts, each new one is told as well.
+A trouble may have several causes (`Trouble.causes`): while it lasts, each new one is reported too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from fuploader_dagster.settings.safe_text import in_a_line
 Kind = Literal["drain", "store", "disk", "dead_letters", "failed_slots", "damaged", "failed_run"]
 
 MAX_CAUSES = 50
-"""Maximum number to remember for each trouble; further ones are not told."""
+"""Maximum number to remember for each trouble; further ones are not reported."""
 REPEATED_SECONDS = 3600.0
-"""A failed run that left no failed slot is told at most once in this time for each cause."""
+"""A failed run that left no failed slot is reported at most once in this time per cause."""
 
 GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0}
-"""How long a trouble has to last before it is told, and to be over before its end is told: a
-broker's restart alerts nobody. Other kinds have waited already: for retries, or for a limit."""
+"""How long a trouble has to last, and to be over, before that is reported: a broker's restart
+alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 
 _ENDS: Mapping[str, str] = {
     "drain": "drains again",
@@ -70,7 +70,7 @@ class Findings:
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
-    """A trouble from its beginning to its end, and what was told about it."""
+    """A trouble from its beginning to its end, and what was reported about it."""
 
     kind: Kind
     since: float
@@ -80,7 +80,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     is_due: bool = False
     """It has lasted longer than its grace."""
     told_at: float = 0.0
-    """0 until somebody was told."""
+    """0 until it was reported."""
     told_causes: tuple[str, ...] = ()
     over_since: float = 0.0
     """0 while it lasts."""
@@ -88,7 +88,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong and what was told, by kind (for a failed run by kind and cause)."""
+    """What is wrong and what was reported, by kind (for a failed run by kind and cause)."""
 
     episodes: dict[str, Episode] = {}
     runs_until: float = 0.0

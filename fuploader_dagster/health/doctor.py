@@ -16,7 +16,9 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,13 +38,13 @@ STRATEGIES = ("parser", "file_name", "key", "packer")
 
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Check one pipeline, in the order in which a message passes its parts."""
-    yield from _examine_part("queue", pipeline.source.examine())
+    yield from _examine_backend("queue", pipeline.source.examine())
     yield prefetch_against_batch(pipeline)
     yield from strategies(pipeline)
     yield from disk(pipeline)
     yield machine.judge_open_files(machine.open_files_limit(), pipeline)
     state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
-    yield from _examine_part("state", state)
+    yield from _examine_backend("state", state)
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield _former_store(former)
@@ -50,33 +52,26 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
 
 def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
     """Whether the next batch is here already while a worker makes one durable."""
-    check, prefetch, batch = "prefetch", pipeline.prefetch_count, pipeline.commit_messages
+    prefetch, batch = pipeline.prefetch_count, pipeline.commit_messages
     found = f"prefetch_count is {prefetch:,}, commit_messages {batch:,}"
     if prefetch < 2 * batch:
-        return Diagnosis(
-            check,
-            "warning",
-            f"{found}: workers wait for messages after each commit",
-            f"set prefetch_count to at least {2 * batch:,}",
-        )
-    return Diagnosis(check, "good", found)
+        hint = f"set prefetch_count to at least {2 * batch:,}"
+        found += ": workers wait for messages after each commit"
+        return Diagnosis("prefetch", "warning", found, hint)
+    return Diagnosis("prefetch", "good", found)
 
 
 def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Whether each of the user's functions can be imported by its name, as a worker does."""
-    own = [(name, getattr(pipeline, name)) for name in STRATEGIES]
-    for name, function in own:
+    for name in STRATEGIES:
+        function = getattr(pipeline, name)
         if not callable(function):
             continue
         try:
             yield Diagnosis(name, "good", f"{reference_to(function)} can be imported")
         except ValueError as error:
-            yield Diagnosis(
-                name,
-                "wrong",
-                f"{name_of(function)}: {error}",
-                "workers are separate processes: put it into a module that they can import",
-            )
+            hint = "workers are separate processes: put it into a module that they can import"
+            yield Diagnosis(name, "wrong", f"{name_of(function)}: {error}", hint)
 
 
 def disk(pipeline: Pipeline) -> Iterator[Diagnosis]:
@@ -104,9 +99,7 @@ def object_store(pipeline: Pipeline) -> Iterator[Diagnosis]:
     except FuploaderError as error:
         yield trouble("object store", error)
         return
-    yield from getattr(
-        pipeline.store, "examine", tuple
-    )()  # a store of the user's own may have none
+    yield from getattr(pipeline.store, "examine", tuple)()  # a user's own store may have none
     yield from _round_trip(store, key_prefix(pipeline.key, pipeline=pipeline.name))
     yield _listing(store)
     yield from _clock(store)
@@ -118,23 +111,15 @@ def judge_clock(difference_seconds: float) -> Diagnosis:
     direction = "ahead of" if difference_seconds > 0 else "behind"
     found = f"this machine's clock is {size:,.0f} s {direction} the object store's"
     if size >= CLOCK_WRONG_SECONDS:
-        return Diagnosis(
-            "clock",
-            "wrong",
-            found,
-            "object stores refuse requests that are 15 minutes off: start chrony or ntpd",
-        )
+        hint = "object stores refuse requests that are 15 minutes off: start chrony or ntpd"
+        return Diagnosis("clock", "wrong", found, hint)
     if size >= CLOCK_WARNING_SECONDS:
-        return Diagnosis(
-            "clock",
-            "warning",
-            found,
-            "partition keys and dated object keys are off by as much: start chrony or ntpd",
-        )
+        hint = "partition keys and dated object keys are off by as much: start chrony or ntpd"
+        return Diagnosis("clock", "warning", found, hint)
     return Diagnosis("clock", "good", found)
 
 
-def _examine_part(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
+def _examine_backend(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
     try:
         yield from looks
     except FuploaderError as error:
@@ -144,9 +129,8 @@ def _examine_part(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]
 def _opened(settings: OpensObjectStore) -> ObjectStore:
     """The store, opened without retries: a person is waiting."""
     if "retry_budget_seconds" in getattr(type(settings), "model_fields", {}):
-        settings = settings.model_copy(  # type: ignore[attr-defined]
-            update={"retry_budget_seconds": 0}
-        )
+        once = {"retry_budget_seconds": 0}
+        settings = settings.model_copy(update=once)  # type: ignore[attr-defined]
     return settings.open()
 
 
@@ -155,7 +139,7 @@ def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
     folder = prefix.rpartition("/")[0]
     key = f"{folder}/" * bool(folder) + PROBE_PREFIX + secrets.token_hex(8)
     content = os.urandom(1024)
-    doing = "store"
+    verdict, doing = partial(Diagnosis, "object store"), "store"
     with TemporaryDirectory() as temporary:
         file = Path(temporary) / "probe"
         file.write_bytes(content)
@@ -166,23 +150,19 @@ def _round_trip(store: ObjectStore, prefix: str) -> Iterator[Diagnosis]:
             seconds = time.monotonic() - started
             doing = "read"
             if store.head(key) is None or store.get_range(key, 0, 2048) != content:
-                yield Diagnosis(
-                    "object store",
+                yield verdict(
                     "wrong",
                     f"{receipt.address} was stored, but reads back as something else",
                     "look for a cache or a proxy between this machine and the store",
                 )
             else:
-                yield Diagnosis(
-                    "object store",
+                yield verdict(
                     "good",
                     f"{receipt.address} was stored, verified and read back in {seconds:.2f} s",
                 )
         except FuploaderError as error:
             found = trouble("object store", error)
-            yield Diagnosis(
-                found.check, found.verdict, f"cannot {doing} objects: {found.found}", found.hint
-            )
+            yield replace(found, found=f"cannot {doing} objects: {found.found}")
             if doing == "store":
                 return
     yield _removal(store, key)
@@ -196,12 +176,8 @@ def _removal(store: ObjectStore, key: str) -> Diagnosis:
         problem = f"{store.address(key)} was removed, but still exists"
     except FuploaderError as error:
         problem = f"{store.address(key)} could not be removed: {error.message}"
-    return Diagnosis(
-        "removal",
-        "warning",
-        problem,
-        "pipelines never remove objects, so you may want it so; remove this one by hand",
-    )
+    hint = "pipelines never remove objects, so you may want it so; remove this one by hand"
+    return Diagnosis("removal", "warning", problem, hint)
 
 
 def _listing(store: ObjectStore) -> Diagnosis:
@@ -210,16 +186,11 @@ def _listing(store: ObjectStore) -> Diagnosis:
         next(iter(store.list(PROBE_PREFIX)), None)
         unfinished = store.unfinished(PROBE_PREFIX)
     except FuploaderError as error:
-        return Diagnosis(
-            "listing",
-            "warning",
-            f"cannot list: {error.message}",
-            "allow listing of objects and of unfinished uploads: without it, unfinished uploads "
-            "stay and cost money, and the catalog cannot be rebuilt",
-        )
-    return Diagnosis(
-        "listing", "good", f"works; {len(unfinished)} unfinished uploads of the doctor's are left"
-    )
+        hint = "allow listing of objects and of unfinished uploads: without it, unfinished uploads "
+        hint += "stay and cost money, and the catalog cannot be rebuilt"
+        return Diagnosis("listing", "warning", f"cannot list: {error.message}", hint)
+    found = f"works; {len(unfinished)} unfinished uploads of the doctor's are left"
+    return Diagnosis("listing", "good", found)
 
 
 def _clock(store: ObjectStore) -> Iterator[Diagnosis]:
