@@ -238,7 +238,7 @@ def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
         return f"worker {worker.number}: {status.problem}"
     if worker.deaths > 1 or (worker.deaths and not draining):
         return f"worker {worker.number} ended {worker.deaths} times in a row: {worker.died_of}"
-    if draining and status and (silent := time.time() - status.updated_at) > SILENT_SECONDS:
+    if draining and status and (silent := status.silent_seconds()) > SILENT_SECONDS:
         return (
             f"worker {worker.number} (process {status.pid}) has not written its status for "
             f"{silent:.0f} s: does it hang in a message parser, or does the disk not answer?"
