@@ -159,10 +159,12 @@ def write_for_readers(final: Path, content: bytes) -> None:
 
 
 def append_durably(path: Path, content: bytes) -> None:
-    """Append in one write, and sync. Creates the file if it is missing.
+    """Append whole lines in one write, and sync. Creates the file if it is missing.
 
-    Concurrent appenders do not interleave (`O_APPEND`). A crash can leave a torn tail.
+    Concurrent appenders do not interleave (`O_APPEND`). A crash can leave half a line at the end;
+    the next append then begins on a line of its own.
     """
+    content = content if _ends_whole(path) else b"\n" + content
     new = path not in _synced or not path.exists()  # its maker may have died before syncing
     with naming_disk_trouble(path):
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -189,7 +191,7 @@ def append_or_undo(path: Path, content: bytes) -> None:
         raise
 
 
-def ends_whole(path: Path) -> bool:
+def _ends_whole(path: Path) -> bool:
     """False if a crash left half a line at the end of a file of lines."""
     if not path.exists() or path.stat().st_size == 0:
         return True

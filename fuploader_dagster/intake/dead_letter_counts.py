@@ -70,14 +70,14 @@ def read_counts(layout: Layout) -> DeadLetterCounts:
     minutes: Counter[int] = Counter()
     total = 0
     for path in sorted(layout.dead_letters.glob("counts-w*.json")):
-        one = read_one(path)
+        one = read_worker_counts(path)
         total += one.total
         reasons.update(one.reasons)
         minutes.update(one.minutes)
     return DeadLetterCounts(total=total, reasons=dict(reasons.most_common()), minutes=dict(minutes))
 
 
-def read_one(path: Path) -> DeadLetterCounts:
+def read_worker_counts(path: Path) -> DeadLetterCounts:
     """The counts in a file; zero where the file is missing or was torn by a power failure."""
     try:
         return msgspec.json.decode(read_own(path), type=DeadLetterCounts)
@@ -85,6 +85,6 @@ def read_one(path: Path) -> DeadLetterCounts:
         return DeadLetterCounts()
 
 
-def write_one(path: Path, counts: DeadLetterCounts) -> None:
+def write_worker_counts(path: Path, counts: DeadLetterCounts) -> None:
     """Replace the file."""
     write_for_readers(path, msgspec.json.encode(counts))

@@ -28,12 +28,16 @@ import msgspec
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import append_durably, append_or_undo, ends_whole, make_dirs
+from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
-from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_one, write_one
+from fuploader_dagster.intake.dead_letter_counts import (
+    DeadLetterCounts,
+    read_worker_counts,
+    write_worker_counts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +78,17 @@ class DeadLetterBox:
             return
         make_dirs(self._folder)
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
-        path = self.path()
-        append_or_undo(path, lines if ends_whole(path) else b"\n" + lines)
+        append_or_undo(self.path(), lines)
         reached(CrashPoint.DEAD_LETTERS_KEPT)
         self._count(letters)
 
     def _count(self, letters: Sequence[DeadLetter]) -> None:
         path = self._folder / f"counts-w{self._worker}.json"
         if self._counts is None:
-            self._counts = read_one(path)
+            self._counts = read_worker_counts(path)
         self._counts.add((letter.reason for letter in letters), self._clock())
         try:
-            write_one(path, self._counts)
+            write_worker_counts(path, self._counts)
         except OSError as error:  # for displays only: the letters themselves are kept
             log.warning(
                 "the counts of dead letters could not be written, no letter is lost: %s", error
@@ -194,7 +197,7 @@ def requeue(
     )
     sent = [letter_id for at, (letter_id, _) in enumerate(letters) if at not in refused]
     lines = "".join(f"{letter_id}\n" for letter_id in sent).encode("utf-8")
-    append_durably(path, lines if ends_whole(path) else b"\n" + lines)
+    append_durably(path, lines)
     return Requeued(len(sent), [(letters[at][0], error) for at, error in refused.items()])
 
 

@@ -62,7 +62,7 @@ HOUSEKEEPING_SECONDS = 1.0
 WORK_OFF_SECONDS = 5.0
 """How long a leaving worker may take to commit what it has in hand instead of giving it back: about
 twice what that should take."""
-ROOM_SECONDS = 1.0
+DISK_LOOK_SECONDS = 1.0
 """Between two looks at a full disk. A look costs nothing, so this pause does not grow."""
 MESSAGES_WAIT = "messages wait in the queue meanwhile"
 DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
@@ -175,7 +175,7 @@ class Drain:
         self._let_go_of_queue()
         while sentence and not self._finished():
             self.report.doing("paused", DiskFull(sentence, hint=MESSAGES_WAIT))
-            self.lease.wait(ROOM_SECONDS)
+            self.lease.wait(DISK_LOOK_SECONDS)
             self._seal_due()
             self._keep_house()
             sentence = self._space.shortage()

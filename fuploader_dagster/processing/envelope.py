@@ -93,12 +93,8 @@ def decode_envelope(
     *,
     name_fields: tuple[str, ...] = NAME_FIELDS,
     max_bytes: int,
-    fallback_name: str | None = None,
 ) -> Envelope:
-    """Unwrap an envelope of at most `max_bytes` of content. Raises `BadMessage`.
-
-    A message without a name gets `fallback_name` if that is usable, else a UUID of its body.
-    """
+    """Unwrap an envelope of at most `max_bytes` of content. Raises `BadMessage`."""
     wire = _wire_form(name_fields)
     try:
         form = wire.decoder.decode(body)
@@ -117,9 +113,7 @@ def decode_envelope(
                 if form.content_type == "text" and not content.isascii():
                     content.decode()
                 name = plain_name(_first_name(form, wire.attributes))
-                return Envelope(
-                    name or _name_without_field(body, fallback_name), form.content_type, content
-                )
+                return Envelope(name or _name_from(body), form.content_type, content)
     except (msgspec.DecodeError, ValueError, RecursionError, _IsalError):
         pass  # unusual or bad: the tolerant path decides which
     try:
@@ -129,15 +123,10 @@ def decode_envelope(
             f"the message is not an envelope: {_reason(error)}",
             hint="if producers send other bodies, set message_format to json or raw",
         ) from error
-    return Envelope(name or _name_without_field(body, fallback_name), content_type, content)
+    return Envelope(name or _name_from(body), content_type, content)
 
 
-def decode_json(
-    body: bytes,
-    *,
-    name_fields: tuple[str, ...] = NAME_FIELDS,
-    fallback_name: str | None = None,
-) -> Envelope:
+def decode_json(body: bytes, *, name_fields: tuple[str, ...] = NAME_FIELDS) -> Envelope:
     """Take a JSON object itself as the content, named by its own fields. Raises `BadMessage`."""
     wire = _wire_form(name_fields, with_payload=False)
     try:
@@ -153,18 +142,23 @@ def decode_json(
             f"the message is not a JSON object: {_reason(error)}",
             hint="if producers send other bodies, set message_format to envelope or raw",
         ) from error
-    return Envelope(name or _name_without_field(body, fallback_name), "json", body)
+    return Envelope(name or _name_from(body), "json", body)
 
 
 def decode_raw(body: bytes, message_id: str | None = None) -> Envelope:
     """Take the body itself as the content, named by the message's id or a UUID of the body."""
-    return Envelope(_name_without_field(body, message_id), "bytes", body)
+    if message_id:
+        try:
+            return Envelope(check_file_name(message_id), "bytes", body)
+        except BadMessage:
+            pass  # a message id that cannot be a file name is not an error
+    return Envelope(_name_from(body), "bytes", body)
 
 
 def encode(name: str, content: bytes, content_type: str = "json") -> bytes:
     """Wrap content into an envelope; the same arguments give the same bytes.
 
-    Raises `ValueError` for a name that is no plain file name or for another content type.
+    Raises `ValueError` for a name that is not a plain file name or for another content type.
     """
     if content_type not in CONTENT_TYPES:
         raise ValueError(f"content_type must be json, text or bytes, not {content_type!r}")
@@ -317,12 +311,8 @@ def _unpack(packed: bytes, max_bytes: int | None) -> bytes:
     return content
 
 
-def _name_without_field(body: bytes, fallback_name: str | None) -> str:
-    if fallback_name:
-        try:
-            return check_file_name(fallback_name)
-        except BadMessage:
-            pass  # a message id that cannot be a file name is not an error
+def _name_from(body: bytes) -> str:
+    """A UUID of the body: a redelivery gets the same one."""
     digest = hashlib.sha1(_BODY_NAMES.bytes + body, usedforsecurity=False).digest()
     return uuid.UUID(bytes=digest[:16], version=5).hex
 

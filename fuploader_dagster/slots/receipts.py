@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import append_durably, ends_whole, make_dirs
+from fuploader_dagster.disk.durable import append_durably, make_dirs
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.errors import UNREADABLE_JSON
@@ -42,8 +42,7 @@ def keep_receipt(layout: Layout, receipt: Receipt) -> None:
     """Make the receipt durable."""
     path = _path(layout, receipt.partition)
     make_dirs(path.parent)
-    line = msgspec.json.encode(receipt) + b"\n"
-    append_durably(path, line if ends_whole(path) else b"\n" + line)
+    append_durably(path, msgspec.json.encode(receipt) + b"\n")
     reached(CrashPoint.RECEIPT_KEPT)
 
 

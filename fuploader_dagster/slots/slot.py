@@ -260,7 +260,7 @@ class SlotOwner:
         try:
             read_seal(directory)
         except OtherFormat as error:
-            self._move_aside(directory, error)
+            self._set_aside_and_log(directory, error)
             return True
         except DamagedSlot as error:
             log.error("%s is damaged: %s", directory, error)
@@ -269,10 +269,10 @@ class SlotOwner:
             self.found_sealed.append(finish_seal(directory, self.layout))
             reached(CrashPoint.SEAL_FINISHED)
         except DamagedSlot as error:
-            self._move_aside(directory, error)
+            self._set_aside_and_log(directory, error)
         return True
 
-    def _move_aside(self, directory: Path, error: DamagedSlot) -> None:
+    def _set_aside_and_log(self, directory: Path, error: DamagedSlot) -> None:
         target = self._set_aside(directory)
         log.error("%s is damaged and was moved to %s: %s", directory, target, error)
 

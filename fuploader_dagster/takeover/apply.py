@@ -30,7 +30,6 @@ from fuploader_dagster.archives.tar_scan import ScannedMember, scan
 from fuploader_dagster.delivery.pack import Packed, keep_packed
 from fuploader_dagster.disk.durable import (
     append_durably,
-    ends_whole,
     fsync_dir,
     fsync_file,
     make_dirs,
@@ -335,7 +334,7 @@ def _note(staged: Path, partition: str, files: int, layout: Layout) -> str:
     line = TakenOver(source=origin.source, partition=partition, files=files, at=at)
     path = journal(layout)
     content = msgspec.json.encode(line) + b"\n"
-    append_durably(path, content if ends_whole(path) else b"\n" + content)
+    append_durably(path, content)
     return origin.source
 
 

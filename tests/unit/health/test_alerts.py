@@ -26,7 +26,7 @@ from fuploader_dagster.health.alert_look import (
 )
 from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
 from fuploader_dagster.health.alerts import Findings, Kind, Memory, Trouble, due, noticed, told
-from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, write_one
+from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, write_worker_counts
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from tests.settings import pipeline
 
@@ -270,7 +270,7 @@ def test_dead_letters_above_the_mark_are_told_with_their_reasons(tmp_path: Path)
     make_dirs(settings.layout.dead_letters)
     for number, expected in ((2, False), (1, True)):
         counts.add(["it is no JSON"] * number, NOW)
-        write_one(settings.layout.dead_letters / "counts-w0.json", counts)
+        write_worker_counts(settings.layout.dead_letters / "counts-w0.json", counts)
         assert bool(found := letter_trouble(settings, NOW)) is expected
     assert found
     assert found.details == {"last_hour": 3, "reasons": {"it is no JSON": 3}}

@@ -237,17 +237,11 @@ def test_a_message_without_a_name_has_the_same_name_each_time_and_another_body_a
     assert check_file_name(first) == first
 
 
-@pytest.mark.parametrize(("fallback", "used"), [("m-1", True), ("a/b", False), ("", False)])
-def test_a_message_without_a_name_takes_the_fallback_if_a_file_can_be_called_so(
-    fallback: str, used: bool
+@pytest.mark.parametrize(("message_id", "used"), [("m-1", True), ("a/b", False), ("", False)])
+def test_a_raw_body_is_named_by_its_message_id_if_a_file_can_be_called_so(
+    message_id: str, used: bool
 ) -> None:
-    body = body_of(compression="gzip", payload=packed(b"1"))
-    for envelope in (
-        decode_envelope(body, max_bytes=LIMIT, fallback_name=fallback),
-        decode_json(b'{"a":1}', fallback_name=fallback),
-        decode_raw(b"\0\1", fallback),
-    ):
-        assert (envelope.file_name == fallback) is used
+    assert (decode_raw(b"\0\1", message_id).file_name == message_id) is used
 
 
 def test_name_fields_are_asked_in_their_order() -> None:
