@@ -36,7 +36,7 @@ class PastTheEnd(Exception):
 
 
 class UploadGone(Exception):
-    """The service does not know the multipart upload (any more)."""
+    """The service does not know the multipart upload, or no longer."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class _StayingHere:
 
 
 def _limited(answer: Any) -> Callable[..., Iterator[bytes]]:
-    """The answer's `stream`, with an end."""
+    """The answer's `stream` with a size limit."""
     stream = answer.stream
 
     def limited(*args: Any, **kwargs: Any) -> Iterator[bytes]:
@@ -134,7 +134,7 @@ def _limited(answer: Any) -> Callable[..., Iterator[bytes]]:
 
 
 def punctual(pools: dict[str, Any]) -> dict[str, Any]:
-    """Of urllib3's pool classes by scheme, the same with such connections."""
+    """urllib3's pool classes by scheme, with these connections."""
     return {scheme: _with_waiting(pool) for scheme, pool in pools.items()}
 
 
@@ -144,4 +144,3 @@ def _with_waiting(pool: Any) -> Any:
 
 
 POOLS = punctual({"http": HTTPConnectionPool, "https": HTTPSConnectionPool})
-"""urllib3's own, with such connections."""

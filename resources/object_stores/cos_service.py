@@ -131,26 +131,23 @@ class CosService(Crc64Service):
         with self._asking("aborting an upload of", key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        def page(
-            after: tuple[str, str],
-        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            answer = self._client.list_multipart_uploads(
-                Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
+    def _uploads(
+        self, prefix: str, key: str, upload_id: str
+    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+        answer = self._client.list_multipart_uploads(
+            Bucket=self._bucket, Prefix=prefix, KeyMarker=key, UploadIdMarker=upload_id
+        )
+        found = [
+            UnfinishedUpload(
+                each["Key"],
+                each["UploadId"],
+                datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00")),
             )
-            found = [
-                UnfinishedUpload(
-                    each["Key"],
-                    each["UploadId"],
-                    datetime.fromisoformat(each["Initiated"].replace("Z", "+00:00")),
-                )
-                for each in answer.get("Upload", ())
-            ]
-            if not _truncated(answer):
-                return found, None
-            return found, (answer["NextKeyMarker"] or "", answer["NextUploadIdMarker"] or "")
-
-        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
+            for each in answer.get("Upload", ())
+        ]
+        if not _truncated(answer):
+            return found, None
+        return found, (answer["NextKeyMarker"] or "", answer["NextUploadIdMarker"] or "")
 
     def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
         answer = self._client.get_object(

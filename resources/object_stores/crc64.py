@@ -14,7 +14,7 @@ from fuploader_dagster.contracts.diagnosis import Diagnosis
 
 
 class Crc64:
-    """`hexdigest` is decimal, which is how COS and OSS write it."""
+    """A hash whose `hexdigest` is decimal, as COS and OSS write it."""
 
     def __init__(self) -> None:
         import crcmod  # noqa: PLC0415 - comes with the clients of COS and OSS only

@@ -20,7 +20,7 @@ from fuploader_dagster.resources.object_stores.connections import POOLS
 
 
 class StoreSession(requests.Session):
-    """For one store; thread-safe as far as `requests` is."""
+    """The session of one store; as thread-safe as `requests`."""
 
     def __init__(self, verify: bool | str, pool_size: int) -> None:
         super().__init__()

@@ -234,7 +234,7 @@ def _link(temporary: Path, final: Path) -> bool:
 
 @contextmanager
 def _telling(doing: str, path: Path) -> Iterator[None]:
-    """Turn what the file system says into what the person on call has to know."""
+    """Turn errors of the file system into ours, for the person on call."""
     try:
         yield
     except (DiskFull, DiskFailed, ForeignFile) as error:

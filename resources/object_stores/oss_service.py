@@ -107,26 +107,23 @@ class OssService(Crc64Service):
         with self._asking("aborting an upload of", key):
             self._bucket.abort_multipart_upload(key, upload_id)
 
-    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        def page(
-            after: tuple[str, str],
-        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            answer = self._bucket.list_multipart_uploads(
-                prefix=prefix, key_marker=after[0], upload_id_marker=after[1]
+    def _uploads(
+        self, prefix: str, key: str, upload_id: str
+    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+        answer = self._bucket.list_multipart_uploads(
+            prefix=prefix, key_marker=key, upload_id_marker=upload_id
+        )
+        found = [
+            UnfinishedUpload(
+                each.key,
+                each.upload_id,
+                datetime.fromtimestamp(each.initiation_date, timezone.utc),
             )
-            found = [
-                UnfinishedUpload(
-                    each.key,
-                    each.upload_id,
-                    datetime.fromtimestamp(each.initiation_date, timezone.utc),
-                )
-                for each in answer.upload_list
-            ]
-            if not answer.is_truncated:
-                return found, None
-            return found, (answer.next_key_marker, answer.next_upload_id_marker)
-
-        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
+            for each in answer.upload_list
+        ]
+        if not answer.is_truncated:
+            return found, None
+        return found, (answer.next_key_marker, answer.next_upload_id_marker)
 
     def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
         # Without this header OSS answers a range that it cannot satisfy with the whole object.

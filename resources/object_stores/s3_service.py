@@ -189,22 +189,19 @@ class S3Service(Service):
         with self._asking("aborting an upload of", key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        def page(
-            after: tuple[str, str],
-        ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
-            answer = self._client.list_multipart_uploads(
-                Bucket=self._bucket, Prefix=prefix, KeyMarker=after[0], UploadIdMarker=after[1]
-            )
-            found = [
-                UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
-                for each in answer.get("Uploads", ())
-            ]
-            if not answer.get("IsTruncated"):
-                return found, None
-            return found, (answer["NextKeyMarker"], answer.get("NextUploadIdMarker", ""))
-
-        return self._pages("listing unfinished uploads of", prefix, ("", ""), page)
+    def _uploads(
+        self, prefix: str, key: str, upload_id: str
+    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+        answer = self._client.list_multipart_uploads(
+            Bucket=self._bucket, Prefix=prefix, KeyMarker=key, UploadIdMarker=upload_id
+        )
+        found = [
+            UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+            for each in answer.get("Uploads", ())
+        ]
+        if not answer.get("IsTruncated"):
+            return found, None
+        return found, (answer["NextKeyMarker"], answer.get("NextUploadIdMarker", ""))
 
     def _get(self, key: str, first: int, last: int) -> tuple[int, Mapping[str, str], Any]:
         answer = self._client.get_object(

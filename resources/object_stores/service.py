@@ -182,8 +182,17 @@ class Service(ABC):
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None: ...
     @abstractmethod
     def abort(self, key: str, upload_id: str) -> None: ...
+    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Uploads in parts that were begun and neither completed nor aborted."""
+        doing = "listing unfinished uploads of"
+        return self._pages(doing, prefix, ("", ""), lambda after: self._uploads(prefix, *after))
+
     @abstractmethod
-    def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]: ...
+    def _uploads(
+        self, prefix: str, key: str, upload_id: str
+    ) -> tuple[Iterable[UnfinishedUpload], tuple[str, str] | None]:
+        """A page of the unfinished uploads after key and id, and where the next page begins."""
+
     @abstractmethod
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     @abstractmethod

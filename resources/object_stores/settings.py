@@ -48,7 +48,7 @@ class Variable(str):
 
 
 class ObjectStoreSettings(BaseModel):
-    """What every backend has in common.
+    """The settings that every backend has.
 
     `SECRETS` names the fields that must be variables, `ADDRESSES` those that may hold a login.
     """
@@ -94,7 +94,7 @@ class ObjectStoreSettings(BaseModel):
 
     @classmethod
     def kind(cls) -> str:
-        """What people call the backend: `S3`."""
+        """The backend's name for people: `S3`."""
         return cls.__name__.removesuffix("Settings")
 
     def open(self) -> ObjectStore:

@@ -29,13 +29,13 @@ def connect(url: SecretStr, timeout_seconds: float) -> redis.Redis:
         socket_connect_timeout=timeout_seconds,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
-        protocol=2,  # 3 begins with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
+        protocol=2,  # 3 starts with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
         **_unintroduced(),
     )
 
 
 def _unintroduced() -> dict[str, Any]:
-    """What keeps redis-py from sending CLIENT SETINFO; its name changed with redis-py 7."""
+    """The argument that keeps redis-py from sending CLIENT SETINFO; redis-py 7 renamed it."""
     if "driver_info" in inspect.signature(redis.Connection.__init__).parameters or hasattr(
         redis, "DriverInfo"
     ):

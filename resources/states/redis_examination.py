@@ -16,7 +16,7 @@ _MEMORY_WARNING = 0.9
 
 
 def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
-    """What `INFO` says, and `CONFIG GET save` (None where we may not ask)."""
+    """Findings from `INFO` and `CONFIG GET save` (None where we may not ask)."""
     if info is None:
         found = "memory and persistence are unknown: the user may not ask for INFO"
         return [Diagnosis("state server", "good", found)]

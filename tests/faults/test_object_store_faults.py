@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -182,7 +181,7 @@ def test_a_store_that_dies_and_comes_back_gets_the_archive(
     swift: SwiftServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TEST_SECRET", swift.secret_key)
-    store = S3(**_s3(swift, swift.endpoint)).open()
+    store = S3(**swift.settings(part_size_bytes=5 * MIB)).open()
     first, second = make_archive(tmp_path, SMALL), make_archive(tmp_path, SMALL, seed=1)
     store.put("first", first)
     swift.kill()
@@ -198,24 +197,12 @@ def test_a_store_that_dies_and_comes_back_gets_the_archive(
     assert not store.put("second", second).already_there
 
 
-def _s3(swift: SwiftServer, endpoint: str) -> dict[str, Any]:
-    return {
-        "bucket": swift.fresh_bucket(),
-        "endpoint_url": endpoint,
-        "region": swift.region,
-        "addressing_style": "path",
-        "access_key_id": swift.access_key,
-        "secret_access_key": {"env": "TEST_SECRET"},
-        "part_size_bytes": 5 * MIB,  # S3 takes no smaller ones
-    }
-
-
 def _on_swift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     swift: SwiftServer = request.getfixturevalue("swift")
     monkeypatch.setenv("TEST_SECRET", swift.secret_key)
     proxy = FaultyProxy(swift.port)
     proxy.start()
-    values = _s3(swift, proxy.endpoint)
+    values = swift.settings(endpoint_url=proxy.endpoint, part_size_bytes=5 * MIB)  # the least of S3
 
     def objects() -> dict[str, bytes]:
         client, bucket = swift.client(), values["bucket"]

@@ -59,16 +59,8 @@ def archive(tmp_path: Path) -> ArchiveFile:
 def test_a_killed_upload_of_half_a_gibibyte_goes_on_and_stays_below_200_mb(
     archive: ArchiveFile, swift: SwiftServer, swift_proxy: FaultyProxy
 ) -> None:
-    bucket = swift.fresh_bucket()
-    settings = {
-        "bucket": bucket,
-        "endpoint_url": swift_proxy.endpoint,
-        "region": swift.region,
-        "addressing_style": "path",
-        "access_key_id": swift.access_key,
-        "secret_access_key": {"env": "TEST_SECRET"},
-        "part_size_bytes": PART,
-    }
+    settings = swift.settings(endpoint_url=swift_proxy.endpoint, part_size_bytes=PART)
+    bucket = settings["bucket"]
     upload = _start(settings, archive, swift.secret_key)
     peak = _kill_at(upload, SIZE // 2)
     assert peak < MEMORY_LIMIT

@@ -34,20 +34,12 @@ def test_a_store_that_hangs_turns_a_check_red_and_holds_up_one_run_and_no_small_
 ) -> None:
     """Slots that are sealed meanwhile become partitions without runs; when the store is back, all
     of them are stored, and the check is green again."""
-    monkeypatch.setenv("DEAD_STORE_SECRET", swift.secret_key)
+    monkeypatch.setenv("TEST_SECRET", swift.secret_key)
     names, layout = Names("docs", None), Layout(tmp_path / "data" / "docs")
     source = EmbeddedQueue(path=tmp_path / "queue-docs")
 
     with TcpProxy(swift.port) as line:
-        store = {
-            "kind": "s3",
-            "bucket": swift.fresh_bucket(),
-            "endpoint_url": f"http://127.0.0.1:{line.port}",
-            "region": swift.region,
-            "addressing_style": "path",
-            "access_key_id": swift.access_key,
-            "secret_access_key": {"env": "DEAD_STORE_SECRET"},
-        }
+        store = swift.settings(kind="s3", endpoint_url=f"http://127.0.0.1:{line.port}")
         each = {"commit_messages": MESSAGES, "prefetch_count": 3 * MESSAGES}  # a slot a commit
         settings = configuration(tmp_path, docs=pipeline(tmp_path, "docs", store=store, **each))
         with QuickDaemon(tmp_path, settings) as daemon:

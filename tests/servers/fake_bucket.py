@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
@@ -26,6 +26,7 @@ from xml.sax.saxutils import escape
 import crcmod
 
 from tests.servers.faulty_proxy import operation_of
+from tests.servers.quiet_http import QuietHTTPServer
 
 
 @dataclass(frozen=True)
@@ -325,13 +326,8 @@ class FakeBucket(ABC):
 _CRC = crcmod.mkCrcFun(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFFF, rev=True)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
+class _Server(QuietHTTPServer):
     fake: FakeBucket
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave in the middle are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -19,8 +19,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
+
+from tests.servers.quiet_http import QuietHTTPServer
 
 CHUNK_BYTES = 1 << 16
 
@@ -128,13 +130,8 @@ def operation_of(method: str, target: str) -> str:
     return method.lower()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
+class _Server(QuietHTTPServer):
     proxy: FaultyProxy
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Broken connections are this server's business; nothing to print."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,8 +12,10 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.servers.quiet_http import QuietHTTPServer
 
 
 def make_certificate(folder: Path) -> Path:
@@ -121,9 +123,5 @@ class OddServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(QuietHTTPServer):
     odd: OddServer
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave in the middle are part of the tests."""

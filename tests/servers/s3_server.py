@@ -28,6 +28,18 @@ class S3Server:
         self._client.create_bucket(Bucket=name)
         return name
 
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Of an `S3` on a fresh bucket. The variable TEST_SECRET has to hold the secret key."""
+        return {
+            "bucket": self.fresh_bucket(),
+            "endpoint_url": self.endpoint,
+            "region": self.region,
+            "addressing_style": "path",
+            "access_key_id": self.access_key,
+            "secret_access_key": {"env": "TEST_SECRET"},
+            **more,
+        }
+
     @cached_property
     def _client(self) -> Any:
         return boto3.client(

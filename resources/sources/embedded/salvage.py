@@ -40,7 +40,7 @@ _MOST_DELIVERIES = 2**31
 
 
 class Salvaged(NamedTuple):
-    """What became of the messages."""
+    """The result of `salvage`."""
 
     saved: int
     unreadable: int

@@ -220,7 +220,7 @@ class EmbeddedSource(MessageSource):
         db.execute("UPDATE waiting SET messages = 0")
 
     def _forget(self, db: sqlite3.Connection, run: _Run, count: int) -> None:
-        """Remove the first messages of a run, and what `held` says about them."""
+        """Remove the first messages of a run, and their range in `held`."""
         if count == len(run.ids):
             held = db.execute(
                 "DELETE FROM held WHERE first = ? AND consumer = ?", (run.ids[0], self._consumer)

@@ -239,7 +239,7 @@ def _certificate_hint(settings: RabbitMQ) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
         return f"{error.reply_code} {error.reply_text}"
-    if type(error) is AMQPConnectionError and error.args:  # a wrapper around what happened
+    if type(error) is AMQPConnectionError and error.args:  # a wrapper around the cause
         inner = error.args[0]
         return str(getattr(inner, "exception", inner))
     if isinstance(error, AMQPError) and error.args:

@@ -41,7 +41,11 @@ from pika.exceptions import BodyTooLongError, InvalidFrameError, UnexpectedFrame
 
 from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import impl
-from fuploader_dagster.resources.sources.rabbitmq.properties import encoded, message_id
+from fuploader_dagster.resources.sources.rabbitmq.properties import (
+    MESSAGE_ID_FLAG,
+    encoded,
+    message_id,
+)
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +65,6 @@ _METHOD, _CONTENT_HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _KINDS = (_METHOD, _CONTENT_HEADER, _BODY, _HEARTBEAT)
 _BASIC, _BASIC_DELIVER = 60, 60
 _DELIVERY = _BASIC << 16 | _BASIC_DELIVER
-_HAS_MESSAGE_ID = 1 << 7
 _FRAME_END = 0xCE
 _FRAME_OVERHEAD = _FRAME_BYTES + 1
 _UNLIMITED = 1 << 32
@@ -205,7 +208,7 @@ class _Deliveries:
         if tag != self._last_tag + 1:
             self._refuse_hole(tag)
         self._last_tag = tag
-        name = message_id(properties) if flags & _HAS_MESSAGE_ID else None
+        name = message_id(properties) if flags & MESSAGE_ID_FLAG else None
         self._append(
             _new(
                 Message,

@@ -38,7 +38,7 @@ LONGEST_SHORT = 255
 
 _WORD, _LENGTH, _TIME = Struct(">H"), Struct(">I"), Struct(">Q")
 _MORE_FLAGS = 1
-_MESSAGE_ID = 1 << 7
+MESSAGE_ID_FLAG = 1 << 7
 _SHORT, _TABLE, _OCTET, _SECONDS = "short string", "table", "octet", "seconds"
 _FIELDS = (
     (1 << 15, "content_type", _SHORT),
@@ -49,14 +49,14 @@ _FIELDS = (
     (1 << 10, "correlation_id", _SHORT),
     (1 << 9, "reply_to", _SHORT),
     (1 << 8, "expiration", _SHORT),
-    (_MESSAGE_ID, "message_id", _SHORT),
+    (MESSAGE_ID_FLAG, "message_id", _SHORT),
     (1 << 6, "timestamp", _SECONDS),
     (1 << 5, "type", _SHORT),
     (1 << 4, "user_id", _SHORT),
     (1 << 3, "app_id", _SHORT),
     (1 << 2, "cluster_id", _SHORT),
 )
-_BEFORE_MESSAGE_ID = tuple((flag, kind) for flag, _, kind in _FIELDS if flag > _MESSAGE_ID)
+_BEFORE_MESSAGE_ID = tuple((flag, kind) for flag, _, kind in _FIELDS if flag > MESSAGE_ID_FLAG)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -68,7 +68,7 @@ def message_id(encoded: bytes) -> str | None:
     """The message's id, in hexadecimal if it is not text; None if none is found."""
     try:
         (flags,) = _WORD.unpack_from(encoded)
-        if not flags & _MESSAGE_ID:
+        if not flags & MESSAGE_ID_FLAG:
             return None
         position = 2
         word = flags

@@ -52,23 +52,13 @@ NO_CONDITIONS = refusal(
 @pytest.fixture
 def behind(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
     """Opens a store on an empty bucket of Swift behind a proxy of the dialects."""
-    monkeypatch.setenv("TEST_S3_SECRET", swift.secret_key)
-    bucket = swift.fresh_bucket()
+    monkeypatch.setenv("TEST_SECRET", swift.secret_key)
+    settings = swift.settings(part_size_bytes=5 * MIB, retry_budget_seconds=0)
     with ExitStack() as running:
 
         def open_it(*dialects: Dialect, **more: Any) -> tuple[ObjectStore, DialectProxy]:
             proxy = running.enter_context(DialectProxy(swift.port, *dialects))
-            values = {
-                "bucket": bucket,
-                "endpoint_url": proxy.endpoint,
-                "region": swift.region,
-                "addressing_style": "path",
-                "access_key_id": swift.access_key,
-                "secret_access_key": {"env": "TEST_S3_SECRET"},
-                "part_size_bytes": 5 * MIB,
-                "retry_budget_seconds": 0,
-            }
-            return S3(**{**values, **more}).open(), proxy
+            return S3(**{**settings, "endpoint_url": proxy.endpoint, **more}).open(), proxy
 
         yield open_it
 

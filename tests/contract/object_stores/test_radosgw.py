@@ -29,17 +29,8 @@ from tests.servers.radosgw import RadosGateway
 
 @pytest.fixture
 def settings(radosgw: RadosGateway, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setenv("TEST_S3_SECRET", radosgw.secret_key)
-    return {
-        "bucket": radosgw.fresh_bucket(),
-        "endpoint_url": radosgw.endpoint,
-        "region": radosgw.region,
-        "addressing_style": "path",
-        "access_key_id": radosgw.access_key,
-        "secret_access_key": dg.EnvVar("TEST_S3_SECRET"),
-        "part_size_bytes": 5 * MIB,
-        "retry_budget_seconds": 0,
-    }
+    monkeypatch.setenv("TEST_SECRET", radosgw.secret_key)
+    return radosgw.settings(part_size_bytes=5 * MIB, retry_budget_seconds=0)
 
 
 @pytest.fixture

@@ -25,18 +25,10 @@ from tests.servers.swift import SwiftServer
 
 @pytest.fixture
 def settings(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setenv("TEST_S3_SECRET", swift.secret_key)
-    return {
-        "bucket": swift.fresh_bucket(),
-        "prefix": "archives/of-node-1",
-        "endpoint_url": swift.endpoint,
-        "region": swift.region,
-        "addressing_style": "path",
-        "access_key_id": swift.access_key,
-        "secret_access_key": dg.EnvVar("TEST_S3_SECRET"),
-        "part_size_bytes": 5 * MIB,
-        "retry_budget_seconds": 0,
-    }
+    monkeypatch.setenv("TEST_SECRET", swift.secret_key)
+    return swift.settings(
+        prefix="archives/of-node-1", part_size_bytes=5 * MIB, retry_budget_seconds=0
+    )
 
 
 @pytest.fixture
