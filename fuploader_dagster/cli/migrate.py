@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,10 +27,10 @@ from fuploader_dagster.intake.leftovers import root_of, what_is_left
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.takeover.configuration import Answers, write_configuration
-from fuploader_dagster.takeover.look import refuse_if_alive
-from fuploader_dagster.takeover.plan import Plan
 from fuploader_dagster.takeover.rivals import refuse_rivals
-from fuploader_dagster.takeover.run import examine, take_over
+
+if TYPE_CHECKING:
+    from fuploader_dagster.takeover.plan import Plan
 
 _LISTED = 50
 
@@ -92,8 +92,10 @@ def migrate(
 
 
 def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_run: bool) -> None:
+    from fuploader_dagster.takeover import look, run  # noqa: PLC0415  loads the client of Redis
+
     refuse_rivals(pipeline, load_pipelines(path).values())
-    plan = examine(pipeline, stopped=stopped)
+    plan = run.examine(pipeline, stopped=stopped)
     if plan.alive:
         complain(f"FUploader still runs: {plan.alive}")
     if not plan and not what_is_left(pipeline):
@@ -102,12 +104,14 @@ def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_
     _show(plan, pipeline)
     if dry_run:
         return
-    refuse_if_alive(plan.alive, root_of(pipeline))
+    look.refuse_if_alive(plan.alive, root_of(pipeline))
     if not yes:
         typer.confirm("Take over?", abort=True)
     with counting() as progress:
         task = progress.add_task("taking over", total=plan.files)
-        sealed = take_over(pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n))
+        sealed = run.take_over(
+            pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n)
+        )
     say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
     say("next: `fuploader ship` uploads them now; a running Dagster does so by itself")
 

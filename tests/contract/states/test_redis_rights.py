@@ -103,3 +103,17 @@ def test_doctor_beside_a_drain_changes_nothing_of_it(redis_server: RedisServer) 
         before = {key: client.dump(key) for key in client.keys(f"{settings.key_prefix}:*")}
         assert looked(settings)["state"].verdict == "good"
         assert {key: client.dump(key) for key in client.keys(f"{settings.key_prefix}:*")} == before
+
+
+def test_who_may_not_see_keys_of_another_program_is_told_that_there_are_none(
+    least: LeastRights,
+) -> None:
+    keys, commands = documented()
+    with least.server.client() as client:
+        client.set("file_uploader:slot:0", "theirs")
+    others = ["file_uploader:slot:0", "file_uploader:queue:ready"]
+    assert not least.settings(commands, keys).holds_any(others)
+    assert not least.settings([*commands, "exists"], keys).holds_any(others)
+    allowed = least.settings([*commands, "exists"], [*keys, "~file_uploader:*"])
+    assert allowed.holds_any(others)
+    assert not allowed.holds_any(others[1:])
