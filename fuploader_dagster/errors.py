@@ -11,7 +11,7 @@
     |   +-- DiskFailed           the system cannot read or write, or one of our files vanished
     +-- PermanentError       a person has to change something first
     |   +-- ConfigError          a setting is unknown, missing or impossible
-    |   +-- MigrationNeeded      what FUploader left has to be taken over before the pipeline starts
+    |   +-- MigrationNeeded      FUploader's data must be migrated before the pipeline starts
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
     |   |   +-- MessageRefused       it refuses one message, which is too large, for example
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master

@@ -197,10 +197,10 @@ class StateSettings(BaseModel):
         return None
 
     def holds_any(self, keys: Sequence[str]) -> bool:
-        """Whether the server behind it holds any of these keys of another program's.
+        """Whether the store's server holds any of these keys, which belong to another program.
 
-        Asked once when a process starts a pipeline, to recognise what FUploader left, in one cheap
-        look that changes nothing. A server that refuses it counts as one that holds none. Raises
-        `StateUnavailable` and `StateRefused`. By default there is no such server.
+        Called once when a process starts a pipeline, to find FUploader's data. Must be cheap and
+        change nothing. A server that refuses to answer counts as holding none. Raises
+        `StateUnavailable` and `StateRefused`. The default is for stores without such a server.
         """
         return False

@@ -247,8 +247,8 @@ class Takeover(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    """Whether the pipeline refuses to start while something that FUploader left is in its folder or
-    Redis, until `fuploader migrate` has taken it over. If false, it does not look."""
+    """If true, the pipeline refuses to start while FUploader's data is in its folder or Redis,
+    until `fuploader migrate` has taken it over. If false, it does not check."""
     root: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
     """FUploader's `storage_root`. By default, that of this pipeline."""
     task_name: str | None = None

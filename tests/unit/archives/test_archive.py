@@ -233,7 +233,7 @@ def test_nonzero_padding_is_damage_too(tmp_path: Path, sealed: bool) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_members_that_are_not_what_was_sealed_together_stop_packing(
+def test_members_that_do_not_match_the_seal_together_stop_packing(
     tmp_path: Path, threads: int
 ) -> None:
     """Each is what the index says, but the seal is of other bytes: one of the two is wrong."""
@@ -282,7 +282,7 @@ def test_a_file_that_changed_after_the_seal_stops_packing(
     assert not (tmp_path / "a.tar.zst").exists()
 
 
-def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_members_with_the_same_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "segment").write_bytes(tar_stream({"a": b"x"}))
     member = PlainMember("a", 1, sha256(b"x").digest())
     with (
@@ -292,7 +292,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
         write_archive(tmp_path / "a.tar.zst", source)
 
 
-def test_a_disk_that_gives_back_other_bytes_leaves_no_archive(
+def test_a_disk_that_returns_other_bytes_leaves_no_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bit that turns between the sync and the reading back is found."""

@@ -114,7 +114,7 @@ def test_a_cut_off_archive_is_found_at_every_position(sound: Sound) -> None:
                 _ = Archive.open(InMemory(sound.bytes[:at])).members
 
 
-def test_a_cut_off_archive_gives_back_all_members_of_its_whole_frames(
+def test_restoring_a_cut_off_archive_recovers_all_members_of_its_whole_frames(
     sound: Sound, tmp_path: Path
 ) -> None:
     for number, at in enumerate(positions(sound)[::25]):
@@ -135,7 +135,7 @@ def test_trailing_garbage_is_found_and_costs_nothing(sound: Sound, tmp_path: Pat
             assert found == set(sound.contents)
 
 
-def test_two_archives_one_behind_the_other_are_not_one(sound: Sound) -> None:
+def test_two_archives_in_one_file_are_damage(sound: Sound) -> None:
     damage_of(sound.bytes + sound.bytes)
 
 
@@ -192,7 +192,7 @@ def test_a_report_with_damage_raises_the_first_and_counts_the_others(sound: Soun
 
 @given(st.data())
 @settings(max_examples=200)
-def test_no_bytes_whatever_cause_an_error_that_is_not_ours(data: st.DataObject) -> None:
+def test_any_bytes_at_all_cause_only_errors_of_ours(data: st.DataObject) -> None:
     """Random bytes behind a beginning of an archive, or around pieces of zstd and tar."""
     pieces = st.sampled_from(
         [
@@ -228,7 +228,7 @@ def rebuilt(sound: Sound, **changes: object) -> bytes:
 
 @pytest.mark.parametrize("wrong", ["digest", "name", "size"])
 @pytest.mark.parametrize("name", ["消息.json", "very large.bin"])
-def test_a_manifest_that_states_something_else_is_believed_in_nothing(
+def test_a_manifest_that_does_not_match_the_members_is_damage(
     sound: Sound, name: str, wrong: str
 ) -> None:
     """Frames are sound, but a member has another digest, name or size than the manifest says."""

@@ -92,7 +92,7 @@ def test_a_small_remote_archive_takes_one_read(tmp_path: Path) -> None:
     assert source.reads == [(0, source.size_bytes)]
 
 
-def test_a_name_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_member_is_named(tmp_path: Path) -> None:
     with (
         Archive.open(packed(tmp_path, payloads(2))) as archive,
         pytest.raises(StoreRefused, match=r"a\.tar\.zst has no member 'nothing'"),
@@ -172,7 +172,7 @@ def test_restore_takes_what_matches_the_pattern(tmp_path: Path) -> None:
     assert set(files_below(tmp_path / "out")) == {"large.bin", "very large.bin"}
 
 
-def test_restoring_by_pattern_does_not_fetch_what_lies_between(tmp_path: Path) -> None:
+def test_restoring_by_pattern_does_not_fetch_members_in_between(tmp_path: Path) -> None:
     contents = {"first": b"1", "between": os.urandom(20 * 2**20), "last": b"2"}
     source = InMemory(packed(tmp_path, contents).read_bytes())
     report = Archive.open(source).restore(tmp_path / "out", "*st")
@@ -341,7 +341,7 @@ def test_a_foreign_archive_that_is_cut_off_is_an_error_at_every_position(
     assert report.damages
 
 
-def test_what_is_no_archive_at_all_is_damage(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_damage(tmp_path: Path) -> None:
     for content in (b"", b"x", b"\0" * 600, os.urandom(5000)):
         archive = Archive.open(InMemory(content))
         assert archive.verify().damages
@@ -350,7 +350,7 @@ def test_what_is_no_archive_at_all_is_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"7z\xbc\xaf\x27\x1c", b"PK\3\4", b"\x1f\x8b", b"\xfd7zXZ\0"])
-def test_archives_of_other_programs_are_declined_by_name(tmp_path: Path, head: bytes) -> None:
+def test_archives_of_other_formats_are_refused_by_name(tmp_path: Path, head: bytes) -> None:
     archive = Archive.open(InMemory(head + bytes(500)))
     for attempt in (
         archive.listing,

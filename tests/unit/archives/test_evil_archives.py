@@ -210,7 +210,7 @@ def test_an_evil_archive_is_an_error_of_ours_in_little_memory(evil: str, tmp_pat
     assert not list(tmp_path.rglob("a"))
 
 
-def test_what_is_evil_above_is_read_where_it_is_right(tmp_path: Path) -> None:
+def test_a_sound_archive_built_the_same_way_is_read(tmp_path: Path) -> None:
     """Else the table would prove nothing."""
     path = tmp_path / "good.tar.zst"
     path.write_bytes(built(page()))

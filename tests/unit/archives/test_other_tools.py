@@ -189,14 +189,16 @@ def test_of_two_members_with_one_name_the_last_one_counts_as_for_tar(tmp_path: P
     assert (tmp_path / "out" / "a").read_bytes() == b"somebody's own"
 
 
-def test_a_member_too_long_to_be_held_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_too_large_to_hold_in_memory_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(scanned_members, "_HELD_BYTES", 100)
     archive = compressed(tar_of([("a", b"1" * 500), ("b", b"b"), ("a", b"2" * 101), ("c", b"c")]))
     assert archive.read("a") == b"2" * 101
     assert archive.read("c") == b"c"
 
 
-def test_what_has_no_content_of_its_own_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_reading_a_member_without_content_says_what_it_is(tmp_path: Path) -> None:
     archive = compressed(tar_of([("a", b"a"), ("link", "a"), ("b", b"file"), ("b", "a")]))
     for name in ("link", "b"):
         with pytest.raises(StoreRefused, match="is a symbolic link to 'a', which has no content"):
@@ -204,7 +206,7 @@ def test_what_has_no_content_of_its_own_is_named_when_it_is_asked_for(tmp_path: 
 
 
 @pytest.mark.parametrize("log", range(20, 32))
-def test_a_long_window_is_read_as_far_as_memory_allows_and_said_beyond(
+def test_a_long_window_is_read_if_memory_allows_and_refused_otherwise(
     log: int, tmp_path: Path
 ) -> None:
     """`zstd --long`, where the frame does not state its size: it needs the whole window."""

@@ -45,7 +45,7 @@ def names_below(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["a.bin", "deep/er/a.bin"])
-def test_killed_halfway_no_part_has_its_name_and_the_repeat_gets_through(
+def test_a_killed_restore_leaves_no_partial_file_and_can_be_repeated(
     name: str, tmp_path: Path
 ) -> None:
     killed_while_writing(tmp_path, name)
@@ -59,7 +59,7 @@ def test_killed_halfway_no_part_has_its_name_and_the_repeat_gets_through(
     assert names_below(tmp_path) == {"whole", name, *folders}
 
 
-def test_a_member_that_is_damaged_or_lasts_too_long_leaves_nothing(tmp_path: Path) -> None:
+def test_a_damaged_member_leaves_nothing(tmp_path: Path) -> None:
     def damaged() -> Iterator[memoryview]:
         yield memoryview(CONTENT)
         raise DamagedArchive("not what it was")
@@ -69,7 +69,7 @@ def test_a_member_that_is_damaged_or_lasts_too_long_leaves_nothing(tmp_path: Pat
     assert names_below(tmp_path) == set()
 
 
-def test_two_restores_into_one_folder_leave_each_others_work_alone(tmp_path: Path) -> None:
+def test_two_restores_into_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
     def meanwhile() -> Iterator[memoryview]:
         yield memoryview(CONTENT)[:5000]
         with RestoreFolder(tmp_path) as other:
@@ -83,7 +83,7 @@ def test_two_restores_into_one_folder_leave_each_others_work_alone(tmp_path: Pat
     assert names_below(tmp_path) == {"a.bin", "b.bin"}
 
 
-def test_where_the_file_system_has_no_links_a_file_is_renamed_and_still_none_is_replaced(
+def test_without_links_in_the_file_system_files_are_renamed_and_none_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_: object, **__: object) -> None:
@@ -125,7 +125,9 @@ NAMES_THAT_LEAD_OUT = [
 
 
 @pytest.mark.parametrize("name", NAMES_THAT_LEAD_OUT)
-def test_a_name_that_leads_out_is_refused_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+def test_a_name_that_leads_outside_is_refused_and_nothing_is_written(
+    name: str, tmp_path: Path
+) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "folder"
     outside.mkdir()
     folder.mkdir()
@@ -137,7 +139,7 @@ def test_a_name_that_leads_out_is_refused_and_nothing_is_written(name: str, tmp_
     assert names_below(tmp_path) == {"outside", "folder", "folder/link", "folder/dangling"}
 
 
-def test_what_only_looks_like_the_work_of_a_restore_stays(tmp_path: Path) -> None:
+def test_files_that_only_look_like_a_restores_leftovers_stay(tmp_path: Path) -> None:
     (tmp_path / ".tmp-0123456789abcdef-restoring").symlink_to(tmp_path)
     (tmp_path / ".tmp-0123456789abcdee-restoring").write_bytes(b"a file")
     (tmp_path / ".tmp-0123456789abcdef-notes").mkdir()

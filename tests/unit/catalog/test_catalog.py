@@ -119,14 +119,14 @@ def test_a_pattern_finds_the_same_in_order_and_in_the_lists_of_archives(
             assert bool(expected) == (pattern != "*x*")
 
 
-def test_files_of_one_name_come_by_the_time_of_their_archives(tmp_path: Path) -> None:
+def test_files_with_the_same_name_come_oldest_archive_first(tmp_path: Path) -> None:
     with Catalog(tmp_path / "c.sqlite") as catalog:
         for number in (3, 1, 2):
             catalog.add(archive(number), ["a.json"])
         assert [hit.archive.key for hit in catalog.find("a.json")] == ["1", "2", "3"]
 
 
-def test_what_a_pattern_finds_comes_by_the_time_of_the_archives_and_not_from_removed_ones(
+def test_matches_come_oldest_archive_first_and_never_from_removed_archives(
     tmp_path: Path,
 ) -> None:
     with Catalog(tmp_path / "c.sqlite") as catalog:
@@ -199,7 +199,9 @@ def test_a_broken_catalog_fails_no_upload_and_is_rebuilt_from_the_store_alone(
             assert all(hit.archive.partition for hit in catalog.find("*"))
 
 
-def test_a_rebuild_reads_only_what_is_lacking_and_forgets_what_is_gone(tmp_path: Path) -> None:
+def test_a_rebuild_reads_only_missing_archives_and_forgets_those_that_are_gone(
+    tmp_path: Path,
+) -> None:
     settings = pipeline(tmp_path)
     one, _ = shipped(settings, {"a.json": b"1"}, {"b.json": b"2"})
     store = settings.store.open()
@@ -213,7 +215,9 @@ def test_a_rebuild_reads_only_what_is_lacking_and_forgets_what_is_gone(tmp_path:
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_a_rebuild_knows_what_lies_under_the_key_of_before(tmp_path: Path, anew: bool) -> None:
+def test_a_rebuild_finds_archives_under_keys_of_an_earlier_template(
+    tmp_path: Path, anew: bool
+) -> None:
     one, _ = shipped(pipeline(tmp_path, key="old/{archive}"), {"a.json": b"1"}, {"b.json": b"2"})
     settings = pipeline(tmp_path, key="new/{archive}")
     store = settings.store.open()
@@ -228,7 +232,7 @@ def test_a_rebuild_knows_what_lies_under_the_key_of_before(tmp_path: Path, anew:
         assert names(catalog, "*") == ["b.json"]
 
 
-def test_a_damaged_archive_is_named_by_a_rebuild_and_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_rebuild_names_a_damaged_archive_and_adds_all_others(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     one, _ = shipped(settings, {"a.json": b"1"}, {"b.json": b"2"})
     assert one.receipt is not None
@@ -271,7 +275,7 @@ def receipt(number: int) -> Receipt:
     )
 
 
-def test_whatever_bits_of_the_catalog_change_no_upload_fails_and_finding_says_what_to_do(
+def test_a_damaged_catalog_fails_no_upload_and_find_says_what_to_do(
     tmp_path: Path,
 ) -> None:
     """With 8 changed bits each, half of the time all in the first page: that is the schema."""
@@ -304,7 +308,7 @@ def test_whatever_bits_of_the_catalog_change_no_upload_fails_and_finding_says_wh
     assert refused > 10
 
 
-def test_a_list_of_names_that_changed_is_not_taken_for_right(tmp_path: Path) -> None:
+def test_a_damaged_list_of_names_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     with Catalog(path) as catalog:
         catalog.add(archive(1), ["a-1", "b-2"])
@@ -320,7 +324,7 @@ def test_a_list_of_names_that_changed_is_not_taken_for_right(tmp_path: Path) -> 
             assert found in ([], ["a-1", "b-2"])
 
 
-def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a_rebuild(
+def test_archives_missed_because_of_a_lock_are_added_by_a_later_upload_or_a_rebuild(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fuploader_dagster.catalog.rebuild._UPLOAD_WAITS_SECONDS", 0.1)
@@ -347,7 +351,7 @@ def test_what_a_lock_kept_out_of_the_catalog_is_added_by_a_later_upload_and_by_a
         assert names(catalog, "e.json") == ["e.json"]
 
 
-def test_no_more_than_some_archives_are_remembered(
+def test_a_limited_number_of_missed_archives_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fuploader_dagster.catalog.rebuild._UPLOAD_WAITS_SECONDS", 0.01)
@@ -366,7 +370,7 @@ def test_an_upload_waits_a_few_seconds_for_the_catalog_at_most() -> None:
     assert _UPLOAD_WAITS_SECONDS <= 3
 
 
-def test_a_catalog_that_was_removed_while_it_was_open_is_not_written_on(tmp_path: Path) -> None:
+def test_a_catalog_that_was_removed_while_open_is_not_written(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     with Catalog(settings.layout.catalog) as catalog:
         catalog.add(archive(1), ["a"])
@@ -381,7 +385,7 @@ def test_a_catalog_that_was_removed_while_it_was_open_is_not_written_on(tmp_path
     ["*?" * 40 + "x", "*a" * 40 + "Z", "*" * 4096, "[" * 4096, "?" * 4096, "*[!b]" * 40],
     ids=lambda pattern: pattern[:4],
 )
-def test_no_pattern_takes_for_ever(tmp_path: Path, pattern: str) -> None:
+def test_every_pattern_ends_soon(tmp_path: Path, pattern: str) -> None:
     """Each of these takes hours where its time grows with a power of its length or its stars."""
     there = ["a" * 255, *(f"doc-{n:06}.json" * 12 for n in range(100))]
     with Catalog(tmp_path / "c.sqlite") as catalog:

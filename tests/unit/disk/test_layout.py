@@ -50,7 +50,7 @@ def test_a_partition_key_looks_as_documented() -> None:
     "node",
     ["local", "node_id-10.0.0.1", "node_id-10.0.0.1-meta-p0", "a-s1-000002", "-", "..", "Z-s"],
 )
-def test_any_node_name_stands_in_a_key(node: str) -> None:
+def test_a_key_can_contain_any_node_name(node: str) -> None:
     key = PartitionKey(utc(1.5), node, 3, 1_000_000)
     assert PartitionKey.parse(str(key)) == key
 
@@ -70,7 +70,7 @@ def test_any_node_name_stands_in_a_key(node: str) -> None:
         "../20261120T234501123Z-n-s0-000017",
     ],
 )
-def test_what_is_no_partition_key_is_none(text: str) -> None:
+def test_other_text_is_not_a_partition_key(text: str) -> None:
     assert PartitionKey.parse(text) is None
 
 
@@ -87,7 +87,7 @@ def test_a_moment_keeps_its_milliseconds(milliseconds: int, microseconds: int) -
     assert key.sealed_at == moment
 
 
-def test_listings_know_numbers_and_pass_over_everything_else(tmp_path: Path) -> None:
+def test_listings_return_numbers_and_skip_everything_else(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     assert layout.active_slots() == layout.active_numbers(0) == layout.sealed_dirs() == []
     for path in (

@@ -45,7 +45,7 @@ USES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize(("kind", "plant"), PLANTS.items(), ids=PLANTS)
-def test_what_has_the_place_of_a_file_of_ours_is_named_and_not_touched(
+def test_something_else_in_the_place_of_our_file_is_named_and_not_touched(
     tmp_path: Path, kind: str, plant: Callable[[Path], object], use: Callable[[Path], object]
 ) -> None:
     place = tmp_path / "ours"
@@ -87,7 +87,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
         (errno.ELOOP, ForeignFile, "move it out of storage_root"),
     ],
 )
-def test_what_the_system_says_of_a_file_becomes_an_error_with_the_path_and_a_way_out(
+def test_an_os_error_becomes_an_error_with_the_path_and_what_to_do(
     tmp_path: Path, number: int, error: type[FuploaderError], advice: str
 ) -> None:
     place = tmp_path / "index"
@@ -105,7 +105,7 @@ def test_what_the_system_says_of_a_file_becomes_an_error_with_the_path_and_a_way
         ssl.SSLError(1, "certificate verify failed"),
     ],
 )
-def test_trouble_of_the_network_is_not_called_the_disks(tmp_path: Path, error: OSError) -> None:
+def test_network_errors_are_not_reported_as_disk_errors(tmp_path: Path, error: OSError) -> None:
     with pytest.raises(type(error)), naming_disk_trouble(tmp_path):
         raise error
 
@@ -126,7 +126,7 @@ def test_a_file_that_is_no_longer_found_by_its_name_is_noticed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b"no identity"])
-def test_a_damaged_identity_is_moved_aside_and_the_folder_gets_a_new_one(
+def test_a_damaged_identity_is_set_aside_and_the_folder_gets_a_new_one(
     tmp_path: Path, damaged: bytes
 ) -> None:
     layout = intake(tmp_path).layout

@@ -70,7 +70,7 @@ def test_processes_that_open_write_and_close_one_file_all_the_time_all_can(
     assert together(use, lambda _: path, 4 * ROUNDS) == []
 
 
-def test_who_opens_a_new_file_waits_for_a_program_that_writes_it_at_the_moment(
+def test_opening_a_new_file_waits_for_a_program_that_is_writing_it(
     user: tuple[Path, Use],
 ) -> None:
     """SQLite alone refuses the switch to the write-ahead log at once, whatever the timeout."""
@@ -163,7 +163,9 @@ def _read_as_nobody(pipe: Connection) -> None:
 
 
 @pytest.mark.parametrize("left", ["", "an empty log", "open elsewhere"])
-def test_who_may_not_write_can_read(tmp_path: Path, nobody: Callable[..., str], left: str) -> None:
+def test_a_user_without_the_right_to_write_can_read(
+    tmp_path: Path, nobody: Callable[..., str], left: str
+) -> None:
     path = tmp_path / "folder" / "f?#%.sqlite"
     file = SqliteFile(path, tables, wait_seconds=1)
     file.connection.execute("INSERT INTO t VALUES (7)")
@@ -175,7 +177,7 @@ def test_who_may_not_write_can_read(tmp_path: Path, nobody: Callable[..., str], 
     file.close()
 
 
-def test_who_reads_leaves_nothing_that_the_owner_could_not_write(
+def test_reading_leaves_nothing_that_the_owner_cannot_write(
     tmp_path: Path, nobody: Callable[..., str]
 ) -> None:
     """The folder is everybody's, the file is not."""
@@ -187,7 +189,7 @@ def test_who_reads_leaves_nothing_that_the_owner_could_not_write(
     assert {left.name for left in path.parent.iterdir()} == {"f", "f.lock"}
 
 
-def test_who_may_not_write_is_told_so_where_a_log_cannot_be_read(
+def test_a_log_that_cannot_be_read_without_writing_is_reported(
     tmp_path: Path, nobody: Callable[..., str]
 ) -> None:
     path = tmp_path / "folder" / "f"

@@ -50,7 +50,7 @@ def payload(name: str) -> bytes:
     return (name.encode() * 37)[: 7 * len(name)]
 
 
-def test_the_header_is_one_block_where_ustar_can_say_it() -> None:
+def test_the_header_is_one_block_if_ustar_suffices() -> None:
     assert len(member_header("n" * 100, 8**11 - 1)) == 512
     assert len(member_header("n" * 101, 0)) == 3 * 512
     assert len(member_header("n", 8**11)) == 3 * 512
@@ -124,6 +124,6 @@ def test_tar_programs_read_sizes_beyond_eight_gib(tool: list[str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\udcff.json", "n" * 200 + "\udfff"])
-def test_a_name_that_is_no_unicode_is_a_bad_message(name: str) -> None:
+def test_a_name_that_is_not_unicode_is_a_bad_message(name: str) -> None:
     with pytest.raises(BadMessage, match="cannot be written as UTF-8"):
         member_header(name, 1)

@@ -36,7 +36,7 @@ with temporary_file(Path("file")) as file, temporary_folder(Path("folder")) as f
 """
 
 
-def test_what_a_living_process_writes_is_held_and_what_a_killed_one_left_is_not(
+def test_files_of_a_live_process_are_held_and_those_of_a_killed_one_are_not(
     tmp_path: Path,
 ) -> None:
     writer = subprocess.Popen(
@@ -58,7 +58,7 @@ def test_what_a_living_process_writes_is_held_and_what_a_killed_one_left_is_not(
     assert not any(map(remove_unless_held, made))  # may be repeated
 
 
-def test_whoever_is_taken_for_dead_while_he_begins_begins_anew(
+def test_a_writer_whose_new_file_is_removed_as_a_leftover_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Path] = []
@@ -77,7 +77,7 @@ def test_whoever_is_taken_for_dead_while_he_begins_begins_anew(
         assert path.exists()
 
 
-def test_nothing_is_left_of_what_was_not_renamed(tmp_path: Path) -> None:
+def test_a_temporary_that_is_not_renamed_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyError), temporary_file(tmp_path / "x"), temporary_folder(tmp_path / "y"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,6 @@ def test_a_folder_that_is_reached_by_a_link_is_the_same_one(tmp_path: Path) -> N
     assert set(load_pipelines(path)) == {"docs", "images"}
 
 
-def test_what_fuploader_left_in_a_common_storage_root_stops_no_loading(tmp_path: Path) -> None:
+def test_fuploaders_data_in_a_shared_storage_root_does_not_stop_loading(tmp_path: Path) -> None:
     (tmp_path / "data" / "slot_0_3").mkdir(parents=True)
     build_definitions(*(pipeline(tmp_path, name=name) for name in ("docs", "images")))

@@ -235,7 +235,7 @@ def test_a_variable_that_cannot_be_read_is_named(
     assert "FUPLOADER_PIPELINES in the environment" in complaint_of_one(tmp_path)
 
 
-def test_fuploaders_variables_win_over_the_file_and_lose_against_the_pipelines_own(
+def test_fuploaders_variables_win_over_the_file_but_not_over_the_pipelines_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODE_ID", " node_id-10.0.0.1 ")
@@ -266,7 +266,7 @@ def test_a_node_name_is_the_same_in_fuploaders_worker_processes(
         ({"RESIDUE_FILE_UPLOAD": " "}, False),
     ],
 )
-def test_residue_upload_is_asked_for_under_both_spellings(
+def test_residue_upload_can_be_set_under_both_spellings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], residue: bool
 ) -> None:
     for name, value in variables.items():
@@ -284,7 +284,7 @@ def test_a_wrong_value_in_fuploaders_variable_is_named_by_the_variable(
     )
 
 
-def test_a_backend_of_ones_own_is_named_by_module_and_class(tmp_path: Path) -> None:
+def test_a_custom_backend_is_named_by_module_and_class(tmp_path: Path) -> None:
     own = {"kind": "tests.unit.settings.test_loading:OwnQueue", "path": "q", "shelf": "top"}
     source = load_one(tmp_path, source=own).source
     assert isinstance(source, OwnQueue)
@@ -322,7 +322,7 @@ def test_a_worker_gets_the_same_settings_through_its_pipe(tmp_path: Path) -> Non
     assert received.key is key_of_a_user
 
 
-def test_what_a_pipe_carries_keeps_every_default(tmp_path: Path) -> None:
+def test_settings_sent_through_a_pipe_keep_every_default(tmp_path: Path) -> None:
     settings = intake(tmp_path, source=OwnQueue(path=tmp_path, shelf="top"))
     received = load_intake(dump_intake(settings))
     assert type(received) is Intake

@@ -71,7 +71,7 @@ def test_an_impossible_value_or_combination_is_refused_with_what_would_be_right(
         ({"prefetch_count": 50, "commit_messages": 49}, 49),
     ],
 )
-def test_a_batch_that_nobody_set_follows_the_prefetch(
+def test_the_default_batch_follows_the_prefetch(
     tmp_path: Path, values: dict[str, Any], commit_messages: int
 ) -> None:
     assert intake(tmp_path, **values).commit_messages == commit_messages
@@ -80,7 +80,7 @@ def test_a_batch_that_nobody_set_follows_the_prefetch(
 @pytest.mark.parametrize(
     "node_id", ["node_id-10.0.0.1", "node_id-10.0.0.1-meta-p0", "node-1.a_B", "n" * 64]
 )
-def test_node_names_as_fuploader_makes_them_are_taken(tmp_path: Path, node_id: str) -> None:
+def test_node_names_that_fuploader_makes_are_accepted(tmp_path: Path, node_id: str) -> None:
     assert intake(tmp_path, node_id=node_id).node == node_id
 
 
@@ -88,12 +88,12 @@ def test_without_a_node_name_partition_keys_say_local(tmp_path: Path) -> None:
     assert intake(tmp_path).node == "local"
 
 
-def test_an_own_packer_may_have_its_own_suffix(tmp_path: Path) -> None:
+def test_a_custom_packer_may_have_its_own_suffix(tmp_path: Path) -> None:
     settings = pipeline(tmp_path, packer=packer_of_a_user, archive_suffix=".7z")
     assert settings.archive_suffix == ".7z"
 
 
-def test_name_fields_are_taken_as_a_list_and_as_one_line(tmp_path: Path) -> None:
+def test_name_fields_may_be_a_list_or_one_line(tmp_path: Path) -> None:
     assert intake(tmp_path, name_fields="id, file_name").name_fields == ("id", "file_name")
     assert intake(tmp_path, name_fields=["id"]).name_fields == ("id",)
     assert intake(tmp_path, name_fields=[]).name_fields == ()
@@ -101,7 +101,7 @@ def test_name_fields_are_taken_as_a_list_and_as_one_line(tmp_path: Path) -> None
     assert allowed.name_fields == ("payload",)
 
 
-def test_a_home_folder_is_meant_as_in_a_shell(
+def test_a_tilde_means_the_home_folder_as_in_a_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

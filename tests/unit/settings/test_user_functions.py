@@ -85,9 +85,7 @@ def test_a_function_of_a_module_is_found_again_by_its_reference(function: Any) -
         Tools(),
     ],
 )
-def test_what_a_worker_could_not_import_is_refused_with_a_sentence(
-    tmp_path: Path, function: Any
-) -> None:
+def test_a_function_that_workers_cannot_import_is_refused(tmp_path: Path, function: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         intake(tmp_path, parser=function)
     (error,) = caught.value.errors(include_input=False)
@@ -95,7 +93,7 @@ def test_what_a_worker_could_not_import_is_refused_with_a_sentence(
     assert "hunter2" not in error["msg"]
 
 
-def test_a_lambda_is_told_where_to_go(tmp_path: Path) -> None:
+def test_a_lambda_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="define a function at the top level of a module"):
         intake(tmp_path, parser=lambda body: body)
 
@@ -147,7 +145,7 @@ def test_objects_and_references_are_the_same_setting(tmp_path: Path) -> None:
         ("ü ö/{archive}", "ü ö/a.tar.zst"),
     ],
 )
-def test_a_key_template_is_filled_with_what_the_slot_is(template: str, key: str) -> None:
+def test_a_key_template_is_filled_with_the_slots_values(template: str, key: str) -> None:
     made = object_key(
         as_key_strategy(template), pipeline="docs", partition=PARTITION, archive="a.tar.zst"
     )
@@ -186,7 +184,7 @@ def test_a_key_template_that_cannot_work_is_refused_before_anything_is_sealed(
 @pytest.mark.parametrize(
     "made", [None, 7, b"k", "", "/k", "k/", "a//b", "a/../b", "a\\b", "a\0b", "\ud800", "k" * 1024]
 )
-def test_a_key_generators_nonsense_is_a_strategy_error_that_keeps_the_slot(made: Any) -> None:
+def test_an_unusable_key_is_a_strategy_error_that_keeps_the_slot(made: Any) -> None:
     KEYS["a.7z"] = made
     with pytest.raises(StrategyError, match=r"key for a\.7z is unusable.*the slot is kept"):
         object_key(key_of_a_user, pipeline="docs", partition=PARTITION, archive="a.7z")
