@@ -1,1 +1,1 @@
-"""What runs by itself: draining, recovery, retention, and telling a person."""
+"""What runs by itself: draining, recovery, retention, and telling a person of trouble."""

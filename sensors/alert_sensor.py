@@ -1,12 +1,11 @@
 """The alert sensor: once a minute it posts to `alert_webhook` what a person should know.
 
-It looks for itself and needs no other sensor: also where the drain sensor is switched off, disk,
-object store, dead letters and failed slots are watched. That nothing drains then is what somebody
-wants, and is not told; a trouble of the drain that was told before ends with the word that it was
-switched off.
+It needs no other sensor: with the drain sensor off it still watches the disk, the object store,
+dead letters and failed slots. A drain sensor that is off is no trouble, because somebody switched
+it off; trouble of the drain that was posted before then ends, and the message says why.
 
-What was told is in the pipeline's folder (`alert_memory`), so neither a restart nor another daemon
-repeats or forgets anything. What could not be delivered is tried again with the next tick.
+What was posted is noted in the pipeline's folder (`alert_memory`), so neither a restart nor another
+daemon repeats or forgets anything. What could not be delivered is tried again at the next tick.
 """
 
 import logging
@@ -27,6 +26,7 @@ from fuploader_dagster.health.alert_look import Draining, FailedRun, look
 from fuploader_dagster.health.alert_memory import read_memory, write_memory
 from fuploader_dagster.health.alert_post import post
 from fuploader_dagster.health.alerts import Alert, Memory, due, noticed, told
+from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.sensors.drain_sensor import IN_TROUBLE
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.failure_sensor import is_of
@@ -35,7 +35,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 INTERVAL_SECONDS = 60
 RUNS_LOOKED_AT = 200
 RUNS_OVERLAP_SECONDS = 120.0
-"""A run's last change is noted by whoever made it, with its own clock and transaction."""
+"""Each process notes the changes of its run by its own clock and in its own transaction."""
 TICKS_LOOKED_AT = 40
 OLD_TICK_SECONDS = 600.0
 _WILL_RETRY = "dagster/will_retry"
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class AlertNotSent(Exception):
-    """The tick fails with it, so that the UI shows it."""
+    """Fails the tick, so that the UI shows it."""
 
 
 def build_alert_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition | None:
@@ -56,10 +56,8 @@ def build_alert_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         name=Names.of(pipeline).alert_sensor,
         job_name=Names.of(pipeline).ship_job,
         minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=(
-            dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
-        ),
-        description="Posts to alert_webhook what a person should know, and when it is over.",
+        default_status=sensor_status(running=running),
+        description="Posts trouble that a person should know of to alert_webhook, and its end.",
     )
     def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now, instance = time.time(), context.instance
@@ -73,7 +71,7 @@ def build_alert_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
 
 
 def tell(pipeline: Pipeline, instance: dg.DagsterInstance, *, running: bool, now: float) -> str:
-    """Look, post what is due, and note it. Returns what was done, for the tick.
+    """Look, post what is due, and note it. Returns what the tick shows.
 
     Raises `AlertNotSent` if something could not be posted.
     """
@@ -81,7 +79,7 @@ def tell(pipeline: Pipeline, instance: dg.DagsterInstance, *, running: bool, now
         with FileLock(pipeline.layout.locks / "alerts.lock"):
             return _tell(pipeline, instance, running, now)
     except SlotInUse:
-        return "another tick is just telling what there is"
+        return "another tick is posting at this moment"
 
 
 def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> str:
@@ -96,22 +94,22 @@ def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: 
         except FuploaderError as error:
             problem = str(error)
             log.error("%s: %s", pipeline.name, problem)
-            break  # the rest waits: an end must not be told before its beginning
+            break  # the rest waits: an end must not be posted before its beginning
         memory = told(memory, alert, now)
         write_memory(pipeline.layout, memory)
         posted += 1
     if problem:
         raise AlertNotSent(problem)
     lasting = sorted({one.kind for one in memory.episodes.values() if not one.over_since})
-    return f"{posted} alerts posted; trouble: {', '.join(lasting) or 'none'}"
+    return f"{posted} alerts posted; current trouble: {', '.join(lasting) or 'none'}"
 
 
 def _looked(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> Memory:
-    """What is known after a look. Changes nothing."""
+    """What is known after a look; changes nothing."""
     names, before = Names.of(pipeline), read_memory(pipeline.layout)
     memory, runs = _failed_runs(before or Memory(runs_until=now), instance, names)
     if before is None:
-        runs = []  # they failed before anybody was to be told
+        runs = []  # they failed before there was anybody to tell
     draining = _draining(instance, names, running, now)
     going_on = [one.kind for one in memory.episodes.values() if not one.over_since]
     return noticed(memory, look(pipeline, draining, runs, now=now, going_on=going_on), now)
@@ -124,7 +122,7 @@ def _message(alert: Alert, pipeline: Pipeline) -> dict[str, Any]:
 def _failed_runs(
     memory: Memory, instance: dg.DagsterInstance, names: Names
 ) -> tuple[Memory, Sequence[FailedRun]]:
-    """Runs of ours that failed since the last look, without those that Dagster starts again."""
+    """The pipeline's runs that failed since the last look, except those that Dagster retries."""
     after = datetime.fromtimestamp(memory.runs_until - RUNS_OVERLAP_SECONDS, timezone.utc)
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=after)
     records = instance.get_run_records(filters, limit=RUNS_LOOKED_AT)
@@ -146,7 +144,7 @@ def _failed_runs(
 def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
     said = [one.dagster_event.message for one in events if one.dagster_event]
-    return (said[-1] if said else None) or "Dagster's log does not say why."
+    return (said[-1] if said else None) or "The run's log does not say why."
 
 
 def _draining(instance: dg.DagsterInstance, names: Names, running: bool, now: float) -> Draining:
@@ -182,9 +180,9 @@ def _tick_problem(
 
 
 def _sentence(error: SerializableErrorInfo | None, sensor: str) -> str:
-    """What the drain sensor said. Nobody knows what other errors' texts hold."""
+    """What the drain sensor said. The text of other errors is not posted: it may hold anything."""
     while error is not None and error.cls_name != "DrainTrouble":
         error = error.cause
     if error is None:
-        return f"the ticks of {sensor} fail: look at them in the UI"
+        return f"the ticks of {sensor} fail: see their errors in the UI"
     return error.message.partition(": ")[2].strip()

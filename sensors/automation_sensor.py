@@ -1,11 +1,11 @@
-"""The automation sensor: with `runs_by: automation` it is Dagster's conditions that ask for runs.
+"""The automation sensor: with `runs_by: automation` Dagster's conditions ask for the runs.
 
-The assets' conditions are `on_missing`: a partition whose sealed slot was registered and that has
-no archive yet is asked for once. Several of them become one backfill, so that they share runs as
-they do when the drain sensor asks. What failed is the recovery schedule's, as ever.
+The assets' conditions are `on_missing`: a partition whose slot is registered and that has no
+archive yet is asked for once. Several of them become one backfill, so they share runs as they do
+when the drain sensor asks. What failed is left to the recovery schedule, as always.
 
-It is a sensor of the pipeline's own, because Dagster's default one is off until somebody switches
-it on, and evaluates everything else as well.
+The pipeline has a sensor of its own because Dagster's default one is off until somebody switches it
+on, and evaluates everything else as well.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.settings.pipeline import Pipeline
 
 MINIMUM_INTERVAL_SECONDS = 10
-"""An evaluation reads the events of three assets; backfills start every 30 s at best."""
+"""An evaluation reads the events of three assets; backfills start every 30 s at most."""
 
 
 def build_automation_sensor(
@@ -26,12 +27,11 @@ def build_automation_sensor(
     if pipeline.runs_by != "automation":
         return None
     names = Names.of(pipeline)
-    status = dg.DefaultSensorStatus
     return dg.AutomationConditionSensorDefinition(
         name=f"{names.scope}_automation",
-        target=dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive),
+        target=dg.AssetSelection.assets(*names.archives),
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
         run_tags={PIPELINE_TAG: names.scope},
-        default_status=status.RUNNING if running else status.STOPPED,
-        description="Evaluates the automation conditions of the archives.",
+        default_status=sensor_status(running=running),
+        description="Asks for runs where the assets' automation conditions say so.",
     )

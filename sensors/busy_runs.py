@@ -1,13 +1,13 @@
 """Which slots a run is about to handle, so that nobody asks for them a second time.
 
 What must always hold: no run keeps a slot waiting for ever. A run that was being terminated when
-its machine died stays CANCELING, one whose process never came up stays STARTING, and Dagster's own
-defaults do not look after either. So an unfinished run counts only while somebody works on its
-slots, which the kernel knows (the lock of a partition is held by live processes only), or while
-it is young: something happened in it a short while ago. A run in Dagster's queue counts for as long
-as it is there, because a second one would only queue behind it.
+its machine died stays CANCELING, one whose process never started stays STARTING, and Dagster's
+defaults clean up neither. So an unfinished run counts only while a process works on its slots,
+which the kernel knows (only live processes hold a partition's lock), or while it is young:
+something happened in it a short while ago. A run in Dagster's queue counts as long as it is there,
+because a second one would only queue up after it.
 
-A run that is believed gone and still works does no harm: the second run waits for the partition's
+A run that is taken for dead and still works does no harm: the second run waits for the partition's
 lock, then finds the work done.
 """
 
@@ -35,17 +35,17 @@ class UnfinishedRun:
     """A run of the pipeline that has not ended, and what it keeps."""
 
     name: str
-    """As a tick shows it: see `named`."""
+    """As a tick shows it (`named`)."""
     keys: Sequence[str]
     works: bool
-    """False: nobody holds a lock of its slots, and nothing has happened in it for a while."""
+    """False: no process holds a lock of its slots, and nothing has happened in it for a while."""
 
 
 def unfinished_runs(
     instance: dg.DagsterInstance, names: Names, layout: Layout, registered: Sequence[str]
 ) -> list[UnfinishedRun]:
-    """The pipeline's runs that have not ended. Those of a backfill say no pipeline; they may be
-    ours, and count if they are for keys of ours."""
+    """The pipeline's runs that have not ended. A backfill's runs do not name a pipeline; they count
+    if they are for keys of this one."""
     now, found = time.time(), []
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED_RUNS)):
         run = record.dagster_run
@@ -62,7 +62,7 @@ def unfinished_runs(
 
 
 def named(record: dg.RunRecord) -> str:
-    """A run's id, its status, and since when it has this status."""
+    """A run's id and status, and since when it has this status."""
     run, since = record.dagster_run, record.update_timestamp.astimezone(timezone.utc)
     return f"run {run.run_id} ({run.status.value} since {since:%Y-%m-%d %H:%M:%S} UTC)"
 
@@ -73,7 +73,7 @@ def busy_keys(runs: Sequence[UnfinishedRun]) -> set[str]:
 
 
 def what_blocks(keys: Collection[str], runs: Sequence[UnfinishedRun]) -> str:
-    """For which runs these slots wait, in a sentence; empty if there are none."""
+    """Which runs these slots wait for, in a sentence; empty if there are none."""
     waiting = [(run, [key for key in run.keys if key in keys]) for run in runs if run.works]
     told = [
         f"{held[0]}{f' and {len(held) - 1:,} more' if len(held) > 1 else ''} for {run.name}"
@@ -85,18 +85,19 @@ def what_blocks(keys: Collection[str], runs: Sequence[UnfinishedRun]) -> str:
 
 
 def given_up(keys: Collection[str], runs: Sequence[UnfinishedRun]) -> list[str]:
-    """A sentence for each run that has not ended and that nobody waits for any more."""
+    """A sentence for each unfinished run that these slots no longer wait for."""
     return [
         f"{run.name} does nothing: no process works on its slots, and nothing happened in it for "
-        f"{YOUNG_SECONDS:.0f} s. They are asked for again; terminate the run in the UI if it stays"
+        f"{YOUNG_SECONDS:.0f} s. Its slots are asked for again; if the run stays, terminate it in "
+        "the UI"
         for run in runs
         if not run.works and not set(run.keys).isdisjoint(keys)
     ]
 
 
 def _last_event(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
-    """When something happened in a run last; seconds since 1970. Never in the future: after the
-    clock was set back, what happened before it counts as old."""
+    """When something last happened in a run; seconds since 1970. Never in the future: if the clock
+    was set back, what happened before that counts as old."""
     moments = [record.update_timestamp.timestamp(), record.create_timestamp.timestamp()]
     last = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False)
     moments += [one.timestamp for one in last.records]

@@ -1,14 +1,14 @@
 """Runs whose process died together with its code server, which nobody else would notice.
 
-Dagster's code server reports runs of its own that die. When it dies with them (kill -9, power,
-a container that is removed), they stay "started" for ever: their partitions count as being handled,
-and each takes one of the runs that may go on at once. So the recovery schedule looks for them.
+Dagster's code server reports its runs that die. When it dies with them (kill -9, power cut, a
+container that is removed), they stay "started" for ever: their partitions count as being handled,
+and each run takes one of the places for concurrent runs. So the recovery schedule looks for them.
 
-What must always hold: a run is called dead only if its process was of this machine and is gone.
-Every run says its process id when it begins; the number may have been given out again since, so a
-process that is younger than the run's beginning is not it. One that has not said it for
-`LONGEST_START_SECONDS` never came up. Runs that other launchers started, in containers or on other
-machines, are left to those.
+What must always hold: a run is called dead only if its process was on this machine and is gone.
+Every run reports its process id when it starts. The kernel may have reused the number since, so a
+process that is younger than the run's start is another one. A run that has reported no process for
+`LONGEST_START_SECONDS` never started. Runs that other launchers started, in containers or on other
+machines, are left to those launchers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _BEGUN = [
     dg.DagsterRunStatus.CANCELING,
 ]
 LONGEST_START_SECONDS = 900.0
-"""From Dagster's launching a run to its process id. Run monitoring, where it is on, waits 180 s."""
+"""From a run's launch to its process id. Dagster's run monitoring, where it is on, waits 180 s."""
 _GONE = (
     "The process of this run is gone: it was killed together with its code server. "
-    "Nothing is lost; what it did not finish is asked for again."
+    "Nothing is lost; what the run did not finish will be asked for again."
 )
 _YOUNGER_SECONDS = 30.0
-"""The clock may have been set a little since; a number is not given out again within seconds."""
+"""The clock may have been set a little since; the kernel does not reuse a number in seconds."""
 
 
 def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.DagsterRun]:
-    """Report the pipeline's runs whose process is gone as failed, or as canceled if somebody was
-    terminating them; returns those that failed.
+    """Report the pipeline's runs whose process is gone as failed, or as canceled if they were being
+    terminated; returns those that failed.
 
-    Dagster's own `run_retries` may then start these again.
+    Dagster's `run_retries` may start these again.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return []
@@ -62,35 +62,35 @@ def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.Dagster
 
 
 def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int | None:
-    """The process id of a run of this machine; None if it is gone, or has not said it yet."""
+    """The process id of a run on this machine; None if it is gone, or not reported yet."""
     process = _process_of(run, instance)
     return process[0] if process is not None and _still_there(*process) else None
 
 
 def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
-    assets = {names.packed_archive, names.uploaded_archive}  # runs of backfills have no job of ours
-    return run.job_name in names.jobs or bool(assets & (run.asset_selection or set()))
+    selected = run.asset_selection or set()  # a backfill's runs have no job of this pipeline's
+    return run.job_name in names.jobs or not selected.isdisjoint(names.archives)
 
 
 def _is_dead(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:
     run = record.dagster_run
     process = _process_of(run, instance)
     if process is None:
-        said_nothing_seconds = time.time() - record.update_timestamp.timestamp()
-        # What somebody executes in a process of his own has begun without saying which.
+        silent_seconds = time.time() - record.update_timestamp.timestamp()
+        # A run that somebody executes in their own process starts without reporting which.
         in_process = run.status is dg.DagsterRunStatus.STARTED
-        if in_process or said_nothing_seconds < LONGEST_START_SECONDS:
+        if in_process or silent_seconds < LONGEST_START_SECONDS:
             return False
     elif _still_there(*process):
         return False
-    now = instance.get_run_by_id(run.run_id)  # it may have come to its end in this moment
+    now = instance.get_run_by_id(run.run_id)  # it may have ended in this moment
     return now is not None and now.status is run.status
 
 
 def _process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> tuple[int, float] | None:
-    """Process id of a run and when it said so; None before it did.
+    """Process id of a run, and when the run reported it; None before it did.
 
-    A run that went back into the queue, because the code server did not answer, begins again.
+    A run that went back to the queue, because the code server did not answer, starts again.
     """
     found = None
     kinds = {dg.DagsterEventType.PIPELINE_STARTING, dg.DagsterEventType.ENGINE_EVENT}
@@ -118,8 +118,7 @@ def _still_there(pid: int, begun_at: float) -> bool:
 def _is_alive(pid: int) -> bool:
     """True while a process of this number runs on this machine.
 
-    One that ended and that nobody has waited for does not run: in a container whose first process
-    waits for nobody, those stay for ever.
+    A zombie does not run. In a container whose first process reaps nobody, zombies stay for ever.
     """
     try:
         os.kill(pid, 0)

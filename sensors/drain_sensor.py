@@ -1,16 +1,18 @@
 """The drain sensor: each tick keeps the workers alive and turns sealed slots into runs.
 
+It learns of sealed slots from the state store, where the drain lists them (`waiting_list` describes
+this hand-over).
+
 What must always hold: a tick takes milliseconds, whatever the queue, the disk or the store do. The
 workers' lease is renewed first, so trouble with anything else does not stop the drain. Keys leave
-the state store's waiting list only when a later tick sees their partitions in the instance; so a
-tick whose answer was lost is simply repeated. Only keys of this pipeline's own slots are
-registered: whatever else somebody put into that list is taken out of it and logged. Only the tick
-of a running sensor does anything: whoever tests the sensor by hand is told what a tick would do.
+the waiting list only when a later tick sees their partitions in the instance, so a tick whose
+answer was lost is simply repeated. Only the tick of a running sensor does anything: a test by hand
+says what a tick would do.
 
-A run costs Dagster seconds of CPU before it does anything, so under load a run for each tick's few
-slots would take more of the machine than draining and shipping. While the last run of this sensor
-is not over, slots wait for it and share the next one; not when they are enough for a run of their
-own, and not longer than `LONGEST_WAIT_SECONDS`, so that a run that hangs holds nothing up.
+A run costs Dagster seconds of CPU before it does anything. Under load, a run for each tick's few
+slots would take more of the machine than draining and shipping. So while the last run of this
+sensor is not over, slots wait for it and share the next one, unless they are enough for a run of
+their own. They wait at most `LONGEST_WAIT_SECONDS`, so a run that hangs holds nothing up.
 """
 
 import re
@@ -30,6 +32,7 @@ from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import supervisor_for
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.sensors.busy_runs import named
+from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.waiting_list import WaitingList
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -37,24 +40,24 @@ from fuploader_dagster.settings.safe_text import in_a_line
 from fuploader_dagster.slots.sealing import find_sealed
 
 MINIMUM_INTERVAL_SECONDS = 1
-"""The daemon looks at sensors every 5 s and skips those whose interval has not passed; with 5 s
-here a tick that came a moment late would be followed by a gap of 10 s, longer than the lease."""
+"""The daemon looks at sensors every 5 s and skips those whose interval has not passed. With 5 s
+here, a tick that came a moment late would leave a gap of 10 s, longer than the lease."""
 KEYS_PER_TICK = 320
-"""A registered key costs the daemon about 10 ms; the rest waits for the next tick."""
+"""Registering a key costs the daemon about 10 ms; the rest waits for the next tick."""
 LONGEST_WAIT_SECONDS = 9.0
-"""Of a sealed slot for the end of the run before, while messages come."""
+"""How long a sealed slot waits for the end of the previous run, while messages come."""
 FAIL_AGAIN_SECONDS = 300.0
-"""So often a tick fails while one trouble lasts; those between are skipped, with the sentence."""
+"""While one trouble lasts, a tick fails this often. Those between are skipped and say it."""
 IN_TROUBLE = "in trouble: "
-"""Begins the reason of such a tick."""
+"""How the reason of such a tick begins."""
 _FIGURES = re.compile(r"[0-9][0-9.,:]*")
 _failed_last: dict[Path, tuple[str, float]] = {}
-"""By pipeline, what a tick of this process failed with last, and when."""
+"""By pipeline: what a tick of this process last failed with, and when."""
 _SENSOR_TAG = "dagster/sensor_name"
 
 
 class DrainTrouble(Exception):
-    """What keeps the drain from draining. A tick fails with it, so that the UI shows it."""
+    """What keeps the drain from draining. Fails the tick, so that the UI shows it."""
 
     def __init__(self, said: str) -> None:
         super().__init__(in_a_line(said))
@@ -67,14 +70,14 @@ class _Cursor(msgspec.Struct):
     stored_messages: int = 0
     dead_letters: int = 0
     asked_at: float = 0.0
-    """When runs were asked for last."""
+    """When runs were last asked for."""
     reported: Reported = msgspec.field(default_factory=Reported)
     store_down: bool | None = None
-    """What the check `store_reachable` was told last; None: nothing yet."""
+    """What was last reported for the check `store_reachable`; None: nothing yet."""
 
 
 def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition:
-    """The drain sensor of a pipeline; `running`: on without anybody switching it on."""
+    """The drain sensor of a pipeline; `running`: on as soon as Dagster loads it."""
     names = Names.of(pipeline)
     partitions = names.partitions()
 
@@ -82,10 +85,8 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         name=names.drain_sensor,
         job_name=names.ship_job,
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-        default_status=(
-            dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
-        ),
-        description="Keeps the drain workers running; registers sealed slots and asks for runs.",
+        default_status=sensor_status(running=running),
+        description="Keeps the drain workers running, registers sealed slots and asks for runs.",
     )
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dry = is_dry_run(context)
@@ -135,7 +136,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         context.log.info(summary)  # only here: each tick that logs leaves a file
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
-            # While the store does not answer recovery keeps them, and asks when it is back.
+            # While the store does not answer, recovery keeps them and asks when it is back.
             run_requests=[]
             if pipeline.runs_by == "automation" or trouble
             else [
@@ -153,9 +154,9 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
 
 
 def _in_trouble(sentence: str, root: Path, *, dry: bool) -> dg.SensorResult:
-    """Fail the tick with the sentence if it is news; else one line in the daemon's log says it.
+    """Fail the tick with the sentence if it is news; otherwise skip it with one line.
 
-    A tick that fails leaves some 40 lines of traceback there, and a tick comes every 5 s.
+    A failed tick leaves some 40 lines of traceback in the daemon's log, and a tick comes every 5 s.
     """
     if dry or _is_news(sentence, root):
         raise DrainTrouble(sentence)
@@ -163,7 +164,7 @@ def _in_trouble(sentence: str, root: Path, *, dry: bool) -> dg.SensorResult:
 
 
 def _is_news(sentence: str, root: Path) -> bool:
-    """Whether this was not said lately. Figures in it may change."""
+    """Whether this was not said lately. Numbers in it may change."""
     gist, now = _FIGURES.sub("#", sentence), time.monotonic()
     said, at = _failed_last.get(root, ("", 0.0))
     if gist == said and now - at < FAIL_AGAIN_SECONDS:
@@ -187,7 +188,7 @@ def _problems(pipeline: Pipeline, *, dry: bool) -> list[str]:
 
 
 def _told_by_workers(pipeline: Pipeline) -> list[str]:
-    """What somebody else's workers say of themselves."""
+    """What the workers of `fuploader drain` report of themselves."""
     told = read_statuses(pipeline.layout)
     drained = {one.worker for one in told if one.doing == "draining"}
     troubled = [one for one in told if one.problem and one.worker not in drained]
@@ -216,10 +217,9 @@ def _look(
 def _last_run(
     slots: int, seconds: float, pipeline: Pipeline, names: Names, instance: dg.DagsterInstance
 ) -> str | None:
-    """The run whose end sealed slots wait for, to share the next one, so long after runs were
-    asked for last; None if they need not. It is named as a tick shows it.
+    """The run that this many sealed slots wait for, to share the next one; None if they need not.
 
-    Starting a run takes from the workers what they could drain with.
+    `seconds` have passed since runs were last asked for. Starting a run takes CPU from the workers.
     """
     enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
     if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
@@ -244,14 +244,14 @@ def _read_cursor(cursor: str | None) -> _Cursor:
 
 
 def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> str:
-    """What is going on, in a sentence."""
+    """What the pipeline is doing, in a sentence."""
     handled = max(0, snapshot.stored_messages - last.stored_messages)
     rate = handled / (now - last.at) if last.at and now > last.at else 0.0
     growing = sum(slot.messages for slot in snapshot.slots)
     summary = (
         f"{rate:,.0f} messages/s; {growing:,} in {len(snapshot.slots)} active slots; "
         f"{snapshot.stored_messages:,} stored, {snapshot.duplicates:,} duplicates, "
-        f"{snapshot.dead_letters:,} dead letters in all"
+        f"{snapshot.dead_letters:,} dead letters in total"
     )
     new_dead = snapshot.dead_letters - last.dead_letters
     if new_dead > 0 and last.at:
@@ -262,7 +262,7 @@ def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> s
 
 
 def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterialization:
-    """What the UI shows of a sealed slot; a slot that is shipped already has only its name."""
+    """What the UI shows of a sealed slot; one that is shipped already has no metadata."""
     try:
         slot = find_sealed(layout, key)
     except FuploaderError as error:
@@ -285,11 +285,11 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
 
 
 def _reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:
-    """The check of the object store, as it costs no run."""
+    """The result of `store_reachable`, reported without a run."""
     return dg.AssetCheckEvaluation(
         asset_key=Names.of(pipeline).uploaded_archive,
         check_name=Names.of(pipeline).reachable_check.name,
         passed=trouble is None,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=str(trouble or "no upload waits for it"),
+        description=str(trouble or "no upload is waiting for the store"),
     )

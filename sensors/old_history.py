@@ -1,11 +1,11 @@
-"""Removes what a pipeline left in Dagster's history, which Dagster itself keeps for ever.
+"""Removes a pipeline's old entries in Dagster's history, which Dagster itself keeps for ever.
 
-Old runs with their events, in SQLite the file that each run has, and their compute logs; rows of
-old ticks, and the log files of ticks, which no code of Dagster removes. Only what is this
-pipeline's, known by the names of its jobs, assets, sensors and schedules. Runs that have not ended
-stay. Nothing rests on any of it: receipts, slots and archives are found on the disk and in the
-store. A removed run takes the materialisations that it reported along; so runs are kept at least as
-long as their partitions (`retention_days`).
+These are old runs with their events, their SQLite files and their compute logs; the rows of old
+ticks; and the log files of ticks, which no code of Dagster removes. Only what belongs to this
+pipeline goes, by the names of its jobs, assets, sensors and schedules. Runs that have not ended
+stay. The pipeline needs none of it: receipts, slots and archives are on the disk and in the store.
+With a run go the materialisations that it reported, so runs are kept at least as long as their
+partitions (`retention_days`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.settings.pipeline import Pipeline
 
 RUNS_PER_EVALUATION = 500
-"""A run takes about 20 ms to remove; the schedule comes once an hour, and has 60 s."""
+"""Removing a run takes about 20 ms; the schedule ticks once an hour and has 60 s."""
 SECONDS_PER_EVALUATION = 20.0
 ASSET_RUNS_LOOKED_AT = 2_000
 _ASSET_JOB = "__ASSET_JOB"
-"""Dagster's name for the job of a backfill or of assets that a person materialises."""
+"""Dagster's name for the job of backfills, and of assets that a person materialises."""
 _DAY_SECONDS = 86_400.0
 _ENDED = [
     dg.DagsterRunStatus.SUCCESS,
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def remove_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, *, now: float) -> int:
-    """Remove the pipeline's runs that ended long ago, oldest first; returns how many."""
+    """Remove the pipeline's old runs that have ended, oldest first; returns how many."""
     days = max(pipeline.run_history_days, pipeline.retention_days)
     before = datetime.fromtimestamp(now - days * _DAY_SECONDS, timezone.utc)
     ends_at, removed = time.monotonic() + SECONDS_PER_EVALUATION, 0
@@ -55,7 +55,7 @@ def remove_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, *, now: fl
 def remove_old_ticks(
     instance: dg.DagsterInstance, pipeline: Pipeline, repository: str | None, *, now: float
 ) -> int:
-    """Remove rows of the pipeline's old ticks, and log files; returns how many files."""
+    """Remove the rows and log files of the pipeline's old ticks; returns how many files."""
     names = Names.of(pipeline).instigators
     before = now - pipeline.tick_history_days * _DAY_SECONDS
     for state in instance.all_instigator_state():
@@ -72,19 +72,18 @@ def _old_runs(
         filters = dg.RunsFilter(job_name=job, statuses=_ENDED, updated_before=before)
         found += instance.get_runs(filters, limit=RUNS_PER_EVALUATION, ascending=True)
     filters = dg.RunsFilter(job_name=_ASSET_JOB, statuses=_ENDED, updated_before=before)
-    assets = {names.packed_archive, names.uploaded_archive}
     for run in instance.get_runs(filters, limit=ASSET_RUNS_LOOKED_AT, ascending=True):
-        if run.asset_selection and run.asset_selection <= assets:
+        if run.asset_selection and run.asset_selection <= set(names.archives):
             found.append(run)
     return found
 
 
 def _remove(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """The log first: a run that is gone nobody comes back to."""
+    """The compute logs go first: once the run is gone, nobody would come back for them."""
     try:
         instance.compute_log_manager.delete_logs(prefix=[run.run_id])
     except NotImplementedError:
-        log.debug("these compute logs are removed by the rules of their bucket")
+        log.debug("the rules of their bucket remove these compute logs")
     instance.delete_run(run.run_id)
     storage = instance.event_log_storage
     if isinstance(storage, SqliteEventLogStorage):

@@ -1,8 +1,8 @@
-"""The recovery schedule: asks again for whatever lies on the disk without a verified object.
+"""The recovery schedule: asks again for whatever is on the disk without a verified object.
 
-It needs no memory: what failed, was never registered, or was interrupted is found from the
-directories, and what a queued or working run is about to handle is left to it (`busy_runs`). While
-the object store is known not to answer, nothing is asked for: it is looked at, until it is back.
+It needs no memory: it finds from the directories what failed, was interrupted or never registered,
+and leaves to a queued or working run what that is about to handle (`busy_runs`). While the object
+store does not answer, it asks for nothing and looks at the store until that is back.
 """
 
 import logging
@@ -27,11 +27,12 @@ from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
+from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.settings.pipeline import Pipeline
 
 HOUSEKEEPING_MINUTE = 0
-"""Of each hour: unfinished uploads cost money by the day, and listing them is a request."""
+"""Of each hour. Unfinished uploads cost money by the day, and listing them costs a request."""
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,8 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         job_name=names.ship_job,
         cron_schedule="* * * * *",
         execution_timezone="UTC",
-        default_status=(
-            dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
-        ),
-        description="Asks again for slots that lie sealed or packed without a verified object.",
+        default_status=schedule_status(running=running),
+        description="Asks for runs of slots that are on the disk without a verified object.",
     )
     def recover(
         context: dg.ScheduleEvaluationContext,
@@ -57,7 +56,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         dead = [] if dry else end_dead_runs(context.instance, names)
         runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
-        # The dead are still left alone this time: Dagster may be about to start them again.
+        # Dead runs still count this time: Dagster may be about to start them again.
         busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
         trouble = _store_trouble(pipeline, dry=dry)
         found, now = recovery.look(pipeline), time.time()
@@ -90,7 +89,7 @@ def _mend(
     pipeline: Pipeline,
     context: dg.ScheduleEvaluationContext,
 ) -> None:
-    """What needs no run. Trouble with the state store holds up no run that can be asked for."""
+    """Do what needs no run. Trouble with the state store holds up no run that can be asked for."""
     recovery.apply(plan, pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)
@@ -100,15 +99,15 @@ def _mend(
     except FuploaderError as error:
         if not ranges:
             raise
-        context.log.error(f"{len(forgotten):,} slots wait for their registration: {error}")
+        context.log.error(f"{len(forgotten):,} slots could not be queued for registration: {error}")
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
         _keep_house(pipeline)
 
 
 def _store_trouble(pipeline: Pipeline, *, dry: bool) -> StoreTrouble | None:
-    """Why nothing is asked for at the moment: the object store does not answer.
+    """The object store does not answer, so nothing is asked for; None if it does.
 
-    It is looked at here, except while a run tries: that one says when it is back.
+    This looks at the store, unless a run is waiting for it: that run notes when it is back.
     """
     layout = pipeline.layout
     trouble = find_trouble(layout)
@@ -122,8 +121,7 @@ def _store_trouble(pipeline: Pipeline, *, dry: bool) -> StoreTrouble | None:
 
 
 def _keep_house(pipeline: Pipeline) -> None:
-    """What needs the object store, in a thread: its retries take longer than a tick may."""
-
+    """Abort unneeded uploads, in a thread: the store's retries take longer than a tick may."""
     if find_trouble(pipeline.layout) is not None:
         return
 
@@ -132,13 +130,13 @@ def _keep_house(pipeline: Pipeline) -> None:
             now = datetime.now(tz=timezone.utc)
             recovery.abort_unneeded_uploads(pipeline, pipeline.store.open(), now)
         except (FuploaderError, OSError) as error:
-            log.warning("%s: unfinished uploads were not looked at: %s", pipeline.name, error)
+            log.warning("%s: could not look for unneeded uploads: %s", pipeline.name, error)
 
     threading.Thread(target=abort, daemon=True, name="unfinished uploads").start()
 
 
 def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
-    """Queue keys that no tick has registered: the state store may have been lost."""
+    """Queue keys that no tick has registered, in case the state store was lost (`waiting_list`)."""
     if not keys:
         return
     state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)

@@ -1,11 +1,12 @@
 """The retention schedule: folds away old partitions that the object store has confirmed.
 
-Dagster lists all keys of a partition set for many things it does, so the set has to stay small (its
-own advice is 100,000 at most). Deleting a key deletes no history; what is old of that goes with
-`old_history`. Receipts stay. A partition without a receipt is never folded away, unless its slot
-was damaged and replaced (`mending`).
+To fold a partition away is to delete its key from the partition set. Dagster lists all keys of the
+set for many things, so the set has to stay small (Dagster advises 100,000 at most). Deleting a key
+deletes no history; `old_history` removes what is old of that. Receipts stay. A partition without a
+receipt is never folded away, unless its slot was damaged and replaced (`mend`).
 
-It also reports what was stored by runs that ended without a word, canceled ones for example.
+The schedule also reports what runs stored that ended without reporting it, canceled ones for
+example.
 """
 
 import time
@@ -17,6 +18,7 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -35,10 +37,8 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         job_name=names.ship_job,
         cron_schedule="17 * * * *",
         execution_timezone="UTC",
-        default_status=(
-            dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
-        ),
-        description="Folds away old verified partitions; removes old runs, ticks and their logs.",
+        default_status=schedule_status(running=running),
+        description="Removes the keys of old verified partitions, and old runs and ticks.",
     )
     def fold(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         registered = context.instance.get_dynamic_partitions(names.partition_set)
@@ -58,14 +58,14 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
         return dg.SkipReason(
             f"folded away {len(stored):,} of {len(registered):,} partitions; removed {runs:,} runs "
-            f"and {logs:,} logs of ticks that are older than run_history_days and tick_history_days"
+            f"older than run_history_days and {logs:,} logs of ticks older than tick_history_days"
         )
 
     return fold
 
 
 def foldable(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> list[str]:
-    """Keys that are too old, or too many, oldest first. Keys of other shapes are left alone."""
+    """Keys that are too old, or too many, oldest first. Keys that are not ours are left alone."""
     parsed = [(key, PartitionKey.parse(key)) for key in registered]
     ours = sorted((partition.sealed_at, key) for key, partition in parsed if partition)
     surplus = len(ours) - pipeline.retention_partitions

@@ -1,7 +1,7 @@
-"""The scrub: stored archives, picked at random, are read back in part, for as long as they exist.
+"""The scrub: reads stored archives back in part, picked at random, as long as they exist.
 
-Each result is an observation of the archive's partition. Anything wrong fails the run, with the
-archive's address: nothing else would tell before somebody needs the archive.
+Each result is an observation of the archive's partition. Anything wrong fails the run and names the
+archive's address: nothing else would find it before somebody needs the archive.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -14,6 +14,7 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
+from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
 
@@ -26,19 +27,19 @@ def build_scrub_schedule(
     """The schedule of a pipeline's scrub job; None if the scrub is switched off."""
     if not pipeline.scrub_archives:
         return None
-    names, status = Names.of(pipeline), dg.DefaultScheduleStatus
+    names = Names.of(pipeline)
     return dg.ScheduleDefinition(
         name=f"{names.scope}_scrub_schedule",
         job_name=names.scrub_job,
         cron_schedule=pipeline.scrub_cron,
         execution_timezone="UTC",
-        default_status=status.RUNNING if running else status.STOPPED,
-        description=f"Reads {pipeline.scrub_archives} stored archives back in part.",
+        default_status=schedule_status(running=running),
+        description=f"Checks {pipeline.scrub_archives} stored archives by reading parts of them.",
     )
 
 
 def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
-    """A job that looks after some of the stored archives."""
+    """A job that checks some of the stored archives."""
     names = Names.of(pipeline)
 
     @dg.op(name=f"{names.scrub_job}_op", retry_policy=dg.RetryPolicy(max_retries=2, delay=60))
@@ -62,21 +63,21 @@ def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
             findings.append(found)
         bad = [one for one in findings if one.problems]
         context.log.info(
-            f"{len(findings):,} of {len(stored):,} archives: "
+            f"checked {len(findings):,} of {len(stored):,} archives: "
             f"{sum(one.members_read for one in findings):,} members, "
             f"{sum(one.bytes_read for one in findings):,} bytes in "
-            f"{sum(one.requests for one in findings):,} requests; {len(bad)} are not as they were"
+            f"{sum(one.requests for one in findings):,} requests; {len(bad)} are damaged"
         )
         if bad:
             listed = "; ".join(f"{one.address}: {one.problems[0]}" for one in bad[:LISTED_PROBLEMS])
             raise dg.Failure(
-                f"{len(bad)} stored archives are not as they were: {listed}", allow_retries=False
+                f"{len(bad)} stored archives are damaged: {listed}", allow_retries=False
             )
 
     @dg.job(
         name=names.scrub_job,
         executor_def=dg.in_process_executor,
-        description="Reads stored archives back in part, picked at random.",
+        description="Checks stored archives, picked at random, by reading parts of them.",
     )
     def scrub() -> None:
         read_back()
@@ -86,7 +87,7 @@ def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
 
 def _metadata(found: Finding) -> dict[str, Any]:
     return {
-        "scrub": "; ".join(found.problems) or "as it was stored",
+        "scrub": "; ".join(found.problems) or "intact",
         "intact": not found.problems,
         "members_read": found.members_read,
         "bytes_read": found.bytes_read,

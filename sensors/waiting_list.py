@@ -1,8 +1,18 @@
-"""The state store's list of sealed slots that are to become partitions.
+"""The hand-over from the drain to the drain sensor: the state store's list of sealed slots.
+
+    intake/drain.py  after each seal, and at its start for everything that is sealed: adds the
+                     partition key (`Commit.sealed`, `StateStore.add_sealed`)
+    drain sensor     each tick: reads the list, registers the partitions and asks for runs;
+                     a later tick, which sees the partition in the instance, removes the key
+                     (`StateStore.forget_sealed`)
+
+A tick whose answer was lost is simply repeated, and a
+list that was lost comes back: workers add their sealed slots when they start, and the recovery
+schedule adds those that are registered nowhere.
 
 What must always hold: a key leaves the list only when its partition is in the instance, or when it
-is no slot of this pipeline's: whatever else somebody put there is taken out and logged. Otherwise
-it would fail each tick (Dagster refuses some names) and stay at the head of the list.
+is not a slot of this pipeline: anything else that somebody put there is removed and logged.
+Otherwise it would fail each tick (Dagster refuses some names) and stay at the head of the list.
 """
 
 import logging
@@ -18,18 +28,18 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import find_sealed
 
 KEYS_LOOKED_AT = 10_000
-"""A worker that starts queues all that lies sealed, also what was registered long ago and waits
-for a store that is down. New keys come last and must not wait until all those were passed over."""
+"""A worker that starts adds everything that is sealed, also what was registered long ago and waits
+for a store that is down. New keys come last and must not wait until all those are passed."""
 LOOKS_PER_TICK = 10
-"""As many times a tick looks again where it found nothing but junk in the waiting list."""
+"""How often a tick looks again after it found nothing but junk in the list."""
 LONGEST_KEY = 200
-"""Characters. Ours have about 100 with the longest node_id; each names a lock file, too."""
+"""Characters. A key has about 100 with the longest node_id; it names a lock file, too."""
 
 log = logging.getLogger(__name__)
 
 
 class WaitingList:
-    """The list as a tick sees it, of an open store. Not `changing`: nothing is taken out of it."""
+    """The list of an open state store. Unless `changing`, nothing is removed from it."""
 
     def __init__(self, state: StateStore, pipeline: Pipeline, *, changing: bool) -> None:
         self._state = state
@@ -37,7 +47,7 @@ class WaitingList:
         self._changing = changing
 
     def unregistered(self, instance: dg.DagsterInstance, names: Names) -> list[str]:
-        """Keys that are no partitions yet. Those that are leave the list."""
+        """Keys that are no partitions yet. Those that are partitions leave the list."""
         waiting = self._ours()
         if not waiting:
             return []
@@ -61,9 +71,9 @@ class WaitingList:
         self._state.forget_sealed(junk)
         first = junk[0] if len(junk[0]) <= LONGEST_KEY else f"{junk[0][:LONGEST_KEY]}..."
         log.warning(
-            "%s of pipeline %s on node %s listed %d strings as sealed slots that are no partition "
-            "keys of ours, the first one %r; they were taken out of the list and nothing is lost: "
-            "find out who else writes there",
+            "%s listed, for pipeline %s on node %s, %d sealed slots that are not partition keys of "
+            "this pipeline, the first one %r. They were removed from the list and nothing is lost. "
+            "Find out who else writes there",
             self._pipeline.state.describe(),
             self._pipeline.name,
             self._pipeline.node,
@@ -75,7 +85,7 @@ class WaitingList:
 def _is_ours(text: str, pipeline: Pipeline) -> bool:
     """Whether it is the key of a slot of this node, or of one that is sealed on its disk.
 
-    The latter has another node's name after `node_id` was changed.
+    The latter has another node's name if `node_id` was changed since.
     """
     key = PartitionKey.parse(text) if len(text) <= LONGEST_KEY else None
     if key is None:

@@ -81,6 +81,11 @@ class Names:
         return self.asset("uploaded_archive")
 
     @property
+    def archives(self) -> tuple[dg.AssetKey, dg.AssetKey]:
+        """The assets that runs make."""
+        return self.packed_archive, self.uploaded_archive
+
+    @property
     def reachable_check(self) -> dg.AssetCheckKey:
         return dg.AssetCheckKey(self.uploaded_archive, "store_reachable")
 

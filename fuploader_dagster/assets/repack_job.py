@@ -60,7 +60,7 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
             )
             done, failed = sorted_outcomes(context.log, outcomes)
         for one in done:
-            for asset in (names.packed_archive, names.uploaded_archive):
+            for asset in names.archives:
                 context.log_event(materialized(asset, one, names))
         if failed:
             raise failure(failed, final=all(one.permanent for one in failed))

@@ -21,7 +21,7 @@ def build_ship_job(pipeline: Pipeline) -> UnresolvedAssetJobDefinition:
     The check `store_reachable` costs no run, so it is left out; it must be among the definitions.
     """
     names = Names.of(pipeline)
-    archives = dg.AssetSelection.assets(names.packed_archive, names.uploaded_archive)
+    archives = dg.AssetSelection.assets(*names.archives)
     return dg.define_asset_job(
         names.ship_job,
         selection=archives - dg.AssetSelection.checks(names.reachable_check),
