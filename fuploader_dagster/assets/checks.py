@@ -1,11 +1,11 @@
 """The asset checks of `uploaded_archive`: does the store hold what was sealed, and does it answer?
 
-`archive_matches_seal` runs after each upload, for the partitions of the run, and by hand for the
-newest ones: size and digest as the store states them, and the number of members in the manifest,
-against the receipt (which has them from the seal). Two small requests per archive.
+`archive_matches_seal` runs after each upload, for the partitions of the run; executed by hand, for
+the newest ones. It compares size and digest as the store states them, and the number of members in
+the manifest, with the receipt (which has them from the seal). Two small requests per archive.
 
-`store_reachable` costs no run: the drain sensor reports it whenever that changes, from what runs
-and the recovery schedule have noted. Executed by hand it looks at the store.
+`store_reachable` costs no run: the drain sensor reports each change, from what runs and the
+recovery schedule have noted. Executed by hand, it looks at the store.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -34,7 +34,7 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=names.uploaded_archive,
         name=CHECK_NAME,
-        description="Size, digest and number of members in the store are those that were sealed.",
+        description="Size, digest and number of members in the store match what was sealed.",
     )
     def archive_matches_seal(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         receipts = _receipts(context, pipeline)
@@ -51,7 +51,7 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             return dg.AssetCheckResult(
                 passed=False,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=f"could not be checked: {error}",
+                description=f"The archives could not be checked: {error}",
             )
         return _result(receipts, findings)
 
@@ -59,7 +59,7 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 
 
 def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
-    """The check whether the store answers."""
+    """The check that the store answers."""
 
     @dg.asset_check(
         asset=Names.of(pipeline).uploaded_archive,
@@ -68,7 +68,9 @@ def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     )
     def store_reachable() -> dg.AssetCheckResult:
         error = look(pipeline.store.open())
-        return dg.AssetCheckResult(passed=not error, description=error or "it answers")
+        return dg.AssetCheckResult(
+            passed=not error, description=error or "the object store answers"
+        )
 
     return store_reachable
 
@@ -88,8 +90,7 @@ def _result(receipts: list[Receipt], findings: list[Finding]) -> dg.AssetCheckRe
     return dg.AssetCheckResult(
         passed=not bad,
         description=(
-            "; ".join(bad[:LISTED_PROBLEMS])
-            or f"{len(receipts):,} archives are as they were sealed"
+            "; ".join(bad[:LISTED_PROBLEMS]) or f"{len(receipts):,} archives match what was sealed"
         ),
         metadata={
             "archives": len(receipts),

@@ -1,7 +1,7 @@
 """The dead letters in the UI: an asset with count and reasons, and a check that warns of many.
 
 Neither costs a run: the drain sensor reports both, at most once a minute and only when something
-changed. The check can be run by hand as well.
+changed. The check can also be executed by hand.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -23,7 +23,7 @@ LISTED_REASONS = 20
 
 
 class Reported(msgspec.Struct):
-    """What was reported last."""
+    """What was last reported."""
 
     at: float = 0.0
     total: int = 0
@@ -31,7 +31,7 @@ class Reported(msgspec.Struct):
 
 
 def build_dead_letter_asset(pipeline: Pipeline) -> dg.AssetSpec:
-    """The asset: not partitioned, made by the drain workers."""
+    """The asset, without partitions; the drain workers make it."""
     names = Names.of(pipeline)
     return dg.AssetSpec(
         names.dead_letters,
@@ -39,19 +39,19 @@ def build_dead_letter_asset(pipeline: Pipeline) -> dg.AssetSpec:
         group_name=names.scope,
         kinds={"file"},
         description=(
-            "Messages that could not become files, kept whole with the reason. "
-            "`fuploader dead-letters` lists, shows, exports them and sends them back."
+            "Messages that could not become files, each kept whole with the reason. "
+            "`fuploader dead-letters` lists, shows and exports them, and sends them back."
         ),
     )
 
 
 def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
-    """The check: not more within an hour than `max_dead_letters_per_hour`."""
+    """The check: at most `max_dead_letters_per_hour` within the last hour."""
 
     @dg.asset_check(
         asset=Names.of(pipeline).dead_letters,
         name=CHECK_NAME,
-        description="Not more within an hour than max_dead_letters_per_hour.",
+        description="At most max_dead_letters_per_hour new dead letters within the last hour.",
     )
     def dead_letters_below_limit() -> dg.AssetCheckResult:
         passed, said, metadata = _judged(pipeline, read_counts(pipeline.layout), time.time())
@@ -68,7 +68,7 @@ def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 def report(
     pipeline: Pipeline, last: Reported, now: float
 ) -> tuple[list[dg.AssetMaterialization | dg.AssetCheckEvaluation], Reported]:
-    """What a tick has to tell, and what to remember of it."""
+    """What a tick has to report, and what to remember of it."""
     if now - last.at < REPORT_SECONDS:
         return [], last
     counts = read_counts(pipeline.layout)
@@ -97,7 +97,7 @@ def _judged(
     pipeline: Pipeline, counts: DeadLetterCounts, now: float
 ) -> tuple[bool, str, dict[str, Any]]:
     recent, most = counts.last_hour(now), pipeline.max_dead_letters_per_hour
-    said = f"{recent:,} dead letters within the last hour, {most:,} are allowed"
+    said = f"{recent:,} dead letters within the last hour; the limit is {most:,}"
     return recent <= most, said, {"last_hour": recent, "dead_letters": counts.total}
 
 

@@ -1,7 +1,7 @@
 """Names and partitions of a pipeline in Dagster, and which keys go into which run.
 
-One run takes many slots, as a contiguous range of the partition set (Dagster lists dynamic
-partitions in the order in which they were added, and a run's range is read in that order).
+One run takes many slots, as a contiguous range of the partition set. (Dagster lists dynamic
+partitions in the order in which they were added, and reads a run's range in that order.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PIPELINE_TAG = "fuploader/pipeline"
 SHIP_TAG = "fuploader/ship"
 """On each run that packs and uploads: a limit on it leaves other jobs a place in the run queue."""
 PRIORITY_TAGS = {"dagster/priority": "10"}
-"""Of jobs that a person waits for: they leave the run queue before the others."""
+"""Of jobs that a person waits for: Dagster starts them before the others in the run queue."""
 UNFINISHED_RUNS = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -33,7 +33,7 @@ UNFINISHED_RUNS = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
-"""The code server's console shows trouble only; the UI shows every event of a run."""
+"""The code server's console shows only trouble; the UI shows every event of a run."""
 
 _RANGE_KEPT_SECONDS = 60
 
@@ -43,7 +43,7 @@ _MARKED = re.compile(r"(.*)_x([udp]+)")
 
 @dataclass(frozen=True)
 class Names:
-    """What a pipeline's parts are called in Dagster. They carry the node where one is set."""
+    """What a pipeline's objects are called in Dagster. The names include the node if one is set."""
 
     pipeline: str
     node: str | None
@@ -141,12 +141,12 @@ class Names:
 
 
 class SlotPartitions(dg.DynamicPartitionsDefinition):
-    """A pipeline's partition set, which remembers for a minute what lies in the last range.
+    """A pipeline's partition set, which remembers the keys of the last range for a minute.
 
-    Dagster looks up the run's range for each partition to which a step adds metadata, and reads
-    the whole set for it: 64 times 100,000 keys in one step, most of a minute. A range that exists
-    gets no new keys (they are added at the end), and a key that retention folded away in between
-    does no harm: its slot is shipped and says so.
+    Dagster looks up the run's range for each partition to which a step adds metadata, and reads the
+    whole set each time: 64 times 100,000 keys in one step, most of a minute. An existing range gets
+    no new keys (they are added at the end), and a key that retention folds away meanwhile does no
+    harm: its slot is shipped, and the run says so.
     """
 
     def get_partition_keys_in_range(
@@ -177,24 +177,24 @@ class _LastRange:
 
 
 def node_in_names(node_id: str) -> str:
-    """The node's id as Dagster's names can have it: letters, digits and underscores only.
+    """The node's id in the characters that Dagster allows in names: letters, digits, underscores.
 
     Two ids never give one name: an instance that they share would take the runs and partitions of
-    one machine for those of the other. So an id with dashes or points gets an ending that says what
+    one machine for those of the other. So an id with dashes or dots gets an ending that says what
     each underscore was: `node-1` is `node_1_xd`, `node_id-10.0.0.1` is `node_id_10_0_0_1_xudppp`.
-    All others stay as they are. Raises `ConfigError` for one that looks like such a name itself, or
-    has `...` in it.
+    All other ids stay as they are. Raises `ConfigError` for an id that looks like such a name
+    itself, or has `...` in it.
     """
     if "..." in node_id:  # Dagster refuses it in the key of a partition, at each tick
         raise ConfigError(
-            f"node_id {node_id!r} has '...' in it, which Dagster keeps for ranges of partitions",
+            f"node_id {node_id!r} contains '...', which Dagster reserves for ranges of partitions",
             hint="give this node another id",
         )
     if not set(node_id) & {"-", "."}:
         if (match := _MARKED.fullmatch(node_id)) and _may_be_folded(*match.groups()):
             raise ConfigError(
-                f"node_id {node_id!r} reads as the name in Dagster of a node whose id has '-' or "
-                f"'.' in it",
+                f"node_id {node_id!r} looks like the name in Dagster of a node whose id contains "
+                f"'-' or '.'",
                 hint="give this node another id",
             )
         return node_id
@@ -215,7 +215,7 @@ def chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 def contiguous_ranges(
     keys: Sequence[str], all_keys: Sequence[str], size: int
 ) -> Iterator[Sequence[str]]:
-    """The keys as ranges that lie together in the partition set, each of at most `size`.
+    """The keys as ranges of neighbours in the partition set, each of at most `size`.
 
     Keys that are not in the set are left out: no run can ask for them.
     """

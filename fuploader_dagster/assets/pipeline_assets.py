@@ -55,7 +55,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         names.queue,
         group_name=names.scope,
         kinds={type(pipeline.source).__name__.lower()},
-        description=f"Messages that wait: {pipeline.source.describe()}",
+        description=f"Messages that wait in {pipeline.source.describe()}",
     )
     sealed_slot = dg.AssetSpec(
         names.sealed_slot,
@@ -63,7 +63,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         partitions_def=names.partitions(),
         group_name=names.scope,
         kinds={"file"},
-        description="Full slots on the local disk, reported by the drain sensor.",
+        description="Sealed slots on the local disk, reported by the drain sensor.",
     )
 
     @_archives(
@@ -71,7 +71,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         names.packed_archive,
         made_of=sealed_slot,
         kind="zstandard",
-        description="Each sealed slot as one archive, read back after writing.",
+        description="One archive for each sealed slot, read back after it was written.",
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)

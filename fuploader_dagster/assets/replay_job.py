@@ -1,8 +1,8 @@
-"""Replay as a job: a person picks partitions in the UI, their messages go to a queue again.
+"""Replay as a job: a person picks partitions in the UI, the job publishes their messages again.
 
 A backfill of several partitions is a run for each of them. Within a run the order is that of
-sealing; where it matters across partitions, launch one run with `partitions` or a time in its
-config (or `fuploader replay`). A run that is tried again goes on where the last one stopped.
+sealing. If the order across partitions matters, launch one run with `partitions` or a time in its
+config, or use `fuploader replay`. A run that is retried goes on where the last one stopped.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of `context` and
@@ -27,16 +27,18 @@ PROGRESS_SECONDS = 5.0
 class ReplayConfig(dg.Config):
     """What a person can say in the launchpad."""
 
-    partitions: list[str] = Field(default=[], description="Where the run itself has none.")
-    since: Optional[str] = Field(  # noqa: UP045 - Dagster reads this annotation
-        default=None, description="Sealed from then on: 2026-11-20T12:00 (UTC)."
+    partitions: list[str] = Field(
+        default=[], description="Partitions to replay, for a run that is launched without any."
     )
-    until: Optional[str] = Field(default=None, description="Sealed before then.")  # noqa: UP045
+    since: Optional[str] = Field(  # noqa: UP045 - Dagster reads this annotation
+        default=None, description="Sealed at or after this time: 2026-11-20T12:00 (UTC)."
+    )
+    until: Optional[str] = Field(default=None, description="Sealed before this time.")  # noqa: UP045
     name: Optional[str] = Field(  # noqa: UP045
-        default=None, description="Only files of such a name: *, ?, [...]."
+        default=None, description="Only files whose name matches: *, ?, [...]."
     )
     queue: Optional[str] = Field(  # noqa: UP045
-        default=None, description="Another queue of the same broker than the pipeline's own."
+        default=None, description="Another queue of the same broker, in place of the pipeline's."
     )
 
 
@@ -64,7 +66,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
             nonlocal last
             if time.monotonic() - last >= PROGRESS_SECONDS:
                 last = time.monotonic()
-                context.log.info(f"{confirmed:,} messages are confirmed")
+                context.log.info(f"the queue has confirmed {confirmed:,} messages")
 
         publisher = source.publisher()
         try:
@@ -83,7 +85,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
         name=names.replay_job,
         partitions_def=names.partitions(),
         executor_def=dg.in_process_executor,
-        description="Publishes the messages of archives to a queue again, in order, confirmed.",
+        description="Publishes the messages of stored archives to a queue again, in order.",
     )
     def replay_messages() -> None:
         publish_again()
@@ -93,12 +95,12 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
 
 def _conclude(context: dg.OpExecutionContext, done: ReplayReport, selection: Selection) -> None:
     context.log.info(
-        f"{done.published:,} messages of {len(selection.partitions):,} archives are confirmed by "
-        f"{selection.target}; {done.before:,} were in an earlier attempt"
+        f"{selection.target} confirmed {done.published:,} messages of "
+        f"{len(selection.partitions):,} archives, after {done.before:,} in an earlier attempt"
     )
     if done.refused:
         raise dg.Failure(
-            f"{len(done.refused)} files cannot be messages, all others are published: "
+            f"{len(done.refused)} files could not be published, all others were: "
             + "; ".join(done.refused[:10]),
             allow_retries=False,
         )
@@ -110,5 +112,5 @@ def _moment(text: Optional[str]) -> Optional[datetime]:  # noqa: UP045
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise ConfigError(f"{text!r} is no time", hint="write 2026-11-20T12:00:00") from None
+        raise ConfigError(f"{text!r} is not a time", hint="write 2026-11-20T12:00:00") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

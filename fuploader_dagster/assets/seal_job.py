@@ -17,15 +17,15 @@ def build_seal_job(pipeline: Pipeline) -> dg.JobDefinition:
     def request(context: dg.OpExecutionContext) -> None:
         sealed = seal_on_request(pipeline)
         context.log.info(
-            f"sealed {len(sealed)} slots that no worker writes; running workers seal theirs "
-            f"within a second, and the drain sensor registers them at its next tick"
+            f"sealed {len(sealed)} slots that no worker writes. Running workers seal theirs within "
+            f"a second, and the drain sensor registers all of them at its next tick"
         )
 
     @dg.job(
         name=names.seal_job,
         executor_def=dg.in_process_executor,
         tags=PRIORITY_TAGS,
-        description="Seals all active slots now, however full they are.",
+        description="Seals all active slots that hold messages now, however full they are.",
     )
     def seal_now() -> None:
         request()

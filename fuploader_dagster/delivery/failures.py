@@ -1,7 +1,7 @@
 """Failures: which slots could not be packed or uploaded, how often, and when to try again.
 
-`archives/{partition}.failure.json` beside the data that it is about; gone when the slot gets
-through. Losing one loses only the count: the slot is tried again sooner.
+Each is noted in `archives/{partition}.failure.json`, until the slot gets through. Losing a note
+loses only the count: the slot is tried again sooner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Stage = Literal["pack", "upload"]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """How a slot failed last. `failed_at` is seconds since 1970."""
+    """How a slot last failed. `failed_at` is seconds since 1970."""
 
     partition: str
     stage: Stage
@@ -53,7 +53,7 @@ def note_failure(
 
 
 def find_failure(layout: Layout, partition: str) -> Failure | None:
-    """How the slot failed last, or None if it did not."""
+    """How the slot last failed, or None if it did not."""
     return _read(_path(layout, partition))
 
 
@@ -66,7 +66,7 @@ def all_failures(layout: Layout) -> Iterator[Failure]:
 
 
 def forgive(layout: Layout, failure: Failure) -> None:
-    """Count the failures of a slot anew: what caused them is over."""
+    """Start counting a slot's failures again: what caused them is over."""
     again = msgspec.structs.replace(failure, attempts=1)
     write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
 
@@ -77,10 +77,10 @@ def clear_failure(layout: Layout, partition: str) -> None:
 
 
 def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float, now: float) -> float:
-    """When to try again: the pause doubles with each attempt up to the cap.
+    """When to try again: the pause doubles with each attempt, up to the cap.
 
-    At once, if it failed in the future: the clock was set back, and how long ago it was nobody
-    knows. The next attempt counts from the right time.
+    At once if it failed in the future: the clock was set back, and nobody knows how long ago it
+    was. The next attempt counts from the right time.
     """
     if failure.failed_at > now:
         return now

@@ -4,10 +4,12 @@ An archive is named by
 
 - a path, or `file://` and a path;
 - an address in a store: `s3://bucket/key`, `cos://...`, `oss://...`, as receipts and the UI show
-  them. The pipeline opens it in whose store (today's or a former one) it lies; an `s3://` address
-  that lies in none is opened with what boto3 finds by itself (environment, profile, instance);
-- a partition key: through its receipt; without one through the archive that still lies here; and
-  else, for another node's, through the key that the pipeline's template gives.
+  them. It is opened with the settings of the pipeline whose store (today's or a former one) holds
+  it. An `s3://` address in none of them is opened with the credentials that boto3 finds by itself
+  (environment, profile, instance);
+- a partition key: found by its receipt; without one, by the archive that is still on this disk;
+else,
+  for another node's partition, by the key that the pipeline's template gives.
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ _PROBE = "x"
 
 @dataclass(frozen=True)
 class FoundArchive:
-    """An archive that is there."""
+    """An archive that exists."""
 
     source: RangeSource
     sha256: str | None
-    """Of the whole archive, by its receipt or by the store; None for a file that nobody knows."""
+    """Of the whole archive, by its receipt or by the store; None for an unknown file."""
     size_bytes: int | None = None
     """By its receipt."""
 
 
 def is_partition(target: str) -> bool:
-    """Whether the target is a partition key (and no file of that name lies here)."""
+    """Whether the target is a partition key (and there is no file of that name here)."""
     return PartitionKey.parse(target) is not None and not Path(target).exists()
 
 
@@ -59,7 +61,7 @@ def find_archive(target: str, pipelines: Mapping[str, Pipeline]) -> FoundArchive
 
 
 def open_partition(pipeline: Pipeline, partition: str) -> Archive:
-    """The archive of a partition, to be read: for assets that depend on `uploaded_archive`.
+    """Open the archive of a partition, for assets that depend on `uploaded_archive`.
 
     Use it as a context manager. Errors as in `ArchiveFinder.find`, and those of opening.
     """
@@ -77,7 +79,7 @@ class ArchiveFinder:
     def find(self, target: str) -> FoundArchive:
         """The archive that the target names.
 
-        Raises `StoreRefused` if it is not there, `ConfigError` if nothing leads to such an address.
+        Raises `StoreRefused` if it does not exist, `ConfigError` if no store has such addresses.
         """
         if "://" in target:
             return self._at_address(target)
@@ -105,7 +107,7 @@ class ArchiveFinder:
         raise ConfigError(
             f"no pipeline stores into {scheme}://{bucket}"
             + "".join(f"; {reason}" for reason in unusable),
-            hint="name the configuration with --config; without one only s3://bucket/key can be "
+            hint="give the configuration with --config; without one only s3://bucket/key can be "
             "read",
         )
 
@@ -143,12 +145,12 @@ class ArchiveFinder:
                 return found
         raise StoreRefused(
             f"no archive of partition {partition} is known to {', '.join(self._pipelines)}",
-            hint="a slot that is only sealed has no archive yet; of another machine's slot only "
-            "the address in its store leads there",
+            hint="a slot that is only sealed has no archive yet; an archive of another machine's "
+            "slot is found only by its address in the store",
         )
 
     def of_receipt(self, receipt: Receipt, pipeline: Pipeline) -> FoundArchive:
-        """By the receipt; its store need not be the one that the pipeline has today."""
+        """The archive of a receipt, also if the pipeline had another store then."""
         store = self._open(pipeline.store)
         if store.address(receipt.key) == receipt.address:
             source: RangeSource = StoredArchive(store, receipt.key)

@@ -1,21 +1,22 @@
-"""Mending: a sealed slot that is damaged is replaced by one of what it still proves.
+"""Mending: a damaged sealed slot is replaced by one with the messages that it still proves.
 
-What must always hold: a sealed slot never changes, so what is proven (record and data agree) is
+What must always hold: a sealed slot never changes. So what is proven (record and data agree) is
 stored as another slot, with a partition key of its own, and the damaged directory is moved to
-`set-aside/`, whole. No message of it ends in two archives: the new slot is shipped only after the
-damaged one was moved, and the damaged one is not packed once its replacement is noted. A slot that
-another version of this software wrote is whole, and left alone.
+`set-aside/`, whole. No message of it ends up in two archives: the new slot is shipped only after
+the damaged one was moved, and the damaged one is not packed once its replacement is noted. A slot
+that another version of this software wrote is not damaged; it is left alone.
 
-Each step is durable before the next one, and is recognised by whoever finds it:
+Each step is durable before the next one, and the next attempt recognises how far the last one got:
 
     sealed/slot-9998/.tmp-...-dir-000001/     the replacement, with index and seal
     mended/slot-0-dir-000017.json             what becomes of the damaged slot, and where
     sealed/slot-9998/dir-000001/              renamed in one step; its seal says what it `mends`
     set-aside/...-slot-0-dir-000017/          renamed in one step
 
-Killed before the third step, nothing happened and the next attempt does all of it again; killed
-after it, the next attempt, of either slot, does the fourth. Redelivered messages are compared with
-the replacement (`dedup_window`), because at each moment one of the two lies among the sealed slots.
+If the process is killed before the third step, nothing has happened and the next attempt does all
+of it again. If it is killed after the third step, the next attempt, at either slot, does the
+fourth. Redelivered messages are compared with the replacement (`dedup_window`), because at each
+moment one of the two is among the sealed slots.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from fuploader_dagster.slots.segment import SEGMENT_NAME
 log = logging.getLogger(__name__)
 
 MENDED_SLOT = 9998
-"""No worker's: a worker that is writing the damaged slot's own goes on undisturbed."""
+"""No worker has this number, so a worker of the damaged slot goes on undisturbed."""
 LISTED_NAMES = 100
 _SAID_NAMES = 5
 
@@ -69,21 +70,21 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     """What was damaged."""
     sealed_messages: int | None
-    """As its seal says, or its index; None where neither can be read."""
+    """As its seal or its index says; None if neither can be read."""
     stored: int
     """Messages that were proven and stored again."""
     stored_as: str
     """The partition of these; empty if there are none."""
     number: int
-    """Of the directory of these."""
+    """Of the directory with these."""
     lost: list[str]
-    """Names that could not be proven, as far as they are known, 100 at most."""
+    """Names that could not be proven, as far as they are known, at most 100."""
     set_aside: str
     told: bool = False
     """Whether a run has reported it for its partition."""
 
     def sentence(self, layout: Layout) -> str:
-        """What a person has to know of it."""
+        """What a person has to know about it."""
         aside = layout.root / self.set_aside
         again = f"{self.stored} messages of it were proven and stored again"
         again += f" as {self.stored_as}" if self.stored_as else ""
@@ -97,7 +98,7 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_mended(layout: Layout, partition: str) -> Mended | None:
-    """What became of a partition whose slot was damaged; None if it was not, or is here still."""
+    """What became of a partition whose slot was damaged; None if it was not, or is still here."""
     key = PartitionKey.parse(partition)
     if key is None or layout.sealed(key.slot, key.number).exists():
         return None
@@ -106,7 +107,7 @@ def find_mended(layout: Layout, partition: str) -> Mended | None:
 
 
 def all_mended(layout: Layout) -> Iterator[Mended]:
-    """All damaged slots that there ever were, oldest directory number first."""
+    """All slots that were ever found damaged, in the order of their names."""
     for path in sorted(layout.mended.glob("*.json")):
         record = _read(path)
         if record is not None:
@@ -114,7 +115,7 @@ def all_mended(layout: Layout) -> Iterator[Mended]:
 
 
 def note_told(layout: Layout, partition: str, record: Mended) -> None:
-    """A run has reported it: nobody has to ask for the partition again."""
+    """Note that a run has reported it: nobody has to ask for the partition again."""
     key = PartitionKey.parse(partition)
     if key is not None and not record.told:
         told = msgspec.structs.replace(record, told=True)
@@ -128,7 +129,7 @@ def unreadable_slots(layout: Layout) -> list[Path]:
         try:
             read_seal(directory)
         except OtherFormat as error:
-            log.error("%s is left alone: %s", directory, error)
+            log.error("%s was left alone: %s", directory, error)
         except DamagedSlot:
             if directory.is_dir():
                 found.append(directory)
@@ -224,7 +225,7 @@ def _write_proven(
 ) -> tuple[Sequence[str], Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 
-    A segment whatever the damaged slot was: for the archive that makes no difference.
+    It is a segment whatever format the damaged slot had: the archive is the same.
     """
     records: list[bytes] = []
     names: dict[str, None] = {}
@@ -290,7 +291,7 @@ def _finish(directory: Path, record: Mended, layout: Layout) -> None:
 
 
 def _free_number(layout: Layout) -> int:
-    """A directory number that was never used: whatever lay there has its record."""
+    """A directory number that was never used: each that was has a record."""
     used = [record.number for record in all_mended(layout)]
     used += [number for slot, number in layout.sealed_numbers() if slot == MENDED_SLOT]
     return max(used, default=0) + 1

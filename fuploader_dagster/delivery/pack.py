@@ -1,8 +1,8 @@
 """Packing: a sealed slot becomes one archive.
 
-What must always hold: packing the same slot twice gives the same bytes (with the built-in packer),
-an archive counts only once it was read back and its `.packed.json` lies beside it, and nothing in
-the sealed slot changes. A custom packer works on a copy with real files and can spoil nothing.
+What must always hold: packing the same slot twice gives the same bytes (with the built-in packer).
+An archive counts only after it was read back and its `.packed.json` is beside it. Nothing in the
+sealed slot changes; a custom packer works on a copy with real files and can spoil nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fuploader_dagster.archives.members import MemberSource
+from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
@@ -45,7 +45,7 @@ _PIECE_BYTES = 2**22
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
-    """An archive that is finished and waits for its upload."""
+    """A finished archive that waits for its upload."""
 
     partition: str
     archive: str
@@ -66,33 +66,35 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
 def pack(slot: SealedSlot, pipeline: Pipeline) -> Packed:
     """Pack the slot, unless that was done already. The caller holds the partition's lock.
 
-    Raises `DamagedSlot` where the slot contradicts its index or its seal, `StrategyError` where a
-    custom packer misbehaves, `DiskFull`; the slot is untouched in each case.
+    Raises `DamagedSlot` if the slot contradicts its index or its seal, `StrategyError` if a custom
+    packer misbehaves, or `DiskFull`; the slot is untouched in each case.
     """
-    layout = pipeline.layout
-    done = find_packed(layout, slot.seal.partition)
+    done = find_packed(pipeline.layout, slot.seal.partition)
     if done is not None:
         return done
+    entries = _sealed_entries(slot, pipeline.layout.archives / slot.seal.archive)
+    with _members(slot, entries) as members:
+        return pack_members(slot.seal.partition, slot.seal.archive, members, pipeline)
+
+
+def pack_members(partition: str, archive: str, members: MemberSource, pipeline: Pipeline) -> Packed:
+    """Make the archive of these members and note it durably. Raises as `pack` does."""
+    layout = pipeline.layout
     make_dirs(layout.archives)
-    target = layout.archives / slot.seal.archive
-    entries = _sealed_entries(slot, target)
+    target = layout.archives / archive
     if pipeline.packer is None:
-        written = _pack_built_in(slot, entries, target, pipeline)
-    else:
-        written = pack_custom(
-            slot.seal.partition,
-            lambda folder: _lay_out_files(slot, entries, folder),
-            target,
-            pipeline.packer,
-            pipeline,
+        written = write_archive(
+            target, members, level=pipeline.compression_level, threads=pipeline.pack_threads
         )
+    else:
+        written = _pack_custom(partition, members, target, pipeline.packer, pipeline)
     packed = Packed(
-        partition=slot.seal.partition,
-        archive=slot.seal.archive,
+        partition=partition,
+        archive=archive,
         size_bytes=written.size_bytes,
         sha256=written.sha256,
-        messages=slot.seal.messages,
-        payload_bytes=slot.seal.payload_bytes,
+        messages=len(members.members),
+        payload_bytes=sum(member.size_bytes for member in members.members),
     )
     keep_packed(layout, packed)
     return packed
@@ -115,7 +117,7 @@ def find_packed(layout: Layout, partition: str) -> Packed | None:
 
 
 def forget_packed(layout: Layout, partition: str, archive: str) -> None:
-    """Remove a stored archive and what is noted about it, durably. May be repeated."""
+    """Remove the local copy of a stored archive and its note, durably. May be repeated."""
     _path(layout, partition).unlink(missing_ok=True)
     reached(CrashPoint.ARCHIVE_FORGOTTEN)
     if layout.archives.is_dir():
@@ -123,36 +125,32 @@ def forget_packed(layout: Layout, partition: str, archive: str) -> None:
         reached(CrashPoint.ARCHIVE_REMOVED)
 
 
-def _pack_built_in(
-    slot: SealedSlot, entries: Sequence[IndexEntry], target: Path, pipeline: Pipeline
-) -> ArchiveFile:
-    with _members(slot, entries) as members:
-        return write_archive(
-            target, members, level=pipeline.compression_level, threads=pipeline.pack_threads
-        )
-
-
 def _sealed_entries(slot: SealedSlot, archive: Path) -> Sequence[IndexEntry]:
-    """The slot's entries. Raises `DamagedSlot` if they are not what its seal says, or have no data.
+    """The slot's entries. Raises `DamagedSlot` if they contradict its seal, or if data is missing.
 
-    An archive of FUploader's that was taken over as it is has a slot without data.
+    The slot of a FUploader archive that was taken over as it is has no data.
     """
     data = slot.segment if slot.seal.slot_format == "segment" else slot.files
     if not data.exists() and archive.exists():
         raise PermanentError(
             f"{slot.directory} has no data, and its archive {archive} is not the one that was "
-            f"noted beside it",
-            hint="something changed the archive: put the one that was taken over in its place",
+            f"noted at the take-over",
+            hint="put the archive that was taken over back in its place",
         )
     for path in (slot.directory / INDEX_NAME, data):
         if not path.exists():
-            raise DamagedSlot(f"{path} is missing", hint="somebody removed it from a sealed slot")
+            raise DamagedSlot(
+                f"{path} is missing", hint="something removed it from the sealed slot"
+            )
     entries = slot.entries()
     sealed = (slot.seal.messages, slot.seal.payload_bytes)
     if (len(entries), sum(entry.size_bytes for entry in entries)) != sealed:
-        raise DamagedSlot(f"the seal in {slot.directory} has other numbers than its index")
+        raise DamagedSlot(
+            f"the seal in {slot.directory} says {sealed[0]} messages and {sealed[1]} bytes, which "
+            f"is not what its index has"
+        )
     if slot.seal.slot_format == "files":
-        find_by_content(slot.files, entries)  # written under another locale, by a version of before
+        find_by_content(slot.files, entries)  # an older version wrote it under another locale
     return entries
 
 
@@ -163,19 +161,19 @@ def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
     return FolderMembers(slot.files, entries)
 
 
-def pack_custom(
+def _pack_custom(
     partition: str,
-    lay_out: Callable[[Path], None],
+    members: MemberSource,
     target: Path,
     packer: Callable[..., Any],
     pipeline: Pipeline,
 ) -> ArchiveFile:
-    """Let a user's packer make the archive, of a folder that `lay_out` fills with real files."""
+    """Let a user's packer make the archive, of a folder with the members as real files."""
     with temporary_folder(pipeline.layout.archives / partition) as work:
         folder = work / partition
         with naming_disk_trouble(work):
             folder.mkdir()
-            lay_out(folder)
+            _lay_out_files(members, folder)
             reached(CrashPoint.FILES_LAID_OUT)
         made = call_packer(packer, folder)
         if not made.name.endswith(pipeline.archive_suffix):
@@ -196,27 +194,27 @@ def pack_custom(
     return ArchiveFile(target, size, digest.hex())
 
 
-def _lay_out_files(slot: SealedSlot, entries: Sequence[IndexEntry], folder: Path) -> None:
-    """Copies of all messages as files of their own, each compared with the index."""
-    with _members(slot, entries) as members, RestoreFolder(folder) as target:
-        for number, entry in enumerate(entries):
-            target.write(entry.name, _payload(members, number, entry))
+def _lay_out_files(members: MemberSource, folder: Path) -> None:
+    """Copies of all members as files of their own, each compared with its digest."""
+    with RestoreFolder(folder) as target:
+        for number, member in enumerate(members.members):
+            target.write(member.name, _payload(members, number, member))
 
 
-def _payload(members: MemberSource, number: int, entry: IndexEntry) -> Iterator[memoryview]:
-    """A message in pieces. Raises `DamagedSlot` behind the last one if they are not what was
+def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterator[memoryview]:
+    """A member in pieces. Raises `DamagedSlot` after the last one if they are not what was
     committed."""
-    start = header_bytes(entry.name, entry.size_bytes)
+    start = header_bytes(member.name, member.size_bytes)
     digest = hashlib.sha256()
-    for begin in range(start, start + entry.size_bytes, _PIECE_BYTES):
-        end = min(begin + _PIECE_BYTES, start + entry.size_bytes)
+    for begin in range(start, start + member.size_bytes, _PIECE_BYTES):
+        end = min(begin + _PIECE_BYTES, start + member.size_bytes)
         piece = members.read_piece(number, begin, end)
         digest.update(piece)
         yield memoryview(piece)
-    if digest.digest() != entry.sha256:
+    if member.sha256 is not None and digest.digest() != member.sha256:
         raise DamagedSlot(
             f"message {members.place(number)} is not what was committed",
-            hint="the disk is failing, or something changed a sealed slot (dmesg, SMART)",
+            hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
         )
 
 

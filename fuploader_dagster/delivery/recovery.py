@@ -1,8 +1,8 @@
-"""Recovery: what dead processes and failed runs left, found from the disk alone.
+"""Recovery: finds from the disk alone what dead processes and failed runs left, and finishes it.
 
-What must always hold: looking changes nothing; the plan is a pure function of what was found and
-of the time; each step of it may be repeated and may be killed at any point. Only what is provably
-nobody's is touched, and nothing that is not recognised is ever removed.
+What must always hold: looking changes nothing. The plan is a pure function of what was found and of
+the time. Each of its steps may be repeated, and may be killed at any point. Only what provably no
+process uses is touched, and nothing that is not recognised is ever removed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from fuploader_dagster.slots.slot import SlotOwner
 log = logging.getLogger(__name__)
 
 AUTOMATION_PATIENCE = 3
-"""So many times `recovery_base_seconds` a new slot waits for conditions and backfills. An early
-question would do no harm, but cost a run."""
+"""With `runs_by: automation` a new slot waits this many `recovery_base_seconds` for conditions and
+backfills. Asking too early would do no harm, but cost a run."""
 UNNEEDED_AFTER = timedelta(hours=1)
-"""An upload that is unfinished for less may be one that is going on right now."""
+"""A younger unfinished upload may be in progress right now."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies on the disk."""
+    """What is on the disk."""
 
     sealed: Sequence[str] = ()
     """Partition keys of sealed directories, oldest first."""
@@ -47,9 +47,9 @@ class Found:
     """Those of them that the store has confirmed already."""
     failures: dict[str, Failure] = field(default_factory=dict)
     leftovers: Sequence[Path] = ()
-    """Temporary files and folders, locks and notes of processes that are dead."""
+    """Temporary files and folders, locks and notes of dead processes."""
     mended: Sequence[str] = ()
-    """Partitions whose slots were damaged and replaced, while no run has said so of them."""
+    """Partitions whose slots were damaged and replaced, which no run has reported yet."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Plan:
     finish: Sequence[str] = ()
     """Stored, but the local data was not removed."""
     ask: Sequence[str] = ()
-    """To be packed and uploaded, again or at last."""
+    """To be packed and uploaded."""
     remove: Sequence[Path] = ()
 
 
 def look(pipeline: Pipeline) -> Found:
-    """Read what lies there; changes nothing."""
+    """Read what is there; changes nothing."""
     layout = pipeline.layout
     sealed = sealed_partitions(layout)
     receipts = find_receipts(layout, sealed)
@@ -119,8 +119,8 @@ def apply(plan: Plan, pipeline: Pipeline) -> None:
 def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime) -> int:
     """Abort unfinished uploads of archives that the store has; returns how many.
 
-    A bucket may hold the uploads of others. Ours, and not needed, are provably those whose key
-    ends in the name of an archive that we have a receipt for; the rest is left alone.
+    A bucket may hold other programs' uploads. An upload is provably ours and not needed if its key
+    ends in the name of an archive that has a receipt here; all others are left alone.
     """
     aborted = 0
     for upload in store.unfinished():
@@ -136,7 +136,7 @@ def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime
 
 
 def seal_abandoned(pipeline: Intake) -> list[SealedSlot]:
-    """Seal what lies in slots that no worker owns any more (there were more workers once)."""
+    """Seal the slots that no worker owns any more, because there were more workers once."""
     owned = pipeline.process_count * pipeline.slots_per_worker
     return seal_unowned(pipeline, [n for n in pipeline.layout.active_slots() if n >= owned])
 
@@ -144,8 +144,8 @@ def seal_abandoned(pipeline: Intake) -> list[SealedSlot]:
 def seal_on_request(pipeline: Intake) -> list[SealedSlot]:
     """Have all active slots sealed: live workers see the request, the other slots are sealed here.
 
-    Returns those that were sealed here. A request speaks to workers that had their slots before it
-    was made, so it is made after the slots were tried.
+    Returns those that were sealed here. Only workers that had their slots before the request obey
+    it, so it is made after the other slots were sealed.
     """
     make_dirs(pipeline.layout.root)
     sealed = seal_unowned(pipeline, pipeline.layout.active_slots())
@@ -154,9 +154,9 @@ def seal_on_request(pipeline: Intake) -> list[SealedSlot]:
 
 
 def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
-    """Seal the slots that no live process writes; those of live ones are left alone.
+    """Seal the slots that no live process writes; those of live processes are left alone.
 
-    What is wrong with one slot is raised after the others were sealed.
+    Trouble with one slot is raised after the others were sealed.
     """
     sealed: list[SealedSlot] = []
     wrong: list[FuploaderError] = []
@@ -177,7 +177,7 @@ def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
 
 
 def _leftovers(pipeline: Intake) -> list[Path]:
-    """What is ours by its name, that no live process holds, and that nobody will come back to."""
+    """What has one of our names, no live process holds, and no process will come back to."""
     layout = pipeline.layout
     folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
     folders.append(layout.root)
@@ -198,6 +198,6 @@ def _is_removable(path: Path) -> bool:
 
 
 def _is_over(path: Path, ending: str, layout: Layout) -> bool:
-    """Whether this belongs to a partition whose slot is here no more."""
+    """Whether this belongs to a partition whose slot is no longer here."""
     key = PartitionKey.parse(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
     return key is not None and not layout.sealed(key.slot, key.number).exists()

@@ -16,16 +16,8 @@ from pathlib import Path
 
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.reader import Archive
-from fuploader_dagster.archives.restore_folder import RestoreFolder
-from fuploader_dagster.archives.writer import write_archive
-from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
-from fuploader_dagster.delivery.pack import (
-    Packed,
-    find_packed,
-    forget_packed,
-    keep_packed,
-    pack_custom,
-)
+from fuploader_dagster.contracts.object_store import ObjectStore, Progress
+from fuploader_dagster.delivery.pack import Packed, find_packed, forget_packed, pack_members
 from fuploader_dagster.delivery.ship import Done, Outcome, ProgressOf, attempt
 from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.delivery.store_trouble import Patience
@@ -110,12 +102,10 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
     Raises `DamagedArchive`, `ForeignArchive` for what only a user's packer could read, and what
     packing raises.
     """
-    layout = pipeline.layout
-    make_dirs(layout.archives)
-    archive = f"{before.partition}{pipeline.archive_suffix}"
-    target = layout.archives / archive
-    with temporary_file(layout.archives / f"{before.partition}.segment") as segment:
-        with open_archive(before.partition) as stored, naming_disk_trouble(segment):
+    folder, partition = pipeline.layout.archives, before.partition
+    make_dirs(folder)
+    with temporary_file(folder / f"{partition}.segment") as segment:
+        with open_archive(partition) as stored, naming_disk_trouble(segment):
             members = _fetch(stored, segment)
             if stored.unproven.count:  # or the new archive would vouch for whatever came
                 stored.verify_whole(before.sha256)
@@ -123,21 +113,14 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
             raise DamagedArchive(
                 f"{before.address} has {len(members)} members, its receipt says {before.messages}"
             )
-        written = _write(segment, members, target, before.partition, pipeline)
-    packed = Packed(
-        partition=before.partition,
-        archive=archive,
-        size_bytes=written.size_bytes,
-        sha256=written.sha256,
-        messages=len(members),
-        payload_bytes=sum(member.size_bytes for member in members),
-    )
-    keep_packed(layout, packed)
-    return packed
+        with SegmentMembers(segment, members) as source:
+            return pack_members(
+                partition, f"{partition}{pipeline.archive_suffix}", source, pipeline
+            )
 
 
 def _fetch(stored: Archive, segment: Path) -> list[PlainMember]:
-    """All members, verified, as the segment that they once came from."""
+    """Write all members, verified, into a segment like the one that they came from."""
     members = []
     with segment.open("wb") as file:
         for name, payload in stored.payloads(lambda _: True):
@@ -146,25 +129,6 @@ def _fetch(stored: Archive, segment: Path) -> list[PlainMember]:
             file.write(padding(len(payload)))
             members.append(PlainMember(name, len(payload), sha256(payload).digest()))
     return members
-
-
-def _write(
-    segment: Path, members: list[PlainMember], target: Path, partition: str, pipeline: Pipeline
-) -> ArchiveFile:
-    with SegmentMembers(segment, members) as source:
-        if pipeline.packer is None:
-            return write_archive(
-                target, source, level=pipeline.compression_level, threads=pipeline.pack_threads
-            )
-
-        def lay_out(folder: Path) -> None:
-            with RestoreFolder(folder) as restored:
-                for number, (name, size, _) in enumerate(members):
-                    start = len(member_header(name, size))
-                    content = source.read_piece(number, start, start + size)
-                    restored.write(name, [memoryview(content)])
-
-        return pack_custom(partition, lay_out, target, pipeline.packer, pipeline)
 
 
 def _names(path: Path) -> list[str]:

@@ -1,22 +1,24 @@
-"""Replay: messages out of archives go to a queue again.
+"""Replay: publishes messages from archives to a queue again.
 
 What must always hold:
 
-- In order: archives by the time of their sealing, messages as they lie in them (as they arrived).
+- Messages are published in order: archives by the time of their sealing, messages in the order in
+  which they arrived.
 - A message counts as replayed when the queue confirmed it. After a crash or an error the same
-  replay goes on behind the last confirmed batch: at most one batch (500 messages) is published
-  twice, none is left out.
-- What is damaged is never published: the replay stops there and names it. What nothing proves
-  (archives of FUploader have no checksums) is published, and said.
-- A message that the queue will not take (it is too large) is named at the end; the others are sent.
+replay
+  goes on after the last confirmed batch: at most one batch (500 messages) is published twice, none
+  is left out.
+- Damaged data is never published: the replay stops there and names it. Data that nothing proves
+  (archives of FUploader have no checksums) is published, and reported as such.
+- A message that the queue refuses (it is too large) is named at the end; the others are sent.
 
 Format of the progress file, one JSON object: the digest of what was asked for, the partition that
-was reached, how many of its chosen messages are confirmed, how many in all, and what the queue
-refused. It goes once all are; so the same command later begins anew.
+was reached, how many of its chosen messages are confirmed, how many in total, and what the queue
+refused. It is removed when all are confirmed, so the same command later starts from the beginning.
 
-A message becomes an envelope again where the pipeline reads envelopes (content type `json` if the
-content is that, else `text`, else `bytes`), and is its content elsewhere. With a parser of one's
-own what was archived is what the parser returned: it must be able to read that too.
+Where the pipeline reads envelopes, a message becomes an envelope again (content type `json` if the
+content is that, else `text`, else `bytes`); elsewhere it is the content. With a parser of your own,
+what was archived is what the parser returned: it must be able to read that too.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Selection:
     pattern: str | None
     """Only messages whose file has such a name."""
     target: str
-    """The queue in words: another one is another replay."""
+    """The queue in words; to another queue it is another replay."""
 
     @property
     def digest(self) -> str:
@@ -78,7 +80,7 @@ class _Reached(msgspec.Struct, frozen=True):
     selection: str
     partition: str = ""
     confirmed: int = 0
-    """Of the partition's chosen messages, those that the queue refused included."""
+    """Of the partition's chosen messages, including those that the queue refused."""
     total: int = 0
     refused: list[str] = []
     """What the queue will never take, with the reason."""
@@ -86,7 +88,7 @@ class _Reached(msgspec.Struct, frozen=True):
 
 @dataclass
 class ReplayReport:
-    """What a replay did, this time."""
+    """What this attempt at a replay did."""
 
     published: int = 0
     """Confirmed by the queue."""
@@ -106,11 +108,11 @@ def replay(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
-    """Publish what was selected, behind what an earlier attempt had confirmed.
+    """Publish what was selected, starting after what an earlier attempt had confirmed.
 
     `open_archive` opens a partition's archive; `progress` gets the number of confirmed messages.
     Raises `SlotInUse` if the same replay is running, what reading and publishing raise, and
-    `DamagedArchive`; all but the last can go on later.
+    `DamagedArchive`; after all but the last the replay can go on later.
     """
     path = progress_path(pipeline.layout, selection)
     report = ReplayReport()
@@ -152,20 +154,23 @@ def select(
 ) -> list[str]:
     """Partitions to replay, in the order of their sealing: those named, or those of a time.
 
-    With a pattern, archives that the catalog knows to hold no such file are left out; all others
-    are read. Raises `ConfigError` if nothing was said at all, or partitions and a time.
+    With a pattern, archives that hold no such file by the catalog are left out; all others are
+    read. Raises `ConfigError` if nothing was given, or both partitions and a time.
     """
     if partitions:
         if since is not None or until is not None:
             raise ConfigError(
-                "partitions and a time were given", hint="one of them: a time picks partitions"
+                "both partitions and a time were given",
+                hint="give one of them: a time picks partitions by itself",
             )
         for partition in partitions:
             if PartitionKey.parse(partition) is None:
                 raise ConfigError(f"{partition!r} is no partition key")
         return sorted(set(partitions))
     if since is None and until is None and pattern is None:
-        raise ConfigError("say what to replay", hint="partitions, a time, or a name pattern")
+        raise ConfigError(
+            "nothing was said of what to replay", hint="give partitions, a time, or a name pattern"
+        )
     found = sorted(receipts_between(pipeline.layout, since, until))
     if pattern is None or not pipeline.layout.catalog.exists():
         return found
@@ -181,12 +186,12 @@ def progress_path(layout: Layout, selection: Selection) -> Path:
 
 
 def another_queue(source: SourceSettings, queue: str) -> SourceSettings:
-    """The same broker with another queue. Raises `ConfigError` where a source has no such name."""
+    """The same broker with another queue. Raises `ConfigError` if the source has no queue name."""
     fields = type(source).model_fields
     name = next((name for name in _FIELDS_OF_QUEUES if name in fields), None)
     if name is None:
         raise ConfigError(
-            f"{source.describe()} has no queue that could be another one",
+            f"{source.describe()} cannot be replayed to another queue: it has no queue name",
             hint="configure a pipeline with the other queue and replay into that",
         )
     given = {each: getattr(source, each) for each in source.model_fields_set}
@@ -218,7 +223,7 @@ def _messages(
 
 
 def _batch(messages: Iterator[_Named]) -> list[_Named]:
-    """The next messages, until they are enough by number or by size; empty at the end."""
+    """The next batch, full by number or by size; empty at the end."""
     batch: list[_Named] = []
     size_bytes = 0
     while len(batch) < BATCH_MESSAGES and size_bytes < BATCH_BYTES:

@@ -1,12 +1,13 @@
-"""Looking after stored archives: is what the store holds still what was confirmed?
+"""The scrub: compares a stored archive with its receipt, and reads some of its members.
 
-What must always hold: nothing is changed; whatever contradicts a receipt or a manifest is a problem
-that names the archive; a store that does not answer is no finding, it raises. An archive in a class
-that cannot be read at once (GLACIER and its like) is a note, and holds up no other.
+What must always hold: nothing is changed. Whatever contradicts a receipt or a manifest is a problem
+that names the archive. A store that does not answer is no finding; it raises. An archive in a
+storage class that cannot be read at once (GLACIER and the like) is a note, and holds up no other.
 
-Two small requests tell size and digest as the store states them, and the number of members as the
-manifest states it. Members that are read besides are picked at random, with all that leads to them:
-pages, and the frames that hold them, each by its own range and each compared with its digest.
+Two small requests give size and digest as the store states them, and the number of members as the
+manifest states it. The members that are read besides are picked at random. The pages that lead to
+them and the frames that hold them are read too, each by its own range, and compared with their
+digests.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from fuploader_dagster.errors import ColdObject, DamagedArchive, PermanentError
 from fuploader_dagster.slots.receipts import Receipt
 
 _NOT_READ = (
-    "{why}: only the size and the digest that the store states were compared, which proves nothing "
-    "of its bytes; `fuploader verify` with the partition reads them"
+    "{why}: only the size and the digest that the store states were compared, which does not prove "
+    "its bytes; `fuploader verify` with the partition reads them"
 )
 
 
@@ -41,9 +42,9 @@ class Finding:
 
 
 def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members: int) -> Finding:
-    """Compare what store and manifest state with the receipt, and read `members` of the archive.
+    """Compare what store and manifest state with the receipt, and read `members` of its members.
 
-    Raises `StoreUnavailable`, and `StoreRefused` where the store refuses us.
+    Raises `StoreUnavailable`, or `StoreRefused` if the store refuses access.
     """
     problems = list(_contradictions(receipt, source))
     counted = CountedReads(source)
@@ -69,8 +70,8 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
         note = _NOT_READ.format(why="a packer of your own made it")
     except ColdObject:
         note = (
-            "it is cold and cannot be read back: only size and digest were compared, as the store "
-            "states them; restore it to read it"
+            "it is in a cold storage class and cannot be read: only the size and the digest that "
+            "the store states were compared; restore it from that class to have it read"
         )
     except DamagedArchive as error:
         problems.append(error.message)

@@ -209,13 +209,13 @@ def mend_unreadable(pipeline: Pipeline) -> list[str]:
 
 
 def _note(partition: str, pipeline: Pipeline, stage: Stage, error: str) -> None:
-    """Count the failure of a slot that is here; losing the count loses nothing else."""
+    """Count the failure of a slot that is on this disk; losing the count loses nothing else."""
     try:
         key = PartitionKey.parse(partition)
         if key is not None and pipeline.layout.sealed(key.slot, key.number).is_dir():
             note_failure(pipeline.layout, partition, stage=stage, error=error, now=time.time())
     except (FuploaderError, OSError) as trouble:
-        log.warning("the failure of %s could not be noted: %s", partition, trouble)
+        log.warning("could not note the failure of %s: %s", partition, trouble)
 
 
 def _sealed(partition: str, pipeline: Pipeline) -> SealedSlot:
@@ -223,7 +223,7 @@ def _sealed(partition: str, pipeline: Pipeline) -> SealedSlot:
     if slot is None:
         raise PermanentError(
             f"there is no data of partition {partition} below {pipeline.layout.root}",
-            hint="it belongs to another node or storage root; nothing of it was ever stored "
-            "from here",
+            hint="it belongs to another node or another storage_root: nothing of it was ever "
+            "stored from here",
         )
     return slot

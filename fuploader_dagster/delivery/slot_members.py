@@ -2,7 +2,7 @@
 
 What must always hold: it never follows a link and never reads outside its slot.
 
-- `SegmentMembers`: the members are in one file, as tar already; reading is one sequential copy.
+- `SegmentMembers`: the members are in one file, already as tar; reading is one sequential copy.
 - `FolderMembers`: one file per member (`slot_format: files`, and directories of other programs,
   adopted as they are); the headers are made here. Subdirectories become names with `/`.
 """
@@ -23,8 +23,8 @@ from fuploader_dagster.errors import DamagedSlot
 class SegmentMembers(MemberSource):
     """Members in a segment file. `offsets` are those of their headers.
 
-    Without offsets the members lie one behind the other from the file's start. `xxh128` is the
-    digest that was recorded for the whole file, if one was.
+    Without offsets the members follow each other from the file's start. `xxh128` is the digest that
+    was recorded for the whole file, if there is one.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SegmentMembers(MemberSource):
             raise DamagedSlot(
                 f"{self.path} ends at {start + len(data)}, but its index says that there are "
                 f"members up to {stop} (from {self.place(index)} on)",
-                hint="somebody cut it off, or the disk is failing (dmesg, SMART)",
+                hint="something cut it off, or the disk is failing (dmesg, SMART)",
             )
         return data
 
@@ -79,9 +79,9 @@ class SegmentMembers(MemberSource):
 class FolderMembers(MemberSource):
     """Members as files below a directory.
 
-    With `recorded` these are the members, in this order, and the files must match. Without, they
-    are found: every file below the directory but those in `exclude` (top-level names), in the
-    byte order of their names.
+    `recorded` gives the members in this order, and the files must match. Without it they are every
+    file below the directory except those in `exclude` (top-level names), in the byte order of their
+    names.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ def _files_below(
     top: bytes, prefix: bytes, exclude: Collection[bytes] = ()
 ) -> Iterator[tuple[bytes, int]]:
     """Relative path and size of each regular file. Anything but files and directories is refused:
-    a link has no content of its own, and leaving it out would lose something in silence."""
+    a link has no content of its own, and leaving it out would lose something silently."""
     with os.scandir(os.path.join(top, prefix)) as entries:  # noqa: PTH118 - bytes
         for entry in entries:
             if entry.name in exclude:
@@ -182,5 +182,5 @@ def _files_below(
 
 
 def _member_name(raw: bytes) -> str:
-    """The file's name as text; bytes that are no UTF-8 become `\\xff`."""
+    """The file's name as text; bytes that are not UTF-8 become `\\xff`."""
     return raw.decode("utf-8", "backslashreplace")

@@ -1,16 +1,17 @@
 """Trouble with the object store: noted on disk, so that runs, ticks and commands agree about it.
 
-    {root}/store-trouble.json       since when no answer comes, the last error, when that was seen
+    {root}/store-trouble.json       since when the store does not answer, the last error, its time
     {root}/locks/store-wait.lock    held by the one process that goes on trying meanwhile
 
 What must always hold:
 
 - At most one process of a pipeline waits for a store that does not answer. The others fail at once
-  and keep their data: each that waits takes one of the instance's places for runs.
-- A note that nobody renews is over after `STALE_SECONDS`: it never stops a pipeline whose store is
-  well. Whoever waits renews it with each attempt, and the recovery schedule with each look.
-- When the store answers again, slots that failed meanwhile are due within a minute: they are not
-  held to pauses that grew while nothing could have helped.
+  and keep their data: each run that waits takes one of the instance's places for runs.
+- A note that nobody renews expires after `STALE_SECONDS`, so it never stops a pipeline whose store
+  is well. The process that waits renews it at each attempt, the recovery schedule at each look.
+- When the store answers again, slots that failed meanwhile are due within a minute. They do not
+wait
+  out pauses that grew while nothing could have helped.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ log = logging.getLogger(__name__)
 
 STALE_SECONDS = 300.0
 LASTING_SECONDS = 5.0
-"""A failure that the first retries mend is no trouble."""
+"""A failure that goes away with the first retries is no trouble."""
 LOOK_SECONDS = 10.0
 """How long a store may take to answer a look."""
 QUIET_SECONDS = 15.0
-"""So long after the last sign of a store that uploads wait for, it is looked at."""
+"""While uploads wait, the store is looked at after this long without a sign of it."""
 
 
 class StoreTrouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ class StoreTrouble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_trouble(layout: Layout) -> StoreTrouble | None:
-    """The trouble that is known; None if there is none, or if nobody has seen it lately."""
+    """The trouble that is known; None if there is none, or if no process has seen it lately."""
     try:
         found = msgspec.json.decode(read_own(layout.store_trouble), type=StoreTrouble)
     except (OSError, ForeignFile, *UNREADABLE_JSON):
@@ -73,7 +74,7 @@ def find_trouble(layout: Layout) -> StoreTrouble | None:
 
 
 def note_trouble(layout: Layout, error: str) -> None:
-    """Note that the store does not answer; what was noted before goes on."""
+    """Note that the store does not answer; trouble that was noted before goes on."""
     now, before = time.time(), find_trouble(layout)
     trouble = StoreTrouble(since=before.since if before else now, seen_at=now, error=error)
     make_dirs(layout.root)
@@ -91,9 +92,9 @@ def end_trouble(layout: Layout) -> None:
 
 
 def look(store: ObjectStore) -> str:
-    """Whether a store answers, in a bounded time: empty, or what is wrong.
+    """Whether a store answers within `LOOK_SECONDS`: empty, or what is wrong.
 
-    One that refuses us answers: what it says is for the runs to tell.
+    A store that refuses access does answer; the runs report what it says.
     """
     answered: list[str] = []
 
@@ -113,7 +114,7 @@ def look(store: ObjectStore) -> str:
 
 
 class Patience:
-    """Who may wait for the store, while uploads go on. Use as a context manager around them.
+    """Lets one process wait for the store. Use as a context manager around uploads.
 
     `tell` gets a sentence for each attempt that failed; it is called from any thread.
     """
@@ -145,7 +146,7 @@ class Patience:
             self._wait_or_raise(str(trouble))
 
     def failed(self, retry: Retry) -> None:
-        """An attempt failed and another one would follow. Raises `StoreAwaited` to prevent it."""
+        """An attempt failed and would be repeated. Raises `StoreAwaited` to prevent that."""
         self._tell(str(retry))
         if retry.seconds < LASTING_SECONDS:
             return
@@ -177,7 +178,7 @@ class Patience:
             except SlotInUse as somebody:
                 raise StoreAwaited(
                     f"{error}; {somebody.message}, which waits for the store",
-                    hint="nothing to do: it is asked for again as soon as the store answers",
+                    hint="nothing to do: the slot is asked for again as soon as the store answers",
                 ) from somebody
             self._waits = True
 
@@ -194,4 +195,4 @@ class Patience:
         try:
             note_trouble(self._layout, error)
         except (FuploaderError, OSError) as trouble:
-            log.warning("the trouble with the object store could not be noted: %s", trouble)
+            log.warning("could not note the trouble with the object store: %s", trouble)

@@ -1,12 +1,12 @@
-"""Uploading: a finished archive becomes a verified object, and only then local data goes.
+"""Uploading: a finished archive becomes a verified object, and only then local data is removed.
 
 What must always hold, in this order: the object store confirms size and digest; the receipt is
-durable; the local data is removed. A crash between any two of them is finished by the next attempt
-or by recovery, and no step of it can be done wrongly by doing it again.
+durable; the local data is removed. After a crash between any two of them the next attempt or
+recovery finishes the rest, and doing a step twice does no harm.
 
-Of the data the index is kept for some time: redelivered messages are compared with it.
+The index is kept for some time: redelivered messages are compared with it.
 
-The catalog is told before the receipt is kept: a crash in between tells it again.
+The catalog gets the names before the receipt is kept: after a crash in between it gets them again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def upload(
 ) -> Receipt:
     """Store the archive, keep the receipt, remove the local data. The caller holds the lock.
 
-    Raises what `ObjectStore.put` raises, or `StrategyError` where there is still no usable key;
+    Raises what `ObjectStore.put` raises, or `StrategyError` if the slot still has no usable key;
     local data is kept in each case.
     """
     receipt = store_archive(
@@ -91,8 +91,8 @@ def store_archive(
 def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock.
 
-    The slot goes last: as long as it lies there, recovery sees that something is left to remove.
-    What somebody else put into it is kept, aside.
+    The slot goes last: as long as it is there, recovery sees that something is left to remove. What
+    somebody else put into it is moved to `set-aside/`.
     """
     clear_failure(layout, receipt.partition)
     reached(CrashPoint.FAILURE_CLEARED)
@@ -101,7 +101,7 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
         try:
             foreign = slot.unrecognised()
-        except DamagedSlot as error:  # its archive is stored all the same: that was made before
+        except DamagedSlot as error:  # its archive was made before that, and is stored
             log.error("%s is stored, but its slot is damaged now: %s", receipt.partition, error)
             set_aside(slot.directory, layout, place_aside(slot.directory, layout))
             return
@@ -114,8 +114,8 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
 
 
 class PartitionLock:
-    """One partition is packed and uploaded by one thread at a time; the others wait, and then find
-    the work done. Use as a context manager, which gives the receipt if there is one by now.
+    """One thread at a time packs and uploads a partition; the others wait, and then find the work
+    done. Use as a context manager, which gives the receipt if there is one by now.
     """
 
     def __init__(self, layout: Layout, partition: str) -> None:

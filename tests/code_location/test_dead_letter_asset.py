@@ -65,4 +65,4 @@ def test_the_check_can_be_run_by_hand(tmp_path: Path) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         (evaluation,) = run.execute_in_process(instance=instance).get_asset_check_evaluations()
     assert not evaluation.passed
-    assert "2 dead letters within the last hour, 1 are allowed" in str(evaluation.description)
+    assert "2 dead letters within the last hour; the limit is 1" in str(evaluation.description)

@@ -115,7 +115,7 @@ def test_two_node_ids_never_give_one_name() -> None:
     for node_id, name in names.items():
         assert re.fullmatch(r"[A-Za-z0-9_]+", name)
         if name != node_id:
-            with pytest.raises(ConfigError, match="reads as the name in Dagster of a node"):
+            with pytest.raises(ConfigError, match="looks like the name in Dagster of a node"):
                 node_in_names(name)
 
 
@@ -141,5 +141,5 @@ def test_an_id_of_letters_digits_and_underscores_is_its_own_name_and_others_are_
 
 
 def test_an_id_that_is_another_ones_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'node_1_xd' reads as the name in Dagster of a node"):
+    with pytest.raises(ConfigError, match="'node_1_xd' looks like the name in Dagster of a node"):
         Names.of(intake(tmp_path, node_id="node_1_xd"))
