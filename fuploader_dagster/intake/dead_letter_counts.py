@@ -54,7 +54,6 @@ class DeadLetterCounts(msgspec.Struct, kw_only=True):
         self.minutes = dict(kept)
 
     def last_hour(self, now: float) -> int:
-        """How many were written in the last sixty minutes."""
         oldest = int(now // 60) - MINUTES
         return sum(count for minute, count in self.minutes.items() if minute > oldest)
 
@@ -65,7 +64,6 @@ def grouped(reason: str) -> str:
 
 
 def read_counts(layout: Layout) -> DeadLetterCounts:
-    """The counts of all workers together."""
     reasons: Counter[str] = Counter()
     minutes: Counter[int] = Counter()
     total = 0
@@ -86,5 +84,4 @@ def read_worker_counts(path: Path) -> DeadLetterCounts:
 
 
 def write_worker_counts(path: Path, counts: DeadLetterCounts) -> None:
-    """Replace the file."""
     write_for_readers(path, msgspec.json.encode(counts))

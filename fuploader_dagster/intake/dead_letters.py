@@ -165,7 +165,6 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
 
 
 def requeued_ids(layout: Layout) -> set[str]:
-    """Ids of the letters that were sent back to the queue."""
     path = _requeued(layout)
     return set(path.read_text("utf-8").split()) if path.exists() else set()
 

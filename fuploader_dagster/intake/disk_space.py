@@ -99,8 +99,6 @@ def _above(limit: int) -> int:
 
 
 class SpaceWatch:
-    """Watches the disk space for one worker."""
-
     def __init__(self, pipeline: Intake, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipeline = pipeline
         self._clock = clock
@@ -134,7 +132,6 @@ class SpaceWatch:
         return sentence
 
     def look(self) -> DiskSpace:
-        """The figures now."""
         now = self._clock()
         if self._pipeline.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
             self._unshipped_at, self._unshipped_bytes = now, self._unshipped.bytes()

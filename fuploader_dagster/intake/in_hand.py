@@ -50,11 +50,9 @@ class Pace:
         self._settled = 0
 
     def decoded(self, messages: int, seconds: float) -> None:
-        """Learn how long decoding takes."""
         self._affordable = max(1.0, messages * DECODE_SECONDS / max(seconds, 1e-6))
 
     def settled(self, messages: int) -> None:
-        """Count messages that were settled."""
         self._settled += messages
 
     @property
@@ -75,8 +73,6 @@ class Pace:
 
 
 class InHand:
-    """What one worker has in hand, and its source."""
-
     def __init__(self, source: MessageSource, pipeline: Intake, lease: Lease) -> None:
         self.source = source
         self.pace = Pace(pipeline)
@@ -144,7 +140,6 @@ class InHand:
         self._left_over.extendleft(reversed(messages))
 
     def settle(self, batch: CommittedBatch) -> None:
-        """Settle a committed batch at the queue."""
         self.source.settle(batch)
         self.pace.settled(batch.messages)
 

@@ -46,7 +46,6 @@ class OwnedSlots:
 
     @property
     def left_in_turn(self) -> int:
-        """The most messages for the next batch."""
         return self._pipeline.commit_messages - self._given
 
     def take_turn(self, messages: int) -> SlotOwner:

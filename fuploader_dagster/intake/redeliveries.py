@@ -21,8 +21,6 @@ from fuploader_dagster.slots.dedup_window import DedupWindow
 
 
 class Redeliveries:
-    """What one worker does about them."""
-
     def __init__(self, pipeline: Intake, worker: int) -> None:
         layout = pipeline.layout
         self._pipeline = pipeline

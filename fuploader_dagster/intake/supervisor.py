@@ -100,7 +100,6 @@ class Supervisor:
                 process.wait()
 
     def statuses(self) -> list[WorkerStatus]:
-        """The status files of this supervisor's workers."""
         pids = {worker.process.pid for worker in self._workers if worker.process}
         here = pid_namespace()
         return [

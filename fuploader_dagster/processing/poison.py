@@ -231,7 +231,6 @@ class Suspects:
 
 
 def _groups(digests: Sequence[str], known: Collection[str]) -> Iterator[range]:
-    """Ranges in their order: each suspect alone, and what is between them together."""
     start = 0
     for suspected, members in groupby(digests, key=lambda digest: digest in known):
         end = start + len(list(members))

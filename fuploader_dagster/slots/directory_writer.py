@@ -84,7 +84,7 @@ class DirectoryWriter(ABC):
         write_all(self._index, valid)  # the same bytes again: only written pages are synced
         self._index_end, self._commits = len(valid), found.commits
         os.ftruncate(self._index, self._index_end)
-        self._sync_index()
+        os.fdatasync(self._index)
         fsync_dir(self.directory)
         return list(found.entries)
 
@@ -129,7 +129,7 @@ class DirectoryWriter(ABC):
         os.lseek(self._index, self._index_end, os.SEEK_SET)
         write_all(self._index, committed)
         reached(CrashPoint.INDEX_WRITTEN)
-        self._sync_index()
+        os.fdatasync(self._index)
         reached(CrashPoint.INDEX_SYNCED)
         self._index_end += len(committed)
         self._commits += 1
@@ -145,6 +145,3 @@ class DirectoryWriter(ABC):
         if self._index != CLOSED:
             os.close(self._index)
             self._index = CLOSED
-
-    def _sync_index(self) -> None:
-        os.fdatasync(self._index)

@@ -61,8 +61,6 @@ _unpack_fixed = struct.Struct("<4x" + _FIXED.format.removeprefix("<")).unpack_fr
 
 
 class IndexEntry(NamedTuple):
-    """One message of a directory."""
-
     name: str
     offset: int
     header_bytes: int

@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 
 class FilesWriter(DirectoryWriter):
-    """The `files` format."""
-
     slot_format = "files"
     data_name = FILES_NAME
 

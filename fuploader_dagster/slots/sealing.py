@@ -140,7 +140,6 @@ def make_seal(
 
 
 def encode_seal(seal: Seal) -> bytes:
-    """The content of `seal.json`."""
     return msgspec.json.format(msgspec.json.encode(seal), indent=1) + b"\n"
 
 

@@ -27,8 +27,6 @@ _BLOCK_BYTES = 2**20
 
 
 class SegmentWriter(DirectoryWriter):
-    """The `segment` format."""
-
     slot_format = "segment"
     data_name = SEGMENT_NAME
 

@@ -28,8 +28,6 @@ _ENDING = ".index"
 
 @dataclass(frozen=True)
 class ShippedIndex:
-    """One index that was kept."""
-
     path: Path
     partition: PartitionKey
     messages: int
