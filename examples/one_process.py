@@ -2,8 +2,8 @@
 
     python examples/one_process.py [FOLDER]
 
-For a queue and a bucket of your own put RabbitMQ(...), RedisState(...) and S3(...), COS(...) or
-OSS(...) in their places, and leave out `until_empty` to go on until Ctrl-C.
+To use your own queue and bucket, replace the three by RabbitMQ(...), RedisState(...) and S3(...),
+COS(...) or OSS(...). Without `until_empty` it runs until Ctrl-C.
 """
 
 import json

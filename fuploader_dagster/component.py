@@ -7,8 +7,8 @@
       ...
 
 The attributes are those of a pipeline in `fuploader.yaml`, checked by the same model with the same
-sentences; `dg docs` shows that model's names, types and descriptions. Dagster's templates
-(`{{ env.BUCKET }}`) are filled in first. `dg scaffold defs` writes one that runs at once.
+error messages; `dg docs` shows that model's names, types and descriptions. Dagster fills in its
+templates (`{{ env.BUCKET }}`) first. `dg scaffold defs` writes a component that runs at once.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations of components.
@@ -33,7 +33,7 @@ _IN_YAML: dict[str, Any] = {
     "name_fields": list[str] | str,
     "alert_webhook": dict[str, str] | str | None,
 }
-"""Settings that YAML writes in a form of their own. Functions and paths are their names."""
+"""Settings that YAML writes in another form. Functions and paths are written as their names."""
 _RUNNING = "Sensors and schedules are on as soon as Dagster loads them."
 _YAML = """\
 type: {type_name}
@@ -68,7 +68,7 @@ def load(context: dg.ComponentLoadContext) -> QueueToObjectStore:
 
 
 class QueueToObjectStoreScaffolder(Scaffolder):
-    """Writes a component on embedded parts, named for its folder."""
+    """Writes a component that needs no server, named for its folder."""
 
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
         folder = request.target_path.parent if request.append else request.target_path
@@ -88,7 +88,7 @@ class QueueToObjectStoreScaffolder(Scaffolder):
 class QueueToObjectStore(dg.Component):
     """Drains a queue into slots, packs each into a verified archive, stores it in object storage.
 
-    Gives the assets queue, sealed_slot, packed_archive and uploaded_archive with their partitions,
+    Builds the assets queue, sealed_slot, packed_archive and uploaded_archive with their partitions,
     jobs, sensors, schedules and store resource, all named for the pipeline. The attributes are the
     settings of a pipeline.
     """
@@ -110,7 +110,7 @@ class QueueToObjectStore(dg.Component):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """The attributes as YAML has them. Names, limits and descriptions are the pipeline's."""
+        """The attributes as YAML has them, with the names and descriptions of the pipeline's."""
         return _Attributes
 
     @classmethod
@@ -122,13 +122,13 @@ class QueueToObjectStore(dg.Component):
 
 
 def pipeline_name(folder: str) -> str:
-    """A name that a pipeline can have, after a folder's."""
+    """A valid pipeline name, made of a folder's name."""
     name = re.sub(r"\W+", "_", folder.lower(), flags=re.ASCII).strip("_")[:64]
     return name if name[:1].isalpha() else f"pipeline_{name}".rstrip("_")
 
 
 def _in_yaml(name: str, annotation: Any) -> Any:
-    """The type of a setting where it is written in YAML."""
+    """The type of a setting in YAML."""
     if name in _IN_YAML:
         return _IN_YAML[name]
     if annotation in (bool, int, float):

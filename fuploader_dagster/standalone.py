@@ -1,16 +1,16 @@
-"""Without Dagster, from Python: a whole pipeline in this process, or one part of it.
+"""Without Dagster, from Python: a whole pipeline in this process, or one step of it.
 
     run_pipeline(pipeline)                      # queue to object store, until SIGTERM or Ctrl-C
     run_pipeline(pipeline, until_empty=True)    # until the queue is empty and all of it is stored
 
-    drain_pipeline(pipeline, stop)              # only queue to sealed slots
-    ship_pipeline(pipeline)                     # only sealed slots to the object store, once
+    drain_pipeline(pipeline, stop)              # only from the queue to sealed slots
+    ship_pipeline(pipeline)                     # only from sealed slots to the object store, once
     recover_pipeline(pipeline)                  # only what dead processes left
 
-What must always hold: these are the parts that Dagster runs too, with the same promises; several
-may run at once, in one process or in several, beside a Dagster or not. The drain is done by worker
-processes that leave when this one does, so a script that calls `run_pipeline` or `drain_pipeline`
-needs nothing of what `multiprocessing` needs.
+What must always hold: Dagster runs the same steps with the same promises. Several may run at once,
+in one process or in several, with or without Dagster beside them. Worker processes drain the queue
+and exit when this process does; a script that calls `run_pipeline` or `drain_pipeline` needs no
+`if __name__ == "__main__"` guard.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Shipped:
     archives: int = 0
     messages: int = 0
     failures: tuple[str, ...] = ()
-    """Partition and reason; the data is kept and tried again after growing pauses."""
+    """Partition and reason; the data is kept and tried again, after longer and longer pauses."""
 
     def __add__(self, other: Shipped) -> Shipped:
         return Shipped(
@@ -68,9 +68,9 @@ def run_pipeline(
 ) -> Shipped:
     """Drain and ship, until `stop` is set; by default at SIGTERM or Ctrl-C.
 
-    `until_empty`: until the queue is empty, and what came out of it is sealed and was shipped. At
-    any other end the active slots stay as they are, unless `residue_file_upload` is set. Raises
-    errors of ours where it cannot begin; later trouble is waited out, and said in the log.
+    `until_empty`: until the queue is empty and everything that came out of it was sealed and
+    shipped. Otherwise the active slots stay as they are at the end, unless `residue_file_upload` is
+    set. Raises `FuploaderError` if it cannot begin; later trouble is logged and waited out.
     """
     with _stopped_by_signals(stop) as told_to_stop, ThreadPoolExecutor(1, "ship") as thread:
         refuse_leftovers(pipeline)
@@ -96,13 +96,13 @@ def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> N
 
 
 def ship_pipeline(pipeline: Pipeline) -> Shipped:
-    """Pack and upload everything that lies sealed now, and is not waiting after a failure."""
+    """Pack and upload all sealed slots, except those that wait after a failure."""
     refuse_leftovers(pipeline)
     return _ship_due(pipeline, pipeline.store.open())
 
 
 def recover_pipeline(pipeline: Pipeline) -> Shipped:
-    """Finish what dead processes left, seal what no worker owns any more, and ship it."""
+    """Finish what dead processes left, seal the slots that no worker owns any more, and ship."""
     refuse_leftovers(pipeline)
     found = recovery.look(pipeline)
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
@@ -118,7 +118,7 @@ def _drain_and_ship(
     until_empty: bool,
     thread: ThreadPoolExecutor,
 ) -> Shipped:
-    """Workers drain, and a thread ships beside them: a slow upload must not end the lease."""
+    """Workers drain while a thread ships: a slow upload must not let the lease run out."""
     shipping: Future[Shipped] | None = None
     shipped, look_at = Shipped(), time.monotonic() + LOOK_AT_QUEUE_SECONDS
     with _workers(pipeline) as workers:
@@ -172,9 +172,9 @@ def _shipped(outcome: Outcome) -> Shipped:
 
 
 def _is_empty(pipeline: Pipeline) -> bool:
-    """Nothing waits in the queue; what workers hold comes back to it if they do not settle it.
+    """Whether no message waits in the queue. What workers hold and do not settle returns to it.
 
-    A queue that does not answer is not known to be empty: its workers wait for it as well.
+    A queue that does not answer counts as not empty: its workers wait for it as well.
     """
     publisher = pipeline.source.publisher()
     try:
@@ -188,7 +188,7 @@ def _is_empty(pipeline: Pipeline) -> bool:
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """The caller's event; or, in a main thread, one that signals set meanwhile."""
+    """The caller's event, or in a main thread one that SIGTERM and Ctrl-C set."""
     event = stop or threading.Event()
     former: dict[signal.Signals, Callable[..., object] | int | None] = {}
     if stop is None and threading.current_thread() is threading.main_thread():

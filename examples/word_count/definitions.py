@@ -3,8 +3,8 @@
     cd examples/word_count && dagster dev -f definitions.py
 
 Each partition of `documents/word_counts` reads the archive of the same partition from the store.
-Both are driven by Dagster's automation conditions: a sealed slot makes its archive wanted, a stored
-archive its count. Publish something to count with `fuploader publish`, or see the test.
+Dagster's automation conditions drive both: a sealed slot requests its archive, a stored archive
+requests its count. Publish something to count with `fuploader publish`, or see the test.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Contract tests for backends of your own: subclass one in a test module, give it its fixture.
+"""Contract tests for your own backends: subclass one in a test module and give it its fixture.
 
     from fuploader_dagster.testing import MessageSourceContract
 
@@ -7,8 +7,7 @@
         def settings(self, tmp_path):
             return MyQueue(...)  # an empty queue
 
-Needs pytest, which nothing else of this package does. The backends of this package are tested by
-the same classes.
+Only this part of the package needs pytest. The same classes test the backends of this package.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(  # a failed assert shows its values
+    "fuploader_dagster.testing.limit_contract",
     "fuploader_dagster.testing.message_source_contract",
     "fuploader_dagster.testing.object_store_contract",
+    "fuploader_dagster.testing.source_steps",
     "fuploader_dagster.testing.state_store_contract",
 )
 

@@ -1,20 +1,18 @@
 """What every message source and publisher must do, written once.
 
-A backend's test module subclasses `MessageSourceContract` and gives it a fixture `settings`: its
-settings, with an empty queue behind them.
+A backend's test module subclasses `MessageSourceContract` and gives it a fixture `settings`: the
+backend's settings, for an empty queue.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +26,16 @@ from fuploader_dagster.contracts.source import (
     MessageSource,
     SourceSettings,
 )
-from fuploader_dagster.errors import ConfigError, SourceUnavailable
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.settings.user_functions import reference_to
+from fuploader_dagster.testing.limit_contract import LimitContract
+from fuploader_dagster.testing.source_steps import (
+    bodies_of,
+    collect,
+    eventually,
+    publish,
+    settle,
+)
 
 CONSUMER = """
 import json, sys
@@ -61,59 +67,7 @@ ODD_HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-def publish(publisher: MessagePublisher, count: int, start: int = 0) -> list[bytes]:
-    bodies = [b"body-%d" % number for number in range(start, start + count)]
-    assert publisher.publish((body, {}) for body in bodies) == count
-    return bodies
-
-
-def collect(source: MessageSource, count: int, seconds: float = 60) -> list[Message]:
-    """Exactly `count` messages, however many calls it takes."""
-    messages: list[Message] = []
-    deadline = time.monotonic() + seconds
-    while len(messages) < count:
-        assert time.monotonic() < deadline, f"only {len(messages)} of {count} messages came"
-        messages += source.receive(count - len(messages), 0.5)
-    return messages
-
-
-def settle(source: MessageSource, messages: list[Message]) -> None:
-    source.settle(CommittedBatch(last=messages[-1], messages=len(messages)))
-
-
-def bodies_of(messages: list[Message]) -> list[bytes]:
-    return [message.body for message in messages]
-
-
-def firsts_of(messages: list[Message]) -> list[bytes]:
-    """Bodies of those that came for the first time: a queue may give others again in between."""
-    return [message.body for message in messages if not message.redelivered]
-
-
-def all_in_hand(source: MessageSource) -> list[Message]:
-    """What comes until no more does, nothing being settled meanwhile."""
-    messages: list[Message] = []
-    while batch := source.receive(100, 1):
-        messages += batch
-    return messages
-
-
-def eventually(backlog: Callable[[], int], expected: int, seconds: float = 60) -> None:
-    """The broker counts a moment later."""
-    deadline = time.monotonic() + seconds
-    while (seen := backlog()) != expected:
-        assert time.monotonic() < deadline, f"backlog is {seen}, not {expected}"
-        time.sleep(0.05)
-
-
-def limited(source: MessageSource) -> MessageSource:
-    """The source, if it knows `limit_in_hand`: the default does nothing."""
-    if type(source).limit_in_hand is MessageSource.limit_in_hand:
-        pytest.skip("this source has no limit of its own")
-    return source
-
-
-class MessageSourceContract:
+class MessageSourceContract(LimitContract):
     """Needs a fixture `settings`: a `SourceSettings` with an empty queue."""
 
     @pytest.fixture
@@ -129,7 +83,7 @@ class MessageSourceContract:
         yield made
         made.close()
 
-    def test_messages_come_in_order_with_growing_receipts(
+    def test_messages_come_in_order_with_growing_delivery_numbers(
         self, publisher: MessagePublisher, source: MessageSource
     ) -> None:
         bodies = publish(publisher, 90)
@@ -197,20 +151,6 @@ class MessageSourceContract:
         assert source.receive(0, 0.2) == []
         assert bodies_of(collect(source, 3)) == bodies
 
-    def test_no_more_than_prefetch_messages_are_out_unsettled(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        bodies = publish(publisher, 30)
-        source = settings.source(prefetch=10)
-        source.open()
-        first = collect(source, 10)
-        assert source.receive(10, 0.3) == []
-        settle(source, first[:4])
-        second = collect(source, 4)
-        assert source.receive(10, 0.3) == []
-        assert bodies_of(first + second) == bodies[:14]
-        source.close()
-
     def test_settled_messages_are_gone_and_the_others_come_again_in_order(
         self, settings: SourceSettings, publisher: MessagePublisher, source: MessageSource
     ) -> None:
@@ -253,7 +193,7 @@ class MessageSourceContract:
         source.open()
         assert sorted(bodies_of(collect(source, 10))) == sorted(bodies)
 
-    def test_receipts_grow_across_openings(
+    def test_delivery_numbers_grow_across_openings(
         self, publisher: MessagePublisher, source: MessageSource
     ) -> None:
         publish(publisher, 20)
@@ -371,102 +311,6 @@ class MessageSourceContract:
         assert bodies_of(received) == bodies[: len(received)]
         assert not any(message.redelivered for message in received)
 
-    def test_a_limit_in_hand_bounds_what_is_out_and_receive_does_not_wait_for_more(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        source = limited(settings.source(prefetch=10))
-        bodies = publish(publisher, 90)
-        source.limit_in_hand(3)
-        source.open()
-        received = collect(source, 3)
-        begun = time.monotonic()
-        assert source.receive(10, 20) == []
-        assert time.monotonic() - begun < 10
-        settle(source, received)
-        before = 3
-        for limit in (3, 7, 100, 4, 1):
-            source.limit_in_hand(limit)
-            batches = [all_in_hand(source)]
-            while len(batches[-1]) != min(limit, 10):
-                assert len(batches) < 5, f"never {limit} in hand: {list(map(len, batches))}"
-                settle(source, batches[-1])
-                batches.append(all_in_hand(source))
-            assert max(map(len, batches)) <= min(10, max(limit, before))
-            settle(source, batches[-1])
-            received += itertools.chain.from_iterable(batches)
-            before = limit
-        assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        source.close()
-        eventually(publisher.backlog, 90 - len(received))
-
-    def test_after_a_limit_of_zero_what_is_in_hand_can_be_received_and_settled_and_no_more_comes(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        source = limited(settings.source(prefetch=10))
-        bodies = publish(publisher, 25)
-        source.open()
-        received = collect(source, 4)
-        source.limit_in_hand(0)
-        received += all_in_hand(source)
-        assert bodies_of(received) == bodies[: len(received)]
-        assert len(received) <= 10
-        settle(source, received)
-        assert source.receive(3, 0.3) == []
-        source.limit_in_hand(5)
-        rest = all_in_hand(source)
-        assert len(rest) == 5
-        assert set(bodies_of(rest)) <= set(bodies[len(received) :])
-        source.close()
-        eventually(publisher.backlog, 25 - len(received))
-
-    def test_a_limit_that_grows_under_load_keeps_order_and_delivers_nothing_twice(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        source = limited(settings.source(prefetch=64))
-        bodies = publish(publisher, 2_000)
-        limit = 1
-        source.limit_in_hand(limit)
-        source.open()
-        received: list[Message] = []
-        while len(received) < 2_000:
-            batch = source.receive(32, 15)
-            assert batch, f"nothing came after {len(received)} messages"
-            received += batch
-            settle(source, batch)
-            limit = min(64, 2 * limit)
-            source.limit_in_hand(limit)
-        assert bodies_of(received) == bodies
-        assert not any(message.redelivered for message in received)
-        source.close()
-        eventually(publisher.backlog, 0)
-
-    @pytest.mark.parametrize("seed", range(3))
-    def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(
-        self, settings: SourceSettings, publisher: MessagePublisher, seed: int
-    ) -> None:
-        random_ = random.Random(seed)
-        source = limited(settings.source(prefetch=50))
-        source.limit_in_hand(random_.randrange(4))
-        source.open()
-        bodies = publish(publisher, 300)
-        received: list[Message] = []
-        settled = 0
-        deadline = time.monotonic() + 120
-        while settled < 300:
-            assert time.monotonic() < deadline, f"only {settled} of 300 messages were settled"
-            if random_.random() < 0.4:
-                source.limit_in_hand(random_.choice([0, 1, 2, 5, 20, 50, 1_000]))
-            batch = source.receive(random_.randrange(1, 60), 0.05)
-            received += batch
-            assert len(received) - settled <= 50
-            if len(received) > settled and (not batch or random_.random() < 0.5):
-                settled += random_.randrange(1, len(received) - settled + 1)
-                settle(source, received[:settled])
-        assert sorted(bodies_of(received)) == sorted(bodies)
-        assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        source.close()
-        eventually(publisher.backlog, 0)
-
     @pytest.mark.parametrize("commit", [1, 3, 7, 100])
     @pytest.mark.parametrize("large_at", [(0,), (5,), (11,), (0, 1), (4, 5, 6), (0, 11)])
     def test_large_messages_among_small_ones_keep_their_place_and_none_is_lost(
@@ -476,7 +320,7 @@ class MessageSourceContract:
         commit: int,
         large_at: tuple[int, ...],
     ) -> None:
-        """Closed after each batch, so that what was acknowledged and not received is missing."""
+        """Closed after each batch: a message acknowledged but not received would be missing."""
         bodies = [b"%d" % number for number in range(12)]
         for at in large_at:
             bodies[at] += bytes(LARGE_BYTES)
@@ -529,10 +373,3 @@ class MessageSourceContract:
         assert again.message_id == messages[0].message_id
         assert source.describe(again).get("headers") == described[0].get("headers")
         settle(source, [again])
-
-    @pytest.mark.parametrize("prefetch", [0, -1])
-    def test_a_prefetch_without_a_limit_is_refused(
-        self, settings: SourceSettings, prefetch: int
-    ) -> None:
-        with pytest.raises(ConfigError, match="prefetch"):
-            settings.source(prefetch=prefetch)

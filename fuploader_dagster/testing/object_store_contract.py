@@ -45,7 +45,7 @@ class ObjectStoreContract:
     """Needs a fixture `open_store` of type `OpenStore`."""
 
     create_only_is_atomic = True
-    """False: the server looks whether something is there only when a put begins."""
+    """False: the server checks only at the beginning of a put whether the key is taken."""
 
     def test_a_stored_archive_comes_back_with_its_exact_bytes(
         self, open_store: OpenStore, tmp_path: Path
@@ -335,7 +335,7 @@ class PartsContract:
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a put in the middle."""
+    """Whatever may end a put in the middle."""
 
 
 def interrupt(store: ObjectStore, archive: ArchiveFile, after_parts: int) -> None:

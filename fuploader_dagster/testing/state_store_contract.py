@@ -120,7 +120,7 @@ class StateStoreContract:
     def test_strings_of_any_kind_come_back_from_the_sealed_ones_and_can_be_forgotten(
         self, store: StateStore
     ) -> None:
-        """Whoever writes to the store may put anything there; the tick has to get rid of it."""
+        """Who may write to the store can put anything there; the tick has to get rid of it."""
         odd = ["", "a...b", "x\ny", "\x1b[31m", "../../etc/passwd", "it's", "%_*?[", "k" * 3_000]
         store.add_sealed([*odd, "k1"])
         assert store.sealed(100) == sorted([*odd, "k1"])
@@ -194,7 +194,7 @@ class StateStoreContract:
     def test_a_claim_that_a_clock_set_back_made_hours_long_holds_once_more_and_then_lapses(
         self, store: StateStore
     ) -> None:
-        """A claim that would run for hours is what stands there after the clock went back."""
+        """After the clock was set back, a claim seems to run for hours."""
         store.claim([0], ROOT_A, 8 * 3600)
         with pytest.raises(SlotInUse):
             store.claim([0], ROOT_B, 60)
