@@ -1,5 +1,7 @@
 """The alert sensor: once a minute it posts to `alert_webhook` what a person should know.
 
+Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other).
+
 It needs no other sensor: with the drain sensor off it still watches the disk, the object store,
 dead letters and failed slots. A drain sensor that is off is no trouble, because somebody switched
 it off; trouble of the drain that was posted before then ends, and the message says why.

@@ -1,5 +1,7 @@
 """Runs whose process died together with its code server, which nobody else would notice.
 
+Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other).
+
 Dagster's code server reports its runs that die. When it dies with them (kill -9, power cut, a
 container that is removed), they stay "started" for ever: their partitions count as being handled,
 and each run takes one of the places for concurrent runs. So the recovery schedule looks for them.
@@ -19,7 +21,6 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
-from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from fuploader_dagster.assets.partitions import Names
 
@@ -44,7 +45,7 @@ def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.Dagster
 
     Dagster's `run_retries` may start these again.
     """
-    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+    if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return []
     begun = instance.get_run_records(dg.RunsFilter(statuses=_BEGUN))
     failed = []

@@ -1,5 +1,7 @@
 """Removes a pipeline's old entries in Dagster's history, which Dagster itself keeps for ever.
 
+Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other).
+
 These are old runs with their events, their SQLite files and their compute logs; the rows of old
 ticks; and the log files of ticks, which no code of Dagster removes. Only what belongs to this
 pipeline goes, by the names of its jobs, assets, sensors and schedules. Runs that have not ended

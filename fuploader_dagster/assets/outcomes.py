@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.object_store import Progress
@@ -40,7 +39,7 @@ def ended_by_interrupts(unfinished: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as interrupt:
         raise dg.Failure(f"interrupted; {unfinished}", allow_retries=False) from interrupt
 
 
