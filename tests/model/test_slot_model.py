@@ -2,8 +2,8 @@
 there once, with its bytes, under its own or its numbered name, and what is sealed never changes.
 
 Crashes are made in two ways. From what the writing process leaves on the disk at kill -9: the
-committed files as they are, and behind them any part of what the next commit would have written.
-And behind each durable step of a commit, of a seal, and of the recovery from that (the process goes
+committed files as they are, and after them any part of what the next commit would have written.
+And after each durable step of a commit, of a seal, and of the recovery from that (the process goes
 on here, so what it would clean up is cleaned up; `tests/faults/test_crash_points.py` kills it).
 """
 
@@ -88,8 +88,8 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_behind_step(number: int) -> Iterator[None]:
-    """Whatever is done inside ends behind this step, if it has so many."""
+def killed_after_step(number: int) -> Iterator[None]:
+    """The block ends after this step, if it has that many."""
     left = number
 
     def count(_: CrashPoint) -> None:
@@ -235,13 +235,13 @@ class SlotLife(RuleBasedStateMachine):
         step=st.integers(1, 12),
         again=st.lists(st.integers(1, 8), max_size=2),
     )
-    def die_behind_a_step_and_in_recovery(
+    def die_after_a_step_and_in_recovery(
         self, messages: Messages, seals: bool, step: int, again: list[int]
     ) -> None:
         """Then the queue delivers the messages again: they are stored once."""
         before = dict(self.committed)
         self.moment += 1
-        with killed_behind_step(step):
+        with killed_after_step(step):
             self.add(messages)
             if seals:
                 self.slot.seal("count")
@@ -251,7 +251,7 @@ class SlotLife(RuleBasedStateMachine):
         self.added = {}
         self.slot.__exit__()
         for number in again:
-            with killed_behind_step(number):
+            with killed_after_step(number):
                 self.opened().__exit__()
         self.slot = self.opened()
         new = set(sealed_partitions(self.settings.layout)) - set(self.sealed)
@@ -292,7 +292,7 @@ class SlotLife(RuleBasedStateMachine):
 
     @rule()
     def lose_the_counter(self) -> None:
-        """The number is found from what lies there; only shipped slots' numbers need it."""
+        """The number is found from what is on the disk; only shipped slots' numbers need it."""
         (self.settings.layout.active_slot(0) / "next-number").unlink(missing_ok=True)
 
     @invariant()

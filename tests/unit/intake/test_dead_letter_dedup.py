@@ -1,4 +1,4 @@
-"""A message that came again has its dead letter already, or it has not: looked up in the files."""
+"""Whether a redelivered message has its dead letter already is looked up in the files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_torn_line_hides_no_other_letter(tmp_path: Path) -> None:
     assert new(tmp_path, letter(b"a"), letter(b"b"), letter(b"c")) == [b"c"]
 
 
-def test_a_message_that_was_sent_back_and_comes_again_becomes_a_letter_anew(
+def test_a_message_that_was_sent_back_and_comes_again_becomes_a_letter_again(
     tmp_path: Path,
 ) -> None:
     """Else nobody would see it any more: its first letter counts as sent back."""

@@ -104,7 +104,7 @@ def test_the_deadly_one_among_many_is_found_and_the_others_are_acquitted(tmp_pat
     assert one_life(settings, batch) == "..x."
     assert DECODED == [b"a", b"b", b"c"]
     assert one_life(settings, again(b"a", b"b")) == ".."
-    # The dead letter was settled: what is sent back after the parser was corrected begins anew.
+    # The dead letter was settled: what is sent back after the parser was corrected starts over.
     DEADLY.clear()
     assert one_life(settings, batch) == "...."
 
@@ -136,7 +136,7 @@ def test_first_deliveries_are_blamed_for_nothing_but_it_is_known_that_messages_w
     assert not (settings.layout.suspects / "known.json").exists()
 
 
-def test_a_note_that_cannot_be_read_only_begins_the_counting_anew(tmp_path: Path) -> None:
+def test_a_note_that_cannot_be_read_only_makes_the_counting_start_over(tmp_path: Path) -> None:
     settings = intake(tmp_path, parser=parse, message_format="raw")
     DEADLY.clear()
     settings.layout.suspects.mkdir(parents=True)

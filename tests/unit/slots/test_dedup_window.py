@@ -218,7 +218,7 @@ def test_a_clock_that_was_set_back_does_not_make_new_directories_old() -> None:
     assert newest_first == [(0, 5), (1, 2), (1, 1), (0, 4), (0, 3), (0, 2), (0, 1)]
 
 
-def test_another_root_with_the_same_numbers_is_looked_at_anew(tmp_path: Path) -> None:
+def test_another_root_with_the_same_numbers_is_read_again(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     window = DedupWindow(settings.layout, 100)
     sealed(settings, {f"old-{n}": b"%d" % n for n in range(5)})
@@ -230,7 +230,7 @@ def test_another_root_with_the_same_numbers_is_looked_at_anew(tmp_path: Path) ->
     assert [holds(window, f"{name}-1", b"1") for name in ("old", "new")] == [False, True]
 
 
-@pytest.mark.parametrize("what", ["removed", "made anew"])
+@pytest.mark.parametrize("what", ["removed", "made again"])
 def test_a_turn_ends_with_an_error_if_the_files_of_the_turns_are_other_ones(
     tmp_path: Path, what: str
 ) -> None:
@@ -240,7 +240,7 @@ def test_a_turn_ends_with_an_error_if_the_files_of_the_turns_are_other_ones(
             assert look == "none"
         shutil.rmtree(layout.locks)
         with ExitStack() as stack:
-            if what == "made anew":
+            if what == "made again":
                 stack.enter_context(CommitTurns(layout, 0, prefetch=10))
             for redelivered in (False, True):
                 with (

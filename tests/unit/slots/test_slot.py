@@ -145,7 +145,7 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
         path.write_bytes(whole[:length])
         other.write_bytes(kept)
         with SlotOwner(settings, 0) as slot:
-            if cut == "segment":  # committed bytes are gone: set aside, what is whole stored anew
+            if cut == "segment":  # committed bytes are gone: set aside, what is whole stored again
                 assert slot.count.messages == length // 1024
                 assert not directory.exists()
                 slot.seal("request")
@@ -158,7 +158,7 @@ def test_an_index_or_segment_cut_at_any_byte_never_yields_a_wrong_message(
 
 @pytest.mark.parametrize("slot_format", FORMATS)
 @pytest.mark.parametrize("damaged", ["data", "first commit", "last commit"])
-def test_what_a_damaged_directory_proves_is_stored_anew_and_the_rest_is_kept_aside(
+def test_what_a_damaged_directory_proves_is_stored_again_and_the_rest_is_set_aside(
     tmp_path: Path, slot_format: str, damaged: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
@@ -293,7 +293,7 @@ def test_directory_numbers_are_never_used_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"", b"12x", b"\0\0", b"-4", "²".encode()])
-def test_a_damaged_counter_is_kept_aside_and_numbers_go_on_behind_the_known_ones(
+def test_a_damaged_counter_is_set_aside_and_numbers_go_on_after_the_known_ones(
     tmp_path: Path, damaged: bytes
 ) -> None:
     settings = intake(tmp_path)
@@ -321,7 +321,7 @@ def test_an_index_that_was_changed_after_the_seal_is_noticed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("slot_format", FORMATS)
-def test_the_digest_in_the_seal_is_the_segments_also_behind_a_restart_and_a_failed_commit(
+def test_the_digest_in_the_seal_is_the_segments_also_after_a_restart_and_a_failed_commit(
     tmp_path: Path, slot_format: str
 ) -> None:
     settings = intake(tmp_path, slot_format=slot_format)
