@@ -6,19 +6,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec
 
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.delivery.pack import Packed
-from fuploader_dagster.delivery.ship import Done, Failed, Outcome
+from fuploader_dagster.delivery.ship import Done, Failed, Outcome, ProgressOf
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt
 
 PROGRESS_SECONDS = 5.0
 MAX_LISTED_FAILURES = 10
+_P = ParamSpec("_P")
 
 
 def retry_policy(pipeline: Pipeline) -> dg.RetryPolicy:
@@ -118,18 +118,21 @@ def _address(address: str) -> dg.MetadataValue[Any]:
     return dg.MetadataValue.url(address)
 
 
-def log_progress(log: logging.Logger) -> Callable[[str], Progress]:
+def log_progress(log: logging.Logger) -> ProgressOf:
     """Progress of large uploads, a line every few seconds each."""
+    return lambda partition: at_intervals(
+        lambda sent, total: log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
+    )
 
-    def of(partition: str) -> Progress:
-        last = time.monotonic()
 
-        def report(sent: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= PROGRESS_SECONDS:
-                last = time.monotonic()
-                log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
+def at_intervals(say: Callable[_P, None]) -> Callable[_P, None]:
+    """Pass a call on at most every `PROGRESS_SECONDS`; the others do nothing."""
+    last = time.monotonic()
 
-        return report
+    def said(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            say(*args, **kwargs)
 
-    return of
+    return said

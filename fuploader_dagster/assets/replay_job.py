@@ -8,20 +8,18 @@ config, or use `fuploader replay`. A run that is retried goes on where the last 
 # No `from __future__ import annotations` here: Dagster reads the annotations of `context` and
 # `config`.
 
-import time
 from datetime import datetime, timezone
 from typing import Optional
 
 import dagster as dg
 from pydantic import Field
 
+from fuploader_dagster.assets.outcomes import at_intervals
 from fuploader_dagster.assets.partitions import Names, partitions_of_run
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import ReplayReport, Selection, another_queue, replay, select
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
-
-PROGRESS_SECONDS = 5.0
 
 
 class ReplayConfig(dg.Config):
@@ -60,14 +58,6 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
             config.name,
             source.describe(),
         )
-        last = time.monotonic()
-
-        def report(confirmed: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= PROGRESS_SECONDS:
-                last = time.monotonic()
-                context.log.info(f"the queue has confirmed {confirmed:,} messages")
-
         publisher = source.publisher()
         try:
             done = replay(
@@ -75,7 +65,11 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
                 pipeline,
                 publisher,
                 ArchiveFinder({pipeline.name: pipeline}).open,
-                progress=report,
+                progress=at_intervals(
+                    lambda confirmed: context.log.info(
+                        f"the queue has confirmed {confirmed:,} messages"
+                    )
+                ),
             )
         finally:
             publisher.close()
