@@ -11,10 +11,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import CodeType, ModuleType
+from typing import Any
 
 _PACKAGE = "fuploader_dagster"
 GONE_IN = "0.4"
@@ -45,14 +44,19 @@ def find_moved_modules() -> None:
     sys.meta_path.append(_Finder())
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, _Loader()) if name in MOVED else None
+        return ModuleSpec(name, _Loader()) if name in MOVED else None  # type: ignore[arg-type]
 
 
-class _Loader(InspectLoader):
+class _Loader:
+    """Not a subclass of `importlib.abc.Loader`: importing that would take 10 ms."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Python makes an empty one, which `exec_module` replaces."""
+
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         advice = f"import what you need from {_PACKAGE} itself, which has all public names"
@@ -61,14 +65,14 @@ class _Loader(InspectLoader):
 
     def get_code(self, fullname: str) -> CodeType | None:
         """What `python -m` runs. By default Python shows only the warnings of `__main__`."""
+        from importlib.util import find_spec  # noqa: PLC0415 - needed here alone
+
         new = MOVED[fullname]
         told = _told(fullname, f"run `python -m {new}`")
         warnings.warn_explicit(told, DeprecationWarning, fullname, 0, "__main__")
-        loader = getattr(find_spec(new), "loader", None)
-        return loader.get_code(new) if isinstance(loader, InspectLoader) else None
-
-    def get_source(self, fullname: str) -> str | None:
-        return None
+        loader: Any = getattr(find_spec(new), "loader", None)
+        code: CodeType | None = loader.get_code(new)
+        return code
 
 
 def _told(old: str, advice: str) -> str:
