@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fuploader_dagster.disk.temporaries import is_temporary
 from fuploader_dagster.resources.object_stores import Local
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.sqlite import SqliteState
@@ -57,10 +58,15 @@ def sealed(
     return one
 
 
+def archives_in(folder: Path) -> list[Path]:
+    """The `.tar.zst` archives below the folder that are whole: a put may be under way."""
+    return sorted(path for path in folder.rglob("*.tar.zst") if not is_temporary(path.name))
+
+
 def archived_files(folder: Path) -> dict[str, list[bytes]]:
     """Everything in the `.tar.zst` archives below the folder, read by zstd and tar themselves."""
     found: dict[str, list[bytes]] = {}
-    for archive in sorted(folder.rglob("*.tar.zst")):
+    for archive in archives_in(folder):
         tar = subprocess.run(["zstd", "-dc", str(archive)], capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(tar)) as members:
             for member in members:

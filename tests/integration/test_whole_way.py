@@ -18,7 +18,7 @@ from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
-from tests.settings import archived_files
+from tests.settings import archived_files, archives_in
 
 MESSAGES = 5000
 
@@ -151,12 +151,12 @@ def test_a_new_project_runs_with_its_own_parser_and_goes_on_where_it_stopped(
     store = tmp_path / "project" / "data" / "object-store"
     dev.start(samples=2200)
     try:
-        dev.wait_for(lambda: len(list(store.rglob("*.tar.zst"))) >= 4, "four archives")
+        dev.wait_for(lambda: len(archives_in(store)) >= 4, "four archives")
     finally:
         dev.stop()
     dev.start(samples=0)
     try:
-        dev.wait_for(lambda: len(list(store.rglob("*.tar.zst"))) >= 5, "the fifth archive")
+        dev.wait_for(lambda: len(archives_in(store)) >= 5, "the fifth archive")
         dev.wait_for(lambda: len(dev.materialized("documents", "uploaded_archive")) >= 5, "history")
         assert len(dev.runs()) >= 2
     finally:

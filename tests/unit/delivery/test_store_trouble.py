@@ -97,10 +97,11 @@ def in_a_thread(action: Callable[[], object]) -> threading.Thread:
 
 
 def test_of_two_processes_one_waits_for_a_dead_store_and_the_other_ends_and_says_so(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each retry is told while it waits; when the store is back, the one that waited gets through,
     and nothing is left of the trouble."""
+    monkeypatch.setattr(store_trouble, "QUIET_SECONDS", 600)  # a slow start is no silence
     settings = pipeline(tmp_path)
     first, second, third = (sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(3))
     store = Switched(settings.store.open())

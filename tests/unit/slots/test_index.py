@@ -23,9 +23,9 @@ from fuploader_dagster.slots.index import (
     whole_index,
 )
 
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80).filter(
-    lambda name: len(name.encode()) <= 255
-)
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+"""No file can have a NUL in its name (`check_file_name`), so no commit ends with a zero."""
+NAMES = st.text(CHARACTERS, min_size=1, max_size=80).filter(lambda name: len(name.encode()) <= 255)
 ENTRIES = st.builds(
     IndexEntry,
     name=NAMES,
