@@ -111,9 +111,9 @@ class Flow:
         if waiting.mark is None:
             if not waiting.is_back():
                 return False
-            waiting.mark = self._receipts_bytes() if waiting.uploads else self._upcoming()
+            waiting.mark = self.receipts_bytes() if waiting.uploads else self._upcoming()
         if waiting.uploads:
-            return self._receipts_bytes() > waiting.mark
+            return self.receipts_bytes() > waiting.mark
         return any(self._newest[place] >= waiting.mark for place in waiting.places)
 
     def _look(self, place: Place) -> None:
@@ -126,7 +126,7 @@ class Flow:
                 self._read_to[path] = segment.tell()
                 self._newest[place] = max([self._newest[place], *map(int, found)])
 
-    def _receipts_bytes(self) -> int:
+    def receipts_bytes(self) -> int:
         layouts = {layout for layout, _ in self._newest}
         return sum(
             path.stat().st_size for each in layouts for path in each.receipts.glob("*.jsonl")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 import time
 
-from tests.soak.plan import outgoing
+from tests.soak.plan import LIMITED, PLAIN, outgoing
 from tests.soak.publisher import LOST, Publisher
 
 BATCH_SECONDS = 0.1
+MOST_WAITING = 5_000
+"""In a queue: on a busy machine, what dies of messages is slower than any rate, and a backlog would
+grow as long as a soak lasts."""
 PAUSE_SECONDS = 0.5
+LOOK_SECONDS = 2.0
+"""Between two looks at how long the queues are."""
 
 
 class Producer:
@@ -24,6 +29,7 @@ class Producer:
         self._url = url
         self._seed = seed
         self._rate = rate
+        self._look_at = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._publish, name="producer")
 
@@ -42,6 +48,9 @@ class Producer:
             due = time.monotonic()
             while not self._over.wait(due - time.monotonic()):
                 due = max(due + BATCH_SECONDS, time.monotonic() - 1)
+                if self._is_ahead(publisher):
+                    self._over.wait(PAUSE_SECONDS)
+                    continue
                 batch = range(self.next, self.next + count)
                 self.next = batch.stop
                 try:
@@ -54,6 +63,17 @@ class Producer:
             self.problem = error
         finally:
             publisher.close()
+
+    def _is_ahead(self, publisher: Publisher) -> bool:
+        if time.monotonic() < self._look_at:
+            return False
+        try:
+            if publisher.longest((PLAIN, LIMITED)) > MOST_WAITING:
+                return True
+        except LOST:
+            return True
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        return False
 
     def _note(self, batch: range) -> None:
         if self.confirmed and self.confirmed[-1].stop == batch.start:

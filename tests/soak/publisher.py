@@ -57,6 +57,17 @@ class Publisher:
             self.close()
             raise
 
+    def longest(self, queues: Sequence[str]) -> int:
+        """How many messages wait in the longest of the queues. Raises one of `LOST`."""
+        if self._channel is None or self._connection is None:
+            return 0
+        try:
+            found = [self._channel.queue_declare(name, passive=True) for name in queues]
+        except LOST:
+            self.close()
+            raise
+        return max(int(one.method.message_count) for one in found)
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         try:

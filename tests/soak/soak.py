@@ -87,7 +87,7 @@ def soak(
         say(f"{done.total()} kills, {producer.next:,} messages; no more of either")
         progress.doing = "coming to rest"
         began = time.monotonic()
-        unfinished = _rest(parts)
+        unfinished = _rest(parts, flow)
         rested = time.monotonic() - began
         say(f"{'not ' if unfinished else ''}at rest after {rested:.0f} s; counting")
         verdict = judge(
@@ -212,10 +212,15 @@ def _unfinished(parts: Installation) -> list[str]:
     return [f"{count} messages in queue {name}" for name, count in waiting.items() if count]
 
 
-def _rest(parts: Installation) -> list[str]:
-    """Wait until nothing is unfinished; returns what still is after `REST_SECONDS`."""
-    until = time.monotonic() + REST_SECONDS
-    while (left := _unfinished(parts)) and time.monotonic() < until:
+def _rest(parts: Installation, flow: Flow) -> list[str]:
+    """Wait until nothing is unfinished; returns what still is when nothing was stored for
+    `REST_SECONDS`."""
+    stored, until = -1, 0.0
+    while left := _unfinished(parts):
+        if (now := flow.receipts_bytes()) != stored:
+            stored, until = now, time.monotonic() + REST_SECONDS
+        if time.monotonic() > until:
+            break
         time.sleep(0.5)
     return left
 
