@@ -6,6 +6,8 @@
     |   +-- StateUnavailable     the state store does not answer, or cannot at the moment
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
     |   |   +-- StoreAwaited         the same, while another process already waits for it
+    |   +-- ProcessorUnavailable  the processor of a pipeline does not work for any item
+    |   +-- RetryItem            it did not work for one item, which is tried again
     |   +-- SlotInUse            another process is writing this slot
     |   +-- DiskFull             less space than the configured minimum, or the disk is full
     |   +-- DiskFailed           the system cannot read or write, or one of our files vanished
@@ -23,6 +25,7 @@
     |   +-- ForeignFile          a link, pipe or folder is where one of our files should be
     +-- DamagedData          bytes are not what they must be
         +-- BadMessage           a message that cannot become a file becomes a dead letter
+        +-- BadItem              an item that cannot be processed becomes a dead letter
         +-- DamagedSlot          a slot directory contradicts its index or its seal
         |   +-- OtherFormat          another version of this software wrote it; it is intact
         +-- DamagedArchive       an archive contradicts its manifest
@@ -80,6 +83,31 @@ class StoreUnavailable(TemporaryError):
 class StoreAwaited(StoreUnavailable):
     """The object store cannot be reached. Another process of the pipeline already waits for it, so
     this one gives up at once."""
+
+
+class ProcessorUnavailable(TemporaryError):
+    """No item can be processed: the handler is down, for example. Nothing became a dead letter."""
+
+
+class RetryItem(TemporaryError):
+    """Processing an item failed, and may succeed when it is tried again.
+
+    `retry_after_seconds` is the pause that the handler asked for, if it did. `shared`: another item
+    that was in work at the time may be the cause (the connection was lost, for example), so the
+    last attempt is made alone.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after_seconds: float | None = None,
+        shared: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+        self.shared = shared
 
 
 class SlotInUse(TemporaryError):
@@ -160,6 +188,10 @@ class DamagedData(FuploaderError):
 
 class BadMessage(DamagedData):
     """A message that can never become a file. Its raw bytes become a dead letter."""
+
+
+class BadItem(DamagedData):
+    """An item of a slot that can never be processed. It becomes a dead letter."""
 
 
 class DamagedSlot(DamagedData):

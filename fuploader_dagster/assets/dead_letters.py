@@ -13,7 +13,7 @@ import dagster as dg
 import msgspec
 
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, read_counts
+from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_code
 

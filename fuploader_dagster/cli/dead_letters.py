@@ -24,14 +24,14 @@ from fuploader_dagster.cli.console import (
     show_table,
 )
 from fuploader_dagster.cli.exit_codes import REFUSED
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.intake.dead_letters import (
+from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     numbered_dead_letters,
     requeue,
     requeued_ids,
 )
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import ConfigError
 
 SHOWN_REASON = 100
 REQUEUE_BATCH = 500

@@ -30,7 +30,7 @@ class CrashPoint(Enum):
     SLOTS_CLAIMED = "slots claimed in the state store"
     SEALED_FOUND = "sealed slots found on disk added to the state store"
 
-    # A batch: `intake/drain.py`, `slots/segment.py`, `intake/dead_letters.py`
+    # A batch: `intake/drain.py`, `slots/segment.py`, `dead_letters/letters.py`
     NUMBER_TAKEN = "a directory number noted as used"
     DIRECTORY_OPENED = "an active directory made, with empty files"
     DATA_WRITTEN = "payloads written to an active directory, not synced"

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
 from fuploader_dagster.delivery.mend import all_mended
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.alerts import Findings, Kind, Trouble
-from fuploader_dagster.intake.dead_letter_counts import grouped, read_counts
 from fuploader_dagster.intake.disk_space import Unshipped, shortage, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline

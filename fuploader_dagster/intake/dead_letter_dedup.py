@@ -29,11 +29,11 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.dead_letters.letters import DeadLetter, last_sent_back, latest_of_now
 from fuploader_dagster.disk.durable import fsync_dir, fsync_file
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.errors import UNREADABLE_JSON
-from fuploader_dagster.intake.dead_letters import DeadLetter, last_sent_back, latest_of_now
 
 FILES_LOOKED_AT = 2
 """Of each worker: the newest one may be only minutes old."""

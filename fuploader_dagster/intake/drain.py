@@ -33,12 +33,12 @@ from contextlib import contextmanager
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.contracts.state import Commit, StateStore
+from fuploader_dagster.dead_letters.letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
-from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.intake.disk_space import SpaceWatch
 from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.intake.lease import Lease

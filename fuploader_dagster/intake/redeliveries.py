@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.dead_letters.letters import DeadLetter
 from fuploader_dagster.intake.dead_letter_dedup import without_written
-from fuploader_dagster.intake.dead_letters import DeadLetter
 from fuploader_dagster.processing.decoder import File
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.commit_turns import CommitTurns, Look

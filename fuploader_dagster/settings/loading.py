@@ -43,6 +43,7 @@ from pydantic_settings import (
 )
 
 from fuploader_dagster.contracts.object_store import OpensObjectStore
+from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
@@ -69,11 +70,16 @@ KINDS: dict[str, dict[str, str]] = {
         "local": "fuploader_dagster.resources.object_stores.local:LocalSettings",
         "mirror": "fuploader_dagster.resources.object_stores.mirror:MirrorSettings",
     },
+    "process": {
+        "functions": "fuploader_dagster.processing.functions:Functions",
+        "http": "fuploader_dagster.processing.http:HttpHandler",
+    },
 }
 _BASES: dict[str, type] = {
     "source": SourceSettings,
     "state": StateSettings,
     "store": OpensObjectStore,
+    "process": ProcessorSettings,
 }
 _FUPLOADER_VARIABLES = {
     "NODE_ID": "node_id",
@@ -160,7 +166,11 @@ def _make_importable(folder: Path) -> None:
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
     _check_names(values, where)
-    backends = {role: load_backend(role, values.get(role), f"{where}.{role}") for role in KINDS}
+    backends = {
+        role: load_backend(role, values.get(role), f"{where}.{role}")
+        for role in KINDS
+        if role != "process" or values.get(role) is not None
+    }
     former = values.get("former_stores", [])
     if not isinstance(former, list):
         raise ConfigError(f"{where}.former_stores must be a list of stores")
@@ -175,7 +185,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
 
 
 def load_backend(role: str, values: Any, where: str) -> Any:
-    """A backend from a mapping with its `kind`. Its role is `source`, `state` or `store`.
+    """A backend from a mapping with its `kind`. Its role is one of `KINDS`.
 
     Raises `ConfigError`; `where` says whose settings they are.
     """

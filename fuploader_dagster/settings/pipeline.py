@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from fuploader_dagster.contracts.object_store import OpensObjectStore
+from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.layout import NO_NODE, Layout
@@ -93,6 +94,9 @@ class Intake(BaseModel):
     )
     """Fields that may name the file: the first non-empty one wins. If a message has none of them,
     or this list is empty, the name is made from the body."""
+    headers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Message headers to keep with each file: of AMQP, also the properties by their AMQP names
+    (`content_type`, `message_id`). Letter case, `-` and `_` make no difference."""
     max_unpacked_bytes: Count = 64 * MIB
     """A message that unpacks to more than this becomes a dead letter."""
     parser: Strategy | None = None
@@ -275,6 +279,9 @@ class Pipeline(Intake):
     """The object store that archives go to."""
     former_stores: tuple[InstanceOf[OpensObjectStore], ...] = ()
     """Object stores that hold older archives: they are read from, never written to."""
+    process: SerializeAsAny[InstanceOf[ProcessorSettings]] | None = None
+    """Work on the files of sealed slots, before they are packed: functions of your own, or a
+    handler behind HTTP (see the page on processing)."""
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""

@@ -9,8 +9,8 @@ import pytest
 
 from fuploader_dagster.assets import dead_letters
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.dead_letters.letters import DeadLetterBox
 from fuploader_dagster.definitions import build_definitions
-from fuploader_dagster.intake.dead_letters import DeadLetterBox
 from tests.settings import pipeline
 from tests.ticking import Ticking
 from tests.unit.intake.test_dead_letters import letter

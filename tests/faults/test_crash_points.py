@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
 from tests.crashes import (

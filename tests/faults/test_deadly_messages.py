@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from tests import strategies_for_tests
 from tests.drains import (
     backlog,

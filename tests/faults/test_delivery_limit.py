@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.intake.supervisor import Supervisor
 from tests import drains, strategies_for_tests
 from tests.drains import (

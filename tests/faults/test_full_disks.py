@@ -17,10 +17,10 @@ import yaml
 from typer.testing import CliRunner
 
 from fuploader_dagster.cli import app
+from fuploader_dagster.dead_letters.letters import DeadLetterBox, read_dead_letters
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.delivery.ship import Failed, ship
 from fuploader_dagster.errors import DiskFull
-from fuploader_dagster.intake.dead_letters import DeadLetterBox, read_dead_letters
 from fuploader_dagster.intake.supervisor import supervisor_for
 from fuploader_dagster.intake.worker import Job
 from fuploader_dagster.intake.worker_status import read_statuses

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.intake.dead_letter_counts import read_counts
-from fuploader_dagster.intake.dead_letters import read_dead_letters
+from fuploader_dagster.dead_letters.counts import read_counts
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.processing.envelope import encode
 from tests.drains import (
     backlog,

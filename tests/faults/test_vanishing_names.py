@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.settings.pipeline import Intake
 from tests.drains import (

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.dead_letters.letters import DeadLetter, read_dead_letters
 from fuploader_dagster.delivery.failures import all_failures, note_failure
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letters import DeadLetter, read_dead_letters
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.formats import WRITERS
 from fuploader_dagster.slots.receipts import Receipt, find_receipts, receipts_between

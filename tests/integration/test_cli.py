@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fuploader_dagster.dead_letters.letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ

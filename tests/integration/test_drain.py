@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.intake.supervisor import Supervisor
 from fuploader_dagster.processing.envelope import encode
 from tests.drains import (

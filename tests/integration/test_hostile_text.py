@@ -15,10 +15,10 @@ import yaml
 
 from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
 from fuploader_dagster.cli import app
+from fuploader_dagster.dead_letters.counts import read_counts
 from fuploader_dagster.delivery.failures import note_failure
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import StateUnavailable
-from fuploader_dagster.intake.dead_letter_counts import read_counts
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.slots.receipts import receipts_between

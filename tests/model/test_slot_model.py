@@ -25,8 +25,8 @@ from hypothesis.stateful import (
     rule,
 )
 
+from fuploader_dagster.dead_letters.letters import DeadLetter, DeadLetterBox, read_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
-from fuploader_dagster.intake.dead_letters import DeadLetter, DeadLetterBox, read_dead_letters
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions

@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.errors import BadMessage, SlotInUse, SourceRefused, SourceUnavailable
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.resources.sources.embedded import salvage as embedded_salvage
 from fuploader_dagster.resources.sources.embedded.salvage import salvage
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue

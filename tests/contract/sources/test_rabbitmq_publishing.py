@@ -13,15 +13,15 @@ import pika
 import pytest
 
 from fuploader_dagster.cli.publish import publish_lines
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import MessageRefused
-from fuploader_dagster.intake.dead_letters import (
+from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     DeadLetterBox,
     numbered_dead_letters,
     requeue,
     requeued_ids,
 )
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import MessageRefused
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
 from tests.contract.sources.rabbitmq_sources import collect, on, publish_raw
 from tests.properties_for_tests import EVERY_TYPE, NESTED_LEVELS, nested, with_headers

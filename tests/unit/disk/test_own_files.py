@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.dead_letters.counts import read_counts
+from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.disk.durable import append_durably, make_dirs
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import open_own, read_own, still_at
 from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DiskFailed, DiskFull, ForeignFile, FuploaderError
-from fuploader_dagster.intake.dead_letter_counts import read_counts
-from fuploader_dagster.intake.dead_letters import read_dead_letters
 from fuploader_dagster.slots.receipts import find_receipt
 from tests.settings import intake
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fuploader_dagster.dead_letters.counts import DeadLetterCounts, write_worker_counts
 from fuploader_dagster.delivery.failures import Failure
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.disk.durable import make_dirs
@@ -26,7 +27,6 @@ from fuploader_dagster.health.alert_look import (
 )
 from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
 from fuploader_dagster.health.alerts import Findings, Kind, Memory, Trouble, due, noticed, told
-from fuploader_dagster.intake.dead_letter_counts import DeadLetterCounts, write_worker_counts
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from tests.settings import pipeline
 

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letter_dedup import without_written
-from fuploader_dagster.intake.dead_letters import (
+from fuploader_dagster.dead_letters.letters import (
     SENT_BACK_MARGIN_SECONDS,
     DeadLetter,
     DeadLetterBox,
     numbered_dead_letters,
     requeue,
 )
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.intake.dead_letter_dedup import without_written
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00:00Z

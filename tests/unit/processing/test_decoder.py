@@ -17,8 +17,8 @@ import pytest
 from file_uploader.services.meta_writer import MetaWriter
 
 from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.dead_letters.letters import DeadLetter
 from fuploader_dagster.errors import BadMessage
-from fuploader_dagster.intake.dead_letters import DeadLetter
 from fuploader_dagster.processing.decoder import Decoder, File
 from fuploader_dagster.processing.envelope import Envelope, encode
 from fuploader_dagster.processing.producer import parse_file_message

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.intake.dead_letters import (
+from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     DeadLetterBox,
     Requeued,
@@ -18,6 +16,8 @@ from fuploader_dagster.intake.dead_letters import (
     requeue,
     requeued_ids,
 )
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 

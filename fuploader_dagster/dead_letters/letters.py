@@ -27,17 +27,17 @@ import msgspec
 
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
+from fuploader_dagster.dead_letters.counts import (
+    DeadLetterCounts,
+    read_worker_counts,
+    write_worker_counts,
+)
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
-from fuploader_dagster.intake.dead_letter_counts import (
-    DeadLetterCounts,
-    read_worker_counts,
-    write_worker_counts,
-)
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.dead_letter_counts import (
+from fuploader_dagster.dead_letters.counts import (
     MAX_REASONS,
     OTHER_REASONS,
     DeadLetterCounts,
     grouped,
     read_counts,
 )
-from fuploader_dagster.intake.dead_letters import DeadLetterBox
+from fuploader_dagster.dead_letters.letters import DeadLetterBox
+from fuploader_dagster.disk.layout import Layout
 from tests.unit.intake.test_dead_letters import NOON, letter
 
 HOUR = 3_600.0
