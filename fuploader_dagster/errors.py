@@ -28,6 +28,7 @@
         +-- BadItem              an item that cannot be processed becomes a dead letter
         +-- DamagedSlot          a slot directory contradicts its index or its seal
         |   +-- OtherFormat          another version of this software wrote it; it is intact
+        +-- DamagedResults       a processed slot contradicts its index or its seal
         +-- DamagedArchive       an archive contradicts its manifest
         +-- DigestMismatch       what the object store holds is not what was sent
 
@@ -208,3 +209,7 @@ class DamagedArchive(DamagedData):
 
 class DigestMismatch(DamagedData):
     """The object store holds other bytes than those sent. Local data was kept."""
+
+
+class DamagedResults(DamagedData):
+    """A processed slot contradicts its own index or seal. It can be made again."""

@@ -26,14 +26,9 @@ from dataclasses import dataclass
 
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.attempts import Done, Outcome
 from fuploader_dagster.delivery.failures import all_failures, due_at
-from fuploader_dagster.delivery.ship import (
-    Done,
-    Outcome,
-    mend_unreadable,
-    replacements,
-    upload_partitions,
-)
+from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import Supervisor

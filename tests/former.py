@@ -28,8 +28,9 @@ from typing import Any
 import yaml
 from dagster import EnvVar
 
+from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import MigrationNeeded
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.processing.envelope import encode

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from fuploader_dagster.delivery.ship import Failed, ship
+from fuploader_dagster.delivery.attempts import Failed
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.settings.loading import load_pipelines
 
 PAUSE_SECONDS = 0.05

@@ -11,8 +11,9 @@ from typing import Any, ParamSpec
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.pack import Packed
-from fuploader_dagster.delivery.ship import Done, Failed, Outcome, ProgressOf
+from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt
 

@@ -27,13 +27,8 @@ from fuploader_dagster.assets.outcomes import (
     sorted_outcomes,
 )
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.delivery.ship import (
-    Done,
-    Failed,
-    Outcome,
-    pack_partitions,
-    upload_partitions,
-)
+from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.ship import pack_partitions, upload_partitions
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
 

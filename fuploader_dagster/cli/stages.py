@@ -16,7 +16,7 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery import recovery
-from fuploader_dagster.delivery.ship import Failed
+from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.ship import ship as ship_sealed
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.settings.safe_text import log_to_stderr

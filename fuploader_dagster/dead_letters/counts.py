@@ -1,6 +1,6 @@
 """How many dead letters there are, why, and how fast they come: for displays and for a warning.
 
-`dead-letters/counts-w{worker}.json`, replaced by its worker after each batch with dead letters. The
+`dead-letters/counts-w{worker}.json`, replaced by its writer after each batch with dead letters. The
 letters themselves, which may be millions, are never read for it. A worker that starts continues the
 counts in its file. Losing the file loses the counts, no letter.
 
@@ -67,7 +67,7 @@ def read_counts(layout: Layout) -> DeadLetterCounts:
     reasons: Counter[str] = Counter()
     minutes: Counter[int] = Counter()
     total = 0
-    for path in sorted(layout.dead_letters.glob("counts-w*.json")):
+    for path in sorted(layout.dead_letters.glob("counts-*.json")):
         one = read_worker_counts(path)
         total += one.total
         reasons.update(one.reasons)

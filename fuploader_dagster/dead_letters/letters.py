@@ -4,7 +4,8 @@ What must always hold: a dead letter is durable here before its message leaves t
 raw bytes, the queue's headers and properties, and the reason.
 
 Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object per line; `body` is base64. A crash
-can leave a torn last line: its message was not acknowledged and comes again.
+can leave a torn last line: its message was not acknowledged and comes again. Items that could not
+be processed are in `YYYYMMDD-process.jsonl`; `body` is then the item's content.
 
 A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
 the queue stay where they are; their ids are in `dead-letters/requeued`, appended after the queue
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -49,8 +50,25 @@ SET_BACK_SECONDS = 60.0
 """A time this far in the future is from before the clock was set back, or of another machine."""
 
 
+PROCESSING_WRITER = "process"
+"""Writes the letters of all items that could not be processed."""
+
+
+class FailedItem(msgspec.Struct, frozen=True, kw_only=True):
+    """An item of a sealed slot that could not be processed."""
+
+    stage: Literal["process"] = "process"
+    partition: str
+    position: int
+    """In the slot, from 0."""
+    name: str
+    processing: str
+    """`Processing.id`: a later processing of the same slot has another."""
+    headers: dict[str, str] = {}
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One message that could not become a file."""
+    """One message that could not become a file, or one file that could not be processed."""
 
     time: str
     """UTC, ISO 8601."""
@@ -59,16 +77,19 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str | None
     attributes: dict[str, Any]
     body: bytes
+    item: FailedItem | None = None
+    """Where it was, if it was a file of a slot by then."""
 
 
 class DeadLetterBox:
-    """The dead letters that one worker writes."""
+    """The dead letters that one writer writes: a worker, or whoever processes slots."""
 
     def __init__(
-        self, layout: Layout, worker: int, *, clock: Callable[[], float] = time.time
+        self, layout: Layout, writer: int | str, *, clock: Callable[[], float] = time.time
     ) -> None:
+        """`writer`: a worker's number, or `PROCESSING_WRITER`."""
         self._folder = layout.dead_letters
-        self._worker = worker
+        self._writer = f"w{writer}" if isinstance(writer, int) else writer
         self._clock = clock
         self._counts: DeadLetterCounts | None = None
 
@@ -83,7 +104,7 @@ class DeadLetterBox:
         self._count(letters)
 
     def _count(self, letters: Sequence[DeadLetter]) -> None:
-        path = self._folder / f"counts-w{self._worker}.json"
+        path = self._folder / f"counts-{self._writer}.json"
         if self._counts is None:
             self._counts = read_worker_counts(path)
         self._counts.add((letter.reason for letter in letters), self._clock())
@@ -110,20 +131,36 @@ class DeadLetterBox:
             message_id = message_id.encode("utf-8", "backslashreplace").decode()
         return DeadLetter(
             time=self.now(),
-            reason=str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON_CHARACTERS],
+            reason=_bounded(str(error)),
             redelivered=message.redelivered,
             message_id=message_id,
             attributes=attributes,
             body=message.body,
         )
 
+    def item_letter(self, item: FailedItem, reason: str, content: bytes) -> DeadLetter:
+        """A letter about an item that could not be processed."""
+        return DeadLetter(
+            time=self.now(),
+            reason=_bounded(reason),
+            redelivered=False,
+            message_id=None,
+            attributes={},
+            body=content,
+            item=item,
+        )
+
     def path(self) -> Path:
         """The file that is written today."""
-        return self._folder / f"{utc(self._clock()):%Y%m%d}-w{self._worker}.jsonl"
+        return self._folder / f"{utc(self._clock()):%Y%m%d}-{self._writer}.jsonl"
 
     def now(self) -> str:
         """The time now, in the form of a letter's `time`."""
         return _as_time(self._clock())
+
+
+def _bounded(reason: str) -> str:
+    return reason.encode("utf-8", "backslashreplace").decode()[:MAX_REASON_CHARACTERS]
 
 
 def _described(message: Message, describe: Callable[[Message], dict[str, Any]]) -> dict[str, Any]:
@@ -162,6 +199,15 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
                     log.warning("skipped a torn line in %s: %s", path, error)
                 else:
                     yield f"{path.stem}:{number}", letter
+
+
+def letters_of_processing(layout: Layout, processing: str) -> set[int]:
+    """Positions of the items that have a letter of this processing."""
+    return {
+        letter.item.position
+        for _, letter in numbered_dead_letters(layout)
+        if letter.item is not None and letter.item.processing == processing
+    }
 
 
 def requeued_ids(layout: Layout) -> set[str]:

@@ -1,4 +1,4 @@
-"""Failures: which slots could not be packed or uploaded, how often, and when to try again.
+"""Failures: which slots could not be processed, packed or uploaded, and when to try them again.
 
 Each is noted in `archives/{partition}.failure.json`, until the slot gets through. Losing a note
 loses only the count: the slot is tried again sooner.
@@ -21,7 +21,7 @@ from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 FAILURE_SUFFIX = ".failure.json"
 MAX_ERROR_CHARACTERS = 2000
 
-Stage = Literal["pack", "upload"]
+Stage = Literal["process", "pack", "upload"]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

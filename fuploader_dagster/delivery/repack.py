@@ -17,8 +17,9 @@ from pathlib import Path
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
+from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import Packed, find_packed, forget_packed, pack_members
-from fuploader_dagster.delivery.ship import Done, Outcome, ProgressOf, attempt
+from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.delivery.store_trouble import Patience
 from fuploader_dagster.delivery.upload import PartitionLock, store_archive

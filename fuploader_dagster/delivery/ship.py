@@ -1,93 +1,65 @@
-"""Shipping: pack sealed slots and upload their archives, each partition on its own.
+"""Shipping: process and pack sealed slots, and upload their archives, each partition on its own.
 
 What must always hold: every partition that was asked for gives one outcome. One that fails, by
 whatever error, is noted, keeps all its data, and takes no other with it. A partition that the store
-has confirmed already is done, and its outcome says so.
+has confirmed already is done, and its outcome says so. Where a pipeline has a processor, a slot
+that nobody has processed yet is processed first.
 
-A damaged slot fails once, and the error says what became of it (`mend`): what it still proves is
-another partition by then. Whoever asks for the damaged one again is told the same, and that it is
-done.
+Whoever asks again for a damaged slot is told what became of it, and that it is done.
 
-Without Dagster: `ship(pipeline, store)` packs and uploads everything that is sealed on this disk.
+Without Dagster: `ship(pipeline, store)` ships everything that is sealed on this disk.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
-from fuploader_dagster.delivery.failures import Stage, note_failure
+from fuploader_dagster.delivery.attempts import (
+    Done,
+    Failed,
+    Outcome,
+    attempt,
+    mending,
+    note_failed,
+)
+from fuploader_dagster.delivery.failures import Stage
 from fuploader_dagster.delivery.mend import (
     MENDED_SLOT,
     find_mended,
-    finish_mending,
-    is_replaced,
     mend,
     note_told,
     unreadable_slots,
 )
 from fuploader_dagster.delivery.pack import Packed, pack
+from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.store_trouble import Patience
 from fuploader_dagster.delivery.upload import PartitionLock, upload
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import (
-    DamagedData,
-    DamagedSlot,
-    FuploaderError,
-    PermanentError,
-    StoreAwaited,
-)
+from fuploader_dagster.errors import DamagedSlot, FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.secret import without_logins
 from fuploader_dagster.slots.receipts import Receipt
-from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
+from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 
 log = logging.getLogger(__name__)
 
 ProgressOf = Callable[[str], Progress]
 """Gives the callback for a partition's upload."""
 
-
-@dataclass(frozen=True)
-class Done:
-    """A partition that got through."""
-
-    partition: str
-    packed: Packed | None = None
-    """The finished archive; None if it was stored before."""
-    receipt: Receipt | None = None
-    """What the store confirmed; None while it is only packed."""
-    note: str = ""
-    """Why there is neither archive nor receipt, if there will be none."""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A partition that did not get through. Its data is kept."""
-
-    partition: str
-    error: str
-    permanent: bool
-    """Trying again in this run cannot help."""
-    attempted: bool = True
-    """False: nothing was tried, because another process waits for the store already."""
-    seconds: float = 0.0
-
-
-Outcome = Done | Failed
 _Deliver = Callable[[SealedSlot, Packed], Receipt]
 
 
 def pack_partitions(partitions: Sequence[str], pipeline: Pipeline) -> Iterator[Outcome]:
     """Pack one after the other (the compression of each uses `pack_threads`)."""
-    for partition in partitions:
-        yield _ship_one(partition, pipeline, "pack")
+    return _processed_first(
+        partitions,
+        pipeline,
+        lambda ready: (_ship_one(partition, pipeline, "pack") for partition in ready),
+    )
 
 
 def upload_partitions(
@@ -112,10 +84,37 @@ def upload_partitions(
         patience.succeeded()
         return receipt
 
-    with patience, ThreadPoolExecutor(pipeline.upload_threads, "upload") as threads:
-        yield from threads.map(
-            lambda partition: _ship_one(partition, pipeline, "upload", deliver), partitions
-        )
+    def upload_all(ready: Sequence[str]) -> Iterator[Outcome]:
+        with patience, ThreadPoolExecutor(pipeline.upload_threads, "upload") as threads:
+            yield from threads.map(
+                lambda partition: _ship_one(partition, pipeline, "upload", deliver), ready
+            )
+
+    return _processed_first(partitions, pipeline, upload_all)
+
+
+def _processed_first(
+    partitions: Sequence[str],
+    pipeline: Pipeline,
+    steps: Callable[[Sequence[str]], Iterator[Outcome]],
+) -> Iterator[Outcome]:
+    """Take partitions through these steps, some at a time, after each is processed if it has to be.
+
+    If the processor works for no item, the others are not tried.
+    """
+    if pipeline.process is None:
+        yield from steps(partitions)
+        return
+    left, most = list(partitions), pipeline.process.partitions_per_run
+    while left:
+        some, left = left[:most], left[most:]
+        outcomes = list(process_partitions(some, pipeline))
+        shipped = steps([one.partition for one in outcomes if isinstance(one, Done)])
+        for one in outcomes:
+            yield next(shipped) if isinstance(one, Done) else one
+        if down := [one for one in outcomes if isinstance(one, Failed) and one.unavailable]:
+            yield from (replace(down[0], partition=key, attempted=False) for key in left)
+            return
 
 
 def ship(pipeline: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
@@ -132,36 +131,12 @@ def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
     return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
 
 
-def attempt(partition: str, steps: Callable[[PartitionKey], Done]) -> Outcome:
-    """Take one partition through its steps; whatever goes wrong becomes its outcome."""
-    started = time.monotonic()
-    outcome: Outcome
-    try:
-        key = PartitionKey.parse(partition)
-        if key is None:
-            raise PermanentError(
-                f"{partition!r} is no partition key of ours",
-                hint="somebody added it to the partition set by hand; delete it there",
-            )
-        outcome = steps(key)
-    except (FuploaderError, OSError) as error:
-        text = str(error) or type(error).__name__
-        permanent = isinstance(error, (PermanentError, DamagedData, StoreAwaited))
-        outcome = Failed(partition, text, permanent, not isinstance(error, StoreAwaited))
-    except Exception as error:  # a bug: the outcomes of the others must not go with it
-        log.exception("unexpected error for partition %s", partition)
-        said = without_logins(f"{type(error).__name__}: {error}")
-        text = f"unexpected error, its traceback is in the log: {said}"
-        outcome = Failed(partition, text, permanent=False)
-    return replace(outcome, seconds=time.monotonic() - started)
-
-
 def _ship_one(
     partition: str, pipeline: Pipeline, stage: Stage, deliver: _Deliver | None = None
 ) -> Outcome:
     outcome = attempt(partition, lambda key: _steps(key, pipeline, deliver))
     if isinstance(outcome, Failed) and outcome.attempted:
-        _note(partition, pipeline, stage, outcome.error)
+        note_failed(outcome, pipeline, stage)
     return outcome
 
 
@@ -175,22 +150,9 @@ def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> D
             if deliver is not None:
                 note_told(layout, partition, mended)
             return Done(partition, note=mended.sentence(layout))
-        slot, packed = _packed(key, pipeline)
+        with mending(key, pipeline) as slot:
+            packed = pack(slot, pipeline)
         return Done(partition, packed, deliver(slot, packed) if deliver is not None else None)
-
-
-def _packed(key: PartitionKey, pipeline: Pipeline) -> tuple[SealedSlot, Packed]:
-    """The slot and its archive. A damaged slot is mended, and the error says so."""
-    layout = pipeline.layout
-    try:
-        if is_replaced(layout, key.slot, key.number):
-            raise DamagedSlot(f"{key} was found damaged before")
-        slot = _sealed(str(key), pipeline)
-        finish_mending(slot, layout)
-        return slot, pack(slot, pipeline)
-    except DamagedSlot as error:
-        mended = mend(key.slot, key.number, error, pipeline)
-        raise DamagedSlot(mended.sentence(layout)) from error
 
 
 def mend_unreadable(pipeline: Pipeline) -> list[str]:
@@ -206,24 +168,3 @@ def mend_unreadable(pipeline: Pipeline) -> list[str]:
         else:
             found += [mended.stored_as] if mended.stored_as else []
     return found
-
-
-def _note(partition: str, pipeline: Pipeline, stage: Stage, error: str) -> None:
-    """Count the failure of a slot that is on this disk; losing the count loses nothing else."""
-    try:
-        key = PartitionKey.parse(partition)
-        if key is not None and pipeline.layout.sealed(key.slot, key.number).is_dir():
-            note_failure(pipeline.layout, partition, stage=stage, error=error, now=time.time())
-    except (FuploaderError, OSError) as trouble:
-        log.warning("could not note the failure of %s: %s", partition, trouble)
-
-
-def _sealed(partition: str, pipeline: Pipeline) -> SealedSlot:
-    slot = find_sealed(pipeline.layout, partition)
-    if slot is None:
-        raise PermanentError(
-            f"there is no data of partition {partition} below {pipeline.layout.root}",
-            hint="it belongs to another node or another storage_root: nothing of it was ever "
-            "stored from here",
-        )
-    return slot

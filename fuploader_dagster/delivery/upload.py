@@ -118,13 +118,18 @@ class PartitionLock:
     done. Use as a context manager, which gives the receipt if there is one by now.
     """
 
-    def __init__(self, layout: Layout, partition: str) -> None:
+    def __init__(self, layout: Layout, partition: str, *, wait: bool = True) -> None:
+        """Without `wait`, entering raises `SlotInUse` if the lock is taken."""
         self._layout = layout
         self._partition = partition
+        self._wait = wait
         self._lock = FileLock(layout.partition_lock(partition))
 
     def __enter__(self) -> Receipt | None:
-        self._lock.wait()
+        if self._wait:
+            self._lock.wait()
+        else:
+            self._lock.acquire()
         try:
             receipt = find_receipt(self._layout, self._partition)
             if receipt is not None:  # and a crash may have come before the data was removed

@@ -48,6 +48,12 @@ class CrashPoint(Enum):
     PARTITION_PUSHED = "the partition key in the state store"
     SLOTS_RELEASED = "claims released by a worker that exits"
 
+    # A processed slot: `slots/processed.py`, `delivery/process.py`
+    PROCESSING_BEGUN = "what is processed by what noted, no result yet"
+    OUTCOMES_KEPT = "what became of some inputs noted, their results not yet written"
+    OUTCOMES_CUT = "lines of an interrupted commit cut off"
+    PROCESSED = "a processed slot sealed"
+
     # An archive: `archives/writer.py`, `delivery/pack.py`
     FILES_LAID_OUT = "real files laid out for a custom packer"
     ARCHIVE_MADE = "an archive made by a custom packer, in its own place"

@@ -5,6 +5,7 @@
       active/slot-0/dir-000001/      one writer, growing
       active/slot-0/next-number      highest directory number handed out
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
+      processed/slot-0/dir-000001/   what came out of its items, where a pipeline has a processor
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
       shipped/                       indexes of recent slots that are in the object store
@@ -15,6 +16,8 @@
       mended/                        what became of damaged sealed slots
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
+      processor-trouble.json         since when the processor works for no item
+      processor-answered             touched when it works for one
       suspects/                      messages whose decoding may have ended a worker
       alerts.json                    the alerts that were sent
       workers/                       what each worker is doing, for ticks and `fuploader status`
@@ -158,6 +161,19 @@ class Layout:
         return self.locks / "store-wait.lock"
 
     @property
+    def processor_trouble(self) -> Path:
+        return self.root / "processor-trouble.json"
+
+    @property
+    def processor_answered(self) -> Path:
+        return self.root / "processor-answered"
+
+    @property
+    def process_letters_lock(self) -> Path:
+        """Held while dead letters of processing are written."""
+        return self.locks / "process-letters.lock"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 
@@ -193,6 +209,9 @@ class Layout:
 
     def sealed(self, slot: int, number: int) -> Path:
         return self.root / "sealed" / f"slot-{slot}" / f"dir-{number:06d}"
+
+    def processed(self, slot: int, number: int) -> Path:
+        return self.root / "processed" / f"slot-{slot}" / f"dir-{number:06d}"
 
     def active_slots(self) -> list[int]:
         """Numbers of all slots that have an active folder."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.disk.durable import make_dirs
@@ -86,6 +87,16 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+@contextmanager
+def waited_for(lock: FileLock) -> Iterator[None]:
+    """The lock for the block, waiting for whoever has it."""
+    lock.wait()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class FolderLock:

@@ -86,7 +86,7 @@ def _identity(letter: DeadLetter) -> bytes:
 
 def _newest_files(folder: Path) -> Iterator[Path]:
     of_worker: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob("*.jsonl")):  # by their days
+    for path in sorted(folder.glob("*-w*.jsonl")):  # by their days
         of_worker[path.stem.partition("-")[2]].append(path)
     for paths in of_worker.values():
         yield from paths[-FILES_LOOKED_AT:]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fuploader_dagster.disk.durable import fsync_file, syncfs
 from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own
-from fuploader_dagster.errors import ForeignFile
+from fuploader_dagster.errors import DamagedSlot, ForeignFile
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.directory_writer import DirectoryWriter
-from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.plain_files import FILES_NAME, FilesWriter, is_committed
+from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content_of
 
 WRITERS: dict[str, type[DirectoryWriter]] = {"segment": SegmentWriter, "files": FilesWriter}
@@ -53,6 +54,36 @@ def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
                 yield entry.name, content
     finally:
         os.close(descriptor)
+
+
+def contents(slot: SealedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]:
+    """The contents of these messages of a sealed slot, each compared with its record.
+
+    Raises `DamagedSlot` at the first that differs.
+    """
+    if slot.seal.slot_format == "files":
+        for entry in entries:
+            path = slot.files / entry.name
+            if not is_committed(path, entry):
+                raise _damaged(path, entry)
+            yield path.read_bytes()
+        return
+    descriptor = open_own(slot.segment, os.O_RDONLY)
+    try:
+        for entry in entries:
+            content = content_of(descriptor, entry)
+            if content is None:
+                raise _damaged(slot.segment, entry)
+            yield content
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, entry: IndexEntry) -> DamagedSlot:
+    return DamagedSlot(
+        f"message {entry.name!r} in {path} is not what was sealed",
+        hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
+    )
 
 
 def sync_directory(directory: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 import fuploader_dagster
 from fuploader_dagster import build_definitions, build_jobs, build_schedules, build_sensors
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.settings.loading import load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.testing import ObjectStoreContract, OpenStore

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from fuploader_dagster.cli import app
 from fuploader_dagster.dead_letters.letters import DeadLetterBox, read_dead_letters
+from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.delivery.ship import Failed, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import DiskFull
 from fuploader_dagster.intake.supervisor import supervisor_for
 from fuploader_dagster.intake.worker import Job

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.recovery import seal_on_request
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.states.redis import RedisState

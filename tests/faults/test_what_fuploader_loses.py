@@ -14,7 +14,8 @@ import pytest
 
 from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery import recovery
-from fuploader_dagster.delivery.ship import Done, Failed, ship, upload_partitions
+from fuploader_dagster.delivery.attempts import Done, Failed
+from fuploader_dagster.delivery.ship import ship, upload_partitions
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import (

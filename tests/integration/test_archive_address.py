@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.find_archive import find_archive
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores import COS, OSS, Local, Mirror
 from fuploader_dagster.resources.object_stores.resource import ObjectStoreResource

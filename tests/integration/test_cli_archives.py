@@ -15,7 +15,8 @@ import pytest
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.cli import app
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.settings.loading import load_pipelines
 from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process

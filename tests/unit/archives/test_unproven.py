@@ -15,8 +15,9 @@ import zstandard
 from file_uploader import tar_zstd_packer
 
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.repack import repack
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import DamagedArchive
 from tests.crashes import pack_by_hand
 from tests.settings import pipeline, sealed

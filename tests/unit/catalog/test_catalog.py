@@ -25,7 +25,8 @@ from fuploader_dagster.catalog.rebuild import (
     remove_catalog,
 )
 from fuploader_dagster.cli.catalog import _as_json, _as_line
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt

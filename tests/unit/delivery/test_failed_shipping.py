@@ -10,9 +10,10 @@ import pytest
 
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, StoredObject
 from fuploader_dagster.delivery import recovery, upload
+from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.failures import all_failures, note_failure
 from fuploader_dagster.delivery.recovery import look, plan
-from fuploader_dagster.delivery.ship import Done, Failed, upload_partitions
+from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import DiskFull, StoreUnavailable

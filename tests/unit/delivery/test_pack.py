@@ -15,8 +15,9 @@ from typing import Any
 import file_uploader
 import pytest
 
+from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.pack import find_packed, forget_packed, pack
-from fuploader_dagster.delivery.ship import Done, Failed, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import DamagedSlot, StrategyError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, find_sealed

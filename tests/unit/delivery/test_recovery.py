@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.failures import Failure, all_failures, note_failure
 from fuploader_dagster.delivery.pack import pack
 from fuploader_dagster.delivery.recovery import (
@@ -20,7 +21,7 @@ from fuploader_dagster.delivery.recovery import (
     seal_abandoned,
     seal_on_request,
 )
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import temporary_file, temporary_folder

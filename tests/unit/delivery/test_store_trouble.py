@@ -18,8 +18,9 @@ from fuploader_dagster.contracts.object_store import (
     StoredObject,
 )
 from fuploader_dagster.delivery import store_trouble
+from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.failures import all_failures, find_failure, note_failure
-from fuploader_dagster.delivery.ship import Done, Failed, upload_partitions
+from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.delivery.store_trouble import (
     Patience,
     StoreTrouble,

@@ -19,7 +19,8 @@ import file_uploader
 import pytest
 import zstandard
 
-from fuploader_dagster.delivery.ship import Done, ship
+from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk import crash_points
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.errors import ConfigError

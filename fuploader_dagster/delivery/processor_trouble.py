@@ -1,0 +1,116 @@
+"""A processor that works for no item: noted on disk, for runs, ticks and commands.
+
+    {root}/processor-trouble.json    since when, how often it was tried, the last error
+    {root}/processor-answered        touched when the processor works for an item
+
+What must always hold: while the note is there, no new run is asked for but one after each of its
+growing pauses, which tries again. The first item that is processed removes the note, and the slots
+that failed meanwhile are due.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+
+import msgspec
+
+from fuploader_dagster.delivery.failures import Failure, all_failures, due_at, forgive
+from fuploader_dagster.disk.durable import make_dirs, write_durably
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
+from fuploader_dagster.settings.pipeline import Pipeline
+
+ANSWERS_NOTED_EVERY_SECONDS = 1.0
+
+
+class ProcessorTrouble(msgspec.Struct, frozen=True, kw_only=True):
+    """A processor that works for no item. Times are seconds since 1970."""
+
+    since: float
+    seen_at: float
+    attempts: int
+    error: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, tz=timezone.utc)
+        return f"nothing can be processed since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
+
+
+def find_processor_trouble(layout: Layout) -> ProcessorTrouble | None:
+    """The trouble that is known, or None."""
+    try:
+        return msgspec.json.decode(read_own(layout.processor_trouble), type=ProcessorTrouble)
+    except (OSError, ForeignFile, *UNREADABLE_JSON):
+        return None
+
+
+def note_processor_trouble(layout: Layout, error: str) -> None:
+    """Note that a run could not process anything; trouble that was noted before goes on."""
+    now, before = time.time(), find_processor_trouble(layout)
+    trouble = ProcessorTrouble(
+        since=before.since if before else now,
+        seen_at=now,
+        attempts=before.attempts + 1 if before else 1,
+        error=error,
+    )
+    make_dirs(layout.root)
+    write_durably(layout.processor_trouble, msgspec.json.encode(trouble))
+
+
+def is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
+    """Whether a run should try again."""
+    as_failure = Failure(
+        partition="",
+        stage="process",
+        attempts=trouble.attempts,
+        failed_at=trouble.seen_at,
+        error=trouble.error,
+    )
+    return now >= due_at(
+        as_failure,
+        base_seconds=pipeline.recovery_base_seconds,
+        cap_seconds=pipeline.recovery_cap_seconds,
+        now=now,
+    )
+
+
+def end_processor_trouble(layout: Layout) -> None:
+    """The processor works. May be repeated."""
+    trouble = find_processor_trouble(layout)
+    layout.processor_trouble.unlink(missing_ok=True)
+    if trouble is not None:
+        for failure in list(all_failures(layout)):
+            if failure.stage == "process" and failure.failed_at >= trouble.since:
+                forgive(layout, failure)
+
+
+class Answers:
+    """Notes that the processor works, and knows whether it did."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._noted_at = 0.0
+        self._last = 0.0
+
+    def note(self) -> None:
+        """It worked for an item just now."""
+        self._last = time.monotonic()
+        if self._last - self._noted_at < ANSWERS_NOTED_EVERY_SECONDS:
+            return
+        if not self._noted_at and self._layout.processor_trouble.exists():
+            end_processor_trouble(self._layout)
+        self._noted_at = self._last
+        path = self._layout.processor_answered
+        path.touch(file_mode(path.parent))
+
+    def since(self, monotonic: float) -> bool:
+        """Whether it worked for an item of this step after that moment."""
+        return self._last > monotonic
+
+    def between_runs(self, failed_at: float) -> bool:
+        """Whether it worked for any item of the pipeline after a run that failed at that time."""
+        path = self._layout.processor_answered
+        return path.exists() and path.stat().st_mtime > failed_at

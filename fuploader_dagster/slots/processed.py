@@ -1,0 +1,380 @@
+"""Processed slots: what came out of the items of a sealed slot, and how far its processing is.
+
+    processed/slot-0/dir-000017/
+      processing.json        what is processed by what; written before anything else
+      segment.tar, index     the results, in the form of any slot directory; their names begin with
+                             `results/`
+      outcomes               one line of JSON for each commit: what became of its inputs
+      seal.json              at the end; from then on nothing changes
+
+What must always hold:
+
+- Results are committed in the order of the inputs, so how far the work is, is one number. A commit
+  is a line in `outcomes`, synced, then the results' bytes, then their index records. A line counts
+  only if the index holds the results that it announces: what a crash leaves of the last commit is
+  cut off, and its inputs are processed again.
+- All results of a directory are of one processor and one index of inputs. If either has changed,
+  the work begins again, in an empty directory.
+- Everything here can be made again from the sealed slot. So a damaged directory is moved to
+  `set-aside/`, and the work begins again.
+
+Format: docs/formats.md, "Processed slot". The caller holds the partition's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from fuploader_dagster.disk.crash_points import CrashPoint, reached
+from fuploader_dagster.disk.durable import (
+    append_durably,
+    make_dirs,
+    remove_tree,
+    write_durably,
+)
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.disk.setting_aside import set_aside
+from fuploader_dagster.errors import (
+    UNREADABLE_JSON,
+    DamagedResults,
+    DamagedSlot,
+    ForeignFile,
+    OtherFormat,
+)
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, read_index
+from fuploader_dagster.slots.numbered_names import numbered_name
+from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot
+from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter
+
+log = logging.getLogger(__name__)
+
+RESULTS_PREFIX = "results/"
+"""What the names of results begin with, here and in archives."""
+PROCESSING_NAME = "processing.json"
+OUTCOMES_NAME = "outcomes"
+VERSION = 1
+FAILED = -1
+"""In `Outcomes.results`: the item became a dead letter."""
+
+
+class Processing(msgspec.Struct, frozen=True, kw_only=True):
+    """`processing.json`: what is processed by what."""
+
+    version: int = VERSION
+    id: str
+    """Random, so that dead letters and idempotency keys of a later processing differ."""
+    partition: str
+    from_index_sha256: str
+    """Of the sealed slot's index, which commits to every input."""
+    processor: str
+    processor_version: str
+
+
+class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of `outcomes`: what became of the inputs of one commit."""
+
+    inputs: int
+    """Number of inputs that are done after this commit."""
+    entries: int
+    """Number of results in the index after it."""
+    results: list[int]
+    """For each input of this commit: how many results it has, or `FAILED`."""
+    milliseconds: list[int]
+    """How long each of them took, in its last attempt."""
+    retries: int
+    """Attempts that failed and were repeated."""
+
+
+@dataclass
+class Figures:
+    """What became of a slot's inputs so far."""
+
+    inputs: int = 0
+    with_results: int = 0
+    """Inputs that were processed, also those with no result."""
+    results: int = 0
+    failed: int = 0
+    retries: int = 0
+    milliseconds: list[int] = field(default_factory=list)
+
+    def add(self, line: Outcomes) -> None:
+        self.inputs += len(line.results)
+        self.failed += sum(count == FAILED for count in line.results)
+        self.with_results = self.inputs - self.failed
+        self.results += sum(count for count in line.results if count != FAILED)
+        self.retries += line.retries
+        self.milliseconds += line.milliseconds
+
+    def seconds_of(self, share: float) -> float:
+        """The time within which this share of the inputs was processed."""
+        ordered = sorted(self.milliseconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1000 if ordered else 0.0
+
+
+class ProcessedSeal(msgspec.Struct, frozen=True, kw_only=True):
+    """`seal.json` of a processed slot. Sizes are bytes."""
+
+    version: int = VERSION
+    processing: Processing
+    inputs: int
+    failed: int
+    """Inputs that became dead letters."""
+    results: int
+    retries: int
+    seconds_p50: float
+    seconds_p95: float
+    payload_bytes: int
+    """Of the results."""
+    index_sha256: str
+    segment_xxh128: str
+    outcomes_sha256: str
+
+
+@dataclass(frozen=True)
+class ProcessedSlot:
+    """The results of a sealed slot. Never changes again."""
+
+    directory: Path
+    seal: ProcessedSeal
+
+    @property
+    def segment(self) -> Path:
+        return self.directory / SEGMENT_NAME
+
+    def entries(self) -> Sequence[IndexEntry]:
+        """All results, in the order of the inputs. Raises `DamagedResults`."""
+        content = read_own(self.directory / INDEX_NAME)
+        if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
+            raise DamagedResults(f"the index in {self.directory} is not the one that was sealed")
+        return read_index(content).entries
+
+    def outcomes(self) -> Iterator[Outcomes]:
+        """What became of the inputs. Raises `DamagedResults`."""
+        content = read_own(self.directory / OUTCOMES_NAME)
+        if hashlib.sha256(content).hexdigest() != self.seal.outcomes_sha256:
+            raise DamagedResults(f"the outcomes in {self.directory} are not those that were sealed")
+        yield from _lines(content)
+
+
+def find_processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
+    """The processed slot of a sealed one; None if it is not finished, or not of these inputs."""
+    directory = layout.processed(slot.seal.slot, slot.seal.number)
+    seal = _read_seal(directory)
+    if seal is None or not _is_of(seal.processing, slot):
+        return None
+    return ProcessedSlot(directory, seal)
+
+
+class ProcessedWriter:
+    """Takes the results of one sealed slot. Use as a context manager."""
+
+    def __init__(self, slot: SealedSlot, layout: Layout, processor: str, version: str) -> None:
+        """`processor`: how it is called; `version`: changes when its results may."""
+        self._slot = slot
+        self._layout = layout
+        self._processor = processor
+        self._version = version
+        self.directory = layout.processed(slot.seal.slot, slot.seal.number)
+        self.figures = Figures()
+        self.resumed = False
+        """Whether there was something of an earlier attempt."""
+        self._names: set[str] = set()
+        self._next_number: dict[str, int] = {}
+        self._entries = 0
+        self._bytes = 0
+
+    def __enter__(self) -> ProcessedWriter:
+        self._resume_or_begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    @property
+    def processing(self) -> Processing:
+        return self._processing
+
+    def _resume_or_begin(self) -> None:
+        try:
+            found = _read_processing(self.directory)
+            if found is not None and self._continues(found):
+                self._processing = found
+                self._open()
+                self.resumed = True
+                return
+        except (DamagedResults, DamagedSlot, ForeignFile) as error:
+            target = set_aside(self.directory, self._layout)
+            log.error(
+                "%s is damaged and was moved to %s; the slot is processed again: %s",
+                self.directory,
+                target,
+                error,
+            )
+        if os.path.lexists(self.directory):
+            remove_tree(self.directory)
+        self._processing = Processing(
+            id=secrets.token_hex(8),
+            partition=self._slot.seal.partition,
+            from_index_sha256=self._slot.seal.index_sha256,
+            processor=self._processor,
+            processor_version=self._version,
+        )
+        make_dirs(self.directory)
+        write_durably(self.directory / PROCESSING_NAME, msgspec.json.encode(self._processing))
+        reached(CrashPoint.PROCESSING_BEGUN)
+        self._open()
+
+    def _continues(self, found: Processing) -> bool:
+        """Whether the work that was begun can go on; says why if it cannot."""
+        if found.version != VERSION or not _is_of(found, self._slot):
+            log.warning("%s is of other inputs: the slot is processed again", self.directory)
+            return False
+        if found.processor_version != self._version:
+            log.warning(
+                "%s was begun by %s, which has changed since (now %s): the slot is processed again",
+                self.directory,
+                found.processor,
+                self._processor,
+            )
+            return False
+        return True
+
+    def _open(self) -> None:
+        self._writer = SegmentWriter(self.directory)
+        entries = self._writer.open(lambda path: set_aside(path, self._layout))
+        self._names = {entry.name for entry in entries}
+        self._entries = len(entries)
+        self._bytes = sum(entry.size_bytes for entry in entries)
+        self.figures = Figures()
+        path = self.directory / OUTCOMES_NAME
+        content = read_own(path) if os.path.lexists(path) else b""
+        end = 0
+        for line, stop in _lines_and_ends(content):
+            if line.entries > self._entries:
+                break
+            self.figures.add(line)
+            end = stop
+        if (self.figures.inputs, self.figures.results) != _last_of(content[:end]):
+            raise DamagedResults(f"the lines of {path} do not add up")
+        if self.figures.results != self._entries:
+            raise DamagedResults(f"{path} does not account for the {self._entries} results")
+        if end < len(content):
+            write_durably(path, content[:end])
+            reached(CrashPoint.OUTCOMES_CUT)
+
+    def add(self, name: str, content: bytes, headers: Mapping[str, str]) -> None:
+        """Take a result into the next commit, under a free name."""
+        stored_as = f"{RESULTS_PREFIX}{name}"
+        while stored_as in self._names:
+            number = self._next_number[name] = self._next_number.get(name, 1) + 1
+            stored_as = f"{RESULTS_PREFIX}{numbered_name(name, number)}"
+        self._writer.add(stored_as, content, hashlib.sha256(content).digest())
+        self._names.add(stored_as)
+        self._entries += 1
+        self._bytes += len(content)
+
+    def commit(self, results: list[int], milliseconds: list[int], retries: int) -> None:
+        """Make the results that were added durable, with what became of their inputs."""
+        line = Outcomes(
+            inputs=self.figures.inputs + len(results),
+            entries=self._entries,
+            results=results,
+            milliseconds=milliseconds,
+            retries=retries,
+        )
+        append_durably(self.directory / OUTCOMES_NAME, msgspec.json.encode(line) + b"\n")
+        reached(CrashPoint.OUTCOMES_KEPT)
+        self._writer.commit()
+        self.figures.add(line)
+
+    def seal(self) -> ProcessedSlot:
+        """Seal the directory: everything is done. Raises `DamagedResults` if inputs are missing."""
+        if self.figures.inputs != self._slot.seal.messages:
+            raise DamagedResults(
+                f"{self.directory} accounts for {self.figures.inputs} of the "
+                f"{self._slot.seal.messages} inputs"
+            )
+        self._writer.close()
+        path = self.directory / OUTCOMES_NAME
+        outcomes = read_own(path) if os.path.lexists(path) else b""
+        seal = ProcessedSeal(
+            processing=self._processing,
+            inputs=self.figures.inputs,
+            failed=self.figures.failed,
+            results=self.figures.results,
+            retries=self.figures.retries,
+            seconds_p50=self.figures.seconds_of(0.5),
+            seconds_p95=self.figures.seconds_of(0.95),
+            payload_bytes=self._bytes,
+            index_sha256=hashlib.sha256(read_own(self.directory / INDEX_NAME)).hexdigest(),
+            segment_xxh128=self._writer.xxh128(),
+            outcomes_sha256=hashlib.sha256(outcomes).hexdigest(),
+        )
+        write_durably(self.directory / SEAL_NAME, msgspec.json.encode(seal))
+        reached(CrashPoint.PROCESSED)
+        return ProcessedSlot(self.directory, seal)
+
+
+def _is_of(processing: Processing, slot: SealedSlot) -> bool:
+    wanted = (slot.seal.partition, slot.seal.index_sha256)
+    return (processing.partition, processing.from_index_sha256) == wanted
+
+
+def _read_processing(directory: Path) -> Processing | None:
+    """None if nothing was begun, or its first file was never written."""
+    try:
+        return msgspec.json.decode(read_own(directory / PROCESSING_NAME), type=Processing)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UNREADABLE_JSON as error:
+        raise DamagedResults(f"{directory / PROCESSING_NAME} cannot be read: {error}") from error
+
+
+def _read_seal(directory: Path) -> ProcessedSeal | None:
+    try:
+        seal = msgspec.json.decode(read_own(directory / SEAL_NAME), type=ProcessedSeal)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ForeignFile, *UNREADABLE_JSON) as error:
+        raise DamagedResults(f"{directory / SEAL_NAME} cannot be read: {error}") from error
+    if seal.version != VERSION:
+        raise OtherFormat(
+            f"{directory / SEAL_NAME} has version {seal.version}, this software reads {VERSION}",
+            hint="use the version that wrote it, or remove the directory: the slot is then "
+            "processed again",
+        )
+    return seal
+
+
+def _lines_and_ends(content: bytes) -> Iterator[tuple[Outcomes, int]]:
+    """The whole lines, each with where it ends. What follows the last one is a torn line."""
+    start = 0
+    while (stop := content.find(b"\n", start) + 1) > 0:
+        try:
+            line = msgspec.json.decode(content[start:stop], type=Outcomes)
+        except UNREADABLE_JSON:
+            return
+        yield line, stop
+        start = stop
+
+
+def _lines(content: bytes) -> Iterator[Outcomes]:
+    for line, _ in _lines_and_ends(content):
+        yield line
+
+
+def _last_of(content: bytes) -> tuple[int, int]:
+    """What the last line says: inputs that are done, and results."""
+    inputs = entries = 0
+    for line in _lines(content):
+        inputs, entries = line.inputs, line.entries
+    return inputs, entries
