@@ -13,7 +13,7 @@ from fuploader_dagster.dead_letters.letters import DeadLetterBox
 from fuploader_dagster.definitions import build_definitions
 from tests.settings import pipeline
 from tests.ticking import Ticking
-from tests.unit.intake.test_dead_letters import letter
+from tests.unit.dead_letters.test_letters import letter
 
 
 def told(ticking: Ticking) -> tuple[dict[str, object], bool | None]:

@@ -59,7 +59,7 @@ from tests.servers.small_disks import (
 )
 from tests.settings import archived_files, pipeline
 from tests.ticking import Ticking
-from tests.unit.intake.test_dead_letters import letter
+from tests.unit.dead_letters.test_letters import letter
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from fuploader_dagster.dead_letters.counts import (
 )
 from fuploader_dagster.dead_letters.letters import DeadLetterBox
 from fuploader_dagster.disk.layout import Layout
-from tests.unit.intake.test_dead_letters import NOON, letter
+from tests.unit.dead_letters.test_letters import NOON, letter
 
 HOUR = 3_600.0
 

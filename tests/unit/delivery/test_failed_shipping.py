@@ -125,7 +125,7 @@ def test_a_store_that_does_not_answer_costs_nothing_and_is_asked_again(
         raise DiskFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fuploader_dagster.delivery.ship.note_failure", full)
+        patched.setattr("fuploader_dagster.delivery.attempts.note_failure", full)
         failed = list(upload_partitions(keys, settings, unreachable))
     assert [type(one) for one in failed] == [Failed] * 2
     assert [find_sealed(settings.layout, key) for key in keys] == slots
