@@ -6,6 +6,7 @@
       active/slot-0/next-number      highest directory number handed out
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       processed/slot-0/dir-000001/   what came out of its items, where a pipeline has a processor
+      redo/{partition}/              a stored archive that is processed again, in the same folders
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
       shipped/                       indexes of recent slots that are in the object store
@@ -169,6 +170,11 @@ class Layout:
         return self.root / "processor-answered"
 
     @property
+    def redo(self) -> Path:
+        """Has a folder for each stored partition that is being processed again."""
+        return self.root / "redo"
+
+    @property
     def process_letters_lock(self) -> Path:
         """Held while dead letters of processing are written."""
         return self.locks / "process-letters.lock"
@@ -227,12 +233,19 @@ class Layout:
 
     def sealed_numbers(self) -> list[tuple[int, int]]:
         """Slot and number of all sealed directories, in that order."""
-        sealed = self.root / "sealed"
-        return [
-            (slot, number)
-            for slot in sorted(_numbers(sealed, _SLOT_DIR))
-            for number in sorted(_numbers(sealed / f"slot-{slot}", _NUMBERED_DIR))
-        ]
+        return _numbers_below(self.root / "sealed")
+
+    def processed_numbers(self) -> list[tuple[int, int]]:
+        """Slot and number of all processed directories, finished or not, in that order."""
+        return _numbers_below(self.root / "processed")
+
+
+def _numbers_below(folder: Path) -> list[tuple[int, int]]:
+    return [
+        (slot, number)
+        for slot in sorted(_numbers(folder, _SLOT_DIR))
+        for number in sorted(_numbers(folder / f"slot-{slot}", _NUMBERED_DIR))
+    ]
 
 
 def _numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
