@@ -28,6 +28,7 @@ from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Outcome
 from fuploader_dagster.delivery.failures import all_failures, due_at
+from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
@@ -153,7 +154,10 @@ def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
             now=now,
         )
     }
-    partitions = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
+    sealed = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
+    partitions, idle = held_back(sealed, pipeline, now)
+    if idle and len(partitions) < len(sealed):
+        log.warning("%d slots wait: %s", len(sealed) - len(partitions), idle)
     shipped = sum(map(_shipped, upload_partitions(partitions, pipeline, store)), Shipped())
     again = replacements(pipeline, {*partitions, *waiting})
     return sum(map(_shipped, upload_partitions(again, pipeline, store)), shipped)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names
+from fuploader_dagster.assets.partitions import PIPELINE_TAG, Names, made_assets
 from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -29,7 +29,7 @@ def build_automation_sensor(
     names = Names.of(pipeline)
     return dg.AutomationConditionSensorDefinition(
         name=f"{names.scope}_automation",
-        target=dg.AssetSelection.assets(*names.archives),
+        target=made_assets(pipeline),
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
         run_tags={PIPELINE_TAG: names.scope},
         default_status=sensor_status(running=running),

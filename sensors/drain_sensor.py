@@ -23,8 +23,15 @@ import dagster as dg
 import msgspec
 
 from fuploader_dagster.assets.dead_letters import Reported, report
-from fuploader_dagster.assets.partitions import UNFINISHED_RUNS, Names, chunks, run_request
+from fuploader_dagster.assets.partitions import (
+    UNFINISHED_RUNS,
+    Names,
+    chunks,
+    run_request,
+    slots_per_run,
+)
 from fuploader_dagster.contracts.state import Snapshot
+from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
@@ -106,6 +113,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         now, last = time.time(), _read_cursor(context.cursor)
         events, reported = report(pipeline, last.reported, now)
         trouble = find_trouble(pipeline.layout)
+        idle = processor_trouble_of(pipeline)
         if last.store_down is not (trouble is not None):
             events = [*events, _reachable(pipeline, trouble)]
         summary = _summary(last, snapshot, pipeline.layout, now)
@@ -129,19 +137,19 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         cursor = msgspec.json.encode(following).decode()
         if waiting or not new:
             held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if waiting else ""
-            down = f"{trouble}; " if trouble else ""
+            down = "".join(f"{one}; " for one in (trouble, idle) if one)
             return dg.SensorResult(
                 skip_reason=down + held + summary, asset_events=events, cursor=cursor
             )
         context.log.info(summary)  # only here: each tick that logs leaves a file
         return dg.SensorResult(
             dynamic_partitions_requests=[partitions.build_add_request(new)],
-            # While the store does not answer, recovery keeps them and asks when it is back.
+            # While store or processor do not work, recovery keeps them and asks when they do.
             run_requests=[]
-            if pipeline.runs_by == "automation" or trouble
+            if pipeline.runs_by == "automation" or trouble or idle
             else [
                 run_request(names, keys, run_key=f"sealed:{keys[0]}:{keys[-1]}")
-                for keys in chunks(new, pipeline.partitions_per_run)
+                for keys in chunks(new, slots_per_run(pipeline))
             ],
             asset_events=[
                 *(_sealed_event(names, pipeline.layout, key) for key in new),
@@ -221,7 +229,7 @@ def _last_run(
 
     `seconds` have passed since runs were last asked for. Starting a run takes CPU from the workers.
     """
-    enough = slots >= min(pipeline.partitions_per_run, KEYS_PER_TICK)
+    enough = slots >= min(slots_per_run(pipeline), KEYS_PER_TICK)
     if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
         return None
     if not any(worker.messages_per_second for worker in read_statuses(pipeline.layout)):

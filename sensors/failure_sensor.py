@@ -43,10 +43,10 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sens
 
 
 def is_of(run: dg.DagsterRun, names: Names) -> bool:
-    """Whether a run packs or uploads slots of the pipeline."""
+    """Whether a run processes, packs or uploads slots of the pipeline."""
     selected = run.asset_selection or set()
     return run.job_name in (names.ship_job, names.repack_job) or not selected.isdisjoint(
-        names.archives
+        names.made_by_runs
     )
 
 

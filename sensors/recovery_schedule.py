@@ -13,8 +13,15 @@ from datetime import datetime, timezone
 
 import dagster as dg
 
-from fuploader_dagster.assets.partitions import Names, contiguous_ranges, keys_of_run, run_request
+from fuploader_dagster.assets.partitions import (
+    Names,
+    contiguous_ranges,
+    keys_of_run,
+    run_request,
+    slots_per_run,
+)
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
 from fuploader_dagster.delivery.store_trouble import (
     StoreTrouble,
@@ -64,7 +71,8 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
         for sentence in given_up(plan.ask, runs):
             context.log.warning(sentence)
-        ranges = list(contiguous_ranges(plan.ask, registered, pipeline.partitions_per_run))
+        asked, idle = held_back(plan.ask, pipeline, now)
+        ranges = list(contiguous_ranges(asked, registered, slots_per_run(pipeline)))
         if trouble is not None:
             ranges = []
         if not dry:
@@ -74,7 +82,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
-            told = [SAID if dry else "", str(trouble or ""), summary, what_blocks(due, runs)]
+            told = [SAID if dry else "", str(trouble or ""), idle, summary, what_blocks(due, runs)]
             return dg.SkipReason("; ".join(filter(None, told)))
         moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
         return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]

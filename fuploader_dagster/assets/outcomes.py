@@ -13,8 +13,10 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.pack import Packed
+from fuploader_dagster.delivery.process import ItemsDone
 from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.processed import ProcessedSeal
 from fuploader_dagster.slots.receipts import Receipt
 
 PROGRESS_SECONDS = 5.0
@@ -80,12 +82,14 @@ def materialized(asset: dg.AssetKey, done: Done, names: Names) -> dg.AssetMateri
 def metadata_of(done: Done, names: Names) -> dict[str, Any]:
     if done.receipt is not None:
         metadata = receipt_metadata(done.receipt)
+    elif done.processed is not None:
+        metadata = processing_metadata(done.processed)
     elif done.packed is not None:
         metadata = _archive_metadata(done.packed)
     else:
         return {"note": done.note} if done.note else {}
     metadata["seconds"] = round(done.seconds, 3)
-    if done.packed is None:
+    if done.receipt is not None and done.packed is None:
         metadata["note"] = (
             "stored before; nothing was left to do "
             f"(the job {names.repack_job} packs stored archives again)"
@@ -100,6 +104,20 @@ def receipt_metadata(receipt: Receipt) -> dict[str, Any]:
         "address": _address(receipt.address),
         "object_key": receipt.key,
         "stored_at": receipt.stored_at,
+    }
+
+
+def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
+    """What the UI shows of a processed slot."""
+    return {
+        "items": processed.inputs,
+        "results": processed.results,
+        "result_bytes": processed.payload_bytes,
+        "failed": processed.failed,
+        "retries": processed.retries,
+        "seconds_p50": processed.seconds_p50,
+        "seconds_p95": processed.seconds_p95,
+        "processor": processed.processing.processor,
     }
 
 
@@ -123,6 +141,15 @@ def log_progress(log: logging.Logger) -> ProgressOf:
     """Progress of large uploads, a line every few seconds each."""
     return lambda partition: at_intervals(
         lambda sent, total: log.info(f"{partition}: {sent:,} of {total:,} bytes are stored")
+    )
+
+
+def log_items(log: logging.Logger) -> ItemsDone:
+    """Progress of processing, a line every few seconds."""
+    return at_intervals(
+        lambda partition, done, items, failed: log.info(
+            f"{partition}: {done:,} of {items:,} items are processed, {failed:,} of them failed"
+        )
     )
 
 

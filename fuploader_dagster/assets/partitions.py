@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -73,6 +73,11 @@ class Names:
         return self.asset("sealed_slot")
 
     @property
+    def processed_slot(self) -> dg.AssetKey:
+        """Only of pipelines that have a processor."""
+        return self.asset("processed_slot")
+
+    @property
     def packed_archive(self) -> dg.AssetKey:
         return self.asset("packed_archive")
 
@@ -82,8 +87,12 @@ class Names:
 
     @property
     def archives(self) -> tuple[dg.AssetKey, dg.AssetKey]:
-        """The assets that runs make."""
         return self.packed_archive, self.uploaded_archive
+
+    @property
+    def made_by_runs(self) -> frozenset[dg.AssetKey]:
+        """The assets that runs make, of any pipeline."""
+        return frozenset((self.processed_slot, *self.archives))
 
     @property
     def reachable_check(self) -> dg.AssetCheckKey:
@@ -174,6 +183,20 @@ class _LastRange:
     def is_of(self, store: object, key_range: dg.PartitionKeyRange) -> bool:
         fresh = time.monotonic() - self.read_at < _RANGE_KEPT_SECONDS
         return fresh and self.range == key_range and store is not None and self.store() is store
+
+
+def made_assets(pipeline: Pipeline) -> dg.AssetSelection:
+    """The assets that runs of this pipeline make."""
+    names = Names.of(pipeline)
+    processed = (names.processed_slot,) if pipeline.process is not None else ()
+    return dg.AssetSelection.assets(*processed, *names.archives)
+
+
+def slots_per_run(pipeline: Pipeline) -> int:
+    """How many partitions one run takes at most."""
+    if pipeline.process is None:
+        return pipeline.partitions_per_run
+    return min(pipeline.partitions_per_run, pipeline.process.partitions_per_run)
 
 
 def node_in_names(node_id: str) -> str:

@@ -1,12 +1,13 @@
-"""The assets of a pipeline: queue -> sealed_slot -> packed_archive -> uploaded_archive.
+"""A pipeline's assets: queue, sealed_slot, processed_slot, packed_archive, uploaded_archive.
 
-The drain workers fill and seal the slots, outside of Dagster. The two assets of archives take the
-partitions of a run, call one function of the engine, and report each partition's outcome.
+The drain workers fill and seal the slots, outside of Dagster. `processed_slot` is there where a
+pipeline has a processor. It and the two assets of archives take the partitions of a run, call one
+function of the engine, and report each partition's outcome.
 
 A partition that fails takes no other with it. While attempts are left the step raises and reports
 nothing: the next attempt finds what is done and skips it. After the last attempt it reports the
 good partitions and fails for the others, which stay on disk for the recovery schedule. Dagster
-skips the upload after a packing step that failed, so that step uploads its good partitions itself.
+skips what comes after a step that failed, so that step ships its good partitions itself.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
@@ -20,25 +21,29 @@ import dagster as dg
 from fuploader_dagster.assets.outcomes import (
     ended_by_interrupts,
     failure,
+    log_items,
     log_progress,
     materialized,
     metadata_of,
     retry_policy,
     sorted_outcomes,
 )
-from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.partitions import Names, slots_per_run
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.process import process_partitions, unaccounted
 from fuploader_dagster.delivery.ship import pack_partitions, upload_partitions
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.processed import ProcessedSeal
 
 FORMER_REPACK_TAG = "fuploader/repack"
 """Made a run of the assets re-pack, before that was a job."""
+ACCOUNT_CHECK = "items_accounted_for"
 _UNFINISHED = "what it did not finish is kept and will be asked for again"
 
 
 def build_archive_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
-    """The four assets of a pipeline, in one group that is named for it."""
+    """The assets of a pipeline, in one group that is named for it."""
     with warnings.catch_warnings():  # its one warning, that it is in beta, is known
         warnings.simplefilter("ignore", dg.BetaWarning)
         return _build_assets(pipeline)
@@ -61,10 +66,12 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         description="Sealed slots on the local disk, reported by the drain sensor.",
     )
 
-    @_archives(
+    processed_slot = _processed_slot(pipeline, sealed_slot) if pipeline.process else None
+
+    @_made(
         pipeline,
         names.packed_archive,
-        made_of=sealed_slot,
+        made_of=processed_slot or sealed_slot,
         kind="zstandard",
         description="One archive for each sealed slot, read back after it was written.",
     )
@@ -73,18 +80,11 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         with ended_by_interrupts(_UNFINISHED):
             outcomes = pack_partitions(context.partition_keys, pipeline)
             done, failed = sorted_outcomes(context.log, outcomes)
-            if _is_final(context, pipeline, failed) and _uploads(context, names):
-                try:
-                    outcomes = upload(context, [one.partition for one in done])
-                    uploaded, _ = sorted_outcomes(context.log, outcomes)
-                except FuploaderError as error:
-                    context.log.error(f"{len(done)} archives wait for their upload: {error}")
-                else:
-                    for one in uploaded:
-                        yield materialized(names.uploaded_archive, one, names)
+            if _is_final(context, pipeline, failed):
+                yield from _shipped(context, pipeline, done, (names.uploaded_archive,))
             yield from _report(context, pipeline, names.packed_archive, done, failed)
 
-    @_archives(
+    @_made(
         pipeline,
         names.uploaded_archive,
         made_of=packed_archive,
@@ -94,28 +94,102 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)
         with ended_by_interrupts(_UNFINISHED):
-            done, failed = sorted_outcomes(context.log, upload(context, context.partition_keys))
+            outcomes = _upload(context, pipeline, context.partition_keys)
+            done, failed = sorted_outcomes(context.log, outcomes)
             yield from _report(context, pipeline, names.uploaded_archive, done, failed)
 
-    def upload(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> Iterator[Outcome]:
-        return upload_partitions(
-            partitions,
-            pipeline,
-            getattr(context.resources, names.store).open(),
-            log_progress(context.log),
-            tell=context.log.warning,
-        )
-
-    return [queue, sealed_slot, packed_archive, uploaded_archive]
+    processed = [processed_slot] if processed_slot else []
+    return [queue, sealed_slot, *processed, packed_archive, uploaded_archive]
 
 
-def _archives(
+def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsDefinition:
+    """What came out of the items of each slot."""
+    names, settings = Names.of(pipeline), pipeline.process
+    assert settings is not None  # noqa: S101 - else it is not called
+
+    @_made(
+        pipeline,
+        names.processed_slot,
+        made_of=sealed_slot,
+        kind="python",
+        description=f"What came out of the items of each slot. Processor: {settings.describe()}",
+        pool=settings.pool,
+        check_specs=[
+            dg.AssetCheckSpec(
+                ACCOUNT_CHECK,
+                asset=names.processed_slot,
+                description="Each item has been processed, or has a dead letter.",
+            )
+        ],
+    )
+    def processed_slot(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        with ended_by_interrupts(_UNFINISHED):
+            outcomes = process_partitions(context.partition_keys, pipeline, log_items(context.log))
+            done, failed = sorted_outcomes(context.log, outcomes)
+            if _is_final(context, pipeline, failed):
+                yield from _shipped(context, pipeline, done, names.archives)
+            yield _account([one.processed for one in done if one.processed], pipeline)
+            yield from _report(context, pipeline, names.processed_slot, done, failed)
+
+    return processed_slot
+
+
+def _account(processed: Sequence[ProcessedSeal], pipeline: Pipeline) -> dg.AssetCheckResult:
+    wrong = unaccounted(processed, pipeline.layout)
+    items, failed = (sum(one.inputs for one in processed), sum(one.failed for one in processed))
+    return dg.AssetCheckResult(
+        check_name=ACCOUNT_CHECK,
+        asset_key=Names.of(pipeline).processed_slot,
+        passed=not wrong,
+        description="; ".join(wrong) or f"{items:,} items, {failed:,} of them dead letters",
+        metadata={"items": items, "failed": failed, "results": sum(p.results for p in processed)},
+    )
+
+
+def _upload(
+    context: dg.AssetExecutionContext, pipeline: Pipeline, partitions: Sequence[str]
+) -> Iterator[Outcome]:
+    return upload_partitions(
+        partitions,
+        pipeline,
+        getattr(context.resources, Names.of(pipeline).store).open(),
+        log_progress(context.log),
+        tell=context.log.warning,
+    )
+
+
+def _shipped(
+    context: dg.AssetExecutionContext,
+    pipeline: Pipeline,
+    done: Sequence[Done],
+    assets: Sequence[dg.AssetKey],
+) -> Iterator[dg.AssetMaterialization]:
+    """Ship what got through a step that fails, if the run was asked for these later assets: Dagster
+    skips their steps."""
+    names = Names.of(pipeline)
+    selection = context.run.asset_selection  # none: all that the job has
+    if not done or (selection and names.uploaded_archive not in selection):
+        return
+    try:
+        outcomes = _upload(context, pipeline, [one.partition for one in done])
+        uploaded, _ = sorted_outcomes(context.log, outcomes)
+    except FuploaderError as error:
+        context.log.error(f"{len(done)} slots wait for their upload: {error}")
+        return
+    for one in uploaded:
+        for asset in assets:
+            yield materialized(asset, one, names)
+
+
+def _made(
     pipeline: Pipeline,
     key: dg.AssetKey,
     *,
     made_of: dg.AssetSpec | dg.AssetsDefinition,
     kind: str,
     description: str,
+    pool: str | None = None,
+    check_specs: Sequence[dg.AssetCheckSpec] = (),
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """The decorator of an asset that a run makes, a partition for each slot."""
     names = Names.of(pipeline)
@@ -128,7 +202,9 @@ def _archives(
         required_resource_keys={names.store},
         partitions_def=names.partitions(),
         group_name=names.scope,
-        backfill_policy=dg.BackfillPolicy.multi_run(pipeline.partitions_per_run),
+        backfill_policy=dg.BackfillPolicy.multi_run(slots_per_run(pipeline)),
+        pool=pool,
+        check_specs=check_specs,
         retry_policy=retry_policy(pipeline),
         automation_condition=dg.AutomationCondition.on_missing() if automation else None,
         output_required=False,
@@ -142,12 +218,6 @@ def _refuse_former_tag(context: dg.AssetExecutionContext, names: Names) -> None:
             f"these partitions launch the job {names.repack_job} for them.",
             allow_retries=False,
         )
-
-
-def _uploads(context: dg.AssetExecutionContext, names: Names) -> bool:
-    """Whether the run was asked to upload as well."""
-    selection = context.run.asset_selection  # none: all that the job has
-    return not selection or names.uploaded_archive in selection
 
 
 def _is_final(

@@ -1,4 +1,4 @@
-"""The ship job: packs sealed slots and uploads their archives."""
+"""The ship job: processes and packs sealed slots, and uploads their archives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from fuploader_dagster.assets.partitions import SHIP_TAG, Names
+from fuploader_dagster.assets.partitions import SHIP_TAG, Names, made_assets
 from fuploader_dagster.settings.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -21,10 +21,9 @@ def build_ship_job(pipeline: Pipeline) -> UnresolvedAssetJobDefinition:
     The check `store_reachable` costs no run, so it is left out; it must be among the definitions.
     """
     names = Names.of(pipeline)
-    archives = dg.AssetSelection.assets(*names.archives)
     return dg.define_asset_job(
         names.ship_job,
-        selection=archives - dg.AssetSelection.checks(names.reachable_check),
+        selection=made_assets(pipeline) - dg.AssetSelection.checks(names.reachable_check),
         tags={SHIP_TAG: names.scope},
         executor_def=dg.in_process_executor,
         description="Packs sealed slots and uploads their archives.",

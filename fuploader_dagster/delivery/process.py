@@ -24,7 +24,7 @@ import logging
 import math
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -37,6 +37,7 @@ from fuploader_dagster.dead_letters.letters import (
     DeadLetterBox,
     FailedItem,
     letters_of_processing,
+    numbered_dead_letters,
 )
 from fuploader_dagster.delivery.attempts import (
     Done,
@@ -68,6 +69,7 @@ from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.processed import (
     FAILED,
+    ProcessedSeal,
     ProcessedSlot,
     ProcessedWriter,
     find_processed,
@@ -133,6 +135,22 @@ def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Proces
             await step.close()
 
     return asyncio.run(process())
+
+
+def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:
+    """Where inputs are not results' inputs and dead letters together, a sentence each."""
+    failed_ones = [seal for seal in processed if seal.failed]
+    letters = Counter(
+        letter.item.processing
+        for _, letter in (numbered_dead_letters(layout) if failed_ones else ())
+        if letter.item is not None
+    )
+    return [
+        f"{seal.processing.partition}: {seal.failed} of {seal.inputs} items failed, but "
+        f"{letters[seal.processing.id]} have a dead letter"
+        for seal in failed_ones
+        if letters[seal.processing.id] != seal.failed
+    ]
 
 
 class _Step:

@@ -11,17 +11,19 @@ that failed meanwhile are due.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import msgspec
 
 from fuploader_dagster.delivery.failures import Failure, all_failures, due_at, forgive
 from fuploader_dagster.disk.durable import make_dirs, write_durably
-from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import SEAL_NAME
 
 ANSWERS_NOTED_EVERY_SECONDS = 1.0
 
@@ -60,7 +62,32 @@ def note_processor_trouble(layout: Layout, error: str) -> None:
     write_durably(layout.processor_trouble, msgspec.json.encode(trouble))
 
 
-def is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
+def processor_trouble_of(pipeline: Pipeline) -> ProcessorTrouble | None:
+    """The trouble that holds slots of this pipeline back, or None."""
+    return None if pipeline.process is None else find_processor_trouble(pipeline.layout)
+
+
+def held_back(partitions: Sequence[str], pipeline: Pipeline, now: float) -> tuple[list[str], str]:
+    """Which of these partitions a run may be asked for now, and what the others wait for.
+
+    While the processor works for no item: those that need it no more, and, when another attempt is
+    due, as many others as one run takes.
+    """
+    trouble = processor_trouble_of(pipeline)
+    if trouble is None or pipeline.process is None:
+        return list(partitions), ""
+    ready = [key for key in partitions if _is_processed(key, pipeline.layout)]
+    others = [key for key in partitions if key not in set(ready)]
+    tried = others[: pipeline.process.partitions_per_run] if _is_due(trouble, pipeline, now) else []
+    return sorted([*ready, *tried]), str(trouble)
+
+
+def _is_processed(partition: str, layout: Layout) -> bool:
+    key = PartitionKey.parse(partition)
+    return key is not None and (layout.processed(key.slot, key.number) / SEAL_NAME).exists()
+
+
+def _is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
     """Whether a run should try again."""
     as_failure = Failure(
         partition="",

@@ -75,17 +75,17 @@ def upload_partitions(
     `tell` gets a sentence for each attempt that is repeated. Outcomes come in the order of
     `partitions`.
     """
-    patience = Patience(pipeline.layout, store, tell)
-
-    def deliver(slot: SealedSlot, packed: Packed) -> Receipt:
-        patience.begin()
-        report = patience.listening(progress(packed.partition) if progress else None)
-        receipt = upload(slot, packed, store, pipeline, progress=report)
-        patience.succeeded()
-        return receipt
 
     def upload_all(ready: Sequence[str]) -> Iterator[Outcome]:
-        with patience, ThreadPoolExecutor(pipeline.upload_threads, "upload") as threads:
+        def deliver(slot: SealedSlot, packed: Packed) -> Receipt:
+            patience.begin()
+            report = patience.listening(progress(packed.partition) if progress else None)
+            receipt = upload(slot, packed, store, pipeline, progress=report)
+            patience.succeeded()
+            return receipt
+
+        threads = ThreadPoolExecutor(pipeline.upload_threads, "upload")
+        with Patience(pipeline.layout, store, tell) as patience, threads:
             yield from threads.map(
                 lambda partition: _ship_one(partition, pipeline, "upload", deliver), ready
             )

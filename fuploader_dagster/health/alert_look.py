@@ -15,6 +15,7 @@ from typing import Any
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
@@ -63,10 +64,11 @@ def look(
     looks: dict[Kind, Callable[[], Trouble | None]] = {
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),
         "store": lambda: store_trouble(pipeline),
+        "processor": lambda: processor_trouble(pipeline),
         "disk": lambda: disk_trouble(pipeline, now, paused="disk" in going_on),
         "dead_letters": lambda: letter_trouble(pipeline, now),
         "failed_slots": lambda: slot_trouble(
-            list(all_failures(layout)), runs, pipeline, now, going_on="failed_slots" in going_on
+            _others(pipeline), runs, pipeline, now, going_on="failed_slots" in going_on
         ),
         "damaged": lambda: damage(layout, now),
     }
@@ -79,7 +81,7 @@ def look(
             unknown.append(kind)
         else:
             found += [trouble] if trouble is not None else []
-    if not any(trouble.kind in ("failed_slots", "store") for trouble in found):
+    if not any(trouble.kind in ("failed_slots", "store", "processor") for trouble in found):
         found += _failed_runs(runs, now)
     endings = {} if draining.wanted else {"drain": "was switched off: its drain is not watched"}
     return Findings(tuple(found), tuple(unknown), endings)
@@ -128,6 +130,23 @@ def store_trouble(pipeline: Pipeline) -> Trouble | None:
         return None
     text = f"the object store {pipeline.store.describe()} does not answer: {found.error}"
     return Trouble("store", f"{text}; sealed slots wait on the disk", found.since)
+
+
+def processor_trouble(pipeline: Pipeline) -> Trouble | None:
+    """Whether the pipeline's processor works for any item."""
+    found = processor_trouble_of(pipeline)
+    if found is None:
+        return None
+    text = f"nothing can be processed: {found.error}; sealed slots wait on the disk"
+    return Trouble("processor", text, found.since)
+
+
+def _others(pipeline: Pipeline) -> list[Failure]:
+    """The failures that `processor_trouble` does not report."""
+    failures = list(all_failures(pipeline.layout))
+    if processor_trouble_of(pipeline) is None:
+        return failures
+    return [one for one in failures if one.stage != "process"]
 
 
 def disk_trouble(pipeline: Pipeline, now: float, *, paused: bool) -> Trouble | None:

@@ -24,7 +24,16 @@ import msgspec
 
 from fuploader_dagster.settings.safe_text import in_a_line
 
-Kind = Literal["drain", "store", "disk", "dead_letters", "failed_slots", "damaged", "failed_run"]
+Kind = Literal[
+    "drain",
+    "store",
+    "processor",
+    "disk",
+    "dead_letters",
+    "failed_slots",
+    "damaged",
+    "failed_run",
+]
 
 MAX_CAUSES = 50
 """Maximum number to remember for each trouble; further ones are not reported."""
@@ -38,6 +47,7 @@ alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 _ENDS: Mapping[str, str] = {
     "drain": "drains again",
     "store": "reaches its object store again",
+    "processor": "processes its slots again",
     "disk": "has enough disk space again",
     "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",
