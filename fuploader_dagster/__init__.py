@@ -29,6 +29,10 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.object_store import Retry as Retry
     from fuploader_dagster.contracts.object_store import StoredObject as StoredObject
     from fuploader_dagster.contracts.object_store import UnfinishedUpload as UnfinishedUpload
+    from fuploader_dagster.contracts.processor import Item as Item
+    from fuploader_dagster.contracts.processor import Processor as Processor
+    from fuploader_dagster.contracts.processor import ProcessorSettings as ProcessorSettings
+    from fuploader_dagster.contracts.processor import Result as Result
     from fuploader_dagster.contracts.source import CommittedBatch as CommittedBatch
     from fuploader_dagster.contracts.source import Message as Message
     from fuploader_dagster.contracts.source import MessagePublisher as MessagePublisher
@@ -47,6 +51,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.definitions import build_schedules as build_schedules
     from fuploader_dagster.definitions import build_sensors as build_sensors
     from fuploader_dagster.delivery.find_archive import open_partition as open_partition
+    from fuploader_dagster.processing.functions import Functions as Functions
     from fuploader_dagster.processing.producer import DecodedFilePayload as DecodedFilePayload
     from fuploader_dagster.processing.producer import FileMessage as FileMessage
     from fuploader_dagster.processing.producer import FileMessagePublisher as FileMessagePublisher
@@ -57,6 +62,8 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.processing.producer import (
         serialize_file_payload as serialize_file_payload,
     )
+    from fuploader_dagster.processing.routes import from_buffer as from_buffer
+    from fuploader_dagster.processing.routes import processor as processor
     from fuploader_dagster.resources.object_stores import COS as COS
     from fuploader_dagster.resources.object_stores import OSS as OSS
     from fuploader_dagster.resources.object_stores import S3 as S3
@@ -118,6 +125,7 @@ _NAMES = {
         "StoredObject",
         "UnfinishedUpload",
     ),
+    "contracts.processor": ("Item", "Processor", "ProcessorSettings", "Result"),
     "contracts.source": (
         "CommittedBatch",
         "Message",
@@ -136,6 +144,7 @@ _NAMES = {
         "build_sensors",
     ),
     "delivery.find_archive": ("open_partition",),
+    "processing.functions": ("Functions",),
     "processing.producer": (
         "DecodedFilePayload",
         "FileMessage",
@@ -146,6 +155,7 @@ _NAMES = {
         "publish_file_messages",
         "serialize_file_payload",
     ),
+    "processing.routes": ("from_buffer", "processor"),
     "resources.object_stores": ("COS", "OSS", "S3", "Local", "Mirror", "ObjectStoreResource"),
     "resources.object_stores.archive_bytes": ("open_archive", "refuse_changed"),
     "resources.object_stores.keys": ("full_key",),

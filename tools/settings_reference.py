@@ -27,9 +27,11 @@ from fuploader_dagster.settings.user_functions import load_reference
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _ORDER = {"source": "Where messages come from", "state": "What counts and coordinates"}
 _ORDER["store"] = "Where archives go"
+_ORDER["process"] = "What works on files before they are packed"
+_NOT_YET = {"http"}
 _COLUMNS = "| setting | takes | default | |\n|---|---|---|---|"
 _MIB = 1 << 20
-_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover"}
+_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover", "process"}
 _LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 _HEAD = """# Every setting
 
@@ -66,6 +68,8 @@ def page() -> str:
             "([adding a backend](adding-a-backend.md)).\n"
         )
         for kind, reference in KINDS[part].items():
+            if kind in _NOT_YET:
+                continue
             model = load_reference(reference)
             parts += [
                 f"### `kind: {kind}`\n",
@@ -120,6 +124,8 @@ def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _word(annotation: Any) -> str:  # noqa: PLR0911 - a word each
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_word(_bare(one)[0]) for one in get_args(annotation))
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):

@@ -21,7 +21,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -88,6 +88,19 @@ class ProcessorSettings(BaseModel):
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
+    INDECISIVE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "concurrency",
+            "timeout_seconds",
+            "max_retries",
+            "retry_delay_seconds",
+            "keep",
+            "partitions_per_run",
+            "pool",
+        }
+    )
+    """Settings that change when and where, not what comes out. Subclasses add theirs."""
+
     concurrency: Count = 16
     """Number of items (or batches) that are processed at once, in one run."""
     batch: Count = 1
@@ -122,7 +135,7 @@ class ProcessorSettings(BaseModel):
 
         A slot whose processing began with another version begins again.
         """
-        decisive = self.model_dump(mode="json", include=set(type(self).model_fields) - _INDECISIVE)
+        decisive = self.model_dump(mode="json", exclude=set(self.INDECISIVE))
         text = json.dumps([type(self).__qualname__, decisive], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -132,15 +145,3 @@ class ProcessorSettings(BaseModel):
         Raises an error of this package if the check cannot go on.
         """
         yield Diagnosis("processor", "good", self.describe())
-
-
-_INDECISIVE = {
-    "concurrency",
-    "timeout_seconds",
-    "max_retries",
-    "retry_delay_seconds",
-    "keep",
-    "partitions_per_run",
-    "pool",
-}
-"""Settings that change when and where, not what comes out."""

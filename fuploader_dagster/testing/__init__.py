@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(  # a failed assert shows its values
     "fuploader_dagster.testing.limit_contract",
     "fuploader_dagster.testing.message_source_contract",
     "fuploader_dagster.testing.object_store_contract",
+    "fuploader_dagster.testing.processor_contract",
     "fuploader_dagster.testing.source_steps",
     "fuploader_dagster.testing.state_store_contract",
 )
@@ -28,6 +29,7 @@ from fuploader_dagster.testing.object_store_contract import (  # noqa: E402
     OpenStore,
     PartsContract,
 )
+from fuploader_dagster.testing.processor_contract import ProcessorContract  # noqa: E402
 from fuploader_dagster.testing.state_store_contract import StateStoreContract  # noqa: E402
 
 __all__ = [
@@ -35,5 +37,6 @@ __all__ = [
     "ObjectStoreContract",
     "OpenStore",
     "PartsContract",
+    "ProcessorContract",
     "StateStoreContract",
 ]

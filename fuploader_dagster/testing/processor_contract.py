@@ -1,0 +1,242 @@
+"""What every processor does. Subclass `ProcessorContract`, and give it its fixture.
+
+    class TestMyProcessor(ProcessorContract):
+        @pytest.fixture
+        def settings(self):
+            return MyProcessor(...)
+
+The fixture `settings` gives a processor whose work on an item depends on the item's content alone:
+
+| content | what comes of it |
+|---|---|
+| `echo` and anything behind it | one result: the whole content |
+| `key` | one result: the item's key |
+| `header NAME` | one result: the value of that header |
+| `none` | no result |
+| `many N` | N results: `0`, `1`, ... |
+| `bad` | `BadItem` |
+| `retry` | `RetryItem` |
+| `slow SECONDS` | one result, `slow`, after that time |
+
+A processor that cannot do one of them (one result an item, say) names it in `cannot`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import ClassVar, TypeVar
+
+import pytest
+
+from fuploader_dagster.contracts.processor import Item, Processor, ProcessorSettings, Result
+from fuploader_dagster.errors import BadItem, RetryItem
+
+Value = TypeVar("Value")
+Outcome = Sequence[Result] | BadItem
+LARGE_BYTES = 8 << 20
+
+
+class ProcessorContract:
+    """The tests, with one fixture to give: `settings`."""
+
+    cannot: ClassVar[Collection[str]] = ()
+    """First words of the table that the processor has nothing for."""
+
+    @pytest.fixture
+    def settings(self) -> ProcessorSettings:
+        """A processor as the table says, that can take items of `LARGE_BYTES`."""
+        raise NotImplementedError
+
+    def needs(self, word: str) -> None:
+        """Leave a test out, if the processor cannot do that."""
+        if word in self.cannot:
+            pytest.skip(f"this processor has nothing for {word!r}")
+
+    def test_one_item_gives_its_result(self, settings: ProcessorSettings) -> None:
+        assert contents(outcomes_of(settings, b"echo 1")) == [[b"echo 1"]]
+
+    def test_many_calls_at_once_give_each_item_its_own_result(
+        self, settings: ProcessorSettings
+    ) -> None:
+        bodies = [b"echo %d" % number for number in range(500)]
+        assert contents(outcomes_of(settings, *bodies)) == [[body] for body in bodies]
+
+    def test_outcomes_of_one_call_are_in_the_order_of_its_items(
+        self, settings: ProcessorSettings
+    ) -> None:
+        bodies = [b"echo %d" % number for number in range(settings.batch)]
+
+        async def one_call(processor: Processor) -> Sequence[Outcome]:
+            return await processor.process([item_of(body) for body in bodies])
+
+        assert contents(opened(settings, one_call)) == [[body] for body in bodies]
+
+    def test_an_item_can_have_no_result(self, settings: ProcessorSettings) -> None:
+        self.needs("none")
+        assert contents(outcomes_of(settings, b"none", b"echo 1")) == [[], [b"echo 1"]]
+
+    def test_an_item_can_have_many_results_and_their_order_is_kept(
+        self, settings: ProcessorSettings
+    ) -> None:
+        self.needs("many")
+        (results,) = contents(outcomes_of(settings, b"many 12"))
+        assert results == [b"%d" % number for number in range(12)]
+
+    @pytest.mark.parametrize("size", [0, 1, LARGE_BYTES])
+    def test_contents_of_any_size_and_all_bytes_go_and_come_whole(
+        self, settings: ProcessorSettings, size: int
+    ) -> None:
+        body = b"echo" + (bytes(range(256)) * (size // 256 + 1))[:size]
+        assert contents(outcomes_of(settings, body)) == [[body]]
+
+    def test_an_item_has_the_same_key_when_it_is_processed_again(
+        self, settings: ProcessorSettings
+    ) -> None:
+        self.needs("key")
+        first = contents(outcomes_of(settings, b"key"))
+        assert first == contents(outcomes_of(settings, b"key")) == [[b"key of item 0"]]
+
+    def test_headers_reach_the_processor(self, settings: ProcessorSettings) -> None:
+        self.needs("header")
+        headers = {"content-type": "image/png", "x-greeting": "gr\u00fc\u00df dich"}
+
+        async def both(processor: Processor) -> list[Outcome]:
+            items = [item_of(b"header %b" % name.encode(), headers=headers) for name in headers]
+            return [await alone(processor, item) for item in items]
+
+        assert contents(opened(settings, both)) == [[v.encode()] for v in headers.values()]
+
+    def test_a_bad_item_is_bad_alone(self, settings: ProcessorSettings) -> None:
+        outcomes = outcomes_of(settings, b"echo 0", b"bad", b"echo 2", b"bad", b"echo 4")
+        assert [isinstance(outcome, BadItem) for outcome in outcomes] == [False, True] * 2 + [False]
+        assert all(str(outcome) for outcome in outcomes if isinstance(outcome, BadItem))
+
+    def test_what_may_pass_raises_retry_item_and_the_others_go_on(
+        self, settings: ProcessorSettings
+    ) -> None:
+        async def three(processor: Processor) -> list[Outcome | BaseException]:
+            items = [item_of(b"echo 0"), item_of(b"retry"), item_of(b"echo 2")]
+            calls = (alone(processor, item) for item in items)
+            return list(await asyncio.gather(*calls, return_exceptions=True))
+
+        first, second, third = opened(settings, three)
+        assert isinstance(second, RetryItem)
+        assert [one.content for one in _results(first)] == [b"echo 0"]
+        assert [one.content for one in _results(third)] == [b"echo 2"]
+
+    def test_a_cancelled_call_ends_at_once_and_the_others_go_on(
+        self, settings: ProcessorSettings
+    ) -> None:
+        async def cancel_one(processor: Processor) -> Outcome:
+            await alone(processor, item_of(b"echo warm"))
+            slow = asyncio.create_task(alone(processor, item_of(b"slow 3")))
+            await asyncio.sleep(0.2)
+            begun = time.monotonic()
+            slow.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await slow
+            assert time.monotonic() - begun < 2.5
+            return await alone(processor, item_of(b"echo after"))
+
+        assert contents([opened(settings, cancel_one)]) == [[b"echo after"]]
+
+    def test_close_can_be_repeated_and_does_not_wait_for_what_is_in_work(
+        self, settings: ProcessorSettings
+    ) -> None:
+        async def close_while_busy() -> float:
+            processor = settings.processor()
+            await processor.open()
+            slow = asyncio.create_task(alone(processor, item_of(b"slow 40")))
+            await asyncio.sleep(0.2)
+            begun = time.monotonic()
+            await processor.close()
+            await processor.close()
+            took = time.monotonic() - begun
+            slow.cancel()
+            await asyncio.gather(slow, return_exceptions=True)
+            return took
+
+        assert asyncio.run(close_while_busy()) < 30
+
+    def test_a_processor_that_was_not_opened_can_be_closed(
+        self, settings: ProcessorSettings
+    ) -> None:
+        async def close() -> None:
+            await settings.processor().close()
+
+        asyncio.run(close())
+
+    def test_two_processors_of_the_same_settings_do_not_know_each_other(
+        self, settings: ProcessorSettings
+    ) -> None:
+        async def both() -> list[Outcome]:
+            one, other = settings.processor(), settings.processor()
+            await one.open()
+            await other.open()
+            await one.close()
+            try:
+                return [await alone(other, item_of(b"echo 1"))]
+            finally:
+                await other.close()
+
+        assert contents(asyncio.run(both())) == [[b"echo 1"]]
+
+    def test_the_version_is_the_same_for_the_same_settings(
+        self, settings: ProcessorSettings
+    ) -> None:
+        elsewhere = settings.model_copy(update={"concurrency": settings.concurrency + 1})
+        assert settings.version() == elsewhere.version()
+        assert settings.describe()
+
+
+def item_of(content: bytes, number: int = 0, headers: dict[str, str] | None = None) -> Item:
+    """An item with that content, and a name and a key of its own."""
+    return Item(f"item-{number}.bin", content, headers or {}, key=f"key of item {number}")
+
+
+async def alone(processor: Processor, item: Item) -> Outcome:
+    """What becomes of one item."""
+    (outcome,) = await processor.process([item])
+    return outcome
+
+
+def opened(settings: ProcessorSettings, use: Callable[[Processor], Awaitable[Value]]) -> Value:
+    """What comes of using an open processor."""
+
+    async def run() -> Value:
+        processor = settings.processor()
+        await processor.open()
+        try:
+            return await use(processor)
+        finally:
+            await processor.close()
+
+    return asyncio.run(run())
+
+
+def outcomes_of(settings: ProcessorSettings, *bodies: bytes) -> list[Outcome]:
+    """The outcome of each item, at most `concurrency` of them in work at once."""
+
+    async def run(processor: Processor) -> list[Outcome]:
+        places = asyncio.Semaphore(settings.concurrency)
+
+        async def one(number: int, body: bytes) -> Outcome:
+            async with places:
+                return await alone(processor, item_of(body, number))
+
+        return await asyncio.gather(*(one(number, body) for number, body in enumerate(bodies)))
+
+    return opened(settings, run)
+
+
+def contents(outcomes: Sequence[Outcome]) -> list[list[bytes]]:
+    """The contents of all results; raises what is bad."""
+    return [[result.content for result in _results(outcome)] for outcome in outcomes]
+
+
+def _results(outcome: Outcome | BaseException) -> Sequence[Result]:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
