@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -26,12 +26,15 @@ from fuploader_dagster.cli.console import (
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
+    as_message,
     numbered_dead_letters,
     requeue,
     requeued_ids,
 )
+from fuploader_dagster.delivery.reprocess import process_again
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Pipeline
 
 SHOWN_REASON = 100
 REQUEUE_BATCH = 500
@@ -58,12 +61,23 @@ def list_letters(
     layout = one_pipeline(config, pipeline_name).layout
     letters = list(_waiting(layout, every=every))
     if as_json:
-        print_json([{"id": key, "time": one.time, "reason": one.reason} for key, one in letters])
+        print_json(
+            [
+                {"id": key, "time": one.time, "reason": one.reason, **_place(one)}
+                for key, one in letters
+            ]
+        )
         return
     show_table(
-        ("id", "time", "bytes", "reason"),
+        ("id", "time", "stage", "bytes", "reason"),
         (
-            (letter_id, letter.time, f"{len(letter.body):,}", letter.reason[:SHOWN_REASON])
+            (
+                letter_id,
+                letter.time,
+                letter.item.stage if letter.item else "drain",
+                f"{len(letter.body):,}",
+                letter.reason[:SHOWN_REASON],
+            )
             for letter_id, letter in letters
         ),
     )
@@ -95,6 +109,14 @@ def requeue_letters(
     every: Annotated[
         bool, typer.Option("--all", help="Send all that were not sent back yet.")
     ] = False,
+    stage: Annotated[
+        bool,
+        typer.Option(
+            "--stage",
+            help="Process files that could not be processed again, instead of sending them to the "
+            "queue as messages.",
+        ),
+    ] = False,
 ) -> None:
     """Send dead letters back to the queue with their headers and properties, each confirmed.
 
@@ -107,6 +129,12 @@ def requeue_letters(
             hint="`fuploader dead-letters list` shows the ids",
         )
     letters = list(_waiting(pipeline.layout)) if every else _chosen(pipeline.layout, ids or [])
+    if stage:
+        if every:
+            letters = [pair for pair in letters if pair[1].item is not None]
+        _process_again(letters, pipeline)
+        return
+    letters = [(key, as_message(one, pipeline.message_format)) for key, one in letters]
     sent, refused = 0, 0
     with closing(pipeline.source.publisher()) as publisher:
         for start in range(0, len(letters), REQUEUE_BATCH):
@@ -118,6 +146,17 @@ def requeue_letters(
     say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
     if refused:
         raise typer.Exit(REFUSED)
+
+
+def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
+    slot = process_again(letters, pipeline)
+    if slot is None:
+        say("there is nothing to process again")
+        return
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        state.add_sealed([slot.seal.partition])
+    say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
 
 
 @dead_letters.command()
@@ -140,6 +179,13 @@ def export(
     say(f"wrote {written:,} bodies into {folder}")
     if refused:
         raise typer.Exit(REFUSED)
+
+
+def _place(letter: DeadLetter) -> dict[str, Any]:
+    """Where a file was that could not be processed."""
+    if (item := letter.item) is None:
+        return {}
+    return {"stage": item.stage, "partition": item.partition, "name": item.name}
 
 
 def _waiting(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:

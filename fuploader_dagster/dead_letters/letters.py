@@ -39,6 +39,7 @@ from fuploader_dagster.disk.layout import Layout, utc
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
+from fuploader_dagster.processing.envelope import message_of
 
 log = logging.getLogger(__name__)
 
@@ -241,9 +242,25 @@ def requeue(
         publisher.publish_again, [(one.body, _attributes(one)) for _, one in letters]
     )
     sent = [letter_id for at, (letter_id, _) in enumerate(letters) if at not in refused]
-    lines = "".join(f"{letter_id}\n" for letter_id in sent).encode("utf-8")
-    append_durably(path, lines)
+    note_requeued(layout, sent)
     return Requeued(len(sent), [(letters[at][0], error) for at, error in refused.items()])
+
+
+def as_message(letter: DeadLetter, message_format: str) -> DeadLetter:
+    """A letter about a file as one about a message that becomes this file; others as they are."""
+    if letter.item is None:
+        return letter
+    body, headers = message_of(letter.item.name, letter.body, message_format)
+    message_id = headers.pop("message_id", None)
+    attributes = {"headers": {**letter.item.headers, **headers}}
+    return msgspec.structs.replace(
+        letter, body=body, message_id=message_id, attributes=attributes, item=None
+    )
+
+
+def note_requeued(layout: Layout, ids: Sequence[str]) -> None:
+    """Note that these letters were sent back: they do not wait any more."""
+    append_durably(_requeued(layout), "".join(f"{one}\n" for one in ids).encode("utf-8"))
 
 
 def last_sent_back(layout: Layout) -> str:

@@ -137,6 +137,43 @@ def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Proces
     return asyncio.run(process())
 
 
+async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
+    """The results of one item, each with its name, in one attempt; for trials and direct requests.
+
+    Raises `BadItem`, `RetryItem`, and what the processor cannot go on with.
+    """
+    step = _Step(pipeline, None)
+    try:
+        await step.open()
+        try:
+            (answer,) = await step.processor.process([item])
+        except FuploaderError:
+            raise
+        except Exception as error:
+            raise BadItem(f"the processor raised {raised(error)}") from error
+        return _stored_results(item, answer, step.settings.max_result_bytes)
+    finally:
+        await step.close()
+
+
+def _stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]:
+    """An item's results, each with its name, if they can be stored. Raises `BadItem`."""
+    if isinstance(answer, BadItem):
+        raise answer
+    try:
+        for result in answer:
+            if not isinstance(result, Result) or not isinstance(result.content, bytes):
+                raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
+            if result.name:
+                check_file_name(result.name)
+    except (BadMessage, TypeError) as error:
+        raise BadItem(str(error)) from error
+    size = sum(len(result.content) for result in answer)
+    if size > most_bytes:
+        raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
+    return [result if result.name else replace(result, name=item.name) for result in answer]
+
+
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:
     """Where inputs are not results' inputs and dead letters together, a sentence each."""
     failed_ones = [seal for seal in processed if seal.failed]
@@ -407,7 +444,7 @@ class _SlotInWork:
                 continue
             for result in finished.results:
                 headers = {"content-type": result.content_type} if result.content_type else {}
-                self._writer.add(result.name or finished.item.name, result.content, headers)
+                self._writer.add(result.name, result.content, headers)
             counts.append(len(finished.results))
         if letters:
             with waited_for(FileLock(self._step.pipeline.layout.process_letters_lock)):
@@ -498,19 +535,8 @@ class _SlotInWork:
         )
 
     def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
-        """An item's results, if they can be stored."""
-        if isinstance(answer, BadItem):
-            return _Finished(item, (), str(answer), seconds, retries)
         try:
-            for result in answer:
-                if not isinstance(result, Result) or not isinstance(result.content, bytes):
-                    raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
-                if result.name:
-                    check_file_name(result.name)
-        except (BadItem, BadMessage, TypeError) as error:
+            results = _stored_results(item, answer, self._step.settings.max_result_bytes)
+        except BadItem as error:
             return _Finished(item, (), str(error), seconds, retries)
-        size, most = sum(len(one.content) for one in answer), self._step.settings.max_result_bytes
-        if size > most:
-            reason = f"its results have {size:,} bytes; max_result_bytes is {most:,}"
-            return _Finished(item, (), reason, seconds, retries)
-        return _Finished(item, answer, "", seconds, retries)
+        return _Finished(item, results, "", seconds, retries)

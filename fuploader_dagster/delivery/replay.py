@@ -44,7 +44,7 @@ from fuploader_dagster.disk.durable import make_dirs, remove_file, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
-from fuploader_dagster.processing.envelope import encode, payload_of
+from fuploader_dagster.processing.envelope import message_of
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.receipts import receipts_between
 
@@ -198,17 +198,6 @@ def another_queue(source: SourceSettings, queue: str) -> SourceSettings:
     return type(source)(**{**given, name: queue})
 
 
-def content_type_of(content: bytes) -> str:
-    """`json`, `text` or `bytes`: the first that readers of the envelope will accept."""
-    for content_type in ("json", "text"):
-        try:
-            payload_of(content, content_type)
-        except (ValueError, RecursionError):
-            continue
-        return content_type
-    return "bytes"
-
-
 def _messages(
     archive: Archive, pattern: str | None, pipeline: Intake, refused: list[str]
 ) -> Iterator[_Named]:
@@ -217,7 +206,7 @@ def _messages(
 
     for name, content in archive.payloads(chosen):
         try:
-            yield name, _message(name, content, pipeline.message_format)
+            yield name, message_of(name, content, pipeline.message_format)
         except ValueError as error:
             refused.append(f"{name!r}: {error}")
 
@@ -233,12 +222,6 @@ def _batch(messages: Iterator[_Named]) -> list[_Named]:
         batch.append(named)
         size_bytes += len(named[1][0])
     return batch
-
-
-def _message(name: str, content: bytes, message_format: str) -> tuple[bytes, dict[str, Any]]:
-    if message_format == "envelope":
-        return encode(name, content, content_type_of(content)), {}
-    return content, {"message_id": name} if message_format == "raw" else {}
 
 
 def _read(path: Path, selection: Selection) -> _Reached:

@@ -169,6 +169,24 @@ def encode(name: str, content: bytes, content_type: str = "json") -> bytes:
     return _encoder.encode(_Written(name, "gzip", content_type, packed))
 
 
+def content_type_of(content: bytes) -> str:
+    """`json`, `text` or `bytes`: the first that readers of the envelope will accept."""
+    for content_type in ("json", "text"):
+        try:
+            payload_of(content, content_type)
+        except (ValueError, RecursionError):
+            continue
+        return content_type
+    return "bytes"
+
+
+def message_of(name: str, content: bytes, message_format: str) -> tuple[bytes, dict[str, Any]]:
+    """Body and headers of a message that becomes this file in a pipeline without a parser."""
+    if message_format == "envelope":
+        return encode(name, content, content_type_of(content)), {}
+    return content, {"message_id": name} if message_format == "raw" else {}
+
+
 def check_file_name(name: str) -> str:
     """Return the name if a file can have it on any disk and in any archive, or raise `BadMessage`.
 

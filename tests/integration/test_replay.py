@@ -20,7 +20,6 @@ from fuploader_dagster.delivery.replay import (
     ReplayReport,
     Selection,
     another_queue,
-    content_type_of,
     progress_path,
     replay,
     select,
@@ -29,6 +28,7 @@ from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import ConfigError, DamagedArchive, MessageRefused, SourceUnavailable
 from fuploader_dagster.processing.decoder import Decoder, File
+from fuploader_dagster.processing.envelope import content_type_of
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.settings.pipeline import Pipeline

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from fuploader_dagster.dead_letters.letters import numbered_dead_letters
+from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.dead_letters.letters import as_message, numbered_dead_letters, requeued_ids
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
+from fuploader_dagster.delivery.reprocess import process_again
+from fuploader_dagster.processing.decoder import Decoder, File
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import FAILED, ProcessedSlot, find_processed
 from fuploader_dagster.slots.sealing import SealedSlot
@@ -169,3 +172,35 @@ def test_keys_stay_the_same_until_the_processing_begins_again(tmp_path: Path) ->
     second = dict(line.split() for line in journal.read_text().splitlines())
     assert len(second) == 30
     assert not set(first.values()) & set(second.values())
+
+
+def test_dead_letters_are_processed_again_as_a_slot_of_their_own(tmp_path: Path) -> None:
+    process = Script(max_retries=0)
+    settings = made(tmp_path, process=process)
+    files = {"good": script(), "bad": script(bad="no"), "late": script(retries=1)}
+    processed(settings, sealed(settings, files))
+    letters = list(numbered_dead_letters(settings.layout))
+    assert len(letters) == 2
+    again = process_again(letters, settings)
+    assert again is not None
+    assert again.seal.reason == "requeued"
+    assert {letter_id for letter_id, _ in letters} == requeued_ids(settings.layout)
+    assert results(processed(settings, again)) == ["results/late"]
+    waiting = [
+        letter
+        for letter_id, letter in numbered_dead_letters(settings.layout)
+        if letter_id not in requeued_ids(settings.layout)
+    ]
+    assert [one.body for one in waiting] == [files["bad"]]
+
+
+@pytest.mark.parametrize("message_format", ["envelope", "raw"])
+def test_sent_to_the_queue_a_letter_of_an_item_is_a_message_that_becomes_it(
+    tmp_path: Path, message_format: str
+) -> None:
+    settings = made(tmp_path, message_format=message_format)
+    processed(settings, sealed(settings, {"good": script(), "bad.json": script(bad="no")}))
+    ((_, letter),) = numbered_dead_letters(settings.layout)
+    one = as_message(letter, message_format)
+    message = Message(one.body, 1, False, one.message_id)
+    assert Decoder(settings.intake()).decode([message]) == [File("bad.json", script(bad="no"))]

@@ -1,0 +1,44 @@
+"""Items that could not be processed are sent to processing again, as a sealed slot of their own.
+
+What must always hold: the items are durable in the new slot before their dead letters count as sent
+back. After a crash in between they are sent twice; none is ever skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fuploader_dagster.dead_letters.letters import DeadLetter, note_requeued
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import SealedSlot
+from fuploader_dagster.slots.slot import SlotOwner
+
+REQUEUED_SLOT = 9997
+"""No worker has this number."""
+
+
+def process_again(
+    letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline
+) -> SealedSlot | None:
+    """Seal these letters' items as a slot, to be processed; None if there are none.
+
+    Raises `ConfigError` if the pipeline has no processor, or a letter is not about an item, and
+    `SlotInUse` while another process does the same.
+    """
+    if pipeline.process is None:
+        raise ConfigError(
+            f"pipeline {pipeline.name} has no processor (setting `process`)",
+            hint="leave --stage away to send messages back to the queue",
+        )
+    with SlotOwner(pipeline, REQUEUED_SLOT) as slot:
+        for letter_id, letter in letters:
+            if letter.item is None:
+                raise ConfigError(
+                    f"dead letter {letter_id} never became a file, so it cannot be processed",
+                    hint="leave --stage away to send it back to the queue",
+                )
+            slot.add(letter.item.name, letter.body)
+        slot.commit()
+        note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
+        return slot.seal("requeued")
