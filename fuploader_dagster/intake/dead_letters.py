@@ -30,8 +30,7 @@ from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
-from fuploader_dagster.disk.own_files import open_own
-from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.own_files import file_mode, open_own
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.intake.dead_letter_counts import (
     DeadLetterCounts,
