@@ -33,13 +33,7 @@ from fuploader_dagster.intake.leftovers import (
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
 from fuploader_dagster.takeover.former_redis import FormerKeys
-from fuploader_dagster.takeover.plan import (
-    Content,
-    Kind,
-    LeftDirectory,
-    LeftFile,
-    is_waiting,
-)
+from fuploader_dagster.takeover.plan import Content, Kind, LeftDirectory, LeftFile, is_waiting
 
 ORIGIN_NAME = "origin.json"
 STAGED_ARCHIVE_NAME = "archive"
@@ -113,22 +107,17 @@ def listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
     return found
 
 
-def read_directory(
-    path: Path, kind: Kind, root: Path, keys: Sequence[FormerKeys] = ()
-) -> LeftDirectory:
+def read_directory(path: Path, kind: Kind, root: Path, keys: Sequence[FormerKeys]) -> LeftDirectory:
     """A directory of FUploader's with the size and digest of each file."""
     source = path.relative_to(root).as_posix()
     found = [one for one in children(path) if is_loose(one)] if kind == "loose" else _files(path)
-    files, others = _read_files(found, path)
-    waiting = is_waiting(source, keys)
-    return LeftDirectory(path, source, kind, files, others, waiting)
+    return LeftDirectory(path, source, kind, *_read_files(found, path), is_waiting(source, keys))
 
 
-def staged(layout: Layout) -> Iterator[Path]:
-    """What an interrupted take-over staged."""
-    for path in children(adopting(layout)):
-        if path.is_dir() and NUMBERED_DIR.fullmatch(path.name):
-            yield path
+def staged_dirs(layout: Layout) -> list[Path]:
+    """The directories that a take-over has staged."""
+    found = children(adopting(layout))
+    return [path for path in found if path.is_dir() and NUMBERED_DIR.fullmatch(path.name)]
 
 
 def origin_of(path: Path) -> Origin:
@@ -139,25 +128,27 @@ def origin_of(path: Path) -> Origin:
         return Origin(path.name, "staged", maybe_stored=True)
 
 
-def read_staged(layout: Layout) -> tuple[list[LeftDirectory], list[Path]]:
-    """What an interrupted take-over staged: directories to seal, and those sealed already."""
-    directories, sealed = [], []
-    for path in staged(layout):
+def read_staged(layout: Layout) -> tuple[list[LeftDirectory], list[Path], list[Path]]:
+    """What an interrupted take-over staged: directories to seal; those that hold an archive; those
+    sealed already."""
+    directories, with_archive, sealed = [], [], []
+    for path in staged_dirs(layout):
         if (path / SEAL_NAME).exists():
             sealed.append(path)
-        elif not (path / STAGED_ARCHIVE_NAME).exists():
-            origin = origin_of(path)
-            files, others = _read_files(_files(path / FILES_NAME), path / FILES_NAME)
+        elif (path / STAGED_ARCHIVE_NAME).exists():
+            with_archive.append(path)
+        else:
+            origin, folder = origin_of(path), path / FILES_NAME
+            found = _read_files(_files(folder), folder)
             waiting = not origin.maybe_stored
-            directories.append(LeftDirectory(path, origin.source, "staged", files, others, waiting))
-    return directories, sealed
+            directories.append(LeftDirectory(path, origin.source, "staged", *found, waiting))
+    return directories, with_archive, sealed
 
 
 def adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
     """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
-    sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
     found: dict[Content, str] = {}
-    for directory in (*children(sealed), *interrupted):
+    for directory in (*children(layout.sealed(ADOPTED_SLOT, 0).parent), *interrupted):
         with suppress(DamagedSlot, FileNotFoundError):  # shipping reports it, or did it
             slot = SealedSlot(directory, read_seal(directory))
             for entry in slot.entries():

@@ -6,7 +6,6 @@ one of its files open, it sends commands to Redis, or files change during the lo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fuploader_dagster.archives.foreign import ForeignArchive, is_whole, refuse_foreign
-from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.ranges import LocalFile, RangeSource
-from fuploader_dagster.archives.tar_scan import scan
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import ConfigError, DamagedArchive, SlotInUse
+from fuploader_dagster.errors import ConfigError, SlotInUse
 from fuploader_dagster.intake.leftovers import (
     archives_in,
     directories_in,
@@ -29,7 +24,7 @@ from fuploader_dagster.intake.leftovers import (
     root_of,
 )
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.sealing import SEAL_NAME
+from fuploader_dagster.takeover.archives import read_archive
 from fuploader_dagster.takeover.folders import (
     STAGED_ARCHIVE_NAME,
     adopted,
@@ -39,12 +34,10 @@ from fuploader_dagster.takeover.folders import (
     origin_of,
     read_directory,
     read_staged,
-    staged,
     taken_over,
 )
 from fuploader_dagster.takeover.former_redis import FormerRedis, read_keys
-from fuploader_dagster.takeover.names import fits_a_folder, without_directory
-from fuploader_dagster.takeover.plan import ArchiveState, Left, LeftArchive
+from fuploader_dagster.takeover.plan import Content, Left, LeftArchive
 from fuploader_dagster.takeover.store import StoredArchives
 
 WATCH_SECONDS = 4.0
@@ -68,13 +61,24 @@ def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
     before = listing(root, layout)
-    directories, interrupted = read_staged(layout)
+    directories, with_archive, interrupted = read_staged(layout)
     found = directories_in(root, layout)
     directories += [read_directory(path, kind, root, keys) for path, kind in found]
-    archives = [_read_archive(path, root) for path in archives_in(root, layout)]
-    archives += _staged_archives(layout)
     filled = {directory.path.parent for directory in directories if directory.files}
-    archives = [replace(one, siblings=one.path.parent in filled) for one in archives]
+    archives = [
+        LeftArchive(
+            path,
+            path.relative_to(root).as_posix(),
+            *read_archive(path),
+            directory_there=path.with_name(path.name.partition(".")[0]).is_dir(),
+            siblings=path.parent in filled,
+        )
+        for path in archives_in(root, layout)
+    ]
+    for staged in with_archive:
+        path = staged / STAGED_ARCHIVE_NAME
+        source = origin_of(staged).source
+        archives.append(LeftArchive(path, source, *read_archive(path), staged=staged))
     empty = [one.path for one in directories if not one.files and not one.others]
     left = Left(
         root=root,
@@ -106,65 +110,6 @@ def refuse_if_alive(alive: str, root: Path) -> None:
         )
 
 
-def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> LeftArchive:
-    source = path.relative_to(root).as_posix() if staged_in is None else origin_of(staged_in).source
-    directory = path.with_name(path.name.partition(".")[0])
-    archive = LeftArchive(
-        path,
-        source,
-        "whole",
-        directory_there=staged_in is None and directory.is_dir(),
-        staged=staged_in,
-    )
-    opened = LocalFile(path)
-    try:
-        refuse_foreign(opened)
-        members, others = _contents_of(opened)
-        return replace(archive, members=members, others=others)
-    except ForeignArchive:
-        states: dict[bool | None, ArchiveState] = {True: "foreign", False: "torn", None: "unknown"}
-        return replace(archive, state=states[is_whole(path)])
-    except DamagedArchive:
-        return replace(archive, state="torn")
-    finally:
-        opened.close()
-
-
-def _staged_archives(layout: Layout) -> list[LeftArchive]:
-    return [
-        _read_archive(path / STAGED_ARCHIVE_NAME, path, staged_in=path)
-        for path in staged(layout)
-        if (path / STAGED_ARCHIVE_NAME).exists() and not (path / SEAL_NAME).exists()
-    ]
-
-
-def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
-    """Name without the directory, SHA-256 and size of each file in one of FUploader's archives.
-
-    Raises `DamagedArchive` if it is incomplete or damaged.
-    """
-    return _contents_of(source)[0]
-
-
-def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
-    """The files, and whether there is anything else except directories, or a file whose name fits
-    no folder: such an archive is only ever taken as it is."""
-    members = []
-    others = False
-    for item in scan(source):
-        if isinstance(item, Damage):
-            raise DamagedArchive(str(item))
-        digest = hashlib.sha256()
-        for chunk in item.chunks():
-            digest.update(chunk)
-        name = without_directory(item.name)
-        if item.kind == "file" and fits_a_folder(name):
-            members.append((name, digest.digest(), item.size_bytes))
-        else:
-            others |= item.kind != "directory"
-    return tuple(members), others
-
-
 def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     """Add which of the archives, and of the files that may be stored, are in the store."""
     doubtful = [one for one in left.directories if one.maybe_stored]
@@ -177,9 +122,9 @@ def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     archives = tuple(
         replace(one, stored_as=stored.holding(one.path.name, one.path)) for one in left.archives
     )
-    contents: Mapping[tuple[str, bytes], str] = {}
+    contents: Mapping[Content, str] = {}
     if doubtful or any(not one.stored_as and one.members for one in archives):
-        contents = stored.newest_contents(members_of)
+        contents = stored.newest_contents()
     return replace(left, archives=archives, stored=contents, stored_looked_at=stored.looked_at)
 
 
