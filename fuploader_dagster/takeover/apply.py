@@ -22,8 +22,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from fuploader_dagster.delivery.pack import Packed, keep_packed
 from fuploader_dagster.disk.durable import (
     append_durably,
@@ -50,17 +48,7 @@ from fuploader_dagster.slots.sealing import (
     make_seal,
     read_seal,
 )
-from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 from fuploader_dagster.takeover.archives import write_members
-from fuploader_dagster.takeover.folders import (
-    ORIGIN_NAME,
-    STAGED_ARCHIVE_NAME,
-    Origin,
-    TakenOver,
-    origin_of,
-    staged_dirs,
-    taken_over,
-)
 from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in
 from fuploader_dagster.takeover.plan import (
@@ -70,6 +58,16 @@ from fuploader_dagster.takeover.plan import (
     Plan,
     SetAside,
     TakeArchive,
+)
+from fuploader_dagster.takeover.staging import (
+    ORIGIN_NAME,
+    STAGED_ARCHIVE_NAME,
+    next_number,
+    number_of,
+    origin_of,
+    record_taken_over,
+    stage,
+    staged_dirs,
 )
 
 log = logging.getLogger(__name__)
@@ -112,8 +110,7 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
-        origin = Origin(directory.source, directory.kind, directory.maybe_stored)
-        staged = _stage(origin, layout)
+        staged = stage(directory.source, layout, maybe_stored=directory.maybe_stored)
         files = staged / FILES_NAME
         if directory.kind == "loose":
             make_dirs(files)
@@ -131,8 +128,8 @@ def _keep_identities(stored: Sequence[Member], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
     layout = pipeline.layout
     # A number that no other directory has: the drain tells indexes apart by it.
-    number = _next_number(layout)
-    partition = PartitionKey(utc(time.time()), pipeline.node, ADOPTED_SLOT, number)
+    moment, number = utc(time.time()), next_number(layout)
+    partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
     write_durably(layout.shipped / f"{partition}.{len(stored)}.index", _index_of(stored))
 
@@ -156,7 +153,7 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
         size, digest = digest_of(folder / name)
         members.append((name, digest, size))
     if not members:
-        _note(staged, "", 0, pipeline.layout)
+        record_taken_over(staged, "", 0, pipeline.layout)
         remove_tree(staged)
         return []
     return [_seal(staged, members, pipeline)]
@@ -177,7 +174,7 @@ def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> Sealed
     seal = make_seal(
         pipeline,
         slot=ADOPTED_SLOT,
-        number=_number_of(staged),
+        number=number_of(staged),
         slot_format="files",
         messages=len(members),
         payload_bytes=sum(size for _, _, size in members),
@@ -207,7 +204,7 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
         )
         keep_packed(layout, packed)
     if (staged / ORIGIN_NAME).exists():
-        _note(staged, seal.partition, seal.messages, layout)
+        record_taken_over(staged, seal.partition, seal.messages, layout)
         log.warning("took over %s from FUploader as %s", origin_of(staged).source, seal.partition)
         (staged / ORIGIN_NAME).unlink()
     for path in staged.iterdir():  # of an earlier attempt, from another file system
@@ -224,7 +221,7 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
         return _unpack(archive, step.only, pipeline)
     staged = archive.staged
     if staged is None:
-        staged = _stage(Origin(archive.source, "flat", maybe_stored=True), pipeline.layout)
+        staged = stage(archive.source, pipeline.layout)
         _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
     fsync_file(staged / STAGED_ARCHIVE_NAME)
     return [_seal(staged, archive.members, pipeline)]
@@ -233,7 +230,7 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
 def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
     """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
-    staged = _stage(Origin(archive.source, "flat", maybe_stored=True), layout)
+    staged = stage(archive.source, layout)
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
         folder.mkdir()
@@ -247,24 +244,6 @@ def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) ->
     if archive.staged is not None:
         remove_tree(archive.staged)
     return _seal_files(staged, pipeline)
-
-
-def _next_number(layout: Layout) -> int:
-    """A directory number that was never used."""
-    used = [_number_of(path) for path in staged_dirs(layout)]
-    used += [number for slot, number in layout.sealed_numbers() if slot == ADOPTED_SLOT]
-    partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
-    partitions += [one.partition for one in shipped_indexes(layout)]
-    used += [one.number for one in partitions if one is not None and one.slot == ADOPTED_SLOT]
-    return max(used, default=0) + 1
-
-
-def _stage(origin: Origin, layout: Layout) -> Path:
-    """A new staged directory with a number that was never used."""
-    staged = adopting(layout) / f"dir-{_next_number(layout):06d}"
-    make_dirs(staged)
-    write_durably(staged / ORIGIN_NAME, msgspec.json.encode(origin))
-    return staged
 
 
 def _bring(source: Path, target: Path) -> None:
@@ -302,14 +281,6 @@ def _compare(source: Path, copy: Path) -> None:
             )
 
 
-def _note(staged: Path, partition: str, files: int, layout: Layout) -> None:
-    """Record in the journal what was taken over."""
-    at = utc(time.time()).isoformat(timespec="milliseconds")
-    source = origin_of(staged).source
-    line = TakenOver(source=source, partition=partition, files=files, at=at)
-    append_durably(journal(layout), msgspec.json.encode(line) + b"\n")
-
-
 def _set_aside(step: SetAside, layout: Layout) -> None:
     name = f"{time.time_ns()}-{step.path.name}"
     with suppress(FileNotFoundError):
@@ -337,7 +308,3 @@ def _end(layout: Layout) -> None:
         folder.rmdir()
         folder.parent.rmdir()
         fsync_dir(layout.root)
-
-
-def _number_of(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
