@@ -94,9 +94,8 @@ class FileLock(_Lock):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the `FileLock` within the block, after waiting for whoever has it."""
-    lock = FileLock(path)
+def waited_for(lock: FileLock) -> Iterator[None]:
+    """Hold the lock within the block, after waiting for whoever has it."""
     lock.wait()
     try:
         yield

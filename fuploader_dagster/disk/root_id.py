@@ -13,7 +13,7 @@ import uuid
 
 from fuploader_dagster.disk.durable import create_durably
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.locks import locked
+from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -29,7 +29,7 @@ def root_id(layout: Layout) -> str:
     if found:
         return found
     # Without the lock, two workers could each move away the file that the other has just made.
-    with locked(layout.locks / "root-id.lock"):
+    with waited_for(FileLock(layout.locks / "root-id.lock")):
         if layout.root_id.exists() and not _read(layout):
             target = set_aside(layout.root_id, layout)
             log.error(
