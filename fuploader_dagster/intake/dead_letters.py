@@ -150,8 +150,6 @@ def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
 
 def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
     """All dead letters with their ids, by day, including those that were sent back."""
-    if not layout.dead_letters.is_dir():
-        return
     for path in sorted(layout.dead_letters.glob("*.jsonl")):
         with os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
             for number, line in enumerate(lines, start=1):
