@@ -39,7 +39,7 @@ from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.settings.pipeline import Pipeline, Takeover
 from fuploader_dagster.standalone import ship_pipeline
-from fuploader_dagster.takeover.folders import taken_over
+from fuploader_dagster.takeover.staging import taken_over
 from tests import fuploader_app
 from tests.drains import backlog, draining, publish_bodies, wait_until_handled
 from tests.servers.ports import wait_until

@@ -62,7 +62,7 @@ def refuse_foreign(source: RangeSource) -> None:
             )
 
 
-def is_whole(path: Path) -> bool | None:
+def is_complete(path: Path) -> bool | None:
     """Whether an archive of another format is complete, as far as its format tells; None if it
     cannot tell, or is not known here."""
     with path.open("rb") as file:

@@ -143,7 +143,7 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
     for step in plan.adopt:
         drops = f", except {len(step.drop):,}" if step.drop else ""
         lines.append(f"adopt {step.directory.path}: {len(step.directory.files):,} files{drops}")
-        reasons = sorted({drop.because for drop in step.drop})
+        reasons = sorted(set(step.drop.values()))
         lines += [f"      because {reason}" for reason in reasons[:3]]
     for taken in plan.archives:
         what = "as it is" if taken.only is None else f"{len(taken.only):,} files of it"

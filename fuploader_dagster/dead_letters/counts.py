@@ -48,9 +48,8 @@ class DeadLetterCounts(msgspec.Struct, kw_only=True):
         kept: Counter[int] = Counter()
         for counted_at, count in self.minutes.items():
             if counted_at > minute - MINUTES:
-                kept[min(counted_at, minute)] += (
-                    count  # a minute in the future if the clock was set back
-                )
+                # If the clock was set back, a minute may be in the future: it counts as this one.
+                kept[min(counted_at, minute)] += count
         self.minutes = dict(kept)
 
     def last_hour(self, now: float) -> int:

@@ -36,8 +36,7 @@ from fuploader_dagster.dead_letters.counts import (
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
-from fuploader_dagster.disk.own_files import open_own
-from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.own_files import file_mode, open_own
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.processing.envelope import message_of
 
@@ -189,8 +188,6 @@ def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
 
 def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
     """All dead letters with their ids, by day, including those that were sent back."""
-    if not layout.dead_letters.is_dir():
-        return
     for path in sorted(layout.dead_letters.glob("*.jsonl")):
         with os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
             for number, line in enumerate(lines, start=1):

@@ -19,8 +19,7 @@ import msgspec
 from fuploader_dagster.delivery.failures import Failure, all_failures, due_at, forgive
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
-from fuploader_dagster.disk.own_files import read_own
-from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.own_files import file_mode, read_own
 from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import SEAL_NAME

@@ -20,7 +20,7 @@ from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import Layout, PartitionKey
-from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.disk.temporaries import is_held, is_temporary, remove_unless_held
 from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
 from fuploader_dagster.settings.pipeline import Intake, Pipeline

@@ -22,8 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.own_files import open_own
-from fuploader_dagster.disk.own_modes import folder_mode
+from fuploader_dagster.disk.own_files import folder_mode, open_own, opened_own
 from fuploader_dagster.disk.temporaries import lock_now, temporary_file, temporary_name
 from fuploader_dagster.disk.trouble import FULL, naming_disk_trouble
 from fuploader_dagster.errors import FuploaderError
@@ -43,11 +42,8 @@ def fsync_dir(path: Path) -> None:
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of a file durable that was written elsewhere."""
-    descriptor = open_own(path, os.O_RDONLY)
-    try:
+    with opened_own(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -167,13 +163,10 @@ def append_durably(path: Path, content: bytes) -> None:
     content = content if _ends_whole(path) else b"\n" + content
     new = path not in _synced or not path.exists()  # its maker may have died before syncing
     with naming_disk_trouble(path):
-        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
+        with opened_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as descriptor:
             write_all(descriptor, content)
             reached(CrashPoint.APPENDED)
             os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
         if new:
             fsync_dir(path.parent)
             _synced.add(path)

@@ -88,6 +88,16 @@ def utc(seconds: float) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+class _Below:
+    """A file or folder below the pipeline's root, by its path from there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __get__(self, layout: Layout, _: type[Layout]) -> Path:
+        return layout.root / self._path
+
+
 @dataclass(frozen=True)
 class Layout:
     """The folders of one pipeline. Computes names; reads only listings, and creates nothing."""
@@ -95,93 +105,35 @@ class Layout:
     root: Path
     """`{storage_root}/{pipeline}`."""
 
-    @property
-    def archives(self) -> Path:
-        return self.root / "archives"
-
-    @property
-    def receipts(self) -> Path:
-        return self.root / "receipts"
-
-    @property
-    def shipped(self) -> Path:
-        return self.root / "shipped"
-
-    @property
-    def catalog(self) -> Path:
-        return self.root / "catalog.sqlite"
-
-    @property
-    def catalog_missed(self) -> Path:
-        return self.root / "catalog-missed"
-
-    @property
-    def dead_letters(self) -> Path:
-        return self.root / "dead-letters"
-
-    @property
-    def mended(self) -> Path:
-        return self.root / "mended"
-
-    @property
-    def set_aside(self) -> Path:
-        return self.root / "set-aside"
-
-    @property
-    def suspects(self) -> Path:
-        return self.root / "suspects"
-
-    @property
-    def suspects_lock(self) -> Path:
-        return self.root / "locks" / "suspects.lock"
-
-    @property
-    def workers(self) -> Path:
-        return self.root / "workers"
-
-    @property
-    def alerts(self) -> Path:
-        return self.root / "alerts.json"
-
-    @property
-    def root_id(self) -> Path:
-        return self.root / "root-id"
-
-    @property
-    def seal_request(self) -> Path:
-        """Touched to ask for all active slots to be sealed now."""
-        return self.root / "seal-request"
-
-    @property
-    def store_trouble(self) -> Path:
-        return self.root / "store-trouble.json"
-
-    @property
-    def store_wait_lock(self) -> Path:
-        """Held by the one process that waits for an object store that does not answer."""
-        return self.locks / "store-wait.lock"
-
-    @property
-    def processor_trouble(self) -> Path:
-        return self.root / "processor-trouble.json"
-
-    @property
-    def processor_answered(self) -> Path:
-        return self.root / "processor-answered"
-
-    @property
-    def redo(self) -> Path:
-        """Has a folder for each stored partition that is being processed again."""
-        return self.root / "redo"
-
-    @property
-    def process_letters_lock(self) -> Path:
-        """Held while dead letters of processing are written."""
-        return self.locks / "process-letters.lock"
-
-    @property
-    def locks(self) -> Path:
-        return self.root / "locks"
+    archives = _Below("archives")
+    receipts = _Below("receipts")
+    shipped = _Below("shipped")
+    catalog = _Below("catalog.sqlite")
+    catalog_missed = _Below("catalog-missed")
+    dead_letters = _Below("dead-letters")
+    mended = _Below("mended")
+    set_aside = _Below("set-aside")
+    suspects = _Below("suspects")
+    workers = _Below("workers")
+    alerts = _Below("alerts.json")
+    root_id = _Below("root-id")
+    seal_request = _Below("seal-request")
+    """Touched to ask for all active slots to be sealed now."""
+    store_trouble = _Below("store-trouble.json")
+    processor_trouble = _Below("processor-trouble.json")
+    processor_answered = _Below("processor-answered")
+    redo = _Below("redo")
+    """Has a folder for each stored partition that is being processed again."""
+    locks = _Below("locks")
+    suspects_lock = _Below("locks/suspects.lock")
+    store_wait_lock = _Below("locks/store-wait.lock")
+    """Held by the one process that waits for an object store that does not answer."""
+    process_letters_lock = _Below("locks/process-letters.lock")
+    """Held while dead letters of processing are written."""
+    look_lock = _Below("locks/commits-that-look.lock")
+    """Held by a worker during a commit that looks for copies of redelivered messages."""
+    redeliveries = _Below("locks/redeliveries")
+    """A counter, raised whenever a worker receives redelivered messages."""
 
     def slot_lock(self, slot: int) -> Path:
         return self.locks / f"slot-{slot}.lock"
@@ -193,16 +145,6 @@ class Layout:
     def commit_locks(self) -> list[Path]:
         """The commit locks of all workers that ever ran."""
         return list(self.locks.glob("commit-w*.lock"))
-
-    @property
-    def look_lock(self) -> Path:
-        """Held by a worker during a commit that looks for copies of redelivered messages."""
-        return self.locks / "commits-that-look.lock"
-
-    @property
-    def redeliveries(self) -> Path:
-        """A counter, raised whenever a worker receives redelivered messages."""
-        return self.locks / "redeliveries"
 
     def partition_lock(self, partition: str) -> Path:
         return self.locks / f"{partition}.lock"
@@ -221,11 +163,11 @@ class Layout:
 
     def active_slots(self) -> list[int]:
         """Numbers of all slots that have an active folder."""
-        return sorted(_numbers(self.root / "active", _SLOT_DIR))
+        return _numbers(self.root / "active", _SLOT_DIR)
 
     def active_numbers(self, slot: int) -> list[int]:
         """Numbers of a slot's active directories; more than one only after a crash."""
-        return sorted(_numbers(self.active_slot(slot), _NUMBERED_DIR))
+        return _numbers(self.active_slot(slot), _NUMBERED_DIR)
 
     def sealed_dirs(self) -> list[Path]:
         """All sealed directories, by slot and number."""
@@ -243,20 +185,21 @@ class Layout:
 def _numbers_below(folder: Path) -> list[tuple[int, int]]:
     return [
         (slot, number)
-        for slot in sorted(_numbers(folder, _SLOT_DIR))
-        for number in sorted(_numbers(folder / f"slot-{slot}", _NUMBERED_DIR))
+        for slot in _numbers(folder, _SLOT_DIR)
+        for number in _numbers(folder / f"slot-{slot}", _NUMBERED_DIR)
     ]
 
 
 def _numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+    """The numbers of the folder's directories, in ascending order.
+
+    Without names with extra zeros: their directory would be looked for under another name.
+    """
     if not folder.is_dir():
         return []
     names = [entry.name for entry in folder.iterdir()]
-    numbers = {
-        name: int(match[1]) for name in names if (match := pattern.fullmatch(name)) is not None
-    }
-    # Without names with extra zeros: their directory would be looked for under another name.
-    return [number for name, number in numbers.items() if name == _name_of(number, pattern)]
+    numbers = {name: int(match[1]) for name in names if (match := pattern.fullmatch(name))}
+    return sorted(number for name, number in numbers.items() if name == _name_of(number, pattern))
 
 
 def _name_of(number: int, pattern: re.Pattern[str]) -> str:

@@ -19,15 +19,32 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DiskFailed, SlotInUse
 
 
-class FileLock:
-    """An exclusive lock that the kernel releases when the process dies.
-
-    Not re-entrant: another lock of the same process counts as another process's.
-    """
+class _Lock:
+    """On an open file or folder; closing that releases it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+
+    def check(self) -> None:
+        """Raise `DiskFailed` if the lock is not held, or what it is on is no longer found by its
+        name: another process could then lock a new one."""
+        if self._descriptor is None:
+            raise DiskFailed(f"the lock {self.path} is not held")
+        still_at(self._descriptor, self.path)
+
+    def release(self) -> None:
+        """Release the lock. May be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class FileLock(_Lock):
+    """An exclusive lock that the kernel releases when the process dies.
+
+    Not re-entrant: another lock of the same process counts as another process's.
+    """
 
     def acquire(self) -> None:
         """Take the lock now. Raises `SlotInUse`, naming the holder, if it is taken."""
@@ -68,19 +85,6 @@ class FileLock:
             return read_own(self.path).decode("utf-8", "replace")[:200].strip()
         return ""
 
-    def check(self) -> None:
-        """Raise `DiskFailed` if the lock is not held, or its file is no longer found by its name:
-        another process could then lock a new one."""
-        if self._descriptor is None:
-            raise DiskFailed(f"the lock {self.path} is not held")
-        still_at(self._descriptor, self.path)
-
-    def release(self) -> None:
-        """Release the lock. May be repeated."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
     def __enter__(self) -> FileLock:
         self.acquire()
         return self
@@ -91,7 +95,7 @@ class FileLock:
 
 @contextmanager
 def waited_for(lock: FileLock) -> Iterator[None]:
-    """The lock for the block, waiting for whoever has it."""
+    """Hold the lock within the block, after waiting for whoever has it."""
     lock.wait()
     try:
         yield
@@ -99,16 +103,12 @@ def waited_for(lock: FileLock) -> Iterator[None]:
         lock.release()
 
 
-class FolderLock:
+class FolderLock(_Lock):
     """An exclusive lock on a folder itself, until it is released or this process dies.
 
     It holds even if the lock file that guards the folder is removed. Where the file system cannot
     lock folders (some network file systems), the lock file has to do.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
 
     def acquire(self) -> None:
         """Make the folder if it is missing, and take the lock now. Raises `SlotInUse` if another
@@ -130,14 +130,3 @@ class FolderLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-
-    def check(self) -> None:
-        """Raise `DiskFailed` if the folder is no longer found by its name."""
-        if self._descriptor is not None:
-            still_at(self._descriptor, self.path)
-
-    def release(self) -> None:
-        """Release the lock. May be repeated."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

@@ -1,8 +1,16 @@
-"""Opening our own files: only regular ones, never through a link, and without waiting.
+"""Our own files and folders: how they are opened, and with which rights they are made.
 
-What must always hold: something else in the place of one of our files (a link to somebody's file,
-a named pipe that waits for its other end, a folder) is neither read nor written nor waited for. It
-raises a `ForeignFile` that names the path.
+What must always hold:
+
+- Only regular files are opened, never through a link, and without waiting. Something else in the
+  place of one of our files (a link to somebody's file, a named pipe that waits for its other end, a
+  folder) is neither read nor written nor waited for. It raises a `ForeignFile` that names the path.
+- Only the owner can read messages on the disk: what we make has mode 0600 or 0700, whatever the
+  umask allows. Exceptions are what existed before, and what others are to read: objects of a local
+  store, restored and exported files, and what a packer is given.
+
+The set-group-ID bit on a folder says that its group shares the content: below it, the group gets
+the rights that it has on the folder, as far as the umask allows.
 """
 
 from __future__ import annotations
@@ -10,9 +18,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fuploader_dagster.disk.own_modes import file_mode
 from fuploader_dagster.disk.trouble import MOVE_IT_AWAY
 from fuploader_dagster.errors import DiskFailed, ForeignFile
 
@@ -20,10 +29,7 @@ _ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor for one of our files. Raises `ForeignFile` if there is something else.
-
-    New files get the mode from `disk/own_modes.py`.
-    """
+    """A descriptor for one of our files. Raises `ForeignFile` if there is something else."""
     try:
         # NONBLOCK: a pipe must not hang; it means nothing for regular files
         mode = file_mode(path.parent) if flags & os.O_CREAT else 0
@@ -36,6 +42,16 @@ def open_own(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise _foreign(path)
     return descriptor
+
+
+@contextmanager
+def opened_own(path: Path, flags: int) -> Iterator[int]:
+    """As `open_own`; closed at the end of the block."""
+    descriptor = open_own(path, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def read_own(path: Path) -> bytes:
@@ -52,6 +68,21 @@ def open_own_folder(path: Path) -> int:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
         raise _foreign(path, "folder") from error
+
+
+def file_mode(folder: Path) -> int:
+    """For a new file of ours in the folder."""
+    return 0o600 | _of_group(folder) & 0o060
+
+
+def folder_mode(parent: Path) -> int:
+    """For a new folder of ours."""
+    return 0o700 | _of_group(parent)
+
+
+def _of_group(folder: Path) -> int:
+    mode = folder.stat().st_mode
+    return mode & stat.S_IRWXG if mode & stat.S_ISGID else 0
 
 
 def still_at(descriptor: int, path: Path) -> None:

@@ -13,7 +13,7 @@ import uuid
 
 from fuploader_dagster.disk.durable import create_durably
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.locks import FileLock
+from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -28,9 +28,8 @@ def root_id(layout: Layout) -> str:
     found = _read(layout)
     if found:
         return found
-    lock = FileLock(layout.locks / "root-id.lock")
-    lock.wait()  # or two workers could each move away the file that the other has just made
-    try:
+    # Without the lock, two workers could each move away the file that the other has just made.
+    with waited_for(FileLock(layout.locks / "root-id.lock")):
         if layout.root_id.exists() and not _read(layout):
             target = set_aside(layout.root_id, layout)
             log.error(
@@ -41,8 +40,6 @@ def root_id(layout: Layout) -> str:
             )
         create_durably(layout.root_id, uuid.uuid4().hex.encode())
         return _read(layout)
-    finally:
-        lock.release()
 
 
 def _read(layout: Layout) -> str:

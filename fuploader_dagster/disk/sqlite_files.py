@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from fuploader_dagster.disk.durable import make_dirs, remove_file
-from fuploader_dagster.disk.own_modes import file_mode
+from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.disk.temporaries import is_at, lock_now
 
 TROUBLE = (sqlite3.Error, OSError, UnicodeError, OverflowError)

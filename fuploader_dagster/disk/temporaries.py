@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fuploader_dagster.disk.own_modes import file_mode, folder_mode
+from fuploader_dagster.disk.own_files import file_mode, folder_mode
 
 TEMPORARY_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 255

@@ -13,7 +13,7 @@ import pwd
 import resource
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENXIO)
 _OF_THE_NETWORK = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError)
 
-NOTHING_LOST = "only synced messages were acknowledged"
 MOVE_IT_AWAY = "it is not one of ours: look at it, and move it out of storage_root"
 
 
@@ -61,24 +60,22 @@ def disk_trouble(error: OSError, path: Path) -> FuploaderError:
             f"{where} is in the way of a file or folder of ours: {error.strerror}",
             hint=MOVE_IT_AWAY,
         )
-    hint = _HINTS.get(error.errno or 0, _look_at_the_disk)
-    return DiskFailed(f"the disk failed at {where}: {error.strerror or error}", hint=hint(where))
-
-
-def _look_at_the_disk(_: str) -> str:
-    return f"look at the kernel's log (dmesg) and the disk; {NOTHING_LOST}"
-
-
-def _too_many_files(_: str) -> str:
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return (
-        f"this process may open at most {allowed} files: raise `ulimit -n` (LimitNOFILE= of a "
-        f"systemd unit), or lower slots_per_worker; {NOTHING_LOST}"
+    return DiskFailed(
+        f"the disk failed at {where}: {error.strerror or error}",
+        hint=f"{_hint(error.errno, where)}; only synced messages were acknowledged",
     )
 
 
-def _too_many_files_on_the_machine(_: str) -> str:
-    return f"this machine has as many files open as fs.file-max allows: raise it; {NOTHING_LOST}"
+def _hint(number: int | None, where: str) -> str:
+    if number == errno.EMFILE:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"this process may open at most {allowed} files: raise `ulimit -n` (LimitNOFILE= of a "
+            f"systemd unit), or lower slots_per_worker"
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return _not_allowed(where)
+    return _HINTS.get(number or 0, _LOOK_AT_THE_DISK)
 
 
 def _not_allowed(where: str) -> str:
@@ -91,35 +88,27 @@ def _not_allowed(where: str) -> str:
             continue
         return (
             f"{each} belongs to {_user(owner)} and this process runs as {_user(os.geteuid())}: "
-            f"run everything as one user, or change the owner; {NOTHING_LOST}"
+            f"run everything as one user, or change the owner"
         )
-    return _look_at_the_disk(where)
+    return _LOOK_AT_THE_DISK
 
 
-def _gone(_: str) -> str:
-    return (
-        "something removed or renamed it, or another disk was mounted over it; do not remove "
-        f"anything below storage_root while a drain runs; {NOTHING_LOST}"
-    )
-
-
-def _name_refused(_: str) -> str:
-    return (
-        "this file system does not allow such a name; use slot_format: segment, or a file system "
-        f"that allows names of 255 bytes in UTF-8; {NOTHING_LOST}"
-    )
-
-
-_HINTS: dict[int, Callable[[str], str]] = {
-    errno.EMFILE: _too_many_files,
-    errno.ENFILE: _too_many_files_on_the_machine,
-    errno.EACCES: _not_allowed,
-    errno.EPERM: _not_allowed,
-    errno.ENOENT: _gone,
-    errno.ESTALE: _gone,
-    errno.ENOTEMPTY: _gone,
-    errno.ENAMETOOLONG: _name_refused,
-    errno.EILSEQ: _name_refused,
+_LOOK_AT_THE_DISK = "look at the kernel's log (dmesg) and the disk"
+_GONE = (
+    "something removed or renamed it, or another disk was mounted over it; do not remove "
+    "anything below storage_root while a drain runs"
+)
+_NAME_REFUSED = (
+    "this file system does not allow such a name; use slot_format: segment, or a file system "
+    "that allows names of 255 bytes in UTF-8"
+)
+_HINTS = {
+    errno.ENFILE: "this machine has as many files open as fs.file-max allows: raise it",
+    errno.ENOENT: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENOTEMPTY: _GONE,
+    errno.ENAMETOOLONG: _NAME_REFUSED,
+    errno.EILSEQ: _NAME_REFUSED,
 }
 
 

@@ -21,13 +21,11 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.alerts import Findings, Kind, Trouble
 from fuploader_dagster.intake.disk_space import Unshipped, shortage, space_of
-from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
+from fuploader_dagster.intake.worker_status import SILENT_SECONDS, WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
-SILENT_SECONDS = 60.0
-"""A worker writes its status about once a second."""
 LISTED = 20
 LISTED_CHARACTERS = 500
 

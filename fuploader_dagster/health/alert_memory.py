@@ -16,7 +16,7 @@ import msgspec
 
 from fuploader_dagster.disk.durable import write_all, write_durably
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.own_files import open_own, read_own
+from fuploader_dagster.disk.own_files import opened_own, read_own
 from fuploader_dagster.errors import UNREADABLE_JSON, FuploaderError
 from fuploader_dagster.health.alerts import Memory
 
@@ -64,12 +64,9 @@ def write_memory(layout: Layout, memory: Memory) -> None:
 
 
 def _write_over(path: Path, content: bytes) -> None:
-    descriptor = open_own(path, os.O_RDWR)
-    try:
+    with opened_own(path, os.O_RDWR) as descriptor:
         if os.fstat(descriptor).st_size < len(content):
             raise OSError(f"{path} has no spare space")
         write_all(descriptor, content)
         os.ftruncate(descriptor, len(content))
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

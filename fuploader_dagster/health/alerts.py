@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from fuploader_dagster.settings.safe_text import in_a_line
 
@@ -145,10 +146,10 @@ def noticed(memory: Memory, findings: Findings, now: float) -> Memory:
             episodes[key] = before
         elif before.is_due:
             ending = findings.endings.get(before.kind, "")
-            episodes[key] = _replaced(before, over_since=now, ending=ending)
+            episodes[key] = replace(before, over_since=now, ending=ending)
     for key, trouble in found.items():
         episodes[key] = _continued(known.get(key), trouble, now)
-    return msgspec.structs.replace(memory, episodes=episodes)
+    return replace(memory, episodes=episodes)
 
 
 def due(memory: Memory, now: float) -> Iterator[Alert]:
@@ -168,10 +169,10 @@ def told(memory: Memory, alert: Alert, now: float) -> Memory:
         del episodes[alert.key]
     else:
         causes = dict.fromkeys((*alert.episode.told_causes, *alert.episode.causes))
-        episodes[alert.key] = _replaced(
+        episodes[alert.key] = replace(
             episodes[alert.key], told_at=now, told_causes=tuple(causes)[:MAX_CAUSES]
         )
-    return msgspec.structs.replace(memory, episodes=episodes)
+    return replace(memory, episodes=episodes)
 
 
 def _key(trouble: Trouble) -> str:
@@ -184,7 +185,7 @@ def _continued(before: Episode | None, trouble: Trouble, now: float) -> Episode:
     new = tuple(cause for cause in trouble.causes if cause not in known)[:room]
     since = min(trouble.since, now, before.since if before else now)
     fresh = Episode(kind=trouble.kind, since=since, sentence="") if before is None else before
-    return _replaced(
+    return replace(
         fresh,
         since=since,
         sentence=trouble.sentence,
@@ -199,10 +200,6 @@ def _continued(before: Episode | None, trouble: Trouble, now: float) -> Episode:
 def _is_done(one: Episode, now: float) -> bool:
     """Whether it can be forgotten. Only failed runs: their end cannot be seen."""
     return one.kind == "failed_run" and one.told_at > 0 and now - one.told_at >= REPEATED_SECONDS
-
-
-def _replaced(one: Episode, **values: Any) -> Episode:
-    return msgspec.structs.replace(one, **values)
 
 
 def _moment(seconds: float) -> str:

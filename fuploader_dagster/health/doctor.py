@@ -38,16 +38,16 @@ STRATEGIES = ("parser", "file_name", "key", "packer")
 
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Check one pipeline, in the order in which a message passes its parts."""
-    yield from _examine_backend("queue", pipeline.source.examine())
+    yield from _reported("queue", pipeline.source.examine())
     yield prefetch_against_batch(pipeline)
     yield from strategies(pipeline)
     yield from disk(pipeline)
     yield machine.judge_open_files(machine.open_files_limit(), pipeline)
     state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
-    yield from _examine_backend("state", state)
+    yield from _reported("state", state)
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
-        yield _former_store(former)
+        yield from _reported("former store", _former_store(former))
 
 
 def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
@@ -102,7 +102,7 @@ def object_store(pipeline: Pipeline) -> Iterator[Diagnosis]:
     yield from getattr(pipeline.store, "examine", tuple)()  # a user's own store may have none
     yield from _round_trip(store, key_prefix(pipeline.key, pipeline=pipeline.name))
     yield _listing(store)
-    yield from _clock(store)
+    yield from _reported("clock", _clock(store))
 
 
 def judge_clock(difference_seconds: float) -> Diagnosis:
@@ -119,7 +119,8 @@ def judge_clock(difference_seconds: float) -> Diagnosis:
     return Diagnosis("clock", "good", found)
 
 
-def _examine_backend(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
+def _reported(check: str, looks: Iterator[Diagnosis]) -> Iterator[Diagnosis]:
+    """What they find; an error that ends them is a finding too."""
     try:
         yield from looks
     except FuploaderError as error:
@@ -195,20 +196,12 @@ def _listing(store: ObjectStore) -> Diagnosis:
 
 def _clock(store: ObjectStore) -> Iterator[Diagnosis]:
     before = datetime.now(timezone.utc)
-    try:
-        theirs = store.clock()
-    except FuploaderError as error:
-        yield trouble("clock", error)
-        return
-    if theirs is None:  # the store has no clock but ours
-        return
-    ours = before + (datetime.now(timezone.utc) - before) / 2
-    yield judge_clock((ours - theirs).total_seconds())
+    theirs = store.clock()
+    if theirs is not None:  # else the store has no clock but ours
+        ours = before + (datetime.now(timezone.utc) - before) / 2
+        yield judge_clock((ours - theirs).total_seconds())
 
 
-def _former_store(settings: OpensObjectStore) -> Diagnosis:
-    try:
-        _opened(settings).head(f"{PROBE_PREFIX}former")
-    except FuploaderError as error:
-        return trouble("former store", error)
-    return Diagnosis("former store", "good", f"{settings.describe()} can be read")
+def _former_store(settings: OpensObjectStore) -> Iterator[Diagnosis]:
+    _opened(settings).head(f"{PROBE_PREFIX}former")
+    yield Diagnosis("former store", "good", f"{settings.describe()} can be read")

@@ -17,6 +17,7 @@ from pathlib import Path
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.temporaries import temporary_name
+from fuploader_dagster.intake.disk_space import space_of
 from fuploader_dagster.settings.pipeline import Intake
 
 IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
@@ -53,16 +54,15 @@ def read_disk(folder: Path) -> Disk:
     Creates the folder if it is missing, as the first worker would. Raises `OSError` or `DiskFull`
     if the folder cannot be created or written.
     """
-    durable.make_dirs(folder)
+    space = space_of(folder, unshipped_bytes=0)
     kind, options, device = _mount_of(folder.resolve())
-    space = os.statvfs(folder)
     return Disk(
         folder,
         kind,
         options,
         _has_journal(device) if kind in ("ext3", "ext4") else None,
-        space.f_bavail * space.f_frsize,
-        space.f_favail if space.f_files else None,
+        space.free_bytes,
+        space.free_inodes,
         _seconds_to_write(folder),
     )
 

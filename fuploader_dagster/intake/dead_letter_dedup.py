@@ -60,7 +60,7 @@ def without_written(
 def _written(wanted: Collection[bytes], layout: Layout, in_hand: int) -> set[bytes]:
     """Which of the identities have a durable letter."""
     found: set[bytes] = set()
-    if not wanted or not layout.dead_letters.is_dir():
+    if not wanted:
         return found
     newer_than = last_sent_back(layout)
     # If the clock was set back, a letter dated in the future may be older than the sending back.

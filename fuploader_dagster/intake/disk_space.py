@@ -26,7 +26,7 @@ from fuploader_dagster.slots.sealing import read_seal
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 RESUME_SHARE = 10
-"""A pause ends a tenth beyond its limit."""
+"""A pause ends a tenth of the limit beyond it."""
 UNSHIPPED_SECONDS = 2.0
 """Between two counts: listing a long backlog takes milliseconds, too much for each batch."""
 LEAST_RESERVE_BYTES = 1024 * 1024
@@ -52,29 +52,30 @@ def shortage(space: DiskSpace, pipeline: Intake, *, paused: bool) -> str:
 
     `paused`: the drain is paused already, and resumes only beyond the limits.
     """
-    share = RESUME_SHARE if paused else 0
     found = []
-    min_bytes, min_inodes = pipeline.min_free_bytes, pipeline.min_free_inodes
-    max_unshipped = pipeline.max_unshipped_bytes
     folder = pipeline.storage_root.absolute()
-    if space.free_bytes < min_bytes + min_bytes * share // 100:
+    limit = pipeline.min_free_bytes
+    resume_at = limit + limit // RESUME_SHARE
+    if space.free_bytes < (resume_at if paused else limit):
         found.append(
             f"{folder} has {space.free_bytes:,} bytes free; the drain pauses at less than "
-            f"min_free_bytes ({min_bytes:,}) and resumes at {_above(min_bytes):,}: free some space"
+            f"min_free_bytes ({limit:,}) and resumes at {resume_at:,}: free some space"
         )
-    if space.free_inodes is not None and (
-        space.free_inodes < min_inodes + min_inodes * share // 100
-    ):
+    limit = pipeline.min_free_inodes
+    resume_at = limit + limit // RESUME_SHARE
+    if space.free_inodes is not None and space.free_inodes < (resume_at if paused else limit):
         found.append(
             f"{folder} has {space.free_inodes:,} inodes free; the drain pauses at less than "
-            f"min_free_inodes ({min_inodes:,}) and resumes at {_above(min_inodes):,}: remove small "
-            f"files, or create the file system with more inodes"
+            f"min_free_inodes ({limit:,}) and resumes at {resume_at:,}: remove small files, or "
+            f"create the file system with more inodes"
         )
-    if max_unshipped and space.unshipped_bytes > max_unshipped - max_unshipped * share // 100:
+    limit = pipeline.max_unshipped_bytes
+    resume_at = limit - limit // RESUME_SHARE
+    if limit and space.unshipped_bytes > (resume_at if paused else limit):
         found.append(
             f"{space.unshipped_bytes:,} bytes of {pipeline.name} are not in the object store yet; "
-            f"the drain pauses at more than max_unshipped_bytes ({max_unshipped:,}) and resumes at "
-            f"{max_unshipped - max_unshipped // RESUME_SHARE:,}: find out what delays the uploads"
+            f"the drain pauses at more than max_unshipped_bytes ({limit:,}) and resumes at "
+            f"{resume_at:,}: find out what delays the uploads"
         )
     needed = longest_segment(pipeline)
     if space.file_bytes is not None and space.file_bytes < needed:
@@ -92,10 +93,6 @@ def longest_segment(pipeline: Intake) -> int:
         return 0
     messages = pipeline.seal_messages + pipeline.commit_messages
     return pipeline.seal_bytes + pipeline.commit_bytes + messages * TAR_BYTES_PER_MESSAGE
-
-
-def _above(limit: int) -> int:
-    return limit + limit // RESUME_SHARE
 
 
 class SpaceWatch:

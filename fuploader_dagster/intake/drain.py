@@ -29,7 +29,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.contracts.state import Commit, StateStore
@@ -143,28 +143,25 @@ class Drain:
             return
         make_dirs(self.layout.root)
         self._root_id = root_id(self.layout)
-        with self._closing_connections(), self._opened_slots(), self._redeliveries.opened():
+        with (
+            closing(self.state),
+            closing(self._in_hand),
+            self._opened_slots(),
+            self._redeliveries.opened(),
+        ):
             self._suspects.blame_after_crash()
             self._seal_due()  # what became due while there was trouble with the queue
             while not self._finished():
                 if self._wait_for_space():
                     continue
-                self._consume()
+                if not self._in_hand.consuming:
+                    self._in_hand.open()
+                    self.report.doing("draining")
                 most = self._slots.left_in_turn
                 self._handle(self._in_hand.next_batch(most, quota=self._quota()))
                 self._seal_due()
                 self._keep_house()
             self._leave()
-
-    def _consume(self) -> None:
-        if not self._in_hand.consuming:
-            self._in_hand.open()
-            self.lease.in_hand = True
-            self.report.doing("draining")
-
-    def _let_go_of_queue(self) -> None:
-        self.lease.in_hand = False
-        self._in_hand.close()
 
     def _wait_for_space(self) -> bool:
         """Return when there is room, or the worker is finished; True if that took a pause."""
@@ -172,7 +169,7 @@ class Drain:
         if not sentence:
             return False
         log.warning("draining paused: %s", sentence)
-        self._let_go_of_queue()
+        self._in_hand.close()
         while sentence and not self._finished():
             self.report.doing("paused", DiskFull(sentence, hint=MESSAGES_WAIT))
             self.lease.wait(DISK_LOOK_SECONDS)
@@ -182,14 +179,6 @@ class Drain:
         if not sentence:
             log.info("draining resumes: the disk has room again")
         return True
-
-    @contextmanager
-    def _closing_connections(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._let_go_of_queue()
-            self.state.close()
 
     @contextmanager
     def _opened_slots(self) -> Iterator[None]:
@@ -249,15 +238,14 @@ class Drain:
             bad = [message for message, _ in dead]
             self._in_hand.settle(CommittedBatch(batch[-1], len(batch), bad))
             reached(CrashPoint.SETTLED)
-        duplicates = len(batch) - stored - len(letters)
-        self._count(len(batch), stored_bytes, duplicates, letters)
         commit = Commit(
             slots=[slot.count],
             stored_messages=stored,
             stored_bytes=stored_bytes,
-            duplicates=duplicates,
+            duplicates=len(batch) - stored - len(letters),
             dead_letters=len(letters),
         )
+        self._count(len(batch), commit, letters)
         self._record(commit)
         return len(batch)
 
@@ -287,13 +275,11 @@ class Drain:
         letters = [self._dead_letters.letter(*pair, describe) for pair in dead]
         return self._redeliveries.without_written(letters, look)
 
-    def _count(
-        self, handled: int, size: int, duplicates: int, letters: Sequence[DeadLetter]
-    ) -> None:
+    def _count(self, handled: int, commit: Commit, letters: Sequence[DeadLetter]) -> None:
         self.status.messages += handled
-        self.status.stored_bytes += size
-        self.status.duplicates += duplicates
-        self.status.dead_letters += len(letters)
+        self.status.stored_bytes += commit.stored_bytes
+        self.status.duplicates += commit.duplicates
+        self.status.dead_letters += commit.dead_letters
         if letters:
             self.status.last_dead_reason = letters[-1].reason
 
@@ -365,9 +351,7 @@ class Drain:
         """Commit what is in hand: if it were given back, it would count as delivered once more."""
         if not self._in_hand.consuming or self._decoder.exhausted:
             return
-        self.lease.in_hand = False  # if the broker hangs, nothing is to be waited for
         self._in_hand.stop_taking()
-        self.lease.in_hand = True
         until = time.monotonic() + WORK_OFF_SECONDS
         while time.monotonic() < until and not self._decoder.exhausted:
             batch = self._in_hand.last_batch()

@@ -89,11 +89,11 @@ class InHand:
         self._asked = 1
         self.source.limit_in_hand(self._asked)
         self.source.open()
-        self.consuming = True
+        self.consuming = self._lease.in_hand = True
 
     def close(self) -> None:
         """Leave the queue, which takes back what is in hand. Never raises, may be repeated."""
-        self.consuming = False
+        self.consuming = self._lease.in_hand = False
         self._left_over.clear()
         self.source.close()
 
@@ -112,7 +112,9 @@ class InHand:
         """Have the queue deliver nothing more. Returns when the queue has answered."""
         if self._asked:
             self._asked = 0
+            self._lease.in_hand = False  # if the broker hangs, nothing is to be waited for
             self.source.limit_in_hand(0)
+            self._lease.in_hand = True
 
     def last_batch(self) -> list[Message]:
         """Like `next_batch`, from what was delivered before `stop_taking`."""

@@ -25,7 +25,12 @@ import msgspec
 from fuploader_dagster.intake.lease import renewal
 from fuploader_dagster.intake.pauses import growing_pause
 from fuploader_dagster.intake.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
-from fuploader_dagster.intake.worker_status import WorkerStatus, pid_namespace, read_statuses
+from fuploader_dagster.intake.worker_status import (
+    SILENT_SECONDS,
+    WorkerStatus,
+    pid_namespace,
+    read_statuses,
+)
 from fuploader_dagster.processing.poison import was_handling
 from fuploader_dagster.settings.loading import dump_intake
 from fuploader_dagster.settings.pipeline import Intake
@@ -35,8 +40,6 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.2
 STEADY_SECONDS = 30.0
 """After a worker ran this long, its earlier deaths no longer count."""
-SILENT_SECONDS = 60.0
-"""A worker writes its status every second; in the worst case, once per batch."""
 
 
 @dataclass

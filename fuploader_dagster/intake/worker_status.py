@@ -29,6 +29,9 @@ from fuploader_dagster.errors import UNREADABLE_JSON, DiskFailed, ForeignFile, F
 log = logging.getLogger(__name__)
 
 WRITE_INTERVAL_SECONDS = 1.0
+SILENT_SECONDS = 60.0
+"""A draining worker that has not written for this long may hang. In the worst case, it writes once
+per batch."""
 
 Doing = Literal["starting", "draining", "paused", "trouble", "leaving"]
 
@@ -133,7 +136,7 @@ class StatusReport:
 def read_statuses(layout: Layout) -> list[WorkerStatus]:
     """The statuses of all workers that are alive; files of dead ones are removed."""
     found = []
-    for path in sorted(layout.workers.glob("*.json")) if layout.workers.is_dir() else []:
+    for path in sorted(layout.workers.glob("*.json")):
         if path.name.startswith(TEMPORARY_PREFIX):  # being written, or left by a dead worker
             continue
         status = _read(path)

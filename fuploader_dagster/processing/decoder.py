@@ -59,16 +59,11 @@ class Decoder:
         """
         self.exhausted = False
         """Memory ran out: this process should decode nothing more."""
-        self._alarm = alarm or _no_alarm
+        self._alarm = alarm or (lambda _: None)
         self._pipeline = pipeline
         self._parser = pipeline.parser
         self._parser_name = f"the parser {name_of(pipeline.parser)}" if pipeline.parser else ""
         self._namer = pipeline.file_name
-        self._built_in: Callable[[Message], Envelope] = {
-            "envelope": self._envelope,
-            "json": self._json,
-            "raw": self._raw,
-        }[pipeline.message_format]
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -125,6 +120,19 @@ class Decoder:
         except Exception as error:  # noqa: BLE001  the dead letter says it; the others flow on
             return _misbehaved("decoding it", error)
 
+    def _built_in(self, message: Message) -> Envelope:
+        """The message in one of the formats that need no parser."""
+        pipeline = self._pipeline
+        if pipeline.message_format == "envelope":
+            return decode_envelope(
+                message.body,
+                name_fields=pipeline.name_fields,
+                max_bytes=pipeline.max_unpacked_bytes,
+            )
+        if pipeline.message_format == "json":
+            return decode_json(message.body, name_fields=pipeline.name_fields)
+        return decode_raw(message.body, message.message_id)
+
     def _parsed(self, message: Message) -> File | BadMessage | asyncio.Task[Any]:
         """The user's parser's result; a task if the parser is async."""
         parser = self._parser
@@ -154,7 +162,7 @@ class Decoder:
         else:  # without any name: one that a redelivery of the message gets as well
             fields = self._pipeline.name_fields
             found = _ask("finding a name in what the parser returned", _name_in, parsed, fields)
-            name = found or self._raw(message).file_name
+            name = found or decode_raw(message.body, message.message_id).file_name
         content = _ask("writing what the parser returned", _content_of, parsed)
         return File(check_file_name(name), content)
 
@@ -198,23 +206,6 @@ class Decoder:
             self._finished(result.result(), message) if isinstance(result, asyncio.Task) else result
             for result, message in zip(results, messages, strict=False)
         ]
-
-    def _envelope(self, message: Message) -> Envelope:
-        return decode_envelope(
-            message.body,
-            name_fields=self._pipeline.name_fields,
-            max_bytes=self._pipeline.max_unpacked_bytes,
-        )
-
-    def _json(self, message: Message) -> Envelope:
-        return decode_json(message.body, name_fields=self._pipeline.name_fields)
-
-    def _raw(self, message: Message) -> Envelope:
-        return decode_raw(message.body, message.message_id)
-
-
-def _no_alarm(_seconds: float) -> None:
-    """Stops nothing."""
 
 
 def _ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -39,14 +39,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import msgspec
 
 from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.disk.durable import make_dirs, write_for_readers
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.disk.own_files import open_own, read_own
+from fuploader_dagster.disk.locks import FileLock, waited_for
+from fuploader_dagster.disk.own_files import open_own, opened_own, read_own
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, FuploaderError
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,13 @@ def is_poison(suspect: Suspect, max_deliveries: int) -> bool:
 
 def was_handling(layout: Layout, worker: int) -> bool:
     """Whether a worker that is dead now died while it handled messages."""
-    path = layout.suspects / f"w{worker}"
+    path = _handled_by(layout, worker)
     return path.exists() and path.stat().st_size > 0
+
+
+def _handled_by(layout: Layout, worker: int) -> Path:
+    """The file of what the worker is handling."""
+    return layout.suspects / f"w{worker}"
 
 
 class Suspects:
@@ -110,6 +116,7 @@ class Suspects:
         self._worker = worker
         self._max_deliveries = max_deliveries
         self._clock = clock
+        self._handled = _handled_by(layout, worker)
         self._known_path = layout.suspects / "known.json"
         self._known: dict[str, Suspect] = {}
         self._known_version: tuple[int, int] | None = None
@@ -119,28 +126,21 @@ class Suspects:
         locked: then the predecessor is gone.
         """
         make_dirs(self._layout.suspects)
-        path = self._layout.suspects / f"w{self._worker}"
-        descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
-        with os.fdopen(descriptor, "r+b") as file:
+        with os.fdopen(open_own(self._handled, os.O_RDWR | os.O_CREAT), "r+b") as file:
             left = file.read()
-            if not left:
-                return
-            self._blame(left)
+            digests = [
+                left[start : start + _DIGEST_BYTES].hex()
+                for start in range(1, len(left), _DIGEST_BYTES)
+            ]
+            if digests:
+                log.warning(
+                    "worker %d died while it handled %d redelivered message(s); from now on it "
+                    "handles each of them alone",
+                    self._worker,
+                    len(digests),
+                )
+                self._update(blame=digests, alone=left[:1] == _ALONE)
             file.truncate(0)
-
-    def _blame(self, left: bytes) -> None:
-        digests = [
-            left[start : start + _DIGEST_BYTES].hex()
-            for start in range(1, len(left), _DIGEST_BYTES)
-        ]
-        if digests:
-            log.warning(
-                "worker %d died while it handled %d redelivered message(s); from now on it handles "
-                "each of them alone",
-                self._worker,
-                len(digests),
-            )
-            self._update(blame=digests, alone=left[:1] == _ALONE)
 
     def attempts(self, batch: Sequence[Message]) -> Iterator[Attempt]:
         """The batch in its order: each suspect alone, and the messages between them together."""
@@ -170,9 +170,7 @@ class Suspects:
         Its redelivered messages stay written down if the process dies in the block, or is about to
         because of an unforeseen error.
         """
-        path = self._layout.suspects / f"w{self._worker}"
-        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
+        with opened_own(self._handled, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
             kind = _ALONE if attempt.alone else _TOGETHER if attempt.digests else _FIRST
             os.write(descriptor, kind + bytes.fromhex("".join(attempt.digests)))
             try:
@@ -181,8 +179,6 @@ class Suspects:
                 os.ftruncate(descriptor, 0)
                 raise
             os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
         if attempt.alone:
             self._update(forget=attempt.digests)
 
@@ -210,9 +206,7 @@ class Suspects:
     def _update(
         self, *, blame: Collection[str] = (), alone: bool = False, forget: Collection[str] = ()
     ) -> None:
-        lock = FileLock(self._layout.suspects_lock)
-        lock.wait()
-        try:
+        with waited_for(FileLock(self._layout.suspects_lock)):
             now = self._clock()
             known = {
                 # if the clock was set back, what is in the future counts as now
@@ -226,8 +220,6 @@ class Suspects:
                     together=before.together + (not alone), alone=before.alone + alone, last=now
                 )
             write_for_readers(self._known_path, msgspec.json.encode(known))
-        finally:
-            lock.release()
 
 
 def _groups(digests: Sequence[str], known: Collection[str]) -> Iterator[range]:

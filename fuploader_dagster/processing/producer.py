@@ -55,11 +55,8 @@ class DecodedFilePayload:
 
 def is_encoded(item: Mapping[str, Any]) -> bool:
     """Whether the mapping is an envelope already; `encode_file_message` returns it unchanged."""
-    return (
-        "compression" in item
-        and "payload" in item
-        and any(field in item for field in ("file_name", "file_id", "aweme_id"))
-    )
+    named = any(field in item for field in NAME_FIELDS)
+    return named and "compression" in item and "payload" in item
 
 
 def encode_file_message(

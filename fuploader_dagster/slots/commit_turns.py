@@ -29,15 +29,16 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.disk.own_files import open_own, still_at
+from fuploader_dagster.disk.own_files import open_own, opened_own, still_at
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import SlotInUse
 
@@ -99,7 +100,8 @@ class CommitTurns:
                     return
             finally:
                 fcntl.flock(self._own, fcntl.LOCK_UN)
-        with self._looking():
+        _in_time(self._those_who_look.acquire)
+        try:
             count = self._count()
             if count != self._heard:
                 self._doubtful = self._prefetch
@@ -109,6 +111,8 @@ class CommitTurns:
                 self._see_others_commit()
             self._heard = count
             yield "all" if self._doubtful else "redelivered"
+        finally:
+            self._those_who_look.release()
         self._doubtful = max(0, self._doubtful - messages)
 
     def _count(self) -> int:
@@ -118,48 +122,35 @@ class CommitTurns:
             still_at(self._counter, self._layout.redeliveries)
         return int.from_bytes(os.pread(self._counter, 8, 0), "little")
 
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
-        while True:
-            try:
-                self._those_who_look.acquire()
-            except SlotInUse:
-                if time.monotonic() > give_up_at:
-                    raise
-                time.sleep(_LOOK_AGAIN_SECONDS)
-            else:
-                break
-        try:
-            yield
-        finally:
-            self._those_who_look.release()
-
     def _see_others_commit(self) -> None:
         """Wait until each commit that was in progress has ended."""
         for path in self._layout.commit_locks():
             if path != self._path:
-                with suppress(FileNotFoundError):
-                    _see_free(path)
+                with suppress(FileNotFoundError), opened_own(path, os.O_RDWR) as descriptor:
+                    _in_time(partial(_see_free, descriptor, path))
 
 
-def _see_free(path: Path) -> None:
-    give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
-    descriptor = open_own(path, os.O_RDWR)
+def _see_free(descriptor: int, path: Path) -> None:
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > give_up_at:
-                    raise SlotInUse(
-                        f"another worker has not finished its commit for "
-                        f"{LONGEST_WAIT_SECONDS:g} s: it holds {path}",
-                        hint="check that the disk answers; this worker waits because the other "
-                        "one may be committing the same messages",
-                    ) from None
-                time.sleep(_LOOK_AGAIN_SECONDS)
-            else:
-                return
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SlotInUse(
+            f"another worker has not finished its commit for "
+            f"{LONGEST_WAIT_SECONDS:g} s: it holds {path}",
+            hint="check that the disk answers; this worker waits because the other one may be "
+            "committing the same messages",
+        ) from None
+
+
+def _in_time(see: Callable[[], None]) -> None:
+    """Repeat it while it raises `SlotInUse`, for at most `LONGEST_WAIT_SECONDS`."""
+    give_up_at = time.monotonic() + LONGEST_WAIT_SECONDS
+    while True:
+        try:
+            see()
+        except SlotInUse:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        else:
+            return

@@ -153,27 +153,18 @@ class DedupWindow:
             for slot in layout.active_slots()
             for number in layout.active_numbers(slot)
         ]
-        sealed = [
-            ((slot, number), layout.sealed(slot, number) / INDEX_NAME)
-            for slot, number in layout.sealed_numbers()
-        ]
-        shipped = shipped_indexes(layout)
+        sealed = [(place, layout.sealed(*place) / INDEX_NAME) for place in layout.sealed_numbers()]
+        shipped = [(one.place, one.path) for one in shipped_indexes(layout)]
+        order = in_order({place: _modified(path) for place, path in sealed})
+        sealed.sort(key=lambda one: order[one[0]], reverse=True)
         seen: set[_Place] = set()
-        for place, path in active:
-            if (
-                path.exists() or not path.parent.exists()
-            ):  # a directory that is being made has no index yet
-                seen.add(place)
-                yield place, path, True
-        times = in_order({place: _modified(path) for place, path in sealed})
-        for place, path in sorted(sealed, key=lambda one: times[one[0]], reverse=True):
-            if place not in seen:
-                seen.add(place)
-                yield place, path, False
-        for one in shipped:
-            place = (one.partition.slot, one.partition.number)
-            if place not in seen:
-                yield place, one.path, False
+        for is_active, found in ((True, active), (False, sealed), (False, shipped)):
+            for place, path in found:
+                # A directory that is being made has no index yet.
+                being_made = is_active and not path.exists() and path.parent.exists()
+                if place not in seen and not being_made:
+                    seen.add(place)
+                    yield place, path, is_active
 
     def _confirmed(self, place: _Place, name: str, sha256: bytes) -> bool:
         """Check that the record is really there, and make it durable."""

@@ -53,7 +53,7 @@ class DirectoryWriter(ABC):
         self._records: list[bytes] = []
         self._index_end = 0
         self._commits = 0
-        self._index = CLOSED
+        self._index = self._data = CLOSED
 
     def open(self, set_aside: SetAside) -> list[IndexEntry]:
         """Open or create the directory, cut off what is not whole, return its messages.
@@ -94,7 +94,7 @@ class DirectoryWriter(ABC):
 
     @abstractmethod
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
-        """Open the data, check it against the index, cut off what no record names."""
+        """Open `_data`, check it against the index, cut off what no record names."""
 
     @abstractmethod
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
@@ -119,8 +119,8 @@ class DirectoryWriter(ABC):
         with naming_disk_trouble(self.directory):
             if self._records:
                 self._commit()
-            for descriptor, path in self._files():
-                still_at(descriptor, path)
+            still_at(self._index, self.directory / INDEX_NAME)
+            still_at(self._data, self.directory / self.data_name)
 
     def _commit(self) -> None:
         self._write_data()
@@ -135,13 +135,10 @@ class DirectoryWriter(ABC):
         self._commits += 1
         self._records.clear()
 
-    def _files(self) -> list[tuple[int, Path]]:
-        """Open descriptors, each with the path at which it has to be found."""
-        return [(self._index, self.directory / INDEX_NAME)]
-
     def close(self) -> None:
         """Close the files. Messages that were added and not committed are forgotten."""
         self._records.clear()
-        if self._index != CLOSED:
-            os.close(self._index)
-            self._index = CLOSED
+        for descriptor in (self._index, self._data):
+            if descriptor != CLOSED:
+                os.close(descriptor)
+        self._index = self._data = CLOSED

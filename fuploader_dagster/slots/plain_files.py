@@ -20,7 +20,7 @@ from fuploader_dagster.disk.own_files import open_own_folder, read_own
 from fuploader_dagster.disk.trouble import disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
 from fuploader_dagster.slots import index
-from fuploader_dagster.slots.directory_writer import CLOSED, DirectoryWriter, SetAside
+from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
 from fuploader_dagster.slots.index import IndexEntry
 
 FILES_NAME = "files"
@@ -37,22 +37,23 @@ class FilesWriter(DirectoryWriter):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._pending: list[tuple[str, bytes]] = []
-        self._folder = CLOSED
 
     def _has_data(self) -> bool:
         folder = self.directory / FILES_NAME
         return folder.is_dir() and any(folder.iterdir())
 
-    def _files(self) -> list[tuple[int, Path]]:
-        return [*super()._files(), (self._folder, self.directory / FILES_NAME)]
-
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         folder = self.directory / FILES_NAME
         make_dirs(folder)
-        self._folder = open_own_folder(folder)
+        self._data = open_own_folder(folder)
         find_by_content(folder, entries)
         for entry in entries:
-            _check_file(folder / entry.name, entry)
+            path = folder / entry.name
+            if not is_committed(path, entry):
+                raise DamagedSlot(
+                    f"{str(path)!r} is missing or is not what was committed",
+                    hint="somebody changed it, or the disk is failing; the directory is untouched",
+                )
         known = {entry.name for entry in entries}
         for path in folder.iterdir():
             if path.name not in known:
@@ -60,7 +61,7 @@ class FilesWriter(DirectoryWriter):
 
     def add(self, name: str, content: bytes, sha256: bytes) -> None:
         try:
-            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            os.stat(name, dir_fd=self._data, follow_symlinks=False)
         except OSError as error:
             if error.errno in _NAME_REFUSED:
                 raise BadMessage(
@@ -78,36 +79,24 @@ class FilesWriter(DirectoryWriter):
         made: list[str] = []
         try:
             for name, content in self._pending:
-                descriptor = os.open(name, flags, 0o644, dir_fd=self._folder)
+                descriptor = os.open(name, flags, 0o644, dir_fd=self._data)
                 made.append(name)
                 try:
                     write_all(descriptor, content)
                 finally:
                     os.close(descriptor)
             reached(CrashPoint.DATA_WRITTEN)
-            syncfs(self._folder)
+            syncfs(self._data)
         except OSError:
             for name in made:  # else each attempt on a full disk would leave files to set aside
                 with suppress(OSError):
-                    os.unlink(name, dir_fd=self._folder)
+                    os.unlink(name, dir_fd=self._data)
             raise
         self._pending.clear()
 
     def close(self) -> None:
         super().close()
         self._pending.clear()
-        if self._folder != CLOSED:
-            os.close(self._folder)
-            self._folder = CLOSED
-
-
-def _check_file(path: Path, entry: IndexEntry) -> None:
-    """Check one file of the `files` format against its record. Raises `DamagedSlot`."""
-    if not is_committed(path, entry):
-        raise DamagedSlot(
-            f"{str(path)!r} is missing or is not what was committed",
-            hint="somebody changed it, or the disk is failing; the directory is untouched",
-        )
 
 
 def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receip
     return {
         receipt.partition: receipt
         for path, keys in wanted.items()
-        for line in _lines(path)
-        if (receipt := _decode(line)) is not None and receipt.partition in keys
+        for receipt in _receipts_in(path)
+        if receipt.partition in keys
     }
 
 
@@ -69,33 +70,21 @@ def receipts_between(
 ) -> dict[str, Receipt]:
     """Receipts of slots sealed from `since` on and before `until`, in the order of sealing."""
     found = {}
-    for path in sorted(layout.receipts.glob("*.jsonl")) if layout.receipts.is_dir() else ():
-        for line in _lines(path):
-            receipt = _decode(line)
-            key = PartitionKey.parse(receipt.partition) if receipt else None
-            if receipt is None or key is None:
+    for path in sorted(layout.receipts.glob("*.jsonl")):
+        for receipt in _receipts_in(path):
+            key = PartitionKey.parse(receipt.partition)
+            if key is None or (since and key.sealed_at < since):
                 continue
-            if (since is None or since <= key.sealed_at) and (
-                until is None or key.sealed_at < until
-            ):
+            if until is None or key.sealed_at < until:
                 found[receipt.partition] = receipt
     return dict(sorted(found.items()))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        descriptor = open_own(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    with os.fdopen(descriptor, "rb") as lines:
-        yield from lines
-
-
-def _decode(line: bytes) -> Receipt | None:
-    try:
-        return msgspec.json.decode(line, type=Receipt)
-    except UNREADABLE_JSON:
-        return None  # torn, see the module docstring
+def _receipts_in(path: Path) -> Iterator[Receipt]:
+    with suppress(FileNotFoundError), os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
+        for line in lines:
+            with suppress(*UNREADABLE_JSON):  # torn, see the module docstring
+                yield msgspec.json.decode(line, type=Receipt)
 
 
 def _path(layout: Layout, partition: str) -> Path:

@@ -19,7 +19,7 @@ from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.slots import index
-from fuploader_dagster.slots.directory_writer import CLOSED, DirectoryWriter, SetAside
+from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
 from fuploader_dagster.slots.index import IndexEntry
 
 SEGMENT_NAME = "segment.tar"
@@ -33,7 +33,6 @@ class SegmentWriter(DirectoryWriter):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._pieces: list[bytes] = []
-        self._data = CLOSED
         self._committed_end = 0
         self._end = 0
         self._digest = xxh3_128()
@@ -44,9 +43,6 @@ class SegmentWriter(DirectoryWriter):
     def _has_data(self) -> bool:
         path = self.directory / SEGMENT_NAME
         return os.path.lexists(path) and path.lstat().st_size > 0
-
-    def _files(self) -> list[tuple[int, Path]]:
-        return [*super()._files(), (self._data, self.directory / SEGMENT_NAME)]
 
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
         self._data = open_own(self.directory / SEGMENT_NAME, os.O_RDWR | os.O_CREAT)
@@ -82,9 +78,6 @@ class SegmentWriter(DirectoryWriter):
     def close(self) -> None:
         super().close()
         self._pieces.clear()
-        if self._data != CLOSED:
-            os.close(self._data)
-            self._data = CLOSED
 
 
 def _blocks(pieces: Sequence[bytes]) -> Iterator[bytes]:

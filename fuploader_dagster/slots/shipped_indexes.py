@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,11 @@ class ShippedIndex:
     path: Path
     partition: PartitionKey
     messages: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Slot and number of its directory."""
+        return self.partition.slot, self.partition.number
 
 
 def keep_index(layout: Layout, slot: SealedSlot) -> None:
@@ -50,17 +55,8 @@ def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
     if not layout.shipped.is_dir():
         return []
     found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
-    times = in_order(
-        {
-            (one.partition.slot, one.partition.number): one.partition.sealed_at.timestamp()
-            for one in found
-        }
-    )
-    return sorted(
-        found,
-        key=lambda one: times[one.partition.slot, one.partition.number],
-        reverse=True,
-    )
+    order = in_order({one.place: one.partition.sealed_at.timestamp() for one in found})
+    return sorted(found, key=lambda one: order[one.place], reverse=True)
 
 
 def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tuple[float, int]]:
@@ -78,20 +74,12 @@ def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tu
     return sorts
 
 
-def beyond(kept: Sequence[ShippedIndex], messages: int) -> list[ShippedIndex]:
-    """Those of a newest-first list that a window of `messages` messages does not need."""
-    needless = []
-    for one in kept:
-        if messages <= 0:
-            needless.append(one)
-        messages -= one.messages
-    return needless
-
-
 def trim_shipped(layout: Layout, messages: int) -> None:
     """Remove what a window of `messages` messages does not need."""
-    for one in beyond(shipped_indexes(layout), messages):
-        one.path.unlink(missing_ok=True)
+    for one in shipped_indexes(layout):
+        if messages <= 0:
+            one.path.unlink(missing_ok=True)
+        messages -= one.messages
 
 
 def _parsed(path: Path) -> ShippedIndex | None:

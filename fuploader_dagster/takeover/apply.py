@@ -18,15 +18,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from fuploader_dagster.archives.ranges import LocalFile
-from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
-from fuploader_dagster.archives.tar_scan import ScannedMember, scan
 from fuploader_dagster.delivery.pack import Packed, keep_packed
 from fuploader_dagster.disk.durable import (
     append_durably,
@@ -46,26 +41,33 @@ from fuploader_dagster.intake.leftovers import ADOPTED_SLOT, adopting, journal
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.plain_files import FILES_NAME
-from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, make_seal, read_seal
-from fuploader_dagster.slots.shipped_indexes import shipped_indexes
-from fuploader_dagster.takeover.folders import (
-    ORIGIN_NAME,
-    STAGED_ARCHIVE_NAME,
-    Origin,
-    TakenOver,
-    origin_of,
-    taken_over,
+from fuploader_dagster.slots.sealing import (
+    SEAL_NAME,
+    SealedSlot,
+    encode_seal,
+    make_seal,
+    read_seal,
 )
+from fuploader_dagster.takeover.archives import write_members
 from fuploader_dagster.takeover.former_redis import FormerRedis
-from fuploader_dagster.takeover.names import as_text, names_in, without_directory
+from fuploader_dagster.takeover.names import as_text, names_in
 from fuploader_dagster.takeover.plan import (
     Adopt,
-    Content,
-    Drop,
     LeftArchive,
+    Member,
     Plan,
     SetAside,
     TakeArchive,
+)
+from fuploader_dagster.takeover.staging import (
+    ORIGIN_NAME,
+    STAGED_ARCHIVE_NAME,
+    next_number,
+    number_of,
+    origin_of,
+    record_taken_over,
+    stage,
+    staged_dirs,
 )
 
 log = logging.getLogger(__name__)
@@ -80,10 +82,11 @@ def apply(
     """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
     layout = pipeline.layout
     make_dirs(adopting(layout))
-    _keep_identities(plan.stored, pipeline)
+    if plan.stored:
+        _keep_identities([(name, digest, 0) for name, digest in sorted(plan.stored)], pipeline)
     for aside in plan.aside:
         _set_aside(aside, layout)
-    sealed = [_finish(staged, pipeline) for staged in plan.finish]
+    sealed = [_finish(staged, layout) for staged in plan.finish]
     for adopt in plan.adopt:
         sealed += _adopt(adopt, pipeline)
         if progress:
@@ -93,7 +96,8 @@ def apply(
     for removal in plan.remove:
         removal.path.unlink(missing_ok=True)
         log.info("removed %s: %s", removal.path, removal.because)
-        _remove_staged(removal.path.parent, layout)
+        if (staged := removal.path.parent).parent == adopting(layout):
+            remove_tree(staged)
     if redis is not None:
         redis.remove(plan.forget)
     for path in plan.empty:
@@ -106,7 +110,7 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
-        staged = _stage(layout, Origin(directory.source, directory.kind, directory.maybe_stored))
+        staged = stage(directory.source, layout, maybe_stored=directory.maybe_stored)
         files = staged / FILES_NAME
         if directory.kind == "loose":
             make_dirs(files)
@@ -114,77 +118,77 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
                 _bring(file.path, files / file.name)
         else:
             _bring(directory.path, files)
-    for drop in step.drop:
-        _drop(drop, staged)
+    for name, because in step.drop.items():
+        (staged / FILES_NAME / name).unlink(missing_ok=True)
+        log.info("%s is not adopted: %s", name, because)
     return _seal_files(staged, pipeline)
 
 
-def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
+def _keep_identities(stored: Sequence[Member], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
-    if not stored:
-        return
-    records = [
-        index.record(as_text(name).encode("utf-8"), 0, 0, 0, digest)
-        for name, digest in sorted(stored)
-    ]
     layout = pipeline.layout
     # A number that no other directory has: the drain tells indexes apart by it.
-    moment, number = utc(time.time()), _next_number(layout)
+    moment, number = utc(time.time()), next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
-    name = f"{partition}.{len(records)}.index"
-    write_durably(layout.shipped / name, index.whole_index(records))
+    write_durably(layout.shipped / f"{partition}.{len(stored)}.index", _index_of(stored))
 
 
-def _drop(drop: Drop, staged: Path) -> None:
-    (staged / FILES_NAME / drop.file.name).unlink(missing_ok=True)
-    log.info("%s is not adopted: %s", drop.file.name, drop.because)
+def _index_of(members: Sequence[Member]) -> bytes:
+    return index.whole_index(
+        [
+            index.record(as_text(name).encode("utf-8"), 0, 0, size, digest)
+            for name, digest, size in members
+        ]
+    )
 
 
 def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
     """Sync, index and seal the files of a staged directory."""
     folder = staged / FILES_NAME
-    records, size = [], 0
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        names = list(names_in(folder))
-        syncfs(descriptor)  # FUploader never synced any of them
-    finally:
-        os.close(descriptor)
+    names = list(names_in(folder))
+    _sync(folder)  # FUploader never synced any of them
+    members = []
     for name in names:
-        content_size, digest = digest_of(folder / name)
-        records.append(index.record(name.encode("utf-8"), 0, 0, content_size, digest))
-        size += content_size
-    if not records:
-        _note(staged, "", 0, pipeline.layout)
+        size, digest = digest_of(folder / name)
+        members.append((name, digest, size))
+    if not members:
+        record_taken_over(staged, "", 0, pipeline.layout)
         remove_tree(staged)
         return []
-    content = index.whole_index(records)
-    return [_seal(staged, content, len(records), size, pipeline)]
+    return [_seal(staged, members, pipeline)]
 
 
-def _seal(
-    staged: Path, index_content: bytes, messages: int, size: int, pipeline: Pipeline
-) -> SealedSlot:
-    write_durably(staged / index.INDEX_NAME, index_content)
+def _sync(folder: Path) -> None:
+    """Sync everything in the folder at once."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> SealedSlot:
+    content = _index_of(members)
+    write_durably(staged / index.INDEX_NAME, content)
     seal = make_seal(
         pipeline,
         slot=ADOPTED_SLOT,
-        number=_number_of(staged),
+        number=number_of(staged),
         slot_format="files",
-        messages=messages,
-        payload_bytes=size,
-        index_content=index_content,
+        messages=len(members),
+        payload_bytes=sum(size for _, _, size in members),
+        index_content=content,
         reason="adopted",
         now=time.time(),
     )
-    write_durably(staged / SEAL_NAME, msgspec.json.format(msgspec.json.encode(seal), indent=1))
-    return _finish(staged, pipeline)
+    write_durably(staged / SEAL_NAME, encode_seal(seal))
+    return _finish(staged, pipeline.layout)
 
 
-def _finish(staged: Path, pipeline: Pipeline) -> SealedSlot:
+def _finish(staged: Path, layout: Layout) -> SealedSlot:
     """Do what follows the seal, also if a crash interrupted it."""
-    layout, seal = pipeline.layout, read_seal(staged)
+    seal = read_seal(staged)
     target = layout.archives / seal.archive
     if (staged / STAGED_ARCHIVE_NAME).exists():
         rename_durably(staged / STAGED_ARCHIVE_NAME, target)
@@ -200,8 +204,8 @@ def _finish(staged: Path, pipeline: Pipeline) -> SealedSlot:
         )
         keep_packed(layout, packed)
     if (staged / ORIGIN_NAME).exists():
-        source = _note(staged, seal.partition, seal.messages, layout)
-        log.warning("took over %s from FUploader as %s", source, seal.partition)
+        record_taken_over(staged, seal.partition, seal.messages, layout)
+        log.warning("took over %s from FUploader as %s", origin_of(staged).source, seal.partition)
         (staged / ORIGIN_NAME).unlink()
     for path in staged.iterdir():  # of an earlier attempt, from another file system
         if is_temporary(path.name):
@@ -217,28 +221,21 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
         return _unpack(archive, step.only, pipeline)
     staged = archive.staged
     if staged is None:
-        staged = _stage(pipeline.layout, Origin(archive.source, "flat", maybe_stored=True))
+        staged = stage(archive.source, pipeline.layout)
         _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
     fsync_file(staged / STAGED_ARCHIVE_NAME)
-    records = [
-        index.record(as_text(name).encode("utf-8"), 0, 0, size, digest)
-        for name, digest, size in archive.members
-    ]
-    total = sum(size for _, _, size in archive.members)
-    content = index.whole_index(records)
-    return [_seal(staged, content, len(records), total, pipeline)]
+    return [_seal(staged, archive.members, pipeline)]
 
 
 def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
     """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
-    staged = _stage(layout, Origin(archive.source, "flat", maybe_stored=True))
+    staged = stage(archive.source, layout)
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
         folder.mkdir()
-        refused = _write_members(archive, names, folder)
-        with _opened(folder) as descriptor:
-            syncfs(descriptor)
+        refused = write_members(archive.path, names, folder)
+        _sync(folder)
         rename_durably(folder, staged / FILES_NAME)
     if refused:
         because = f"{len(refused)} of its members were not taken: {'; '.join(refused[:3])}"
@@ -247,45 +244,6 @@ def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) ->
     if archive.staged is not None:
         remove_tree(archive.staged)
     return _seal_files(staged, pipeline)
-
-
-def _write_members(archive: LeftArchive, names: Collection[str], folder: Path) -> list[str]:
-    """Write these members; returns a sentence for each that was refused."""
-    source = LocalFile(archive.path)
-    refused = []
-    try:
-        with RestoreFolder(folder) as target:
-            for item in scan(source):
-                if not isinstance(item, ScannedMember):
-                    raise DamagedSlot(f"{archive.path} changed while it was being read: {item}")
-                name = without_directory(item.name)
-                if item.kind != "file" or name not in names:
-                    continue
-                try:
-                    target.write(name, item.chunks())
-                except Refused as error:
-                    refused.append(error.message)
-    finally:
-        source.close()
-    return refused
-
-
-def _next_number(layout: Layout) -> int:
-    """A directory number that was never used."""
-    sealed = layout.root / "sealed" / f"slot-{ADOPTED_SLOT}"
-    used = [_number_of(path) for path in (*adopting(layout).glob("dir-*"), *sealed.glob("dir-*"))]
-    partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
-    partitions += [one.partition for one in shipped_indexes(layout)]
-    used += [one.number for one in partitions if one is not None and one.slot == ADOPTED_SLOT]
-    return max(used, default=0) + 1
-
-
-def _stage(layout: Layout, origin: Origin) -> Path:
-    """A new staged directory with a number that was never used."""
-    staged = adopting(layout) / f"dir-{_next_number(layout):06d}"
-    make_dirs(staged)
-    write_durably(staged / ORIGIN_NAME, msgspec.json.encode(origin))
-    return staged
 
 
 def _bring(source: Path, target: Path) -> None:
@@ -298,10 +256,10 @@ def _bring(source: Path, target: Path) -> None:
         make_dirs(target.parent)
         with temporary_folder(target) as work:
             copy = work / target.name
-            copied: Callable[[Path, Path], object] = (
-                _copy_tree if source.is_dir() else shutil.copyfile
-            )
-            copied(source, copy)
+            if source.is_dir():
+                shutil.copytree(source, copy, symlinks=True)
+            else:
+                shutil.copyfile(source, copy)
             os.sync()
             _compare(source, copy)
             rename_durably(copy, target)
@@ -309,10 +267,6 @@ def _bring(source: Path, target: Path) -> None:
             remove_tree(source)
         else:
             source.unlink()
-
-
-def _copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, symlinks=True)
 
 
 def _compare(source: Path, copy: Path) -> None:
@@ -327,27 +281,11 @@ def _compare(source: Path, copy: Path) -> None:
             )
 
 
-def _note(staged: Path, partition: str, files: int, layout: Layout) -> str:
-    """Record in the journal what was taken over; returns its source."""
-    origin = origin_of(staged)
-    at = utc(time.time()).isoformat(timespec="milliseconds")
-    line = TakenOver(source=origin.source, partition=partition, files=files, at=at)
-    path = journal(layout)
-    content = msgspec.json.encode(line) + b"\n"
-    append_durably(path, content)
-    return origin.source
-
-
 def _set_aside(step: SetAside, layout: Layout) -> None:
     name = f"{time.time_ns()}-{step.path.name}"
     with suppress(FileNotFoundError):
         _bring(step.path, layout.set_aside / name)
         log.error("%s was moved to %s: %s", step.path, layout.set_aside / name, step.because)
-
-
-def _remove_staged(path: Path, layout: Layout) -> None:
-    if path.parent == adopting(layout):
-        remove_tree(path)
 
 
 def _remove_empty(path: Path) -> None:
@@ -361,7 +299,7 @@ def _end(layout: Layout) -> None:
     """End the take-over, unless something is still staged. Once the journal exists, keys that are
     left in Redis no longer keep the pipeline from starting."""
     folder = adopting(layout)
-    for staged in folder.glob("dir-*"):
+    for staged in staged_dirs(layout):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
         if names <= {ORIGIN_NAME}:
             remove_tree(staged)
@@ -370,16 +308,3 @@ def _end(layout: Layout) -> None:
         folder.rmdir()
         folder.parent.rmdir()
         fsync_dir(layout.root)
-
-
-def _number_of(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

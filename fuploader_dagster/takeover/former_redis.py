@@ -89,24 +89,24 @@ def read_keys(prefix: str, dump: Mapping[str, Value]) -> FormerKeys:
 
 
 class FormerRedis:
-    """`former_state.FormerState` on a Redis server."""
+    """The Redis server in which FUploader kept its state."""
 
     def __init__(self, url: SecretStr) -> None:
-        self._client = connect(url, _TIMEOUT_SECONDS)
+        self._client: Any = connect(url, _TIMEOUT_SECONDS)
 
     def dump(self, prefix: str) -> Mapping[str, Value]:
+        """All strings, lists and hashes under a prefix."""
         with self._explaining():
             pattern = _GLOB.sub(r"\\\1", prefix) + "*"
             found = {key: self._value(key) for key in self._client.scan_iter(pattern, count=1000)}
         return {key: value for key, value in found.items() if value is not None}
 
     def _value(self, key: str) -> Value | None:
-        client: Any = self._client
         read = {
-            "string": lambda: client.get(key),
-            "list": lambda: client.lrange(key, 0, -1),
-            "hash": lambda: client.hgetall(key),
-        }.get(client.type(key))
+            "string": lambda: self._client.get(key),
+            "list": lambda: self._client.lrange(key, 0, -1),
+            "hash": lambda: self._client.hgetall(key),
+        }.get(self._client.type(key))
         return read() if read else None
 
     def user_of(self, prefixes: Sequence[str], seconds: float) -> str:
@@ -130,20 +130,18 @@ class FormerRedis:
     def _others(self) -> list[dict[str, str]]:
         """All clients of the server except this one."""
         try:
-            ourselves: Any = self._client.client_id()
-            clients: Any = self._client.client_list()
+            ourselves = str(self._client.client_id())
+            clients = self._client.client_list()
         except redis.ResponseError:
             return [{}]  # there may be others
-        return [client for client in clients if client.get("id") != str(ourselves)]
+        return [client for client in clients if client.get("id") != ourselves]
 
     def _watch(self, prefixes: Sequence[str], seconds: float) -> Mapping[str, str] | None:
         """The first command that names such a key; None if there is none within that time."""
         until = time.monotonic() + seconds
-        client: Any = self._client
-        with client.monitor() as monitor:
-            connection: Any = monitor.connection
+        with self._client.monitor() as monitor:
             while (left := until - time.monotonic()) > 0:
-                if not connection.can_read(timeout=left):
+                if not monitor.connection.can_read(timeout=left):
                     continue
                 command: dict[str, str] = monitor.next_command()
                 if any(prefix in command["command"] for prefix in prefixes):

@@ -1,50 +1,57 @@
 """What FUploader left: directories and archives, keys in Redis, what it had stored already.
 
-What must always hold: nothing is changed, and a FUploader that still runs is noticed: a process has
-one of its files open, it sends commands to Redis, or files change during the look.
+What must always hold:
+
+- Nothing is changed, and nothing of anybody else's is taken for FUploader's: only names of its own
+  forms count (`intake.leftovers`), and links are never followed.
+- A FUploader that still runs is noticed: a process has one of its files open, it sends commands to
+  Redis, or files change during the look.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fuploader_dagster.archives.foreign import ForeignArchive, is_whole, refuse_foreign
-from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.ranges import LocalFile, RangeSource
-from fuploader_dagster.archives.tar_scan import scan
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import ConfigError, DamagedArchive, SlotInUse
+from fuploader_dagster.errors import ConfigError, DamagedSlot, SlotInUse
 from fuploader_dagster.intake.leftovers import (
+    ADOPTED_SLOT,
+    NUMBERED_DIR,
+    SLOT_DIR,
     archives_in,
+    children,
     directories_in,
     is_archive,
+    is_loose,
     is_of_fuploader,
     key_prefixes,
     root_of,
 )
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.sealing import SEAL_NAME
-from fuploader_dagster.takeover.folders import (
+from fuploader_dagster.slots.plain_files import FILES_NAME
+from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
+from fuploader_dagster.takeover.archives import read_archive
+from fuploader_dagster.takeover.former_redis import FormerKeys, FormerRedis, read_keys
+from fuploader_dagster.takeover.plan import (
+    Content,
+    Left,
+    LeftArchive,
+    LeftDirectory,
+    LeftFile,
+    is_waiting,
+)
+from fuploader_dagster.takeover.staging import (
     STAGED_ARCHIVE_NAME,
-    adopted,
-    frame,
-    links,
-    listing,
     origin_of,
-    read_directory,
-    read_staged,
-    staged,
+    staged_dirs,
     taken_over,
 )
-from fuploader_dagster.takeover.former_redis import FormerRedis, read_keys
-from fuploader_dagster.takeover.names import fits_a_folder, without_directory
-from fuploader_dagster.takeover.plan import ArchiveState, Left, LeftArchive
 from fuploader_dagster.takeover.store import StoredArchives
 
 WATCH_SECONDS = 4.0
@@ -67,31 +74,12 @@ def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False
     used = list(key_prefixes(pipeline))
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
-    before = listing(root, layout)
-    directories, interrupted = read_staged(layout)
-    found = directories_in(root, layout)
-    directories += [read_directory(path, kind, root, keys) for path, kind in found]
-    archives = [_read_archive(path, root) for path in archives_in(root, layout)]
-    archives += _staged_archives(layout)
-    filled = {directory.path.parent for directory in directories if directory.files}
-    archives = [replace(one, siblings=one.path.parent in filled) for one in archives]
-    empty = [one.path for one in directories if not one.files and not one.others]
-    left = Left(
-        root=root,
-        directories=tuple(one for one in directories if one.path not in empty),
-        archives=tuple(archives),
-        empty=(*empty, *frame(root, layout)),
-        interrupted=tuple(interrupted),
-        adopted=adopted(layout, interrupted),
-        keys=tuple(one for one in keys if one.keys),
-        links=tuple(links(root, layout)),
-        taken_before=frozenset(one.source for one in taken_over(layout)),
-    )
-    left = _ask_store(left, pipeline)
+    before = _listing(root, layout)
+    left = _ask_store(_on_disk(root, layout, keys), pipeline)
     if not stopped and not alive and (left.directories or left.archives or left.keys):
         alive = redis.user_of(used, WATCH_SECONDS) if redis else ""
         time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
-        if not alive and listing(root, layout) != before:
+        if not alive and _listing(root, layout) != before:
             alive = f"files below {root} changed while they were being read"
     return replace(left, alive=alive)
 
@@ -106,63 +94,123 @@ def refuse_if_alive(alive: str, root: Path) -> None:
         )
 
 
-def _read_archive(path: Path, root: Path, staged_in: Path | None = None) -> LeftArchive:
-    source = path.relative_to(root).as_posix() if staged_in is None else origin_of(staged_in).source
-    directory = path.with_name(path.name.partition(".")[0])
-    archive = LeftArchive(
-        path,
-        source,
-        "whole",
-        directory_there=staged_in is None and directory.is_dir(),
-        staged=staged_in,
-    )
-    opened = LocalFile(path)
-    try:
-        refuse_foreign(opened)
-        members, others = _contents_of(opened)
-        return replace(archive, members=members, others=others)
-    except ForeignArchive:
-        states: dict[bool | None, ArchiveState] = {True: "foreign", False: "torn", None: "unknown"}
-        return replace(archive, state=states[is_whole(path)])
-    except DamagedArchive:
-        return replace(archive, state="torn")
-    finally:
-        opened.close()
-
-
-def _staged_archives(layout: Layout) -> list[LeftArchive]:
-    return [
-        _read_archive(path / STAGED_ARCHIVE_NAME, path, staged_in=path)
-        for path in staged(layout)
-        if (path / STAGED_ARCHIVE_NAME).exists() and not (path / SEAL_NAME).exists()
+def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> Left:
+    """What is below FUploader's storage root, and what a take-over staged or sealed of it."""
+    directories, archives, sealed = _staged(layout)
+    for path, kind in directories_in(root, layout):
+        source = path.relative_to(root).as_posix()
+        below = filter(is_loose, children(path)) if kind == "loose" else _files(path)
+        found, waiting = _read_files(below, path), is_waiting(source, keys)
+        directories.append(LeftDirectory(path, source, kind, *found, waiting))
+    filled = {directory.path.parent for directory in directories if directory.files}
+    archives += [
+        LeftArchive(
+            path,
+            path.relative_to(root).as_posix(),
+            *read_archive(path),
+            directory_there=path.with_name(path.name.partition(".")[0]).is_dir(),
+            siblings=path.parent in filled,
+        )
+        for path in archives_in(root, layout)
     ]
+    empty = [one.path for one in directories if not one.files and not one.others]
+    return Left(
+        root=root,
+        directories=tuple(one for one in directories if one.path not in empty),
+        archives=tuple(archives),
+        empty=(*empty, *_frame(root)),
+        interrupted=tuple(sealed),
+        adopted=_adopted(layout, sealed),
+        keys=tuple(one for one in keys if one.keys),
+        links=tuple(_links(root)),
+        taken_before=frozenset(one.source for one in taken_over(layout)),
+    )
 
 
-def members_of(source: RangeSource) -> tuple[tuple[str, bytes, int], ...]:
-    """Name without the directory, SHA-256 and size of each file in one of FUploader's archives.
-
-    Raises `DamagedArchive` if it is incomplete or damaged.
-    """
-    return _contents_of(source)[0]
-
-
-def _contents_of(source: RangeSource) -> tuple[tuple[tuple[str, bytes, int], ...], bool]:
-    """The files, and whether there is anything else except directories, or a file whose name fits
-    no folder: such an archive is only ever taken as it is."""
-    members = []
-    others = False
-    for item in scan(source):
-        if isinstance(item, Damage):
-            raise DamagedArchive(str(item))
-        digest = hashlib.sha256()
-        for chunk in item.chunks():
-            digest.update(chunk)
-        name = without_directory(item.name)
-        if item.kind == "file" and fits_a_folder(name):
-            members.append((name, digest.digest(), item.size_bytes))
+def _staged(layout: Layout) -> tuple[list[LeftDirectory], list[LeftArchive], list[Path]]:
+    """What an interrupted take-over staged: directories and archives to seal, and what it had
+    sealed already."""
+    directories, archives, sealed = [], [], []
+    for path in staged_dirs(layout):
+        origin, files, archive = origin_of(path), path / FILES_NAME, path / STAGED_ARCHIVE_NAME
+        if (path / SEAL_NAME).exists():
+            sealed.append(path)
+        elif archive.exists():
+            found = read_archive(archive)
+            archives.append(LeftArchive(archive, origin.source, *found, staged=path))
         else:
-            others |= item.kind != "directory"
-    return tuple(members), others
+            content, waiting = _read_files(_files(files), files), not origin.maybe_stored
+            directories.append(LeftDirectory(path, origin.source, "staged", *content, waiting))
+    return directories, archives, sealed
+
+
+def _adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
+    """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
+    found: dict[Content, str] = {}
+    for directory in (*children(layout.sealed(ADOPTED_SLOT, 0).parent), *interrupted):
+        with suppress(DamagedSlot, FileNotFoundError):  # shipping reports it, or did it
+            slot = SealedSlot(directory, read_seal(directory))
+            for entry in slot.entries():
+                found[(entry.name, entry.sha256)] = slot.seal.partition
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Everything below a folder except directories, in the order of names."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(parent, name)
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                yield Path(parent, name)
+
+
+def _read_files(
+    found: Iterable[Path], folder: Path
+) -> tuple[tuple[LeftFile, ...], tuple[Path, ...]]:
+    """Size and digest of each file; what is no file."""
+    files, others = [], []
+    for path in found:
+        if path.is_symlink() or not path.is_file():
+            others.append(path)
+            continue
+        name = path.relative_to(folder).as_posix()
+        files.append(LeftFile(path, name, *digest_of(path), path.stat().st_mtime))
+    return tuple(files), tuple(others)
+
+
+def _links(root: Path) -> Iterator[Path]:
+    """Symbolic links with names of FUploader's."""
+    for path in children(root):
+        if path.is_symlink() and (is_of_fuploader(path.name) or is_archive(path.name)):
+            yield path
+    for slot in _slots(root):
+        inner = [one for one in children(slot) if NUMBERED_DIR.fullmatch(one.name)]
+        yield from (one for one in (slot, *inner) if one.is_symlink())
+
+
+def _frame(root: Path) -> list[Path]:
+    """FUploader's own folders around its directories, inner ones first."""
+    return [path for path in (*_slots(root), root / "active", root / "sealed") if path.is_dir()]
+
+
+def _slots(root: Path) -> list[Path]:
+    """What has the name of a slot, in the layout with `active` and `sealed`."""
+    found = (*children(root / "active"), *children(root / "sealed"))
+    return [path for path in found if SLOT_DIR.fullmatch(path.name)]
+
+
+def _listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
+    """Path, size and time of each file: differs from an earlier listing if somebody writes here."""
+    folders = [path for path, _ in directories_in(root, layout)]
+    files = [path for folder in folders for path in _files(folder) if path.is_file()]
+    found = set()
+    for path in (*files, *archives_in(root, layout)):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.add((str(path), status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _ask_store(left: Left, pipeline: Pipeline) -> Left:
@@ -177,9 +225,9 @@ def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     archives = tuple(
         replace(one, stored_as=stored.holding(one.path.name, one.path)) for one in left.archives
     )
-    contents: Mapping[tuple[str, bytes], str] = {}
+    contents: Mapping[Content, str] = {}
     if doubtful or any(not one.stored_as and one.members for one in archives):
-        contents = stored.newest_contents(members_of)
+        contents = stored.newest_contents()
     return replace(left, archives=archives, stored=contents, stored_looked_at=stored.looked_at)
 
 
@@ -189,15 +237,15 @@ def _open_below(root: Path, layout: Layout) -> str:
         if root not in target.parents or layout.root in target.parents:
             continue
         first = target.relative_to(root).parts[0]
-        if pid != os.getpid() and (is_of_fuploader(first) or is_archive(first)):
+        if is_of_fuploader(first) or is_archive(first):
             return f"process {pid} has {target} open"
     return ""
 
 
 def _open_files() -> Iterator[tuple[int, Path]]:
-    """Process and file, for everything open on this machine that we may see."""
+    """Process and file, for everything that other processes have open, as far as we may see it."""
     for process in Path("/proc").iterdir():
-        if not process.name.isdecimal():
+        if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
         with suppress(OSError):  # it ended meanwhile, or belongs to another user
             for link in (process / "fd").iterdir():

@@ -15,32 +15,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuploader_dagster.archives.restore_folder import Refused, safe_parts
 from fuploader_dagster.disk.durable import make_dirs, rename_durably
 from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
-
-MAX_PATH_BYTES = 4096
-"""Linux opens no longer path."""
 
 
 def as_text(name: str) -> str:
     """The name as valid text, with `\\xff` for a byte that is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def without_directory(name: str) -> str:
-    """The name of a member of FUploader's archive, without the directory that was packed."""
-    return name.partition("/")[2] or name
-
-
-def fits_a_folder(name: str) -> bool:
-    """Whether a member can become a file of that name. FUploader never made one that leads
-    elsewhere or that no disk takes."""
-    try:
-        parts = safe_parts(name)
-    except Refused:
-        return False
-    return bool(parts) and len(os.fsencode(name)) < MAX_PATH_BYTES
 
 
 def names_in(folder: Path) -> Iterator[str]:

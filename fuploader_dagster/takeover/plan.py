@@ -52,6 +52,8 @@ Kind = FoundAs | Literal["staged"]
 ArchiveState = Literal["whole", "torn", "foreign", "unknown"]
 Content = tuple[str, bytes]
 """Name and SHA-256 of a file."""
+Member = tuple[str, bytes, int]
+"""Name, SHA-256 and size of a file, without the directory that FUploader packed."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ class LeftArchive:
     path: Path
     source: str
     state: ArchiveState
-    members: tuple[tuple[str, bytes, int], ...] = ()
-    """Name without the directory, SHA-256, size."""
+    members: tuple[Member, ...] = ()
     others: bool = False
     """It also holds links or pipes, which are not among the members."""
     directory_there: bool = False
@@ -136,19 +137,12 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """A file that is not adopted."""
-
-    file: LeftFile
-    because: str
-
-
-@dataclass(frozen=True)
 class Adopt:
     """Make a directory a sealed slot, without some of its files."""
 
     directory: LeftDirectory
-    drop: tuple[Drop, ...] = ()
+    drop: Mapping[str, str] = field(default_factory=dict)
+    """Name of each file that is not adopted, with the reason."""
 
     @property
     def kept(self) -> int:
@@ -205,15 +199,8 @@ class Plan:
         return sum(step.kept for step in self.adopt)
 
     def __bool__(self) -> bool:
-        return bool(
-            self.finish
-            or self.adopt
-            or self.archives
-            or self.remove
-            or self.aside
-            or self.empty
-            or self.forget
-        )
+        steps = (self.finish, self.adopt, self.archives, self.remove, self.aside, self.empty)
+        return any(steps) or bool(self.forget)
 
 
 def plan(left: Left) -> Plan:
@@ -223,7 +210,9 @@ def plan(left: Left) -> Plan:
         if archive.stored_as:
             stored |= {(name, digest): archive.stored_as for name, digest, _ in archive.members}
     here = dict(left.adopted)
-    adopt = [_adopt(directory, here, stored) for directory in _in_order(left.directories)]
+    # Staged ones first: they keep what they hold, and copies elsewhere are dropped.
+    in_order = sorted(left.directories, key=lambda one: (one.kind != "staged", one.source))
+    adopt = tuple(_adopt(directory, here, stored) for directory in in_order)
     archives: list[TakeArchive] = []
     remove: list[Remove] = []
     aside = [
@@ -235,48 +224,51 @@ def plan(left: Left) -> Plan:
         step = _archive(archive, here, stored)
         if isinstance(step, TakeArchive):
             archives.append(step)
-            taken = step.only
             here |= {
                 (name, digest): archive.source
                 for name, digest, _ in archive.members
-                if taken is None or name in taken
+                if step.only is None or name in step.only
             }
         elif isinstance(step, Remove):
             remove.append(step)
         else:
             aside.append(step)
     forget, remarks = _keys(left)
+    remarks += [
+        f"{link} is a symbolic link; it is left alone, with what it leads to" for link in left.links
+    ]
+    if doubtful := sum(directory.maybe_stored for directory in left.directories):
+        remarks.append(
+            f"FUploader may have stored {doubtful:,} directories before it died. They were "
+            f"compared with its {left.stored_looked_at:,} newest archives in the store; what it "
+            f"stored before those, or under names of another form, is stored again"
+        )
     return Plan(
         alive=left.alive,
         finish=left.interrupted,
-        adopt=tuple(adopt),
+        adopt=adopt,
         archives=tuple(archives),
         remove=tuple(remove),
         aside=tuple(aside),
         empty=left.empty,
-        forget=forget,
-        remarks=(*remarks, *map(_left_alone, left.links), *_what_cannot_be_known(left)),
+        forget=tuple(forget),
+        remarks=tuple(remarks),
         stored=frozenset(stored),
     )
-
-
-def _in_order(directories: Iterable[LeftDirectory]) -> list[LeftDirectory]:
-    """Staged ones first: they keep what they hold, and copies elsewhere are dropped."""
-    return sorted(directories, key=lambda one: (one.kind != "staged", one.source))
 
 
 def _adopt(
     directory: LeftDirectory, here: dict[Content, str], stored: Mapping[Content, str]
 ) -> Adopt:
-    drop = []
+    drop = {}
     for file in directory.files:
         if file.content in here:
-            drop.append(Drop(file, f"it is also in {here[file.content]}"))
+            drop[file.name] = f"it is also in {here[file.content]}"
         elif file.content in stored:
-            drop.append(Drop(file, f"it is stored in {stored[file.content]}"))
+            drop[file.name] = f"it is stored in {stored[file.content]}"
         else:
             here[file.content] = directory.source
-    return Adopt(directory, tuple(drop))
+    return Adopt(directory, drop)
 
 
 def _archive(
@@ -297,11 +289,8 @@ def _archive(
     }
     if not missing:
         known = "all of its files are adopted or stored"
-        return (
-            SetAside(archive.path, f"{known}, but it holds links, or names that lead elsewhere")
-            if archive.others
-            else Remove(archive.path, known)
-        )
+        but = f"{known}, but it holds links, or names that lead elsewhere"
+        return SetAside(archive.path, but) if archive.others else Remove(archive.path, known)
     # With links it is shipped as it is: better to store a file twice than to lose a link.
     whole = len(missing) == len(archive.members) or archive.others
     return TakeArchive(archive, None if whole else frozenset(missing))
@@ -318,14 +307,14 @@ def _doubt(archive: LeftArchive) -> str:
     return ""
 
 
-def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _keys(left: Left) -> tuple[list[str], list[str]]:
     """Keys to remove, if any under their prefix names something that is or was here; remarks."""
     there = set(left.taken_before)
     there |= {directory.source for directory in left.directories}
     there |= {archive.source.partition(".")[0] for archive in left.archives}
-    there |= {str(path.relative_to(left.root)) for path in left.empty if _below(path, left.root)}
+    there |= {str(path.relative_to(left.root)) for path in left.empty if left.root in path.parents}
     forget: list[str] = []
-    remarks = []
+    remarks: list[str] = []
     for keys in left.keys:
         named = [
             place
@@ -339,24 +328,12 @@ def _keys(left: Left) -> tuple[tuple[str, ...], tuple[str, ...]]:
             remarks.append(
                 f"the keys {keys.prefix}* name no directory below {left.root} and are left alone"
             )
-    return tuple(forget), tuple(remarks)
-
-
-def _left_alone(link: Path) -> str:
-    return f"{link} is a symbolic link; it is left alone, with what it leads to"
-
-
-def _below(path: Path, root: Path) -> bool:
-    return root in path.parents
+    return forget, remarks
 
 
 def _places(slot: int, directory: str) -> list[str]:
     """Where a directory that Redis names can be."""
-    return [
-        directory,
-        f"active/slot-{slot}/{directory}",
-        f"sealed/slot-{slot}/{directory}",
-    ]
+    return [directory, f"active/slot-{slot}/{directory}", f"sealed/slot-{slot}/{directory}"]
 
 
 def _before(directory: str) -> list[str]:
@@ -378,13 +355,3 @@ def is_waiting(source: str, keys: Iterable[FormerKeys]) -> bool:
     return any(
         source in _places(slot, directory) for one in keys for slot, directory in one.directories()
     )
-
-
-def _what_cannot_be_known(left: Left) -> list[str]:
-    doubtful = [directory for directory in left.directories if directory.maybe_stored]
-    remark = (
-        f"FUploader may have stored {len(doubtful):,} directories before it died. They were "
-        f"compared with its {left.stored_looked_at:,} newest archives in the store; what it stored "
-        f"before those, or under names of another form, is stored again"
-    )
-    return [remark] if doubtful else []

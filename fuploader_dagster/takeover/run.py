@@ -10,8 +10,7 @@ the queue, and the drain knows it for a redelivery only if it is sealed already.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import FuploaderError
@@ -52,16 +51,10 @@ def take_over(
     return sealed
 
 
-@contextmanager
-def _redis(pipeline: Pipeline) -> Iterator[FormerRedis | None]:
+def _redis(pipeline: Pipeline) -> AbstractContextManager[FormerRedis | None]:
     """The Redis in which FUploader kept its state; None if there is none."""
     url = pipeline.takeover.redis_url or pipeline.state.redis_url()
-    redis = FormerRedis(url) if url is not None else None
-    try:
-        yield redis
-    finally:
-        if redis is not None:
-            redis.close()
+    return nullcontext() if url is None else closing(FormerRedis(url))
 
 
 def _register(pipeline: Pipeline, sealed: list[SealedSlot]) -> None:

@@ -6,21 +6,23 @@ else uses, with the time of packing in them: `20261120_234501_123456_1a2b3c4d.ta
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from fuploader_dagster.archives.ranges import RangeSource, StoredArchive
+from fuploader_dagster.archives.foreign import verify_whole
+from fuploader_dagster.archives.ranges import StoredArchive
 from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore
 from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
+from fuploader_dagster.takeover.archives import read_members
+from fuploader_dagster.takeover.plan import Content
 
 NEWEST = 64
 """Maximum number of archives to read back. What FUploader had stored and not yet removed when it
@@ -29,10 +31,7 @@ CLOCK_TOLERANCE = timedelta(hours=15)
 """The names have local time, and FUploader may have run in another time zone."""
 MOST_DAYS = 40
 _NAME = re.compile(r"(\d{8}_\d{6}_\d{6})_[0-9a-f]{8}\.tar\.zst")
-_READ_BYTES = 4 << 20
 _DATES = ("%Y%m%d", "%Y-%m-%d", "%Y/%m/%d", "%Y_%m_%d", "%y%m%d", "%Y-%m", "%Y/%m", "%Y%m", "%Y")
-
-Members = Callable[[RangeSource], Sequence[tuple[str, bytes, int]]]
 
 
 @dataclass
@@ -44,7 +43,7 @@ class StoredArchives:
     newest: Sequence[ObjectInfo] = ()
     """Newest first; none older than what they are compared with."""
     looked_at: int = 0
-    _digests: dict[str, bytes] = field(default_factory=dict)
+    """Number of archives whose members were read."""
 
     @classmethod
     def find(
@@ -67,28 +66,20 @@ class StoredArchives:
         info = self.by_name.get(name)
         if info is None or info.size_bytes != path.stat().st_size:
             return ""
-        same = self._digest(info) == digest_of(path)[1]
-        return self.store.address(info.key) if same else ""
+        source = StoredArchive(self.store, info.key, info)
+        try:
+            verify_whole(source, digest_of(path)[1].hex())
+        except DamagedArchive:  # other bytes
+            return ""
+        return source.address
 
-    def _digest(self, info: ObjectInfo) -> bytes:
-        if info.key not in self._digests:
-            digest, offset = hashlib.sha256(), 0
-            while block := self.store.get_range(info.key, offset, _READ_BYTES):
-                digest.update(block)
-                offset += len(block)
-                if offset >= info.size_bytes:
-                    break
-            self._digests[info.key] = digest.digest()
-        return self._digests[info.key]
-
-    def newest_contents(self, members_of: Members) -> dict[tuple[str, bytes], str]:
-        """What the newest archives hold: name and digest to address. Skips archives of another
-        kind."""
+    def newest_contents(self) -> dict[Content, str]:
+        """What the newest archives hold: content to address. Skips archives of another kind."""
         contents = {}
         for info in self.newest:
             source = StoredArchive(self.store, info.key, info)
             try:
-                members = members_of(source)
+                members, _ = read_members(source)
             except (DamagedArchive, PermanentError):
                 continue
             self.looked_at += 1

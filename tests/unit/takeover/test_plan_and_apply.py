@@ -27,7 +27,6 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import key_prefixes, left_in_folder
 from fuploader_dagster.settings.pipeline import Pipeline, Takeover
 from fuploader_dagster.slots.dedup_window import DedupWindow
-from fuploader_dagster.takeover.folders import taken_over
 from fuploader_dagster.takeover.former_redis import FormerKeys, read_keys
 from fuploader_dagster.takeover.plan import (
     Left,
@@ -40,6 +39,7 @@ from fuploader_dagster.takeover.plan import (
     plan,
 )
 from fuploader_dagster.takeover.run import examine, take_over
+from fuploader_dagster.takeover.staging import taken_over
 from tests.crashes import pack_by_hand
 from tests.settings import archived_files, pipeline
 
