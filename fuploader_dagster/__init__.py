@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.definitions import build_sensors as build_sensors
     from fuploader_dagster.delivery.find_archive import open_partition as open_partition
     from fuploader_dagster.processing.functions import Functions as Functions
+    from fuploader_dagster.processing.http import HttpHandler as HttpHandler
     from fuploader_dagster.processing.producer import DecodedFilePayload as DecodedFilePayload
     from fuploader_dagster.processing.producer import FileMessage as FileMessage
     from fuploader_dagster.processing.producer import FileMessagePublisher as FileMessagePublisher
@@ -145,6 +146,7 @@ _NAMES = {
     ),
     "delivery.find_archive": ("open_partition",),
     "processing.functions": ("Functions",),
+    "processing.http": ("HttpHandler",),
     "processing.producer": (
         "DecodedFilePayload",
         "FileMessage",

@@ -14,6 +14,6 @@ compile() {
 compile "$@" --group build --output-file requirements/build.txt
 compile "$@" pyproject.toml --all-extras \
     --constraint requirements/build.txt --output-file requirements/run.txt
-compile "$@" pyproject.toml --all-extras --group test --group check \
+compile "$@" pyproject.toml --all-extras --group test --group check --group bench \
     --constraint requirements/build.txt --constraint requirements/run.txt \
     --output-file requirements/dev.txt

@@ -28,7 +28,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _ORDER = {"source": "Where messages come from", "state": "What counts and coordinates"}
 _ORDER["store"] = "Where archives go"
 _ORDER["process"] = "What works on files before they are packed"
-_NOT_YET = {"http"}
 _COLUMNS = "| setting | takes | default | |\n|---|---|---|---|"
 _MIB = 1 << 20
 _OWN_ROWS = {"source", "state", "store", "former_stores", "takeover", "process"}
@@ -68,8 +67,6 @@ def page() -> str:
             "([adding a backend](adding-a-backend.md)).\n"
         )
         for kind, reference in KINDS[part].items():
-            if kind in _NOT_YET:
-                continue
             model = load_reference(reference)
             parts += [
                 f"### `kind: {kind}`\n",

@@ -13,14 +13,12 @@ pass: mostly it did not come from the service, but from something in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
+from fuploader_dagster.contracts.retry_after import pause_seconds
 from fuploader_dagster.errors import ColdObject, FuploaderError, StoreRefused, StoreUnavailable
 from fuploader_dagster.settings.secret import without_logins
 
 LONGEST_QUOTE = 500
-LONGEST_PAUSE_SECONDS = 86_400.0
-"""Longest Retry-After that is honoured; the retries' own budget ends long before."""
 
 
 class AlreadyThere(Exception):
@@ -131,7 +129,7 @@ def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
             hint=_PASSING.get(
                 answer.code, "it will be retried; if this goes on, check the service's status"
             ),
-            retry_after_seconds=_seconds(answer.retry_after, now_seconds),
+            retry_after_seconds=pause_seconds(answer.retry_after, now_seconds),
         )
     hint = _HINTS.get(answer.code) or _HINTS_BY_STATUS.get(answer.status, "")
     return Refusal(said, hint=hint, answer=answer)
@@ -198,18 +196,3 @@ def _is_server_side(answer: Answer) -> bool:
         return True
     # 501 says "I do not know this", and 507 "the quota is used up": no later attempt changes it.
     return answer.status >= 500 and answer.status not in (501, 507)
-
-
-def _seconds(retry_after: str | None, now_seconds: float) -> float | None:
-    """Retry-After is a number of seconds or a date."""
-    if not retry_after:
-        return None
-    stated = retry_after.strip()
-    try:
-        if stated.isascii() and stated.isdecimal():
-            seconds = float(stated)
-        else:
-            seconds = parsedate_to_datetime(stated).timestamp() - now_seconds
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(0.0, seconds), LONGEST_PAUSE_SECONDS)
