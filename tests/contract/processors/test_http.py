@@ -24,7 +24,7 @@ from aiohttp import web
 
 from fuploader_dagster.contracts.processor import Item, ProcessorSettings, Result
 from fuploader_dagster.errors import BadItem, ConfigError, FuploaderError, RetryItem
-from fuploader_dagster.processing import http
+from fuploader_dagster.processing import http_connection
 from fuploader_dagster.processing.http import HttpHandler
 from fuploader_dagster.settings.loading import load_backend
 from fuploader_dagster.testing import ProcessorContract
@@ -586,7 +586,9 @@ def test_a_handler_that_asks_for_a_certificate(
         good = at(handler, ca_file=ours, cert_file=theirs)
         assert contents(processed(good, [ITEM])[0]) == [[ITEM.content]]
         assert [one.verdict for one in good.examine()] == ["good"]
-        monkeypatch.setattr(http, "_REFUSED_BY_TLS_SECONDS", 60.0)  # it comes at once, or late
+        monkeypatch.setattr(
+            http_connection, "_REFUSED_BY_TLS_SECONDS", 60.0
+        )  # it comes at once, or late
         for wrong in (at(handler, ca_file=ours), at(handler, ca_file=ours, cert_file=ours)):
             assert isinstance(error_of(wrong), RetryItem)
             (found,) = wrong.examine()
