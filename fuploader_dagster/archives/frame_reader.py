@@ -117,7 +117,7 @@ class FrameReader:
         begin = start + member.header_bytes
         end = begin + member.size_bytes
         payload = memoryview(content)[begin:end]
-        if content[start:begin] != member_header(member.name, member.size_bytes):
+        if content[start:begin] != member_header(member.name, member.size_bytes, member.headers):
             raise _wrong_member(self._address, member, "its tar header does not match")
         if not content.startswith(padding(member.size_bytes), end):
             raise _wrong_member(self._address, member, "its padding is not zero")
@@ -127,7 +127,7 @@ class FrameReader:
 
     def _over_frames(self, member: MemberEntry) -> Iterator[memoryview]:
         header = b"".join(self.tar_bytes(member.offset, member.payload_offset))
-        if header != member_header(member.name, member.size_bytes):
+        if header != member_header(member.name, member.size_bytes, member.headers):
             raise _wrong_member(self._address, member, "its tar header does not match")
         found = sha256()
         payload_end = member.payload_offset + member.size_bytes

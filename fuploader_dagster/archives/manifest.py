@@ -12,6 +12,11 @@ either tar's end is missing, or the seek table that a manifest promises.
 The members are listed in pages of about 4,096, each member in the page that a checksum of its name
 selects. So one member of millions is found by reading one page of a few hundred kilobytes. A page
 keeps its members as columns, which encode ten times as fast and compress better than records.
+The column of message headers is there only if a member of the page has some.
+
+Version 2 is that of archives in which a member has message headers, version 1 that of all others.
+The two differ in nothing else. Readers before version 2 know no such tar headers, and would call
+each member damaged; of version 2 they say that a newer reader is needed, and unpack it anyway.
 
 Digests prove that nothing changed by chance; someone who forges an archive forges them too. So a
 manifest or page is believed only as far as it can be true of the bytes that are there: everything
@@ -39,14 +44,19 @@ from fuploader_dagster.disk.tar_headers import BLOCK, padding
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedArchive
 
 DIGEST_BYTES = 16
-FORMAT_VERSION = 1
+PLAIN = 1
+"""The version without message headers."""
+WITH_HEADERS = 2
 PAGE_MEMBERS = 4096
+_PAGE_HEADER_BYTES = 2**23
+"""Of message headers per page, on average: with more there are more pages."""
 
 FRAME_HEADER = struct.Struct("<II")  # magic, length of what follows
 PAGES_MAGIC = 0x184D2A5C
 MANIFEST_MAGIC = 0x184D2A5D
-_MARK = b"FUPLMAN" + bytes([FORMAT_VERSION])
-_PREFIX_BYTES = FRAME_HEADER.size + len(_MARK) + 32
+_MARK = {version: b"FUPLMAN" + bytes([version]) for version in (PLAIN, WITH_HEADERS)}
+_MARK_BYTES = len(_MARK[PLAIN])
+_PREFIX_BYTES = FRAME_HEADER.size + _MARK_BYTES + 32
 _MOST_UNPACKED_BYTES = {"Manifest": 2**26, "Page": 2**25, "_PageNames": 2**25}
 """Enough for a manifest of three million frames, and twice a page of 4,096 of the longest paths.
 Python's objects take up to eight times as much."""
@@ -72,6 +82,8 @@ class MemberEntry(NamedTuple):
     offset: int
     """Where its header begins in the decompressed tar stream."""
     header_bytes: int
+    headers: str = ""
+    """The message headers that are kept with it, as text (`disk/header_text.py`)."""
 
     @property
     def payload_offset(self) -> int:
@@ -97,7 +109,7 @@ class FrameEntry(NamedTuple):
     """The first 16 bytes of the SHA-256 of the compressed bytes."""
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(msgspec.Struct, frozen=True, omit_defaults=True):
     """Some of the members, as columns, in the order of the archive."""
 
     names: list[str]
@@ -108,10 +120,12 @@ class Page(msgspec.Struct, frozen=True):
     header_blocks: list[int]
     """Length of the header in blocks: 1, or more with pax."""
     digests: bytes
+    headers: list[str] | None = None
+    """The message headers of each; None if none of the members has any."""
 
     def members(self) -> list[MemberEntry]:
         digests = self.digests
-        return [
+        members = [
             MemberEntry(name, size, digests[at : at + DIGEST_BYTES], position * BLOCK, n * BLOCK)
             for name, size, at, position, n in zip(
                 self.names,
@@ -121,6 +135,12 @@ class Page(msgspec.Struct, frozen=True):
                 self.header_blocks,
                 strict=True,
             )
+        ]
+        if self.headers is None:
+            return members
+        return [
+            member._replace(headers=headers)
+            for member, headers in zip(members, self.headers, strict=True)
         ]
 
 
@@ -181,10 +201,18 @@ def _page_of(name: str, pages: int) -> int:
 
 
 def encode_pages(
-    names: Sequence[str], sizes: Sequence[int], lengths: Sequence[int], digests: bytes
+    names: Sequence[str],
+    sizes: Sequence[int],
+    lengths: Sequence[int],
+    digests: bytes,
+    headers: Sequence[str] = (),
 ) -> list[bytes]:
-    """The pages of these members; `lengths` in the tar stream, `digests` of 16 bytes each."""
-    count = -(-len(names) // PAGE_MEMBERS)
+    """The pages of these members; `lengths` in the tar stream, `digests` of 16 bytes each.
+
+    `headers` are the message headers of each member; without any of them, nobody has some.
+    """
+    header_bytes = sum(len(text.encode("utf-8")) for text in headers)
+    count = max(-(-len(names) // PAGE_MEMBERS), -(-header_bytes // _PAGE_HEADER_BYTES))
     chosen: list[list[int]] = [[] for _ in range(count)]
     for i, name in enumerate(names):
         chosen[_page_of(name, count)].append(i)
@@ -194,12 +222,14 @@ def encode_pages(
     pages = []
     for members in chosen:  # map over __getitem__: a quarter of the time of comprehensions
         at = list(map(positions.__getitem__, members))
+        kept = list(map(headers.__getitem__, members)) if header_bytes else []
         page = Page(
             names=list(map(names.__getitem__, members)),
             sizes=list(map(sizes.__getitem__, members)),
             distances=list(map(sub, at, [0, *at])),
             header_blocks=list(map(blocks.__getitem__, members)),
             digests=b"".join(map(digest_of.__getitem__, members)),
+            headers=kept if any(kept) else None,
         )
         pages.append(_packed(page))
     return pages
@@ -210,10 +240,10 @@ def pages_frame(pages: Sequence[bytes]) -> bytes:
     return FRAME_HEADER.pack(PAGES_MAGIC, len(body)) + body
 
 
-def encode(manifest: Manifest) -> bytes:
+def encode(manifest: Manifest, version: int = PLAIN) -> bytes:
     """The manifest's frame."""
     packed = _packed(manifest)
-    body = _MARK + sha256(packed).digest() + packed
+    body = _MARK[version] + sha256(packed).digest() + packed
     return FRAME_HEADER.pack(MANIFEST_MAGIC, len(body)) + body
 
 
@@ -235,7 +265,7 @@ def is_manifest(frame: bytes) -> bool:
     at = FRAME_HEADER.size
     return (
         frame[:4] == MANIFEST_MAGIC.to_bytes(4, "little")
-        and frame[at : at + len(_MARK) - 1] == _MARK[:-1]
+        and frame[at : at + _MARK_BYTES - 1] == _MARK[PLAIN][:-1]
     )
 
 
@@ -251,14 +281,14 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at
     ):
         raise DamagedArchive(f"there is no manifest at {where}")
-    if frame[at : at + len(_MARK)] != _MARK:
+    if frame[at : at + _MARK_BYTES] not in _MARK.values():
         raise DamagedArchive(
-            f"the manifest at {where} has format version {frame[at + len(_MARK) - 1]}, this "
-            f"program reads {FORMAT_VERSION}",
+            f"the manifest at {where} has format version {frame[at + _MARK_BYTES - 1]}, this "
+            f"program reads {PLAIN} and {WITH_HEADERS}",
             hint="a newer fuploader_dagster may read it; zstd and tar can in any case",
         )
     packed = frame[_PREFIX_BYTES:]
-    if sha256(packed).digest() != frame[at + len(_MARK) : _PREFIX_BYTES]:
+    if sha256(packed).digest() != frame[at + _MARK_BYTES : _PREFIX_BYTES]:
         raise DamagedArchive(f"the manifest at {where} does not match its own digest")
     manifest = _unpacked(packed, Manifest, where)
     sizes = (manifest.frame_sizes, manifest.frame_tar_sizes, manifest.page_sizes)
@@ -295,6 +325,7 @@ def decode_page(
     if not (
         count == len(page.sizes) == len(page.distances) == len(page.header_blocks)
         and len(page.digests) == count * DIGEST_BYTES
+        and (page.headers is None or len(page.headers) == count)
     ):
         raise _contradiction(where, "columns of different lengths")
     _check_count(manifest, count, where)

@@ -26,13 +26,18 @@ class MemberToPack(Protocol):
     def sha256(self) -> bytes | None:
         """Digest of the payload, 32 bytes; None if it was not recorded (adopted directories)."""
 
+    @property
+    def headers(self) -> str:
+        """The message headers that are kept with it (`disk/header_text.py`); mostly empty."""
+
 
 class PlainMember(NamedTuple):
-    """A member to pack that is nothing but these three values."""
+    """A member to pack that is nothing but these values."""
 
     name: str
     size_bytes: int
     sha256: bytes | None
+    headers: str = ""
 
 
 class MemberSource(ABC):

@@ -34,6 +34,7 @@ from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budge
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
 from fuploader_dagster.archives.reports import (
     RESTORE_HINT,
+    ArchivedFile,
     Listing,
     Other,
     RestoreReport,
@@ -145,7 +146,7 @@ class Archive:
             if isinstance(item, Damage):
                 damages.append(item)
             elif item.kind == "file" and is_whole(item):
-                place = (item.offset, item.header_bytes)
+                place = (item.offset, item.header_bytes, item.headers)
                 members.append(MemberEntry(item.name, item.size_bytes, None, *place))
             elif item.kind not in ("file", "directory"):
                 others.append(Other(item.name, item.kind))
@@ -237,7 +238,12 @@ class Archive:
                 self.unproven.add(item.name)
 
     def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-        """Name and payload of each chosen member, in the order of the archive.
+        """Name and payload of each chosen member; otherwise as `files`."""
+        for file in self.files(chosen):
+            yield file.name, file.content
+
+    def files(self, chosen: Callable[[str], bool]) -> Iterator[ArchivedFile]:
+        """Each member whose name is chosen, in the order of the archive.
 
         Reads in a few large steps. Raises `DamagedArchive` at the first damage. Members of an
         archive without a manifest may be `unproven`; of two with the same name the last one counts.
@@ -250,13 +256,14 @@ class Archive:
                     raise DamagedArchive(str(item), hint=RESTORE_HINT)
                 if last.get(item.name) == item.offset and chosen(item.name):
                     self._check_size(item)
-                    yield item.name, b"".join(item.chunks())
+                    yield ArchivedFile(item.name, b"".join(item.chunks()), item.headers)
             return
         for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
             reader = self._reader(stretch.start, stretch.stop)
             for member in stretch.members:
                 self._check_size(member)
-                yield member.name, b"".join(reader.payload(member))
+                content = b"".join(reader.payload(member))
+                yield ArchivedFile(member.name, content, member.headers)
 
     def _check_size(self, member: MemberEntry | ScannedMember) -> None:
         if member.size_bytes > self._memory_bytes:

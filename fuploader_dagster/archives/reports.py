@@ -1,4 +1,4 @@
-"""What listing, verifying and restoring an archive found."""
+"""What reading, listing, verifying and restoring an archive found."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ class Unproven:
             f"nothing proves the bytes of {self.count:,} members ({some}): their zstd frames have "
             f"no checksum, and the archive has no manifest with digests"
         )
+
+
+class ArchivedFile(NamedTuple):
+    """A member, whole."""
+
+    name: str
+    content: bytes
+    headers: str
+    """The message headers that are kept with it, as text (`disk/header_text.py`)."""
 
 
 class Other(NamedTuple):

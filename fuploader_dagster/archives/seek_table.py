@@ -127,7 +127,7 @@ def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[
     members: list[MemberEntry] = []
     for index, packed, where in _all_pages(source, manifest):
         page = decode_page(manifest, index, packed, where=where)
-        budget.hold(len(page), sum(len(member.name) for member in page))
+        budget.hold(len(page), sum(len(member.name) + len(member.headers) for member in page))
         members += page
     members.sort(key=attrgetter("offset"))
     check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")

@@ -5,8 +5,9 @@
 What must always hold: an entry's size is the number of bytes that really follow its header, so one
 odd entry never damages the next one; a header that contradicts itself is a `TarError`.
 
-Understands ustar, pax and GNU's long names. Links and sparse files (in pax, and in GNU's own format
-with any number of continuation blocks) are reported by name, and are not unpacked.
+Understands ustar, pax and GNU's long names; of pax comments, those that are message headers. Links
+and sparse files (in pax, and in GNU's own format with any number of continuation blocks) are
+reported by name, and are not unpacked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tarfile
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fuploader_dagster.disk.header_text import MOST_BYTES, from_text
 from fuploader_dagster.disk.tar_headers import BLOCK, padding
 
 Take = Callable[[int], bytes]
@@ -36,6 +38,8 @@ class Entry(NamedTuple):
     """Number of bytes that follow in the stream."""
     kind: str
     """`file`, `directory`, or a description of anything else."""
+    headers: str = ""
+    """The message headers that are kept with it, if its pax comment is of that form."""
 
 
 def read_entry(take: Take) -> Entry | None:
@@ -76,7 +80,7 @@ def read_entry(take: Take) -> Entry | None:
         _skip_sparse_map(block, take)
     if info.type in _WITHOUT_CONTENT:
         size = 0
-    return Entry(name.rstrip("/"), size, _kind(info, pax, link))
+    return Entry(name.rstrip("/"), size, _kind(info, pax, link), _headers(pax))
 
 
 _EXTENSIONS = (
@@ -106,6 +110,14 @@ def _kind(info: tarfile.TarInfo, pax: dict[str, bytes], link: str) -> str:
     if info.islnk():
         return f"a hard link to {link!r}"
     return _DEVICES.get(info.type, "neither file nor directory")
+
+
+def _headers(pax: dict[str, bytes]) -> str:
+    comment = pax.get("comment", b"")
+    if not comment.startswith(b"{") or len(comment) > MOST_BYTES:
+        return ""
+    text = comment.decode("utf-8", "replace")
+    return text if from_text(text) else ""
 
 
 def _skip_sparse_map(block: bytes, take: Take) -> None:

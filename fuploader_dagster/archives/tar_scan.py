@@ -91,7 +91,7 @@ class ScannedMember:
     """One entry of the tar stream. Its payload must be read before the scan continues."""
 
     def __init__(self, entry: Entry, offset: int, stream: _TarBytes, unchecked: int) -> None:
-        self.name, self.size_bytes, self.kind = entry
+        self.name, self.size_bytes, self.kind, self.headers = entry
         self.offset = offset
         """Where its (first) header begins in the tar stream."""
         self._unchecked_before = unchecked

@@ -40,6 +40,8 @@ from xxhash import xxh3_128
 
 from fuploader_dagster.archives.manifest import (
     DIGEST_BYTES,
+    PLAIN,
+    WITH_HEADERS,
     Manifest,
     digest,
     encode,
@@ -151,7 +153,8 @@ def _write(
             member_digests += frame.member_digests
         names = [m.name for m in source.members]
         sizes = [m.size_bytes for m in source.members]
-        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests))
+        headers = [m.headers for m in source.members]
+        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests), headers)
         manifest = Manifest(
             metadata=dict(sorted(metadata.items())),
             member_count=len(names),
@@ -164,7 +167,7 @@ def _write(
             end_frame=end_frame,
         )
         put(pages_frame(pages))
-        packed = encode(manifest)
+        packed = encode(manifest, WITH_HEADERS if any(headers) else PLAIN)
         put(packed)
         put(end_frame)
         put(seek_table(manifest, len(packed)))
@@ -329,7 +332,7 @@ def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> by
     at = 0
     for i, member in enumerate(source.members[first:last], first):
         size, recorded = member.size_bytes, member.sha256
-        header = member_header(member.name, size)
+        header = member_header(member.name, size, member.headers)
         start = at + len(header)
         end = start + size
         found = sha256(view[start:end]).digest()
@@ -350,7 +353,7 @@ class _LargeMember:
         self._source, self._index = source, index
         member = source.members[index]
         self._recorded = member.sha256
-        self._expected_start = member_header(member.name, member.size_bytes)
+        self._expected_start = member_header(member.name, member.size_bytes, member.headers)
         self._left = member.size_bytes
         self._digest = sha256()
 

@@ -31,6 +31,7 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.cli.exit_codes import DAMAGED, REFUSED, UNPROVEN
 from fuploader_dagster.delivery.find_archive import FoundArchive, find_archive, is_partition
+from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
@@ -195,11 +196,13 @@ def report_and_exit(
 
 
 def _as_json(member: MemberEntry) -> dict[str, Any]:
+    headers = {"headers": from_text(member.headers)} if member.headers else {}
     return {
         "name": member.name,
         "size_bytes": member.size_bytes,
         "sha256_half": member.digest.hex() if member.digest else None,
         "tar_offset": member.offset,
+        **headers,
     }
 
 

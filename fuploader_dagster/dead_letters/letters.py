@@ -247,9 +247,10 @@ def as_message(letter: DeadLetter, message_format: str) -> DeadLetter:
     """A letter about a file as one about a message that becomes this file; others as they are."""
     if letter.item is None:
         return letter
-    body, headers = message_of(letter.item.name, letter.body, message_format)
+    item = letter.item
+    body, headers = message_of(item.name, letter.body, message_format, item.headers)
     message_id = headers.pop("message_id", None)
-    attributes = {"headers": {**letter.item.headers, **headers}}
+    attributes = {"headers": headers}
     return msgspec.structs.replace(
         letter, body=body, message_id=message_id, attributes=attributes, item=None
     )

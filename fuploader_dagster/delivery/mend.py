@@ -42,8 +42,8 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots import index
-from fuploader_dagster.slots.formats import salvage
-from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.formats import Salvaged, salvage
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
     Seal,
@@ -227,30 +227,28 @@ def _write_proven(
 
     It is a segment whatever format the damaged slot had: the archive is the same.
     """
-    records: list[bytes] = []
-    names: dict[str, None] = {}
+    entries: dict[str, IndexEntry] = {}
     offset = size = 0
     with (work / SEGMENT_NAME).open("wb") as segment:
-        for name, content in _proven(directory):
-            if name in names:
+        for name, content, headers in _proven(directory):
+            if name in entries:
                 continue
-            head = member_header(name, len(content))
+            head = member_header(name, len(content), headers)
             digest = hashlib.sha256(content).digest()
-            records.append(index.record(name.encode(), offset, len(head), len(content), digest))
-            names[name] = None
+            entries[name] = IndexEntry(name, offset, len(head), len(content), digest, headers)
             offset += segment.write(head + content + padding(len(content)))
             size += len(content)
-    if not names:
+    if not entries:
         return [], None
     fsync_file(work / SEGMENT_NAME)
-    index_content = index.whole_index(records)
+    index_content = index.index_of(list(entries.values()))
     write_durably(work / INDEX_NAME, index_content)
     seal = make_seal(
         pipeline,
         slot=MENDED_SLOT,
         number=number,
         slot_format="segment",
-        messages=len(names),
+        messages=len(entries),
         payload_bytes=size,
         index_content=index_content,
         reason="mended",
@@ -258,10 +256,10 @@ def _write_proven(
         mends=_place_of(directory),
     )
     write_durably(work / SEAL_NAME, encode_seal(seal))
-    return list(names), seal
+    return list(entries), seal
 
 
-def _proven(directory: Path) -> Iterator[tuple[str, bytes]]:
+def _proven(directory: Path) -> Iterator[Salvaged]:
     if (directory / INDEX_NAME).exists():
         yield from salvage(directory)
 

@@ -204,7 +204,7 @@ def _lay_out_files(members: MemberSource, folder: Path) -> None:
 def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterator[memoryview]:
     """A member in pieces. Raises `DamagedSlot` after the last one if they are not what was
     committed."""
-    start = header_bytes(member.name, member.size_bytes)
+    start = header_bytes(member.name, member.size_bytes, member.headers)
     digest = hashlib.sha256()
     for begin in range(start, start + member.size_bytes, _PIECE_BYTES):
         end = min(begin + _PIECE_BYTES, start + member.size_bytes)

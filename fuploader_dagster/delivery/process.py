@@ -19,7 +19,6 @@ goes wrong with one takes no other with it.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import random
@@ -51,6 +50,7 @@ from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
 from fuploader_dagster.delivery.upload import PartitionLock
+from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -366,8 +366,7 @@ class _SlotInWork:
         batch: list[Item] = []
         for number, content in enumerate(contents(self._slot, entries)):
             entry = entries[number]
-            kept = getattr(entry, "headers", "")
-            headers = json.loads(kept) if kept else {}
+            headers = from_text(entry.headers)
             batch.append(Item(entry.name, content, headers, f"{processing}-{done + number}"))
             if len(batch) == self._step.settings.batch:
                 yield batch

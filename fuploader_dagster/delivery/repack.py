@@ -124,11 +124,11 @@ def _fetch(stored: Archive, segment: Path) -> list[PlainMember]:
     """Write all members, verified, into a segment like the one that they came from."""
     members = []
     with segment.open("wb") as file:
-        for name, payload in stored.payloads(lambda _: True):
-            file.write(member_header(name, len(payload)))
+        for name, payload, headers in stored.files(lambda _: True):
+            file.write(member_header(name, len(payload), headers))
             file.write(payload)
             file.write(padding(len(payload)))
-            members.append(PlainMember(name, len(payload), sha256(payload).digest()))
+            members.append(PlainMember(name, len(payload), sha256(payload).digest(), headers))
     return members
 
 

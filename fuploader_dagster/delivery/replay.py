@@ -18,7 +18,8 @@ refused. It is removed when all are confirmed, so the same command later starts 
 
 Where the pipeline reads envelopes, a message becomes an envelope again (content type `json` if the
 content is that, else `text`, else `bytes`); elsewhere it is the content. With a parser of your own,
-what was archived is what the parser returned: it must be able to read that too.
+what was archived is what the parser returned: it must be able to read that too. Message headers
+that were kept with a file are sent with it, as text.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher, SourceSettings
 from fuploader_dagster.disk.durable import make_dirs, remove_file, write_durably
+from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
@@ -204,9 +206,11 @@ def _messages(
     def chosen(name: str) -> bool:
         return pattern is None or fnmatchcase(name, pattern)
 
-    for name, content in archive.payloads(chosen):
+    for file in archive.files(chosen):
+        name = file.name
         try:
-            yield name, message_of(name, content, pipeline.message_format)
+            headers = from_text(file.headers)
+            yield name, message_of(name, file.content, pipeline.message_format, headers)
         except ValueError as error:
             refused.append(f"{name!r}: {error}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fuploader_dagster.dead_letters.letters import DeadLetter, note_requeued
+from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import SealedSlot
@@ -31,14 +32,14 @@ def process_again(
             f"pipeline {pipeline.name} has no processor (setting `process`)",
             hint="leave --stage away to send messages back to the queue",
         )
-    with SlotOwner(pipeline, REQUEUED_SLOT) as slot:
+    with SlotOwner(pipeline, REQUEUED_SLOT, keeps_headers=True) as slot:
         for letter_id, letter in letters:
             if letter.item is None:
                 raise ConfigError(
                     f"dead letter {letter_id} never became a file, so it cannot be processed",
                     hint="leave --stage away to send it back to the queue",
                 )
-            slot.add(letter.item.name, letter.body)
+            slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
         slot.commit()
         note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
         return slot.seal("requeued")

@@ -37,7 +37,7 @@ class SegmentMembers(MemberSource):
         self.path = path
         self.xxh128 = xxh128
         self.members = members
-        self.lengths = [member_bytes(m.name, m.size_bytes) for m in members]
+        self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in members]
         self._offsets = list(accumulate(self.lengths, initial=0)) if offsets is None else offsets
         self._ends = [o + n for o, n in zip(self._offsets, self.lengths, strict=False)]
         self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -99,13 +99,14 @@ class FolderMembers(MemberSource):
         else:
             self.members = recorded
             self._paths = [os.fsencode(m.name) for m in recorded]
-        self.lengths = [member_bytes(m.name, m.size_bytes) for m in self.members]
+        self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in self.members]
         self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def read(self, first: int, last: int) -> bytes:
         parts: list[bytes] = []
         for i in range(first, last):
-            name, size = self.members[i].name, self.members[i].size_bytes
+            member = self.members[i]
+            size = member.size_bytes
             descriptor = self._open(i)
             try:
                 payload = os.read(descriptor, size + 1)
@@ -113,12 +114,13 @@ class FolderMembers(MemberSource):
                 os.close(descriptor)
             if len(payload) != size:
                 raise self._changed(i)
-            parts += (member_header(name, size), payload, padding(size))
+            parts += (member_header(member.name, size, member.headers), payload, padding(size))
         return b"".join(parts)
 
     def read_piece(self, index: int, start: int, stop: int) -> bytes:
-        name, size = self.members[index].name, self.members[index].size_bytes
-        header = member_header(name, size)
+        member = self.members[index]
+        size = member.size_bytes
+        header = member_header(member.name, size, member.headers)
         begin, end = max(start - len(header), 0), min(stop - len(header), size)
         descriptor = self._open(index)
         try:

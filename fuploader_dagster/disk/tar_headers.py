@@ -2,15 +2,16 @@
 
 `archives/tar_entries.py` reads the headers of any tool.
 
-What must always hold: the same name and size give the same bytes, on any machine, for ever. A
-segment and the archive packed from it are compared byte by byte, so owner, group, mode and time
-are fixed (root, 0644, the epoch), and a change here is a new format version.
+What must always hold: the same name, size and message headers give the same bytes, on any machine,
+for ever. A segment and the archive packed from it are compared byte by byte, so owner, group, mode
+and time are fixed (root, 0644, the epoch), and a change here is a new format version.
 
 A member is `member_header(name, size) + payload + padding(size)`; a stream ends with `END`. The
-header is one ustar block of 512 bytes. A name that is not ASCII or longer than 100 bytes, or a
-payload of 8 GiB or more, does not fit in it. Then a pax extended header comes first (POSIX.1-2001,
-"pax Interchange Format"); readers without pax see the name shortened, with `?` for each character
-that is not ASCII. Offsets and fields: docs/formats.md.
+header is one ustar block of 512 bytes. A name that is not ASCII or longer than 100 bytes, a payload
+of 8 GiB or more, and message headers (`header_text`) do not fit in it. Then a pax extended header
+comes first (POSIX.1-2001, "pax Interchange Format"); readers without pax see the name shortened,
+with `?` for each character that is not ASCII. The message headers are the record `comment`, which
+all programs know and ignore. Offsets and fields: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -42,27 +43,27 @@ def padding(size: int) -> bytes:
     return _PADDINGS[size & (BLOCK - 1)]
 
 
-def member_header(name: str, size: int) -> bytes:
+def member_header(name: str, size: int, headers: str = "") -> bytes:
     """The header of a regular file: 512 bytes, or a multiple of it where pax is needed.
 
     Does not check the name: separators and NUL were refused where it came from. Raises `BadMessage`
-    for a name that cannot be UTF-8 (lone surrogates).
+    for a name or message headers that cannot be UTF-8 (lone surrogates).
     """
-    if name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
+    if not headers and name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
         return _ustar(name.encode(), size, _FILE_TAIL)
-    return _with_pax(name, size)
+    return _with_pax(name, size, headers)
 
 
-def header_bytes(name: str, size: int) -> int:
-    """`len(member_header(name, size))`, cheaper."""
-    if name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
+def header_bytes(name: str, size: int, headers: str = "") -> int:
+    """`len(member_header(name, size, headers))`, cheaper."""
+    if not headers and name.isascii() and len(name) <= _NAME_LIMIT and size < _SIZE_LIMIT:
         return BLOCK
-    return len(_with_pax(name, size))
+    return len(_with_pax(name, size, headers))
 
 
-def member_bytes(name: str, size: int) -> int:
+def member_bytes(name: str, size: int, headers: str = "") -> int:
     """Length of a whole member in the stream: header, payload and padding."""
-    return header_bytes(name, size) + (size + BLOCK - 1) // BLOCK * BLOCK
+    return header_bytes(name, size, headers) + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _ustar(name: bytes, size: int, tail: bytes) -> bytes:
@@ -86,7 +87,7 @@ def _checksum(total: int) -> bytes:
     return b"%06o\0 " % total
 
 
-def _with_pax(name: str, size: int) -> bytes:
+def _with_pax(name: str, size: int, headers: str) -> bytes:
     try:
         raw = name.encode()
     except UnicodeEncodeError as e:
@@ -94,11 +95,19 @@ def _with_pax(name: str, size: int) -> bytes:
             f"file name {name!r} cannot be written as UTF-8: {e.reason}",
             hint="the file name generator must return valid Unicode text",
         ) from e
+    try:
+        comment = headers.encode()
+    except UnicodeEncodeError as e:
+        raise BadMessage(
+            f"message headers {headers!r} cannot be written as UTF-8: {e.reason}"
+        ) from e
     records = b""
     if len(raw) > _NAME_LIMIT or not name.isascii():
         records += _pax_record(b"path", raw)
     if size >= _SIZE_LIMIT:
         records += _pax_record(b"size", b"%d" % size)
+    if comment:
+        records += _pax_record(b"comment", comment)
     short = name.encode("ascii", "replace")[:_NAME_LIMIT]
     return (
         _ustar(_PAX_NAME, len(records), _PAX_TAIL)

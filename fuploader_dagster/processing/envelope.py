@@ -34,6 +34,7 @@ import json
 import unicodedata
 import uuid
 import zlib
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -180,11 +181,16 @@ def content_type_of(content: bytes) -> str:
     return "bytes"
 
 
-def message_of(name: str, content: bytes, message_format: str) -> tuple[bytes, dict[str, Any]]:
-    """Body and headers of a message that becomes this file in a pipeline without a parser."""
+def message_of(
+    name: str, content: bytes, message_format: str, headers: Mapping[str, str]
+) -> tuple[bytes, dict[str, Any]]:
+    """Body and headers of a message that becomes this file in a pipeline without a parser.
+
+    `headers` are those that were kept with the file.
+    """
     if message_format == "envelope":
-        return encode(name, content, content_type_of(content)), {}
-    return content, {"message_id": name} if message_format == "raw" else {}
+        return encode(name, content, content_type_of(content)), {**headers}
+    return content, {**headers, "message_id": name} if message_format == "raw" else {**headers}
 
 
 def check_file_name(name: str) -> str:

@@ -33,6 +33,7 @@ from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
+from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.secret import Secret
@@ -58,6 +59,12 @@ def _names(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return value
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len({folded(name) for name in names}) != len(names):
+        raise ValueError("two of the names mean the same header: case, - and _ do not matter")
+    return names
 
 
 class Intake(BaseModel):
@@ -94,9 +101,15 @@ class Intake(BaseModel):
     )
     """Fields that may name the file: the first non-empty one wins. If a message has none of them,
     or this list is empty, the name is made from the body."""
-    headers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """Message headers to keep with each file: of AMQP, also the properties by their AMQP names
-    (`content_type`, `message_id`). Letter case, `-` and `_` make no difference."""
+    headers: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(max_length=32),
+        BeforeValidator(_names),
+        AfterValidator(_each_once),
+    ] = ()
+    """Message headers to keep with each file, in the archive too: of AMQP, also the properties by
+    their AMQP names (`content_type`, `message_id`). Letter case, `-` and `_` make no difference.
+    At most 16 KiB per message: one with more becomes a dead letter."""
     max_unpacked_bytes: Count = 64 * MIB
     """A message that unpacks to more than this becomes a dead letter."""
     parser: Strategy | None = None

@@ -65,6 +65,8 @@ class _Directory:
         self.complete = False
         """It was read after it was sealed, so there is nothing more to read."""
         self.end = 0
+        self.version: int | None = None
+        """Of its index; None until the index has begun."""
         self.keys = array("Q")
         self._file = (0, 0)
         """Device and inode of the index: under another root the same numbers are used again."""
@@ -89,12 +91,12 @@ class _Directory:
             file.seek(self.end)
             content = file.read()
         try:
-            found = index.identities(content, at_start=self.end == 0)
+            found = index.identities(content, self.version if self.end else None)
         except DamagedSlot as error:
             log.warning("%s is left out of the dedup window: %s", path, error)
             self.complete = True
             return
-        self.complete = not active
+        self.complete, self.version = not active, found.version
         if found.names:
             new = (_key(name, sha) for name, sha in zip(found.names, found.digests, strict=True))
             self.keys = array("Q", sorted([*self.keys, *new]))

@@ -48,8 +48,12 @@ class DirectoryWriter(ABC):
     data_name: ClassVar[str]
     """The file or folder that marks a directory as being of this format."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
+        """`keeps_headers`: whether messages may have headers. An existing directory decides itself
+        (`open`)."""
         self.directory = directory
+        self.keeps_headers = keeps_headers
+        self._record = index.record
         self._records: list[bytes] = []
         self._index_end = 0
         self._commits = 0
@@ -58,7 +62,9 @@ class DirectoryWriter(ABC):
     def open(self, set_aside: SetAside) -> list[IndexEntry]:
         """Open or create the directory, cut off what is not whole, return its messages.
 
-        Raises `DamagedSlot` if committed messages are damaged: then nothing is cut.
+        A directory with messages is continued in the version of its index, so it `keeps_headers` if
+        that has room for them. Raises `DamagedSlot` if committed messages are damaged: then nothing
+        is cut.
         """
         try:
             with naming_disk_trouble(self.directory):
@@ -80,7 +86,12 @@ class DirectoryWriter(ABC):
                 "index",
             )
         self._open_data(list(found.entries), set_aside)
-        valid = content[: found.end] or index.header()
+        if found.commits:
+            self.keeps_headers = found.version == index.WITH_HEADERS
+            valid = content[: found.end]
+        else:
+            valid = index.header(index.WITH_HEADERS if self.keeps_headers else index.PLAIN)
+        self._record = index.record_with_headers if self.keeps_headers else index.record
         write_all(self._index, valid)  # the same bytes again: only written pages are synced
         self._index_end, self._commits = len(valid), found.commits
         os.ftruncate(self._index, self._index_end)
@@ -97,9 +108,10 @@ class DirectoryWriter(ABC):
         """Open `_data`, check it against the index, cut off what no record names."""
 
     @abstractmethod
-    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+    def add(self, name: str, content: bytes, sha256: bytes, headers: str = "") -> None:
         """Take a message into the next commit. Writes nothing yet.
 
+        `headers`, as `disk/header_text.py` writes them, need a directory that `keeps_headers`.
         Raises `BadMessage`, having taken nothing, if the file system cannot store the name.
         """
 

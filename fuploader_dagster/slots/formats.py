@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fuploader_dagster.disk.durable import fsync_file, syncfs
 from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own
@@ -19,29 +20,33 @@ from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content
 WRITERS: dict[str, type[DirectoryWriter]] = {"segment": SegmentWriter, "files": FilesWriter}
 
 
-def writer_for(directory: Path, default: str) -> DirectoryWriter:
+def writer_for(directory: Path, default: str, *, keeps_headers: bool) -> DirectoryWriter:
     """A writer of the format that the directory has; the setting may have changed since."""
     for writer in WRITERS.values():
         if os.path.lexists(directory / writer.data_name):
-            return writer(directory)
-    return WRITERS[default](directory)
+            return writer(directory, keeps_headers=keeps_headers)
+    return WRITERS[default](directory, keeps_headers=keeps_headers)
 
 
-def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the messages of a damaged directory whose record and data agree.
+class Salvaged(NamedTuple):
+    """A message that a damaged directory still proves."""
 
-    Changes nothing.
-    """
-    try:
-        entries = index.salvage_records(read_own(directory / INDEX_NAME))
-    except (FileNotFoundError, ForeignFile):
+    name: str
+    content: bytes
+    headers: str
+
+
+def salvage(directory: Path) -> Iterator[Salvaged]:
+    """The messages of a damaged directory whose record and data agree. Changes nothing."""
+    entries = _salvaged_records(directory)
+    if not entries:
         return
     segment = directory / SEGMENT_NAME
     if not os.path.lexists(segment):
         for entry in entries:
             path = directory / FILES_NAME / entry.name
             if is_committed(path, entry):
-                yield entry.name, path.read_bytes()
+                yield Salvaged(entry.name, path.read_bytes(), entry.headers)
         return
     try:
         descriptor = open_own(segment, os.O_RDONLY)
@@ -51,7 +56,7 @@ def salvage(directory: Path) -> Iterator[tuple[str, bytes]]:
         for entry in entries:
             content = content_of(descriptor, entry)
             if content is not None:
-                yield entry.name, content
+                yield Salvaged(entry.name, content, entry.headers)
     finally:
         os.close(descriptor)
 
@@ -84,6 +89,18 @@ def _damaged(path: Path, entry: IndexEntry) -> DamagedSlot:
         f"message {entry.name!r} in {path} is not what was sealed",
         hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
     )
+
+
+def has_headers(directory: Path) -> bool:
+    """Whether a message of a damaged directory may have headers."""
+    return any(entry.headers for entry in _salvaged_records(directory))
+
+
+def _salvaged_records(directory: Path) -> Sequence[IndexEntry]:
+    try:
+        return index.salvage_records(read_own(directory / INDEX_NAME))
+    except (FileNotFoundError, ForeignFile):
+        return ()
 
 
 def sync_directory(directory: Path) -> None:

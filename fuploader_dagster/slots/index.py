@@ -11,12 +11,17 @@ What must always hold:
 
 Format (little-endian; docs/formats.md has it byte by byte):
 
-    header, 16 bytes:  magic b"FUPINDEX", version u32 = 2, CRC-32 of the first 12 bytes
+    header, 16 bytes:  magic b"FUPINDEX", version u32 = 2 or 3, CRC-32 of the first 12 bytes
     commit, 24 bytes:  magic b"FUPC", CRC-32 of the rest of these 24 bytes u32, number of the commit
                        u32 (from 0), its records u32, their length u32, their CRC-32 u32
     record, 56 bytes:  CRC-32 of the rest of the record u32, name length u16, header length u16,
                        offset u64, payload size u64, SHA-256 of the payload 32 bytes
             followed by the name in UTF-8
+    of version 3:      between the two the length u16 of the message headers that are kept with the
+                       file; they follow the name (`disk/header_text.py` has their form)
+
+All records of a file are of its version. Version 3 is written where a pipeline keeps headers;
+elsewhere the bytes are those of version 2.
 
 `offset` is where the message's tar header starts in the segment and `header length` how long it
 is; in the `files` format both are 0.
@@ -38,7 +43,9 @@ from typing import NamedTuple
 from fuploader_dagster.errors import DamagedSlot, OtherFormat
 
 INDEX_NAME = "index"
-VERSION = 2
+PLAIN = 2
+"""The version without message headers."""
+WITH_HEADERS = 3
 _MAGIC = b"FUPINDEX"
 _HEADER = struct.Struct("<8sII")
 _COMMIT_MAGIC = b"FUPC"
@@ -46,9 +53,16 @@ _COMMIT = struct.Struct("<4sIIIII")
 _COMMIT_FIELDS = struct.Struct("<IIII")
 _CRC = struct.Struct("<I")
 _FIXED = struct.Struct("<HHQQ32s")
-_RECORD_BYTES = _CRC.size + _FIXED.size
+_HEADERS_LENGTH = struct.Struct("<H")
+_RECORD_BYTES = {
+    PLAIN: _CRC.size + _FIXED.size,
+    WITH_HEADERS: _CRC.size + _FIXED.size + _HEADERS_LENGTH.size,
+}
+"""Length of a record without name and headers."""
+_DIGEST_AT = _RECORD_BYTES[PLAIN] - 32
+"""In a record of either version."""
 _IDENTITY = struct.Struct("<IH18x32s")
-"""Of a record: CRC-32, name length, digest."""
+"""Of a record of either version: CRC-32, name length, digest."""
 _LONGEST_NAME = 255
 _UNWRITTEN = bytes(64)
 
@@ -58,14 +72,20 @@ _pack_fixed = _FIXED.pack
 _unpack_identity = _IDENTITY.unpack_from
 _unpack_fixed = struct.Struct("<4x" + _FIXED.format.removeprefix("<")).unpack_from
 """Of a record: all but its CRC-32."""
+_unpack_with_headers = struct.Struct("<4x" + _FIXED.format.removeprefix("<") + "H").unpack_from
+"""The same, with the length of the headers."""
+_unpack_headers_length = _HEADERS_LENGTH.unpack_from
 
 
 class IndexEntry(NamedTuple):
     name: str
     offset: int
     header_bytes: int
+    """Length of the tar header."""
     size_bytes: int
     sha256: bytes
+    headers: str = ""
+    """The message headers that are kept with the file, as text."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,8 @@ class IndexContent:
     """Where the last whole commit ends, in bytes; the file's size if nothing is torn, 0 if not
     even the header is whole."""
     commits: int = 0
+    version: int | None = None
+    """None if not even the header is whole."""
 
 
 class Identities(NamedTuple):
@@ -86,6 +108,8 @@ class Identities(NamedTuple):
     digests: Sequence[bytes]
     end: int
     """Where the last whole commit ends."""
+    version: int | None
+    """Of the whole file; None if not even the header is whole."""
 
 
 class _Commit(NamedTuple):
@@ -95,9 +119,9 @@ class _Commit(NamedTuple):
     end: int
 
 
-def header() -> bytes:
+def header(version: int = PLAIN) -> bytes:
     """The first 16 bytes of an index file."""
-    start = _MAGIC + _CRC.pack(VERSION)
+    start = _MAGIC + _CRC.pack(version)
     return start + _CRC.pack(zlib.crc32(start))
 
 
@@ -105,9 +129,23 @@ HEADER_BYTES = _HEADER.size
 COMMIT_BYTES = _COMMIT.size
 
 
-def record(name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256: bytes) -> bytes:
-    """One record. On the hot path: about a microsecond."""
+def record(  # noqa: PLR0917  called once per message
+    name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256: bytes, headers: str = ""
+) -> bytes:
+    """One record of version 2. On the hot path: about a microsecond."""
+    if headers:
+        raise ValueError(f"version {PLAIN} of the index has no room for message headers")
     rest = _pack_fixed(len(name), header_bytes, offset, size_bytes, sha256) + name
+    return _pack_crc(_crc32(rest)) + rest
+
+
+def record_with_headers(  # noqa: PLR0917  called once per message
+    name: bytes, offset: int, header_bytes: int, size_bytes: int, sha256: bytes, headers: str = ""
+) -> bytes:
+    """One record of version 3."""
+    fixed = _pack_fixed(len(name), header_bytes, offset, size_bytes, sha256)
+    raw = headers.encode("utf-8")
+    rest = b"".join((fixed, _HEADERS_LENGTH.pack(len(raw)), name, raw))
     return _pack_crc(_crc32(rest)) + rest
 
 
@@ -118,9 +156,17 @@ def commit(records: Sequence[bytes], number: int) -> bytes:
     return _COMMIT_MAGIC + _pack_crc(zlib.crc32(fields)) + fields + content
 
 
-def whole_index(records: Sequence[bytes]) -> bytes:
+def whole_index(records: Sequence[bytes], version: int = PLAIN) -> bytes:
     """A complete index of one commit, or of none if there are no records."""
-    return header() + (commit(records, 0) if records else b"")
+    return header(version) + (commit(records, 0) if records else b"")
+
+
+def index_of(entries: Sequence[IndexEntry]) -> bytes:
+    """A complete index of these messages: of version 3 if one of them has headers."""
+    with_headers = any(entry.headers for entry in entries)
+    make = record_with_headers if with_headers else record
+    records = [make(entry.name.encode("utf-8"), *entry[1:]) for entry in entries]
+    return whole_index(records, WITH_HEADERS if with_headers else PLAIN)
 
 
 def read_index(content: bytes) -> IndexContent:
@@ -131,12 +177,12 @@ def read_index(content: bytes) -> IndexContent:
     """
     if len(content) < HEADER_BYTES:
         return IndexContent((), 0)
-    _check_header(content)
+    version = _checked_version(content)
     entries: list[IndexEntry] = []
     position, number = HEADER_BYTES, 0
     while (found := _commit_at(content, position)) is not None and found.number == number:
         before = len(entries)
-        position = _add_entries(content, found.start, found.end, entries)
+        position = _add_entries(content, found.start, found.end, entries, version)
         if position != found.end or len(entries) - before != found.records:
             raise DamagedSlot(
                 f"commit {number} of the index does not hold the records that it declares"
@@ -147,43 +193,47 @@ def read_index(content: bytes) -> IndexContent:
             f"the index is damaged after {len(entries)} messages, at byte {position} of "
             f"{len(content)}: what was committed there does not read back"
         )
-    return IndexContent(entries, position, number)
+    return IndexContent(entries, position, number, version)
 
 
-def identities(content: bytes, *, at_start: bool) -> Identities:
+def identities(content: bytes, version: int | None = None) -> Identities:
     """Names and digests of the whole commits, in half the time of `read_index`.
 
-    `at_start`: whether the content begins with the header, or with a commit. Reading ends at the
-    first damage, without an error: whoever opens the directory reports it. Raises `DamagedSlot`
-    for a file of another kind or version.
+    The content begins with the header, or, if a version is given, with a commit of a file of that
+    version. Reading ends at the first damage, without an error: whoever opens the directory reports
+    it. Raises `DamagedSlot` for a file of another kind or version.
     """
     names: list[bytes] = []
     digests: list[bytes] = []
     position = 0
-    if at_start:
+    if version is None:
         if len(content) < HEADER_BYTES:
-            return Identities(names, digests, 0)
-        _check_header(content)
+            return Identities(names, digests, 0, None)
+        version = _checked_version(content)
         position = HEADER_BYTES
+    record_bytes = _RECORD_BYTES[version]
     while (found := _commit_at(content, position)) is not None:
         position = found.start
-        while position + _RECORD_BYTES <= found.end:
+        while position + record_bytes <= found.end:
             _, name_bytes, sha256 = _unpack_identity(content, position)
-            name_at = position + _RECORD_BYTES
-            position = name_at + name_bytes
-            names.append(content[name_at:position])
+            name_at = position + record_bytes
+            name_end = name_at + name_bytes
+            names.append(content[name_at:name_end])
             digests.append(sha256)
-    return Identities(names, digests, position)
+            position = name_end + _headers_bytes(content, name_at, version)
+    return Identities(names, digests, position, version)
 
 
 def names_of(content: bytes, sha256: bytes) -> list[str]:
     """Names of all records with this digest, without reading the others."""
     entries: list[IndexEntry] = []
+    versions = _possible_versions(content)
     position = content.find(sha256)
     while position != -1:
-        start = position - (_RECORD_BYTES - len(sha256))
-        if start >= HEADER_BYTES and _is_record(content, start):
-            _add_entries(content, start, start + _RECORD_BYTES, entries)
+        start = position - _DIGEST_AT
+        for version in versions:
+            if start >= HEADER_BYTES and _is_record(content, start, version):
+                _add_entries(content, start, start + _RECORD_BYTES[version], entries, version)
         position = content.find(sha256, position + 1)
     return [entry.name for entry in entries]
 
@@ -194,30 +244,46 @@ def salvage_records(content: bytes) -> list[IndexEntry]:
     Whether its message reads back too, only the data can tell. Looks at each byte of what is
     damaged: about a second per megabyte.
     """
-    if len(content) >= HEADER_BYTES:
-        start = content[: HEADER_BYTES - _CRC.size]
-        (crc,) = _CRC.unpack_from(content, len(start))
-        if start[: len(_MAGIC)] == _MAGIC and zlib.crc32(start) == crc and start != header()[:12]:
-            return []
+    versions = _possible_versions(content)
     entries: list[IndexEntry] = []
     position = 0
-    while position + _RECORD_BYTES <= len(content):
-        if _is_record(content, position):
-            position = _add_entries(content, position, position + _RECORD_BYTES, entries)
+    while position + _RECORD_BYTES[PLAIN] <= len(content):
+        for version in versions:
+            if _is_record(content, position, version):
+                end = position + _RECORD_BYTES[version]
+                position = _add_entries(content, position, end, entries, version)
+                break
         else:
             position += 1
     return entries
 
 
-def _check_header(content: bytes) -> None:
-    magic, version, crc = _HEADER.unpack_from(content)
-    if magic != _MAGIC or crc != zlib.crc32(content[: HEADER_BYTES - _CRC.size]):
-        raise DamagedSlot("the index does not start with a valid header")
-    if version != VERSION:
+def _possible_versions(content: bytes) -> Sequence[int]:
+    """Of a file that may be damaged: the one that its header says, or all if that is not whole."""
+    try:
+        version = _version(content)
+    except DamagedSlot:
+        return (PLAIN, WITH_HEADERS)
+    return (version,) if version in _RECORD_BYTES else ()
+
+
+def _checked_version(content: bytes) -> int:
+    version = _version(content)
+    if version not in _RECORD_BYTES:
         raise OtherFormat(
-            f"the index has version {version}, this software reads {VERSION}",
+            f"the index has version {version}, this software reads {PLAIN} and {WITH_HEADERS}",
             hint="use the version that wrote it to ship the slot",
         )
+    return version
+
+
+def _version(content: bytes) -> int:
+    """What the header says. Raises `DamagedSlot` if it is not whole."""
+    if len(content) >= HEADER_BYTES:
+        magic, version, crc = _HEADER.unpack_from(content)
+        if magic == _MAGIC and crc == zlib.crc32(content[: HEADER_BYTES - _CRC.size]):
+            return int(version)
+    raise DamagedSlot("the index does not start with a valid header")
 
 
 def _commit_at(content: bytes, position: int) -> _Commit | None:
@@ -234,26 +300,58 @@ def _commit_at(content: bytes, position: int) -> _Commit | None:
     return _Commit(number, records, start, end)
 
 
-def _is_record(content: bytes, position: int) -> bool:
+def _headers_bytes(content: bytes, name_at: int, version: int) -> int:
+    """Length of the headers of a record whose name begins at `name_at`."""
+    if version == PLAIN:
+        return 0
+    return int(_unpack_headers_length(content, name_at - _HEADERS_LENGTH.size)[0])
+
+
+def _is_record(content: bytes, position: int, version: int) -> bool:
+    name_at = position + _RECORD_BYTES[version]
+    if name_at > len(content):
+        return False
     crc, name_bytes, _ = _unpack_identity(content, position)
-    end = position + _RECORD_BYTES + name_bytes
+    end = name_at + name_bytes + _headers_bytes(content, name_at, version)
     if not 0 < name_bytes <= _LONGEST_NAME or end > len(content):
         return False
     return bool(_crc32(memoryview(content)[position + _CRC.size : end]) == crc)
 
 
-def _add_entries(content: bytes, position: int, end: int, entries: list[IndexEntry]) -> int:
+def _add_entries(
+    content: bytes, position: int, end: int, entries: list[IndexEntry], version: int
+) -> int:
     """Add the records between two positions, which were checked; return where the last one ends.
 
     About a microsecond per record.
     """
     make, add = IndexEntry._make, entries.append
-    while position + _RECORD_BYTES <= end:
+    if version == WITH_HEADERS:
+        return _add_entries_with_headers(content, position, end, entries)
+    record_bytes = _RECORD_BYTES[PLAIN]
+    while position + record_bytes <= end:
         name_bytes, head, offset, payload, sha256 = _unpack_fixed(content, position)
-        name_at = position + _RECORD_BYTES
+        name_at = position + record_bytes
         position = name_at + name_bytes
         name = content[name_at:position].decode("utf-8", "surrogateescape")
-        add(make((name, offset, head, payload, sha256)))
+        add(make((name, offset, head, payload, sha256, "")))
+    return position
+
+
+def _add_entries_with_headers(
+    content: bytes, position: int, end: int, entries: list[IndexEntry]
+) -> int:
+    record_bytes = _RECORD_BYTES[WITH_HEADERS]
+    while position + record_bytes <= end:
+        name_bytes, head, offset, payload, sha256, headers_bytes = _unpack_with_headers(
+            content, position
+        )
+        name_at = position + record_bytes
+        headers_at = name_at + name_bytes
+        position = headers_at + headers_bytes
+        name = content[name_at:headers_at].decode("utf-8", "surrogateescape")
+        headers = content[headers_at:position].decode("utf-8", "surrogateescape")
+        entries.append(IndexEntry(name, offset, head, payload, sha256, headers))
     return position
 
 

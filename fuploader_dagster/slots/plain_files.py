@@ -1,7 +1,8 @@
 """The `files` format: one file for each message of a directory.
 
-The directory holds `files/NAME` for each message, and `index`. A commit writes the files, syncs the
-file system once (`syncfs`), then appends to the index and syncs that.
+The directory holds `files/NAME` for each message, and `index`, which alone has the message headers.
+A commit writes the files, syncs the file system once (`syncfs`), then appends to the index and
+syncs that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from fuploader_dagster.disk.durable import fsync_dir, make_dirs, syncfs, write_a
 from fuploader_dagster.disk.own_files import open_own_folder, read_own
 from fuploader_dagster.disk.trouble import disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
-from fuploader_dagster.slots import index
 from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
 from fuploader_dagster.slots.index import IndexEntry
 
@@ -34,8 +34,8 @@ class FilesWriter(DirectoryWriter):
     slot_format = "files"
     data_name = FILES_NAME
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
+        super().__init__(directory, keeps_headers=keeps_headers)
         self._pending: list[tuple[str, bytes]] = []
 
     def _has_data(self) -> bool:
@@ -59,7 +59,7 @@ class FilesWriter(DirectoryWriter):
             if path.name not in known:
                 set_aside(path)
 
-    def add(self, name: str, content: bytes, sha256: bytes) -> None:
+    def add(self, name: str, content: bytes, sha256: bytes, headers: str = "") -> None:
         try:
             os.stat(name, dir_fd=self._data, follow_symlinks=False)
         except OSError as error:
@@ -71,8 +71,10 @@ class FilesWriter(DirectoryWriter):
                 ) from error
             if error.errno != errno.ENOENT:
                 raise disk_trouble(error, self.directory) from error
+        self._records.append(
+            self._record(name.encode("utf-8"), 0, 0, len(content), sha256, headers)
+        )
         self._pending.append((name, content))
-        self._records.append(index.record(name.encode("utf-8"), 0, 0, len(content), sha256))
 
     def _write_data(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL

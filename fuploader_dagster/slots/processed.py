@@ -40,6 +40,7 @@ from fuploader_dagster.disk.durable import (
     remove_tree,
     write_durably,
 )
+from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
@@ -249,7 +250,7 @@ class ProcessedWriter:
         return True
 
     def _open(self) -> None:
-        self._writer = SegmentWriter(self.directory)
+        self._writer = SegmentWriter(self.directory, keeps_headers=True)
         entries = self._writer.open(lambda path: set_aside(path, self._layout))
         self._names = {entry.name for entry in entries}
         self._entries = len(entries)
@@ -277,7 +278,8 @@ class ProcessedWriter:
         while stored_as in self._names:
             number = self._next_number[name] = self._next_number.get(name, 1) + 1
             stored_as = f"{RESULTS_PREFIX}{numbered_name(name, number)}"
-        self._writer.add(stored_as, content, hashlib.sha256(content).digest())
+        digest = hashlib.sha256(content).digest()
+        self._writer.add(stored_as, content, digest, to_text(headers))
         self._names.add(stored_as)
         self._entries += 1
         self._bytes += len(content)

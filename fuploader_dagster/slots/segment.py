@@ -18,7 +18,6 @@ from fuploader_dagster.disk.durable import write_all
 from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.errors import DamagedSlot
-from fuploader_dagster.slots import index
 from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
 from fuploader_dagster.slots.index import IndexEntry
 
@@ -30,8 +29,8 @@ class SegmentWriter(DirectoryWriter):
     slot_format = "segment"
     data_name = SEGMENT_NAME
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
+        super().__init__(directory, keeps_headers=keeps_headers)
         self._pieces: list[bytes] = []
         self._committed_end = 0
         self._end = 0
@@ -56,13 +55,12 @@ class SegmentWriter(DirectoryWriter):
         for start in range(0, end, _BLOCK_BYTES):
             self._digest.update(os.pread(self._data, min(_BLOCK_BYTES, end - start), start))
 
-    def add(self, name: str, content: bytes, sha256: bytes) -> None:
-        head = member_header(name, len(content))
+    def add(self, name: str, content: bytes, sha256: bytes, headers: str = "") -> None:
+        head = member_header(name, len(content), headers)
         tail = padding(len(content))
+        raw = name.encode("utf-8")
+        self._records.append(self._record(raw, self._end, len(head), len(content), sha256, headers))
         self._pieces += (head, content, tail)
-        self._records.append(
-            index.record(name.encode("utf-8"), self._end, len(head), len(content), sha256)
-        )
         self._end += len(head) + len(content) + len(tail)
 
     def _write_data(self) -> None:
@@ -120,7 +118,7 @@ def content_of(descriptor: int, entry: IndexEntry) -> bytes | None:
     head = os.pread(descriptor, entry.header_bytes, entry.offset)
     content = os.pread(descriptor, entry.size_bytes, start)
     if (
-        head != member_header(entry.name, entry.size_bytes)
+        head != member_header(entry.name, entry.size_bytes, entry.headers)
         or hashlib.sha256(content).digest() != entry.sha256
         or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
     ):

@@ -9,8 +9,11 @@ What must always hold:
   renames a folder, or mounts a disk over it, the commit ends with an error and nothing is
   acknowledged.
 - A directory number is handed out once: `next-number` is durable before the directory is made.
-- Within a directory a name with the same bytes is stored once; the same name with other bytes gets
-  a name of its own (`name~2.json`). Nothing is ever overwritten.
+- Within a directory a name with the same bytes is stored once, with the message headers that came
+  first; the same name with other bytes gets a name of its own (`name~2.json`). Nothing is ever
+  overwritten.
+- Message headers that are to be kept are kept: a directory whose index has no room for them (the
+  setting `headers` was switched on since) is sealed as it is, and the next one has room.
 
 A slot is opened from what is on disk: an interrupted seal is finished, the newest directory
 continues after its last commit, older ones (only a crash leaves them) are sealed as they are. A
@@ -39,7 +42,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.directory_writer import DirectoryWriter
-from fuploader_dagster.slots.formats import WRITERS, salvage, writer_for
+from fuploader_dagster.slots.formats import WRITERS, has_headers, salvage, writer_for
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import (
@@ -73,10 +76,12 @@ class SlotOwner:
         slot: int,
         *,
         highest_number: int = 0,
+        keeps_headers: bool = False,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`highest_number`: the highest directory number that the state store remembers.
+        `keeps_headers`: messages may have headers, although the pipeline keeps none now.
 
         `clock` tells the time of day, and may be set back; `monotonic` measures intervals.
         """
@@ -91,9 +96,13 @@ class SlotOwner:
         self._lock = FileLock(self.layout.slot_lock(slot))
         self._folder = FolderLock(self.layout.active_slot(slot))
         self._number = 0
+        self._keeps_headers = self._may_have_headers = keeps_headers or bool(pipeline.headers)
+        """Whether a new directory has room for message headers."""
         self._writer: DirectoryWriter | None = None
         self._entries = 0
         self._bytes = 0
+        self._header_bytes = 0
+        """Of the message headers, about."""
         self._opened_at = 0.0
         """In `monotonic` time."""
         self._digests: dict[str, bytes] = {}
@@ -120,10 +129,11 @@ class SlotOwner:
         """What the active directory holds, uncommitted messages included."""
         return SlotCount(self.slot, self._number, self._entries, self._bytes)
 
-    def add(self, name: str, content: bytes) -> bool:
+    def add(self, name: str, content: bytes, headers: str = "") -> bool:
         """Take a message into the next commit; False if the directory has it already.
 
-        Raises `BadMessage`, having taken nothing, if the file system cannot store the name.
+        Name and content decide about that, not the `headers` (`disk/header_text.py`). Raises
+        `BadMessage`, having taken nothing, if the file system cannot store the name.
         """
         digest = hashlib.sha256(content).digest()
         known = self._digests.get(name)
@@ -134,7 +144,7 @@ class SlotOwner:
             return False
         writer = self._writer or self._open_directory()
         try:
-            writer.add(stored_as, content, digest)
+            writer.add(stored_as, content, digest, headers)
         except BadMessage:
             if known is not None:
                 self._variants[name].digests.discard(digest)
@@ -142,6 +152,7 @@ class SlotOwner:
         self._digests[stored_as] = digest
         self._entries += 1
         self._bytes += len(content)
+        self._header_bytes += len(headers)
         return True
 
     def _free_name(self, name: str, digest: bytes) -> str | None:
@@ -175,7 +186,7 @@ class SlotOwner:
         age = self._monotonic() - self._opened_at
         return seal_due(
             messages=self._entries,
-            size_bytes=self._bytes,
+            size_bytes=self._bytes + self._header_bytes,
             age_seconds=age,
             pipeline=self.pipeline,
         )
@@ -208,7 +219,7 @@ class SlotOwner:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._entries = self._bytes = 0
+        self._entries = self._bytes = self._header_bytes = 0
         self._digests = {}
         self._variants = {}
 
@@ -231,12 +242,31 @@ class SlotOwner:
                 damaged.append(directory)
                 continue
             if number != numbers[-1]:
-                sealed = self.seal("adopted")
-                if sealed is not None:
-                    self.found_sealed.append(sealed)
-                self._close_directory()
+                self._finish_directory()
+        if self._keeps_headers:
+            self._make_room_for_headers()
         for directory in damaged:
             self._salvage(directory)
+        self._keeps_headers = self._may_have_headers
+
+    def _finish_directory(self) -> None:
+        """Seal the open directory as it is."""
+        sealed = self.seal("adopted")
+        if sealed is not None:
+            self.found_sealed.append(sealed)
+        self._close_directory()
+
+    def _make_room_for_headers(self) -> None:
+        """Make sure that the next message may have headers."""
+        self._keeps_headers = True
+        writer = self._writer
+        if writer is None or writer.keeps_headers:
+            return
+        if self._entries:
+            self._finish_directory()
+        else:
+            self._close_directory()
+            self._resume(writer.directory, self._number)
 
     def _salvage(self, directory: Path) -> None:
         """Store what a damaged directory still proves again, then move it aside, whole.
@@ -244,7 +274,9 @@ class SlotOwner:
         In this order: after a crash in between, the next start does the same and stores nothing
         twice.
         """
-        taken = sum(self.add(name, content) for name, content in salvage(directory))
+        if has_headers(directory):  # the setting may be off by now
+            self._make_room_for_headers()
+        taken = sum(self.add(*message) for message in salvage(directory))
         self.commit()
         target = self._set_aside(directory)
         log.error(
@@ -278,12 +310,13 @@ class SlotOwner:
 
     def _resume(self, directory: Path, number: int) -> None:
         """Continue a directory. Raises `DamagedSlot`, having changed nothing."""
-        writer = writer_for(directory, self.pipeline.slot_format)
+        writer = writer_for(directory, self.pipeline.slot_format, keeps_headers=self._keeps_headers)
         entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
         self._digests = {entry.name: entry.sha256 for entry in entries}
         self._entries = len(entries)
         self._bytes = sum(entry.size_bytes for entry in entries)
+        self._header_bytes = sum(len(entry.headers) for entry in entries)
         # The directory's entries are made when it is first opened and never change after that. If
         # its time is in the future, the clock was set back, and it counts as made now.
         age = max(0.0, self._clock() - directory.stat().st_mtime)
@@ -292,7 +325,8 @@ class SlotOwner:
     def _open_directory(self) -> DirectoryWriter:
         number = self._take_number()
         directory = self.layout.active(self.slot, number)
-        writer = WRITERS[self.pipeline.slot_format](directory)
+        make = WRITERS[self.pipeline.slot_format]
+        writer = make(directory, keeps_headers=self._keeps_headers)
         writer.open(self._set_aside)
         reached(CrashPoint.DIRECTORY_OPENED)
         self._writer, self._number = writer, number

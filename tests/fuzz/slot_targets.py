@@ -15,6 +15,7 @@ import msgspec
 
 from fuploader_dagster.dead_letters.letters import DeadLetter, read_dead_letters
 from fuploader_dagster.delivery.failures import all_failures, note_failure
+from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.formats import WRITERS
@@ -30,12 +31,14 @@ PARTITION = "20261121T030405678Z-local-s0-000001"
 def _with_checksums(content: bytes) -> bytes:
     """An index whose header and records have the checksums that fit what stands in them."""
     head, rest = content[:12], content[16:]
+    fixed = 58 if head[8:9] == b"\x03" else 56
     parts = [head + struct.pack("<I", zlib.crc32(head))]
     while len(rest) > 24:
         records, after = rest[24 : 24 + int.from_bytes(rest[16:20], "little")], len(rest)
         fitting = b""
-        while len(records) >= 56:
-            end = 56 + int.from_bytes(records[4:6], "little")
+        while len(records) >= fixed:
+            end = fixed + int.from_bytes(records[4:6], "little")
+            end += int.from_bytes(records[56:fixed], "little")
             fitting += struct.pack("<I", zlib.crc32(records[4:end])) + records[4:end]
             records = records[end:]
         fitting += records
@@ -56,7 +59,13 @@ class IndexTarget(Target):
         names = [b"a", "字.json".encode(), b"n" * 255]
         records = [index.record(n, 512 * i, 512, 7, bytes(32)) for i, n in enumerate(names)]
         several = index.whole_index(records) + index.commit(records[:1], 1)
-        return [several, index.whole_index(records), index.header()]
+        headers = ['{"cmd":"thumb/64"}', "", to_text({"字": "x" * 600})]
+        kept = [
+            index.record_with_headers(n, 512 * i, 1536, 7, bytes(32), headers[i])
+            for i, n in enumerate(names)
+        ]
+        with_headers = index.whole_index(kept, index.WITH_HEADERS) + index.commit(kept[:1], 1)
+        return [several, index.whole_index(records), index.header(), with_headers]
 
     def repaired(self, data: bytes, changes: Sequence[Edit]) -> bytes:
         return _with_checksums(data)
@@ -66,7 +75,7 @@ class IndexTarget(Target):
         assert found.end <= len(data)
         again = index.read_index(data[: found.end])
         assert again.entries == found.entries
-        seen = index.identities(data, at_start=True)
+        seen = index.identities(data)
         assert [name.decode("utf-8", "surrogateescape") for name in seen.names][
             : len(found.entries)
         ] == [entry.name for entry in found.entries]
@@ -84,12 +93,13 @@ class SlotTarget(Target):
     def valid(self) -> Sequence[bytes]:
         made = []
         contents = {"a.json": b"{}", "字.json": b"x" * 600, "n" * 120: b""}
-        for slot_format, writer_class in WRITERS.items():
-            directory = self.folder / f"valid-{slot_format}"
-            writer = writer_class(directory)
+        headers = to_text({"cmd": "größe", "content-type": "text/plain"})
+        for slot_format, kept in [("segment", ""), ("files", ""), ("segment", headers)]:
+            directory = self.folder / f"valid-{slot_format}{len(kept) or ''}"
+            writer = WRITERS[slot_format](directory, keeps_headers=bool(kept))
             writer.open(lambda path: path)
             for name, content in contents.items():
-                writer.add(name, content, sha256(content).digest())
+                writer.add(name, content, sha256(content).digest(), kept)
             writer.commit()
             writer.close()
             data = (directory / "segment.tar").read_bytes() if slot_format == "segment" else b""

@@ -38,9 +38,11 @@ NAMES = st.sampled_from(
 )
 CONTENTS = st.sampled_from([b"", b"1", b"2", b"3", b"x" * 511, b"x" * 512, b"x" * 5000])
 FORMATS = st.sampled_from(["segment", "files"])
-MESSAGES = st.lists(st.tuples(NAMES, CONTENTS), min_size=1, max_size=6)
+HEADERS = st.sampled_from(["", '{"cmd":"1"}', '{"cmd":"ü","n":"2"}', '{"x":"' + "x" * 600 + '"}'])
+MESSAGES = st.lists(st.tuples(NAMES, CONTENTS, HEADERS), min_size=1, max_size=6)
 Files = dict[str, bytes]
-Messages = list[tuple[str, bytes]]
+Messages = list[tuple[str, bytes, str]]
+"""Names, contents, and the headers, which count while the setting is on."""
 
 
 def files_of(sealed: SealedSlot) -> Files:
@@ -107,7 +109,8 @@ def killed_after_step(number: int) -> Iterator[None]:
 
 
 class SlotLife(RuleBasedStateMachine):
-    """`committed` and `added` are the active directory, `sealed` all that was sealed."""
+    """`committed` and `added` are the active directory, `sealed` all that was sealed. `headers` are
+    those of the names in the active directory, and may have more names."""
 
     @initialize(slot_format=FORMATS)
     def begin(self, slot_format: str) -> None:
@@ -115,6 +118,7 @@ class SlotLife(RuleBasedStateMachine):
         self.settings: Intake = intake(self.folder, slot_format=slot_format)
         self.committed: Files = {}
         self.added: Files = {}
+        self.headers: dict[str, str] = {}
         self.sealed: dict[str, tuple[Files, dict[str, bytes]]] = {}
         self.numbers: list[int] = []
         self.moment = 1_795_262_400.0
@@ -132,11 +136,13 @@ class SlotLife(RuleBasedStateMachine):
 
     @rule(messages=MESSAGES)
     def add(self, messages: Messages) -> None:
-        for name, content in messages:
+        for name, content, drawn in messages:
+            headers = drawn if self.settings.headers else ""
             stored = stored_name({**self.committed, **self.added}, name, content)
-            assert self.slot.add(name, content) is (stored is not None)
+            assert self.slot.add(name, content, headers) is (stored is not None)
             if stored is not None:
                 self.added[stored] = content
+                self.headers[stored] = headers
 
     @rule(messages=MESSAGES)
     def commit(self, messages: Messages) -> None:
@@ -158,6 +164,7 @@ class SlotLife(RuleBasedStateMachine):
     def take(self, sealed: SealedSlot) -> None:
         """The active directory has become this one."""
         assert files_of(sealed) == self.committed
+        assert all(entry.headers == self.headers[entry.name] for entry in sealed.entries())
         assert sealed.seal.messages == len(self.committed)
         self.sealed[sealed.seal.partition] = (self.committed, everything_in(sealed.directory))
         self.numbers.append(sealed.seal.number)
@@ -175,6 +182,19 @@ class SlotLife(RuleBasedStateMachine):
         self.added = {}
         self.settings = self.settings.model_copy(update={"slot_format": other})
         self.slot = self.opened()
+
+    @rule()
+    def come_back_with_headers_switched(self) -> None:
+        """Switched on, what is in a directory without room for headers is sealed as it is."""
+        self.slot.__exit__()
+        self.added = {}
+        switched_on = not self.settings.headers
+        now = ("cmd",) if switched_on else ()
+        self.settings = self.settings.model_copy(update={"headers": now})
+        self.slot = self.opened()
+        for sealed in self.slot.found_sealed:
+            assert switched_on
+            self.take(sealed)
 
     @rule(messages=MESSAGES, data=st.data())
     def crash_in_a_commit(self, messages: Messages, data: st.DataObject) -> None:

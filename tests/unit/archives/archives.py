@@ -10,6 +10,7 @@ from xxhash import xxh3_128
 
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.delivery.slot_members import SegmentMembers
+from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.disk.tar_headers import member_header, padding
 
 
@@ -33,16 +34,38 @@ def payloads(count: int = 60, seed: int = 1) -> dict[str, bytes]:
     }
 
 
-def members(contents: dict[str, bytes]) -> list[PlainMember]:
-    return [PlainMember(n, len(b), sha256(b).digest()) for n, b in contents.items()]
+Headers = dict[str, str]
+"""The message headers of some members, by name, as text."""
 
 
-def segment(path: Path, contents: dict[str, bytes], *, sealed: bool = False) -> SegmentMembers:
+def headers_for(contents: dict[str, bytes]) -> Headers:
+    """Message headers for most of the members: short ones, long ones, any letters."""
+    made: Headers = {}
+    for number, name in enumerate(contents):
+        if number % 5:
+            values = {"cmd": f"größe/{number}", "content-type": "x" * (number % 7 * 150)}
+            made[name] = to_text(values)
+    return made
+
+
+def members(contents: dict[str, bytes], headers: Headers | None = None) -> list[PlainMember]:
+    return [
+        PlainMember(n, len(b), sha256(b).digest(), (headers or {}).get(n, ""))
+        for n, b in contents.items()
+    ]
+
+
+def segment(
+    path: Path, contents: dict[str, bytes], headers: Headers | None = None, *, sealed: bool = False
+) -> SegmentMembers:
     """A segment file that holds the contents, opened for packing; with the seal's digest or not."""
-    data = b"".join(member_header(n, len(b)) + b + padding(len(b)) for n, b in contents.items())
+    data = b"".join(
+        member_header(n, len(b), (headers or {}).get(n, "")) + b + padding(len(b))
+        for n, b in contents.items()
+    )
     path.write_bytes(data)
     return SegmentMembers(
-        path, members(contents), xxh128=xxh3_128(data).hexdigest() if sealed else None
+        path, members(contents, headers), xxh128=xxh3_128(data).hexdigest() if sealed else None
     )
 
 

@@ -15,11 +15,13 @@ import zstandard
 
 from fuploader_dagster.archives.manifest import Manifest, Page
 from fuploader_dagster.archives.writer import write_archive
-from tests.unit.archives.archives import payloads, segment
+from tests.unit.archives.archives import headers_for, payloads, segment
 
 
-def documented_reader(content: bytes) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Members and metadata, by the words of the page."""
+def documented_reader(
+    content: bytes, version: int = 1
+) -> tuple[dict[str, bytes], dict[str, str], dict[str, str]]:
+    """Members, metadata and the members' message headers, by the words of the page."""
     count, flags, magic = struct.unpack("<IBI", content[-9:])
     assert (flags, magic) == (0, 0x8F92EAB1)
     table_at = len(content) - 9 - 8 * count - 8
@@ -32,7 +34,7 @@ def documented_reader(content: bytes) -> tuple[dict[str, bytes], dict[str, str]]
 
     manifest = content[offsets[-3] : offsets[-2]]
     assert struct.unpack_from("<II", manifest) == (0x184D2A5D, len(manifest) - 8)
-    assert manifest[8:16] == b"FUPLMAN\x01"
+    assert manifest[8:16] == b"FUPLMAN" + bytes([version])
     assert manifest[16:48] == hashlib.sha256(manifest[48:]).digest()
     top = unpacked(manifest[48:])
     assert content[offsets[-2] : table_at] == top["end_frame"]
@@ -46,6 +48,7 @@ def documented_reader(content: bytes) -> tuple[dict[str, bytes], dict[str, str]]
         assert half(top["frame_digests"], i) == hashlib.sha256(frame).digest()[:16]
 
     found = []
+    headers = {}
     at = offsets[-4] + 8
     assert struct.unpack_from("<II", content, at - 8) == (0x184D2A5C, pages[0] - 8)
     for i, size in enumerate(top["page_sizes"]):
@@ -53,6 +56,9 @@ def documented_reader(content: bytes) -> tuple[dict[str, bytes], dict[str, str]]
         at += size
         assert half(top["page_digests"], i) == hashlib.sha256(packed).digest()[:16]
         page = unpacked(packed)
+        assert ("headers" in page) is (version == 2)
+        for name, text in zip(page["names"], page.get("headers", ()), strict=version == 2):
+            headers |= {name: text} if text else {}
         for j, (name, payload_size, block, header) in enumerate(
             zip(
                 page["names"],
@@ -69,7 +75,7 @@ def documented_reader(content: bytes) -> tuple[dict[str, bytes], dict[str, str]]
             found.append((block, name, payload))
     assert len(found) == top["member_count"]
     assert sum(len(payload) for _, _, payload in found) == top["payload_bytes"]
-    return {name: payload for _, name, payload in sorted(found)}, top["metadata"]
+    return {name: payload for _, name, payload in sorted(found)}, top["metadata"], headers
 
 
 def unpacked(packed: bytes) -> Any:
@@ -89,9 +95,23 @@ def test_the_page_is_enough_to_read_an_archive(
         written = write_archive(
             tmp_path / "a", source, frame_bytes=frame_bytes, metadata={"z": "1", "a": "2"}
         )
-    members, metadata = documented_reader(written.path.read_bytes())
+    members, metadata, headers = documented_reader(written.path.read_bytes())
     assert list(members.items()) == list(contents.items())
     assert list(metadata.items()) == [("a", "2"), ("z", "1")]
+    assert headers == {}
+
+
+@pytest.mark.parametrize("frame_bytes", [1024, 2**20])
+def test_the_page_is_enough_to_read_an_archive_with_message_headers(
+    tmp_path: Path, frame_bytes: int
+) -> None:
+    contents = payloads()
+    kept = headers_for(contents)
+    with segment(tmp_path / "segment", contents, kept) as source:
+        written = write_archive(tmp_path / "a", source, frame_bytes=frame_bytes)
+    members, _, headers = documented_reader(written.path.read_bytes(), version=2)
+    assert list(members.items()) == list(contents.items())
+    assert headers == kept
 
 
 @pytest.mark.parametrize(("heading", "record"), [("Manifest", Manifest), ("Pages", Page)])

@@ -61,6 +61,8 @@ def page(
     header_blocks: Sequence[int] = (1,),
     names: Sequence[str] = ("a",),
     digests: bytes | None = None,
+    *,
+    headers: list[str] | None = None,
 ) -> bytes:
     columns = form.Page(
         names=list(names),
@@ -68,6 +70,7 @@ def page(
         distances=list(distances),
         header_blocks=list(header_blocks),
         digests=half(b"x") * len(names) if digests is None else digests,
+        headers=headers,
     )
     return packed(msgspec.msgpack.encode(columns))
 
@@ -143,6 +146,9 @@ EVIL: dict[str, Callable[[], bytes]] = {
         page([1, 1], [0, 0], [1, 1], ["a", "b"]), tar_sizes=[1024], members=2
     ),
     "too few digests": lambda: built(page(digests=b"")),
+    "too few headers": lambda: built(page(headers=[])),
+    "headers that the member does not have": lambda: built(page(headers=['{"cmd":"64"}'])),
+    "headers that are no JSON": lambda: built(page(headers=["{" * 10_000])),
     "five million members of nothing": lambda: built(
         page([0] * MILLIONS, [1] * MILLIONS, [1] * MILLIONS, [""] * MILLIONS, bytes(16 * MILLIONS)),
         members=MILLIONS,

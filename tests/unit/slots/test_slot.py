@@ -213,7 +213,7 @@ def test_a_directory_of_another_version_is_moved_aside_whole_and_said(
     path.write_bytes(old)
     with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 0
-    assert "the index has version 1, this software reads 2 (use the version that" in caplog.text
+    assert "index has version 1, this software reads 2 and 3 (use the version that" in caplog.text
     (aside,) = settings.layout.set_aside.iterdir()
     assert (aside / "index").read_bytes() == old
 
