@@ -15,8 +15,9 @@ keeps its members as columns, which encode ten times as fast and compress better
 The column of message headers is there only if a member of the page has some.
 
 Version 2 is that of archives in which a member has message headers, version 1 that of all others.
-The two differ in nothing else. Readers before version 2 know no such tar headers, and would call
-each member damaged; of version 2 they say that a newer reader is needed, and unpack it anyway.
+Its manifest's digest covers the version too, so that a changed one is noticed. Readers before
+version 2 know no such tar headers, and would call each member damaged; of version 2 they say that a
+newer reader is needed, and unpack it anyway.
 
 Digests prove that nothing changed by chance; someone who forges an archive forges them too. So a
 manifest or page is believed only as far as it can be true of the bytes that are there: everything
@@ -243,8 +244,12 @@ def pages_frame(pages: Sequence[bytes]) -> bytes:
 def encode(manifest: Manifest, version: int = PLAIN) -> bytes:
     """The manifest's frame."""
     packed = _packed(manifest)
-    body = _MARK[version] + sha256(packed).digest() + packed
+    body = _MARK[version] + _own_digest(_MARK[version], packed) + packed
     return FRAME_HEADER.pack(MANIFEST_MAGIC, len(body)) + body
+
+
+def _own_digest(mark: bytes, packed: bytes) -> bytes:
+    return sha256(packed if mark == _MARK[PLAIN] else mark + packed).digest()
 
 
 def _packed(record: msgspec.Struct) -> bytes:
@@ -281,14 +286,15 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         or FRAME_HEADER.unpack_from(frame)[1] != len(frame) - at
     ):
         raise DamagedArchive(f"there is no manifest at {where}")
-    if frame[at : at + _MARK_BYTES] not in _MARK.values():
+    mark = frame[at : at + _MARK_BYTES]
+    if mark not in _MARK.values():
         raise DamagedArchive(
             f"the manifest at {where} has format version {frame[at + _MARK_BYTES - 1]}, this "
             f"program reads {PLAIN} and {WITH_HEADERS}",
             hint="a newer fuploader_dagster may read it; zstd and tar can in any case",
         )
     packed = frame[_PREFIX_BYTES:]
-    if sha256(packed).digest() != frame[at + _MARK_BYTES : _PREFIX_BYTES]:
+    if _own_digest(mark, packed) != frame[at + _MARK_BYTES : _PREFIX_BYTES]:
         raise DamagedArchive(f"the manifest at {where} does not match its own digest")
     manifest = _unpacked(packed, Manifest, where)
     sizes = (manifest.frame_sizes, manifest.frame_tar_sizes, manifest.page_sizes)

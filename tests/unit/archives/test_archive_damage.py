@@ -18,7 +18,7 @@ from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.archives.seek_table import seek_table
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import DamagedArchive
-from tests.unit.archives.archives import InMemory, payloads, segment
+from tests.unit.archives.archives import InMemory, headers_for, payloads, segment
 from tests.unit.archives.test_archive_reader import files_below
 
 POSITIONS = 1000
@@ -28,10 +28,11 @@ FRAME = 8192
 class Sound:
     """An intact archive, and what a part of it must still give."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_headers: bool) -> None:
         self.contents = payloads(120)
         self.path = folder / "a.tar.zst"
-        with segment(folder / "segment", self.contents) as source:
+        headers = headers_for(self.contents) if keeps_headers else {}
+        with segment(folder / "segment", self.contents, headers) as source:
             write_archive(self.path, source, frame_bytes=FRAME)
         self.bytes = self.path.read_bytes()
         with Archive.open(self.path) as archive:
@@ -52,9 +53,9 @@ class Sound:
         }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound(tmp_path_factory.mktemp("sound"))
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "with headers"])
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    return Sound(tmp_path_factory.mktemp("sound"), keeps_headers=request.param)
 
 
 def positions(sound: Sound) -> list[int]:
@@ -287,5 +288,7 @@ def test_a_manifest_that_contradicts_itself_is_damage(
 
 def test_a_newer_version_of_the_format_is_named(sound: Sound) -> None:
     content = bytearray(sound.bytes)
-    content[sound.manifest.offset + 15] = 2
-    assert "format version 2, this program reads 1" in damage_of(bytes(content))
+    content[sound.manifest.offset + 15] = 3
+    assert "format version 3, this program reads 1 and 2" in damage_of(bytes(content))
+    content[sound.manifest.offset + 15] = 3 - sound.bytes[sound.manifest.offset + 15]
+    assert "does not match its own digest" in damage_of(bytes(content))

@@ -35,7 +35,8 @@ def documented_reader(
     manifest = content[offsets[-3] : offsets[-2]]
     assert struct.unpack_from("<II", manifest) == (0x184D2A5D, len(manifest) - 8)
     assert manifest[8:16] == b"FUPLMAN" + bytes([version])
-    assert manifest[16:48] == hashlib.sha256(manifest[48:]).digest()
+    covered = manifest[48:] if version == 1 else manifest[8:16] + manifest[48:]
+    assert manifest[16:48] == hashlib.sha256(covered).digest()
     top = unpacked(manifest[48:])
     assert content[offsets[-2] : table_at] == top["end_frame"]
     assert len(top["end_frame"]) == end_size

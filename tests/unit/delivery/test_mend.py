@@ -209,7 +209,7 @@ def test_a_slot_of_another_version_is_whole_and_stays(part: str, tmp_path: Path)
         in_seal(slot, version=2)
     else:
         content = bytearray((slot.directory / "index").read_bytes())
-        content[8] = 3
+        content[8] = 4
         content[12:16] = zlib.crc32(content[:12]).to_bytes(4, "little")
         (slot.directory / "index").write_bytes(content)
         in_seal(slot, index_sha256=hashlib.sha256(content).hexdigest())
