@@ -100,26 +100,22 @@ def main() -> int:
 def _load(module: str, connection: Connection) -> Routes | None:
     """The module's routes; says the run what it found, or why there is nothing."""
     process = os.getpid()
+    routes = None
     try:
         routes = Routes(importlib.import_module(module))
+        hello = Hello(
+            is_sync=any(not route.is_async for route in routes),
+            is_async=any(route.is_async for route in routes),
+            routes=[route.pattern.pattern if route.pattern else "(default)" for route in routes],
+        )
     except ConfigError as error:
-        connection.send(Hello(as_text(error.message), as_text(error.hint)))
-        return None
+        hello = Hello(as_text(error.message), as_text(error.hint))
     except BaseException as error:  # noqa: BLE001 - whatever a user's module raises, the run says it
         problem = f"the module {module} cannot be imported: {raised_by(error)}{place_of(error)}"
-        connection.send(Hello(problem, "correct it; nothing was processed"))
-        return None
-    finally:
-        if os.getpid() != process:
-            os._exit(0)
-    found = list(routes)
-    connection.send(
-        Hello(
-            is_sync=any(not route.is_async for route in found),
-            is_async=any(route.is_async for route in found),
-            routes=[route.pattern.pattern if route.pattern else "(default)" for route in found],
-        )
-    )
+        hello = Hello(problem, "correct it; nothing was processed")
+    if os.getpid() != process:  # a copy that the module forked
+        os._exit(0)
+    connection.send(hello)
     return routes
 
 

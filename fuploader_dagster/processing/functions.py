@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 QUEUED_PER_WORKER = 8
 """Enough to keep a child busy with functions of microseconds."""
-MAX_STARTS = 5
+MAX_STARTS = 10
 """Children of a lane that ended, one after the other, before they could work."""
 LEAVING_SECONDS = 2.0
 ALONE, ALONE_IF_KILLED = 1, 3
@@ -287,6 +287,8 @@ class FunctionsProcessor(Processor):
                 self._children.remove(child)
                 suspects = self._bury(child, reason)
                 child = None
+                for other in list(self._children):
+                    self._feed(other)
         except FuploaderError as error:
             self._fail(error)
         except Exception as error:

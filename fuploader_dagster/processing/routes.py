@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
@@ -71,7 +71,7 @@ def processor(function: Any = None, /, *, route: str | None = None) -> Any:
 
 
 def from_buffer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adapt a function `(buffer, args, content_type)`, as FUploader's plugins and ufop have them.
+    """Adapt a function `(buffer, args, content_type)`, as qiniu-ufop calls them.
 
     The buffer is a `BytesIO` of the content, the arguments are the route's groups, and the content
     type is that of the header `content-type`, or empty.
@@ -127,7 +127,7 @@ class Routes:
             )
         self._default = defaults[0] if defaults else None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Route]:
         return iter(self._routes)
 
     def find(self, item: Item, route_by: str) -> tuple[Route, dict[str, str]]:
@@ -177,9 +177,11 @@ def _route_to(function: Any, route: str | None) -> Route:
     if not callable(function):
         raise ConfigError(f"@processor decorates a function, not a {type(function).__name__}")
     name = _name_of(function)
+    if not isinstance(route, (str, type(None))):
+        raise ConfigError(f"the route of {name} is a {type(route).__name__}, not text")
     try:
         pattern = None if route is None else re.compile(route)
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"the route of {name} is not a regular expression: {error}") from error
     _check_signature(function, name, () if pattern is None else tuple(pattern.groupindex))
     return Route(pattern, function, name, _is_async(function))
