@@ -8,8 +8,9 @@ What must always hold:
 - Only what was in work when a process died is processed again, with the same idempotency keys.
 - An item is blamed only if the processor works for others. If it works for nobody, it is
   unavailable: every partition of the step fails, and nothing becomes a dead letter.
-- Memory does not grow with the slot. Between the first item that is not committed and the last one
-  that was begun are at most `WINDOW` times `concurrency` items, or `MOST_BYTES` of them.
+- Memory does not grow with the slot. Between the first item in work and the last one that was begun
+  are at most `WINDOW` times `concurrency` items, and all that is not committed has about
+  `MOST_BYTES`.
 
 All partitions of a step share one event loop and one processor: while the last slow items of a slot
 are waited for, those of the next one are in work. A partition's outcome is as in `ship`: whatever
@@ -321,7 +322,7 @@ class _SlotInWork:
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
         self._failed_before = failure.failed_at if failure is not None else math.inf
         self._in_hand = 0
-        """Items that were begun and are not committed."""
+        """Items that were begun and are not taken."""
         self._bytes_in_hand = 0
         self._taken: list[_Finished] = []
         """Results that are not committed."""
@@ -418,6 +419,7 @@ class _SlotInWork:
         while self._waiting and self._waiting[0].done() and self._waiting[0].exception() is None:
             for finished in self._waiting.popleft().result():
                 self._taken.append(finished)
+                self._in_hand -= 1
                 size = sum(len(result.content) for result in finished.results)
                 self._taken_bytes += size + len(finished.item.content)
                 self._bytes_in_hand += size
@@ -456,7 +458,6 @@ class _SlotInWork:
             [int(finished.seconds * 1000) for finished in self._taken],
             sum(finished.retries for finished in self._taken),
         )
-        self._in_hand -= len(self._taken)
         self._bytes_in_hand -= self._taken_bytes
         self._taken, self._taken_bytes = [], 0
         figures = self._writer.figures
