@@ -9,7 +9,7 @@ wait for an answer. `answer_within` sets how long a thread waits at most; when t
 socket is shut down, the read that waits on it ends, and the caller sees `late`.
 
 Answers that client libraries read into memory as a whole, pages and errors, are limited in size.
-Ranges of objects are read by `asking.exact_range`, which knows how much to expect.
+Ranges of objects are read by `ranges.exact_range`, which knows how much to expect.
 
 No redirect is followed here, whatever the client library asks for: another host would get the
 session token, and with a 307 the archive.

@@ -13,9 +13,8 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import unescape
@@ -25,22 +24,21 @@ from qcloud_cos import CosClientError, CosConfig, CosS3Client, CosServiceError
 from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
-from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
-    Missing,
-    PastTheEnd,
-    error_for,
-    quoted,
     unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS, USUAL_SECONDS
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
+from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
+    USUAL_SECONDS,
+    ConfirmedPart,
+    base64_text,
+)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -183,33 +181,30 @@ class CosService(Crc64Service):
         if answer.is_redirect or answer.status_code // 100 == 3:
             raise requests.RequestException("redirected")
 
-    def _asking(
-        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def _asking(self, doing: str, key: str, body_seconds: float = USUAL_SECONDS) -> Iterator[None]:
         self._said.status, self._said.headers = 0, {}
-        return super()._asking(doing, key, body_seconds)
+        with super()._asking(doing, key, body_seconds):
+            yield
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         said = self._said
         if said.status // 100 == 3:
-            answer = Answer(said.status, "", "", None, said.headers.get("Location"))
-            return error_for(tried, answer, time.time())
+            return Answer(said.status, "", "", None, said.headers.get("Location"))
         if isinstance(error, CosServiceError):
-            return _refusal(error, tried, said.headers.get("Retry-After"))
+            return _answer(error, said.headers.get("Retry-After"))
         passing = (CosClientError, requests.RequestException, HTTPError)
         return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
 
 
-def _refusal(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
+def _answer(error: CosServiceError, retry_after: str | None) -> Answer:
     status, said = error.get_status_code(), error.get_digest_msg()
     code, message = _in_xml(error.get_origin_msg())
     if not code and isinstance(said, dict):  # after a HEAD: what the SDK makes up
         code = said.get("code", "")
-    if code in ("NoSuchKey", "NoSuchResource"):
-        return Missing(tried)
-    if status == 416 or code == "InvalidRange":
-        return PastTheEnd(tried)
-    return error_for(tried, Answer(status, code, message, retry_after), time.time())
+    if code == "NoSuchResource":
+        code = "NoSuchKey"
+    return Answer(status, code, message, retry_after)
 
 
 def _truncated(page: Mapping[str, Any]) -> bool:
@@ -245,9 +240,7 @@ def _client(settings: COSSettings, hook: Any) -> CosS3Client:
         )
         return CosS3Client(config, retry=0, session=session)
     except (CosClientError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
-        ) from shown_cause(error)
+        raise settings.impossible(str(error)) from shown_cause(error)
 
 
 class _RoleConfig(CosConfig):  # type: ignore[misc]

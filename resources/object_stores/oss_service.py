@@ -9,7 +9,6 @@ What must always hold:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -20,20 +19,20 @@ from oss2 import credentials
 from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
-from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
-    Missing,
-    PastTheEnd,
-    error_for,
     quoted,
     unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
+from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
+    ConfirmedPart,
+    base64_text,
+)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -150,9 +149,9 @@ class OssService(Crc64Service):
             date: str | None = self._bucket.list_objects_v2(max_keys=1).headers.get("Date")
             return date
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         if isinstance(error, oss2.exceptions.ServerError):
-            return _refusal(error, tried)
+            return _answer(error)
         if isinstance(error, oss2.exceptions.ClientError):
             return StoreRefused(
                 f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
@@ -161,17 +160,13 @@ class OssService(Crc64Service):
         return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
 
 
-def _refusal(error: oss2.exceptions.ServerError, tried: str) -> Exception:
+def _answer(error: oss2.exceptions.ServerError) -> Answer:
     # A HEAD has no body, and OSS does not always put the error into a header.
-    if error.code == "NoSuchKey" or (error.status == 404 and not error.code):
-        return Missing(tried)
-    if error.status == 416 or error.code == "InvalidRange":
-        return PastTheEnd(tried)
+    code = error.code or ("NoSuchKey" if error.status == 404 else "")
     headers = error.headers
-    answer = Answer(
-        error.status, error.code, error.message, headers.get("Retry-After"), headers.get("Location")
+    return Answer(
+        error.status, code, error.message, headers.get("Retry-After"), headers.get("Location")
     )
-    return error_for(tried, answer, time.time())
 
 
 def _bucket(settings: OSSSettings) -> Any:
@@ -193,9 +188,7 @@ def _bucket(settings: OSSSettings) -> Any:
             is_path_style=settings.addressing_style == "path",
         )
     except oss2.exceptions.ClientError as error:
-        raise ConfigError(
-            f"{settings.describe()}: {quoted(str(error.body))}", hint="check the store's settings"
-        ) from shown_cause(error)
+        raise settings.impossible(str(error.body)) from shown_cause(error)
 
 
 def _credentials(settings: OSSSettings) -> credentials.CredentialsProvider:

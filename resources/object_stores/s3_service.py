@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -31,16 +30,14 @@ from fuploader_dagster.resources.object_stores.answers import (
     AlreadyThere,
     Answer,
     Missing,
-    PastTheEnd,
     Refusal,
-    error_for,
     unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.s3_client import customer_key, open_client
 from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
     ConfirmedPart,
     Service,
     Stated,
@@ -229,28 +226,26 @@ class S3Service(Service):
             answer = self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
             return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         if isinstance(error, ClientError):
-            return _refusal(error, tried)
+            return _answer(error)
         if isinstance(error, (BotoCoreError, HTTPError)):
             return _without_answer(error, tried, self._where)
         return None
 
 
-def _refusal(error: ClientError, tried: str) -> Exception:
+def _answer(error: ClientError) -> Answer:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
     code = said.get("Code") or ""  # an element that is empty is None
-    if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound", "")):
-        return Missing(tried)
-    if status == 416 or code == "InvalidRange":
-        return PastTheEnd(tried)
+    if status == 404 and code in ("404", "NotFound", ""):
+        code = "NoSuchKey"
+    elif code == str(status):  # an answer without a body, as to HEAD
+        code = ""
     headers = meta.get("HTTPHeaders", {})
-    code = "" if code == str(status) else code  # an answer without a body, as to HEAD
-    answer = Answer(
+    return Answer(
         status, code, said.get("Message") or "", headers.get("retry-after"), headers.get("location")
     )
-    return error_for(tried, answer, time.time())
 
 
 def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
