@@ -270,5 +270,3 @@ class StateStoreContract:
         snapshot = store.snapshot()
         assert snapshot.stored_messages == 100
         assert snapshot.slots == tuple(SlotCount(slot, 25, 25, 25) for slot in range(4))
-
-    # Redis alone

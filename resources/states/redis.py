@@ -33,7 +33,15 @@ import redis
 from pydantic import Field, SecretStr, field_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.state import Commit, Snapshot, StateSettings, StateStore, warn_once
+from fuploader_dagster.contracts.state import (
+    HURRIED_SECONDS,
+    TOTALS,
+    Commit,
+    Snapshot,
+    StateSettings,
+    StateStore,
+    warn_once,
+)
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
@@ -42,7 +50,6 @@ from fuploader_dagster.resources.states.redis_errors import explained, shown
 from fuploader_dagster.resources.states.redis_examination import judge
 from fuploader_dagster.settings.secret import Secret
 
-HURRIED_SECONDS = 1.0
 _KEYS = ("slots", "highest", "claims", "sealed", "totals")
 _OF_NO_PIPELINE = "fuploader-doctor"
 _MOST_NONSENSE_SHOWN = 3
@@ -149,7 +156,7 @@ class RedisStateStore(StateStore):
             scripts.RECORD,
             root_id,
             _milliseconds(ttl_seconds),
-            *(getattr(commit, name) for name in values.TOTALS),
+            *(getattr(commit, name) for name in TOTALS),
             len(counts),
             *(value for count in counts for value in count),
             *commit.sealed,

@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fuploader_dagster.contracts.state import HIGHEST_NUMBER, SlotCount
+from fuploader_dagster.contracts.state import HIGHEST_NUMBER, TOTALS, SlotCount
 from fuploader_dagster.resources.states.redis_errors import shown
 
-TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
 _SLOT = re.compile(r"[0-9]{1,9}")
 _COUNT = re.compile(r"([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,18})")
 _CLAIM = re.compile(r"([0-9]{1,18}) (.+)", re.DOTALL)
