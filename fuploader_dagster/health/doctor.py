@@ -177,7 +177,7 @@ def _removal(store: ObjectStore, key: str) -> Diagnosis:
         problem = f"{store.address(key)} was removed, but still exists"
     except FuploaderError as error:
         problem = f"{store.address(key)} could not be removed: {error.message}"
-    hint = "pipelines never remove objects, so you may want it so; remove this one by hand"
+    hint = "pipelines never remove objects, so this may be intended; remove this one by hand"
     return Diagnosis("removal", "warning", problem, hint)
 
 

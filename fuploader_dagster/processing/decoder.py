@@ -68,7 +68,7 @@ class Decoder:
 
     @property
     def may_take_long(self) -> bool:
-        """Whether a user's code takes part."""
+        """Whether it runs a user's code."""
         return self._parser is not None or self._namer is not None
 
     def decode(
