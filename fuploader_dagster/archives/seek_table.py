@@ -56,9 +56,7 @@ def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
 def _table_bytes(footer: bytes) -> int | None:
     """Length of the seek table frame, from an archive's last 9 bytes; None if there is none."""
     count, flags, magic = _FOOTER.unpack(footer)
-    if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
-        return None
-    if count > _MOST_FRAMES:
+    if magic != _SEEKABLE_MAGIC or flags & 0x7C or count > _MOST_FRAMES:  # 0x7C: reserved bits
         return None
     entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # each with a checksum
     return int(FRAME_HEADER.size + count * entry_bytes + _FOOTER.size)

@@ -71,7 +71,7 @@ def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False
             hint="give the pipeline another name, or another storage_root and takeover.root",
         )
     began = time.monotonic()
-    used = list(key_prefixes(pipeline))
+    used = key_prefixes(pipeline)
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
     before = _listing(root, layout)
