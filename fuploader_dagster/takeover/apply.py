@@ -48,6 +48,7 @@ from fuploader_dagster.slots.sealing import (
     make_seal,
     read_seal,
 )
+from fuploader_dagster.takeover import staging
 from fuploader_dagster.takeover.archives import write_members
 from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in
@@ -58,16 +59,6 @@ from fuploader_dagster.takeover.plan import (
     Plan,
     SetAside,
     TakeArchive,
-)
-from fuploader_dagster.takeover.staging import (
-    ORIGIN_NAME,
-    STAGED_ARCHIVE_NAME,
-    next_number,
-    number_of,
-    origin_of,
-    record_taken_over,
-    stage,
-    staged_dirs,
 )
 
 log = logging.getLogger(__name__)
@@ -110,7 +101,9 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
-        staged = stage(directory.source, layout, maybe_stored=directory.maybe_stored)
+        staged = staging.new_directory(
+            directory.source, layout, maybe_stored=directory.maybe_stored
+        )
         files = staged / FILES_NAME
         if directory.kind == "loose":
             make_dirs(files)
@@ -128,7 +121,7 @@ def _keep_identities(stored: Sequence[Member], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
     layout = pipeline.layout
     # A number that no other directory has: the drain tells indexes apart by it.
-    moment, number = utc(time.time()), next_number(layout)
+    moment, number = utc(time.time()), staging.next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
     write_durably(layout.shipped / f"{partition}.{len(stored)}.index", _index_of(stored))
@@ -153,7 +146,7 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
         size, digest = digest_of(folder / name)
         members.append((name, digest, size))
     if not members:
-        record_taken_over(staged, "", 0, pipeline.layout)
+        staging.record_taken_over(staging.origin_of(staged).source, "", 0, pipeline.layout)
         remove_tree(staged)
         return []
     return [_seal(staged, members, pipeline)]
@@ -174,7 +167,7 @@ def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> Sealed
     seal = make_seal(
         pipeline,
         slot=ADOPTED_SLOT,
-        number=number_of(staged),
+        number=staging.number_of(staged),
         slot_format="files",
         messages=len(members),
         payload_bytes=sum(size for _, _, size in members),
@@ -190,8 +183,8 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
     """Do what follows the seal, also if a crash interrupted it."""
     seal = read_seal(staged)
     target = layout.archives / seal.archive
-    if (staged / STAGED_ARCHIVE_NAME).exists():
-        rename_durably(staged / STAGED_ARCHIVE_NAME, target)
+    if (staged / staging.ARCHIVE_NAME).exists():
+        rename_durably(staged / staging.ARCHIVE_NAME, target)
     if not (staged / FILES_NAME).exists():  # an archive as it is
         size, digest = digest_of(target)
         packed = Packed(
@@ -203,10 +196,11 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
             payload_bytes=seal.payload_bytes,
         )
         keep_packed(layout, packed)
-    if (staged / ORIGIN_NAME).exists():
-        record_taken_over(staged, seal.partition, seal.messages, layout)
-        log.warning("took over %s from FUploader as %s", origin_of(staged).source, seal.partition)
-        (staged / ORIGIN_NAME).unlink()
+    if (staged / staging.ORIGIN_NAME).exists():
+        source = staging.origin_of(staged).source
+        staging.record_taken_over(source, seal.partition, seal.messages, layout)
+        log.warning("took over %s from FUploader as %s", source, seal.partition)
+        (staged / staging.ORIGIN_NAME).unlink()
     for path in staged.iterdir():  # of an earlier attempt, from another file system
         if is_temporary(path.name):
             remove_unless_held(path)
@@ -221,16 +215,16 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
         return _unpack(archive, step.only, pipeline)
     staged = archive.staged
     if staged is None:
-        staged = stage(archive.source, pipeline.layout)
-        _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
-    fsync_file(staged / STAGED_ARCHIVE_NAME)
+        staged = staging.new_directory(archive.source, pipeline.layout)
+        _bring(archive.path, staged / staging.ARCHIVE_NAME)
+    fsync_file(staged / staging.ARCHIVE_NAME)
     return [_seal(staged, archive.members, pipeline)]
 
 
 def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
     """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
-    staged = stage(archive.source, layout)
+    staged = staging.new_directory(archive.source, layout)
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
         folder.mkdir()
@@ -299,9 +293,9 @@ def _end(layout: Layout) -> None:
     """End the take-over, unless something is still staged. Once the journal exists, keys that are
     left in Redis no longer keep the pipeline from starting."""
     folder = adopting(layout)
-    for staged in staged_dirs(layout):
+    for staged in staging.directories(layout):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
-        if names <= {ORIGIN_NAME}:
+        if names <= {staging.ORIGIN_NAME}:
             remove_tree(staged)
     append_durably(journal(layout), b"")
     with suppress(OSError):
