@@ -60,12 +60,10 @@ class FrameReader:
     def _content(self, index: int) -> bytes:
         """A frame's content. The last content, or damage, is kept: several members share it."""
         if self._last[0] != index:
-            content: bytes | DamagedArchive
             try:
-                content = self._decode(self._frames[index])
+                self._last = (index, self._decode(self._frames[index]))
             except DamagedArchive as e:
-                content = e
-            self._last = (index, content)
+                self._last = (index, e)
         content = self._last[1]
         if isinstance(content, DamagedArchive):
             raise content

@@ -256,8 +256,8 @@ class Catalog:
 
     def _may_hold(self, grams: Sequence[Gram]) -> Sequence[int]:
         """The archives that may hold names with these grams, oldest first."""
-        rows = self._db.execute("select id from archives order by sealed_at, address").fetchall()
-        numbers = [number for (number,) in rows]
+        ordered = self._db.execute("select id from archives order by sealed_at, address")
+        numbers = [number for (number,) in ordered]
         step = max(1, len(grams) // _MOST_GRAMS)  # neighbouring grams say nearly the same
         for gram in grams[::step]:
             if len(numbers) <= _FEW_ARCHIVES:
@@ -283,8 +283,7 @@ class Catalog:
 
     def _hits(self, words: Iterable[tuple[str, int]]) -> Iterator[Hit]:
         for name, found in groupby(words, key=lambda one: one[0]):
-            archives = [self._archive(document) for _, document in found]
-            there = [archive for archive in archives if archive is not None]
+            there = filter(None, (self._archive(document) for _, document in found))
             for archive in sorted(there, key=lambda one: (one.sealed_at, one.address)):
                 yield Hit(name, archive)
 

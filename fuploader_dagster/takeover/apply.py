@@ -54,6 +54,7 @@ from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in
 from fuploader_dagster.takeover.plan import (
     Adopt,
+    Content,
     LeftArchive,
     Member,
     Plan,
@@ -74,7 +75,7 @@ def apply(
     layout = pipeline.layout
     make_dirs(adopting(layout))
     if plan.stored:
-        _keep_identities([(name, digest, 0) for name, digest in sorted(plan.stored)], pipeline)
+        _keep_identities(plan.stored, pipeline)
     for aside in plan.aside:
         _set_aside(aside, layout)
     sealed = [_finish(staged, layout) for staged in plan.finish]
@@ -117,14 +118,14 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     return _seal_files(staged, pipeline)
 
 
-def _keep_identities(stored: Sequence[Member], pipeline: Pipeline) -> None:
+def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
-    layout = pipeline.layout
+    layout, members = pipeline.layout, [(name, digest, 0) for name, digest in sorted(stored)]
     # A number that no other directory has: the drain tells indexes apart by it.
     moment, number = utc(time.time()), staging.next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
-    write_durably(layout.shipped / f"{partition}.{len(stored)}.index", _index_of(stored))
+    write_durably(layout.shipped / f"{partition}.{len(members)}.index", _index_of(members))
 
 
 def _index_of(members: Sequence[Member]) -> bytes:

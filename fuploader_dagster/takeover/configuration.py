@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ class Question:
 class Answers:
     """What is known so far. An optional setting that is not wanted is `none`."""
 
-    values: Mapping[str, str] = field(default_factory=dict)
-    asked: frozenset[str] = frozenset()
+    values: Mapping[str, str]
+    given: frozenset[str]
+    """Settings that the options gave: they are not asked for."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], given: Mapping[str, str]) -> Answers:
@@ -84,7 +85,7 @@ class Answers:
         return [
             Question(setting, text, self.values.get(setting, ""))
             for setting, text in _TEXTS.items()
-            if setting not in self.asked
+            if setting not in self.given
         ]
 
     def with_answer(self, setting: str, answer: str) -> Answers:
