@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from fuploader_dagster.disk.durable import make_dirs, write_all
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.disk.temporaries import (
     final_name,
     is_temporary,
@@ -49,8 +50,10 @@ class RestoreFolder:
                 remove_unless_held(path)
         self._folder = folder
         with ExitStack() as stack:
-            self._work = _opened(stack.enter_context(temporary_folder(folder / _WORK)), stack)
-            self._descriptor = _opened(folder, stack)
+            work = stack.enter_context(temporary_folder(folder / _WORK))
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            self._work = stack.enter_context(closed_after(os.open(work, flags)))
+            self._descriptor = stack.enter_context(closed_after(os.open(folder, flags)))
             self._stack = stack.pop_all()
         self._numbers = count()
 
@@ -165,12 +168,6 @@ def safe_parts(name: str) -> list[str]:
 
 def _is_work(name: str) -> bool:
     return is_temporary(name) and final_name(name) == _WORK
-
-
-def _opened(folder: Path, stack: ExitStack) -> int:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 def _exists(name: str, parent: int, part: str) -> bool:

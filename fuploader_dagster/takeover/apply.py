@@ -35,6 +35,7 @@ from fuploader_dagster.disk.durable import (
 )
 from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held, temporary_folder
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.intake.leftovers import ADOPTED_SLOT, adopting, journal
@@ -155,11 +156,8 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
 
 def _sync(folder: Path) -> None:
     """Sync everything in the folder at once."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with closed_after(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         syncfs(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> SealedSlot:
