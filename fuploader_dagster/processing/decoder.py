@@ -5,8 +5,8 @@ function does to one message, the others flow on. Without a parser the content i
 bytes as received; with one, it is what the parser returned, written as FUploader writes it (bytes
 as they are, text as UTF-8, anything else as JSON).
 
-A batch is decoded as far as one commit goes: until the files have `most_bytes` (a few packed
-kilobytes can unpack to gigabytes) or `most_seconds` have passed. The rest is left for the next one.
+A batch is decoded only as far as one commit needs: until the files have `most_bytes` (a few packed
+kilobytes can unpack to gigabytes) or `most_seconds` have passed. The next commit takes the rest.
 
 If memory runs out at a message, only that message suffers: it is decoded once more, as the first of
 the next batch, when everything decoded before it is stored and its memory is free. If that is still

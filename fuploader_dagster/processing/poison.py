@@ -183,7 +183,7 @@ class Suspects:
             self._update(forget=attempt.digests)
 
     def _read(self) -> dict[str, Suspect]:
-        """All suspects, whoever found them."""
+        """All suspects, of all workers."""
         try:
             stat = self._known_path.lstat()
         except FileNotFoundError:
