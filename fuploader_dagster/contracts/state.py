@@ -150,7 +150,7 @@ def warn_once(sentence: str) -> None:
     log.warning("%s", sentence)
 
 
-_OF_NO_PIPELINE = "fuploader-doctor"
+OF_NO_PIPELINE = "fuploader-doctor"
 """No pipeline can have this name, because of its hyphen."""
 
 
@@ -176,7 +176,7 @@ class StateSettings(Settings):
 
         Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
-        store = self.store(pipeline=_OF_NO_PIPELINE, node="doctor")
+        store = self.store(pipeline=OF_NO_PIPELINE, node="doctor")
         try:
             store.open()
             store.add_sealed(["probe"])

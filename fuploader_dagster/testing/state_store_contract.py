@@ -120,7 +120,7 @@ class StateStoreContract:
     def test_strings_of_any_kind_come_back_from_the_sealed_ones_and_can_be_forgotten(
         self, store: StateStore
     ) -> None:
-        """Who may write to the store can put anything there; the tick has to get rid of it."""
+        """Others who can write to the store may put anything there; the tick removes it."""
         odd = ["", "a...b", "x\ny", "\x1b[31m", "../../etc/passwd", "it's", "%_*?[", "k" * 3_000]
         store.add_sealed([*odd, "k1"])
         assert store.sealed(100) == sorted([*odd, "k1"])

@@ -54,14 +54,11 @@ class CosService(Crc64Service):
     def __init__(self, settings: COSSettings) -> None:
         place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
         where = settings.shown(place) if place else f"COS in {settings.region}"
-        super().__init__(settings, where, "x-cos-")
+        super().__init__(settings, where, "cos")
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
         self._new = settings.options_of_new_objects(*SDK_NAMES)
-
-    def address(self, key: str) -> str:
-        return f"cos://{self._bucket}/{key}"
 
     def _head(self, key: str) -> Mapping[str, Any]:
         headers: Mapping[str, Any] = self._client.head_object(Bucket=self._bucket, Key=key)
@@ -101,18 +98,17 @@ class CosService(Crc64Service):
             headers = {name.lower(): value for name, value in answer.items()}
             return self._confirmed(part, headers.get("etag", ""), headers)
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            answer = self._client.list_parts(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-            )
-            found = [
-                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
-                for part in answer.get("Part", ())
-            ]
-            return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
-
-        return list(self._pages("listing the parts of", key, "0", page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._client.list_parts(
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after or "0"
+        )
+        found = [
+            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            for part in answer.get("Part", ())
+        ]
+        return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [{"PartNumber": str(part.number), "ETag": part.tag} for part in parts]
@@ -154,13 +150,10 @@ class CosService(Crc64Service):
         headers = {name: value for name, value in answer.items() if name != "Body"}
         return self._said.status, headers, answer["Body"].get_raw_stream()
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(after: str) -> tuple[list[tuple[str, int]], str | None]:
-            answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
-            found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
-            return found, answer["NextMarker"] if _truncated(answer) else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
+        found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
+        return found, answer["NextMarker"] if _truncated(answer) else None
 
     def delete(self, key: str, version: str = "") -> None:
         which = {"VersionId": version} if version else {}
@@ -224,13 +217,11 @@ def _client(settings: COSSettings, hook: Any) -> CosS3Client:
     session.hooks["response"].append(hook)
     host, _, port = (settings.address or "").rpartition(":")
     try:
-        kind = (
-            _RoleConfig if settings.secret_id is None and settings.instance_role_url else CosConfig
-        )
-        config = kind(
+        credentials = _credentials(settings)
+        config = (_RoleConfig if "CredentialInstance" in credentials else CosConfig)(
             Region=settings.region,
             Endpoint=settings.endpoint,
-            **_credentials(settings),
+            **credentials,
             Scheme=settings.scheme,
             IP=host or None,
             Port=int(port) if port else None,

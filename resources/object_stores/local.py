@@ -46,11 +46,14 @@ from fuploader_dagster.errors import (
     DiskFull,
     ForeignFile,
     FuploaderError,
-    ObjectConflict,
     StoreRefused,
     StoreUnavailable,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
+from fuploader_dagster.resources.object_stores.archive_bytes import (
+    conflict,
+    open_archive,
+    refuse_changed,
+)
 from fuploader_dagster.resources.object_stores.keys import full_key
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 
@@ -172,11 +175,7 @@ class LocalObjectStore(ObjectStore):
         if there is None:
             raise StoreUnavailable(f"{self.address(key)} was there and is gone")
         if there.sha256 != archive.sha256:
-            raise ObjectConflict(
-                f"{self.address(key)} has {there.size_bytes} bytes, sha256 {there.sha256}; "
-                f"{archive.path} has {archive.size_bytes} bytes, sha256 {archive.sha256}",
-                hint="nothing was changed; find out who wrote it, or give the archive another key",
-            )
+            raise conflict(archive, self.address(key), there.size_bytes, f"sha256 {there.sha256}")
         return StoredObject(
             self.address(key), key, archive.size_bytes, archive.sha256, already_there=True
         )

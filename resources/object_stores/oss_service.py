@@ -9,7 +9,7 @@ What must always hold:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,7 @@ class OssService(Crc64Service):
     """The OSS API as `CloudObjectStore` needs it. `oss2.Bucket` is thread-safe."""
 
     def __init__(self, settings: OSSSettings) -> None:
-        super().__init__(settings, settings.shown("endpoint"), "x-oss-")
-        self._name = settings.bucket
+        super().__init__(settings, settings.shown("endpoint"), "oss")
         self._bucket = _bucket(settings)
         self._new = settings.options_of_new_objects(
             "x-oss-storage-class",
@@ -55,9 +54,6 @@ class OssService(Crc64Service):
             "x-oss-server-side-encryption-key-id",
             "x-oss-tagging",
         )
-
-    def address(self, key: str) -> str:
-        return f"oss://{self._name}/{key}"
 
     def _head(self, key: str) -> Mapping[str, Any]:
         headers: Mapping[str, Any] = self._bucket.head_object(key).headers
@@ -84,16 +80,14 @@ class OssService(Crc64Service):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
             return self._confirmed(part, answer.etag or "", answer.headers)
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            answer = self._bucket.list_parts(key, upload_id, marker=after)
-            found = [
-                ConfirmedPart.listed(part.part_number, part.size, part.etag)
-                for part in answer.parts
-            ]
-            return found, answer.next_marker if answer.is_truncated else None
-
-        return list(self._pages("listing the parts of", key, "", page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._bucket.list_parts(key, upload_id, marker=after)
+        found = [
+            ConfirmedPart.listed(part.part_number, part.size, part.etag) for part in answer.parts
+        ]
+        return found, answer.next_marker if answer.is_truncated else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [oss2.models.PartInfo(part.number, part.tag) for part in parts]
@@ -130,15 +124,12 @@ class OssService(Crc64Service):
         answer = self._bucket.get_object(key, byte_range=(first, last), headers=headers).resp
         return answer.status, answer.headers, answer.response.raw
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
-            answer = self._bucket.list_objects_v2(
-                prefix=prefix, continuation_token=token, max_keys=1000
-            )
-            found = [(each.key, each.size) for each in answer.object_list]
-            return found, answer.next_continuation_token if answer.is_truncated else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        answer = self._bucket.list_objects_v2(
+            prefix=prefix, continuation_token=after, max_keys=1000
+        )
+        found = [(each.key, each.size) for each in answer.object_list]
+        return found, answer.next_continuation_token if answer.is_truncated else None
 
     def delete(self, key: str, version: str = "") -> None:
         with self._asking("removing", key):

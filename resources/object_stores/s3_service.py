@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from botocore import exceptions as boto
@@ -64,17 +64,13 @@ class S3Service(Service):
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
         self._client = open_client(settings)
-        super().__init__(
-            without_logins(self._client.meta.endpoint_url), settings.read_timeout_seconds
-        )
+        where = without_logins(self._client.meta.endpoint_url)
+        super().__init__(f"s3://{self._bucket}", where, settings.read_timeout_seconds)
         self._own_key = customer_key(settings)
         # With these an ETag is not the md5 of the content.
         self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
         self._knows_conditions = True
         self._new: dict[str, Any] = settings.options_of_new_objects(*SDK_NAMES) | self._own_key
-
-    def address(self, key: str) -> str:
-        return f"s3://{self._bucket}/{key}"
 
     def head(self, key: str) -> Stated | None:
         try:
@@ -154,18 +150,17 @@ class S3Service(Service):
                 part.number, part.size_bytes, stated if _MD5.fullmatch(stated) else "", tag
             )
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: int) -> tuple[list[ConfirmedPart], int | None]:
-            answer = self._client.list_parts(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-            )
-            found = [
-                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
-                for part in answer.get("Parts", ())
-            ]
-            return found, answer["NextPartNumberMarker"] if answer["IsTruncated"] else None
-
-        return list(self._pages("listing the parts of", key, 0, page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._client.list_parts(
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=int(after or 0)
+        )
+        found = [
+            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            for part in answer.get("Parts", ())
+        ]
+        return found, str(answer["NextPartNumberMarker"]) if answer["IsTruncated"] else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         def send(condition: Any) -> None:
@@ -207,14 +202,11 @@ class S3Service(Service):
         meta = answer["ResponseMetadata"]
         return meta["HTTPStatusCode"], meta["HTTPHeaders"], answer["Body"]
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
-            after: Any = {"ContinuationToken": token} if token else {}
-            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **after)
-            found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
-            return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        place: Any = {"ContinuationToken": after} if after else {}
+        answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **place)
+        found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
+        return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
 
     def delete(self, key: str, version: str = "") -> None:
         which: Any = {"VersionId": version} if version else {}

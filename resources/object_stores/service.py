@@ -86,13 +86,16 @@ class Service(ABC):
     sent_in_parts: Algorithm
     """The same for an object sent in parts."""
 
-    def __init__(self, where: str, silence_seconds: float) -> None:
+    def __init__(self, bucket: str, where: str, silence_seconds: float) -> None:
+        self._root = bucket
+        """The bucket's own address, such as s3://bucket."""
         self._where = where
         """The service's address, for error messages."""
         self._silence_seconds = silence_seconds
 
-    @abstractmethod
-    def address(self, key: str) -> str: ...
+    def address(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
     @abstractmethod
     def head(self, key: str) -> Stated | None:
         """One HEAD. `Refusal` without a code where the service refuses it."""
@@ -216,8 +219,17 @@ class Service(ABC):
     ) -> ConfirmedPart:
         """The md5 in the result is what the service answered, not the one that was sent."""
 
+    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
+        """The parts of an upload that the service holds."""
+        doing = "listing the parts of"
+        return [*self._pages(doing, key, "", lambda after: self._parts(key, upload_id, after))]
+
     @abstractmethod
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]: ...
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[Iterable[ConfirmedPart], str | None]:
+        """A page of an upload's parts, and where the next page begins."""
+
     @abstractmethod
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None: ...
     @abstractmethod
@@ -233,8 +245,14 @@ class Service(ABC):
     ) -> tuple[Iterable[UnfinishedUpload], tuple[str, str] | None]:
         """A page of the unfinished uploads after key and id, and where the next page begins."""
 
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Keys and sizes of all objects below the prefix, in order of keys."""
+        return self._pages("listing", prefix, "", lambda after: self._objects(prefix, after))
+
     @abstractmethod
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def _objects(self, prefix: str, after: str) -> tuple[Iterable[tuple[str, int]], str | None]:
+        """A page of the objects below the prefix, and where the next page begins."""
+
     @abstractmethod
     def delete(self, key: str, version: str = "") -> None:
         """Without `version`, a bucket with versions keeps them all behind a delete marker."""

@@ -35,6 +35,7 @@ from pydantic import Field, SecretStr, field_validator
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.state import (
     HURRIED_SECONDS,
+    OF_NO_PIPELINE,
     TOTALS,
     Commit,
     Snapshot,
@@ -51,7 +52,6 @@ from fuploader_dagster.resources.states.redis_examination import judge
 from fuploader_dagster.settings.secret import Secret
 
 _KEYS = ("slots", "highest", "claims", "sealed", "totals")
-_OF_NO_PIPELINE = "fuploader-doctor"
 _MOST_NONSENSE_SHOWN = 3
 
 
@@ -83,7 +83,7 @@ class RedisState(StateSettings):
         return RedisStateStore(self, pipeline, node)
 
     def examine(self) -> Iterator[Diagnosis]:
-        yield from self.examine_for(pipeline=_OF_NO_PIPELINE, node="doctor")
+        return self.examine_for(pipeline=OF_NO_PIPELINE, node="doctor")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
         """With the pipeline's own keys: rights, and the nodes of a cluster, differ by key."""
@@ -166,9 +166,9 @@ class RedisStateStore(StateStore):
     def highest_number(self, slot: int) -> int:
         with self._explaining():
             text: Any = self._client.hget(self._highest, str(slot))
-        nonsense = values.Nonsense()
+        nonsense: list[str] = []
         number = values.read_highest(self._highest, str(slot), text, nonsense)
-        _warn(nonsense.sentences)
+        _warn(nonsense)
         return number
 
     def add_sealed(self, keys: Sequence[str]) -> None:
@@ -196,14 +196,14 @@ class RedisStateStore(StateStore):
     def look(self) -> tuple[Snapshot, list[str]]:
         """A snapshot, and sentences about the values that were ignored."""
         slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
-        nonsense = values.Nonsense()
+        nonsense: list[str] = []
         snapshot = Snapshot(
             slots=tuple(values.read_counts(self._slots, slots, nonsense)),
             owners=values.read_owners(self._claims, claims, now_ms, nonsense),
             sealed_waiting=waiting,
             **values.read_totals(self._totals, totals, nonsense),
         )
-        return snapshot, nonsense.sentences
+        return snapshot, nonsense
 
     def prove(self) -> None:
         """Do with the pipeline's own keys what its drain does, and leave nothing. For the doctor.

@@ -37,6 +37,10 @@ _SCHEMA = (
     """INSERT OR REPLACE INTO waiting SELECT 0, (SELECT count(*) FROM messages)
         WHERE NOT EXISTS (SELECT 1 FROM waiting WHERE typeof(messages) = 'integer')""",
 )
+READ_ROWS = (
+    "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
+    "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+)
 _TO_DO: dict[Kind, str] = {
     "busy": "another process keeps writing; it will be retried",
     "damaged": f"{FILE} is damaged: stop everything that uses it and save what can be read "
