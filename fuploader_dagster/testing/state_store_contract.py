@@ -6,9 +6,9 @@ settings, with nothing in the store.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -262,11 +262,8 @@ class StateStoreContract:
             for number in range(1, 26):
                 record(store, SlotCount(slot, number, number, number), stored_messages=1)
 
-        threads = [threading.Thread(target=work, args=(slot,)) for slot in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(work, range(4))) == [None] * 4
         snapshot = store.snapshot()
         assert snapshot.stored_messages == 100
         assert snapshot.slots == tuple(SlotCount(slot, 25, 25, 25) for slot in range(4))

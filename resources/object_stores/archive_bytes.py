@@ -30,7 +30,7 @@ from fuploader_dagster.resources.object_stores.crc64 import Crc64
 CHUNK_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 20
 
-Algorithm = Literal["md5", "md5-of-parts", "crc64ecma", "sha256"]
+Algorithm = Literal["md5", "md5-of-parts", "crc64ecma"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from urllib3.exceptions import HTTPError
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
@@ -50,6 +49,8 @@ logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL)
 
 class CosService(Crc64Service):
     """The COS API as `CloudObjectStore` needs it. The client is thread-safe."""
+
+    without_answer = (CosClientError, requests.RequestException, HTTPError)
 
     def __init__(self, settings: COSSettings) -> None:
         place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
@@ -186,8 +187,7 @@ class CosService(Crc64Service):
             return Answer(said.status, "", "", None, said.headers.get("Location"))
         if isinstance(error, CosServiceError):
             return _answer(error, said.headers.get("Retry-After"))
-        passing = (CosClientError, requests.RequestException, HTTPError)
-        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
+        return None
 
 
 def _answer(error: CosServiceError, retry_after: str | None) -> Answer:

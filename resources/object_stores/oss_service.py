@@ -23,7 +23,6 @@ from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
     quoted,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
@@ -44,6 +43,8 @@ logging.getLogger("oss2").setLevel(logging.CRITICAL)
 
 class OssService(Crc64Service):
     """The OSS API as `CloudObjectStore` needs it. `oss2.Bucket` is thread-safe."""
+
+    without_answer = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
 
     def __init__(self, settings: OSSSettings) -> None:
         super().__init__(settings, settings.shown("endpoint"), "oss")
@@ -147,8 +148,7 @@ class OssService(Crc64Service):
             return StoreRefused(
                 f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
             )
-        passing = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
-        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
+        return None
 
 
 def _answer(error: oss2.exceptions.ServerError) -> Answer:

@@ -31,7 +31,6 @@ from fuploader_dagster.resources.object_stores.answers import (
     Answer,
     Missing,
     Refusal,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
@@ -58,6 +57,14 @@ _MD5_OF_PARTS = re.compile("[0-9a-f]{32}-[1-9][0-9]{0,4}")
 class S3Service(Service):
     """The S3 API as `CloudObjectStore` needs it. boto3's clients are thread-safe."""
 
+    without_answer = (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        boto.IncompleteReadError,
+        HTTPError,
+        boto.CredentialRetrievalError,
+        boto.MetadataRetrievalError,
+    )
     sent_whole: Algorithm = "md5"
     sent_in_parts: Algorithm = "md5-of-parts"
 
@@ -221,8 +228,13 @@ class S3Service(Service):
     def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         if isinstance(error, ClientError):
             return _answer(error)
-        if isinstance(error, (BotoCoreError, HTTPError)):
-            return _without_answer(error, tried, self._where)
+        if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+            return StoreRefused(
+                f"{tried}: {error}",
+                hint="set access_key_id and secret_access_key, or profile, or use an instance role",
+            )
+        if isinstance(error, BotoCoreError) and not isinstance(error, self.without_answer):
+            return StoreRefused(f"{tried}: {error}", hint="check the store's settings")
         return None
 
 
@@ -238,26 +250,6 @@ def _answer(error: ClientError) -> Answer:
     return Answer(
         status, code, said.get("Message") or "", headers.get("retry-after"), headers.get("location")
     )
-
-
-def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
-    reason = str(error)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        return StoreRefused(
-            f"{tried}: {reason}",
-            hint="set access_key_id and secret_access_key, or profile, or use an instance role",
-        )
-    passing = (
-        boto.HTTPClientError,
-        boto.ConnectionError,
-        boto.IncompleteReadError,
-        HTTPError,
-        boto.CredentialRetrievalError,
-        boto.MetadataRetrievalError,
-    )
-    if isinstance(error, passing):
-        return unreachable(tried, endpoint, reason)
-    return StoreRefused(f"{tried}: {reason}", hint="check the store's settings")
 
 
 def _is_foreign(answer: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from fuploader_dagster.resources.object_stores.answers import (
     error_for,
     late,
     makes_no_sense,
+    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.resources.object_stores.connections import answer_within
@@ -81,6 +82,8 @@ class Service(ABC):
     """
 
     max_parts = 10_000
+    without_answer: tuple[type[Exception], ...]
+    """What the client library raises when no answer came."""
     sent_whole: Algorithm
     """The digest that this service states for an object sent in one request."""
     sent_in_parts: Algorithm
@@ -108,7 +111,7 @@ class Service(ABC):
     def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         """What an error of the client library is: the service's answer, or an error of ours.
 
-        None if it is not one of the library's.
+        None if it says nothing more than that no answer came, or is not one of the library's.
         """
 
     @contextmanager
@@ -139,6 +142,8 @@ class Service(ABC):
         meaning = self._meaning(error, tried)
         if isinstance(meaning, Answer):
             return error_for(tried, meaning, time.time())
+        if meaning is None and isinstance(error, self.without_answer):
+            return unreachable(tried, self._where, str(error))
         return meaning or makes_no_sense(tried, self._where, error)
 
     def _pages(
