@@ -8,7 +8,7 @@ error of the contract, which says what to do.
     held        consumer, first, last, messages: a range of ids that a consumer has taken
     waiting     one row: the number of messages, so that the backlog needs no scan
 
-Files of versions without the digest get its column when they are opened.
+A file of an older version gets the column for the digest when it is opened.
 """
 
 from __future__ import annotations
