@@ -63,8 +63,8 @@ def refuse_foreign(source: RangeSource) -> None:
 
 
 def is_complete(path: Path) -> bool | None:
-    """Whether an archive of another format is complete, as far as its format tells; None if it
-    cannot tell, or is not known here."""
+    """Whether an archive of another format is complete; None if the format does not say so, or is
+    unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_KINDS[0].magic):  # 7z: its first header says where its last one ends

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import zstandard
 
 from fuploader_dagster.archives.manifest import DIGEST_BYTES, FrameEntry, MemberEntry, digest
-from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, too_large
+from fuploader_dagster.archives.memory_budget import too_large
 from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
 from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.errors import DamagedArchive
@@ -33,7 +33,7 @@ class FrameReader:
         frames: Sequence[FrameEntry],
         start: int,
         stop: int,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        memory_bytes: int,
     ) -> None:
         """Reads the tar bytes from `start` to `stop` in one request, or several of 8 MiB."""
         self._memory_bytes = memory_bytes
@@ -60,24 +60,20 @@ class FrameReader:
     def _content(self, index: int) -> bytes:
         """A frame's content. The last content, or damage, is kept: several members share it."""
         if self._last[0] != index:
-            content: bytes | DamagedArchive
             try:
-                content = self._decode(self._frames[index])
+                self._last = (index, self._decode(self._frames[index]))
             except DamagedArchive as e:
-                content = e
-            self._last = (index, content)
+                self._last = (index, e)
         content = self._last[1]
         if isinstance(content, DamagedArchive):
             raise content
         return content
 
     def _decode(self, frame: FrameEntry) -> bytes:
-        if frame.size_bytes + frame.tar_bytes > self._memory_bytes:
-            raise too_large(
-                f"the frame at offset {frame.offset} of {self._address}",
-                frame.size_bytes + frame.tar_bytes,
-                self._memory_bytes,
-            )
+        needed = frame.size_bytes + frame.tar_bytes
+        if needed > self._memory_bytes:
+            what = f"the frame at offset {frame.offset} of {self._address}"
+            raise too_large(what, needed, self._memory_bytes)
         try:
             data = self._source.read(frame.offset, frame.size_bytes)
         except OSError as e:

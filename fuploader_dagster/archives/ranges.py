@@ -1,7 +1,7 @@
 """Where the bytes of an archive come from when it is read: a local file, or an object in a store.
 
 What must always hold: `read` returns exactly the bytes asked for; fewer only at the end. Each read
-of a stored object is one range request, so readers ask for little, and rarely.
+of a stored object is one range request, so readers make few requests, and small ones.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ class RangeSource(Protocol):
 
     def close(self) -> None:
         """Close open files. May be repeated."""
+
+
+class _Wrapper:
+    """A source that reads from another one, which it closes."""
+
+    def __init__(self, source: RangeSource) -> None:
+        self.address, self.size_bytes, self._source = source.address, source.size_bytes, source
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class LocalFile:
@@ -82,15 +92,13 @@ class StoredArchive:
         """The store belongs to the caller."""
 
 
-class CountedReads:
+class CountedReads(_Wrapper):
     """A source that counts its reads. Safe to use from several threads."""
 
     def __init__(self, source: RangeSource) -> None:
-        self.address = source.address
-        self.size_bytes = source.size_bytes
+        super().__init__(source)
         self.reads = 0
         self.bytes_read = 0
-        self._source = source
         self._lock = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -100,21 +108,16 @@ class CountedReads:
             self.bytes_read += len(data)
         return data
 
-    def close(self) -> None:
-        self._source.close()
 
-
-class ReadAhead:
+class ReadAhead(_Wrapper):
     """Reads a source from front to back in large steps: one request per `step_bytes`.
 
     Not safe to use from several threads: each reader makes its own.
     """
 
     def __init__(self, source: RangeSource, step_bytes: int = 4 * 2**20) -> None:
-        self.address = source.address
-        self.size_bytes = source.size_bytes
-        self._source, self._step = source, step_bytes
-        self._offset, self._block = 0, b""
+        super().__init__(source)
+        self._step, self._offset, self._block = step_bytes, 0, b""
 
     def read(self, offset: int, length: int) -> bytes:
         start = offset - self._offset
@@ -129,13 +132,11 @@ class ReadAhead:
         """The source belongs to the caller."""
 
 
-class WithTail:
+class WithTail(_Wrapper):
     """Reads the end of a source once, so that later reads there cost no request."""
 
     def __init__(self, source: RangeSource, tail_offset: int) -> None:
-        self.address = source.address
-        self.size_bytes = source.size_bytes
-        self._source = source
+        super().__init__(source)
         self._tail_offset = tail_offset
         self._tail = source.read(tail_offset, source.size_bytes - tail_offset)
 
@@ -144,6 +145,3 @@ class WithTail:
             start = offset - self._tail_offset
             return self._tail[start : start + length]
         return self._source.read(offset, length)
-
-    def close(self) -> None:
-        self._source.close()

@@ -23,8 +23,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fuploader_dagster.archives.foreign import refuse_foreign, verify_whole
 from fuploader_dagster.archives.frame_reader import FrameReader, Stretch, stretches
@@ -43,12 +42,7 @@ from fuploader_dagster.archives.reports import (
     WholeMembers,
 )
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
-from fuploader_dagster.archives.scanned_members import (
-    is_whole,
-    matches,
-    restore_scanned,
-    stream_last,
-)
+from fuploader_dagster.archives.scanned_members import matches, restore_scanned, stream_last
 from fuploader_dagster.archives.seek_table import (
     closing_damages,
     find_manifest,
@@ -62,6 +56,8 @@ from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
 
 _TAIL_BYTES = 2**16
 """Read first: the seek table of an archive of 8 GiB, and often the whole manifest."""
+
+_Found = TypeVar("_Found")
 
 
 class Archive:
@@ -106,12 +102,7 @@ class Archive:
     def __enter__(self) -> Archive:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- listing and reading -------------------------------------------------------------------
@@ -119,22 +110,26 @@ class Archive:
     def listing(self) -> Listing:
         """All members that can be listed, from the manifest or by reading everything."""
         with self._lock:
-            if self._listing is None and self.manifest:
-                try:
-                    members = read_pages(self._source, self.manifest, self._budget())
-                    self._listing = Listing(members, ())
-                except DamagedArchive as e:
-                    self._give_up_manifest(e)
             if self._listing is None:
-                self._listing = self._scan_listing()
+                members = self._in_pages(lambda m: read_pages(self._source, m, self._budget()))
+                self._listing = self._scan_listing() if members is None else Listing(members, ())
             return self._listing
 
     def _budget(self) -> Budget:
         return Budget(self.address, self._memory_bytes)
 
-    def _give_up_manifest(self, damage: DamagedArchive) -> None:
-        """From now on, read this archive from front to back."""
-        self.manifest, self.closing_damage = None, Damage(damage.message)
+    def _in_pages(self, read: Callable[[Manifest], _Found]) -> _Found | None:
+        """What `read` finds in the manifest's pages; None if there is no usable manifest.
+
+        Once a page turns out to be damaged, the archive is read from front to back.
+        """
+        if self.manifest is None:
+            return None
+        try:
+            return read(self.manifest)
+        except DamagedArchive as e:
+            self.manifest, self.closing_damage = None, Damage(e.message)
+            return None
 
     def _scan_listing(self) -> Listing:
         members: list[MemberEntry] = []
@@ -145,7 +140,7 @@ class Archive:
             budget.hold(1, 0 if isinstance(item, Damage) else len(item.name))
             if isinstance(item, Damage):
                 damages.append(item)
-            elif item.kind == "file" and is_whole(item):
+            elif item.kind == "file" and item.read_to_end():
                 place = (item.offset, item.header_bytes, item.headers)
                 members.append(MemberEntry(item.name, item.size_bytes, None, *place))
             elif item.kind not in ("file", "directory"):
@@ -158,12 +153,8 @@ class Archive:
         Raises `DamagedArchive` where `members` does.
         """
         with self._lock:
-            if self.manifest:
-                try:
-                    return read_names(self._source, self.manifest, self._budget())
-                except DamagedArchive as e:
-                    self._give_up_manifest(e)
-        return [member.name for member in self.members]
+            names = self._in_pages(lambda m: read_names(self._source, m, self._budget()))
+        return [member.name for member in self.members] if names is None else names
 
     @property
     def members(self) -> Sequence[MemberEntry]:
@@ -184,7 +175,8 @@ class Archive:
         """One member in pieces. Damage may show only after the last piece."""
         member = self._find(name)
         if member is None:
-            yield from self._stream_by_scan(name)
+            if not (yield from stream_last(self._scan, name, self.address)):
+                raise self._no_member(name)
             return
         reader = self._reader(member.offset, member.end)
         try:
@@ -204,21 +196,14 @@ class Archive:
                 raise self._no_member(name)
             index = self.manifest.page_of(name)
             if index not in self._pages:
-                try:
-                    page = read_page(self._source, self.manifest, index)
-                except DamagedArchive as e:
-                    self._give_up_manifest(e)
+                page = self._in_pages(lambda m: read_page(self._source, m, index))
+                if page is None:
                     return None
                 self._pages[index] = {m.name: m for m in page}
             found = self._pages[index].get(name)
         if found is None:
             raise self._no_member(name)
         return found
-
-    def _stream_by_scan(self, name: str) -> Iterator[memoryview]:
-        found = yield from stream_last(self._scan, name, self.address)
-        if not found:
-            raise self._no_member(name)
 
     def _no_member(self, name: str) -> StoreRefused:
         return StoreRefused(
@@ -285,12 +270,10 @@ class Archive:
             for item in self._scan():
                 if isinstance(item, Damage):
                     damages.append(item)
-                elif is_whole(item) and item.kind == "file":
+                elif item.read_to_end() and item.kind == "file":
                     count.add(item.size_bytes)
         else:
-            for found in self._in_threads(
-                lambda _, payload: _drain(payload), members, threads, count
-            ):
+            for found in self._in_threads(_read_through, members, threads, count):
                 damages += found.damages
                 if found.refused:
                     raise TooLarge(found.refused[0])
@@ -393,6 +376,6 @@ class _Trouble(NamedTuple):
     refused: list[str]
 
 
-def _drain(payload: Iterable[memoryview]) -> None:
-    for _ in payload:
+def _read_through(_: MemberEntry, payload: Iterable[memoryview]) -> None:
+    for _piece in payload:
         pass

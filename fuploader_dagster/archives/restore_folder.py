@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from fuploader_dagster.disk.durable import make_dirs, write_all
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.disk.temporaries import (
     final_name,
     is_temporary,
@@ -44,11 +45,15 @@ class RestoreFolder:
 
     def __init__(self, folder: Path) -> None:
         make_dirs(folder, for_others=True)
-        _remove_leftovers(folder)
+        for path in folder.iterdir():  # what killed restores left half written
+            if _is_work(path.name) and path.is_dir() and not path.is_symlink():
+                remove_unless_held(path)
         self._folder = folder
         with ExitStack() as stack:
-            self._work = _opened(stack.enter_context(temporary_folder(folder / _WORK)), stack)
-            self._descriptor = _opened(folder, stack)
+            work = stack.enter_context(temporary_folder(folder / _WORK))
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            self._work = stack.enter_context(closed_after(os.open(work, flags)))
+            self._descriptor = stack.enter_context(closed_after(os.open(folder, flags)))
             self._stack = stack.pop_all()
         self._numbers = count()
 
@@ -126,7 +131,8 @@ class RestoreFolder:
                     try:
                         below = os.open(part, _DIRECTORY, dir_fd=descriptor)
                     except FileNotFoundError:
-                        _make_dir(part, descriptor)
+                        with suppress(FileExistsError):  # another thread was faster
+                            os.mkdir(part, 0o755, dir_fd=descriptor)
                         below = os.open(part, _DIRECTORY, dir_fd=descriptor)
                 except OSError as e:
                     raise Refused(
@@ -164,19 +170,6 @@ def _is_work(name: str) -> bool:
     return is_temporary(name) and final_name(name) == _WORK
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed restores left half written."""
-    for path in folder.iterdir():
-        if _is_work(path.name) and path.is_dir() and not path.is_symlink():
-            remove_unless_held(path)
-
-
-def _opened(folder: Path, stack: ExitStack) -> int:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
 def _exists(name: str, parent: int, part: str) -> bool:
     """Whether anything has this name, even a link that leads nowhere."""
     try:
@@ -186,8 +179,3 @@ def _exists(name: str, parent: int, part: str) -> bool:
     except OSError as e:
         raise Refused(f"{name!r} cannot be created: {e.strerror}") from e
     return True
-
-
-def _make_dir(part: str, parent: int) -> None:
-    with suppress(FileExistsError):  # another thread was faster
-        os.mkdir(part, 0o755, dir_fd=parent)

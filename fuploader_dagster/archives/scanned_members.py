@@ -29,16 +29,6 @@ def matches(name: str, pattern: str | None) -> bool:
     return pattern is None or fnmatchcase(name, pattern)
 
 
-def is_whole(member: ScannedMember) -> bool:
-    """Read the payload; False if it is damaged (the scan reports that)."""
-    try:
-        for _ in member.chunks():
-            pass
-    except DamagedArchive:
-        return False
-    return True
-
-
 def stream_last(
     scan: Callable[[], Scanned], name: str, address: str
 ) -> Generator[memoryview, None, bool]:

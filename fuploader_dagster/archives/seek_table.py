@@ -56,9 +56,7 @@ def seek_table(manifest: Manifest, manifest_frame_bytes: int) -> bytes:
 def _table_bytes(footer: bytes) -> int | None:
     """Length of the seek table frame, from an archive's last 9 bytes; None if there is none."""
     count, flags, magic = _FOOTER.unpack(footer)
-    if magic != _SEEKABLE_MAGIC or flags & 0x7C:  # reserved bits
-        return None
-    if count > _MOST_FRAMES:
+    if magic != _SEEKABLE_MAGIC or flags & 0x7C or count > _MOST_FRAMES:  # 0x7C: reserved bits
         return None
     entry_bytes = _ENTRY.size + (4 if flags & 0x80 else 0)  # each with a checksum
     return int(FRAME_HEADER.size + count * entry_bytes + _FOOTER.size)
@@ -95,16 +93,12 @@ def find_manifest(source: RangeSource) -> Manifest | None:
         return None
     manifest_bytes, end_bytes = closing
     offset = size - table_bytes - end_bytes - manifest_bytes
+    claims = f"the seek table at offset {size - table_bytes} of {source.address} claims"
     if manifest_bytes > _MOST_MANIFEST_BYTES:
-        raise DamagedArchive(
-            f"the seek table at offset {size - table_bytes} of {source.address} claims a manifest "
-            f"of {manifest_bytes} bytes, more than is possible"
-        )
+        what = f"a manifest of {manifest_bytes} bytes, more than is possible"
+        raise DamagedArchive(f"{claims} {what}")
     if offset < 0:
-        raise DamagedArchive(
-            f"the seek table at offset {size - table_bytes} of {source.address} claims more bytes "
-            "than the archive has"
-        )
+        raise DamagedArchive(f"{claims} more bytes than the archive has")
     frame = source.read(offset, manifest_bytes)
     manifest = decode(frame, where=f"offset {offset} of {source.address}")
     if manifest.offset != offset or len(manifest.end_frame) != end_bytes:

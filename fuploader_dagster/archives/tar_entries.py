@@ -58,19 +58,18 @@ def read_entry(take: Take) -> Entry | None:
                 raise tarfile.ReadError("a single block of zeros instead of two")
             return None
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        if info.type in _EXTENSIONS:
-            extended += info.size + BLOCK
-            if info.size < 0 or extended > _EXTENSION_LIMIT:
-                raise tarfile.ReadError(f"extended headers of {extended} bytes")
-            data = take(info.size + len(padding(info.size)))[: info.size]
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = data.rstrip(b"\0")
-            elif info.type == tarfile.GNUTYPE_LONGLINK:
-                long_link = data.rstrip(b"\0")
-            elif info.type != tarfile.XGLTYPE:
-                pax |= _pax_records(data)
-        else:
+        if info.type not in _EXTENSIONS:
             break
+        extended += info.size + BLOCK
+        if info.size < 0 or extended > _EXTENSION_LIMIT:
+            raise tarfile.ReadError(f"extended headers of {extended} bytes")
+        data = take(info.size + len(padding(info.size)))[: info.size]
+        if info.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = data.rstrip(b"\0")
+        elif info.type == tarfile.GNUTYPE_LONGLINK:
+            long_link = data.rstrip(b"\0")
+        elif info.type != tarfile.XGLTYPE:
+            pax |= _pax_records(data)
     name = _text(pax.get("GNU.sparse.name", pax.get("path", long_name)), info.name)
     link = _text(pax.get("linkpath", long_link), info.linkname)
     size = _pax_number(pax["size"]) if "size" in pax else info.size

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 
 from fuploader_dagster.archives.frame_walk import Chunk, Damage, Skipped, walk_frames
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
@@ -123,6 +124,13 @@ class ScannedMember:
         if self.damage:
             raise DamagedArchive(str(self.damage))
 
+    def read_to_end(self) -> bool:
+        """Read what is left of the payload; False if it is damaged (the scan reports that)."""
+        with suppress(DamagedArchive):
+            for _ in self.chunks():
+                pass
+        return self.damage is None
+
 
 def scan(
     source: RangeSource,
@@ -170,12 +178,7 @@ def scan(
         resuming = False
         member = ScannedMember(entry, offset, stream, unchecked)
         yield member
-        try:
-            for _ in member.chunks():  # what the caller has not read
-                pass
-        except DamagedArchive:
-            pass
-        if member.damage:
+        if not member.read_to_end() and member.damage:
             yield member.damage
             resuming = True
     yield from _after_the_end(source, stream, manifest_doubted)

@@ -53,11 +53,7 @@ from fuploader_dagster.archives.seek_table import seek_table
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, replace_durably
-from fuploader_dagster.disk.tar_headers import (
-    END,
-    member_header,
-    padding,
-)
+from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_file
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive, DamagedSlot

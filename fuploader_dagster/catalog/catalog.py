@@ -192,10 +192,8 @@ class Catalog:
                     "size_bytes, sha256) values (?, ?, ?, ?, ?, ?, ?)",
                     archive,
                 )
-                self._db.execute(
-                    "insert into names (rowid, name) values (?, ?)", [added.lastrowid, words]
-                )
                 number = added.lastrowid or 0
+                self._db.execute("insert into names (rowid, name) values (?, ?)", [number, words])
                 self._db.execute("insert into lists values (?, ?)", [number, packed])
                 self._db.executemany(
                     "insert into grams values (?, ?)",
@@ -232,7 +230,8 @@ class Catalog:
         those that may hold a match. Files with the same name come oldest archive first.
         """
         with self._explained():
-            yield from self._hits(self._exactly(_word(wanted)))
+            exactly = self._db.execute("select doc from vocabulary where term = ?", [_word(wanted)])
+            yield from self._hits((wanted, document) for (document,) in exactly)
             wildcard = re.search(r"[*?[]", wanted)
             if wildcard is None:
                 return
@@ -257,8 +256,8 @@ class Catalog:
 
     def _may_hold(self, grams: Sequence[Gram]) -> Sequence[int]:
         """The archives that may hold names with these grams, oldest first."""
-        rows = self._db.execute("select id from archives order by sealed_at, address").fetchall()
-        numbers = [number for (number,) in rows]
+        ordered = self._db.execute("select id from archives order by sealed_at, address")
+        numbers = [number for (number,) in ordered]
         step = max(1, len(grams) // _MOST_GRAMS)  # neighbouring grams say nearly the same
         for gram in grams[::step]:
             if len(numbers) <= _FEW_ARCHIVES:
@@ -274,10 +273,6 @@ class Catalog:
     def _many_begin(self, start: str) -> bool:
         return any(True for _ in islice(self._beginning(start), _IN_ORDER, None))
 
-    def _exactly(self, word: str) -> Iterator[tuple[str, int]]:
-        rows = self._db.execute("select term, doc from vocabulary where term = ?", [word])
-        return ((_name(term), document) for term, document in rows)
-
     def _beginning(self, start: str) -> Iterator[tuple[str, int]]:
         word = _word(start)
         rows = self._db.execute("select term, doc from vocabulary where term >= ?", [word])
@@ -288,8 +283,7 @@ class Catalog:
 
     def _hits(self, words: Iterable[tuple[str, int]]) -> Iterator[Hit]:
         for name, found in groupby(words, key=lambda one: one[0]):
-            archives = [self._archive(document) for _, document in found]
-            there = [archive for archive in archives if archive is not None]
+            there = filter(None, (self._archive(document) for _, document in found))
             for archive in sorted(there, key=lambda one: (one.sealed_at, one.address)):
                 yield Hit(name, archive)
 

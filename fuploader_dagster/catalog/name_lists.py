@@ -64,17 +64,15 @@ class NamePattern:
         if any(b"\0" in piece for piece in self.literals):
             return  # no name contains a NUL: it separates the names
         names = zstandard.ZstdDecompressor().decompress(packed) + b"\0"
-        for name in _holding(names, self._rarest(names)):
+        rarest = min(self.literals, key=names.count, default=b"")
+        for name in _holding(names, rarest):
             decoded = name.decode("utf-8", "surrogatepass")
             if self.fits(decoded):
                 yield decoded
 
-    def _rarest(self, names: bytes) -> bytes:
-        """The piece of the pattern that the fewest names contain; empty if it has no pieces."""
-        return min(self.literals, key=names.count, default=b"")
-
 
 def _holding(names: bytes, piece: bytes) -> Iterator[bytes]:
+    """The names that contain the piece; all of them if it is empty."""
     if not piece:
         yield from names.split(b"\0")[1:-1]
         return

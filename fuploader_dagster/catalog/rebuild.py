@@ -45,16 +45,8 @@ def note_in_catalog(
     if not pipeline.catalog:
         return
     try:
-        names = list(names_of())
-        archive = CatalogedArchive(
-            address=receipt.address,
-            key=receipt.key,
-            partition=receipt.partition,
-            sealed_at=_sealed_at(receipt.partition),
-            members=len(names),
-            size_bytes=receipt.size_bytes,
-            sha256=receipt.sha256,
-        )
+        names = names_of()
+        archive = _cataloged(receipt, receipt.address, receipt.partition, len(names))
         _add(archive, names, pipeline.layout)
     except (FuploaderError, OSError) as error:
         log.warning(
@@ -137,7 +129,9 @@ def rebuild(
                 report.unreadable.append(str(found))
                 report.damaged |= isinstance(found, DamagedArchive)
             else:
-                catalog.add(_cataloged(info, store, len(found)), found)
+                partition = PurePosixPath(info.key).name.partition(".tar")[0]
+                address = store.address(info.key)
+                catalog.add(_cataloged(info, address, partition, len(found)), found)
                 report.added += 1
             if progress:
                 progress(number, len(lacking))
@@ -189,20 +183,17 @@ def _read_all(
             yield from zip(some, pool.map(read, some), strict=True)
 
 
-def _cataloged(info: ObjectInfo, store: ObjectStore, members: int) -> CatalogedArchive:
-    name = PurePosixPath(info.key).name
-    partition = name.partition(".tar")[0] if PartitionKey.parse(name.partition(".tar")[0]) else ""
-    return CatalogedArchive(
-        address=store.address(info.key),
-        key=info.key,
-        partition=partition,
-        sealed_at=_sealed_at(partition),
-        members=members,
-        size_bytes=info.size_bytes,
-        sha256=info.sha256,
-    )
-
-
-def _sealed_at(partition: str) -> str:
+def _cataloged(
+    stored: Receipt | ObjectInfo, address: str, partition: str, members: int
+) -> CatalogedArchive:
+    """The entry of an archive. `partition` counts only if it is a partition key."""
     key = PartitionKey.parse(partition)
-    return key.sealed_at.isoformat(timespec="milliseconds") if key else ""
+    return CatalogedArchive(
+        address=address,
+        key=stored.key,
+        partition=partition if key else "",
+        sealed_at=key.sealed_at.isoformat(timespec="milliseconds") if key else "",
+        members=members,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+    )

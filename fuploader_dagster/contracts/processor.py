@@ -23,9 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.errors import BadItem
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -81,12 +82,8 @@ class Processor(ABC):
         """Let go of everything. May be repeated."""
 
 
-class ProcessorSettings(BaseModel):
+class ProcessorSettings(Settings):
     """The settings of a processor. Subclasses add fields, and build the processor."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
 
     INDECISIVE: ClassVar[frozenset[str]] = frozenset(
         {
@@ -129,6 +126,10 @@ class ProcessorSettings(BaseModel):
     def describe(self) -> str:
         """What processes, for logs and errors, without secrets: `http://10.0.0.7:8001/thumb`."""
         raise NotImplementedError
+
+    def headers_used(self) -> Sequence[str]:
+        """Message headers that it looks at; the setting `headers` of the pipeline keeps them."""
+        return ()
 
     def version(self) -> str:
         """Changes when the results may: a digest, in hex, of what decides them.

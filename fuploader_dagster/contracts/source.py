@@ -22,9 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.settings import Settings
 
 
 class Message(NamedTuple):
@@ -136,15 +135,11 @@ def _headers(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "message_id": message_id} if isinstance(message_id, str) else named
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Settings):
     """The settings of a queue. Subclasses add fields, and build source and publisher.
 
     Neither `source` nor `publisher` connects: they only construct.
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
 
     def source(self, *, prefetch: int) -> MessageSource:
         """A consumer that has at most `prefetch` unsettled messages. Not yet connected."""

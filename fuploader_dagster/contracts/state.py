@@ -26,9 +26,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import SecretStr
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.settings import Settings
 
 HIGHEST_NUMBER = 999_999_999
 """Highest directory number: one per second for 30 years. A store that returns a higher one returns
@@ -36,6 +37,11 @@ nonsense, and a slot must not use it for its directories."""
 LONGEST_CLAIM_SECONDS = 120.0
 """No claim lasts longer than this from now. One that does was made before a clock was set back, or
 by some other program, and is shortened when it is found. Four times what a worker asks for."""
+
+HURRIED_SECONDS = 1.0
+"""How long a store of `in_a_hurry` waits."""
+TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
+"""What `Commit` adds to, and `Snapshot` states."""
 
 log = logging.getLogger(__name__)
 
@@ -144,23 +150,19 @@ def warn_once(sentence: str) -> None:
     log.warning("%s", sentence)
 
 
-_OF_NO_PIPELINE = "fuploader-doctor"
+OF_NO_PIPELINE = "fuploader-doctor"
 """No pipeline can have this name, because of its hyphen."""
 
 
-class StateSettings(BaseModel):
+class StateSettings(Settings):
     """The settings of a state store. Subclasses add fields, and build the store."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
 
     def store(self, *, pipeline: str, node: str) -> StateStore:
         """The store of one pipeline on one node. Not yet connected."""
         raise NotImplementedError
 
     def in_a_hurry(self) -> StateSettings:
-        """The same store, but giving up within about a second: for sensors, whose ticks hold up
+        """The same store, but giving up after `HURRIED_SECONDS`: for sensors, whose ticks hold up
         all other sensors. By default there is no difference.
         """
         return self
@@ -174,7 +176,7 @@ class StateSettings(BaseModel):
 
         Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
-        store = self.store(pipeline=_OF_NO_PIPELINE, node="doctor")
+        store = self.store(pipeline=OF_NO_PIPELINE, node="doctor")
         try:
             store.open()
             store.add_sealed(["probe"])

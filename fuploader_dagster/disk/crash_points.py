@@ -65,7 +65,7 @@ class CrashPoint(Enum):
     FAILURE_NOTED = "a failure counted"
 
     # An upload: `delivery/upload.py`, `slots/receipts.py`, the object stores
-    OBJECT_KEY_KEPT = "an object key that came late kept beside the seal"
+    OBJECT_KEY_KEPT = "an object key, missing in the seal, stored beside it"
     UPLOAD_BEGUN = "an upload in parts begun, without a part"
     PART_STORED = "a part of a large archive confirmed by the object store"
     OBJECT_WRITTEN = "an object written and synced in a folder, not under its key"

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.own_files import folder_mode, open_own, opened_own
+from fuploader_dagster.disk.own_files import closed_after, folder_mode, open_own, opened_own
 from fuploader_dagster.disk.temporaries import lock_now, temporary_file, temporary_name
 from fuploader_dagster.disk.trouble import FULL, naming_disk_trouble
 from fuploader_dagster.errors import FuploaderError
@@ -33,11 +33,8 @@ _synced: set[Path] = set()
 
 def fsync_dir(path: Path) -> None:
     """Make the directory's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_file(path: Path) -> None:
@@ -173,7 +170,7 @@ def append_durably(path: Path, content: bytes) -> None:
 
 
 def append_or_undo(path: Path, content: bytes) -> None:
-    """As `append_durably`, but a failed append is cut off again. Only for a single writer."""
+    """Like `append_durably`, but cuts a failed append off again. Only for a single writer."""
     size = path.lstat().st_size if path.exists() else 0
     try:
         append_durably(path, content)
@@ -215,15 +212,12 @@ def remove_tree(path: Path) -> None:
     if not path.exists():
         return
     doomed = temporary_name(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         lock_now(descriptor, fcntl.LOCK_EX)  # or it would count as left by a dead process
         path.rename(doomed)
         reached(CrashPoint.TREE_DOOMED)
         fsync_dir(path.parent)
         shutil.rmtree(doomed)
-    finally:
-        os.close(descriptor)
 
 
 def has_room(folder: Path, size_bytes: int) -> bool:

@@ -67,7 +67,7 @@ class PartitionKey:
 
     @classmethod
     def parse(cls, text: str) -> PartitionKey | None:
-        """The key that the text is, or None if it is not a partition key of ours."""
+        """The partition key that the text is, or None if it is not one of ours."""
         match = _PARTITION_KEY.fullmatch(text)
         if match is None:
             return None

@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from fuploader_dagster.disk.trouble import MOVE_IT_AWAY
@@ -44,10 +44,14 @@ def open_own(path: Path, flags: int) -> int:
     return descriptor
 
 
+def opened_own(path: Path, flags: int) -> AbstractContextManager[int]:
+    """Like `open_own`, but the file is closed at the end of the block."""
+    return closed_after(open_own(path, flags))
+
+
 @contextmanager
-def opened_own(path: Path, flags: int) -> Iterator[int]:
-    """As `open_own`; closed at the end of the block."""
-    descriptor = open_own(path, flags)
+def closed_after(descriptor: int) -> Iterator[int]:
+    """A descriptor of any file or folder, closed at the end of the block."""
     try:
         yield descriptor
     finally:

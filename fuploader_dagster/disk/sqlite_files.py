@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from fuploader_dagster.disk.durable import make_dirs, remove_file
-from fuploader_dagster.disk.own_files import file_mode
+from fuploader_dagster.disk.own_files import closed_after, file_mode
 from fuploader_dagster.disk.temporaries import is_at, lock_now
 
 TROUBLE = (sqlite3.Error, OSError, UnicodeError, OverflowError)
@@ -39,7 +39,7 @@ _POLL_SECONDS = 0.01
 def trouble(error: BaseException) -> Kind:
     """What one of `TROUBLE` means: another process is busy, rights, a damaged file, or the disk.
 
-    Our statements are right, so any other error comes from the file.
+    Our SQL is correct, so any other error comes from the file.
     """
     if isinstance(error, OSError):
         no_rights = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
@@ -188,13 +188,10 @@ def _switch_to_log(db: sqlite3.Connection, until: float) -> None:
 def _locked(path: Path, until: float, lock: Path | None = None) -> Iterator[None]:
     """While this is held, no other process is here for this file, and any log belongs to it."""
     make_dirs(path.parent)
-    descriptor = _lock(lock or path.with_name(f"{path.name}.lock"), until)
-    try:
+    with closed_after(_lock(lock or path.with_name(f"{path.name}.lock"), until)):
         if not path.exists():  # a log without its file belongs to one that is gone
             _remove_logs(path)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _lock(path: Path, until: float) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fuploader_dagster.disk.own_files import file_mode, folder_mode
+from fuploader_dagster.disk.own_files import closed_after, file_mode, folder_mode
 
 TEMPORARY_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 255
@@ -97,10 +97,8 @@ def is_held(path: Path) -> bool:
     descriptor = _opened(path)
     if descriptor is None:
         return False
-    try:
+    with closed_after(descriptor):
         return lock_now(descriptor, fcntl.LOCK_SH) is not True
-    finally:
-        os.close(descriptor)
 
 
 def remove_unless_held(path: Path) -> bool:
@@ -108,15 +106,13 @@ def remove_unless_held(path: Path) -> bool:
     descriptor = _opened(path)
     if descriptor is None:
         return False
-    try:
+    with closed_after(descriptor):
         if lock_now(descriptor, fcntl.LOCK_EX) is not True or not is_at(descriptor, path):
             return False
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    finally:
-        os.close(descriptor)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Finds the troubles of a pipeline that a person should be told.
+"""Finds the troubles of a pipeline that a person should be told about.
 
 Workers, object store, disk, dead letters and slots are looked at one by one: a look that fails
 leaves its kind unknown and hides nothing that the others find. Looks are short and change nothing.
@@ -57,7 +57,7 @@ def look(
     now: float,
     going_on: Sequence[str] = (),
 ) -> Findings:
-    """Everything. `going_on` has the kinds of trouble that are known already."""
+    """Look for all kinds of trouble. `going_on` names those that are known already."""
     layout = pipeline.layout
     looks: dict[Kind, Callable[[], Trouble | None]] = {
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),

@@ -46,7 +46,7 @@ def read_memory(layout: Layout) -> Memory | None:
 
 
 def write_memory(layout: Layout, memory: Memory) -> None:
-    """Store the memory. Never raises for a bad disk: its alert has to be sent all the same."""
+    """Store the memory. Never raises if the disk fails: that alert must still be sent."""
     content = msgspec.json.encode(memory)
     content += b" " * (SPARE_BYTES - len(content))
     try:

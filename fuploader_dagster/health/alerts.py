@@ -3,7 +3,7 @@
 What must always hold: each trouble is reported once, when it has lasted longer than its grace, and
 its end once, however many looks see it and whichever process looks: what was reported is in a
 `Memory` that outlives the process. An alert counts as reported only after it was delivered: until
-then `due` gives it again, even if the trouble has ended meanwhile.
+then `due` returns it again, even if the trouble has ended by then.
 
     memory = noticed(memory, findings, now)     # what a look has found
     for alert in due(memory, now):
@@ -63,7 +63,7 @@ class Trouble:
     kind: Kind
     sentence: str
     since: float
-    """Seconds since 1970, as far as is known."""
+    """Seconds since 1970; when it was first seen if nobody knows more."""
     causes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     """For programs; part of the alert."""

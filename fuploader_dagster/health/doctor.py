@@ -24,6 +24,8 @@ from tempfile import TemporaryDirectory
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, OpensObjectStore
+from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health import machine
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
@@ -45,6 +47,9 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     yield machine.judge_open_files(machine.open_files_limit(), pipeline)
     state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
     yield from _reported("state", state)
+    if pipeline.process is not None:
+        yield from _reported("processor", pipeline.process.examine())
+        yield from _headers(pipeline, pipeline.process)
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))
@@ -59,6 +64,19 @@ def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
         found += ": workers wait for messages after each commit"
         return Diagnosis("prefetch", "warning", found, hint)
     return Diagnosis("prefetch", "good", found)
+
+
+def _headers(pipeline: Pipeline, process: ProcessorSettings) -> Iterator[Diagnosis]:
+    """Whether the headers that the processor looks at are kept with the files."""
+    kept = {folded(name) for name in pipeline.headers}
+    if lacking := [name for name in process.headers_used() if folded(name) not in kept]:
+        yield Diagnosis(
+            "headers",
+            "warning",
+            f"the processor looks at the header {', '.join(lacking)}, which the pipeline does not "
+            f"keep: to it, no item has any",
+            f"add {', '.join(lacking)} to `headers`",
+        )
 
 
 def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
@@ -177,7 +195,7 @@ def _removal(store: ObjectStore, key: str) -> Diagnosis:
         problem = f"{store.address(key)} was removed, but still exists"
     except FuploaderError as error:
         problem = f"{store.address(key)} could not be removed: {error.message}"
-    hint = "pipelines never remove objects, so you may want it so; remove this one by hand"
+    hint = "pipelines never remove objects, so this may be intended; remove this one by hand"
     return Diagnosis("removal", "warning", problem, hint)
 
 

@@ -15,6 +15,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,11 @@ class SpaceWatch:
 
     def shortage(self) -> str:
         """Why no messages can be taken now; empty if they can. Takes microseconds."""
-        sentence = shortage(self.look(), self._pipeline, paused=self._paused)
+        now = self._clock()
+        if self._pipeline.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
+            self._unshipped_at, self._unshipped_bytes = now, self._unshipped.bytes()
+        space = space_of(self._pipeline.storage_root.absolute(), self._unshipped_bytes)
+        sentence = shortage(space, self._pipeline, paused=self._paused)
         if not sentence and self._reserve:
             folder = self._pipeline.layout.root
             if has_room(folder, self._reserve):
@@ -127,12 +132,6 @@ class SpaceWatch:
                 )
         self._paused = bool(sentence)
         return sentence
-
-    def look(self) -> DiskSpace:
-        now = self._clock()
-        if self._pipeline.max_unshipped_bytes and now - self._unshipped_at >= UNSHIPPED_SECONDS:
-            self._unshipped_at, self._unshipped_bytes = now, self._unshipped.bytes()
-        return space_of(self._pipeline.storage_root.absolute(), self._unshipped_bytes)
 
 
 def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
@@ -166,14 +165,11 @@ class Unshipped:
 
 
 def _size(directory: Path) -> int:
-    try:
+    with suppress(FileNotFoundError):  # the `files` format, or a run has just removed it
         return (directory / SEGMENT_NAME).stat().st_size
-    except FileNotFoundError:  # the `files` format, or a run has just removed it
-        pass
-    try:
+    with suppress(DamagedSlot):
         return read_seal(directory).payload_bytes
-    except DamagedSlot:
-        return 0
+    return 0
 
 
 def _sizes_in(folder: Path) -> int:
@@ -181,8 +177,6 @@ def _sizes_in(folder: Path) -> int:
     if folder.is_dir():
         with os.scandir(folder) as entries:
             for entry in entries:
-                try:
+                with suppress(FileNotFoundError):  # just uploaded and removed
                     size += entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:  # just uploaded and removed
-                    continue
     return size

@@ -42,7 +42,7 @@ class Pace:
         self._commit_messages = pipeline.commit_messages
         self._prefetch = pipeline.prefetch_count
         self._affordable = float(pipeline.prefetch_count)
-        """How many can be decoded in `DECODE_SECONDS`, as far as is known."""
+        """Estimate of how many it can decode in `DECODE_SECONDS`."""
         self._settled = 0
 
     def begin(self) -> None:
@@ -112,7 +112,7 @@ class InHand:
         """Have the queue deliver nothing more. Returns when the queue has answered."""
         if self._asked:
             self._asked = 0
-            self._lease.in_hand = False  # if the broker hangs, nothing is to be waited for
+            self._lease.in_hand = False  # if the broker hangs, no need to wait
             self.source.limit_in_hand(0)
             self._lease.in_hand = True
 

@@ -30,7 +30,7 @@ class Lease:
         connections, and a server that hangs may be cut off."""
 
     def read_job(self) -> bytes:
-        """The first line, waiting for it. Empty if the pipe closed before it was complete."""
+        """Wait for the first line and return it; empty if the pipe closed before its end."""
         while b"\n" not in self._buffer and not self._ended:
             select.select([self.descriptor], [], [])
             self._read()

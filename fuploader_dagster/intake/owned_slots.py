@@ -33,16 +33,13 @@ class OwnedSlots:
     def opened(self, state: StateStore) -> Iterator[None]:
         """Lock and recover the slots; raises what opening a `SlotOwner` raises."""
         with ExitStack() as stack:
-            stack.callback(self._forget)
+            stack.callback(self._slots.clear)
             for number in self.numbers:
                 slot = SlotOwner(
                     self._pipeline, number, highest_number=state.highest_number(number)
                 )
                 self._slots.append(stack.enter_context(slot))
             yield
-
-    def _forget(self) -> None:
-        self._slots = []
 
     @property
     def left_in_turn(self) -> int:

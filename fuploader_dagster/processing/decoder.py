@@ -5,8 +5,8 @@ function does to one message, the others flow on. Without a parser the content i
 bytes as received; with one, it is what the parser returned, written as FUploader writes it (bytes
 as they are, text as UTF-8, anything else as JSON).
 
-A batch is decoded as far as one commit goes: until the files have `most_bytes` (a few packed
-kilobytes can unpack to gigabytes) or `most_seconds` have passed. The rest is left for the next one.
+A batch is decoded only as far as one commit needs: until the files have `most_bytes` (a few packed
+kilobytes can unpack to gigabytes) or `most_seconds` have passed. The next commit takes the rest.
 
 If memory runs out at a message, only that message suffers: it is decoded once more, as the first of
 the next batch, when everything decoded before it is stored and its memory is free. If that is still
@@ -23,6 +23,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from fuploader_dagster.contracts.source import Message
@@ -68,7 +69,7 @@ class Decoder:
 
     @property
     def may_take_long(self) -> bool:
-        """Whether a user's code takes part."""
+        """Whether it runs a user's code."""
         return self._parser is not None or self._namer is not None
 
     def decode(
@@ -82,7 +83,8 @@ class Decoder:
 
         There is at least one. Calls of an async parser run side by side and are waited for.
         """
-        decode_one = self._plain if self._parser is None else self._parsed
+        parser = self._parser
+        decode_one = self._plain if parser is None else partial(self._parsed, parser)
         until = time.monotonic() + most_seconds
         size = 0
         results: list[File | BadMessage | asyncio.Task[Any]] = []
@@ -113,7 +115,8 @@ class Decoder:
     def _plain(self, message: Message) -> File | BadMessage:
         try:
             envelope = self._built_in(message)
-            name = envelope.file_name if self._namer is None else self._ask_name(envelope)
+            namer = self._namer
+            name = envelope.file_name if namer is None else self._ask_name(namer, envelope)
             return File(check_file_name(name), envelope.content)
         except BadMessage as error:
             return error
@@ -133,10 +136,10 @@ class Decoder:
             return decode_json(message.body, name_fields=pipeline.name_fields)
         return decode_raw(message.body, message.message_id)
 
-    def _parsed(self, message: Message) -> File | BadMessage | asyncio.Task[Any]:
+    def _parsed(
+        self, parser: Callable[..., Any], message: Message
+    ) -> File | BadMessage | asyncio.Task[Any]:
         """The user's parser's result; a task if the parser is async."""
-        parser = self._parser
-        assert parser is not None  # noqa: S101 - else it is not called
         self._alarm(self._pipeline.parser_timeout_seconds)
         try:
             parsed = _ask(self._parser_name, parser, message.body)
@@ -158,7 +161,7 @@ class Decoder:
         if parsed is None:
             raise BadMessage(f"{self._parser_name} returned None")
         if self._namer is not None:
-            name = self._ask_name(parsed)
+            name = self._ask_name(self._namer, parsed)
         else:  # without any name: one that a redelivery of the message gets as well
             fields = self._pipeline.name_fields
             found = _ask("finding a name in what the parser returned", _name_in, parsed, fields)
@@ -166,9 +169,7 @@ class Decoder:
         content = _ask("writing what the parser returned", _content_of, parsed)
         return File(check_file_name(name), content)
 
-    def _ask_name(self, parsed: Any) -> str:
-        namer = self._namer
-        assert namer is not None  # noqa: S101 - else it is not called
+    def _ask_name(self, namer: Callable[..., Any], parsed: Any) -> str:
         self._alarm(self._pipeline.parser_timeout_seconds)
         name = _ask(f"the file name generator {name_of(namer)}", namer, parsed)
         if not isinstance(name, str):

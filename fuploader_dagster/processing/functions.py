@@ -43,6 +43,7 @@ from fuploader_dagster.errors import (
 from fuploader_dagster.processing.child_messages import ASYNC, NOT_HERE, SYNC, beat_of
 from fuploader_dagster.processing.child_process import MIB, Call, Child, job_for
 from fuploader_dagster.processing.cores import available_cores
+from fuploader_dagster.processing.routes import BY_NAME
 from fuploader_dagster.settings.user_functions import raised
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,9 @@ class Functions(ProcessorSettings):
 
     def describe(self) -> str:
         return f"functions of the module {self.module}"
+
+    def headers_used(self) -> Sequence[str]:
+        return () if self.route_by == BY_NAME else (self.route_by,)
 
     def version(self) -> str:
         return hashlib.sha256(f"{super().version()} {self.source_digest()}".encode()).hexdigest()

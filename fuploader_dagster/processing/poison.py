@@ -2,8 +2,8 @@
 
 The trouble: a parser that crashes the process, eats all memory or never returns ends the worker,
 the queue delivers the message again, and the next worker ends the same way. No exception tells
-which message it was. Nor is it only the parser: any unforeseen error between receiving a message
-and settling it comes again with the message.
+which message it was. Nor is the parser the only cause: any unforeseen error between receiving a
+message and settling it happens again with the same message.
 
 What must always hold: a message that ends its worker at each delivery becomes a dead letter at the
 first delivery after `max_deliveries`, without being decoded again, and everything else flows; no
@@ -86,7 +86,7 @@ class Attempt:
 
 
 def is_poison(suspect: Suspect, max_deliveries: int) -> bool:
-    """Whether it is handled no more: the first delivery and one in company prove nothing."""
+    """Whether to give it up. Its first delivery, and one together with others, prove nothing."""
     return suspect.alone >= max_deliveries - 2
 
 
@@ -183,7 +183,7 @@ class Suspects:
             self._update(forget=attempt.digests)
 
     def _read(self) -> dict[str, Suspect]:
-        """All suspects, whoever found them."""
+        """All suspects, of all workers."""
         try:
             stat = self._known_path.lstat()
         except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 What must always hold: a program that imports these from `fuploader_dagster` instead of
 `file_uploader` sees the same values, the same bytes on disk and in the queue, and errors of the
-same standard types. Two things are our choice:
+same standard types. We chose two things ourselves:
 
 - The modification time in the gzip header is zero, so encoding an item twice gives the same bytes.
   Every other byte is the one that `gzip.compress` writes.

@@ -31,6 +31,7 @@ from pydantic import (
 
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
@@ -67,16 +68,10 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class Intake(BaseModel):
+class Intake(Settings):
     """Everything between the queue and a sealed slot."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     """Name of the pipeline, used for folders, asset keys, partition sets and sensors: lower-case

@@ -15,8 +15,8 @@ again; or it had not, then the message is in no directory. It may still commit i
 `commit_turns` prevents that.
 
 Directories go from `active` to `sealed` to `shipped`, never back, and are looked for in this order.
-One that moves meanwhile is found at the later place, or its file is gone when it is to be read, and
-then the search starts again.
+One that moves during the search is found at the later place, or its file is gone when the search
+reads it; then the search starts again.
 
 Memory: one sorted array of 64-bit keys (of digest and name) for each directory, 8 bytes per
 message. It is built at the first redelivered message; after that only what is new is read. A key
@@ -57,7 +57,7 @@ _Place = tuple[int, int]
 
 
 class _Directory:
-    """One directory's index, as far as it was read."""
+    """What was read of one directory's index so far."""
 
     def __init__(self) -> None:
         self.path = Path()

@@ -2,9 +2,9 @@
 
 What must always hold (both formats):
 
-- After `commit` returned, every message added before it is durable, bytes and index record, and was
-  found by its names after that: a file that was removed, or over whose folder another disk was
-  mounted, would accept writes and syncs as usual. The worker acknowledges only then.
+- After `commit` returned, every message added before it is durable, bytes and index record, and its
+  files are still found by their names: a file that was removed, or over whose folder another disk
+  was mounted, would accept writes and syncs as usual. The worker acknowledges only then.
 - Whatever a crash leaves after the last commit is either a whole commit and kept, or cut off; it
   was never acknowledged and the queue delivers it again. A commit that is whole in the index is
   never cut off: another worker may have relied on it (`dedup_window`).

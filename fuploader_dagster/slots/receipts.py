@@ -53,7 +53,7 @@ def find_receipt(layout: Layout, partition: str) -> Receipt | None:
 
 
 def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
-    """The receipts of these partitions, as far as there are any; each file is read once."""
+    """The receipts of those partitions that have one; each file is read once."""
     wanted: dict[Path, set[str]] = {}
     for partition in partitions:
         wanted.setdefault(_path(layout, partition), set()).add(partition)

@@ -35,6 +35,7 @@ from fuploader_dagster.disk.durable import (
 )
 from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.disk.temporaries import is_temporary, remove_unless_held, temporary_folder
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.intake.leftovers import ADOPTED_SLOT, adopting, journal
@@ -48,26 +49,18 @@ from fuploader_dagster.slots.sealing import (
     make_seal,
     read_seal,
 )
+from fuploader_dagster.takeover import staging
 from fuploader_dagster.takeover.archives import write_members
 from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in
 from fuploader_dagster.takeover.plan import (
     Adopt,
+    Content,
     LeftArchive,
     Member,
     Plan,
     SetAside,
     TakeArchive,
-)
-from fuploader_dagster.takeover.staging import (
-    ORIGIN_NAME,
-    STAGED_ARCHIVE_NAME,
-    next_number,
-    number_of,
-    origin_of,
-    record_taken_over,
-    stage,
-    staged_dirs,
 )
 
 log = logging.getLogger(__name__)
@@ -83,7 +76,7 @@ def apply(
     layout = pipeline.layout
     make_dirs(adopting(layout))
     if plan.stored:
-        _keep_identities([(name, digest, 0) for name, digest in sorted(plan.stored)], pipeline)
+        _keep_identities(plan.stored, pipeline)
     for aside in plan.aside:
         _set_aside(aside, layout)
     sealed = [_finish(staged, layout) for staged in plan.finish]
@@ -110,7 +103,9 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
-        staged = stage(directory.source, layout, maybe_stored=directory.maybe_stored)
+        staged = staging.new_directory(
+            directory.source, layout, maybe_stored=directory.maybe_stored
+        )
         files = staged / FILES_NAME
         if directory.kind == "loose":
             make_dirs(files)
@@ -124,14 +119,14 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     return _seal_files(staged, pipeline)
 
 
-def _keep_identities(stored: Sequence[Member], pipeline: Pipeline) -> None:
+def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
-    layout = pipeline.layout
+    layout, members = pipeline.layout, [(name, digest, 0) for name, digest in sorted(stored)]
     # A number that no other directory has: the drain tells indexes apart by it.
-    moment, number = utc(time.time()), next_number(layout)
+    moment, number = utc(time.time()), staging.next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
     make_dirs(layout.shipped)
-    write_durably(layout.shipped / f"{partition}.{len(stored)}.index", _index_of(stored))
+    write_durably(layout.shipped / f"{partition}.{len(members)}.index", _index_of(members))
 
 
 def _index_of(members: Sequence[Member]) -> bytes:
@@ -153,7 +148,7 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
         size, digest = digest_of(folder / name)
         members.append((name, digest, size))
     if not members:
-        record_taken_over(staged, "", 0, pipeline.layout)
+        staging.record_taken_over(staging.origin_of(staged).source, "", 0, pipeline.layout)
         remove_tree(staged)
         return []
     return [_seal(staged, members, pipeline)]
@@ -161,11 +156,8 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
 
 def _sync(folder: Path) -> None:
     """Sync everything in the folder at once."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with closed_after(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         syncfs(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> SealedSlot:
@@ -174,7 +166,7 @@ def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> Sealed
     seal = make_seal(
         pipeline,
         slot=ADOPTED_SLOT,
-        number=number_of(staged),
+        number=staging.number_of(staged),
         slot_format="files",
         messages=len(members),
         payload_bytes=sum(size for _, _, size in members),
@@ -190,8 +182,8 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
     """Do what follows the seal, also if a crash interrupted it."""
     seal = read_seal(staged)
     target = layout.archives / seal.archive
-    if (staged / STAGED_ARCHIVE_NAME).exists():
-        rename_durably(staged / STAGED_ARCHIVE_NAME, target)
+    if (staged / staging.ARCHIVE_NAME).exists():
+        rename_durably(staged / staging.ARCHIVE_NAME, target)
     if not (staged / FILES_NAME).exists():  # an archive as it is
         size, digest = digest_of(target)
         packed = Packed(
@@ -203,10 +195,11 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
             payload_bytes=seal.payload_bytes,
         )
         keep_packed(layout, packed)
-    if (staged / ORIGIN_NAME).exists():
-        record_taken_over(staged, seal.partition, seal.messages, layout)
-        log.warning("took over %s from FUploader as %s", origin_of(staged).source, seal.partition)
-        (staged / ORIGIN_NAME).unlink()
+    if (staged / staging.ORIGIN_NAME).exists():
+        source = staging.origin_of(staged).source
+        staging.record_taken_over(source, seal.partition, seal.messages, layout)
+        log.warning("took over %s from FUploader as %s", source, seal.partition)
+        (staged / staging.ORIGIN_NAME).unlink()
     for path in staged.iterdir():  # of an earlier attempt, from another file system
         if is_temporary(path.name):
             remove_unless_held(path)
@@ -221,16 +214,16 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
         return _unpack(archive, step.only, pipeline)
     staged = archive.staged
     if staged is None:
-        staged = stage(archive.source, pipeline.layout)
-        _bring(archive.path, staged / STAGED_ARCHIVE_NAME)
-    fsync_file(staged / STAGED_ARCHIVE_NAME)
+        staged = staging.new_directory(archive.source, pipeline.layout)
+        _bring(archive.path, staged / staging.ARCHIVE_NAME)
+    fsync_file(staged / staging.ARCHIVE_NAME)
     return [_seal(staged, archive.members, pipeline)]
 
 
 def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
     """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
-    staged = stage(archive.source, layout)
+    staged = staging.new_directory(archive.source, layout)
     with temporary_folder(staged / FILES_NAME) as work:
         folder = work / FILES_NAME
         folder.mkdir()
@@ -299,9 +292,9 @@ def _end(layout: Layout) -> None:
     """End the take-over, unless something is still staged. Once the journal exists, keys that are
     left in Redis no longer keep the pipeline from starting."""
     folder = adopting(layout)
-    for staged in staged_dirs(layout):
+    for staged in staging.directories(layout):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
-        if names <= {ORIGIN_NAME}:
+        if names <= {staging.ORIGIN_NAME}:
             remove_tree(staged)
     append_durably(journal(layout), b"")
     with suppress(OSError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,17 @@ class Question:
 class Answers:
     """What is known so far. An optional setting that is not wanted is `none`."""
 
-    values: Mapping[str, str] = field(default_factory=dict)
-    asked: frozenset[str] = frozenset()
+    values: Mapping[str, str]
+    given: frozenset[str]
+    """Settings that the options gave: they are not asked for."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], given: Mapping[str, str]) -> Answers:
         """Start with what the options gave; the rest has defaults or is asked for."""
-        defaults = {"key": DEFAULT_KEY, "provider": _provider_in(environment)}
+        set_up = [
+            store for store, names in _STORES.items() if all(map(environment.get, names.values()))
+        ]
+        defaults = {"key": DEFAULT_KEY, "provider": set_up[0] if len(set_up) == 1 else ""}
         defaults |= dict.fromkeys(_OPTIONAL, _NONE)
         return cls({**defaults, **given}, frozenset(given))
 
@@ -81,7 +85,7 @@ class Answers:
         return [
             Question(setting, text, self.values.get(setting, ""))
             for setting, text in _TEXTS.items()
-            if setting not in self.asked
+            if setting not in self.given
         ]
 
     def with_answer(self, setting: str, answer: str) -> Answers:
@@ -101,31 +105,34 @@ class Answers:
 
     def configuration(self) -> dict[str, Any]:
         """The content of the file."""
-        task, provider = self.values["name"], self._provider()
+        values, provider = self.values, self._provider()
+        task = values["name"]
         name = _NOT_A_NAME.sub("_", task.lower()).strip("_")
         name = name if name[:1].isalpha() else f"task_{name}".rstrip("_")
-        store: dict[str, Any] = {"kind": provider, "bucket": self.values["bucket"]}
-        if (region := self.values["region"]) != _NONE:
-            store["region"] = region
-        if (endpoint := self.values["endpoint"]) != _NONE:
-            store[_ENDPOINTS[provider]] = _address(endpoint, provider)
+        store: dict[str, Any] = {"kind": provider, "bucket": values["bucket"]}
+        if values["region"] != _NONE:
+            store["region"] = values["region"]
+        if (endpoint := values["endpoint"]) != _NONE:
+            if provider == "s3" and "://" not in endpoint:  # FUploader takes one without it
+                endpoint = f"https://{endpoint}"
+            store[_ENDPOINTS[provider]] = endpoint
         store |= {setting: {"env": name} for setting, name in _STORES[provider].items()}
         pipeline: dict[str, Any] = {
             "source": {
                 "kind": "rabbitmq",
                 "url": {"env": "RABBITMQ_URL"},
-                "queue": self.values["queue"],
+                "queue": values["queue"],
             },
             "state": {"kind": "redis", "url": {"env": "REDIS_URL"}},
             "store": store,
-            "key": self.values["key"],
+            "key": values["key"],
         }
         for strategy in ("parser", "file_name"):
-            if (reference := self.values[strategy]) != _NONE:
-                pipeline[strategy] = reference
+            if values[strategy] != _NONE:
+                pipeline[strategy] = values[strategy]
         if name != task:
             pipeline["takeover"] = {"task_name": task}
-        return {"storage_root": self.values["storage_root"], "pipelines": {name: pipeline}}
+        return {"storage_root": values["storage_root"], "pipelines": {name: pipeline}}
 
 
 def write_configuration(path: Path, answers: Answers) -> None:
@@ -137,13 +144,3 @@ def write_configuration(path: Path, answers: Answers) -> None:
         f"{path} cannot be written: the file exists already, or its folder is missing",
         hint="name another file with --config",
     )
-
-
-def _address(endpoint: str, provider: str) -> str:
-    """The endpoint; FUploader takes one for S3 without `https://`."""
-    return endpoint if provider != "s3" or "://" in endpoint else f"https://{endpoint}"
-
-
-def _provider_in(environment: Mapping[str, str]) -> str:
-    found = [kind for kind, names in _STORES.items() if all(map(environment.get, names.values()))]
-    return found[0] if len(found) == 1 else ""

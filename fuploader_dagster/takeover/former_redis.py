@@ -38,12 +38,9 @@ Value = str | Sequence[str] | Mapping[str, str]
 
 _ACTIVE_DIR = re.compile(r"slot:([0-9]{1,9}):active_dir")
 _SLOT = re.compile(r"slot:([0-9]{1,9})")
-_KNOWN = (
-    re.compile(r"slot:[0-9]{1,9}:(active_dir|active_count|dir_seq)"),
-    re.compile(r"slot:[0-9]{1,9}"),
-    re.compile(r"sealed_ready|queue:ready"),
-    re.compile(r"init_lock|finalize_lock|lock:init|lock:finalize|runtime:initialized"),
-    re.compile(r"pack_lock:.+"),
+_KNOWN = re.compile(
+    r"slot:[0-9]{1,9}(:(active_dir|active_count|dir_seq))?|sealed_ready|queue:ready|"
+    r"init_lock|finalize_lock|lock:init|lock:finalize|runtime:initialized|pack_lock:.+"
 )
 _TIMEOUT_SECONDS = 5.0
 _GLOB = re.compile(r"([*?\[\]\\^-])")
@@ -75,7 +72,7 @@ def read_keys(prefix: str, dump: Mapping[str, Value]) -> FormerKeys:
     known = []
     for key, value in sorted(dump.items()):
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or not any(form.fullmatch(name) for form in _KNOWN):
+        if not key.startswith(prefix) or not _KNOWN.fullmatch(name):
             continue
         known.append(key)
         if (match := _ACTIVE_DIR.fullmatch(name)) and isinstance(value, str):
@@ -119,13 +116,9 @@ class FormerRedis:
             if not others:
                 return ""
             try:
-                command = self._watch(prefixes, seconds)
+                return self._watch(prefixes, seconds)
             except redis.ResponseError:  # managed servers forbid it
                 return self._polling(others)
-        if command is None:
-            return ""
-        host, port = command.get("client_address"), command.get("client_port")
-        return f"the client {host}:{port} of {self._address()} uses FUploader's keys"
 
     def _others(self) -> list[dict[str, str]]:
         """All clients of the server except this one."""
@@ -136,20 +129,21 @@ class FormerRedis:
             return [{}]  # there may be others
         return [client for client in clients if client.get("id") != ourselves]
 
-    def _watch(self, prefixes: Sequence[str], seconds: float) -> Mapping[str, str] | None:
-        """The first command that names such a key; None if there is none within that time."""
+    def _watch(self, prefixes: Sequence[str], seconds: float) -> str:
+        """The client that sends the first command with such a key within that time."""
         until = time.monotonic() + seconds
         with self._client.monitor() as monitor:
             while (left := until - time.monotonic()) > 0:
                 if not monitor.connection.can_read(timeout=left):
                     continue
-                command: dict[str, str] = monitor.next_command()
+                command = monitor.next_command()
                 if any(prefix in command["command"] for prefix in prefixes):
-                    return command
-        return None
+                    client = f"{command.get('client_address')}:{command.get('client_port')}"
+                    return f"the client {client} of {self._address()} uses FUploader's keys"
+        return ""
 
     def _polling(self, others: Sequence[Mapping[str, str]]) -> str:
-        """FUploader asks for the next ready directory every second or two."""
+        """A client that asks for the next ready directory every second or two, as FUploader."""
         for client in others:
             if client.get("cmd") == "lpop" and int(client.get("idle", "0")) < 10:
                 return (

@@ -36,6 +36,7 @@ from fuploader_dagster.intake.leftovers import (
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
+from fuploader_dagster.takeover import staging
 from fuploader_dagster.takeover.archives import read_archive
 from fuploader_dagster.takeover.former_redis import FormerKeys, FormerRedis, read_keys
 from fuploader_dagster.takeover.plan import (
@@ -45,12 +46,6 @@ from fuploader_dagster.takeover.plan import (
     LeftDirectory,
     LeftFile,
     is_waiting,
-)
-from fuploader_dagster.takeover.staging import (
-    STAGED_ARCHIVE_NAME,
-    origin_of,
-    staged_dirs,
-    taken_over,
 )
 from fuploader_dagster.takeover.store import StoredArchives
 
@@ -71,7 +66,7 @@ def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False
             hint="give the pipeline another name, or another storage_root and takeover.root",
         )
     began = time.monotonic()
-    used = list(key_prefixes(pipeline))
+    used = key_prefixes(pipeline)
     alive = "" if stopped else _open_below(root, layout)
     keys = [read_keys(prefix, redis.dump(prefix)) for prefix in used] if redis else []
     before = _listing(root, layout)
@@ -123,7 +118,7 @@ def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> Left:
         adopted=_adopted(layout, sealed),
         keys=tuple(one for one in keys if one.keys),
         links=tuple(_links(root)),
-        taken_before=frozenset(one.source for one in taken_over(layout)),
+        taken_before=frozenset(one.source for one in staging.taken_over(layout)),
     )
 
 
@@ -131,16 +126,16 @@ def _staged(layout: Layout) -> tuple[list[LeftDirectory], list[LeftArchive], lis
     """What an interrupted take-over staged: directories and archives to seal, and what it had
     sealed already."""
     directories, archives, sealed = [], [], []
-    for path in staged_dirs(layout):
-        origin, files, archive = origin_of(path), path / FILES_NAME, path / STAGED_ARCHIVE_NAME
+    for path in staging.directories(layout):
+        origin, archive = staging.origin_of(path), path / staging.ARCHIVE_NAME
+        source, waiting = origin.source, not origin.maybe_stored
         if (path / SEAL_NAME).exists():
             sealed.append(path)
         elif archive.exists():
-            found = read_archive(archive)
-            archives.append(LeftArchive(archive, origin.source, *found, staged=path))
+            archives.append(LeftArchive(archive, source, *read_archive(archive), staged=path))
         else:
-            content, waiting = _read_files(_files(files), files), not origin.maybe_stored
-            directories.append(LeftDirectory(path, origin.source, "staged", *content, waiting))
+            found = _read_files(_files(path / FILES_NAME), path / FILES_NAME)
+            directories.append(LeftDirectory(path, source, "staged", *found, waiting))
     return directories, archives, sealed
 
 
@@ -221,10 +216,8 @@ def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     times = [file.changed_at for one in doubtful for file in one.files]
     times += [one.path.stat().st_mtime for one in left.archives]
     names = [one.path.name for one in left.archives]
-    stored = StoredArchives.find(pipeline, pipeline.store.open(), names, since=min(times))
-    archives = tuple(
-        replace(one, stored_as=stored.holding(one.path.name, one.path)) for one in left.archives
-    )
+    stored = StoredArchives(pipeline, pipeline.store.open(), names, since=min(times))
+    archives = tuple(replace(one, stored_as=stored.holding(one.path)) for one in left.archives)
     contents: Mapping[Content, str] = {}
     if doubtful or any(not one.stored_as and one.members for one in archives):
         contents = stored.newest_contents()

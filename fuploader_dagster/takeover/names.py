@@ -1,8 +1,8 @@
 """Names of FUploader's files as text: a disk takes any bytes, an archive and an index do not.
 
 What must always hold: each file gets a name that is valid UTF-8, that the disk takes, and that no
-other file has; a valid name stays. A file that was renamed and not yet indexed when a take-over
-died has a valid name by then, so the next one continues.
+other file has; a name that is valid already is kept. So if a take-over dies between renaming a file
+and indexing it, the next one finds a valid name and continues.
 
 A byte that is not UTF-8 becomes `\\xff`. If that name is too long or taken, it is shortened and
 starts with the first digits of the SHA-256 of the old name.

@@ -8,20 +8,21 @@ What must always hold:
   directory, or was just read back from the object store. What cannot be judged is moved to
   `set-aside/` and logged.
 - No file is stored twice: the same name with the same bytes is adopted once, and not at all if
-  FUploader had stored it and died before it removed it.
+  FUploader had already stored it and died before removing it.
 - A FUploader that still runs is left alone, with everything it has.
 
 FUploader does not record that it has stored an archive. It packs a directory, gives the archive a
-unique name, uploads it, removes the archive and then the directory. So whenever it dies, it leaves
-one of these:
+unique name, uploads it, and removes first the archive and then the directory. So whenever it dies,
+it leaves one of these:
 
     directory, no archive             not packed yet, or stored and about to be removed
     directory, archive `dir.tar.zst`  being packed: half of one, or whole and not yet uploaded
     directory, archive `time_id...`   being uploaded, stored, or refused by the store
-    archive, no directory             its own recovery moved the files meanwhile
+    archive, no directory             its own recovery has moved the files since
 
-The store tells which case of the first and the third it is: it is asked for an object of the
-archive's name, and for FUploader's newest archives, whose members are compared with what is here.
+The first and the third can each mean two things, and the store tells which. It is asked for an
+object with the archive's name, and for FUploader's newest archives, whose members are compared with
+what is here.
 
 Below its storage root (both layouts; files of any type):
 

@@ -1,9 +1,9 @@
 """Several pipelines, and FUploader's directories in a folder that more than one of them looks at.
 
 What must always hold: a directory of FUploader's goes to the pipeline it was meant for, and no
-pipeline's folder is ever taken for one of FUploader's. Nothing below its storage root says whose
-task it was. So where that is not clear, the take-over is refused with the settings that make it
-clear.
+pipeline's folder is ever taken for one of FUploader's. Nothing below FUploader's storage root says
+which task wrote there. So if that is not clear, the take-over is refused, and the error names the
+settings that make it clear.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     plan = examine(pipeline)                 # changes nothing
     take_over(pipeline)                      # look, plan, apply; safe to repeat
 
-It comes before the pipeline drains: what FUploader wrote but did not acknowledge comes again from
-the queue, and the drain knows it for a redelivery only if it is sealed already.
+It must come before the pipeline drains. What FUploader wrote but did not acknowledge comes again
+from the queue, and the drain recognises it as a redelivery only if it is already sealed.
 """
 
 from __future__ import annotations

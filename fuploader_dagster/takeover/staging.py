@@ -26,7 +26,7 @@ from fuploader_dagster.intake.leftovers import (
 from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 
 ORIGIN_NAME = "origin.json"
-STAGED_ARCHIVE_NAME = "archive"
+ARCHIVE_NAME = "archive"
 
 
 class TakenOver(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +60,14 @@ def taken_over(layout: Layout) -> Iterator[TakenOver]:
             continue
 
 
-def record_taken_over(staged: Path, partition: str, files: int, layout: Layout) -> None:
+def record_taken_over(source: str, partition: str, files: int, layout: Layout) -> None:
     """Record in the journal what was taken over."""
     at = utc(time.time()).isoformat(timespec="milliseconds")
-    source = origin_of(staged).source
     line = TakenOver(source=source, partition=partition, files=files, at=at)
     append_durably(journal(layout), msgspec.json.encode(line) + b"\n")
 
 
-def stage(source: str, layout: Layout, *, maybe_stored: bool = True) -> Path:
+def new_directory(source: str, layout: Layout, *, maybe_stored: bool = True) -> Path:
     """A new staged directory."""
     staged = adopting(layout) / f"dir-{next_number(layout):06d}"
     make_dirs(staged)
@@ -76,7 +75,7 @@ def stage(source: str, layout: Layout, *, maybe_stored: bool = True) -> Path:
     return staged
 
 
-def staged_dirs(layout: Layout) -> list[Path]:
+def directories(layout: Layout) -> list[Path]:
     """All staged directories."""
     found = children(adopting(layout))
     return [path for path in found if path.is_dir() and NUMBERED_DIR.fullmatch(path.name)]
@@ -92,7 +91,7 @@ def origin_of(staged: Path) -> Origin:
 
 def next_number(layout: Layout) -> int:
     """A directory number that was never used."""
-    used = [number_of(path) for path in staged_dirs(layout)]
+    used = [number_of(path) for path in directories(layout)]
     used += [number for slot, number in layout.sealed_numbers() if slot == ADOPTED_SLOT]
     partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
     partitions += [one.partition for one in shipped_indexes(layout)]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -34,22 +33,16 @@ _NAME = re.compile(r"(\d{8}_\d{6}_\d{6})_[0-9a-f]{8}\.tar\.zst")
 _DATES = ("%Y%m%d", "%Y-%m-%d", "%Y/%m/%d", "%Y_%m_%d", "%y%m%d", "%Y-%m", "%Y/%m", "%Y%m", "%Y")
 
 
-@dataclass
 class StoredArchives:
-    """Archives of FUploader's in the store."""
+    """Archives of FUploader's in the store: those of these names, and the newest since a time."""
 
-    store: ObjectStore
-    by_name: Mapping[str, ObjectInfo]
-    newest: Sequence[ObjectInfo] = ()
-    """Newest first; none older than what they are compared with."""
-    looked_at: int = 0
-    """Number of archives whose members were read."""
-
-    @classmethod
-    def find(
-        cls, pipeline: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
-    ) -> StoredArchives:
+    def __init__(
+        self, pipeline: Pipeline, store: ObjectStore, names: Collection[str], *, since: float
+    ) -> None:
         """List what is where FUploader can have put archives since that time."""
+        self._store = store
+        self.looked_at = 0
+        """Number of archives whose members were read."""
         since_day = datetime.fromtimestamp(since, tz=timezone.utc) - CLOCK_TOLERANCE
         found: dict[str, ObjectInfo] = {}
         for prefix in _prefixes(pipeline, since_day, datetime.now(tz=timezone.utc)):
@@ -59,14 +52,14 @@ class StoredArchives:
                     found[name] = info
         stamp = f"{since_day:%Y%m%d_%H%M%S}"
         new = sorted((n for n in found if _NAME.fullmatch(n) and n >= stamp), reverse=True)
-        return cls(store, found, [found[name] for name in new[:NEWEST]])
+        self._by_name, self._newest = found, [found[name] for name in new[:NEWEST]]
 
-    def holding(self, name: str, path: Path) -> str:
-        """Address of an object with this name and the bytes of this file; empty if none."""
-        info = self.by_name.get(name)
+    def holding(self, path: Path) -> str:
+        """Address of an object with the name and the bytes of this file; empty if there is none."""
+        info = self._by_name.get(path.name)
         if info is None or info.size_bytes != path.stat().st_size:
             return ""
-        source = StoredArchive(self.store, info.key, info)
+        source = StoredArchive(self._store, info.key, info)
         try:
             verify_whole(source, digest_of(path)[1].hex())
         except DamagedArchive:  # other bytes
@@ -76,8 +69,8 @@ class StoredArchives:
     def newest_contents(self) -> dict[Content, str]:
         """What the newest archives hold: content to address. Skips archives of another kind."""
         contents = {}
-        for info in self.newest:
-            source = StoredArchive(self.store, info.key, info)
+        for info in self._newest:
+            source = StoredArchive(self._store, info.key, info)
             try:
                 members, _ = read_members(source)
             except (DamagedArchive, PermanentError):

@@ -21,8 +21,8 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.testing.source_steps import (
     all_in_hand,
     bodies_of,
+    close_with_backlog,
     collect,
-    eventually,
     firsts_of,
     publish,
     settle,
@@ -78,8 +78,7 @@ class LimitContract:
             received += itertools.chain.from_iterable(batches)
             before = limit
         assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        source.close()
-        eventually(publisher.backlog, 90 - len(received))
+        close_with_backlog(source, publisher, 90 - len(received))
 
     def test_after_a_limit_of_zero_what_is_in_hand_can_be_received_and_settled_and_no_more_comes(
         self, settings: SourceSettings, publisher: MessagePublisher
@@ -98,8 +97,7 @@ class LimitContract:
         rest = all_in_hand(source)
         assert len(rest) == 5
         assert set(bodies_of(rest)) <= set(bodies[len(received) :])
-        source.close()
-        eventually(publisher.backlog, 25 - len(received))
+        close_with_backlog(source, publisher, 25 - len(received))
 
     def test_a_limit_that_grows_under_load_keeps_order_and_delivers_nothing_twice(
         self, settings: SourceSettings, publisher: MessagePublisher
@@ -119,8 +117,7 @@ class LimitContract:
             source.limit_in_hand(limit)
         assert bodies_of(received) == bodies
         assert not any(message.redelivered for message in received)
-        source.close()
-        eventually(publisher.backlog, 0)
+        close_with_backlog(source, publisher, 0)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(
@@ -146,8 +143,7 @@ class LimitContract:
                 settle(source, received[:settled])
         assert sorted(bodies_of(received)) == sorted(bodies)
         assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        source.close()
-        eventually(publisher.backlog, 0)
+        close_with_backlog(source, publisher, 0)
 
     @pytest.mark.parametrize("prefetch", [0, -1])
     def test_a_prefetch_without_a_limit_is_refused(

@@ -31,6 +31,7 @@ from fuploader_dagster.settings.user_functions import reference_to
 from fuploader_dagster.testing.limit_contract import LimitContract
 from fuploader_dagster.testing.source_steps import (
     bodies_of,
+    close_with_backlog,
     collect,
     eventually,
     publish,
@@ -158,15 +159,13 @@ class MessageSourceContract(LimitContract):
         messages = collect(source, 50)
         settle(source, messages[:20])
         settle(source, messages[:35])
-        source.close()
-        eventually(publisher.backlog, 15)
+        close_with_backlog(source, publisher, 15)
         source.open()
         again = collect(source, 15)
         assert bodies_of(again) == bodies[35:]
         assert all(message.redelivered for message in again)
         settle(source, again)
-        source.close()
-        eventually(publisher.backlog, 0)
+        close_with_backlog(source, publisher, 0)
 
     def test_settling_between_receives_covers_only_what_was_received_before(
         self, publisher: MessagePublisher, source: MessageSource
@@ -253,8 +252,7 @@ class MessageSourceContract(LimitContract):
         source.settle(
             CommittedBatch(last=messages[9], messages=10, dead_letters=[messages[3], messages[9]])
         )
-        source.close()
-        eventually(publisher.backlog, 0)
+        close_with_backlog(source, publisher, 0)
 
     def test_publishing_counts_and_an_empty_publish_is_no_error(
         self, publisher: MessagePublisher
@@ -351,8 +349,7 @@ class MessageSourceContract(LimitContract):
         messages = collect(source, 20)
         assert sorted(bodies_of(messages)) == sorted(bodies)
         settle(source, messages)
-        source.close()
-        eventually(publisher.backlog, 0)
+        close_with_backlog(source, publisher, 0)
 
     @pytest.mark.parametrize("name", ODD_HEADERS)
     def test_odd_headers_are_described_and_can_be_published_again(

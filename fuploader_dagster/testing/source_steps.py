@@ -50,6 +50,11 @@ def all_in_hand(source: MessageSource) -> list[Message]:
     return messages
 
 
+def close_with_backlog(source: MessageSource, publisher: MessagePublisher, expected: int) -> None:
+    source.close()
+    eventually(publisher.backlog, expected)
+
+
 def eventually(backlog: Callable[[], int], expected: int, seconds: float = 60) -> None:
     """Wait for a backlog: the broker counts a moment later."""
     deadline = time.monotonic() + seconds

@@ -101,15 +101,24 @@ _HINTS_BY_STATUS = {
     507: _HINTS["QuotaExceeded"],
 }
 
-_TAKEN = {"PreconditionFailed", "FileAlreadyExists", "ObjectAlreadyExists"}
+_SIGNALS: dict[str | int, type[Exception]] = {
+    "FileAlreadyExists": AlreadyThere,
+    "InvalidRange": PastTheEnd,
+    "NoSuchKey": Missing,
+    "NoSuchUpload": UploadGone,
+    "ObjectAlreadyExists": AlreadyThere,
+    "PreconditionFailed": AlreadyThere,
+    412: AlreadyThere,
+    416: PastTheEnd,
+}
+"""Codes and statuses that are an answer to act upon, and no error."""
 
 
 def error_for(tried: str, answer: Answer, now_seconds: float) -> Exception:
     """The exception to raise for an answer that is not a success."""
-    if answer.code in _TAKEN or answer.status == 412:
-        return AlreadyThere(answer.code)
-    if answer.code == "NoSuchUpload":
-        return UploadGone(answer.message)
+    signal = _SIGNALS.get(answer.code) or _SIGNALS.get(answer.status)
+    if signal is not None:
+        return signal(tried)
     code, message = quoted(answer.code), quoted(answer.message)
     said = f"{tried}: the service answered {answer.status} {code}".rstrip()
     if message and message != code:

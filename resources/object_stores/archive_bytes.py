@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
 from fuploader_dagster.contracts.object_store import ArchiveFile
-from fuploader_dagster.errors import DamagedArchive, DiskFailed
+from fuploader_dagster.errors import DamagedArchive, DiskFailed, ObjectConflict
 from fuploader_dagster.resources.object_stores.crc64 import Crc64
 
 CHUNK_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 20
 
-Algorithm = Literal["md5", "md5-of-parts", "crc64ecma", "sha256"]
+Algorithm = Literal["md5", "md5-of-parts", "crc64ecma"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ def refuse_changed(archive: ArchiveFile, size_bytes: int, sha256: str) -> None:
         )
 
 
+def conflict(archive: ArchiveFile, address: str, size_bytes: int, digest: str) -> ObjectConflict:
+    """The error for an object of this size and digest that has the archive's key."""
+    return ObjectConflict(
+        f"{address} has {size_bytes} bytes, {digest}; "
+        f"{archive.path} has {archive.size_bytes} bytes, sha256 {archive.sha256}",
+        hint="nothing was changed; find out who wrote it, or give the archive another key",
+    )
+
+
 class View(io.RawIOBase):
     """A part of the archive as a file of its own, for client libraries that read from a file."""
 
@@ -99,9 +108,6 @@ class View(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size_bytes}

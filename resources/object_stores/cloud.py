@@ -23,8 +23,8 @@ from fuploader_dagster.contracts.object_store import (
     StoredObject,
     UnfinishedUpload,
 )
-from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import UploadGone
+from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.resources.object_stores.answers import UploadGone, quoted
 from fuploader_dagster.resources.object_stores.keys import full_key, full_prefix, own_key
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
@@ -42,36 +42,30 @@ SDK_NAMES = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 class CloudSettings(ObjectStoreSettings):
     """The settings that all clouds have in common."""
 
-    bucket: str = Field(description="Name of the bucket.")
-    prefix: str = Field(default="", description="Prefix of all keys.")
-    verify_tls: bool = Field(
-        default=True, description="Check the server's certificate. Off: accept any."
-    )
-    ca_bundle: str | None = Field(
-        default=None, description="PEM file of the certificates to trust instead of the system's."
-    )
-    proxy_url: str | None = Field(
-        default=None, repr=False, description="HTTP proxy, with its password if it has one."
-    )
-    storage_class: str | None = Field(
-        default=None, description="Storage class of new objects, such as STANDARD_IA."
-    )
+    bucket: str
+    """Name of the bucket."""
+    prefix: str = ""
+    """Prefix of all keys."""
+    verify_tls: bool = True
+    """Check the server's certificate. Off: accept any."""
+    ca_bundle: str | None = None
+    """PEM file of the certificates to trust instead of the system's."""
+    proxy_url: str | None = Field(default=None, repr=False)
+    """HTTP proxy, with its password if it has one."""
+    storage_class: str | None = None
+    """Storage class of new objects, such as STANDARD_IA."""
     encryption: str = Field(default="default", description=ENCRYPTION)
-    kms_key_id: str | None = Field(
-        default=None,
-        description="Key of the service's key management. By default, its default key.",
-    )
-    tags: dict[str, str] = Field(default_factory=dict, description="Tags of every new object.")
+    kms_key_id: str | None = None
+    """Key of the service's key management. By default, its default key."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of every new object."""
     part_size_bytes: int = Field(default=16 * MIB, ge=5 * MIB, le=2048 * MIB, description=PART_SIZE)
-    concurrency: int = Field(
-        default=4, ge=1, le=64, description="Number of parts that are sent at once."
-    )
-    connect_timeout_seconds: float = Field(
-        default=10, gt=0, description="Longest time to wait for a connection."
-    )
-    read_timeout_seconds: float = Field(
-        default=60, gt=0, description="Longest pause between two pieces of a response."
-    )
+    concurrency: int = Field(default=4, ge=1, le=64)
+    """Number of parts that are sent at once."""
+    connect_timeout_seconds: float = Field(default=10, gt=0)
+    """Longest time to wait for a connection."""
+    read_timeout_seconds: float = Field(default=60, gt=0)
+    """Longest pause between two pieces of a response."""
 
     @abstractmethod
     def service(self) -> Service:
@@ -83,6 +77,12 @@ class CloudSettings(ObjectStoreSettings):
             prefix=self.prefix,
             part_size_bytes=self.part_size_bytes,
             concurrency=self.concurrency,
+        )
+
+    def impossible(self, reason: str) -> ConfigError:
+        """The error for settings that the client library does not accept."""
+        return ConfigError(
+            f"{self.describe()}: {quoted(reason)}", hint="check the store's settings"
         )
 
     @property

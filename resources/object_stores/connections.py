@@ -9,7 +9,7 @@ wait for an answer. `answer_within` sets how long a thread waits at most; when t
 socket is shut down, the read that waits on it ends, and the caller sees `late`.
 
 Answers that client libraries read into memory as a whole, pages and errors, are limited in size.
-Ranges of objects are read by `asking.exact_range`, which knows how much to expect.
+Ranges of objects are read by `ranges.exact_range`, which knows how much to expect.
 
 No redirect is followed here, whatever the client library asks for: another host would get the
 session token, and with a 307 the archive.
@@ -59,7 +59,7 @@ class Due:
     def _shut(self, sock: Any) -> None:
         self.late = True
         try:
-            # Bypassing TLS, whose own goodbye would wait for the other side.
+            # This bypasses TLS, which would wait for the other side before it closes.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
             return  # it is closed already, so nobody waits for it
@@ -92,14 +92,14 @@ class _Waiting:
         return answer
 
     def _handle_expect_response(self, message_body: Any) -> Any:
-        """Of botocore, which waits here for a 100 Continue before it sends a body."""
+        """botocore's own: here it waits for a 100 Continue before it sends a body."""
         due, sock = getattr(_current, "due", None), getattr(self, "sock", None)
         if due is not None and isinstance(sock, socket.socket):
             due.wait_for_head(sock)
         return super()._handle_expect_response(message_body)  # type: ignore[misc]
 
     def _consume_headers(self, lines: Any) -> None:
-        """Of botocore: the headers of a 100 Continue. Its own loops forever if they break off."""
+        """botocore's own reads a 100 Continue's headers, and loops forever if they break off."""
         while (line := lines.readline()) not in (b"\r\n", b"\n"):
             if not line:
                 raise ConnectionError("the connection ended in the middle of a 100 Continue")

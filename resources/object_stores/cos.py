@@ -35,38 +35,29 @@ class COSSettings(CloudSettings):
         {"endpoint", "address", "proxy_url", "instance_role_url"}
     )
 
-    bucket: str = Field(
-        description="Name of the bucket with the account's number: name-1250000000."
-    )
-    region: str | None = Field(
-        default=None, description="Region of the bucket, such as ap-guangzhou."
-    )
-    endpoint: str | None = Field(
-        default=None, description="Parent domain of the bucket's host name, in place of the region."
-    )
-    address: str | None = Field(
-        default=None, description="host:port to connect to, in place of the endpoint's."
-    )
-    scheme: Literal["https", "http"] = Field(
-        default="https", description="`http` is for private endpoints."
-    )
-    secret_id: str | None = Field(default=None, description="Id of the key. Needs `secret_key`.")
-    secret_key: str | None = Field(default=None, repr=False, description="Secret of the key.")
-    token: str | None = Field(
-        default=None, repr=False, description="Session token of temporary credentials."
-    )
-    instance_role_url: str | None = Field(
-        default=None,
-        repr=False,
-        description="Address of the credentials of this machine's role: "
-        "http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>",
-    )
-    storage_class: str | None = Field(
-        default=None, description="Storage class of new objects, such as STANDARD_IA or ARCHIVE."
-    )
+    bucket: str
+    """Name of the bucket with the account's number: name-1250000000."""
+    region: str | None = None
+    """Region of the bucket, such as ap-guangzhou."""
+    endpoint: str | None = None
+    """Parent domain of the bucket's host name, in place of the region."""
+    address: str | None = None
+    """host:port to connect to, in place of the endpoint's."""
+    scheme: Literal["https", "http"] = "https"
+    """`http` is for private endpoints."""
+    secret_id: str | None = None
+    """Id of the key. Needs `secret_key`."""
+    secret_key: str | None = Field(default=None, repr=False)
+    """Secret of the key."""
+    token: str | None = Field(default=None, repr=False)
+    """Session token of temporary credentials."""
+    instance_role_url: str | None = Field(default=None, repr=False)
+    """Address of the credentials of this machine's role:
+    http://metadata.tencentyun.com/latest/meta-data/cam/.../<role>"""
+    storage_class: str | None = None
+    """Storage class of new objects, such as STANDARD_IA or ARCHIVE."""
     encryption: Literal["default", "AES256", "cos/kms"] = Field(
-        default="default",
-        description=ENCRYPTION,
+        default="default", description=ENCRYPTION
     )
     part_size_bytes: int = Field(default=16 * MIB, ge=MIB, le=2048 * MIB, description=PART_SIZE)
 

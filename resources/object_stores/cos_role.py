@@ -1,8 +1,8 @@
 """Temporary COS credentials of a machine's role (CAM role of a CVM).
 
 The SDK does not fetch them itself: it takes an object with `secret_id`, `secret_key` and `token`,
-which it reads for each request. The machine's metadata service gives out credentials that expire;
-new ones are fetched a few minutes before.
+which it reads for each request. The credentials that the machine's metadata service gives out
+expire; new ones are fetched a few minutes earlier.
 """
 
 from __future__ import annotations

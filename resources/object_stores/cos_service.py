@@ -13,9 +13,8 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import unescape
@@ -25,22 +24,20 @@ from qcloud_cos import CosClientError, CosConfig, CosS3Client, CosServiceError
 from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
-from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
-    Missing,
-    PastTheEnd,
-    error_for,
-    quoted,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS, USUAL_SECONDS
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
+from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
+    USUAL_SECONDS,
+    ConfirmedPart,
+    base64_text,
+)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -53,17 +50,16 @@ logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL)
 class CosService(Crc64Service):
     """The COS API as `CloudObjectStore` needs it. The client is thread-safe."""
 
+    without_answer = (CosClientError, requests.RequestException, HTTPError)
+
     def __init__(self, settings: COSSettings) -> None:
         place = next((name for name in ("address", "endpoint") if getattr(settings, name)), None)
         where = settings.shown(place) if place else f"COS in {settings.region}"
-        super().__init__(settings, where, "x-cos-")
+        super().__init__(settings, where, "cos")
         self._bucket = settings.bucket
         self._said = threading.local()
         self._client = _client(settings, self._remember)
         self._new = settings.options_of_new_objects(*SDK_NAMES)
-
-    def address(self, key: str) -> str:
-        return f"cos://{self._bucket}/{key}"
 
     def _head(self, key: str) -> Mapping[str, Any]:
         headers: Mapping[str, Any] = self._client.head_object(Bucket=self._bucket, Key=key)
@@ -103,18 +99,17 @@ class CosService(Crc64Service):
             headers = {name.lower(): value for name, value in answer.items()}
             return self._confirmed(part, headers.get("etag", ""), headers)
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            answer = self._client.list_parts(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-            )
-            found = [
-                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
-                for part in answer.get("Part", ())
-            ]
-            return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
-
-        return list(self._pages("listing the parts of", key, "0", page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._client.list_parts(
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after or "0"
+        )
+        found = [
+            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            for part in answer.get("Part", ())
+        ]
+        return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [{"PartNumber": str(part.number), "ETag": part.tag} for part in parts]
@@ -156,13 +151,10 @@ class CosService(Crc64Service):
         headers = {name: value for name, value in answer.items() if name != "Body"}
         return self._said.status, headers, answer["Body"].get_raw_stream()
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(after: str) -> tuple[list[tuple[str, int]], str | None]:
-            answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
-            found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
-            return found, answer["NextMarker"] if _truncated(answer) else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        answer = self._client.list_objects(Bucket=self._bucket, Prefix=prefix, Marker=after)
+        found = [(each["Key"], int(each["Size"])) for each in answer.get("Contents", ())]
+        return found, answer["NextMarker"] if _truncated(answer) else None
 
     def delete(self, key: str, version: str = "") -> None:
         which = {"VersionId": version} if version else {}
@@ -183,33 +175,29 @@ class CosService(Crc64Service):
         if answer.is_redirect or answer.status_code // 100 == 3:
             raise requests.RequestException("redirected")
 
-    def _asking(
-        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def _asking(self, doing: str, key: str, body_seconds: float = USUAL_SECONDS) -> Iterator[None]:
         self._said.status, self._said.headers = 0, {}
-        return super()._asking(doing, key, body_seconds)
+        with super()._asking(doing, key, body_seconds):
+            yield
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         said = self._said
         if said.status // 100 == 3:
-            answer = Answer(said.status, "", "", None, said.headers.get("Location"))
-            return error_for(tried, answer, time.time())
+            return Answer(said.status, "", "", None, said.headers.get("Location"))
         if isinstance(error, CosServiceError):
-            return _refusal(error, tried, said.headers.get("Retry-After"))
-        passing = (CosClientError, requests.RequestException, HTTPError)
-        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
+            return _answer(error, said.headers.get("Retry-After"))
+        return None
 
 
-def _refusal(error: CosServiceError, tried: str, retry_after: str | None) -> Exception:
+def _answer(error: CosServiceError, retry_after: str | None) -> Answer:
     status, said = error.get_status_code(), error.get_digest_msg()
     code, message = _in_xml(error.get_origin_msg())
     if not code and isinstance(said, dict):  # after a HEAD: what the SDK makes up
         code = said.get("code", "")
-    if code in ("NoSuchKey", "NoSuchResource"):
-        return Missing(tried)
-    if status == 416 or code == "InvalidRange":
-        return PastTheEnd(tried)
-    return error_for(tried, Answer(status, code, message, retry_after), time.time())
+    if code == "NoSuchResource":
+        code = "NoSuchKey"
+    return Answer(status, code, message, retry_after)
 
 
 def _truncated(page: Mapping[str, Any]) -> bool:
@@ -229,13 +217,11 @@ def _client(settings: COSSettings, hook: Any) -> CosS3Client:
     session.hooks["response"].append(hook)
     host, _, port = (settings.address or "").rpartition(":")
     try:
-        kind = (
-            _RoleConfig if settings.secret_id is None and settings.instance_role_url else CosConfig
-        )
-        config = kind(
+        credentials = _credentials(settings)
+        config = (_RoleConfig if "CredentialInstance" in credentials else CosConfig)(
             Region=settings.region,
             Endpoint=settings.endpoint,
-            **_credentials(settings),
+            **credentials,
             Scheme=settings.scheme,
             IP=host or None,
             Port=int(port) if port else None,
@@ -245,9 +231,7 @@ def _client(settings: COSSettings, hook: Any) -> CosS3Client:
         )
         return CosS3Client(config, retry=0, session=session)
     except (CosClientError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
-        ) from shown_cause(error)
+        raise settings.impossible(str(error)) from shown_cause(error)
 
 
 class _RoleConfig(CosConfig):  # type: ignore[misc]

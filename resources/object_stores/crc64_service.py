@@ -25,9 +25,9 @@ class Crc64Service(Service):
     sent_whole: Algorithm = "crc64ecma"
     sent_in_parts: Algorithm = "crc64ecma"
 
-    def __init__(self, settings: CloudSettings, where: str, prefix: str) -> None:
-        super().__init__(where, settings.read_timeout_seconds)
-        self._prefix = prefix
+    def __init__(self, settings: CloudSettings, where: str, cloud: str) -> None:
+        super().__init__(f"{cloud}://{settings.bucket}", where, settings.read_timeout_seconds)
+        self._prefix = prefix = f"x-{cloud}-"
         self._create_only = {f"{prefix}forbid-overwrite": "true"}
         self._encrypted = settings.encryption != "default"
         """Then an ETag is not an md5, whether we asked for encryption or the bucket does it."""

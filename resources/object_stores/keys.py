@@ -51,4 +51,6 @@ def _too_long(full: str) -> str:
         size = len(full.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode"
-    return f"it has {size} bytes, at most {MAX_KEY_BYTES} are allowed" * (size > MAX_KEY_BYTES)
+    if size > MAX_KEY_BYTES:
+        return f"it has {size} bytes, at most {MAX_KEY_BYTES} are allowed"
+    return ""

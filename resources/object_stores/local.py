@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import Field
-
 from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
@@ -33,6 +31,7 @@ from fuploader_dagster.contracts.object_store import (
 )
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
+from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.temporaries import (
     final_name,
     is_held,
@@ -47,11 +46,14 @@ from fuploader_dagster.errors import (
     DiskFull,
     ForeignFile,
     FuploaderError,
-    ObjectConflict,
     StoreRefused,
     StoreUnavailable,
 )
-from fuploader_dagster.resources.object_stores.archive_bytes import open_archive, refuse_changed
+from fuploader_dagster.resources.object_stores.archive_bytes import (
+    conflict,
+    open_archive,
+    refuse_changed,
+)
 from fuploader_dagster.resources.object_stores.keys import full_key
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 
@@ -63,7 +65,8 @@ _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 class LocalSettings(ObjectStoreSettings):
     """A folder as an object store."""
 
-    path: str = Field(description="Path of the folder. It is created if it is missing.")
+    path: str
+    """Path of the folder. It is created if it is missing."""
 
     def connect(self) -> ObjectStore:
         return LocalObjectStore(Path(self.path).expanduser().absolute())
@@ -103,10 +106,10 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         with _telling("reading", path):
             try:
-                size, digest = _measure(path)
+                size, digest = digest_of(path)
             except _NO_OBJECT:
                 return None
-        return ObjectInfo(key, size, digest)
+        return ObjectInfo(key, size, digest.hex())
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         path = self._path(key)
@@ -172,11 +175,7 @@ class LocalObjectStore(ObjectStore):
         if there is None:
             raise StoreUnavailable(f"{self.address(key)} was there and is gone")
         if there.sha256 != archive.sha256:
-            raise ObjectConflict(
-                f"{self.address(key)} has {there.size_bytes} bytes, sha256 {there.sha256}; "
-                f"{archive.path} has {archive.size_bytes} bytes, sha256 {archive.sha256}",
-                hint="nothing was changed; find out who wrote it, or give the archive another key",
-            )
+            raise conflict(archive, self.address(key), there.size_bytes, f"sha256 {there.sha256}")
         return StoredObject(
             self.address(key), key, archive.size_bytes, archive.sha256, already_there=True
         )
@@ -196,22 +195,13 @@ def _copy(archive: ArchiveFile, target: Path, progress: Progress | None) -> None
 
 
 def _compare(archive: ArchiveFile, copy: Path) -> None:
-    size, digest = _measure(copy)
-    if (size, digest) != (archive.size_bytes, archive.sha256):
+    size, digest = digest_of(copy)
+    if (size, digest.hex()) != (archive.size_bytes, archive.sha256):
         raise DigestMismatch(
-            f"{copy} reads back as {size} bytes, sha256 {digest}; {archive.size_bytes} bytes, "
-            f"sha256 {archive.sha256} were written",
+            f"{copy} reads back as {size} bytes, sha256 {digest.hex()}; "
+            f"{archive.size_bytes} bytes, sha256 {archive.sha256} were written",
             hint="the copy was removed, local data was kept; check the disk",
         )
-
-
-def _measure(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
 
 
 def _link(temporary: Path, final: Path) -> bool:

@@ -23,8 +23,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pydantic import Field
-
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
@@ -52,8 +50,10 @@ T = TypeVar("T")
 class MirrorSettings(ObjectStoreSettings):
     """Two object stores, of different providers if you like. Each archive goes to both."""
 
-    first: ObjectStoreSettings = Field(description="The store that archives are read from.")
-    second: ObjectStoreSettings = Field(description="The store to read from if the first fails.")
+    first: ObjectStoreSettings
+    """The store that archives are read from."""
+    second: ObjectStoreSettings
+    """The store to read from if the first fails."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{name: self.loaded(name, value) for name, value in values.items()})

@@ -32,39 +32,26 @@ class OSSSettings(CloudSettings):
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key_secret", "security_token"})
     ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint", "proxy_url", "instance_role_url"})
 
-    endpoint: str = Field(
-        description="Address of the service, such as https://oss-cn-hangzhou.aliyuncs.com."
-    )
-    region: str | None = Field(
-        default=None,
-        description="Region, such as cn-hangzhou: requests are signed by V4. Without it, by V1.",
-    )
-    addressing_style: Literal["virtual", "path", "cname"] = Field(
-        default="virtual",
-        description="Where requests name the bucket: in the host name (virtual), in the path, or "
-        "by the endpoint itself, which is a host name of the bucket's own (cname).",
-    )
-    access_key_id: str | None = Field(
-        default=None, description="Access key. Needs `access_key_secret`."
-    )
-    access_key_secret: str | None = Field(
-        default=None, repr=False, description="Secret of the access key."
-    )
-    security_token: str | None = Field(
-        default=None, repr=False, description="Session token of temporary credentials (STS)."
-    )
-    instance_role_url: str | None = Field(
-        default=None,
-        repr=False,
-        description="Address of the credentials of this machine's role: "
-        "http://100.100.100.200/latest/meta-data/ram/.../<role>",
-    )
-    storage_class: str | None = Field(
-        default=None, description="Storage class of new objects, such as IA or Archive."
-    )
+    endpoint: str
+    """Address of the service, such as https://oss-cn-hangzhou.aliyuncs.com."""
+    region: str | None = None
+    """Region, such as cn-hangzhou: requests are signed by V4. Without it, by V1."""
+    addressing_style: Literal["virtual", "path", "cname"] = "virtual"
+    """Where requests name the bucket: in the host name (virtual), in the path, or by the
+    endpoint itself, which is a host name of the bucket's own (cname)."""
+    access_key_id: str | None = None
+    """Access key. Needs `access_key_secret`."""
+    access_key_secret: str | None = Field(default=None, repr=False)
+    """Secret of the access key."""
+    security_token: str | None = Field(default=None, repr=False)
+    """Session token of temporary credentials (STS)."""
+    instance_role_url: str | None = Field(default=None, repr=False)
+    """Address of the credentials of this machine's role:
+    http://100.100.100.200/latest/meta-data/ram/.../<role>"""
+    storage_class: str | None = None
+    """Storage class of new objects, such as IA or Archive."""
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
-        default="default",
-        description=ENCRYPTION,
+        default="default", description=ENCRYPTION
     )
     part_size_bytes: int = Field(
         default=16 * MIB, ge=100 << 10, le=2048 * MIB, description=PART_SIZE

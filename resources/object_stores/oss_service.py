@@ -9,8 +9,7 @@ What must always hold:
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +19,19 @@ from oss2 import credentials
 from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
-from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
-    Missing,
-    PastTheEnd,
-    error_for,
     quoted,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import ConfirmedPart, base64_text
+from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
+    ConfirmedPart,
+    base64_text,
+)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -46,9 +44,10 @@ logging.getLogger("oss2").setLevel(logging.CRITICAL)
 class OssService(Crc64Service):
     """The OSS API as `CloudObjectStore` needs it. `oss2.Bucket` is thread-safe."""
 
+    without_answer = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
+
     def __init__(self, settings: OSSSettings) -> None:
-        super().__init__(settings, settings.shown("endpoint"), "x-oss-")
-        self._name = settings.bucket
+        super().__init__(settings, settings.shown("endpoint"), "oss")
         self._bucket = _bucket(settings)
         self._new = settings.options_of_new_objects(
             "x-oss-storage-class",
@@ -56,9 +55,6 @@ class OssService(Crc64Service):
             "x-oss-server-side-encryption-key-id",
             "x-oss-tagging",
         )
-
-    def address(self, key: str) -> str:
-        return f"oss://{self._name}/{key}"
 
     def _head(self, key: str) -> Mapping[str, Any]:
         headers: Mapping[str, Any] = self._bucket.head_object(key).headers
@@ -85,16 +81,14 @@ class OssService(Crc64Service):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
             return self._confirmed(part, answer.etag or "", answer.headers)
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: str) -> tuple[list[ConfirmedPart], str | None]:
-            answer = self._bucket.list_parts(key, upload_id, marker=after)
-            found = [
-                ConfirmedPart.listed(part.part_number, part.size, part.etag)
-                for part in answer.parts
-            ]
-            return found, answer.next_marker if answer.is_truncated else None
-
-        return list(self._pages("listing the parts of", key, "", page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._bucket.list_parts(key, upload_id, marker=after)
+        found = [
+            ConfirmedPart.listed(part.part_number, part.size, part.etag) for part in answer.parts
+        ]
+        return found, answer.next_marker if answer.is_truncated else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         listed = [oss2.models.PartInfo(part.number, part.tag) for part in parts]
@@ -131,15 +125,12 @@ class OssService(Crc64Service):
         answer = self._bucket.get_object(key, byte_range=(first, last), headers=headers).resp
         return answer.status, answer.headers, answer.response.raw
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
-            answer = self._bucket.list_objects_v2(
-                prefix=prefix, continuation_token=token, max_keys=1000
-            )
-            found = [(each.key, each.size) for each in answer.object_list]
-            return found, answer.next_continuation_token if answer.is_truncated else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        answer = self._bucket.list_objects_v2(
+            prefix=prefix, continuation_token=after, max_keys=1000
+        )
+        found = [(each.key, each.size) for each in answer.object_list]
+        return found, answer.next_continuation_token if answer.is_truncated else None
 
     def delete(self, key: str, version: str = "") -> None:
         with self._asking("removing", key):
@@ -150,28 +141,23 @@ class OssService(Crc64Service):
             date: str | None = self._bucket.list_objects_v2(max_keys=1).headers.get("Date")
             return date
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         if isinstance(error, oss2.exceptions.ServerError):
-            return _refusal(error, tried)
+            return _answer(error)
         if isinstance(error, oss2.exceptions.ClientError):
             return StoreRefused(
                 f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
             )
-        passing = (oss2.exceptions.RequestError, requests.RequestException, HTTPError)
-        return unreachable(tried, self._where, str(error)) if isinstance(error, passing) else None
+        return None
 
 
-def _refusal(error: oss2.exceptions.ServerError, tried: str) -> Exception:
+def _answer(error: oss2.exceptions.ServerError) -> Answer:
     # A HEAD has no body, and OSS does not always put the error into a header.
-    if error.code == "NoSuchKey" or (error.status == 404 and not error.code):
-        return Missing(tried)
-    if error.status == 416 or error.code == "InvalidRange":
-        return PastTheEnd(tried)
+    code = error.code or ("NoSuchKey" if error.status == 404 else "")
     headers = error.headers
-    answer = Answer(
-        error.status, error.code, error.message, headers.get("Retry-After"), headers.get("Location")
+    return Answer(
+        error.status, code, error.message, headers.get("Retry-After"), headers.get("Location")
     )
-    return error_for(tried, answer, time.time())
 
 
 def _bucket(settings: OSSSettings) -> Any:
@@ -193,9 +179,7 @@ def _bucket(settings: OSSSettings) -> Any:
             is_path_style=settings.addressing_style == "path",
         )
     except oss2.exceptions.ClientError as error:
-        raise ConfigError(
-            f"{settings.describe()}: {quoted(str(error.body))}", hint="check the store's settings"
-        ) from shown_cause(error)
+        raise settings.impossible(str(error.body)) from shown_cause(error)
 
 
 def _credentials(settings: OSSSettings) -> credentials.CredentialsProvider:

@@ -16,7 +16,11 @@ from fuploader_dagster.resources.object_stores.local import LocalSettings
 from fuploader_dagster.resources.object_stores.mirror import MirrorSettings
 from fuploader_dagster.resources.object_stores.oss import OSSSettings
 from fuploader_dagster.resources.object_stores.s3 import S3Settings
-from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings, variable_name
+from fuploader_dagster.resources.object_stores.settings import (
+    ObjectStoreSettings,
+    as_variable,
+    variable_name,
+)
 
 
 class ObjectStoreResource(dg.ConfigurableResource[Any], ObjectStoreSettings):
@@ -72,7 +76,5 @@ def as_resource(store: Any) -> Any:
 
 def _as_dagster(value: Any) -> Any:
     """A variable from YAML, or of our settings, becomes Dagster's."""
-    if isinstance(value, dict) and value.keys() == {"env"} and isinstance(value["env"], str):
-        return EnvVar(value["env"])
-    name = variable_name(value)
+    name = variable_name(as_variable(value))
     return value if name is None else EnvVar(name)

@@ -4,8 +4,8 @@ What must always hold:
 
 - Only a `TemporaryError` is retried. Everything else passes through at once, unchanged.
 - Pauses grow exponentially with jitter and are never shorter than what the server asked for.
-- The budget starts again with each progress: a large upload over a bad line goes on as long as each
-  attempt gets some parts through; one that gets nothing through ends after the budget.
+- Progress starts the budget again: a large upload over a bad line goes on as long as each attempt
+  gets some parts through; one that gets nothing through ends after the budget.
 
 This is safe because every method of an ObjectStore may be repeated: `put` finds what is stored.
 """

@@ -31,38 +31,28 @@ class S3Settings(CloudSettings):
     )
     ADDRESSES: ClassVar[frozenset[str]] = frozenset({"endpoint_url", "proxy_url"})
 
-    region: str | None = Field(
-        default=None,
-        description="Region of the bucket, such as eu-central-1. By default, boto3 looks it up.",
-    )
-    endpoint_url: str | None = Field(default=None, description="Address of a compatible service.")
-    access_key_id: str | None = Field(
-        default=None, description="Access key. Needs `secret_access_key`."
-    )
-    secret_access_key: str | None = Field(
-        default=None, repr=False, description="Secret of the access key."
-    )
-    session_token: str | None = Field(
-        default=None, repr=False, description="Session token of temporary credentials."
-    )
-    profile: str | None = Field(default=None, description="Name of a profile in ~/.aws.")
-    addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto",
-        description="Where requests name the bucket: in the path or in the host name (virtual).",
-    )
-    storage_class: str | None = Field(
-        default=None, description="Storage class of new objects, such as STANDARD_IA or GLACIER_IR."
-    )
+    region: str | None = None
+    """Region of the bucket, such as eu-central-1. By default, boto3 looks it up."""
+    endpoint_url: str | None = None
+    """Address of a compatible service."""
+    access_key_id: str | None = None
+    """Access key. Needs `secret_access_key`."""
+    secret_access_key: str | None = Field(default=None, repr=False)
+    """Secret of the access key."""
+    session_token: str | None = Field(default=None, repr=False)
+    """Session token of temporary credentials."""
+    profile: str | None = None
+    """Name of a profile in ~/.aws."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where requests name the bucket: in the path or in the host name (virtual)."""
+    storage_class: str | None = None
+    """Storage class of new objects, such as STANDARD_IA or GLACIER_IR."""
     encryption: Literal["default", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
-        default="default",
-        description=ENCRYPTION,
+        default="default", description=ENCRYPTION
     )
-    customer_key: str | None = Field(
-        default=None,
-        repr=False,
-        description="Your own encryption key (SSE-C), 32 bytes in base64. Without it, the archives "
-        "are lost.",
-    )
+    customer_key: str | None = Field(default=None, repr=False)
+    """Your own encryption key (SSE-C), 32 bytes in base64. Without it, the archives are
+    lost."""
 
     @model_validator(mode="after")
     def _can_be_confirmed(self) -> Self:

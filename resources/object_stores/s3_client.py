@@ -19,7 +19,6 @@ from botocore.loaders import Loader, create_loader
 from botocore.session import Session as CoreSession
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores.answers import quoted
 from fuploader_dagster.resources.object_stores.archive_bytes import Blocks, View
 from fuploader_dagster.resources.object_stores.connections import punctual
 from fuploader_dagster.settings.secret import shown_cause
@@ -59,9 +58,7 @@ def open_client(settings: S3Settings) -> S3Client:
             config=config,
         )
     except (BotoCoreError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.describe()}: {quoted(str(error))}", hint="check the store's settings"
-        ) from shown_cause(error)
+        raise settings.impossible(str(error)) from shown_cause(error)
     client.meta.events.register("before-send.s3", _send_in_large_blocks)
     if not _is_amazons(settings.endpoint_url):
         client.meta.events.register_first("needs-retry.s3", _follow_no_redirect)

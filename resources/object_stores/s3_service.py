@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from botocore import exceptions as boto
@@ -31,16 +30,13 @@ from fuploader_dagster.resources.object_stores.answers import (
     AlreadyThere,
     Answer,
     Missing,
-    PastTheEnd,
     Refusal,
-    error_for,
-    unreachable,
 )
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import COMPLETING_SECONDS
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.s3_client import customer_key, open_client
 from fuploader_dagster.resources.object_stores.service import (
+    COMPLETING_SECONDS,
     ConfirmedPart,
     Service,
     Stated,
@@ -61,23 +57,27 @@ _MD5_OF_PARTS = re.compile("[0-9a-f]{32}-[1-9][0-9]{0,4}")
 class S3Service(Service):
     """The S3 API as `CloudObjectStore` needs it. boto3's clients are thread-safe."""
 
+    without_answer = (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        boto.IncompleteReadError,
+        HTTPError,
+        boto.CredentialRetrievalError,
+        boto.MetadataRetrievalError,
+    )
     sent_whole: Algorithm = "md5"
     sent_in_parts: Algorithm = "md5-of-parts"
 
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
         self._client = open_client(settings)
-        super().__init__(
-            without_logins(self._client.meta.endpoint_url), settings.read_timeout_seconds
-        )
+        where = without_logins(self._client.meta.endpoint_url)
+        super().__init__(f"s3://{self._bucket}", where, settings.read_timeout_seconds)
         self._own_key = customer_key(settings)
         # With these an ETag is not the md5 of the content.
         self._encrypted = bool(self._own_key) or settings.encryption.startswith("aws:kms")
         self._knows_conditions = True
         self._new: dict[str, Any] = settings.options_of_new_objects(*SDK_NAMES) | self._own_key
-
-    def address(self, key: str) -> str:
-        return f"s3://{self._bucket}/{key}"
 
     def head(self, key: str) -> Stated | None:
         try:
@@ -157,18 +157,17 @@ class S3Service(Service):
                 part.number, part.size_bytes, stated if _MD5.fullmatch(stated) else "", tag
             )
 
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
-        def page(after: int) -> tuple[list[ConfirmedPart], int | None]:
-            answer = self._client.list_parts(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
-            )
-            found = [
-                ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
-                for part in answer.get("Parts", ())
-            ]
-            return found, answer["NextPartNumberMarker"] if answer["IsTruncated"] else None
-
-        return list(self._pages("listing the parts of", key, 0, page))
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[list[ConfirmedPart], str | None]:
+        answer = self._client.list_parts(
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=int(after or 0)
+        )
+        found = [
+            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            for part in answer.get("Parts", ())
+        ]
+        return found, str(answer["NextPartNumberMarker"]) if answer["IsTruncated"] else None
 
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
         def send(condition: Any) -> None:
@@ -210,14 +209,11 @@ class S3Service(Service):
         meta = answer["ResponseMetadata"]
         return meta["HTTPStatusCode"], meta["HTTPHeaders"], answer["Body"]
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        def page(token: str) -> tuple[list[tuple[str, int]], str | None]:
-            after: Any = {"ContinuationToken": token} if token else {}
-            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **after)
-            found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
-            return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
-
-        return self._pages("listing", prefix, "", page)
+    def _objects(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        place: Any = {"ContinuationToken": after} if after else {}
+        answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **place)
+        found = [(each["Key"], each["Size"]) for each in answer.get("Contents", ())]
+        return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
 
     def delete(self, key: str, version: str = "") -> None:
         which: Any = {"VersionId": version} if version else {}
@@ -229,48 +225,31 @@ class S3Service(Service):
             answer = self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
             return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
 
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
         if isinstance(error, ClientError):
-            return _refusal(error, tried)
-        if isinstance(error, (BotoCoreError, HTTPError)):
-            return _without_answer(error, tried, self._where)
+            return _answer(error)
+        if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+            return StoreRefused(
+                f"{tried}: {error}",
+                hint="set access_key_id and secret_access_key, or profile, or use an instance role",
+            )
+        if isinstance(error, BotoCoreError) and not isinstance(error, self.without_answer):
+            return StoreRefused(f"{tried}: {error}", hint="check the store's settings")
         return None
 
 
-def _refusal(error: ClientError, tried: str) -> Exception:
+def _answer(error: ClientError) -> Answer:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
     code = said.get("Code") or ""  # an element that is empty is None
-    if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound", "")):
-        return Missing(tried)
-    if status == 416 or code == "InvalidRange":
-        return PastTheEnd(tried)
+    if status == 404 and code in ("404", "NotFound", ""):
+        code = "NoSuchKey"
+    elif code == str(status):  # an answer without a body, as to HEAD
+        code = ""
     headers = meta.get("HTTPHeaders", {})
-    code = "" if code == str(status) else code  # an answer without a body, as to HEAD
-    answer = Answer(
+    return Answer(
         status, code, said.get("Message") or "", headers.get("retry-after"), headers.get("location")
     )
-    return error_for(tried, answer, time.time())
-
-
-def _without_answer(error: Exception, tried: str, endpoint: str) -> Exception:
-    reason = str(error)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        return StoreRefused(
-            f"{tried}: {reason}",
-            hint="set access_key_id and secret_access_key, or profile, or use an instance role",
-        )
-    passing = (
-        boto.HTTPClientError,
-        boto.ConnectionError,
-        boto.IncompleteReadError,
-        HTTPError,
-        boto.CredentialRetrievalError,
-        boto.MetadataRetrievalError,
-    )
-    if isinstance(error, passing):
-        return unreachable(tried, endpoint, reason)
-    return StoreRefused(f"{tried}: {reason}", hint="check the store's settings")
 
 
 def _is_foreign(answer: Mapping[str, Any]) -> bool:

@@ -7,26 +7,40 @@ its end. Looking, comparing, cutting into parts, resuming and retrying are done 
 from __future__ import annotations
 
 import base64
+import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
-from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import Missing, PastTheEnd, Refusal
-from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
-from fuploader_dagster.resources.object_stores.asking import (
-    USUAL_SECONDS,
-    Token,
-    asking,
-    exact_range,
-    pages,
-    reading_seconds,
+from fuploader_dagster.errors import FuploaderError, StoreRefused
+from fuploader_dagster.resources.object_stores.answers import (
+    AlreadyThere,
+    Answer,
+    Missing,
+    PastTheEnd,
+    Refusal,
+    UploadGone,
+    error_for,
+    late,
+    makes_no_sense,
+    unreachable,
 )
+from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
+from fuploader_dagster.resources.object_stores.connections import answer_within
+from fuploader_dagster.resources.object_stores.ranges import exact_range, reading_seconds
+from fuploader_dagster.settings.secret import shown_cause
+
+USUAL_SECONDS = 60.0
+"""Longest time for a page of a listing, or an error, beyond twice the read time-out."""
+COMPLETING_SECONDS = 900.0
+"""S3 says that joining the parts may take minutes, in which it sends white space."""
 
 T = TypeVar("T")
+Token = TypeVar("Token", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -68,18 +82,23 @@ class Service(ABC):
     """
 
     max_parts = 10_000
+    without_answer: tuple[type[Exception], ...]
+    """What the client library raises when no answer came."""
     sent_whole: Algorithm
     """The digest that this service states for an object sent in one request."""
     sent_in_parts: Algorithm
     """The same for an object sent in parts."""
 
-    def __init__(self, where: str, silence_seconds: float) -> None:
+    def __init__(self, bucket: str, where: str, silence_seconds: float) -> None:
+        self._root = bucket
+        """The bucket's own address, such as s3://bucket."""
         self._where = where
         """The service's address, for error messages."""
         self._silence_seconds = silence_seconds
 
-    @abstractmethod
-    def address(self, key: str) -> str: ...
+    def address(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
     @abstractmethod
     def head(self, key: str) -> Stated | None:
         """One HEAD. `Refusal` without a code where the service refuses it."""
@@ -89,21 +108,43 @@ class Service(ABC):
         """GET the bytes `first` to `last`: status, headers, and the body to read and close."""
 
     @abstractmethod
-    def _meaning(self, error: Exception, tried: str) -> Exception | None:
-        """What an error of the client library means; None if it is not one of the library's."""
+    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
+        """What an error of the client library is: the service's answer, or an error of ours.
 
-    def _asking(
-        self, doing: str, key: str, body_seconds: float = USUAL_SECONDS
-    ) -> AbstractContextManager[None]:
-        """Around one request: errors of the client library become what they mean."""
+        None if it says nothing more than that no answer came, or is not one of the library's.
+        """
+
+    @contextmanager
+    def _asking(self, doing: str, key: str, body_seconds: float = USUAL_SECONDS) -> Iterator[None]:
+        """Around one request and all reading of its answer.
+
+        Whatever the service answers, however odd, and whatever the client library makes of it, the
+        caller gets one of the exceptions of `answers`, or an error of ours that names the request
+        and the address. The answer is limited in time.
+        """
         tried = f"{doing} {self.address(key)}"
-        return asking(
-            tried,
-            self._where,
-            lambda error: self._meaning(error, tried),
-            silence_seconds=self._silence_seconds,
-            body_seconds=body_seconds,
-        )
+        handled = sys.exc_info()[1]  # the caller is handling it: not an error of this request
+        with answer_within(2 * self._silence_seconds, body_seconds) as due:
+            try:
+                yield
+            except (FuploaderError, AlreadyThere, Missing, PastTheEnd, UploadGone):
+                raise
+            except Exception as error:
+                if (own := _own_error(error, handled)) is not None:
+                    raise own from error
+                if due.late:
+                    raise late(tried, self._where) from shown_cause(error)
+                raise self._explained(error, tried) from shown_cause(error)
+            if due.late:  # the client library took the part that came for the whole
+                raise late(tried, self._where)
+
+    def _explained(self, error: Exception, tried: str) -> Exception:
+        meaning = self._meaning(error, tried)
+        if isinstance(meaning, Answer):
+            return error_for(tried, meaning, time.time())
+        if meaning is None and isinstance(error, self.without_answer):
+            return unreachable(tried, self._where, str(error))
+        return meaning or makes_no_sense(tried, self._where, error)
 
     def _pages(
         self,
@@ -112,13 +153,20 @@ class Service(ABC):
         first: Token,
         ask: Callable[[Token], tuple[Iterable[T], Token | None]],
     ) -> Iterator[T]:
-        """All pages of a listing, each asked for by one request (`asking.pages`)."""
+        """All pages of a listing, each asked for by one request. The listing ends.
 
-        def page(place: Token) -> tuple[Iterable[T], Token | None]:
+        `ask` returns a page and where the next one begins, None at the end.
+        """
+        seen: set[Token] = set()
+        place: Token | None = first
+        while place is not None:
+            if place in seen:
+                tried = f"{doing} {self.address(key)}"
+                raise makes_no_sense(tried, self._where, "its pages go round in a circle")
+            seen.add(place)
             with self._asking(doing, key):
-                return ask(place)
-
-        return pages(first, page, f"{doing} {self.address(key)}", self._where)
+                found, place = ask(place)
+            yield from found
 
     def read(self, key: str, offset: int, length: int) -> bytes | None:
         """The bytes that the object has there: fewer at its end. None if there is no object."""
@@ -176,8 +224,17 @@ class Service(ABC):
     ) -> ConfirmedPart:
         """The md5 in the result is what the service answered, not the one that was sent."""
 
+    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]:
+        """The parts of an upload that the service holds."""
+        doing = "listing the parts of"
+        return [*self._pages(doing, key, "", lambda after: self._parts(key, upload_id, after))]
+
     @abstractmethod
-    def parts(self, key: str, upload_id: str) -> list[ConfirmedPart]: ...
+    def _parts(
+        self, key: str, upload_id: str, after: str
+    ) -> tuple[Iterable[ConfirmedPart], str | None]:
+        """A page of an upload's parts, and where the next page begins."""
+
     @abstractmethod
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None: ...
     @abstractmethod
@@ -193,8 +250,14 @@ class Service(ABC):
     ) -> tuple[Iterable[UnfinishedUpload], tuple[str, str] | None]:
         """A page of the unfinished uploads after key and id, and where the next page begins."""
 
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Keys and sizes of all objects below the prefix, in order of keys."""
+        return self._pages("listing", prefix, "", lambda after: self._objects(prefix, after))
+
     @abstractmethod
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def _objects(self, prefix: str, after: str) -> tuple[Iterable[tuple[str, int]], str | None]:
+        """A page of the objects below the prefix, and where the next page begins."""
+
     @abstractmethod
     def delete(self, key: str, version: str = "") -> None:
         """Without `version`, a bucket with versions keeps them all behind a delete marker."""
@@ -202,6 +265,15 @@ class Service(ABC):
     @abstractmethod
     def date(self) -> str | None:
         """The `Date` header of an answer to some small request."""
+
+
+def _own_error(error: BaseException | None, before: BaseException | None) -> FuploaderError | None:
+    """The error of ours that a client library has wrapped: it reads our archive, asks our keys."""
+    while error is not None and error is not before:
+        if isinstance(error, FuploaderError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def base64_text(digest: bytes) -> str:

@@ -7,7 +7,6 @@ What must always hold:
   refused.
 - An address with a login or a query in it (`https://user:password@host`) is a secret too.
 - No secret is in a repr, an error or `describe()`; validation errors do not quote values.
-- A field that does not exist is an error; it is not silently ignored.
 
 `open()` returns the connected store with retries around it. In a run, Dagster has already replaced
 the variables by their values; elsewhere (command line, workers) `open()` does so.
@@ -25,11 +24,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import Self
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
 from fuploader_dagster.settings.secret import without_logins
@@ -47,25 +47,20 @@ class Variable(str):
         return str.__str__(self)
 
 
-class ObjectStoreSettings(BaseModel):
+class ObjectStoreSettings(Settings):
     """The settings that every backend has.
 
     `SECRETS` names the fields that must be variables, `ADDRESSES` those that may hold a login.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
     SECRETS: ClassVar[frozenset[str]] = frozenset()
     ADDRESSES: ClassVar[frozenset[str]] = frozenset()
 
-    retry_budget_seconds: float = Field(
-        default=300,
-        ge=0,
-        description="How long to go on retrying after the last progress. 0: try once.",
-    )
+    retry_budget_seconds: float = Field(default=300, ge=0)
+    """How long to go on retrying after the last progress. 0: try once."""
 
     def __init__(self, **values: Any) -> None:
-        values = {name: _as_variable(value) for name, value in values.items()}
+        values = {name: as_variable(value) for name, value in values.items()}
         for name in sorted(self.SECRETS & values.keys()):
             _refuse_literal(self.kind(), name, values[name], "given literally")
         for name in sorted(self.ADDRESSES & values.keys()):
@@ -150,7 +145,7 @@ def variable_name(value: Any) -> str | None:
     return name
 
 
-def _as_variable(value: Any) -> Any:
+def as_variable(value: Any) -> Any:
     """`{env: NAME}`, as it comes from YAML, becomes a variable."""
     if isinstance(value, dict) and value.keys() == {"env"} and isinstance(value["env"], str):
         return Variable(value["env"])

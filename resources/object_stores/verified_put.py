@@ -43,6 +43,7 @@ from fuploader_dagster.resources.object_stores.archive_bytes import (
     Digests,
     Part,
     View,
+    conflict,
     cut,
 )
 from fuploader_dagster.resources.object_stores.service import ConfirmedPart, Service, Stated
@@ -116,7 +117,7 @@ class VerifiedPut:
         """All that a put in parts does, with one part, except completing it; nothing is left."""
         part = Part(1, 0, self._archive.size_bytes)
         self._service.stat(self._full)
-        upload_id, _ = self._begin({})
+        upload_id = self._begin({})
         try:
             self._tagged([self._send_part(upload_id, part)], upload_id)
         finally:
@@ -156,7 +157,7 @@ class VerifiedPut:
         self, parts: Sequence[Part], concurrency: int, metadata: Mapping[str, str]
     ) -> None:
         with self._reading_through() as read_through:
-            upload_id, confirmed = self._begun_earlier(parts) or self._begin(metadata)
+            upload_id, confirmed = self._begun_earlier(parts) or (self._begin(metadata), {})
             self._send_and_complete(parts, concurrency, upload_id, confirmed, read_through)
 
     @contextmanager
@@ -254,10 +255,10 @@ class VerifiedPut:
         md5 = self._digests.md5_of(part)
         return there.md5 == md5.hex() or self._sent.is_ours(upload_id, there, md5)
 
-    def _begin(self, metadata: Mapping[str, str]) -> tuple[str, dict[int, ConfirmedPart]]:
+    def _begin(self, metadata: Mapping[str, str]) -> str:
         upload_id = self._service.begin(self._full, metadata)
         reached(CrashPoint.UPLOAD_BEGUN)
-        return upload_id, {}
+        return upload_id
 
     def _send_missing(
         self,
@@ -358,12 +359,7 @@ class VerifiedPut:
         )
 
     def _conflict(self, there: Stated, digest: str) -> ObjectConflict:
-        return ObjectConflict(
-            f"{self._address} has {there.size_bytes} bytes, {digest}; "
-            f"{self._archive.path} has {self._archive.size_bytes} bytes, "
-            f"sha256 {self._archive.sha256}",
-            hint="nothing was changed; find out who wrote it, or give the archive another key",
-        )
+        return conflict(self._archive, self._address, there.size_bytes, digest)
 
     def _mismatch(self, stated: str, ours: str) -> DigestMismatch:
         return DigestMismatch(

@@ -33,7 +33,16 @@ import redis
 from pydantic import Field, SecretStr, field_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.state import Commit, Snapshot, StateSettings, StateStore, warn_once
+from fuploader_dagster.contracts.state import (
+    HURRIED_SECONDS,
+    OF_NO_PIPELINE,
+    TOTALS,
+    Commit,
+    Snapshot,
+    StateSettings,
+    StateStore,
+    warn_once,
+)
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
@@ -42,9 +51,7 @@ from fuploader_dagster.resources.states.redis_errors import explained, shown
 from fuploader_dagster.resources.states.redis_examination import judge
 from fuploader_dagster.settings.secret import Secret
 
-HURRIED_SECONDS = 1.0
 _KEYS = ("slots", "highest", "claims", "sealed", "totals")
-_OF_NO_PIPELINE = "fuploader-doctor"
 _MOST_NONSENSE_SHOWN = 3
 
 
@@ -76,7 +83,7 @@ class RedisState(StateSettings):
         return RedisStateStore(self, pipeline, node)
 
     def examine(self) -> Iterator[Diagnosis]:
-        yield from self.examine_for(pipeline=_OF_NO_PIPELINE, node="doctor")
+        return self.examine_for(pipeline=OF_NO_PIPELINE, node="doctor")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
         """With the pipeline's own keys: rights, and the nodes of a cluster, differ by key."""
@@ -149,7 +156,7 @@ class RedisStateStore(StateStore):
             scripts.RECORD,
             root_id,
             _milliseconds(ttl_seconds),
-            *(getattr(commit, name) for name in values.TOTALS),
+            *(getattr(commit, name) for name in TOTALS),
             len(counts),
             *(value for count in counts for value in count),
             *commit.sealed,
@@ -159,9 +166,9 @@ class RedisStateStore(StateStore):
     def highest_number(self, slot: int) -> int:
         with self._explaining():
             text: Any = self._client.hget(self._highest, str(slot))
-        nonsense = values.Nonsense()
+        nonsense: list[str] = []
         number = values.read_highest(self._highest, str(slot), text, nonsense)
-        _warn(nonsense.sentences)
+        _warn(nonsense)
         return number
 
     def add_sealed(self, keys: Sequence[str]) -> None:
@@ -189,14 +196,14 @@ class RedisStateStore(StateStore):
     def look(self) -> tuple[Snapshot, list[str]]:
         """A snapshot, and sentences about the values that were ignored."""
         slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
-        nonsense = values.Nonsense()
+        nonsense: list[str] = []
         snapshot = Snapshot(
             slots=tuple(values.read_counts(self._slots, slots, nonsense)),
             owners=values.read_owners(self._claims, claims, now_ms, nonsense),
             sealed_waiting=waiting,
             **values.read_totals(self._totals, totals, nonsense),
         )
-        return snapshot, nonsense.sentences
+        return snapshot, nonsense
 
     def prove(self) -> None:
         """Do with the pipeline's own keys what its drain does, and leave nothing. For the doctor.

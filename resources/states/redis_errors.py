@@ -9,7 +9,6 @@ name and the text are searched together.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import redis
 
@@ -21,111 +20,44 @@ _ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
 _MOST_CHARACTERS = 300
 _MOST_OF_A_VALUE = 60
 
-
-@dataclass(frozen=True)
-class _Meaning:
-    pattern: str
-    kind: type[FuploaderError]
-    hint: str
-
-
-_MEANINGS = (
-    _Meaning(
-        r"AuthenticationError|WRONGPASS|NOAUTH|without any password configured",
-        StateRefused,
-        "check user and password in the url: the server expects others, or none",
-    ),
-    _Meaning(
-        r"NoPermissionError|NOPERM|user executing the script can't",
-        StateRefused,
-        f"give this user the commands and keys listed in {RIGHTS}",
-    ),
-    _Meaning(
-        r"(?i)unknown (redis )?command",
-        StateRefused,
-        f"allow the commands listed in {RIGHTS}; is this a Redis server, and not a Sentinel or a "
-        "proxy?",
-    ),
-    _Meaning(
-        r"ReadOnlyError|READONLY",
-        StateRefused,
-        "this is a replica: name the master in the url",
-    ),
-    _Meaning(
-        r"MISCONF",
-        StateRefused,
-        "the server cannot write to its own disk and refuses changes until it can: check its log, "
-        "and free or repair that disk",
-    ),
-    _Meaning(
-        r"OutOfMemoryError|\bOOM\b",
-        StateRefused,
-        "the server's memory is full: raise its maxmemory, remove other data from it, or give the "
-        "pipeline a Redis of its own",
-    ),
-    _Meaning(
-        r"(?i)DB index|invalid database|SELECT is not allowed",
-        StateRefused,
-        "name a database that the server has in the url: /0 always exists, a cluster has no other",
-    ),
-    _Meaning(
-        r"AskError|TryAgainError|TRYAGAIN",
-        StateUnavailable,
-        "the cluster is moving these keys to another node; name that node in the url afterwards",
-    ),
-    _Meaning(
-        r"MasterDownError|MASTERDOWN",
-        StateUnavailable,
-        "this is a replica that has lost its master: name the master in the url",
-    ),
-    _Meaning(
-        r"ClusterDownError|CLUSTERDOWN",
-        StateUnavailable,
-        "the cluster has no working node for these keys: bring back the nodes that are missing",
-    ),
-    _Meaning(
-        r"BusyLoadingError|LOADING",
-        StateUnavailable,
-        "the server has just started and is loading its data: wait",
-    ),
-    _Meaning(
-        r"max number of clients",
-        StateUnavailable,
-        "the server has its maximum number of clients: raise its maxclients, or close some",
-    ),
-    _Meaning(
-        r"NOREPLICAS",
-        StateUnavailable,
-        "the server accepts no changes without its replicas: bring them back",
-    ),
-    _Meaning(
-        r"\bBUSY\b",
-        StateUnavailable,
-        "a script is blocking the server: find out what is running there",
-    ),
-    _Meaning(
-        r"WRONGTYPE",
-        StateRefused,
-        "something else uses these keys: set another key_prefix, or remove the key; its content is "
-        "rebuilt from the disk",
-    ),
-    _Meaning(
-        r"(?i)CERTIFICATE_VERIFY_FAILED",
-        StateRefused,
-        "trust the certificate's issuer on this machine, or name its file in the url: "
-        "?ssl_ca_certs=/path",
-    ),
-    _Meaning(
-        r"WRONG_VERSION_NUMBER|record layer failure",
-        StateRefused,
-        "the server does not speak TLS on this port: use redis:// in the url, or its TLS port",
-    ),
-    _Meaning(
-        r"InvalidResponse|Protocol Error",
-        StateRefused,
-        "the server at this address is not Redis: check host and port in the url",
-    ),
-)
+_REFUSED = {
+    r"AuthenticationError|WRONGPASS|NOAUTH|without any password configured": "check user and "
+    "password in the url: the server expects others, or none",
+    r"NoPermissionError|NOPERM|user executing the script can't": "give this user the commands "
+    f"and keys listed in {RIGHTS}",
+    r"(?i)unknown (redis )?command": f"allow the commands listed in {RIGHTS}; is this a Redis "
+    "server, and not a Sentinel or a proxy?",
+    r"ReadOnlyError|READONLY": "this is a replica: name the master in the url",
+    r"MISCONF": "the server cannot write to its own disk and refuses changes until it can: check "
+    "its log, and free or repair that disk",
+    r"OutOfMemoryError|\bOOM\b": "the server's memory is full: raise its maxmemory, remove other "
+    "data from it, or give the pipeline a Redis of its own",
+    r"(?i)DB index|invalid database|SELECT is not allowed": "name a database that the server has "
+    "in the url: /0 always exists, a cluster has no other",
+    r"WRONGTYPE": "something else uses these keys: set another key_prefix, or remove the key; its "
+    "content is rebuilt from the disk",
+    r"(?i)CERTIFICATE_VERIFY_FAILED": "trust the certificate's issuer on this machine, or name "
+    "its file in the url: ?ssl_ca_certs=/path",
+    r"WRONG_VERSION_NUMBER|record layer failure": "the server does not speak TLS on this port: "
+    "use redis:// in the url, or its TLS port",
+    r"InvalidResponse|Protocol Error": "the server at this address is not Redis: check host and "
+    "port in the url",
+}
+"""Pattern of what needs a person, and what to do."""
+_PASSING = {
+    r"AskError|TryAgainError|TRYAGAIN": "the cluster is moving these keys to another node; name "
+    "that node in the url afterwards",
+    r"MasterDownError|MASTERDOWN": "this is a replica that has lost its master: name the master "
+    "in the url",
+    r"ClusterDownError|CLUSTERDOWN": "the cluster has no working node for these keys: bring back "
+    "the nodes that are missing",
+    r"BusyLoadingError|LOADING": "the server has just started and is loading its data: wait",
+    r"max number of clients": "the server has its maximum number of clients: raise its "
+    "maxclients, or close some",
+    r"NOREPLICAS": "the server accepts no changes without its replicas: bring them back",
+    r"\bBUSY\b": "a script is blocking the server: find out what is running there",
+}
+"""Pattern of what passes by itself, and what to do if it does not."""
 
 
 def explained(error: Exception, trying: str, *, more: str = "") -> FuploaderError:
@@ -145,9 +77,10 @@ def _meaning(error: Exception, text: str) -> tuple[type[FuploaderError], str]:
             f"this node of a cluster does not have the pipeline's keys: name the node that does, "
             f"{error.node_addr[0]}:{error.node_addr[1]}, in the url"
         )
-    for meaning in _MEANINGS:
-        if re.search(meaning.pattern, text):
-            return meaning.kind, meaning.hint
+    for kind, hints in ((StateRefused, _REFUSED), (StateUnavailable, _PASSING)):
+        for pattern, hint in hints.items():
+            if re.search(pattern, text):
+                return kind, hint
     if isinstance(error, redis.ResponseError):
         return StateRefused, "check the server's log"
     return StateUnavailable, (

@@ -1,7 +1,7 @@
-"""A look at a Redis server for `fuploader doctor`: what may happen to our keys.
+"""Examines a Redis server for `fuploader doctor`: what may happen to our keys.
 
-If they are lost, no message is: counts and the list of sealed slots are rebuilt from the disk. But
-until then a tick registers nothing, and two machines with one name would not notice each other.
+If the keys are lost, no message is: counts and the list of sealed slots are rebuilt from the disk.
+But until then a tick registers nothing, and two machines with one name would not notice each other.
 """
 
 from __future__ import annotations

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from fuploader_dagster.contracts.state import HIGHEST_NUMBER, SlotCount
+from fuploader_dagster.contracts.state import HIGHEST_NUMBER, TOTALS, SlotCount
 from fuploader_dagster.resources.states.redis_errors import shown
 
-TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
 _SLOT = re.compile(r"[0-9]{1,9}")
 _COUNT = re.compile(r"([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,18})")
 _CLAIM = re.compile(r"([0-9]{1,18}) (.+)", re.DOTALL)
@@ -22,61 +20,55 @@ _TOTAL = re.compile(r"-?[0-9]{1,18}")
 _HIGHEST = re.compile(r"[0-9]{1,9}")
 
 
-@dataclass
-class Nonsense:
-    """Sentences about values that were ignored."""
-
-    sentences: list[str] = field(default_factory=list)
-
-    def add(self, key: str, name: str, value: str, wanted: str) -> None:
-        self.sentences.append(
-            f"Redis holds {shown(value)!r} in field {shown(name)!r} of {key}, which should be "
-            f"{wanted}; it is ignored"
-        )
-
-
-def read_counts(key: str, flat: Sequence[str], nonsense: Nonsense) -> list[SlotCount]:
+def read_counts(key: str, flat: Sequence[str], nonsense: list[str]) -> list[SlotCount]:
     counts = []
     for slot, text in pairs(flat):
         match = _COUNT.fullmatch(text)
         if match and _SLOT.fullmatch(slot):
             counts.append(SlotCount(int(slot), *(int(value) for value in match.groups())))
         else:
-            nonsense.add(key, slot, text, "a slot with three numbers")
+            _ignore(nonsense, key, slot, text, "a slot with three numbers")
     return sorted(counts, key=lambda count: count.slot)
 
 
-def read_owners(key: str, flat: Sequence[str], now_ms: int, nonsense: Nonsense) -> dict[int, str]:
+def read_owners(key: str, flat: Sequence[str], now_ms: int, nonsense: list[str]) -> dict[int, str]:
     """Slots and storage roots of the claims that have not lapsed."""
     owners = {}
     for slot, text in pairs(flat):
         match = _CLAIM.fullmatch(text)
         if not match or not _SLOT.fullmatch(slot):
-            nonsense.add(key, slot, text, "a slot with a time and a storage root")
+            _ignore(nonsense, key, slot, text, "a slot with a time and a storage root")
         elif int(match[1]) > now_ms:
             owners[int(slot)] = match[2]
     return owners
 
 
-def read_totals(key: str, flat: Sequence[str], nonsense: Nonsense) -> dict[str, int]:
+def read_totals(key: str, flat: Sequence[str], nonsense: list[str]) -> dict[str, int]:
     totals = {}
     for name, text in pairs(flat):
         if name in TOTALS and _TOTAL.fullmatch(text):
             totals[name] = int(text)
         else:
-            nonsense.add(key, name, text, f"a number in one of {', '.join(TOTALS)}")
+            _ignore(nonsense, key, name, text, f"a number in one of {', '.join(TOTALS)}")
     return totals
 
 
-def read_highest(key: str, slot: str, text: str | None, nonsense: Nonsense) -> int:
+def read_highest(key: str, slot: str, text: str | None, nonsense: list[str]) -> int:
     if text is None:
         return 0
     if _HIGHEST.fullmatch(text):
         return int(text)
-    nonsense.add(key, slot, text, f"a directory number of at most {HIGHEST_NUMBER:,}")
+    _ignore(nonsense, key, slot, text, f"a directory number of at most {HIGHEST_NUMBER:,}")
     return 0
 
 
 def pairs(flat: Sequence[str]) -> Iterator[tuple[str, str]]:
     """A script returns a hash as name, value, name, value."""
     return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _ignore(nonsense: list[str], key: str, name: str, value: str, wanted: str) -> None:
+    nonsense.append(
+        f"Redis holds {shown(value)!r} in field {shown(name)!r} of {key}, which should be "
+        f"{wanted}; it is ignored"
+    )

@@ -28,7 +28,9 @@ from pydantic import Field
 
 from fuploader_dagster.contracts.state import (
     HIGHEST_NUMBER,
+    HURRIED_SECONDS,
     LONGEST_CLAIM_SECONDS,
+    TOTALS,
     Commit,
     SlotCount,
     Snapshot,
@@ -36,7 +38,7 @@ from fuploader_dagster.contracts.state import (
     StateStore,
     warn_once,
 )
-from fuploader_dagster.disk.sqlite_files import TROUBLE, SqliteFile, trouble
+from fuploader_dagster.disk.sqlite_files import TROUBLE, Kind, SqliteFile, trouble
 from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
 
 _SCHEMA = """
@@ -62,14 +64,18 @@ _IS_A_CLAIM = """
 """
 _MOST = 10**18
 """No count gets that high."""
-_TOTALS = ("stored_messages", "stored_bytes", "duplicates", "dead_letters")
 _ADD_TOTALS = ", ".join(
     f"{name} = CASE WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST} "
     f"THEN {name} ELSE 0 END + excluded.{name}"
-    for name in _TOTALS
+    for name in TOTALS
 )
-
-HURRIED_SECONDS = 1.0
+_TO_DO: dict[Kind, str] = {
+    "busy": "another process keeps writing; it will be retried",
+    "damaged": "the file is damaged, or not a state file of ours; you may remove it with its -wal "
+    "and -shm: it is rebuilt from the slot directories",
+    "disk": "check the disk of its folder and its free space",
+    "rights": "this user must be able to write to the file and its folder",
+}
 
 
 class SqliteState(StateSettings):
@@ -137,7 +143,7 @@ class SqliteStateStore(StateStore):
             db.execute(
                 "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) "  # noqa: S608 - our own names
                 f"ON CONFLICT DO UPDATE SET {_ADD_TOTALS}",
-                (*self._key, *(getattr(commit, name) for name in _TOTALS)),
+                (*self._key, *(getattr(commit, name) for name in TOTALS)),
             )
 
     def highest_number(self, slot: int) -> int:
@@ -194,7 +200,7 @@ class SqliteStateStore(StateStore):
                 self._key,
             ).fetchone()
             totals = db.execute(
-                f"SELECT {', '.join(_TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
+                f"SELECT {', '.join(TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
                 self._key,
             ).fetchone()
         return Snapshot(
@@ -287,20 +293,9 @@ class SqliteStateStore(StateStore):
             file.close()
 
     def _explained(self, error: BaseException) -> StateUnavailable | StateRefused:
-        what = f"could not use {self._settings.describe()}: {error}"
-        kind = trouble(error)
-        if kind == "rights":
-            hint = "this user must be able to write to the file and its folder"
-            return StateRefused(what, hint=hint)
-        if kind == "damaged":
-            return StateRefused(
-                what,
-                hint="the file is damaged, or not a state file of ours; you may remove it with its "
-                "-wal and -shm: it is rebuilt from the slot directories",
-            )
-        if kind == "busy":
-            return StateUnavailable(what, hint="another process keeps writing; it will be retried")
-        return StateUnavailable(what, hint="check the disk of its folder and its free space")
+        what = trouble(error)
+        kind = StateUnavailable if what in ("busy", "disk") else StateRefused
+        return kind(f"could not use {self._settings.describe()}: {error}", hint=_TO_DO[what])
 
 
 def _prepare(db: sqlite3.Connection) -> None:

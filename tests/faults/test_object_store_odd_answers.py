@@ -184,7 +184,7 @@ def test_a_body_that_trickles_ends_when_its_time_is_up(
 ) -> None:
     monkeypatch.setenv("TEST_SECRET", "a-secret")
     monkeypatch.setenv("TEST_TOKEN", "a-token")
-    monkeypatch.setattr("fuploader_dagster.resources.object_stores.asking.USUAL_SECONDS", 0.5)
+    monkeypatch.setattr("fuploader_dagster.resources.object_stores.ranges.SHORTEST_SECONDS", 0.5)
     odd.answer = lambda r: r.trickle(b"HTTP/1.1 206 OK\r\nContent-Length: 2000\r\n\r\n", b"y")
     with pytest.raises(StoreUnavailable, match="was not complete in time"):
         open_store(client, odd).get_range("k", 500, 1000)

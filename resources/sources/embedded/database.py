@@ -8,7 +8,7 @@ error of the contract, which says what to do.
     held        consumer, first, last, messages: a range of ids that a consumer has taken
     waiting     one row: the number of messages, so that the backlog needs no scan
 
-Files of versions without the digest get its column when they are opened.
+A file of an older version gets the column for the digest when it is opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fuploader_dagster.disk.sqlite_files import TROUBLE, SqliteFile, trouble
+from fuploader_dagster.disk.sqlite_files import TROUBLE, Kind, SqliteFile, trouble
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ _SCHEMA = (
     """INSERT OR REPLACE INTO waiting SELECT 0, (SELECT count(*) FROM messages)
         WHERE NOT EXISTS (SELECT 1 FROM waiting WHERE typeof(messages) = 'integer')""",
 )
+READ_ROWS = (
+    "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
+    "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+)
+_TO_DO: dict[Kind, str] = {
+    "busy": "another process keeps writing; it will be retried",
+    "damaged": f"{FILE} is damaged: stop everything that uses it and save what can be read "
+    '(docs/operations.md, "The file of an embedded queue is damaged")',
+    "disk": "check the folder's disk and its free space",
+    "rights": "this user must be able to write to the folder and everything in it",
+}
 
 
 class QueueDatabase:
@@ -102,20 +113,9 @@ class QueueDatabase:
 
 
 def explained(settings: EmbeddedQueue, error: BaseException) -> SourceUnavailable | SourceRefused:
-    what = f"could not use {settings.describe()}: {error}"
-    kind = trouble(error)
-    if kind == "rights":
-        hint = "this user must be able to write to the folder and everything in it"
-        return SourceRefused(what, hint=hint)
-    if kind == "damaged":
-        return SourceRefused(
-            what,
-            hint=f"{FILE} is damaged: stop everything that uses it and save what can be read "
-            '(docs/operations.md, "The file of an embedded queue is damaged")',
-        )
-    if kind == "busy":
-        return SourceUnavailable(what, hint="another process keeps writing; it will be retried")
-    return SourceUnavailable(what, hint="check the folder's disk and its free space")
+    what = trouble(error)
+    kind = SourceUnavailable if what in ("busy", "disk") else SourceRefused
+    return kind(f"could not use {settings.describe()}: {error}", hint=_TO_DO[what])
 
 
 def prepare(db: sqlite3.Connection) -> None:

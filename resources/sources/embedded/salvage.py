@@ -31,7 +31,12 @@ from fuploader_dagster.disk.sqlite_files import (
     remove_database,
 )
 from fuploader_dagster.errors import FuploaderError, SlotInUse, SourceRefused
-from fuploader_dagster.resources.sources.embedded.database import FILE, explained, prepare
+from fuploader_dagster.resources.sources.embedded.database import (
+    FILE,
+    READ_ROWS,
+    explained,
+    prepare,
+)
 from fuploader_dagster.resources.sources.embedded.source import CONSUMERS, EmbeddedQueue
 
 _AT_ONCE = 500
@@ -111,11 +116,7 @@ def _readable(
         if first > last:
             continue
         try:
-            rows = db.execute(
-                "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
-                "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
-                (first, last, _AT_ONCE),
-            ).fetchall()
+            rows = db.execute(READ_ROWS, (first, last, _AT_ONCE)).fetchall()
         except TROUBLE:
             if first == last:
                 unreadable.append(first)

@@ -45,7 +45,11 @@ from fuploader_dagster.errors import (
     SourceRefused,
     SourceUnavailable,
 )
-from fuploader_dagster.resources.sources.embedded.database import QueueDatabase, explained
+from fuploader_dagster.resources.sources.embedded.database import (
+    READ_ROWS,
+    QueueDatabase,
+    explained,
+)
 from fuploader_dagster.resources.sources.embedded.rows import Row, described, message_of, row_of
 
 log = logging.getLogger(__name__)
@@ -331,11 +335,7 @@ def _read(
 ) -> tuple[list[tuple[Any, ...]], int]:
     """The first rows of a range, and the bytes taken so far: 500 large ones would fill memory."""
     rows = []
-    for row in db.execute(
-        "SELECT id, body, deliveries, message_id, headers, digest FROM messages "
-        "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
-        (*ids, limit),
-    ):
+    for row in db.execute(READ_ROWS, (*ids, limit)):
         rows.append(row)
         bytes_before += len(row[1]) if type(row[1]) is bytes else 0
         if bytes_before >= _BATCH_BYTES:

@@ -108,7 +108,7 @@ def disconnect(connection: pika.BlockingConnection | None) -> None:
     """Close the connection if it is still open. Never raises.
 
     pika would wait for the broker's answer until the heartbeat gives up on it, a minute by default.
-    We leave a broker that hangs after `GOODBYE_SECONDS`; it still takes its messages back.
+    If the broker hangs, we leave after `GOODBYE_SECONDS`; it still takes its messages back.
     """
     if connection is not None and connection.is_open:
         with suppress(*PIKA_ERRORS):

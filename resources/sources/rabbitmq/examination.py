@@ -1,6 +1,6 @@
-"""A look at a RabbitMQ queue for `fuploader doctor`: it consumes and creates nothing.
+"""Examines a RabbitMQ queue for `fuploader doctor`: consumes and creates nothing.
 
-AMQP has no question for a queue's type and arguments. But when an existing queue is declared, the
+AMQP has no way to ask for a queue's type and arguments. But when an existing queue is declared, the
 broker compares them, and its refusal names the first that differs and its value. So, once the queue
 is known to exist, it is declared as a plain one, and each answer is put into the next declaration
 until the broker agrees.

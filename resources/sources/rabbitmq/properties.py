@@ -260,7 +260,7 @@ def _base64(raw: bytes) -> dict[str, str]:
 
 
 def _put(table: dict[str, Any], name: str, value: Any) -> None:
-    """Of two with the same name both are kept: the second one's name gets a `_`."""
+    """If two have the same name, both are kept: the second one's name gets a `_`."""
     while name in table:
         name += "_"
     table[name] = value

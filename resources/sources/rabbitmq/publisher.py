@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pika
@@ -80,7 +81,6 @@ class RabbitMQPublisher(MessagePublisher):
 
     def __init__(self, settings: RabbitMQ) -> None:
         self._settings = settings
-        self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
         self._unconfirmed: OrderedDict[int, int] = OrderedDict()
         """Size of the body, by the message's tag."""
@@ -101,23 +101,23 @@ class RabbitMQPublisher(MessagePublisher):
         )
 
     def _publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
-        connection, channel = self._connected()
+        channel = self._connected()
         first_tag = self._next_tag
         unflushed_messages = unflushed_bytes = 0
         try:
             for body, properties in messages:
                 alone = len(body) >= _ALONE_BYTES
                 if alone:
-                    self._exchange(connection, channel, until_unconfirmed=0)
-                self._send(connection, channel, body, properties, first_tag)
+                    self._exchange(channel, until_unconfirmed=0)
+                self._send(channel, body, properties, first_tag)
                 unflushed_messages += 1
                 unflushed_bytes += len(body)
                 if alone:
-                    self._exchange(connection, channel, until_unconfirmed=0)
+                    self._exchange(channel, until_unconfirmed=0)
                 elif unflushed_messages >= _FLUSH_MESSAGES or unflushed_bytes >= _FLUSH_BYTES:
                     unflushed_messages = unflushed_bytes = 0
-                    self._exchange(connection, channel, until_unconfirmed=_WINDOW_MESSAGES)
-            self._exchange(connection, channel, until_unconfirmed=0)
+                    self._exchange(channel, until_unconfirmed=_WINDOW_MESSAGES)
+            self._exchange(channel, until_unconfirmed=0)
         except PIKA_ERRORS as error:
             refused = self._refused_message(error, first_tag)
             if refused is None:
@@ -130,7 +130,7 @@ class RabbitMQPublisher(MessagePublisher):
         return self._next_tag - first_tag
 
     def backlog(self) -> int:
-        _, channel = self._connected()
+        channel = self._connected()
         try:
             count: int = channel.queue_declare(
                 self._settings.queue, passive=True
@@ -140,22 +140,19 @@ class RabbitMQPublisher(MessagePublisher):
         return count
 
     def close(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
-        disconnect(connection)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            disconnect(channel.connection)
 
-    def _connected(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
-        """The connection if it is still open, otherwise a new one: nothing was sent yet."""
-        if self._connection is not None and self._channel is not None:
-            try:
-                self._connection.process_data_events(0)
-            except PIKA_ERRORS:
-                self.close()
-            else:
+    def _connected(self) -> BlockingChannel:
+        """The channel if it is still open, otherwise a new one: nothing was sent yet."""
+        if self._channel is not None:
+            with suppress(*PIKA_ERRORS):
+                self._channel.connection.process_data_events(0)
                 if self._channel.is_open:
-                    return self._connection, self._channel
-                self.close()
-        connection, channel = connect(self._settings, "publish")
-        self._connection, self._channel = connection, channel
+                    return self._channel
+            self.close()
+        channel = self._channel = connect(self._settings, "publish")[1]
         self._unconfirmed.clear()
         self._next_tag, self._refused, self._unroutable = 1, 0, 0
         channel.add_on_return_callback(self._on_returned)
@@ -163,27 +160,22 @@ class RabbitMQPublisher(MessagePublisher):
         try:
             self._in_window = confirm_without_waiting(channel, self._on_confirmed, selected.append)
             while self._in_window and not selected:
-                connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+                channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
                 self._check(channel)
         except PIKA_ERRORS as error:
             self._give_up("publish to", error)
-        return connection, channel
+        return channel
 
     def _send(
-        self,
-        connection: pika.BlockingConnection,
-        channel: BlockingChannel,
-        body: bytes,
-        properties: Mapping[str, Any],
-        first_tag: int,
+        self, channel: BlockingChannel, body: bytes, properties: Mapping[str, Any], first_tag: int
     ) -> None:
         try:
             header = encoded(properties)
         except (TypeError, RecursionError) as error:
             raise BadMessage(f"a header of type {error} cannot be sent to RabbitMQ") from error
-        frame_max = largest_frame(connection)
+        frame_max = largest_frame(channel.connection)
         if frame_max and len(header) > frame_max - _FRAME_OVERHEAD:
-            self._exchange(connection, channel, until_unconfirmed=0)
+            self._exchange(channel, until_unconfirmed=0)
             sent = self._next_tag - first_tag
             raise MessageRefused(
                 f"headers and properties of {len(header):,} bytes cannot be sent to "
@@ -218,18 +210,12 @@ class RabbitMQPublisher(MessagePublisher):
             "allows",
         )
 
-    def _exchange(
-        self,
-        connection: pika.BlockingConnection,
-        channel: BlockingChannel,
-        *,
-        until_unconfirmed: int,
-    ) -> None:
+    def _exchange(self, channel: BlockingChannel, *, until_unconfirmed: int) -> None:
         """Write out, read confirms, and wait until few enough messages are unconfirmed."""
-        connection.process_data_events(0)
+        channel.connection.process_data_events(0)
         self._check(channel)
         while len(self._unconfirmed) > until_unconfirmed:
-            connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+            channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
             self._check(channel)
 
     def _check(self, channel: BlockingChannel) -> None:

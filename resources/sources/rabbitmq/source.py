@@ -60,7 +60,7 @@ _PAUSE_OF_ARRIVALS_SECONDS = 0.1
 _LONGEST_ARRIVAL_SECONDS = 0.5
 _NOT_OF_A_STREAM = {"x-priority": 0}
 """The priority that every consumer has anyway. A stream refuses the argument; without it, a stream
-would silently deliver none of its messages. AMQP has no question for a queue's type."""
+would silently deliver none of its messages. AMQP has no way to ask for a queue's type."""
 _PERCENT_ENCODING = (
     "in user, password and vhost write / ? # @ : [ ] % as %2F %3F %23 %40 %3A %5B %5D %25"
 )

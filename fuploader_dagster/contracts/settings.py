@@ -1,0 +1,17 @@
+"""Settings: how the models of a pipeline, its queue, its state and its stores check their values.
+
+What must always hold: a name that does not exist is an error, settings never change, and errors do
+not quote values, which may be secrets. A field's docstring is its description.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """Settings of one thing. Subclasses add fields."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
