@@ -59,9 +59,9 @@ class Scripted(Processor):
             raise RetryItem("not now", shared=steps.get("shared", False))
         if "die" in steps:
             os._exit(steps["die"])
-        name, kind = steps.get("name", ""), steps.get("kind", "")
+        name = steps.get("name", "")
         return [
-            Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name, kind)
+            Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name)
             for number in range(steps.get("results", 1))
         ]
 

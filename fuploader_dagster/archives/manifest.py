@@ -30,6 +30,7 @@ whole archive with the object.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from hashlib import sha256
@@ -52,6 +53,10 @@ PAGE_MEMBERS = 4096
 _PAGE_HEADER_BYTES = 2**23
 """Of message headers per page, on average: with more there are more pages."""
 
+RESULTS_KEY = "results"
+"""In `metadata`: how many of the members, the last ones, are results and no messages. It is there
+only where the messages were processed."""
+
 FRAME_HEADER = struct.Struct("<II")  # magic, length of what follows
 PAGES_MAGIC = 0x184D2A5C
 MANIFEST_MAGIC = 0x184D2A5D
@@ -62,6 +67,7 @@ _MOST_UNPACKED_BYTES = {"Manifest": 2**26, "Page": 2**25, "_PageNames": 2**25}
 """Enough for a manifest of three million frames, and twice a page of 4,096 of the longest paths.
 Python's objects take up to eight times as much."""
 _MOST_PAGE_BYTES = 2**26
+_NUMBER = re.compile("[0-9]{1,15}")
 _MOST_EXPANSION = 2**16
 """zstd expands four bytes to at most 128 KiB."""
 
@@ -164,6 +170,11 @@ class Manifest(msgspec.Struct, frozen=True):
     frame_digests: bytes
     end_frame: bytes
     """The bytes of the end frame."""
+
+    @property
+    def results(self) -> int:
+        """Number of members that are results: the last ones."""
+        return int(self.metadata.get(RESULTS_KEY, "0"))
 
     def frames(self) -> list[FrameEntry]:
         digests = self.frame_digests
@@ -318,6 +329,9 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         and len(manifest.page_sizes) <= manifest.member_count
     ):
         raise _contradiction(where, "more members than its frames have room for")
+    results = manifest.metadata.get(RESULTS_KEY, "0")
+    if not (_NUMBER.fullmatch(results) and int(results) <= manifest.member_count):
+        raise _contradiction(where, f"{results[:20]!r} results of {manifest.member_count} members")
     return manifest
 
 

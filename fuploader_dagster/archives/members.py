@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from fuploader_dagster.errors import DamagedData, DamagedSlot
+
 
 class MemberToPack(Protocol):
     """One file to pack into an archive. (`MemberEntry` is one of a finished archive.)"""
@@ -47,12 +49,14 @@ class MemberSource(ABC):
     """Length of each member in the tar stream: header, payload, padding."""
     xxh128: str | None = None
     """XXH3-128 of the tar bytes of all members, in hex; None if it was not recorded."""
+    damage: type[DamagedData] = DamagedSlot
+    """The error for members that are not what was recorded."""
 
     @abstractmethod
     def read(self, first: int, last: int) -> bytes:
         """The tar bytes of `members[first:last]`: headers, payloads, padding.
 
-        Raises `DamagedSlot` if they are missing.
+        Raises `damage` if they are missing.
         """
 
     @abstractmethod

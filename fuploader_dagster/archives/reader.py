@@ -164,6 +164,13 @@ class Archive:
             raise DamagedArchive(str(listing.damages[0]), hint=RESTORE_HINT)
         return listing.members
 
+    def results(self) -> set[str]:
+        """Names of the members that are results, not messages. Only a manifest tells them apart."""
+        if self.manifest is None or not self.manifest.results:
+            return set()
+        members = self._indexed_members() or ()
+        return {member.name for member in members[-self.manifest.results :]}
+
     def read(self, name: str) -> bytes:
         """One member, whole and verified; two reads if the archive has a manifest.
 

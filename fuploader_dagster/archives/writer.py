@@ -1,4 +1,4 @@
-"""Writing an archive: a sealed slot becomes one verified `.tar.zst`.
+"""Writing an archive: a sealed slot, and what came out of it, becomes one verified `.tar.zst`.
 
 What must always hold:
 
@@ -7,11 +7,12 @@ What must always hold:
   same zstd library: `zstandard` bundles its own, and another version may compress differently).
 - Every byte was compared with what was recorded about it: the whole segment with its digest if the
   seal has one, otherwise each payload with its own. A slot that contradicts its seal or its index
-  gives no archive, but a `DamagedSlot` that names the member.
+  gives no archive, but a `DamagedSlot` (or what its source says) that names the member.
 
 Format: docs/formats.md, "Archive". How it works: the members are divided into frames of about 1 MiB
 at their boundaries. The frames are compressed independently, in a few threads, and written in
-order. Each thread has one frame in memory, so a slot of any size takes the same few megabytes.
+order. Each thread has one frame in memory, so a slot of any size takes the same few megabytes. Each
+source begins with a frame of its own, so that it is compared with its own digest.
 
 Reading back is complete and cheap: each frame is decompressed right away and compared, byte by
 byte, with what was compressed; the finished file is read from the disk, and its digest compared
@@ -32,6 +33,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +58,7 @@ from fuploader_dagster.disk.durable import fsync_file, replace_durably
 from fuploader_dagster.disk.tar_headers import END, member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_file
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import DamagedArchive, DamagedSlot
+from fuploader_dagster.errors import DamagedArchive, DamagedData, DamagedSlot
 
 FRAME_BYTES = 2**20
 """Tar bytes per frame. Archives are 3-5 % larger than with a single frame (docs/benchmarks.md)."""
@@ -72,28 +74,27 @@ _READ_BACK_BYTES = 2**18
 
 def write_archive(
     path: Path,
-    source: MemberSource,
-    *,
+    *sources: MemberSource,
     level: int = _DEFAULT_LEVEL,
     threads: int = 1,
     frame_bytes: int = FRAME_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> ArchiveFile:
-    """Pack all members of the source into a new archive at `path`, replacing an older one.
+    """Pack all members of these sources into a new archive at `path`, replacing an older one.
 
     `metadata` goes into the manifest and, unchanged, into the result; archives are identical only
-    if it contains no times or machine names. Raises `DamagedSlot` (naming the member), `DiskFull`,
-    or `DamagedArchive` if the disk returns something other than what was written.
+    if it contains no times or machine names. Raises the `damage` of a source (naming the member),
+    `DiskFull`, or `DamagedArchive` if the disk returns something other than what was written.
     """
-    members = source.members
+    members = [m for source in sources for m in source.members]
     if len({m.name for m in members}) != len(members):
         raise DamagedSlot(f"{path} cannot be packed: two members have the same name")
     with temporary_file(path) as temporary:
         encoder = _FrameEncoder(level)
-        jobs = _jobs(source, frame_bytes, encoder)
+        jobs = chain.from_iterable(_jobs(source, frame_bytes, encoder) for source in sources)
         with naming_disk_trouble(path), closing(_in_order(jobs, threads)) as frames:
             end = encoder.encode(END, b"").data
-            written = _write(temporary, source, frames, end, metadata or {})
+            written = _write(temporary, sources, frames, end, metadata or {})
             fsync_file(temporary)
             reached(CrashPoint.ARCHIVE_SYNCED)
         _read_back(temporary, written)
@@ -121,7 +122,7 @@ class _Frame(NamedTuple):
 
 def _write(
     path: Path,
-    source: MemberSource,
+    sources: Sequence[MemberSource],
     frames: Iterator[_Frame],
     end_frame: bytes,
     metadata: Mapping[str, str],
@@ -147,10 +148,12 @@ def _write(
             frame_tar_sizes.append(frame.tar_bytes)
             frame_digests += frame.digest
             member_digests += frame.member_digests
-        names = [m.name for m in source.members]
-        sizes = [m.size_bytes for m in source.members]
-        headers = [m.headers for m in source.members]
-        pages = encode_pages(names, sizes, source.lengths, bytes(member_digests), headers)
+        members = [m for source in sources for m in source.members]
+        lengths = [length for source in sources for length in source.lengths]
+        names = [m.name for m in members]
+        sizes = [m.size_bytes for m in members]
+        headers = [m.headers for m in members]
+        pages = encode_pages(names, sizes, lengths, bytes(member_digests), headers)
         manifest = Manifest(
             metadata=dict(sorted(metadata.items())),
             member_count=len(names),
@@ -263,9 +266,11 @@ def _jobs(
     if whole.hexdigest() != source.xxh128:
         for _, check in _frames_to_check(source, frame_bytes):
             check()
-        raise DamagedSlot(
-            f"each member from {source.place(0)} on matches the index, but all of them together do "
-            "not match the seal",
+        first = (
+            f"each member from {source.place(0)} on" if recorded else "that there are no members"
+        )
+        raise source.damage(
+            f"{first} matches the index, but all of them together do not match the seal",
             hint="nothing was packed; what changed is segment_xxh128 in the slot's seal.json",
         )
 
@@ -321,7 +326,7 @@ def _in_order(jobs: Iterator[Callable[[], _Frame]], threads: int) -> Generator[_
 def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> bytes:
     """Compare the tar bytes of `members[first:last]` with the index; return their digests.
 
-    Raises `DamagedSlot` naming the member and where it is stored.
+    Raises the source's `damage`, naming the member and where it is stored.
     """
     digests = []
     view = memoryview(raw)
@@ -374,8 +379,8 @@ _OTHER_PAYLOAD = "its payload does not match the recorded digest"
 _OTHER_HEADER = "its header or padding is not what was written"
 
 
-def _damaged(source: MemberSource, index: int, what: str) -> DamagedSlot:
-    return DamagedSlot(
+def _damaged(source: MemberSource, index: int, what: str) -> DamagedData:
+    return source.damage(
         f"member {source.place(index)} is damaged: {what}",
         hint="the disk is failing, or something changed a sealed slot: check dmesg and SMART",
     )

@@ -94,7 +94,7 @@ def _result(receipts: list[Receipt], findings: list[Finding]) -> dg.AssetCheckRe
         ),
         metadata={
             "archives": len(receipts),
-            "members": sum(receipt.messages for receipt in receipts),
+            "members": sum(receipt.members for receipt in receipts),
             "bytes": sum(receipt.size_bytes for receipt in receipts),
             "wrong": len(bad),
         },

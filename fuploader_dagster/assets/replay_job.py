@@ -98,6 +98,12 @@ def _conclude(context: dg.OpExecutionContext, done: ReplayReport, selection: Sel
             + "; ".join(done.refused[:10]),
             allow_retries=False,
         )
+    if done.only_results:
+        raise dg.Failure(
+            f"{len(done.only_results)} archives hold only results and no messages, so nothing of "
+            f"them was published: {', '.join(done.only_results[:10])}",
+            allow_retries=False,
+        )
 
 
 def _moment(text: Optional[str]) -> Optional[datetime]:  # noqa: UP045

@@ -24,13 +24,12 @@ from fuploader_dagster.catalog.catalog import (
 )
 from fuploader_dagster.catalog.missed import ADDED_PER_UPLOAD, add_missed, remember
 from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore, Progress
-from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey
 from fuploader_dagster.disk.sqlite_files import TROUBLE, remove_database
 from fuploader_dagster.errors import DamagedArchive, FuploaderError
 from fuploader_dagster.settings.pipeline import BUILT_IN_SUFFIXES, Pipeline
 from fuploader_dagster.settings.user_functions import key_prefix
 from fuploader_dagster.slots.receipts import Receipt, receipts_between
-from fuploader_dagster.slots.sealing import SealedSlot
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +68,6 @@ def _add(archive: CatalogedArchive, names: Sequence[str], layout: Layout) -> Non
             archive.partition,
             error.message,
         )
-
-
-def names_of_slot(slot: SealedSlot, pipeline: Pipeline) -> Sequence[str]:
-    """The names in a slot whose archive is still on this disk."""
-    if pipeline.packer is not None:  # we may not be able to read its archive
-        return [entry.name for entry in slot.entries()]
-    with Archive.open(pipeline.layout.archives / slot.seal.archive) as archive:
-        return archive.names()
 
 
 @dataclass
@@ -129,7 +120,8 @@ def rebuild(
                 report.unreadable.append(str(found))
                 report.damaged |= isinstance(found, DamagedArchive)
             else:
-                partition = PurePosixPath(info.key).name.partition(".tar")[0]
+                stem = PurePosixPath(info.key).name.partition(".tar")[0]
+                partition = stem.partition(REDO_MARK)[0]
                 address = store.address(info.key)
                 catalog.add(_cataloged(info, address, partition, len(found)), found)
                 report.added += 1

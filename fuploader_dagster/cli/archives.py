@@ -78,12 +78,13 @@ def ls(
         if pattern != "*" and not (members or others or listing.damages):
             raise no_match(opened.address, pattern)
         if as_json:
+            results = opened.results()
             print_json(
                 {
                     "archive": opened.address,
                     "size_bytes": opened.size_bytes,
                     "has_manifest": opened.manifest is not None,
-                    "members": [_as_json(member) for member in members],
+                    "members": [_as_json(member, member.name in results) for member in members],
                     "others": [one._asdict() for one in others],
                     "damages": listing.damages,
                 }
@@ -195,10 +196,11 @@ def report_and_exit(
         raise typer.Exit(UNPROVEN)
 
 
-def _as_json(member: MemberEntry) -> dict[str, Any]:
+def _as_json(member: MemberEntry, is_result: bool) -> dict[str, Any]:
     headers = {"headers": from_text(member.headers)} if member.headers else {}
     return {
         "name": member.name,
+        "is_result": is_result,
         "size_bytes": member.size_bytes,
         "sha256_half": member.digest.hex() if member.digest else None,
         "tar_offset": member.offset,

@@ -74,7 +74,7 @@ def replay(
     receipts = find_receipts(pipeline.layout, selection.partitions)
     known = name is None and len(receipts) == len(selection.partitions)
     with closing(source.publisher()) as publisher, counting() as progress:
-        total = sum(one.messages for one in receipts.values()) if known else None
+        total = sum(one.messages * one.originals for one in receipts.values()) if known else None
         task = progress.add_task("replaying", total=total)
         report = replay_selection(
             selection,
@@ -90,7 +90,8 @@ def replay(
     )
     complain_of_each("unproven", report.unproven)
     complain_of_each("cannot become a message", report.refused)
-    if report.refused:
+    complain_of_each("nothing to replay, its archive holds only results", report.only_results)
+    if report.refused or report.only_results:
         raise typer.Exit(REFUSED)
 
 

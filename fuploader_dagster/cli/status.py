@@ -18,6 +18,7 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.redo import redos
 from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -48,6 +49,8 @@ def _status_of(pipeline: Pipeline) -> dict[str, Any]:
         "workers": read_statuses(pipeline.layout),
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(pipeline.layout)),
+        "processed": len(pipeline.layout.processed_numbers()),
+        "redos": redos(pipeline.layout),
         "room": space_of(pipeline.storage_root.absolute(), Unshipped(pipeline.layout).bytes()),
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,
@@ -67,6 +70,10 @@ def _print_status(found: dict[str, Any]) -> None:
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    if found["processed"]:
+        say(f"{found['processed']:,} of them are processed, or being processed")
+    for partition in found["redos"]:
+        say(f"{partition} is being processed again; if no run does it, a new run continues it")
     space: DiskSpace = found["room"]
     inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
     say(

@@ -281,7 +281,10 @@ def _indexed(directory: Path) -> int | None:
 
 
 def _finish(directory: Path, record: Mended, layout: Layout) -> None:
-    """The fourth step, if it is not done."""
+    """The fourth step, if it is not done. What was processed of the slot goes with it, first."""
+    processed = layout.processed(*_place_of(directory))
+    if processed.exists():
+        set_aside(processed, layout, layout.root / f"{record.set_aside}-processed")
     if directory.exists():
         set_aside(directory, layout, layout.root / record.set_aside)
     if record.partition:

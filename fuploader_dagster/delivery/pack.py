@@ -1,8 +1,9 @@
-"""Packing: a sealed slot becomes one archive.
+"""Packing: a sealed slot, with what came out of its processing, becomes one archive.
 
 What must always hold: packing the same slot twice gives the same bytes (with the built-in packer).
 An archive counts only after it was read back and its `.packed.json` is beside it. Nothing in the
-sealed slot changes; a custom packer works on a copy with real files and can spoil nothing.
+slot changes; a custom packer works on a copy with real files and can spoil nothing. What goes into
+an archive: `archive_members`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
-from fuploader_dagster.delivery.slot_members import FolderMembers, SegmentMembers
+from fuploader_dagster.delivery.archive_members import ArchiveMembers, members_of
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import (
     fsync_file,
@@ -33,26 +34,23 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.tar_headers import header_bytes
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, PermanentError, StrategyError
+from fuploader_dagster.errors import UNREADABLE_JSON, StrategyError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import call_packer, name_of
-from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
-from fuploader_dagster.slots.plain_files import find_by_content
+from fuploader_dagster.slots.receipts import Content
 from fuploader_dagster.slots.sealing import SealedSlot
 
 _SUFFIX = ".packed.json"
 _PIECE_BYTES = 2**22
 
 
-class Packed(msgspec.Struct, frozen=True, kw_only=True):
+class Packed(Content, frozen=True, kw_only=True):
     """A finished archive that waits for its upload."""
 
     partition: str
     archive: str
     size_bytes: int
     sha256: str
-    messages: int
-    payload_bytes: int
 
     def file(self, layout: Layout) -> ArchiveFile:
         """The archive as an object store takes it."""
@@ -63,38 +61,47 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
         return ArchiveFile(layout.archives / self.archive, self.size_bytes, self.sha256, metadata)
 
 
-def pack(slot: SealedSlot, pipeline: Pipeline) -> Packed:
+def pack(slot: SealedSlot, pipeline: Pipeline, layout: Layout | None = None) -> Packed:
     """Pack the slot, unless that was done already. The caller holds the partition's lock.
 
-    Raises `DamagedSlot` if the slot contradicts its index or its seal, `StrategyError` if a custom
-    packer misbehaves, or `DiskFull`; the slot is untouched in each case.
+    `layout`: where the archive goes, if not to the pipeline's. Raises `DamagedSlot` if the slot
+    contradicts its index or its seal, `DamagedResults` if what was processed does, `StrategyError`
+    if a custom packer misbehaves, or `DiskFull`; the slot is untouched in each case.
     """
-    done = find_packed(pipeline.layout, slot.seal.partition)
+    layout = layout or pipeline.layout
+    done = find_packed(layout, slot.seal.partition)
     if done is not None:
         return done
-    entries = _sealed_entries(slot, pipeline.layout.archives / slot.seal.archive)
-    with _members(slot, entries) as members:
-        return pack_members(slot.seal.partition, slot.seal.archive, members, pipeline)
+    with members_of(slot, pipeline, layout) as members:
+        return pack_members(slot.seal.partition, slot.seal.archive, members, pipeline, layout)
 
 
-def pack_members(partition: str, archive: str, members: MemberSource, pipeline: Pipeline) -> Packed:
+def pack_members(
+    partition: str, archive: str, members: ArchiveMembers, pipeline: Pipeline, layout: Layout
+) -> Packed:
     """Make the archive of these members and note it durably. Raises as `pack` does."""
-    layout = pipeline.layout
     make_dirs(layout.archives)
     target = layout.archives / archive
     if pipeline.packer is None:
         written = write_archive(
-            target, members, level=pipeline.compression_level, threads=pipeline.pack_threads
+            target,
+            *members.sources,
+            level=pipeline.compression_level,
+            threads=pipeline.pack_threads,
+            metadata=members.metadata,
         )
     else:
         written = _pack_custom(partition, members, target, pipeline.packer, pipeline)
+    sizes = [member.size_bytes for source in members.sources for member in source.members]
     packed = Packed(
         partition=partition,
         archive=archive,
         size_bytes=written.size_bytes,
         sha256=written.sha256,
-        messages=len(members.members),
-        payload_bytes=sum(member.size_bytes for member in members.members),
+        messages=members.messages,
+        payload_bytes=sum(sizes),
+        results=len(members.results.members) if members.results is not None else 0,
+        originals=members.originals is not None,
     )
     keep_packed(layout, packed)
     return packed
@@ -125,55 +132,19 @@ def forget_packed(layout: Layout, partition: str, archive: str) -> None:
         reached(CrashPoint.ARCHIVE_REMOVED)
 
 
-def _sealed_entries(slot: SealedSlot, archive: Path) -> Sequence[IndexEntry]:
-    """The slot's entries. Raises `DamagedSlot` if they contradict its seal, or if data is missing.
-
-    The slot of a FUploader archive that was taken over as it is has no data.
-    """
-    data = slot.segment if slot.seal.slot_format == "segment" else slot.files
-    if not data.exists() and archive.exists():
-        raise PermanentError(
-            f"{slot.directory} has no data, and its archive {archive} is not the one that was "
-            f"noted at the take-over",
-            hint="put the archive that was taken over back in its place",
-        )
-    for path in (slot.directory / INDEX_NAME, data):
-        if not path.exists():
-            raise DamagedSlot(
-                f"{path} is missing", hint="something removed it from the sealed slot"
-            )
-    entries = slot.entries()
-    sealed = (slot.seal.messages, slot.seal.payload_bytes)
-    if (len(entries), sum(entry.size_bytes for entry in entries)) != sealed:
-        raise DamagedSlot(
-            f"the seal in {slot.directory} says {sealed[0]} messages and {sealed[1]} bytes, which "
-            f"is not what its index has"
-        )
-    if slot.seal.slot_format == "files":
-        find_by_content(slot.files, entries)  # an older version wrote it under another locale
-    return entries
-
-
-def _members(slot: SealedSlot, entries: Sequence[IndexEntry]) -> MemberSource:
-    if slot.seal.slot_format == "segment":
-        offsets = [entry.offset for entry in entries]
-        return SegmentMembers(slot.segment, entries, offsets, slot.seal.segment_xxh128)
-    return FolderMembers(slot.files, entries)
-
-
 def _pack_custom(
     partition: str,
-    members: MemberSource,
+    members: ArchiveMembers,
     target: Path,
     packer: Callable[..., Any],
     pipeline: Pipeline,
 ) -> ArchiveFile:
     """Let a user's packer make the archive, of a folder with the members as real files."""
-    with temporary_folder(pipeline.layout.archives / partition) as work:
+    with temporary_folder(target.parent / partition) as work:
         folder = work / partition
         with naming_disk_trouble(work):
             folder.mkdir()
-            _lay_out_files(members, folder)
+            _lay_out_files(members.sources, folder)
             reached(CrashPoint.FILES_LAID_OUT)
         made = call_packer(packer, folder)
         if not made.name.endswith(pipeline.archive_suffix):
@@ -194,15 +165,16 @@ def _pack_custom(
     return ArchiveFile(target, size, digest.hex())
 
 
-def _lay_out_files(members: MemberSource, folder: Path) -> None:
+def _lay_out_files(sources: Sequence[MemberSource], folder: Path) -> None:
     """Copies of all members as files of their own, each compared with its digest."""
     with RestoreFolder(folder) as target:
-        for number, member in enumerate(members.members):
-            target.write(member.name, _payload(members, number, member))
+        for members in sources:
+            for number, member in enumerate(members.members):
+                target.write(member.name, _payload(members, number, member))
 
 
 def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterator[memoryview]:
-    """A member in pieces. Raises `DamagedSlot` after the last one if they are not what was
+    """A member in pieces. Raises its source's `damage` after the last one if they are not what was
     committed."""
     start = header_bytes(member.name, member.size_bytes, member.headers)
     digest = hashlib.sha256()
@@ -212,8 +184,8 @@ def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterat
         digest.update(piece)
         yield memoryview(piece)
     if member.sha256 is not None and digest.digest() != member.sha256:
-        raise DamagedSlot(
-            f"message {members.place(number)} is not what was committed",
+        raise members.damage(
+            f"member {members.place(number)} is not what was committed",
             hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
         )
 

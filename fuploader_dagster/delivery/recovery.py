@@ -16,10 +16,11 @@ from pathlib import Path
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
 from fuploader_dagster.delivery.mend import all_mended, find_mended
+from fuploader_dagster.delivery.redo import redos, remove_if_stored, stored_redos
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
-from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.disk.temporaries import is_held, is_temporary, remove_unless_held
 from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
@@ -47,9 +48,12 @@ class Found:
     """Those of them that the store has confirmed already."""
     failures: dict[str, Failure] = field(default_factory=dict)
     leftovers: Sequence[Path] = ()
-    """Temporary files and folders, locks and notes of dead processes."""
+    """Temporary files and folders, locks and notes of dead processes, and what was processed of
+    slots that are gone."""
     mended: Sequence[str] = ()
     """Partitions whose slots were damaged and replaced, which no run has reported yet."""
+    redone: Sequence[str] = ()
+    """Partitions that were processed again and stored; their folder below `redo/` is left."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Plan:
     ask: Sequence[str] = ()
     """To be packed and uploaded."""
     remove: Sequence[Path] = ()
+    finish_redo: Sequence[str] = ()
+    """Stored after they were processed again, but the folder of the redo was not removed."""
 
 
 def look(pipeline: Pipeline) -> Found:
@@ -71,7 +77,8 @@ def look(pipeline: Pipeline) -> Found:
     failures = {failure.partition: failure for failure in all_failures(layout)}
     mended = [one.partition for one in all_mended(layout) if one.partition and not one.told]
     gone = tuple(key for key in mended if find_mended(layout, key))
-    return Found(sealed, receipts, failures, _leftovers(pipeline), gone)
+    leftovers = _leftovers(pipeline)
+    return Found(sealed, receipts, failures, leftovers, gone, stored_redos(layout))
 
 
 def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float) -> Plan:
@@ -82,7 +89,7 @@ def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float)
         if key not in found.receipts and key not in busy and _due(key, found, pipeline, now)
     ]
     ask += [key for key in found.mended if key not in busy]
-    return Plan(finish=list(found.receipts), ask=ask, remove=found.leftovers)
+    return Plan(list(found.receipts), ask, found.leftovers, found.redone)
 
 
 def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
@@ -110,6 +117,10 @@ def apply(plan: Plan, pipeline: Pipeline) -> None:
         with PartitionLock(pipeline.layout, partition):
             reached(CrashPoint.REMOVAL_FINISHED)
             log.info("removed the local data of %s, which the store has", partition)
+    for partition in plan.finish_redo:
+        with PartitionLock(pipeline.layout, partition) as receipt:
+            if receipt is not None and remove_if_stored(pipeline.layout, receipt):
+                log.info("removed the local data of the redo of %s, which is stored", partition)
     for path in plan.remove:
         if remove_unless_held(path):
             reached(CrashPoint.LEFTOVER_REMOVED)
@@ -120,14 +131,16 @@ def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime
     """Abort unfinished uploads of archives that the store has; returns how many.
 
     A bucket may hold other programs' uploads. An upload is provably ours and not needed if its key
-    ends in the name of an archive that has a receipt here; all others are left alone.
+    ends in the name of an archive that has a receipt here; all others are left alone. That of a
+    redo is needed as long as there is a folder of its partition below `redo/`.
     """
     aborted = 0
     for upload in store.unfinished():
         name = upload.key.rpartition("/")[2]
-        partition = name.removesuffix(pipeline.archive_suffix)
+        partition, mark, _ = name.removesuffix(pipeline.archive_suffix).partition(REDO_MARK)
+        needed = bool(mark) and partition in redos(pipeline.layout)
         old = now - upload.begun_at > UNNEEDED_AFTER
-        if old and find_receipts(pipeline.layout, [partition]):
+        if old and not needed and find_receipts(pipeline.layout, [partition]):
             store.abort(upload)
             reached(CrashPoint.UPLOAD_ABORTED)
             log.info("aborted the unfinished upload of %s, which is stored", upload.key)
@@ -180,12 +193,18 @@ def _leftovers(pipeline: Intake) -> list[Path]:
     """What has one of our names, no live process holds, and no process will come back to."""
     layout = pipeline.layout
     folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
-    folders.append(layout.root)
-    folders += [*layout.root.glob("sealed/slot-*"), *layout.root.glob("active/slot-*")]
+    folders += [layout.root, layout.redo]
+    for name in ("sealed", "active", "processed"):
+        folders += layout.root.glob(f"{name}/slot-*")
     found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]
     found += [path for path in _in(layout.workers) if path.suffix == ".lock"]
     found += [path for path in _in(layout.locks) if _is_over(path, ".lock", layout)]
     found += [path for path in _in(layout.archives) if _is_over(path, FAILURE_SUFFIX, layout)]
+    found += [
+        layout.processed(*place)
+        for place in layout.processed_numbers()
+        if not layout.sealed(*place).exists()
+    ]
     return [path for path in found if _is_removable(path) and not is_held(path)]
 
 

@@ -1,42 +1,39 @@
 """Re-packing: a stored archive is fetched back and packed as the settings say today.
 
-What must always hold: every member is verified on the way (where an archive has no digests of them,
-the whole of it is, by the digest in its receipt), and all are there again, in the same order. The
-object that was stored first is neither changed nor removed. The partition's receipt changes only
-after the store has confirmed the new object. Where the key is the same and the bytes are not, the
-store refuses (`ObjectConflict`): another level needs another key or another store.
+What must always hold: every member is verified on the way (`stored_members`), and all are there
+again, in the same order, originals and results. The object that was stored first is neither changed
+nor removed. The partition's receipt changes only after the store has confirmed the new object.
+Where the key is the same and the bytes are not, the store refuses (`ObjectConflict`): another level
+needs another key or another store.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 
-from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
+from fuploader_dagster.delivery.archive_members import ArchiveMembers
 from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import Packed, find_packed, forget_packed, pack_members
 from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.delivery.slot_members import SegmentMembers
 from fuploader_dagster.delivery.store_trouble import Patience
+from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
 from fuploader_dagster.delivery.upload import PartitionLock, store_archive
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import PartitionKey
-from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_file
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import DamagedArchive, PermanentError
+from fuploader_dagster.errors import PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
+from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.receipts import Receipt
 
 log = logging.getLogger(__name__)
-
-OpenArchive = Callable[[str], Archive]
-"""Opens a partition's stored archive."""
 
 
 def repack_partitions(
@@ -103,33 +100,27 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
     Raises `DamagedArchive`, `ForeignArchive` for what only a user's packer could read, and what
     packing raises.
     """
-    folder, partition = pipeline.layout.archives, before.partition
-    make_dirs(folder)
-    with temporary_file(folder / f"{partition}.segment") as segment:
-        with open_archive(partition) as stored, naming_disk_trouble(segment):
-            members = _fetch(stored, segment)
-            if stored.unproven.count:  # or the new archive would vouch for whatever came
-                stored.verify_whole(before.sha256)
-        if len(members) != before.messages:
-            raise DamagedArchive(
-                f"{before.address} has {len(members)} members, its receipt says {before.messages}"
+    layout, partition = pipeline.layout, before.partition
+    make_dirs(layout.archives)
+    with temporary_file(layout.archives / f"{partition}.segment") as segment:
+        fetched = fetch(before, open_archive, segment, pipeline)
+        with (
+            _source(segment, fetched.originals) as originals,
+            _source(segment, fetched.results) as results,
+        ):
+            members = ArchiveMembers(
+                before.messages,
+                originals if before.originals else None,
+                results if fetched.results else None,
+                processed=fetched.processed,
             )
-        with SegmentMembers(segment, members) as source:
             return pack_members(
-                partition, f"{partition}{pipeline.archive_suffix}", source, pipeline
+                partition, f"{partition}{pipeline.archive_suffix}", members, pipeline, layout
             )
 
 
-def _fetch(stored: Archive, segment: Path) -> list[PlainMember]:
-    """Write all members, verified, into a segment like the one that they came from."""
-    members = []
-    with segment.open("wb") as file:
-        for name, payload, headers in stored.files(lambda _: True):
-            file.write(member_header(name, len(payload), headers))
-            file.write(payload)
-            file.write(padding(len(payload)))
-            members.append(PlainMember(name, len(payload), sha256(payload).digest(), headers))
-    return members
+def _source(segment: Path, entries: Sequence[IndexEntry]) -> SegmentMembers:
+    return SegmentMembers(segment, entries, [entry.offset for entry in entries])
 
 
 def _names(path: Path) -> list[str]:

@@ -5,12 +5,13 @@ What must always hold:
 - Messages are published in order: archives by the time of their sealing, messages in the order in
   which they arrived.
 - A message counts as replayed when the queue confirmed it. After a crash or an error the same
-replay
-  goes on after the last confirmed batch: at most one batch (500 messages) is published twice, none
-  is left out.
+  replay goes on after the last confirmed batch: at most one batch (500 messages) is published
+  twice, none is left out.
 - Damaged data is never published: the replay stops there and names it. Data that nothing proves
   (archives of FUploader have no checksums) is published, and reported as such.
 - A message that the queue refuses (it is too large) is named at the end; the others are sent.
+- Results of processing are no messages and are never published. An archive that holds only results
+  (`keep: results`) is named, and the others are replayed.
 
 Format of the progress file, one JSON object: the digest of what was asked for, the partition that
 was reached, how many of its chosen messages are confirmed, how many in total, and what the queue
@@ -41,14 +42,15 @@ from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher, SourceSettings
+from fuploader_dagster.delivery.stored_members import has_originals, results_of
 from fuploader_dagster.disk.durable import make_dirs, remove_file, write_durably
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import UNREADABLE_JSON, ConfigError
 from fuploader_dagster.processing.envelope import message_of
-from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.slots.receipts import find_receipts, receipts_between
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +102,13 @@ class ReplayReport:
     """Files that no message can carry, or that the queue will not take, with the reason."""
     unproven: list[str] = field(default_factory=list)
     """Partitions whose archives show no damage, but have nothing that proves their bytes."""
+    only_results: list[str] = field(default_factory=list)
+    """Partitions whose archives hold no messages, only what was made of them."""
 
 
 def replay(
     selection: Selection,
-    pipeline: Intake,
+    pipeline: Pipeline,
     publisher: MessagePublisher,
     open_archive: Callable[[str], Archive],
     *,
@@ -123,10 +127,17 @@ def replay(
         report.before = reached.total
         reasons = list(reached.refused)
         start = selection.partitions.index(reached.partition) if reached.partition else 0
+        receipts = find_receipts(pipeline.layout, selection.partitions)
         for partition in selection.partitions[start:]:
             skip = reached.confirmed if partition == reached.partition else 0
+            receipt = receipts.get(partition)
             with open_archive(partition) as archive:
-                messages = _messages(archive, selection.pattern, pipeline, report.refused)
+                if not has_originals(archive, receipt):
+                    report.only_results.append(partition)
+                    continue
+                is_result = results_of(archive, receipt, pipeline)
+                chosen = _chosen(selection.pattern, is_result)
+                messages = _messages(archive, chosen, pipeline, report.refused)
                 confirmed = sum(1 for _ in islice(messages, skip))
                 while batch := _batch(messages):
                     refused = publish_accepted(publisher.publish, [pair for _, pair in batch])
@@ -200,12 +211,13 @@ def another_queue(source: SourceSettings, queue: str) -> SourceSettings:
     return type(source)(**{**given, name: queue})
 
 
-def _messages(
-    archive: Archive, pattern: str | None, pipeline: Intake, refused: list[str]
-) -> Iterator[_Named]:
-    def chosen(name: str) -> bool:
-        return pattern is None or fnmatchcase(name, pattern)
+def _chosen(pattern: str | None, is_result: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: (pattern is None or fnmatchcase(name, pattern)) and not is_result(name)
 
+
+def _messages(
+    archive: Archive, chosen: Callable[[str], bool], pipeline: Intake, refused: list[str]
+) -> Iterator[_Named]:
     for file in archive.files(chosen):
         name = file.name
         try:

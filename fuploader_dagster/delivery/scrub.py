@@ -59,8 +59,8 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
                 note = _NOT_READ.format(why="it has no manifest")
             else:
                 there = archive.manifest.member_count
-                if there != receipt.messages:
-                    problems.append(f"it has {there} members, {receipt.messages} were sealed")
+                if there != receipt.members:
+                    problems.append(f"it has {there} members, {receipt.members} were packed")
                 names = sorted(archive.names()) if members else []
                 for name in rng.sample(names, min(members, len(names))):
                     for _ in archive.stream(name):

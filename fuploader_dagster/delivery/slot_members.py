@@ -1,30 +1,31 @@
-"""The members of a sealed slot, from its segment or from plain files.
+"""The members of a slot, from its segment or from plain files.
 
 What must always hold: it never follows a link and never reads outside its slot.
 
 - `SegmentMembers`: the members are in one file, already as tar; reading is one sequential copy.
 - `FolderMembers`: one file per member (`slot_format: files`, and directories of other programs,
   adopted as they are); the headers are made here. Subdirectories become names with `/`.
+- `RenamedMembers`: those of another source, some of them under other names.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 from fuploader_dagster.archives.members import MemberSource, MemberToPack, PlainMember
 from fuploader_dagster.disk.tar_headers import member_bytes, member_header, padding
-from fuploader_dagster.errors import DamagedSlot
+from fuploader_dagster.errors import DamagedData, DamagedSlot
 
 
 class SegmentMembers(MemberSource):
     """Members in a segment file. `offsets` are those of their headers.
 
     Without offsets the members follow each other from the file's start. `xxh128` is the digest that
-    was recorded for the whole file, if there is one.
+    was recorded for the whole file, if there is one. `damage` is raised if they are not there.
     """
 
     def __init__(
@@ -33,9 +34,12 @@ class SegmentMembers(MemberSource):
         members: Sequence[MemberToPack],
         offsets: Sequence[int] | None = None,
         xxh128: str | None = None,
+        *,
+        damage: type[DamagedData] = DamagedSlot,
     ) -> None:
         self.path = path
         self.xxh128 = xxh128
+        self.damage = damage
         self.members = members
         self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in members]
         self._offsets = list(accumulate(self.lengths, initial=0)) if offsets is None else offsets
@@ -60,7 +64,7 @@ class SegmentMembers(MemberSource):
         assert self._descriptor is not None, "closed"  # noqa: S101
         data = os.pread(self._descriptor, stop - start, start)
         if len(data) != stop - start:
-            raise DamagedSlot(
+            raise self.damage(
                 f"{self.path} ends at {start + len(data)}, but its index says that there are "
                 f"members up to {stop} (from {self.place(index)} on)",
                 hint="something cut it off, or the disk is failing (dmesg, SMART)",
@@ -160,6 +164,44 @@ class FolderMembers(MemberSource):
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class RenamedMembers(MemberSource):
+    """The members of another source; `names` gives those that get another name, by their index."""
+
+    def __init__(self, source: MemberSource, names: Mapping[int, str]) -> None:
+        self._source = source
+        self._names = names
+        self.damage = source.damage
+        self.members = [
+            PlainMember(names[i], m.size_bytes, m.sha256, m.headers) if i in names else m
+            for i, m in enumerate(source.members)
+        ]
+        self.lengths = [
+            member_bytes(m.name, m.size_bytes, m.headers) if i in names else source.lengths[i]
+            for i, m in enumerate(self.members)
+        ]
+
+    def read(self, first: int, last: int) -> bytes:
+        return b"".join(self.read_piece(i, 0, self.lengths[i]) for i in range(first, last))
+
+    def read_piece(self, index: int, start: int, stop: int) -> bytes:
+        if index not in self._names:
+            return self._source.read_piece(index, start, stop)
+        member = self.members[index]
+        header = member_header(member.name, member.size_bytes, member.headers)
+        part = header[start:stop]
+        shift = self._source.lengths[index] - self.lengths[index]
+        start = max(start, len(header))
+        return part + (
+            self._source.read_piece(index, start + shift, stop + shift) if stop > start else b""
+        )
+
+    def place(self, index: int) -> str:
+        return self._source.place(index)
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def _files_below(

@@ -15,8 +15,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from fuploader_dagster.catalog.rebuild import names_of_slot, note_in_catalog
-from fuploader_dagster.contracts.object_store import ObjectStore, Progress
+from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.catalog.rebuild import note_in_catalog
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
+from fuploader_dagster.delivery.archive_members import names_in
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -26,6 +28,7 @@ from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.setting_aside import place_aside, set_aside
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.processed import remove_processed
 from fuploader_dagster.slots.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed
 from fuploader_dagster.slots.shipped_indexes import keep_index, trim_shipped
@@ -51,12 +54,20 @@ def upload(
         store,
         pipeline,
         key=slot.object_key(pipeline.key),
-        names=lambda: names_of_slot(slot, pipeline),
+        names=lambda: names_of(slot, packed, pipeline, pipeline.layout),
         progress=progress,
     )
     remove_local_data(pipeline.layout, receipt)
     trim_shipped(pipeline.layout, pipeline.dedup_window_messages)
     return receipt
+
+
+def names_of(slot: SealedSlot, packed: Packed, pipeline: Pipeline, layout: Layout) -> Sequence[str]:
+    """The names in an archive that is still on this disk, below `layout`."""
+    if pipeline.packer is not None:  # we may not be able to read its archive
+        return names_in(slot, layout, originals=packed.originals, results=packed.results > 0)
+    with Archive.open(layout.archives / packed.archive) as archive:
+        return archive.names()
 
 
 def store_archive(
@@ -67,9 +78,13 @@ def store_archive(
     key: str,
     names: Callable[[], Sequence[str]] | None,
     progress: Progress | None,
+    file: ArchiveFile | None = None,
 ) -> Receipt:
-    """Put the archive, add its `names` to the catalog unless they are unknown, keep the receipt."""
-    stored = store.put(key, packed.file(pipeline.layout), progress)
+    """Put the archive, add its `names` to the catalog unless they are unknown, keep the receipt.
+
+    `file`: the archive, if it is not where the pipeline's archives are.
+    """
+    stored = store.put(key, file or packed.file(pipeline.layout), progress)
     reached(CrashPoint.OBJECT_STORED)
     receipt = Receipt(
         partition=packed.partition,
@@ -79,6 +94,8 @@ def store_archive(
         sha256=stored.sha256,
         messages=packed.messages,
         payload_bytes=packed.payload_bytes,
+        results=packed.results,
+        originals=packed.originals,
         stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
     )
     if names is not None:
@@ -89,7 +106,8 @@ def store_archive(
 
 
 def remove_local_data(layout: Layout, receipt: Receipt) -> None:
-    """Remove the slot and the archive of a receipt. May be repeated; needs the partition's lock.
+    """Remove the archive of a receipt, its slot and what was processed of that. May be repeated;
+    needs the partition's lock.
 
     The slot goes last: as long as it is there, recovery sees that something is left to remove. What
     somebody else put into it is moved to `set-aside/`.
@@ -99,6 +117,7 @@ def remove_local_data(layout: Layout, receipt: Receipt) -> None:
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
+        remove_processed(slot.seal.slot, slot.seal.number, layout)
         try:
             foreign = slot.unrecognised()
         except DamagedSlot as error:  # its archive was made before that, and is stored

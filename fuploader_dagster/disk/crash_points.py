@@ -75,8 +75,13 @@ class CrashPoint(Enum):
     FAILURE_CLEARED = "the count of failures removed, the local data still there"
     ARCHIVE_FORGOTTEN = "an archive's note removed, the archive and its slot still there"
     ARCHIVE_REMOVED = "an archive removed, its slot still there"
+    PROCESSED_REMOVED = "what was processed of a stored slot removed, the slot still there"
     INDEX_KEPT = "a stored slot's index kept for the dedup window, the slot still there"
     SLOT_REMOVED = "a stored slot removed"
+
+    # A stored partition that is processed again: `delivery/redo.py`
+    REDO_BEGUN = "the messages of a stored archive fetched, to be processed again"
+    REDO_REMOVED = "what a redo needed on this disk removed"
 
     # A damaged sealed slot: `delivery/mend.py`
     MENDING_NOTED = "what becomes of a damaged slot noted, its replacement not under its name"

@@ -38,6 +38,9 @@ from pathlib import Path
 NO_NODE = "local"
 """Used in partition keys if no node id is set."""
 
+REDO_MARK = ".redo-"
+"""In the names of archives whose messages were processed again: partition, mark, UTC time."""
+
 MAX_NUMBER_DIGITS = 15
 """A directory name with more digits is not ours, and no state store takes it."""
 

@@ -43,7 +43,7 @@ class DiskSpace:
     free_inodes: int | None
     """None where the file system creates inodes as needed."""
     unshipped_bytes: int
-    """In sealed slots and archives that the object store has not confirmed yet."""
+    """In sealed and processed slots, and in archives, that the object store has not confirmed."""
     file_bytes: int | None = None
     """The longest file that this process may write (`ulimit -f`); None: no limit."""
 
@@ -148,7 +148,8 @@ def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
 
 
 class Unshipped:
-    """Counts the bytes that are sealed or packed; a sealed slot once, because it never changes."""
+    """Counts the bytes that are sealed, processed or packed; a sealed slot once, because it never
+    changes."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -161,7 +162,9 @@ class Unshipped:
             directory: self._known[directory] if directory in self._known else _size(directory)
             for directory in sealed
         }
-        return sum(self._known.values()) + _sizes_in(self._layout.archives)
+        processed = (self._layout.processed(*each) for each in self._layout.processed_numbers())
+        growing = sum(map(_sizes_in, processed))
+        return sum(self._known.values()) + growing + _sizes_in(self._layout.archives)
 
 
 def _size(directory: Path) -> int:
@@ -174,9 +177,8 @@ def _size(directory: Path) -> int:
 
 def _sizes_in(folder: Path) -> int:
     size = 0
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):  # just uploaded and removed
-                    size += entry.stat(follow_symlinks=False).st_size
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # just uploaded and removed
+                size += entry.stat(follow_symlinks=False).st_size
     return size

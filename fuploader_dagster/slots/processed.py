@@ -44,6 +44,7 @@ from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
+from fuploader_dagster.disk.temporaries import is_temporary
 from fuploader_dagster.errors import (
     UNREADABLE_JSON,
     DamagedResults,
@@ -62,6 +63,7 @@ RESULTS_PREFIX = "results/"
 """What the names of results begin with, here and in archives."""
 PROCESSING_NAME = "processing.json"
 OUTCOMES_NAME = "outcomes"
+_NAMES = {PROCESSING_NAME, SEGMENT_NAME, INDEX_NAME, OUTCOMES_NAME, SEAL_NAME}
 VERSION = 1
 FAILED = -1
 """In `Outcomes.results`: the item became a dead letter."""
@@ -173,6 +175,21 @@ def find_processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
     if seal is None or not _is_of(seal.processing, slot):
         return None
     return ProcessedSlot(directory, seal)
+
+
+def remove_processed(slot: int, number: int, layout: Layout) -> None:
+    """Remove what was processed of a stored slot, finished or not. May be repeated.
+
+    What somebody else put there is moved to `set-aside/`. The caller holds the partition's lock.
+    """
+    directory = layout.processed(slot, number)
+    if not os.path.lexists(directory):
+        return
+    for path in sorted(directory.iterdir()):
+        if path.name not in _NAMES and not is_temporary(path.name):
+            set_aside(path, layout)
+    remove_tree(directory)
+    reached(CrashPoint.PROCESSED_REMOVED)
 
 
 class ProcessedWriter:

@@ -25,7 +25,25 @@ from fuploader_dagster.disk.own_files import open_own
 from fuploader_dagster.errors import UNREADABLE_JSON
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """What an archive holds: the originals of a slot, the results of its processing, or both."""
+
+    messages: int
+    """Of the slot, whether or not the archive holds them."""
+    payload_bytes: int
+    """Of all members."""
+    results: int = 0
+    """Members that came out of the processing; they follow the originals."""
+    originals: bool = True
+    """Whether the archive holds the messages themselves."""
+
+    @property
+    def members(self) -> int:
+        """Number of files in the archive."""
+        return self.messages * self.originals + self.results
+
+
+class Receipt(Content, frozen=True, kw_only=True):
     """One archive that the object store confirmed by size and digest."""
 
     partition: str
@@ -33,8 +51,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     size_bytes: int
     sha256: str
-    messages: int
-    payload_bytes: int
     stored_at: str
     """UTC, ISO 8601."""
 

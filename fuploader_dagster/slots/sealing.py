@@ -50,7 +50,9 @@ SEAL_NAME = "seal.json"
 OBJECT_KEY_NAME = "object-key"
 SEAL_VERSION = 1
 
-Reason = Literal["count", "bytes", "age", "request", "shutdown", "adopted", "mended", "requeued"]
+Reason = Literal[
+    "count", "bytes", "age", "request", "shutdown", "adopted", "mended", "requeued", "redo"
+]
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):

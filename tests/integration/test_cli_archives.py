@@ -107,6 +107,28 @@ def test_ls_lists_sizes_and_names_and_json_says_more(fuploader: Fuploader, tmp_p
     assert answer["damages"] == []
 
 
+def test_of_an_archive_with_results_everything_reads_both_parts(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tar.zst"
+    results = {"results/a.json": b"out of a", "results/b.json": b"out of b"}
+    with (
+        segment(tmp_path / "one", CONTENTS, sealed=True) as first,
+        segment(tmp_path / "two", results, sealed=True) as second,
+    ):
+        write_archive(path, first, second, metadata={"results": "2"})
+    assert fuploader("ls", str(path), "results/*").lines == [
+        f"{len(b):>12} {n}" for n, b in results.items()
+    ]
+    listed = json.loads(fuploader("ls", str(path), "--json").out)["members"]
+    assert [m["name"] for m in listed] == [*CONTENTS, *results]
+    assert [m["name"] for m in listed if m["is_result"]] == list(results)
+    assert fuploader("cat", str(path), "results/b.json").out == b"out of b"
+    assert fuploader("verify", str(path)).code == 0
+    assert fuploader("restore", str(path), str(tmp_path / "out")).code == 0
+    assert (tmp_path / "out" / "results" / "a.json").read_bytes() == b"out of a"
+
+
 def test_what_the_system_refuses_is_one_sentence_that_names_it(
     fuploader: Fuploader, tmp_path: Path
 ) -> None:

@@ -32,7 +32,9 @@ from fuploader_dagster.processing.envelope import content_type_of
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.settings.pipeline import Pipeline
+from tests.crashes import pack_by_hand
 from tests.integration.test_cli import configure, fuploader
+from tests.processors_for_tests import Script, script
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.settings import pipeline, sealed
@@ -114,6 +116,34 @@ def test_every_message_comes_again_in_order_with_its_name_and_bytes(
 )
 def test_the_content_type_is_one_that_readers_accept(content: bytes, expected: str) -> None:
     assert content_type_of(content) == expected
+
+
+@pytest.mark.parametrize("packer", [None, pack_by_hand])
+def test_what_was_made_of_the_messages_is_never_published(tmp_path: Path, packer: Any) -> None:
+    settings = with_queue(tmp_path, process=Script(), message_format="raw", packer=packer)
+    files = {f"{n}.json": script(results=n % 3) for n in range(7)}
+    (key,) = stored(settings, files)
+    with find_archive_of(settings, key) as archive:
+        assert len(archive.names()) == 7 + 6
+    assert run(settings, [key]).published == 7
+    assert files_in(settings) == [File(n, b) for n, b in files.items()]
+    assert run(settings, [key], "results/*").published == 0
+
+
+@pytest.mark.parametrize("packer", [None, pack_by_hand])
+def test_an_archive_of_results_alone_has_nothing_to_replay(tmp_path: Path, packer: Any) -> None:
+    process = Script(keep="results")
+    settings = with_queue(tmp_path, process=process, message_format="raw", packer=packer)
+    (first,) = stored(settings, {"a.json": script()})
+    with_originals = with_queue(tmp_path, process=Script(), message_format="raw", packer=packer)
+    (second,) = stored(with_originals, {"b.json": script()})
+    report = run(settings, [first, second])
+    assert (report.published, report.only_results) == (1, [first])
+    assert [file.name for file in files_in(settings)] == ["b.json"]
+
+
+def find_archive_of(settings: Pipeline, key: str) -> Archive:
+    return Archive.open(find_archive(key, {"docs": settings}).source)
 
 
 def test_an_interrupted_replay_goes_on_behind_what_was_confirmed(
