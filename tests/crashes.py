@@ -26,6 +26,7 @@ from typing import Any, TypedDict
 import zstandard
 
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.recovery import seal_abandoned, seal_on_request
 from fuploader_dagster.delivery.ship import mend_unreadable, pack_partitions, upload_partitions
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
@@ -41,6 +42,7 @@ from fuploader_dagster.slots.sealing import SEAL_NAME, sealed_partitions
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.drains import MARK, backlog, files
+from tests.processors_for_tests import Script, script
 from tests.settings import pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +248,34 @@ def unsealed(settings: Pipeline) -> None:
     (slot / SEAL_NAME).write_bytes(b"{")
 
 
+def to_process(settings: Pipeline) -> None:
+    """Two sealed slots of items that say what becomes of them."""
+    for slot in (0, 1):
+        fill(settings, slot, scripted(slot), seal=True)
+
+
+def scripted(slot: int) -> dict[str, bytes]:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"results": 3},
+        {"results": 0},
+        {"bad": "no"},
+        {"retries": 1},
+        {"name": "shared"},
+    ]
+    return {f"s{slot}-{n:02d}.json": script(**kinds[n % len(kinds)]) for n in range(30)}
+
+
+def processing(settings: Pipeline) -> None:
+    """Process all sealed slots, and ship them."""
+    process = Script(concurrency=3, max_retries=2)
+    settings = settings.model_copy(update={"process": process, "commit_messages": 4})
+    recovery.apply(_plan(settings), settings)
+    partitions = _plan(settings).ask
+    list(process_partitions(partitions, settings))
+    list(upload_partitions(partitions, settings, settings.store.open()))
+
+
 LIVES: dict[str, Callable[[Pipeline], None]] = {
     each.__name__: each
     for each in (
@@ -261,6 +291,8 @@ LIVES: dict[str, Callable[[Pipeline], None]] = {
         large,
         rotten,
         unsealed,
+        to_process,
+        processing,
     )
 }
 

@@ -59,9 +59,9 @@ class Scripted(Processor):
             raise RetryItem("not now", shared=steps.get("shared", False))
         if "die" in steps:
             os._exit(steps["die"])
-        name = steps.get("name", "")
+        name, kind = steps.get("name", ""), steps.get("kind", "")
         return [
-            Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name)
+            Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name, kind)
             for number in range(steps.get("results", 1))
         ]
 

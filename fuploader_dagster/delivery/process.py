@@ -87,6 +87,7 @@ COMMIT_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 """Between two looks at a partition's lock that another process holds."""
 LONGEST_RETRY_SECONDS = 60.0
+LONGEST_CONTENT_TYPE = 1000
 
 ItemsDone = Callable[[str, int, int, int], object]
 """Gets a partition, how many of its items are done, how many there are, and how many failed."""
@@ -167,8 +168,10 @@ def _stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result
                 raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
             if result.name:
                 check_file_name(result.name)
-    except (BadMessage, TypeError) as error:
-        raise BadItem(str(error)) from error
+            if len(result.content_type.encode()) > LONGEST_CONTENT_TYPE:
+                raise BadItem(f"a content type of more than {LONGEST_CONTENT_TYPE} bytes")
+    except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
+        raise BadItem(f"a result cannot be stored: {error}") from error
     size = sum(len(result.content) for result in answer)
     if size > most_bytes:
         raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")

@@ -44,8 +44,12 @@ POISON = [b"poison %d" % number for number in range(8)]
 ELSEWHERE = {
     *(CrashPoint.REJECTED, CrashPoint.UPLOAD_BEGUN, CrashPoint.PART_STORED),
     *(CrashPoint.MENDING_NOTED, CrashPoint.REPLACED),
+    *(CrashPoint.PROCESSING_BEGUN, CrashPoint.OUTCOMES_KEPT),
+    *(CrashPoint.OUTCOMES_CUT, CrashPoint.PROCESSED),
+    *(CrashPoint.PROCESSED_REMOVED, CrashPoint.REDO_BEGUN, CrashPoint.REDO_REMOVED),
 }
-"""Steps that only a broker, a cloud or a damaged slot has; their tests are below."""
+"""Steps that only a broker, a cloud, or a damaged or processed slot has: these have tests of
+their own."""
 HERE = [step for step in CrashPoint if step not in ELSEWHERE]
 EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
 """Kill at each time that a step is done instead of at one of them: half an hour."""

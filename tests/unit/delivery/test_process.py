@@ -71,6 +71,8 @@ def test_what_is_bad_becomes_a_dead_letter_and_the_others_go_on(tmp_path: Path) 
         "large": script(times=30, results=1),
         "poison": script(poison="bad"),
         "retries": script(retries=99),
+        "kind": script(kind="\ud800"),
+        "number": script(name=7),
     }
     settings = made(tmp_path, process=Script(max_result_bytes=100))
     files = {"a": script(), **bad, "z": script()}
@@ -82,14 +84,14 @@ def test_what_is_bad_becomes_a_dead_letter_and_the_others_go_on(tmp_path: Path) 
         if letter.item
     }
     assert letters.keys() == bad.keys()
-    assert [letters[name].item.position for name in files if name in bad] == list(range(1, 7))  # type: ignore[union-attr]
+    assert [letters[name].item.position for name in files if name in bad] == list(range(1, 9))  # type: ignore[union-attr]
     assert all(letters[name].body == bad[name] for name in bad)
     assert "not an image" in letters["bad"].reason
     assert "ValueError: what" in letters["raises"].reason
     assert "after 4 attempts" in letters["retries"].reason
     assert found.seal.failed == len(bad)
     lines = [count for line in found.outcomes() for count in line.results]
-    assert lines == [1, *[FAILED] * 6, 1]
+    assert lines == [1, *[FAILED] * 8, 1]
 
 
 def test_of_a_batch_with_a_bad_item_only_that_item_suffers(tmp_path: Path) -> None:

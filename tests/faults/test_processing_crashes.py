@@ -1,0 +1,111 @@
+"""Processing that is killed behind any of its steps ends as if nobody had killed it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuploader_dagster.dead_letters.letters import numbered_dead_letters
+from fuploader_dagster.disk.crash_points import CrashPoint
+from fuploader_dagster.slots.receipts import receipts_between
+from tests.crashes import Lives, scripted, settings_in
+from tests.settings import archives_in
+
+EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
+"""Kill behind each of its steps instead of some."""
+SAMPLE = 25
+OF_PROCESSING = (
+    "PROCESSING_BEGUN",
+    "OUTCOMES_KEPT",
+    "OUTCOMES_CUT",
+    "PROCESSED",
+    "PROCESSED_REMOVED",
+)
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Lives]:
+    with Lives() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def made(lives: Lives, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    assert lives.live("to_process", folder) is not None
+    return folder
+
+
+def copied(made: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(made, folder / "life", symlinks=True))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that is left of a pipeline's life, without times."""
+    settings = settings_in(folder)
+    layout = settings.layout
+    letters = Counter(
+        (letter.item.partition, letter.item.position, letter.body)
+        for _, letter in numbered_dead_letters(layout)
+        if letter.item is not None
+    )
+    return {
+        "archives": {path.name: path.read_bytes() for path in archives_in(folder / "objects")},
+        "letters": letters,
+        "receipts": {
+            key: (receipt.sha256, receipt.messages)
+            for key, receipt in receipts_between(layout).items()
+        },
+        "left": sorted(
+            str(path.relative_to(layout.root))
+            for name in ("sealed", "processed", "archives")
+            for path in layout.root.glob(f"{name}/**/*")
+            if path.is_file()
+        ),
+        "aside": sorted(path.name for path in layout.set_aside.glob("*")),
+    }
+
+
+def test_killed_behind_a_step_of_processing_everything_ends_as_without_the_kill(
+    lives: Lives, made: Path, tmp_path: Path
+) -> None:
+    untouched = copied(made, tmp_path / "untouched")
+    steps = lives.live("processing", untouched)
+    assert steps is not None
+    assert {"PROCESSING_BEGUN", "OUTCOMES_KEPT", "PROCESSED"} <= set(steps)
+    wanted = outcome(untouched)
+    assert sum(wanted["letters"].values()) == 10
+    assert set(wanted["letters"].values()) == {1}
+    assert wanted["left"] == []
+    assert {messages for _, messages in wanted["receipts"].values()} == {len(scripted(0))}
+    dice = random.Random(19)
+    hits = range(1, len(steps) + 1)
+    for hit in hits if EVERY_HIT else sorted(dice.sample(hits, SAMPLE)):
+        folder = copied(made, tmp_path / str(hit))
+        assert lives.live("processing", folder, {"step": None, "hit": hit}) is None
+        again = dice.randrange(1, len(steps))
+        lives.live("processing", folder, {"step": None, "hit": again})
+        assert lives.live("processing", folder) is not None
+        assert outcome(folder) == wanted, f"{hit} ({steps[hit - 1]}), then {again}"
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("step", OF_PROCESSING)
+def test_each_crash_point_of_processing_is_passed_and_survived(
+    step: str, lives: Lives, made: Path, tmp_path: Path
+) -> None:
+    folder = copied(made, tmp_path)
+    if step == "OUTCOMES_CUT":  # only what a kill leaves is cut
+        assert lives.live("processing", folder, {"step": "OUTCOMES_KEPT", "hit": 1}) is None
+    assert lives.live("processing", folder, {"step": CrashPoint[step].name, "hit": 1}) is None
+    assert lives.live("processing", folder) is not None
+    untouched = copied(made, tmp_path / "untouched")
+    assert lives.live("processing", untouched) is not None
+    assert outcome(folder) == outcome(untouched)
