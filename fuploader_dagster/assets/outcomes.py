@@ -75,15 +75,16 @@ def failure(failed: Sequence[Failed], *, final: bool) -> dg.Failure:
 
 def materialized(asset: dg.AssetKey, done: Done, names: Names) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
-        asset, partition=done.partition, metadata=metadata_of(done, names)
+        asset, partition=done.partition, metadata=metadata_of(asset, done, names)
     )
 
 
-def metadata_of(done: Done, names: Names) -> dict[str, Any]:
-    if done.receipt is not None:
-        metadata = receipt_metadata(done.receipt)
-    elif done.processed is not None:
+def metadata_of(asset: dg.AssetKey, done: Done, names: Names) -> dict[str, Any]:
+    """What the UI shows of a partition of the asset."""
+    if done.processed is not None and asset == names.processed_slot:
         metadata = processing_metadata(done.processed)
+    elif done.receipt is not None:
+        metadata = receipt_metadata(done.receipt)
     elif done.packed is not None:
         metadata = _archive_metadata(done.packed)
     else:

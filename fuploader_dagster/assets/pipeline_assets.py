@@ -30,7 +30,9 @@ from fuploader_dagster.assets.outcomes import (
 )
 from fuploader_dagster.assets.partitions import Names, slots_per_run
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions, unaccounted
+from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.ship import pack_partitions, upload_partitions
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -38,6 +40,8 @@ from fuploader_dagster.slots.processed import ProcessedSeal
 
 FORMER_REPACK_TAG = "fuploader/repack"
 """Made a run of the assets re-pack, before that was a job."""
+REDO_TAG = "fuploader/redo"
+"""Makes a run of `processed_slot` process stored partitions again, with today's code."""
 ACCOUNT_CHECK = "items_accounted_for"
 _UNFINISHED = "what it did not finish is kept and will be asked for again"
 
@@ -123,6 +127,9 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
         ],
     )
     def processed_slot(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        if context.run.tags.get(REDO_TAG, "").lower() in ("true", "1", "yes"):
+            yield from _redone(context, pipeline)
+            return
         with ended_by_interrupts(_UNFINISHED):
             outcomes = process_partitions(context.partition_keys, pipeline, log_items(context.log))
             done, failed = sorted_outcomes(context.log, outcomes)
@@ -132,6 +139,28 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
             yield from _report(context, pipeline, names.processed_slot, done, failed)
 
     return processed_slot
+
+
+def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[Any]:
+    """Process stored partitions again, and report their new archives too: what a redo makes is
+    stored when it is done."""
+    names = Names.of(pipeline)
+    with ended_by_interrupts("what is stored is untouched; the next attempt goes on"):
+        outcomes = redo_partitions(
+            context.partition_keys,
+            pipeline,
+            getattr(context.resources, names.store).open(),
+            ArchiveFinder({pipeline.name: pipeline}).open,
+            log_progress(context.log),
+            tell=context.log.warning,
+        )
+        done, failed = sorted_outcomes(context.log, outcomes)
+        if not failed or _is_final(context, pipeline, failed):
+            for one in done:
+                for asset in names.archives:
+                    yield materialized(asset, one, names)
+        yield _account([one.processed for one in done if one.processed], pipeline)
+        yield from _report(context, pipeline, names.processed_slot, done, failed)
 
 
 def _account(processed: Sequence[ProcessedSeal], pipeline: Pipeline) -> dg.AssetCheckResult:
@@ -239,7 +268,7 @@ def _report(
     names = Names.of(pipeline)
     if not failed:
         for one in done:
-            context.add_asset_metadata(metadata_of(one, names), partition_key=one.partition)
+            context.add_asset_metadata(metadata_of(asset, one, names), partition_key=one.partition)
         yield dg.MaterializeResult()
         return
     final = _is_final(context, pipeline, failed)
