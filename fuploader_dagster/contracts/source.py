@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Settings
+from fuploader_dagster.disk.header_text import folded
 
 
 class Message(NamedTuple):
@@ -98,6 +99,24 @@ class MessageSource(ABC):
         Never raises for anything that the queue can deliver: what cannot be decoded is kept as
         `{"base64": ...}`.
         """
+
+    def headers_of(self, message: Message, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """Those of a message's headers and properties that are to be kept, as JSON-ready values.
+
+        `wanted` has the name to keep for each `folded` name (`disk/header_text.py`). Those that the
+        message lacks are left out; of two with one folded name the first counts, and a header
+        before a property. Called for each message, but only where the pipeline keeps headers. The
+        default takes them from what `describe` returns, where headers are below `headers`.
+        """
+        described = self.describe(message)
+        headers = described.get("headers")
+        found: dict[str, Any] = {}
+        for table in (headers if isinstance(headers, Mapping) else {}, described):
+            for name, value in table.items():
+                kept_as = wanted.get(folded(name))
+                if kept_as is not None:
+                    found.setdefault(kept_as, value)
+        return found
 
 
 class MessagePublisher(ABC):

@@ -41,6 +41,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.intake.disk_space import SpaceWatch
 from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
+from fuploader_dagster.intake.kept_headers import KeptHeaders
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.intake.meanwhile import Meanwhile
 from fuploader_dagster.intake.owned_slots import OwnedSlots
@@ -90,6 +91,7 @@ class Drain:
         self._slots = OwnedSlots(pipeline, worker)
         self._in_hand = InHand(source, pipeline, lease)
         self._decoder = Decoder(pipeline, alarm=_alarm)
+        self._kept_headers = KeptHeaders(source, pipeline.headers) if pipeline.headers else None
         self._suspects = Suspects(self.layout, worker, max_deliveries=pipeline.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
         self._redeliveries = Redeliveries(pipeline, worker)
@@ -213,6 +215,8 @@ class Drain:
         stored = stored_bytes = 0
         with self._suspects.recorded(attempt):
             files = self._decode(attempt)
+            if self._kept_headers is not None:
+                files = self._kept_headers.added(files, attempt.messages)
             batch = attempt.messages[: len(files)]
             self._batch_bytes = sum(len(message.body) for message in batch)
             slot = self._slots.take_turn(len(batch))
@@ -224,7 +228,7 @@ class Drain:
                     if self._redeliveries.is_stored(message, file, look):
                         continue
                     try:
-                        added = slot.add(file.name, file.content)
+                        added = slot.add(file.name, file.content, file.headers)
                     except BadMessage as error:  # the file system cannot store its name
                         dead.append((message, error))
                         continue

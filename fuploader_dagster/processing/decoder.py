@@ -49,6 +49,8 @@ class File(NamedTuple):
 
     name: str
     content: bytes
+    headers: str = ""
+    """The message headers that are kept with it, as text (`disk/header_text.py`)."""
 
 
 class Decoder:

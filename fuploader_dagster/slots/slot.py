@@ -152,7 +152,8 @@ class SlotOwner:
         self._digests[stored_as] = digest
         self._entries += 1
         self._bytes += len(content)
-        self._header_bytes += len(headers)
+        if headers:
+            self._header_bytes += len(headers)
         return True
 
     def _free_name(self, name: str, digest: bytes) -> str | None:

@@ -26,6 +26,7 @@ from fuploader_dagster.contracts.source import (
     MessageSource,
     SourceSettings,
 )
+from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.settings.user_functions import reference_to
 from fuploader_dagster.testing.limit_contract import LimitContract
@@ -114,6 +115,22 @@ class MessageSourceContract(LimitContract):
         assert described["headers"] == headers
         assert described["message_id"] == "id-1"
         assert "headers" not in json.loads(json.dumps(source.describe(without)))
+
+    def test_headers_to_keep_come_under_their_names_whatever_the_case(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        headers = {"X_Cmd": "thumb/64", "tries": 3, "nested": {"a": [1, None]}, "other": "o" * 999}
+        publisher.publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        with_headers, without = collect(source, 2)
+        names = ("x-cmd", "TRIES", "nested", "message-id", "missing")
+        wanted = {folded(name): name for name in names}
+        assert source.headers_of(with_headers, wanted) == {
+            "x-cmd": "thumb/64",
+            "TRIES": 3,
+            "nested": {"a": [1, None]},
+            "message-id": "id-1",
+        }
+        assert source.headers_of(without, wanted) == {}
 
     def test_receive_returns_at_most_the_limit_and_keeps_the_rest(
         self, publisher: MessagePublisher, source: MessageSource

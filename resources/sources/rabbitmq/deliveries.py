@@ -43,9 +43,9 @@ from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import impl
 from fuploader_dagster.resources.sources.rabbitmq.properties import (
     MESSAGE_ID_FLAG,
-    encoded,
     message_id,
 )
+from fuploader_dagster.resources.sources.rabbitmq.written_properties import encoded
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
     impl,
     largest_frame,
 )
-from fuploader_dagster.resources.sources.rabbitmq.properties import as_short, encoded
+from fuploader_dagster.resources.sources.rabbitmq.written_properties import as_short, encoded
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -50,7 +50,7 @@ from fuploader_dagster.resources.sources.rabbitmq.connection import (
 from fuploader_dagster.resources.sources.rabbitmq.deliveries import read_by_pika, take_deliveries
 from fuploader_dagster.resources.sources.rabbitmq.examination import examine
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import closing_reason
-from fuploader_dagster.resources.sources.rabbitmq.properties import described
+from fuploader_dagster.resources.sources.rabbitmq.properties import chosen, described
 from fuploader_dagster.resources.sources.rabbitmq.publisher import RabbitMQPublisher
 from fuploader_dagster.settings.secret import Secret
 
@@ -292,6 +292,9 @@ class RabbitMQSource(MessageSource):
 
     def describe(self, message: Message) -> dict[str, Any]:
         return described(message.attributes or b"")
+
+    def headers_of(self, message: Message, wanted: Mapping[str, str]) -> dict[str, Any]:
+        return chosen(message.attributes or b"", wanted)
 
     def _in_hand(self) -> int:
         """Messages that were delivered, to us or to the caller, and not settled."""

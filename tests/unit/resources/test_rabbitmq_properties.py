@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuploader_dagster.contracts.source import Message, MessageSource
+from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.resources.sources.rabbitmq.properties import described, message_id
+from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ, RabbitMQSource
 from tests.properties_for_tests import (
     CORRELATION_ID,
     EVERY_TYPE,
@@ -193,3 +196,84 @@ def test_no_mutation_of_good_properties_raises() -> None:
             changed[random_.randrange(len(changed))] = random_.randrange(256)
         as_json(described(bytes(changed)))
         message_id(bytes(changed))
+
+
+# Chosen ones
+
+
+class AnySource(RabbitMQSource):
+    """With what a source of the user's own does: it describes everything, and chooses from that."""
+
+    headers_of = MessageSource.headers_of
+
+
+NAMES = ["a", "odd", "content-type", "message_id", "priority", "headers", "timestamp", "x"]
+WANTED = {folded(name): name for name in NAMES}
+
+
+def both(properties: bytes, wanted: dict[str, str] = WANTED) -> dict[str, object]:
+    """What both ways choose; they agree."""
+    message = Message(b"", 1, False, None, properties)
+    source = RabbitMQ(queue="never-opened").source(prefetch=2)
+    found = source.headers_of(message, wanted)
+    assert found == AnySource.headers_of(source, message, wanted)
+    return found
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_header_of_every_type_is_chosen_or_skipped(name: str, wanted: bool) -> None:
+    value, expected = ALL_TYPES[name]
+    properties = with_headers({b"before": b"t\x01", b"Odd": value, b"x": b"V"})
+    assert both(properties) == {
+        "odd": expected,
+        "x": None,
+        "headers": described(properties)["headers"],
+    }
+    without = {"x": "x"}
+    assert both(properties, {"odd": "odd", "x": "x"} if wanted else without) == (
+        {"odd": expected, "x": None} if wanted else {"x": None}
+    )
+
+
+def test_properties_are_chosen_by_their_names_and_after_headers() -> None:
+    properties = encoded(
+        content_type="image/png",
+        headers={"Message-Id": "in the headers", "a": 1, "A": 2},
+        priority=3,
+        message_id="m",
+        timestamp=7,
+        app_id="not wanted",
+    )
+    assert both(properties, {name: kept for name, kept in WANTED.items() if name != "headers"}) == {
+        "content-type": "image/png",
+        "message_id": "in the headers",
+        "a": 1,
+        "priority": 3,
+        "timestamp": 7,
+    }
+
+
+PAIRS = st.dictionaries(
+    st.sampled_from(
+        [b"a", b"A", b"odd", b"Content-Type", b"other", b"\xff", b"priority", b"h" * 255]
+    ),
+    st.sampled_from([value for value, _ in ALL_TYPES.values()]),
+    max_size=5,
+)
+
+
+@given(PAIRS, st.data())
+def test_both_ways_choose_the_same_from_properties_that_are_cut_or_changed(
+    pairs: dict[bytes, bytes], data: st.DataObject
+) -> None:
+    flags = data.draw(st.integers(0, 2**15 - 1).map(lambda number: number << 1))
+    rest = table(pairs) if data.draw(st.booleans()) else b""
+    properties = struct.pack(">H", flags) + short(b"text/plain") * data.draw(st.integers(0, 2))
+    properties += rest + data.draw(st.binary(max_size=40))
+    changed = bytearray(properties[: data.draw(st.integers(0, len(properties)))])
+    if changed:
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    both(properties)
+    both(bytes(changed))
+    both(with_headers(pairs))

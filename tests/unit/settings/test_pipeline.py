@@ -140,3 +140,25 @@ def test_a_worker_gets_its_half_of_the_settings_and_nothing_of_the_store(tmp_pat
 def test_settings_cannot_be_changed_after_they_were_checked(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         intake(tmp_path).seal_messages = 1  # type: ignore[misc]
+
+
+def test_headers_may_be_a_list_or_one_line(tmp_path: Path) -> None:
+    assert intake(tmp_path, headers="cmd, Content-Type").headers == ("cmd", "Content-Type")
+    assert intake(tmp_path, headers=["cmd"]).headers == ("cmd",)
+    assert intake(tmp_path).headers == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["cmd", ""], "at least 1 character"),
+        (["content-type", "Content_Type"], "two of the names mean the same header"),
+        ([str(number) for number in range(33)], "at most 32 items"),
+        ([7], "valid string"),
+    ],
+)
+def test_headers_that_are_no_names_or_too_many_are_refused(
+    tmp_path: Path, names: list[str], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        intake(tmp_path, headers=names)
