@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -379,23 +378,3 @@ def exit_in_words(code: int) -> str:
     if code < 0:
         return f"signal {-code} ({signal.strsignal(-code)})"
     return f"exit code {code}"
-
-
-def job_for(
-    module: str,
-    route_by: str,
-    *,
-    timeout_seconds: float,
-    max_result_bytes: int,
-    memory_bytes: int | None,
-) -> Job:
-    """The job of a child of this process."""
-    return Job(
-        module=module,
-        route_by=route_by,
-        sys_path=[path or str(Path.cwd()) for path in sys.path],
-        parent=os.getpid(),
-        timeout_seconds=timeout_seconds,
-        max_result_bytes=max_result_bytes,
-        memory_bytes=memory_bytes,
-    )
