@@ -70,6 +70,7 @@ class ChildPool(Processor):
         lanes += [ASYNC] if hello.is_async else []
         self._kind = lanes[0]
         self._failed = None
+        self._put_to_work(first, lanes[0], deque())
         for number, kind in enumerate(lanes):
             lane = self._lane(kind, None if number else first)
             self._tasks.append(asyncio.create_task(lane))
@@ -156,10 +157,7 @@ class ChildPool(Processor):
             while True:
                 if child is None:
                     child = await self._successor(kind)
-                child.begin(kind)
-                child.suspects = suspects
-                self._children.append(child)
-                self._feed(child)
+                    self._put_to_work(child, kind, suspects)
                 reason = await child.wait()
                 self._children.remove(child)
                 suspects = self._bury(child, reason)
@@ -176,6 +174,12 @@ class ChildPool(Processor):
             for call in suspects:
                 if self._failed is not None and not call.future.done():
                     call.future.set_exception(_again(self._failed))
+
+    def _put_to_work(self, child: Child, kind: str, suspects: deque[Call]) -> None:
+        child.begin(kind)
+        child.suspects = suspects
+        self._children.append(child)
+        self._feed(child)
 
     async def _successor(self, kind: str) -> Child:
         """The next child of a lane. Raises an error of this package if there can be none."""

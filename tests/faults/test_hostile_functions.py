@@ -237,6 +237,16 @@ def test_a_closed_stdout_harms_nobody() -> None:
     assert run(functions(workers=1), "do/close-stdout", "do/print", "echo")[2] == [b"echo 2"]
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 20, 100])
+def test_a_processor_that_is_closed_at_once_leaves_no_process(turns: int) -> None:
+    async def use(_: Processor) -> list[object]:
+        for _turn in range(turns):
+            await asyncio.sleep(0)
+        return []
+
+    assert with_processor(functions(workers=3), use) == []
+
+
 @pytest.mark.skipif(not HAS_PROC, reason="finds processes in /proc")
 @pytest.mark.parametrize("cmd", ["work", "echo-async"])
 def test_children_killed_at_random_cost_no_item(mark: str, cmd: str) -> None:
