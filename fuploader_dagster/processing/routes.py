@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
 from fuploader_dagster.contracts.processor import Item
+from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import BadItem, ConfigError
 from fuploader_dagster.settings.user_functions import name_of
 
@@ -161,12 +162,8 @@ def header_of(headers: Mapping[str, str], name: str) -> str | None:
     """A header, whatever its letter case, with `-` or `_`."""
     if (value := headers.get(name)) is not None:
         return value
-    wanted = _plain(name)
-    return next((value for key, value in headers.items() if _plain(key) == wanted), None)
-
-
-def _plain(header: str) -> str:
-    return header.lower().replace("_", "-")
+    wanted = folded(name)
+    return next((value for key, value in headers.items() if folded(key) == wanted), None)
 
 
 def _content_type_of(item: Item) -> str:
