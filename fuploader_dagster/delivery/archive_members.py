@@ -176,8 +176,8 @@ def _processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot:
 def _results(processed: ProcessedSlot) -> MemberSource:
     """What came out of the slot's messages. Raises `DamagedResults`."""
     for path in (processed.directory / INDEX_NAME, processed.segment):
-        if not path.exists():
-            raise DamagedResults(f"{path} is missing")
+        if not path.is_file():
+            raise DamagedResults(f"{path} is missing, or is no file")
     entries = processed.entries()
     sealed = (processed.seal.results, processed.seal.payload_bytes)
     if _totals(entries) != sealed:

@@ -54,11 +54,13 @@ from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock, waited_for
+from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import (
     BadItem,
     BadMessage,
     ConfigError,
+    DamagedResults,
     FuploaderError,
     ProcessorUnavailable,
     RetryItem,
@@ -126,7 +128,7 @@ def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Proces
     `layout`: where the results go. Raises `ProcessorUnavailable` if the processor works for no
     item, `DamagedSlot` if an input is damaged, or what the processor cannot go on with.
     """
-    if (done := find_processed(slot, layout)) is not None:
+    if (done := _finished(slot, layout)) is not None:
         return done
 
     async def process() -> ProcessedSlot:
@@ -137,6 +139,16 @@ def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Proces
             await step.close()
 
     return asyncio.run(process())
+
+
+def _finished(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
+    """What was processed before; a directory whose seal is damaged is moved away."""
+    try:
+        return find_processed(slot, layout)
+    except DamagedResults as error:
+        target = set_aside(layout.processed(slot.seal.slot, slot.seal.number), layout)
+        log.error("%s; it was moved to %s, and the slot is processed again", error, target)
+        return None
 
 
 async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
@@ -248,7 +260,7 @@ class _Step:
                 if mended := find_mended(layout, partition):
                     return Done(partition, note=mended.sentence(layout))
                 with mending(key, self.pipeline) as slot:
-                    done = find_processed(slot, layout)
+                    done = _finished(slot, layout)
                     if done is None:
                         done = await _SlotInWork(self, slot, layout).processed()
                     return Done(partition, processed=done.seal)
