@@ -166,10 +166,9 @@ class Archive:
 
     def results(self) -> set[str]:
         """Names of the members that are results, not messages. Only a manifest tells them apart."""
-        if self.manifest is None or not self.manifest.results:
-            return set()
-        members = self._indexed_members() or ()
-        return {member.name for member in members[-self.manifest.results :]}
+        count = self.manifest.results if self.manifest is not None else 0
+        members = self._indexed_members() if count else None
+        return {member.name for member in members[-count:]} if members else set()
 
     def read(self, name: str) -> bytes:
         """One member, whole and verified; two reads if the archive has a manifest.

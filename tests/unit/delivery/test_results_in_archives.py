@@ -12,6 +12,7 @@ import pytest
 
 from fuploader_dagster.archives.ranges import StoredArchive
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.catalog.rebuild import rebuild
 from fuploader_dagster.delivery.archive_members import clashes
@@ -21,7 +22,7 @@ from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.repack import repack, repack_partitions
 from fuploader_dagster.delivery.scrub import examine
 from fuploader_dagster.delivery.ship import ship
-from fuploader_dagster.errors import DamagedResults, PermanentError
+from fuploader_dagster.errors import DamagedArchive, DamagedResults, PermanentError
 from fuploader_dagster.intake.disk_space import Unshipped
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import find_processed
@@ -30,6 +31,7 @@ from fuploader_dagster.slots.sealing import SealedSlot
 from tests.crashes import pack_by_hand
 from tests.processors_for_tests import Script, script
 from tests.settings import archived_files, archives_in, pipeline, sealed
+from tests.unit.archives.archives import segment
 
 Keep = Literal["both", "results", "originals"]
 FILES = {
@@ -146,6 +148,33 @@ def test_an_archive_may_have_no_members(tmp_path: Path) -> None:
     assert finding.problems == []
     again = repack(receipt, lambda _: Archive.open(path), settings)
     assert again.sha256 == receipt.sha256
+
+
+def test_of_a_damaged_manifest_nothing_is_told_apart_and_nothing_fetched(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    receipt = shipped(settings, FILES)
+    path = stored_at(settings, receipt)
+    content = bytearray(path.read_bytes())
+    with Archive.open(path) as archive:
+        assert archive.manifest is not None
+        content[archive.manifest.offset - 5] ^= 1  # in the last page of names
+    path.write_bytes(content)
+    with Archive.open(path) as archive:
+        assert archive.manifest is not None
+        assert archive.results() == set()
+        assert archive.manifest is None
+    with pytest.raises(DamagedArchive):
+        repack(receipt, lambda _: Archive.open(path), settings)
+
+
+def test_a_manifest_with_more_results_than_members_is_refused(tmp_path: Path) -> None:
+    """Or a replay would take messages for results."""
+    for results in ("6", "-1", "", "x", "1" * 20):
+        with segment(tmp_path / "segment", FILES) as source:
+            write_archive(tmp_path / "a.tar.zst", source, metadata={"results": results})
+        with Archive.open(tmp_path / "a.tar.zst") as archive:
+            (damage, *_) = archive.verify().damages
+        assert f"'{results}' results of 5 members" in damage.what
 
 
 def test_old_receipts_and_notes_are_still_read(tmp_path: Path) -> None:
