@@ -26,10 +26,13 @@ from typing import Any, TypedDict
 import zstandard
 
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.recovery import seal_abandoned, seal_on_request
+from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.ship import mend_unreadable, pack_partitions, upload_partitions
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
+from fuploader_dagster.disk.layout import REDO_MARK
 from fuploader_dagster.intake.drain import Drain
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.resources.object_stores import S3
@@ -38,6 +41,7 @@ from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.index import INDEX_NAME, read_index
+from fuploader_dagster.slots.receipts import receipts_between
 from fuploader_dagster.slots.sealing import SEAL_NAME, sealed_partitions
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 from fuploader_dagster.slots.slot import SlotOwner
@@ -276,6 +280,20 @@ def processing(settings: Pipeline) -> None:
     list(upload_partitions(partitions, settings, settings.store.open()))
 
 
+def redoing(settings: Pipeline) -> None:
+    """Process all stored archives again that were not yet, with a changed processor."""
+    process = Script(concurrency=3, max_retries=2, edition=2)
+    settings = settings.model_copy(update={"process": process, "commit_messages": 4})
+    recovery.apply(_plan(settings), settings)
+    receipts = receipts_between(settings.layout)
+    partitions = [one.partition for one in receipts.values() if REDO_MARK not in one.key]
+    open_archive = ArchiveFinder({settings.name: settings}).open
+    store = settings.store.open()
+    list(redo_partitions(partitions, settings, store, open_archive))
+    later = datetime.now(tz=timezone.utc) + timedelta(hours=2)
+    recovery.abort_unneeded_uploads(settings, store, later)
+
+
 LIVES: dict[str, Callable[[Pipeline], None]] = {
     each.__name__: each
     for each in (
@@ -293,6 +311,7 @@ LIVES: dict[str, Callable[[Pipeline], None]] = {
         unsealed,
         to_process,
         processing,
+        redoing,
     )
 }
 
