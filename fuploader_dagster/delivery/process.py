@@ -49,6 +49,7 @@ from fuploader_dagster.delivery.attempts import (
 )
 from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.mend import find_mended
+from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.header_text import from_text
@@ -261,6 +262,8 @@ class _Step:
                     return Done(partition, note=mended.sentence(layout))
                 with mending(key, self.pipeline) as slot:
                     done = _finished(slot, layout)
+                    if done is None and (packed := find_packed(layout, partition)) is not None:
+                        return Done(partition, packed)  # so it was, before there was a processor
                     if done is None:
                         done = await _SlotInWork(self, slot, layout).processed()
                     return Done(partition, processed=done.seal)

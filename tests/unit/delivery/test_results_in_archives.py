@@ -218,10 +218,24 @@ def test_results_that_are_gone_are_made_again(tmp_path: Path, lost: str) -> None
     settings = made(tmp_path)
     slot = processed(settings, FILES)
     (settings.layout.processed(0, slot.seal.number) / lost).unlink()
-    with pytest.raises(DamagedResults, match="is missing"):
+    with pytest.raises(DamagedResults, match="is missing, or is no file"):
         pack(slot, settings)
     (outcome,) = ship(settings, settings.store.open())
     assert isinstance(outcome, Done)
+
+
+def test_an_archive_from_before_there_was_a_processor_is_stored_as_it_is(tmp_path: Path) -> None:
+    """One that was taken over from FUploader has no slot data that could be processed."""
+    plain = pipeline(tmp_path)
+    slot = sealed(plain, FILES)
+    packed = pack(slot, plain)
+    slot.segment.unlink()
+    settings = made(tmp_path)
+    (outcome,) = ship(settings, settings.store.open())
+    assert isinstance(outcome, Done), outcome
+    assert outcome.receipt is not None
+    assert (outcome.receipt.sha256, outcome.receipt.results) == (packed.sha256, 0)
+    assert settings.layout.sealed_numbers() == settings.layout.processed_numbers() == []
 
 
 def test_an_unprocessed_slot_is_not_packed(tmp_path: Path) -> None:
