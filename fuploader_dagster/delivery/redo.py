@@ -49,7 +49,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import ConfigError, DamagedResults, DamagedSlot, PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
-from fuploader_dagster.slots.index import INDEX_NAME, record, whole_index
+from fuploader_dagster.slots.index import INDEX_NAME, index_of
 from fuploader_dagster.slots.processed import find_processed
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from fuploader_dagster.slots.sealing import SEAL_NAME, Seal, SealedSlot, encode_seal, find_sealed
@@ -209,7 +209,7 @@ def _fetched(
         segment = directory / SEGMENT_NAME
         entries = fetch(before, open_archive, segment, pipeline, results=False).originals
         fsync_file(segment)
-        index = whole_index([record(entry.name.encode("utf-8"), *entry[1:]) for entry in entries])
+        index = index_of(entries)
         write_durably(directory / INDEX_NAME, index)
         archive, object_name = _names(key, pipeline)
         seal = Seal(

@@ -22,9 +22,11 @@ from fuploader_dagster.delivery.redo import redo_partitions, redos
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
+from fuploader_dagster.disk.header_text import from_text, to_text
 from fuploader_dagster.errors import BadItem
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.crashes import pack_by_hand
 from tests.processors_for_tests import Script, Scripted, script
 from tests.settings import pipeline, sealed
@@ -145,6 +147,49 @@ def test_a_redone_archive_is_found_cataloged_repacked_and_redone(tmp_path: Path)
     )
     assert isinstance(again, Done), again
     assert receipt_of(moved, first.partition).sha256 == second.sha256
+
+
+class WithHeaders(Script):
+    """A processor whose results are what it knows of an item."""
+
+    def processor(self) -> Processor:
+        return _WithHeaders(self)
+
+
+class _WithHeaders(Scripted):
+    async def process(self, items: Sequence[Item]) -> Sequence[Sequence[Result] | BadItem]:
+        return [[Result(json.dumps(dict(one.headers)).encode(), "", "text/x")] for one in items]
+
+
+def test_the_headers_of_messages_and_results_go_the_whole_way(tmp_path: Path) -> None:
+    settings = made(tmp_path, WithHeaders())
+    kept = {"a.json": {"cmd": "thumb/64", "x": "消息"}, "b.json": {}}
+    with SlotOwner(settings, 0, keeps_headers=True) as owner:
+        for name, headers in kept.items():
+            owner.add(name, name.encode(), to_text(headers))
+        slot = owner.seal("request")
+    assert slot is not None
+    partition = slot.seal.partition
+    (outcome,) = ship(settings, settings.store.open())
+    assert isinstance(outcome, Done), outcome
+    assert isinstance(redone(settings, partition), Done)
+    moved = made(tmp_path, WithHeaders(), key="again/{archive}")
+    second = receipt_of(settings, partition)
+    opened = Archive.open(stored_at(settings, second))
+    assert list(repack_partitions([partition], moved, moved.store.open(), lambda _: opened))
+    third = receipt_of(moved, partition)
+    assert third.sha256 == second.sha256
+    for receipt in (outcome.receipt, second, third):
+        assert receipt is not None
+        with Archive.open(stored_at(settings, receipt)) as archive:
+            members = {member.name: from_text(member.headers) for member in archive.members}
+            assert members == {
+                **kept,
+                "results/a.json": {"content-type": "text/x"},
+                "results/b.json": {"content-type": "text/x"},
+            }
+            assert json.loads(archive.read("results/a.json")) == kept["a.json"]
+            assert archive.verify().damages == []
 
 
 @pytest.mark.parametrize("packer", [None, pack_by_hand])
