@@ -12,6 +12,10 @@ import pytest
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.contracts.state import Commit
+from fuploader_dagster.delivery.processor_trouble import (
+    end_processor_trouble,
+    note_processor_trouble,
+)
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.supervisor import supervisor_for
@@ -22,6 +26,7 @@ from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import drain_sensor
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
+from tests.processors_for_tests import Script
 from tests.servers.ports import free_port
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
@@ -404,3 +409,21 @@ def test_a_trouble_that_lasts_fails_a_tick_now_and_then_and_is_a_line_of_log_bet
     trouble("no such queue")
     assert tick() == "failed: worker 0: no such queue"
     worker.remove()
+
+
+def test_while_nothing_can_be_processed_new_slots_wait_without_runs(
+    ticking: Any,
+) -> None:
+    one: Ticking = ticking(drain_by="command", process=Script(partitions_per_run=2))
+    note_processor_trouble(one.settings.layout, "http://handler works for no item")
+    keys = queued(one, 3)
+    down = one.tick()
+    assert new_keys(down) == keys
+    assert not down.run_requests
+    one.accept(down)
+    assert "http://handler works for no item" in str(one.tick().skip_reason)
+    end_processor_trouble(one.settings.layout)
+    queued(one, 3)
+    requests = one.tick().run_requests
+    assert requests is not None
+    assert len(requests) == 2  # of two slots each at most

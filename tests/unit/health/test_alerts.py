@@ -9,7 +9,11 @@ import msgspec
 import pytest
 
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, write_worker_counts
-from fuploader_dagster.delivery.failures import Failure
+from fuploader_dagster.delivery.failures import Failure, note_failure
+from fuploader_dagster.delivery.processor_trouble import (
+    end_processor_trouble,
+    note_processor_trouble,
+)
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.errors import DiskFailed
@@ -28,6 +32,7 @@ from fuploader_dagster.health.alert_look import (
 from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
 from fuploader_dagster.health.alerts import Findings, Kind, Memory, Trouble, due, noticed, told
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
+from tests.processors_for_tests import Script
 from tests.settings import pipeline
 
 NOW = 1_764_000_000.0
@@ -297,6 +302,23 @@ def test_a_store_that_does_not_answer_is_told_as_such_and_its_runs_are_not(tmp_p
     assert "no route to it" in found.troubles[0].sentence
     end_trouble(settings.layout)
     assert [one.kind for one in look(settings, OFF, [RUN], now=NOW).troubles] == ["failed_run"]
+
+
+def test_a_processor_that_works_for_no_item_is_told_as_such_and_its_slots_are_not(
+    tmp_path: Path,
+) -> None:
+    settings = pipeline(tmp_path, min_free_bytes=0, min_free_inodes=0, process=Script())
+    make_dirs(settings.layout.root)
+    note_processor_trouble(settings.layout, "http://handler works for no item: refused")
+    note_failure(settings.layout, "one", stage="process", error="refused", now=NOW)
+    found = look(settings, OFF, [RUN], now=NOW)
+    assert [one.kind for one in found.troubles] == ["processor"]
+    assert "http://handler works for no item" in found.troubles[0].sentence
+    note_failure(settings.layout, "two", stage="upload", error="no such bucket", now=NOW)
+    found = look(settings, OFF, [RUN], now=NOW)
+    assert [one.kind for one in found.troubles] == ["processor", "failed_slots"]
+    end_processor_trouble(settings.layout)
+    assert "processor" not in [one.kind for one in look(settings, OFF, [], now=NOW).troubles]
 
 
 def test_a_look_that_fails_hides_nothing_that_others_find(

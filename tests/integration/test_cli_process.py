@@ -1,0 +1,89 @@
+"""`fuploader process`, the stage of dead letters, and the doctor on a processor, as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_cli import configure, fuploader
+from tests.settings import archived_files, pipeline, sealed
+
+APP = """
+from fuploader_dagster import Item, Result, processor
+
+@processor(route=r"repeat/(?P<times>[0-9]+)")
+def repeat(item: Item, times: str) -> list:
+    return [Result(item.content, f"{n}-{item.name}") for n in range(int(times))]
+
+@processor
+def upper(item: Item) -> bytes:
+    if item.content.startswith(b"bad"):
+        raise ValueError("a bad one")
+    return item.content.upper()
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    process = {"kind": "functions", "module": "app", "workers": 1}
+    configure(tmp_path, process=process, message_format="raw")
+    (tmp_path / "a.txt").write_text("some text")
+    return tmp_path
+
+
+def test_a_file_is_processed_without_a_queue(project: Path) -> None:
+    done = fuploader(project, "process", "a.txt")
+    assert (done.returncode, done.stdout) == (0, "SOME TEXT"), done.stderr
+    done = fuploader(project, "process", "a.txt", "-o", "b.txt")
+    assert done.returncode == 0, done.stderr
+    assert (project / "b.txt").read_text() == "SOME TEXT"
+    done = fuploader(project, "process", "a.txt", "--cmd", "repeat/3", "-o", "folder")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (project / "folder").iterdir()) == [
+        f"{n}-a.txt" for n in range(3)
+    ]
+    done = fuploader(project, "process", "a.txt", "--header", "cmd=repeat/2")
+    assert "0-a.txt: 9 bytes" in done.stdout
+    assert not (project / "data").exists()
+
+
+def test_a_bad_file_and_a_bad_call_say_what_is_wrong(project: Path) -> None:
+    (project / "bad.txt").write_text("bad")
+    done = fuploader(project, "process", "bad.txt")
+    assert done.returncode == 5
+    assert "ValueError: a bad one" in done.stderr
+    done = fuploader(project, "process", "a.txt", "--header", "nothing")
+    assert done.returncode == 2
+    assert "--header name=value" in done.stderr
+    configure(project, message_format="raw")
+    done = fuploader(project, "process", "a.txt")
+    assert done.returncode == 2
+    assert "has no processor" in done.stderr
+
+
+def test_letters_of_items_show_their_stage_and_go_to_it_again(project: Path) -> None:
+    sealed(pipeline(project), {"good": b"good", "bad": b"bad"})
+    done = fuploader(project, "ship")
+    assert done.returncode == 0, done.stderr
+    (letter,) = json.loads(fuploader(project, "dead-letters", "list", "--json").stdout)
+    assert (letter["stage"], letter["name"]) == ("process", "bad")
+    assert "ValueError: a bad one" in letter["reason"]
+    (project / "app.py").write_text(APP.replace('b"bad"', 'b"worse"'))
+    again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")
+    assert again.returncode == 0, again.stderr
+    assert "1 files will be processed again" in again.stdout
+    done = fuploader(project, "ship")
+    assert done.returncode == 0, done.stderr
+    assert archived_files(project / "objects")["results/bad"] == [b"BAD"]
+    assert json.loads(fuploader(project, "dead-letters", "list", "--json").stdout) == []
+
+
+def test_the_doctor_names_routes_and_headers_that_are_not_kept(project: Path) -> None:
+    found = json.loads(fuploader(project, "doctor", "--json").stdout)
+    said = {one["check"]: one for one in found if one["check"] in ("processor", "headers")}
+    assert said["processor"]["verdict"] == "good"
+    assert "repeat/" in said["processor"]["found"]
+    assert said["headers"]["verdict"] == "warning"
