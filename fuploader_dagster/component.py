@@ -31,6 +31,7 @@ _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),
     "former_stores": list[dict[str, Any]],
     "name_fields": list[str] | str,
+    "headers": list[str] | str,
     "alert_webhook": dict[str, str] | str | None,
 }
 """Settings that YAML writes in another form. Functions and paths are written as their names."""
@@ -88,9 +89,9 @@ class QueueToObjectStoreScaffolder(Scaffolder):
 class QueueToObjectStore(dg.Component):
     """Drains a queue into slots, packs each into a verified archive, stores it in object storage.
 
-    Builds the assets queue, sealed_slot, packed_archive and uploaded_archive with their partitions,
-    jobs, sensors, schedules and store resource, all named for the pipeline. The attributes are the
-    settings of a pipeline.
+    Builds the assets queue, sealed_slot, packed_archive and uploaded_archive (with a processor also
+    processed_slot) with their partitions, jobs, sensors, schedules and store resource, all named
+    for the pipeline. The attributes are the settings of a pipeline.
     """
 
     def __init__(self, pipeline: Pipeline, *, running: bool = True) -> None:

@@ -63,7 +63,8 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
 
 
 def build_assets(pipeline: Pipeline) -> list[dg.AssetSpec | dg.AssetsDefinition]:
-    """`queue`, `sealed_slot`, `packed_archive`, `uploaded_archive` and `dead_letters`."""
+    """`queue`, `sealed_slot`, `packed_archive`, `uploaded_archive` and `dead_letters`; where the
+    pipeline has a processor, also `processed_slot`."""
     return [*build_archive_assets(pipeline), build_dead_letter_asset(pipeline)]
 
 

@@ -14,6 +14,7 @@ from dagster.components.testing import create_defs_folder_sandbox
 from fuploader_dagster import QueueToObjectStore
 from fuploader_dagster.component import pipeline_name
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.processing.http import HttpHandler
 from fuploader_dagster.settings.pipeline import Pipeline
 
 TYPE = "fuploader_dagster.QueueToObjectStore"
@@ -71,6 +72,14 @@ def test_attributes_are_a_pipelines_settings_with_dagsters_templates_filled_in(
     assert component.pipeline.parser is not None
     assert component.pipeline.key == "docs/{sealed_at:%Y%m%d}/{archive}"
     assert component.running is False
+
+
+def test_a_processor_and_lists_are_written_as_in_a_file() -> None:
+    process = {"kind": "http", "url": "http://127.0.0.1:8001/", "concurrency": 6}
+    component = load({**ATTRIBUTES, "process": process, "headers": ["cmd", "content-type"]})
+    assert component.pipeline.headers == ("cmd", "content-type")
+    assert isinstance(component.pipeline.process, HttpHandler)
+    assert component.pipeline.process.concurrency == 6
 
 
 @pytest.mark.parametrize(
