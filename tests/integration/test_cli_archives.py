@@ -16,10 +16,13 @@ from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.cli import app
 from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.settings.loading import load_pipelines
 from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process
+from tests.processors_for_tests import script
 from tests.servers.swift import SwiftServer
 from tests.settings import sealed
 from tests.unit.archives.archives import payloads, segment
@@ -127,6 +130,24 @@ def test_of_an_archive_with_results_everything_reads_both_parts(
     assert fuploader("verify", str(path)).code == 0
     assert fuploader("restore", str(path), str(tmp_path / "out")).code == 0
     assert (tmp_path / "out" / "results" / "a.json").read_bytes() == b"out of a"
+
+
+def test_status_and_replay_know_what_was_processed(fuploader: Fuploader, tmp_path: Path) -> None:
+    configure(tmp_path, process={"kind": "tests.processors_for_tests:Script", "keep": "results"})
+    (settings,) = load_pipelines(tmp_path / "fuploader.yaml").values()
+    stored = shipped(tmp_path, {"a.json": script()})
+    waiting = sealed(settings, {"b.json": script()}).seal.partition
+    assert list(process_partitions([waiting], settings))
+    make_dirs(settings.layout.redo / stored.partition)
+    plain = fuploader("status")
+    assert plain.code == 0, plain.err
+    assert "1 of them are processed, or being processed" in plain.lines
+    assert any(f"{stored.partition} is being processed again" in line for line in plain.lines)
+    (found,) = json.loads(fuploader("status", "--json").out)
+    assert (found["sealed"], found["processed"], found["redos"]) == (1, 1, [stored.partition])
+    answer = fuploader("replay", stored.partition, "--pipeline", settings.name)
+    assert answer.code == 4
+    assert f"nothing to replay, its archive holds only results: {stored.partition}" in answer.err
 
 
 def test_what_the_system_refuses_is_one_sentence_that_names_it(

@@ -245,7 +245,8 @@ def test_a_manifest_that_does_not_match_the_members_is_damage(
     else:
         sizes[i] -= 1
     lengths = [m.end - m.offset for m in members]
-    pages = encode_pages(names, sizes, lengths, b"".join(digests))
+    headers = [m.headers for m in members]
+    pages = encode_pages(names, sizes, lengths, b"".join(digests), headers)
     manifest = msgspec.structs.replace(
         sound.manifest,
         page_sizes=[len(p) for p in pages],
