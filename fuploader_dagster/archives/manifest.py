@@ -42,6 +42,7 @@ from zlib import crc32
 import msgspec
 import zstandard
 
+from fuploader_dagster.disk.header_text import MOST_BYTES
 from fuploader_dagster.disk.tar_headers import BLOCK, padding
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedArchive
 
@@ -351,6 +352,8 @@ def decode_page(
     _check_count(manifest, count, where)
     if any(not 0 <= n < 2**63 for c in (page.sizes, page.distances, page.header_blocks) for n in c):
         raise _contradiction(where, "a member of impossible size or position")
+    if any(len(text) > MOST_BYTES for text in page.headers or ()):
+        raise _contradiction(where, "longer message headers than can be kept")
     members = page.members()
     end = 0
     for member in members:

@@ -360,7 +360,8 @@ class _LargeMember:
 
     def add(self, raw: bytes, *, last: bool) -> bytes:
         """Take the next piece; with the last one, return the digest (nothing before)."""
-        header, self._expected_start = self._expected_start, b""
+        start = self._expected_start
+        header, self._expected_start = start[: len(raw)], start[len(raw) :]
         payload = memoryview(raw)[len(header) :][: self._left]
         self._digest.update(payload)
         self._left -= len(payload)

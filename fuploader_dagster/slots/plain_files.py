@@ -109,7 +109,7 @@ def find_by_content(folder: Path, entries: Sequence[IndexEntry]) -> None:
     there = {path.name for path in folder.iterdir()}
     missing: dict[bytes, list[IndexEntry]] = {}
     for entry in entries:
-        if entry.name not in there:
+        if entry.name not in there and "\0" not in entry.name:  # no file ever had such a name
             missing.setdefault(entry.sha256, []).append(entry)
     if not missing:
         return

@@ -25,7 +25,7 @@ from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import FuploaderError
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
-from tests.unit.archives.archives import InMemory, payloads, segment
+from tests.unit.archives.archives import InMemory, headers_for, payloads, segment
 
 MEMORY_BYTES = 2**26
 
@@ -41,9 +41,9 @@ class ArchiveTarget(Target):
     def valid(self) -> Sequence[bytes]:
         some = {name: payloads(3)[name][:900] for name in payloads(3)}
         made = []
-        for frame_bytes in (512, 2**20):
+        for frame_bytes, headers in ((512, {}), (2**20, {}), (512, headers_for(some))):
             path = self.folder / f"{frame_bytes}.tar.zst"
-            with segment(self.folder / "segment", some) as source:
+            with segment(self.folder / "segment", some, headers) as source:
                 write_archive(path, source, frame_bytes=frame_bytes, metadata={"slot": "7"})
             made.append(path.read_bytes())
         return [*made, *(zstandard.compress(tar) for tar in self._tars)]
@@ -58,6 +58,7 @@ class ArchiveTarget(Target):
                     long = name if form == tarfile.USTAR_FORMAT else name * 2
                     info = tarfile.TarInfo(long)
                     info.size = 40
+                    info.pax_headers = {"comment": '{"cmd":"thumb/64"}'}
                     tar.addfile(info, io.BytesIO(b"x" * 40))
                 link = tarfile.TarInfo("link")
                 link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -16,7 +16,11 @@ from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.processing.decoder import Decoder
 from fuploader_dagster.processing.envelope import decode_json, encode
-from fuploader_dagster.resources.sources.rabbitmq.properties import described, message_id
+from fuploader_dagster.resources.sources.rabbitmq.properties import (
+    chosen,
+    described,
+    message_id,
+)
 from fuploader_dagster.settings.loading import load_pipelines
 from tests.fuzz.mutation import Edit, mutated
 from tests.fuzz.target import Target
@@ -106,6 +110,8 @@ class PropertiesTarget(Target):
         assert isinstance(message_id(data), (str, type(None)))
         written = msgspec.json.encode(described(data))
         assert json.loads(written) == described(data)
+        found = chosen(data, {"headers": "all", "message-id": "id", "a": "a", "k": "k"})
+        assert json.loads(msgspec.json.encode(found)) == found
         return b'"undecoded' not in written
 
 

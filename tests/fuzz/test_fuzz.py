@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def test_what_was_not_mutated_is_accepted(name: str) -> None:
         assert [put(target, data) for data in target.valid] == ["accepted"] * len(target.valid)
 
 
-def _index(name: bytes, offset: int, header_bytes: int, size_bytes: int) -> bytes:
-    record = index.record(name, offset, header_bytes, size_bytes, bytes(32))
+def _index(
+    name: bytes, offset: int, header_bytes: int, size_bytes: int, digest: bytes = bytes(32)
+) -> bytes:
+    record = index.record(name, offset, header_bytes, size_bytes, digest)
     return index.whole_index([record]) + b"--data--"
 
 
@@ -68,6 +71,10 @@ FOUND = {
     "an offset beyond any file": ("segment", _index(b"a", 2**64 - 1, 512, 1) + b"tar"),
     "a name longer than any file's": ("segment", _index(b"n" * 300, 0, 0, 0)),
     "a name with a NUL": ("segment", _index(b"a\0b", 0, 0, 0)),
+    "a name with a NUL, of a file that is there": (
+        "segment",
+        _index(b"a\0b", 0, 0, 0, sha256(b"").digest()),
+    ),
     "a seal that is no UTF-8": ("seal", _SEAL % (b"0", b"1", b"\xff")),
     "a seal of another directory": ("seal", _SEAL % (b"0", b"2", b"k")),
     "a seal of another slot": ("seal", _SEAL % (b"7", b"1", b"k")),

@@ -149,6 +149,7 @@ EVIL: dict[str, Callable[[], bytes]] = {
     "too few headers": lambda: built(page(headers=[])),
     "headers that the member does not have": lambda: built(page(headers=['{"cmd":"64"}'])),
     "headers that are no JSON": lambda: built(page(headers=["{" * 10_000])),
+    "headers of 10 MB": lambda: built(page(headers=["{" * 10_000_000])),
     "five million members of nothing": lambda: built(
         page([0] * MILLIONS, [1] * MILLIONS, [1] * MILLIONS, [""] * MILLIONS, bytes(16 * MILLIONS)),
         members=MILLIONS,

@@ -17,7 +17,8 @@ from fuploader_dagster.errors import DamagedSlot
 from tests.unit.archives.archives import InMemory, headers_for, payloads, segment
 
 CONTENTS = payloads()
-HEADERS = headers_for(CONTENTS)
+HEADERS = headers_for(CONTENTS) | {"very large.bin": to_text({"x": "y" * 9_000})}
+"""The last ones are longer than a frame, if frames are as short as here."""
 ALL = {name: HEADERS.get(name, "") for name in CONTENTS}
 
 
