@@ -18,6 +18,7 @@ The modules:
     contenders how each of the two is configured and started
     drains     one drain of a backlog: rate, CPU, memory
     ways       one whole way, from the queue to the object store
+    processing slots that are processed, and what others take for the same items
     rows/      which measurements make which rows, a module for each group
     results    values, rows, the file;  report  the table for people
 """

@@ -17,6 +17,8 @@ _PACKAGES = (
     "dagster",
     "pika",
     "aio-pika",
+    "aiohttp",
+    "celery",
     "msgspec",
     "isal",
     "xxhash",

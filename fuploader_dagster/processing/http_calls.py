@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -38,6 +40,10 @@ _LONGEST_CONTENT_TYPE = 200
 _LARGE_BODY = 512 * 1024
 """aiohttp sends larger ones in pieces if they come as a file, so that others get their turn."""
 _SHORTEST_SECRET = 6
+_BYTES_TYPE = "application/octet-stream"
+_NAME_HEADER = f"{ITEM_HEADER}Name"
+_PLAIN = re.compile(r"[!-$&-~]([ -$&-~]*[!-$&-~])?")
+"""What a header can say as it is, at once."""
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -66,13 +72,14 @@ class HttpProcessor(Processor):
         settings = self._settings
         https = settings.address().scheme == "https"
         headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
-        accepted = {"Accept": JSON_TYPE if self._reading.as_json else "*/*"}
-        if settings.body == "json":
-            accepted["Content-Type"] = JSON_TYPE
         given = {name.lower() for name in headers}
-        for name, value in {"User-Agent": "fuploader-dagster", **accepted}.items():
-            if name.lower() not in given:
-                headers[name] = value
+        self._type_is_given = "content-type" in given
+        ours = {
+            "User-Agent": "fuploader-dagster",
+            "Accept": JSON_TYPE if self._reading.as_json else "*/*",
+            "Content-Type": JSON_TYPE if settings.body == "json" else _BYTES_TYPE,
+        }
+        headers |= {name: value for name, value in ours.items() if name.lower() not in given}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=settings.concurrency, ssl=tls_context(settings) if https else True
@@ -127,12 +134,11 @@ class HttpProcessor(Processor):
             return headers
         (item,) = items
         for name, value in item.headers.items():
+            if name.lower() == "content-type" and not self._type_is_given:
+                headers["Content-Type"] = _content_type(value) or _BYTES_TYPE
             if name.lower() != "name":
                 headers[ITEM_HEADER + quote(name, safe=TOKEN)] = _encoded(value)
-        headers[f"{ITEM_HEADER}Name"] = _encoded(item.name)
-        if self._settings.body == "raw" and not _has(self._settings.headers, "content-type"):
-            kept = next((v for n, v in item.headers.items() if n.lower() == "content-type"), "")
-            headers["Content-Type"] = _content_type(kept) or "application/octet-stream"
+        headers[_NAME_HEADER] = _encoded(item.name)
         return headers
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, str]:
@@ -165,20 +171,23 @@ class HttpProcessor(Processor):
     async def _content(self, answer: aiohttp.ClientResponse) -> bytes:
         """An answer's body. Raises `BadItem` if it is too large."""
         most = self._settings.max_result_bytes
-        too_large = BadItem(
-            f"{self._tried}: the answer has more than max_result_bytes, {most:,} bytes"
-        )
-        if (answer.content_length or 0) > most:
-            answer.close()
-            raise too_large
+        length = answer.content_length
+        if length is not None and length > most:
+            raise self._too_large(answer)
+        if length is not None and "Content-Encoding" not in answer.headers:
+            return await answer.read()  # no more than that
         pieces, size = [], 0
         async for piece in answer.content.iter_any():
             size += len(piece)
             if size > most:
-                answer.close()
-                raise too_large
+                raise self._too_large(answer)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self, answer: aiohttp.ClientResponse) -> BadItem:
+        answer.close()
+        most = self._settings.max_result_bytes
+        return BadItem(f"{self._tried}: the answer has more than max_result_bytes, {most:,} bytes")
 
     async def _refusal(self, answer: aiohttp.ClientResponse) -> Refusal:
         """An answer that is no success, whatever becomes of its body."""
@@ -243,16 +252,15 @@ def _secret_texts(settings: HttpHandler) -> list[str]:
     return sorted((one for one in found if len(one) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
-def _has(headers: Mapping[str, object], name: str) -> bool:
-    return any(one.lower() == name for one in headers)
-
-
 def _encoded(value: str) -> str:
     """A header's value in printable ASCII; HTTP drops blanks at the ends."""
+    if _PLAIN.fullmatch(value):
+        return value
     safe = _PRINTABLE if value == value.strip() else _PRINTABLE.strip()
     return quote(value, safe=safe, errors="surrogatepass")
 
 
+@lru_cache(256)
 def _content_type(value: str) -> str:
     """A content type that came from outside, if it can be one."""
     value = value.strip()

@@ -512,6 +512,7 @@ def test_an_answer_that_is_too_large_is_not_read(handler: HttpHandlerServer) -> 
     for start in (
         HEAD + b"Content-Length: 99999999999\r\n\r\n",
         HEAD + b"Connection: close\r\n\r\n",
+        HEAD + b"Content-Encoding: identity\r\nConnection: close\r\n\r\n",
     ):
         handler.answer = lambda call, start=start: call.flood(start, b"x" * 65_536)  # type: ignore[misc]
         tracemalloc.start()
@@ -522,6 +523,12 @@ def test_an_answer_that_is_too_large_is_not_read(handler: HttpHandlerServer) -> 
             tracemalloc.stop()
         assert isinstance(error, BadItem)
         assert "max_result_bytes, 1,048,576 bytes" in str(error)
+
+
+def test_an_answer_with_two_lengths_is_none(handler: HttpHandlerServer) -> None:
+    both = HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    handler.answer = lambda call: call.flood(both, b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+    assert isinstance(error_of(at(handler, max_result_bytes=1 << 20)), (RetryItem, BadItem))
 
 
 def test_an_endless_refusal_is_quoted_and_left(handler: HttpHandlerServer) -> None:
