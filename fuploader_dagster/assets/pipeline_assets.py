@@ -152,6 +152,7 @@ def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[A
             getattr(context.resources, names.store).open(),
             ArchiveFinder({pipeline.name: pipeline}).open,
             log_progress(context.log),
+            items=log_items(context.log),
             tell=context.log.warning,
         )
         done, failed = sorted_outcomes(context.log, outcomes)

@@ -123,7 +123,9 @@ async def _canceled(tasks: Sequence[asyncio.Task[Outcome]]) -> None:
         await asyncio.wait(tasks)
 
 
-def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> ProcessedSlot:
+def process_slot(
+    slot: SealedSlot, pipeline: Pipeline, layout: Layout, progress: ItemsDone | None = None
+) -> ProcessedSlot:
     """Process one slot, unless that was done already. The caller holds the partition's lock.
 
     `layout`: where the results go. Raises `ProcessorUnavailable` if the processor works for no
@@ -133,9 +135,12 @@ def process_slot(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Proces
         return done
 
     async def process() -> ProcessedSlot:
-        step = _Step(pipeline, None)
+        step = _Step(pipeline, progress)
         try:
             return await _SlotInWork(step, slot, layout).processed()
+        except ProcessorUnavailable as error:
+            step.note_unavailable(error)
+            raise
         finally:
             await step.close()
 
@@ -242,12 +247,12 @@ class _Step:
             outcome: Outcome = await self._steps(partition_key(partition))
         except Exception as error:  # noqa: BLE001  it is the outcome
             if isinstance(error, ProcessorUnavailable):
-                self._set_unavailable(error)
+                self.note_unavailable(error)
             outcome = failed(partition, error)
             note_failed(outcome, self.pipeline, "process")
         return replace(outcome, seconds=time.monotonic() - started)
 
-    def _set_unavailable(self, error: ProcessorUnavailable) -> None:
+    def note_unavailable(self, error: ProcessorUnavailable) -> None:
         if self.unavailable is None:
             self.unavailable = error
             note_processor_trouble(self.pipeline.layout, str(error))

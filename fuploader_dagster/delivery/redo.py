@@ -30,7 +30,7 @@ from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import pack
-from fuploader_dagster.delivery.process import process_slot
+from fuploader_dagster.delivery.process import ItemsDone, process_slot
 from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.delivery.store_trouble import Patience
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
@@ -65,19 +65,21 @@ def redo_partitions(
     open_archive: OpenArchive,
     progress: ProgressOf | None = None,
     *,
+    items: ItemsDone | None = None,
     tell: Callable[[str], None] = log.warning,
 ) -> Iterator[Outcome]:
     """Process stored partitions again, one after the other, and upload each under a key of its own.
 
-    `tell` gets a sentence for each attempt that is repeated. A partition that fails keeps the
-    archive and the receipt that it has, and what was done so far: the next attempt continues there.
+    `items` gets the progress of the processing, `tell` a sentence for each attempt that is
+    repeated. A partition that fails keeps the archive and the receipt that it has, and what was
+    done so far: the next attempt continues there.
     """
     with Patience(pipeline.layout, store, tell) as patience:
 
         def steps(key: PartitionKey) -> Done:
             patience.begin()
             report = patience.listening(progress(str(key)) if progress else None)
-            done = _redo_one(key, pipeline, store, open_archive, report)
+            done = _redo_one(key, pipeline, store, open_archive, report=report, items=items)
             patience.succeeded()
             return done
 
@@ -90,7 +92,9 @@ def _redo_one(
     pipeline: Pipeline,
     store: ObjectStore,
     open_archive: OpenArchive,
-    progress: Progress,
+    *,
+    report: Progress,
+    items: ItemsDone | None,
 ) -> Done:
     layout, partition = pipeline.layout, str(key)
     if pipeline.process is None:
@@ -115,7 +119,7 @@ def _redo_one(
         if slot is None:
             slot = _fetched(before, key, pipeline, open_archive)
         try:
-            processed = process_slot(slot, pipeline, work)
+            processed = process_slot(slot, pipeline, work, items)
             packed = pack(slot, pipeline, work)
         except DamagedSlot as error:  # only a copy: what is stored is not in question
             remove_tree(work.root)
@@ -129,7 +133,7 @@ def _redo_one(
             pipeline,
             key=slot.object_key(pipeline.key),
             names=lambda: names_of(slot, packed, pipeline, work),
-            progress=progress,
+            progress=report,
             file=packed.file(work),
         )
         _remove(work)

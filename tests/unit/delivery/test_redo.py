@@ -18,6 +18,8 @@ from fuploader_dagster.contracts.processor import Item, Processor, Result
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.process import ItemsDone
+from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
 from fuploader_dagster.delivery.redo import redo_partitions, redos
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.ship import ship
@@ -65,12 +67,13 @@ def receipt_of(settings: Pipeline, partition: str) -> Receipt:
     return receipt
 
 
-def redone(settings: Pipeline, partition: str) -> Outcome:
+def redone(settings: Pipeline, partition: str, items: ItemsDone | None = None) -> Outcome:
     (outcome,) = redo_partitions(
         [partition],
         settings,
         settings.store.open(),
         lambda key: Archive.open(stored_at(settings, receipt_of(settings, key))),
+        items=items,
     )
     return outcome
 
@@ -331,6 +334,24 @@ def test_an_item_that_is_bad_now_becomes_a_dead_letter_of_the_redo(tmp_path: Pat
     assert letter.item is not None
     assert (letter.item.partition, letter.item.name) == (first.partition, "b")
     assert receipt_of(smaller, first.partition).results == 1
+
+
+def test_while_the_processor_works_for_nobody_what_is_stored_stays(tmp_path: Path) -> None:
+    first = shipped(made(tmp_path))
+    switch = tmp_path / "on"
+    settings = made(tmp_path, Script(switch=switch, max_retries=1))
+    outcome = redone(settings, first.partition)
+    assert isinstance(outcome, Failed)
+    assert outcome.unavailable
+    assert find_processor_trouble(settings.layout) is not None
+    assert list(numbered_dead_letters(settings.layout)) == []
+    assert receipt_of(settings, first.partition) == first
+    switch.touch()
+    told: list[tuple[str, int, int, int]] = []
+    outcome = redone(settings, first.partition, lambda *figures: told.append(figures))
+    assert isinstance(outcome, Done), outcome
+    assert told[-1] == (first.partition, len(FILES), len(FILES), 0)
+    assert find_processor_trouble(settings.layout) is None
 
 
 class Uploads:
