@@ -125,6 +125,7 @@ def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
 def _archive_metadata(archive: Packed | Receipt) -> dict[str, Any]:
     return {
         "messages": archive.messages,
+        **({"results": archive.results} if archive.results else {}),
         "payload_bytes": archive.payload_bytes,
         "archive_bytes": archive.size_bytes,
         "ratio": round(archive.payload_bytes / max(1, archive.size_bytes), 2),
