@@ -186,9 +186,19 @@ def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
         yield letter
 
 
-def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
-    """All dead letters with their ids, by day, including those that were sent back."""
-    for path in sorted(layout.dead_letters.glob("*.jsonl")):
+def item_letters(layout: Layout) -> Iterator[FailedItem]:
+    """The items that could not be processed, by day; the letters of messages are not read."""
+    for _, letter in numbered_dead_letters(layout, f"*-{PROCESSING_WRITER}"):
+        if letter.item is not None:
+            yield letter.item
+
+
+def numbered_dead_letters(layout: Layout, stems: str = "*") -> Iterator[tuple[str, DeadLetter]]:
+    """All dead letters with their ids, by day, including those that were sent back.
+
+    `stems`: which files are read.
+    """
+    for path in sorted(layout.dead_letters.glob(f"{stems}.jsonl")):
         with os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
@@ -201,11 +211,7 @@ def numbered_dead_letters(layout: Layout) -> Iterator[tuple[str, DeadLetter]]:
 
 def letters_of_processing(layout: Layout, processing: str) -> set[int]:
     """Positions of the items that have a letter of this processing."""
-    return {
-        letter.item.position
-        for _, letter in numbered_dead_letters(layout)
-        if letter.item is not None and letter.item.processing == processing
-    }
+    return {one.position for one in item_letters(layout) if one.processing == processing}
 
 
 def requeued_ids(layout: Layout) -> set[str]:

@@ -36,8 +36,8 @@ from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     DeadLetterBox,
     FailedItem,
+    item_letters,
     letters_of_processing,
-    numbered_dead_letters,
 )
 from fuploader_dagster.delivery.attempts import (
     Done,
@@ -199,11 +199,7 @@ def _stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:
     """Where inputs are not results' inputs and dead letters together, a sentence each."""
     failed_ones = [seal for seal in processed if seal.failed]
-    letters = Counter(
-        letter.item.processing
-        for _, letter in (numbered_dead_letters(layout) if failed_ones else ())
-        if letter.item is not None
-    )
+    letters = Counter(one.processing for one in (item_letters(layout) if failed_ones else ()))
     return [
         f"{seal.processing.partition}: {seal.failed} of {seal.inputs} items failed, but "
         f"{letters[seal.processing.id]} have a dead letter"
