@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.crashes import ROOT
 from tests.drains import files, publish, publish_bodies
@@ -29,6 +29,7 @@ CALLS = (
     *("fsync", "fdatasync", "syncfs", "mkdir", "openat", "rename", "link", "linkat", "unlink"),
     *("unlinkat", "rmdir", "sendto"),
 )
+PROCESSED = ("processed", "slot-0")
 _CALL = re.compile(r"(?P<call>\w+)\((?P<given>.*)\) += (?P<result>-?\d+)")
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _OPEN_FILE = re.compile(r"^\d+<((?:\\x[0-9a-f]{2})*)>")
@@ -82,7 +83,16 @@ class Disk:
         elif call in ("unlink", "unlinkat", "rmdir"):
             self._remove(first)
         elif call != "openat":
+            commits = first.name == "segment.tar" or done.content.startswith(b"FUPC")
+            if first.parts[-4:-2] == PROCESSED and commits:
+                self._demand(f"results in {first.name}", *self._before(first))
             self.bytes.add(first)
+
+    def _before(self, path: Path) -> list[str]:
+        """What has to be synced before a commit of results goes on with this file."""
+        here = path.parent.relative_to(self._folder)
+        synced = [str(here / "outcomes"), "data/docs/dead-letters"]
+        return synced if path.name == "segment.tar" else [*synced, str(here / "segment.tar")]
 
     def _name(self, path: Path) -> None:
         self.known.add(path)
@@ -92,6 +102,8 @@ class Disk:
         parts = target.relative_to(self._folder).parts
         if parts[:3] == ("data", "docs", "sealed") and not target.name.startswith(".tmp-"):
             self._demand("a seal", str(source.relative_to(self._folder)))
+        if target.parts[-4:-2] == PROCESSED and target.name == "seal.json":
+            self._demand("a processed slot", str(target.parent.relative_to(self._folder)))
         if source.parts[-3:-2] == ("sealed",) and target.name.startswith(".tmp-"):
             self._demand("the removal of a slot", "data/docs/receipts", "objects")
         if source.name.startswith(".tmp-") and source in self.bytes and not _for_display(target):
@@ -122,7 +134,7 @@ class Disk:
 
 def _for_display(path: Path) -> bool:
     """What only people read: workers' words, and the counts of dead letters."""
-    return path.parent.name == "workers" or path.match("dead-letters/counts-w*.json")
+    return path.parent.name == "workers" or path.match("dead-letters/counts-*.json")
 
 
 def calls(trace: str) -> Iterator[str]:
@@ -150,7 +162,7 @@ def parsed(trace: str) -> Iterator[Call]:
             paths = [Path(_bytes(opened[1]).decode())]
         else:
             paths = [Path(each.decode()) for each in strings if each.startswith(b"/")]
-        content = strings[0] if strings and match["call"] == "sendto" else b""
+        content = strings[0] if strings and match["call"] in ("sendto", "write") else b""
         yield Call(match["call"], paths, content, "O_CREAT" in match["given"])
 
 
@@ -166,21 +178,10 @@ def _bytes(shown: str) -> bytes:
     return bytes.fromhex(shown.replace("\\x", ""))
 
 
-def test_a_power_cut_at_any_call_takes_nothing_that_was_acknowledged_sealed_or_let_go(
-    rabbitmq: RabbitMQServer, redis_server: RedisServer, tmp_path: Path
-) -> None:
-    servers = {"rabbitmq": rabbitmq.url, "redis": redis_server.url(), "queue": new_queue(rabbitmq)}
-    settings = settings_in(tmp_path, servers=servers)
-    contents = files(100)
-    publish(settings, contents)
-    publish_bodies(settings, [b"poison %d" % number for number in range(4)])
-    trace = tmp_path / "trace"
-    asked = {
-        "life": "whole",
-        "folder": str(tmp_path),
-        "kill": None,
-        "values": {"servers": servers},
-    }
+def traced(life: str, folder: Path, **values: Any) -> list[Call]:
+    """The system calls of a life."""
+    trace = folder / "trace"
+    asked = {"life": life, "folder": str(folder), "kill": None, "values": values}
     subprocess.run(
         [
             binary("strace", package="strace"),
@@ -195,20 +196,28 @@ def test_a_power_cut_at_any_call_takes_nothing_that_was_acknowledged_sealed_or_l
         capture_output=True,
         timeout=240,
     )
+    return list(parsed(trace.read_text()))
+
+
+def test_a_power_cut_at_any_call_takes_nothing_that_was_acknowledged_sealed_or_let_go(
+    rabbitmq: RabbitMQServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    servers = {"rabbitmq": rabbitmq.url, "redis": redis_server.url(), "queue": new_queue(rabbitmq)}
+    settings = settings_in(tmp_path, servers=servers)
+    contents = files(100)
+    publish(settings, contents)
+    publish_bodies(settings, [b"poison %d" % number for number in range(4)])
+    done = traced("whole", tmp_path, servers=servers)
     assert archived(settings) == {name: [content] for name, content in contents.items()}
-    done = list(parsed(trace.read_text()))
     disk = replayed(done, tmp_path)
     assert disk.early == []
     archives = len(list((tmp_path / "objects").rglob("*.tar.zst")))
     assert disk.seen["an acknowledgement"] >= len(contents) / settings.commit_messages
     assert disk.seen["a seal"] == disk.seen["the removal of a slot"] == archives > 2
     assert disk.seen["the removal of an archive"] == archives
-    assert_that_it_would_notice(done, tmp_path)
-
-
-def assert_that_it_would_notice(done: list[Call], folder: Path) -> None:
-    """Without the syncs of any one of these, something is too early."""
-    for left_out in (
+    assert_that_it_would_notice(
+        done,
+        tmp_path,
         r"data/docs/active/slot-0/dir-\d+/segment\.tar",
         r"data/docs/active/slot-0/dir-\d+/index",
         r"data/docs/active/slot-0/dir-\d+",
@@ -221,7 +230,30 @@ def assert_that_it_would_notice(done: list[Call], folder: Path) -> None:
         r"objects/docs/.*/\.tmp-.*",
         r"objects/docs/\d+",
         r"objects",
-    ):
+    )
+
+
+def test_a_power_cut_at_any_call_takes_no_result_that_was_counted(tmp_path: Path) -> None:
+    traced("to_process", tmp_path)
+    done = traced("processing", tmp_path)
+    disk = replayed(done, tmp_path)
+    assert disk.early == []
+    assert disk.seen["results in index"] > 3
+    assert disk.seen["a processed slot"] == 1
+    assert_that_it_would_notice(
+        done,
+        tmp_path,
+        r"data/docs/processed/slot-0/dir-\d+/outcomes",
+        r"data/docs/processed/slot-0/dir-\d+/segment\.tar",
+        r"data/docs/processed/slot-0/dir-\d+/index",
+        r"data/docs/dead-letters/.*\.jsonl",
+        r"data/docs/receipts/.*\.jsonl",
+    )
+
+
+def assert_that_it_would_notice(done: list[Call], folder: Path, *each: str) -> None:
+    """Without the syncs of any one of these, something is too early."""
+    for left_out in each:
         pattern = re.compile(re.escape(str(folder)) + "/" + left_out)
         rest = [
             call
