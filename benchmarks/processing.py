@@ -112,6 +112,8 @@ def _sealed(ours: Ours, work: Work) -> Iterator[str]:
         for part in range(work.slots):
             for number in range(part, work.items, work.slots):
                 slot.add(f"{kind}-{number:09d}.json", documents.content(number))
+                if slot.count.messages % intake.commit_messages == 0:
+                    slot.commit()
             sealed = slot.seal("count")
             assert sealed is not None
             yield str(sealed.partition)

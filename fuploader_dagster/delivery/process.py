@@ -71,6 +71,7 @@ from fuploader_dagster.processing.envelope import check_file_name
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.slots.formats import contents
+from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.processed import (
     FAILED,
     ProcessedSeal,
@@ -380,19 +381,25 @@ class _SlotInWork:
 
     def _batches(self) -> Iterator[list[Item]]:
         """What is not done yet, read from the slot as it is needed."""
-        done = self._writer.figures.inputs
-        entries = self._slot.entries()[done:]
+        position = self._writer.figures.inputs
         processing = self._writer.processing.id
         batch: list[Item] = []
-        for number, content in enumerate(contents(self._slot, entries)):
-            entry = entries[number]
+        for entry, content in self._not_done(position):
             headers = from_text(entry.headers)
-            batch.append(Item(entry.name, content, headers, f"{processing}-{done + number}"))
+            batch.append(Item(entry.name, content, headers, f"{processing}-{position}"))
+            position += 1
             if len(batch) == self._step.settings.batch:
                 yield batch
                 batch = []
         if batch:
             yield batch
+
+    def _not_done(self, done: int) -> Iterator[tuple[IndexEntry, bytes]]:
+        """The messages behind the first ones, and their contents."""
+        for committed in self._slot.entries_by_commit():
+            entries = committed[done:]
+            done = max(0, done - len(committed))
+            yield from zip(entries, contents(self._slot, entries), strict=True)
 
     def _has_room(self) -> bool:
         settings = self._step.settings

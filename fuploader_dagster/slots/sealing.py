@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from fuploader_dagster.errors import (
 )
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.settings.user_functions import object_key
-from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, read_index
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit, read_index
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
@@ -257,13 +257,20 @@ class SealedSlot:
 
         Raises `DamagedSlot` if the index is not the one that was sealed.
         """
+        return read_index(self._index()).entries
+
+    def entries_by_commit(self) -> Iterator[Sequence[IndexEntry]]:
+        """The same in pieces, for whom the memory of a large slot would be too much."""
+        return entries_by_commit(self._index())
+
+    def _index(self) -> bytes:
         content = read_own(self.directory / INDEX_NAME)
         if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
             raise DamagedSlot(
                 f"the index in {self.directory} is not the one that was sealed",
                 hint="somebody changed a sealed directory, or the disk is failing",
             )
-        return read_index(content).entries
+        return content
 
     def object_key(self, key: Any) -> str:
         """The object key from the seal; if the generator failed then, it is called and stored now.

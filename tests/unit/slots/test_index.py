@@ -18,6 +18,7 @@ from fuploader_dagster.slots.index import (
     WITH_HEADERS,
     IndexEntry,
     commit,
+    entries_by_commit,
     header,
     identities,
     index_of,
@@ -87,6 +88,7 @@ def test_what_was_written_is_read(indexed: tuple[Commits, int]) -> None:
     found = read_index(content)
     assert list(found.entries) == entries_of(commits)
     assert (found.end, found.commits, found.version) == (len(content), len(commits), version)
+    assert list(entries_by_commit(content)) == commits
     assert seen_by_others(content) == [entry.name for entry in found.entries]
     for entry in found.entries:
         assert entry.name in names_of(content, entry.sha256)
