@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Outcome
-from fuploader_dagster.delivery.failures import all_failures, due_at
+from fuploader_dagster.delivery.failures import all_failures, is_due
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.errors import SourceUnavailable
@@ -141,18 +141,11 @@ def _workers(pipeline: Pipeline) -> Iterator[Supervisor]:
 
 
 def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
-    failures = {failure.partition: failure for failure in all_failures(pipeline.layout)}
     now = time.time()
     waiting = {
-        partition
-        for partition, failure in failures.items()
-        if now
-        < due_at(
-            failure,
-            base_seconds=pipeline.recovery_base_seconds,
-            cap_seconds=pipeline.recovery_cap_seconds,
-            now=now,
-        )
+        failure.partition
+        for failure in all_failures(pipeline.layout)
+        if not is_due(failure, pipeline, now)
     }
     sealed = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
     partitions, idle = held_back(sealed, pipeline, now)

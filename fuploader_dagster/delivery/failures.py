@@ -17,6 +17,7 @@ from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
+from fuploader_dagster.settings.pipeline import Pipeline
 
 FAILURE_SUFFIX = ".failure.json"
 MAX_ERROR_CHARACTERS = 2000
@@ -65,15 +66,27 @@ def all_failures(layout: Layout) -> Iterator[Failure]:
             yield failure
 
 
-def forgive(layout: Layout, failure: Failure) -> None:
-    """Start counting a slot's failures again: what caused them is over."""
-    again = msgspec.structs.replace(failure, attempts=1)
-    write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
+def forgive_since(layout: Layout, stage: Stage, since: float) -> None:
+    """Start counting again what failed in this stage since then: what caused it is over."""
+    for failure in list(all_failures(layout)):
+        if failure.stage == stage and failure.failed_at >= since:
+            again = msgspec.structs.replace(failure, attempts=1)
+            write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
 
 
 def clear_failure(layout: Layout, partition: str) -> None:
     """The slot got through."""
     _path(layout, partition).unlink(missing_ok=True)
+
+
+def is_due(failure: Failure, pipeline: Pipeline, now: float) -> bool:
+    """Whether it is time to try again, as the pipeline's settings say."""
+    return now >= due_at(
+        failure,
+        base_seconds=pipeline.recovery_base_seconds,
+        cap_seconds=pipeline.recovery_cap_seconds,
+        now=now,
+    )
 
 
 def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float, now: float) -> float:

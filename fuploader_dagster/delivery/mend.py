@@ -21,22 +21,21 @@ moment one of the two is among the sealed slots.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
 from fuploader_dagster.delivery.failures import clear_failure
+from fuploader_dagster.delivery.slot_members import append_member
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, make_dirs, rename_durably, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
-from fuploader_dagster.disk.locks import FileLock
+from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.setting_aside import place_aside, set_aside
-from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
@@ -172,15 +171,9 @@ def finish_mending(replacement: SealedSlot, layout: Layout) -> None:
             _finish(layout.sealed(slot, number), record, layout)
 
 
-@contextmanager
-def _mending(layout: Layout) -> Iterator[None]:
+def _mending(layout: Layout) -> AbstractContextManager[None]:
     """One slot is mended at a time."""
-    lock = FileLock(layout.slot_lock(MENDED_SLOT))
-    lock.wait()
-    try:
-        yield
-    finally:
-        lock.release()
+    return waited_for(FileLock(layout.slot_lock(MENDED_SLOT)))
 
 
 def _is_replaced(record: Mended | None, layout: Layout) -> bool:
@@ -228,16 +221,10 @@ def _write_proven(
     It is a segment whatever format the damaged slot had: the archive is the same.
     """
     entries: dict[str, IndexEntry] = {}
-    offset = size = 0
     with (work / SEGMENT_NAME).open("wb") as segment:
         for name, content, headers in _proven(directory):
-            if name in entries:
-                continue
-            head = member_header(name, len(content), headers)
-            digest = hashlib.sha256(content).digest()
-            entries[name] = IndexEntry(name, offset, len(head), len(content), digest, headers)
-            offset += segment.write(head + content + padding(len(content)))
-            size += len(content)
+            if name not in entries:
+                entries[name] = append_member(segment, name, content, headers)
     if not entries:
         return [], None
     fsync_file(work / SEGMENT_NAME)
@@ -249,7 +236,7 @@ def _write_proven(
         number=number,
         slot_format="segment",
         messages=len(entries),
-        payload_bytes=size,
+        payload_bytes=sum(entry.size_bytes for entry in entries.values()),
         index_content=index_content,
         reason="mended",
         now=time.time(),

@@ -25,7 +25,7 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,12 +112,12 @@ def process_partitions(
         for task in tasks:
             yield loop.run_until_complete(task)
     finally:
-        loop.run_until_complete(_canceled(tasks))
+        loop.run_until_complete(_cancel(tasks))
         loop.run_until_complete(step.close())
         loop.close()
 
 
-async def _canceled(tasks: Sequence[asyncio.Task[Outcome]]) -> None:
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:
@@ -361,7 +361,7 @@ class _SlotInWork:
             try:
                 await self._work()
             finally:
-                await self._stop()
+                await _cancel(self._waiting)
             return writer.seal()
 
     async def _work(self) -> None:
@@ -426,12 +426,6 @@ class _SlotInWork:
             await asyncio.wait_for(self._changed.wait(), COMMIT_SECONDS)
         self._changed.clear()
         self._take()
-
-    async def _stop(self) -> None:
-        for task in self._waiting:
-            task.cancel()
-        if self._waiting:
-            await asyncio.wait(self._waiting)
 
     def _take(self) -> None:
         """Take what has ended, in the order of the inputs, and commit it when that is due.

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from fuploader_dagster.delivery.failures import Failure, all_failures, due_at, forgive
+from fuploader_dagster.delivery.failures import Failure, forgive_since, is_due
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode, read_own
@@ -95,12 +95,7 @@ def _is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
         failed_at=trouble.seen_at,
         error=trouble.error,
     )
-    return now >= due_at(
-        as_failure,
-        base_seconds=pipeline.recovery_base_seconds,
-        cap_seconds=pipeline.recovery_cap_seconds,
-        now=now,
-    )
+    return is_due(as_failure, pipeline, now)
 
 
 def end_processor_trouble(layout: Layout) -> None:
@@ -108,9 +103,7 @@ def end_processor_trouble(layout: Layout) -> None:
     trouble = find_processor_trouble(layout)
     layout.processor_trouble.unlink(missing_ok=True)
     if trouble is not None:
-        for failure in list(all_failures(layout)):
-            if failure.stage == "process" and failure.failed_at >= trouble.since:
-                forgive(layout, failure)
+        forgive_since(layout, "process", trouble.since)
 
 
 class Answers:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from fuploader_dagster.contracts.object_store import ObjectStore
-from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, due_at
+from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, is_due
 from fuploader_dagster.delivery.mend import all_mended, find_mended
 from fuploader_dagster.delivery.redo import redos, remove_if_stored, stored_redos
 from fuploader_dagster.delivery.upload import PartitionLock
@@ -95,12 +95,7 @@ def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float)
 def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
     failure = found.failures.get(key)
     if failure is not None:
-        return now >= due_at(
-            failure,
-            base_seconds=pipeline.recovery_base_seconds,
-            cap_seconds=pipeline.recovery_cap_seconds,
-            now=now,
-        )
+        return is_due(failure, pipeline, now)
     partition = PartitionKey.parse(key)
     if partition is None:
         return False

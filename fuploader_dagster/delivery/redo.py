@@ -31,8 +31,7 @@ from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import pack
 from fuploader_dagster.delivery.process import ItemsDone, process_slot
-from fuploader_dagster.delivery.ship import ProgressOf
-from fuploader_dagster.delivery.store_trouble import Patience
+from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
 from fuploader_dagster.delivery.upload import PartitionLock, names_of, store_archive
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -51,7 +50,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.index import INDEX_NAME, index_of
 from fuploader_dagster.slots.processed import find_processed
-from fuploader_dagster.slots.receipts import Receipt, find_receipt
+from fuploader_dagster.slots.receipts import Receipt, find_receipts
 from fuploader_dagster.slots.sealing import SEAL_NAME, Seal, SealedSlot, encode_seal, find_sealed
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
@@ -77,11 +76,8 @@ def redo_partitions(
     with Patience(pipeline.layout, store, tell) as patience:
 
         def steps(key: PartitionKey) -> Done:
-            patience.begin()
-            report = patience.listening(progress(str(key)) if progress else None)
-            done = _redo_one(key, pipeline, store, open_archive, report=report, items=items)
-            patience.succeeded()
-            return done
+            with patience.upload(str(key), progress) as report:
+                return _redo_one(key, pipeline, store, open_archive, report=report, items=items)
 
         for partition in partitions:
             yield attempt(partition, steps)
@@ -142,7 +138,8 @@ def _redo_one(
 
 def stored_redos(layout: Layout) -> tuple[str, ...]:
     """Partitions whose redo is stored, but a crash came before its folder was removed."""
-    return tuple(partition for partition in redos(layout) if _is_stored(layout, partition))
+    receipts = find_receipts(layout, redos(layout)).values()
+    return tuple(receipt.partition for receipt in receipts if _is_stored(layout, receipt))
 
 
 def redos(layout: Layout) -> list[str]:
@@ -154,18 +151,15 @@ def redos(layout: Layout) -> list[str]:
 def remove_if_stored(layout: Layout, receipt: Receipt) -> bool:
     """Remove the folder of a redo whose archive this receipt is of. May be repeated; the caller
     holds the partition's lock."""
-    work = Layout(layout.redo / receipt.partition)
-    slot = _readable(receipt.partition, work)
-    if slot is None or slot.seal.object_key != receipt.key:
-        return False
-    _remove(work)
-    return True
+    stored = _is_stored(layout, receipt)
+    if stored:
+        _remove(Layout(layout.redo / receipt.partition))
+    return stored
 
 
-def _is_stored(layout: Layout, partition: str) -> bool:
-    slot = _readable(partition, Layout(layout.redo / partition))
-    receipt = find_receipt(layout, partition)
-    return slot is not None and receipt is not None and slot.seal.object_key == receipt.key
+def _is_stored(layout: Layout, receipt: Receipt) -> bool:
+    slot = _readable(receipt.partition, Layout(layout.redo / receipt.partition))
+    return slot is not None and slot.seal.object_key == receipt.key
 
 
 def _remove(work: Layout) -> None:

@@ -18,9 +18,8 @@ from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.delivery.archive_members import ArchiveMembers
 from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import Packed, find_packed, forget_packed, pack_members
-from fuploader_dagster.delivery.ship import ProgressOf
 from fuploader_dagster.delivery.slot_members import SegmentMembers
-from fuploader_dagster.delivery.store_trouble import Patience
+from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
 from fuploader_dagster.delivery.upload import PartitionLock, store_archive
 from fuploader_dagster.disk.durable import make_dirs
@@ -53,11 +52,8 @@ def repack_partitions(
     with Patience(pipeline.layout, store, tell) as patience:
 
         def steps(key: PartitionKey) -> Done:
-            patience.begin()
-            report = patience.listening(progress(str(key)) if progress else None)
-            done = _repack_one(key, pipeline, store, open_archive, report)
-            patience.succeeded()
-            return done
+            with patience.upload(str(key), progress) as report:
+                return _repack_one(key, pipeline, store, open_archive, report)
 
         for partition in partitions:
             yield attempt(partition, steps)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from fuploader_dagster.contracts.object_store import ObjectStore, Progress
+from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.attempts import (
     Done,
     Failed,
@@ -36,7 +36,7 @@ from fuploader_dagster.delivery.mend import (
 )
 from fuploader_dagster.delivery.pack import Packed, pack
 from fuploader_dagster.delivery.process import process_partitions
-from fuploader_dagster.delivery.store_trouble import Patience
+from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.upload import PartitionLock, upload
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -46,9 +46,6 @@ from fuploader_dagster.slots.receipts import Receipt
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 
 log = logging.getLogger(__name__)
-
-ProgressOf = Callable[[str], Progress]
-"""Gives the callback for a partition's upload."""
 
 _Deliver = Callable[[SealedSlot, Packed], Receipt]
 
@@ -78,11 +75,8 @@ def upload_partitions(
 
     def upload_all(ready: Sequence[str]) -> Iterator[Outcome]:
         def deliver(slot: SealedSlot, packed: Packed) -> Receipt:
-            patience.begin()
-            report = patience.listening(progress(packed.partition) if progress else None)
-            receipt = upload(slot, packed, store, pipeline, progress=report)
-            patience.succeeded()
-            return receipt
+            with patience.upload(packed.partition, progress) as report:
+                return upload(slot, packed, store, pipeline, progress=report)
 
         threads = ThreadPoolExecutor(pipeline.upload_threads, "upload")
         with Patience(pipeline.layout, store, tell) as patience, threads:

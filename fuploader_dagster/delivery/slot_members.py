@@ -10,15 +10,18 @@ What must always hold: it never follows a link and never reads outside its slot.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 from fuploader_dagster.archives.members import MemberSource, MemberToPack, PlainMember
 from fuploader_dagster.disk.tar_headers import member_bytes, member_header, padding
 from fuploader_dagster.errors import DamagedData, DamagedSlot
+from fuploader_dagster.slots.index import IndexEntry
 
 
 class SegmentMembers(MemberSource):
@@ -202,6 +205,16 @@ class RenamedMembers(MemberSource):
 
     def close(self) -> None:
         self._source.close()
+
+
+def append_member(segment: BinaryIO, name: str, content: bytes, headers: str) -> IndexEntry:
+    """Write one more member into a segment, for `SegmentMembers`; returns its index entry."""
+    head = member_header(name, len(content), headers)
+    digest = hashlib.sha256(content).digest()
+    entry = IndexEntry(name, segment.tell(), len(head), len(content), digest, headers)
+    for part in (head, content, padding(len(content))):
+        segment.write(part)
+    return entry
 
 
 def _files_below(

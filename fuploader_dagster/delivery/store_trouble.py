@@ -19,13 +19,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 
 import msgspec
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
-from fuploader_dagster.delivery.failures import all_failures, forgive
+from fuploader_dagster.delivery.failures import forgive_since
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
@@ -48,6 +49,10 @@ LOOK_SECONDS = 10.0
 """How long a store may take to answer a look."""
 QUIET_SECONDS = 15.0
 """While uploads wait, the store is looked at after this long without a sign of it."""
+
+
+ProgressOf = Callable[[str], Progress]
+"""Gives the callback for a partition's upload."""
 
 
 class StoreTrouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +91,7 @@ def end_trouble(layout: Layout) -> None:
     trouble = find_trouble(layout)
     layout.store_trouble.unlink(missing_ok=True)
     if trouble is not None:
-        for failure in list(all_failures(layout)):
-            if failure.stage == "upload" and failure.failed_at >= trouble.since:
-                forgive(layout, failure)
+        forgive_since(layout, "upload", trouble.since)
 
 
 def look(store: ObjectStore) -> str:
@@ -153,18 +156,22 @@ class Patience:
         self._wait_or_raise(str(retry.error))
         self._note(str(retry.error))
 
-    def listening(self, report: Progress | None) -> Progress:
-        """`report`, each call of which counts as a sign of the store."""
+    @contextmanager
+    def upload(self, partition: str, progress: ProgressOf | None) -> Iterator[Progress]:
+        """Around the upload of a partition's archive, which the store has confirmed at the end.
+
+        Gives the callback for the upload: each call counts as a sign of the store. Raises as
+        `begin` does.
+        """
+        self.begin()
+        report = progress(partition) if progress else None
 
         def progressed(sent: int, total: int) -> None:
             self._last_sign = time.monotonic()
             if report is not None:
                 report(sent, total)
 
-        return progressed
-
-    def succeeded(self) -> None:
-        """The store has confirmed an archive."""
+        yield progressed
         self._last_sign = time.monotonic()
         if self._layout.store_trouble.exists():
             end_trouble(self._layout)

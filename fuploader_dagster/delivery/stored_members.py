@@ -12,13 +12,12 @@ says that there are results.
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from fuploader_dagster.archives.manifest import RESULTS_KEY
 from fuploader_dagster.archives.reader import Archive
-from fuploader_dagster.disk.tar_headers import member_header, padding
+from fuploader_dagster.delivery.slot_members import append_member
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedArchive
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -58,13 +57,8 @@ def fetch(
         fetched = Fetched([], [], processed=noted or bool(before.results))
         with segment.open("wb") as file:
             for name, payload, headers in stored.files(lambda name: results or not is_result(name)):
-                head = member_header(name, len(payload), headers)
-                digest = sha256(payload).digest()
-                entry = IndexEntry(name, file.tell(), len(head), len(payload), digest, headers)
+                entry = append_member(file, name, payload, headers)
                 (fetched.results if is_result(name) else fetched.originals).append(entry)
-                file.write(head)
-                file.write(payload)
-                file.write(padding(len(payload)))
         if stored.unproven.count:  # or the new archive would vouch for whatever came
             stored.verify_whole(before.sha256)
     wanted = (before.messages * before.originals, before.results * results)

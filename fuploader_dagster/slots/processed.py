@@ -30,6 +30,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -58,6 +59,8 @@ from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot
 from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 RESULTS_PREFIX = "results/"
 """What the names of results begin with, here and in archives."""
@@ -165,7 +168,8 @@ class ProcessedSlot:
         content = read_own(self.directory / OUTCOMES_NAME)
         if hashlib.sha256(content).hexdigest() != self.seal.outcomes_sha256:
             raise DamagedResults(f"the outcomes in {self.directory} are not those that were sealed")
-        yield from _lines(content)
+        for line, _ in _lines_and_ends(content):
+            yield line
 
 
 def find_processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
@@ -210,25 +214,18 @@ class ProcessedWriter:
         self._entries = 0
         self._bytes = 0
 
-    def __enter__(self) -> ProcessedWriter:
-        self._resume_or_begin()
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    @property
-    def processing(self) -> Processing:
-        return self._processing
-
-    def _resume_or_begin(self) -> None:
+    def __enter__(self) -> ProcessedWriter:
+        """Go on with what an earlier attempt began, or begin."""
         try:
-            found = _read_processing(self.directory)
+            found = _read(self.directory / PROCESSING_NAME, Processing)
             if found is not None and self._continues(found):
-                self._processing = found
+                self.processing = found
                 self._open()
                 self.resumed = True
-                return
+                return self
         except (DamagedResults, DamagedSlot, ForeignFile) as error:
             target = set_aside(self.directory, self._layout)
             log.error(
@@ -239,7 +236,7 @@ class ProcessedWriter:
             )
         if os.path.lexists(self.directory):
             remove_tree(self.directory)
-        self._processing = Processing(
+        self.processing = Processing(
             id=secrets.token_hex(8),
             partition=self._slot.seal.partition,
             from_index_sha256=self._slot.seal.index_sha256,
@@ -247,9 +244,10 @@ class ProcessedWriter:
             processor_version=self._version,
         )
         make_dirs(self.directory)
-        write_durably(self.directory / PROCESSING_NAME, msgspec.json.encode(self._processing))
+        write_durably(self.directory / PROCESSING_NAME, msgspec.json.encode(self.processing))
         reached(CrashPoint.PROCESSING_BEGUN)
         self._open()
+        return self
 
     def _continues(self, found: Processing) -> bool:
         """Whether the work that was begun can go on; says why if it cannot."""
@@ -275,13 +273,13 @@ class ProcessedWriter:
         self.figures = Figures()
         path = self.directory / OUTCOMES_NAME
         content = read_own(path) if os.path.lexists(path) else b""
-        end = 0
+        end = inputs = results = 0
         for line, stop in _lines_and_ends(content):
             if line.entries > self._entries:
                 break
             self.figures.add(line)
-            end = stop
-        if (self.figures.inputs, self.figures.results) != _last_of(content[:end]):
+            end, inputs, results = stop, line.inputs, line.entries
+        if (self.figures.inputs, self.figures.results) != (inputs, results):
             raise DamagedResults(f"the lines of {path} do not add up")
         if self.figures.results != self._entries:
             raise DamagedResults(f"{path} does not account for the {self._entries} results")
@@ -326,7 +324,7 @@ class ProcessedWriter:
         path = self.directory / OUTCOMES_NAME
         outcomes = read_own(path) if os.path.lexists(path) else b""
         seal = ProcessedSeal(
-            processing=self._processing,
+            processing=self.processing,
             inputs=self.figures.inputs,
             failed=self.figures.failed,
             results=self.figures.results,
@@ -348,24 +346,19 @@ def _is_of(processing: Processing, slot: SealedSlot) -> bool:
     return (processing.partition, processing.from_index_sha256) == wanted
 
 
-def _read_processing(directory: Path) -> Processing | None:
-    """None if nothing was begun, or its first file was never written."""
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    """None if it was never written. Raises `DamagedResults`."""
     try:
-        return msgspec.json.decode(read_own(directory / PROCESSING_NAME), type=Processing)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UNREADABLE_JSON as error:
-        raise DamagedResults(f"{directory / PROCESSING_NAME} cannot be read: {error}") from error
-
-
-def _read_seal(directory: Path) -> ProcessedSeal | None:
-    try:
-        seal = msgspec.json.decode(read_own(directory / SEAL_NAME), type=ProcessedSeal)
+        return msgspec.json.decode(read_own(path), type=kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ForeignFile, *UNREADABLE_JSON) as error:
-        raise DamagedResults(f"{directory / SEAL_NAME} cannot be read: {error}") from error
-    if seal.version != VERSION:
+        raise DamagedResults(f"{path} cannot be read: {error}") from error
+
+
+def _read_seal(directory: Path) -> ProcessedSeal | None:
+    seal = _read(directory / SEAL_NAME, ProcessedSeal)
+    if seal is not None and seal.version != VERSION:
         raise OtherFormat(
             f"{directory / SEAL_NAME} has version {seal.version}, this software reads {VERSION}",
             hint="use the version that wrote it, or remove the directory: the slot is then "
@@ -384,16 +377,3 @@ def _lines_and_ends(content: bytes) -> Iterator[tuple[Outcomes, int]]:
             return
         yield line, stop
         start = stop
-
-
-def _lines(content: bytes) -> Iterator[Outcomes]:
-    for line, _ in _lines_and_ends(content):
-        yield line
-
-
-def _last_of(content: bytes) -> tuple[int, int]:
-    """What the last line says: inputs that are done, and results."""
-    inputs = entries = 0
-    for line in _lines(content):
-        inputs, entries = line.inputs, line.entries
-    return inputs, entries
