@@ -16,9 +16,13 @@ from fuploader_dagster.cli.console import (
     say,
     show_table,
 )
+from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
+from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -55,6 +59,8 @@ def _status_of(pipeline: Pipeline) -> dict[str, Any]:
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,
         "dead_letters": snapshot.dead_letters,
+        "failed_items": _failed_items(pipeline.layout),
+        "processor_trouble": str(processor_trouble_of(pipeline) or ""),
         "failures": list(all_failures(pipeline.layout)),
         "mended": [
             {**msgspec.to_builtins(one), "sentence": one.sentence(pipeline.layout)}
@@ -64,12 +70,20 @@ def _status_of(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
+def _failed_items(layout: Layout) -> int:
+    return read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total
+
+
 def _print_status(found: dict[str, Any]) -> None:
     say(
         f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    if found["failed_items"]:
+        say(f"{found['failed_items']:,} files could not be processed and are dead letters")
+    if found["processor_trouble"]:
+        say(found["processor_trouble"])
     if found["processed"]:
         say(f"{found['processed']:,} of them are processed, or being processed")
     for partition in found["redos"]:

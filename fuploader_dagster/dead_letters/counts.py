@@ -74,6 +74,11 @@ def read_counts(layout: Layout) -> DeadLetterCounts:
     return DeadLetterCounts(total=total, reasons=dict(reasons.most_common()), minutes=dict(minutes))
 
 
+def counts_path(layout: Layout, writer: str) -> Path:
+    """Where a writer of letters keeps its counts."""
+    return layout.dead_letters / f"counts-{writer}.json"
+
+
 def read_worker_counts(path: Path) -> DeadLetterCounts:
     """The counts in a file; zero where the file is missing or was torn by a power failure."""
     try:

@@ -30,6 +30,7 @@ from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
 from fuploader_dagster.dead_letters.counts import (
     DeadLetterCounts,
+    counts_path,
     read_worker_counts,
     write_worker_counts,
 )
@@ -90,6 +91,8 @@ class DeadLetterBox:
         """`writer`: a worker's number, or `PROCESSING_WRITER`."""
         self._folder = layout.dead_letters
         self._writer = f"w{writer}" if isinstance(writer, int) else writer
+        self._counts_path = counts_path(layout, self._writer)
+        self._counts_are_ours = isinstance(writer, int)
         self._clock = clock
         self._counts: DeadLetterCounts | None = None
 
@@ -104,12 +107,11 @@ class DeadLetterBox:
         self._count(letters)
 
     def _count(self, letters: Sequence[DeadLetter]) -> None:
-        path = self._folder / f"counts-{self._writer}.json"
-        if self._counts is None:
-            self._counts = read_worker_counts(path)
+        if self._counts is None or not self._counts_are_ours:
+            self._counts = read_worker_counts(self._counts_path)
         self._counts.add((letter.reason for letter in letters), self._clock())
         try:
-            write_worker_counts(path, self._counts)
+            write_worker_counts(self._counts_path, self._counts)
         except OSError as error:  # for displays only: the letters themselves are kept
             log.warning(
                 "the counts of dead letters could not be written, no letter is lost: %s", error

@@ -17,18 +17,21 @@ from tests.servers.ports import wait_until
 from tests.soak.installation import QUEUES
 from tests.soak.plan import (
     LIMITED,
+    PLAIN,
     VICTIMS,
     body_of,
     content_of,
     is_deadly,
     is_poison,
+    is_unprocessable,
     kills,
     name_of,
     outgoing,
     pause_of,
     queue_of,
+    results_of,
 )
-from tests.soak.verdict import judge
+from tests.soak.verdict import Letter, judge
 
 ROOT = Path(__file__).parents[2]
 SEED = 10
@@ -66,17 +69,40 @@ def test_the_judge_counts_what_is_lost_doubled_changed_or_dead() -> None:
     """Each kind of damage, planted once, is counted once; what was not confirmed is free."""
     lost, doubled, changed, unconfirmed = GOOD[3], GOOD[7], GOOD[11], GOOD[-1]
     members = [("a", name_of(n), content_of(SEED, n)) for n in GOOD if n not in (lost, changed)]
+    members += [("a", *one) for n in GOOD if n != lost for one in results_of(SEED, n)]
     members.append(("b", name_of(doubled), content_of(SEED, doubled)))
     members.append(("b", name_of(changed), content_of(SEED, changed)[:-1]))
-    bodies = [body_of(SEED, number) for number in [*POISON[1:], POISON[-1]]]
+    bodies = [Letter(body_of(SEED, number)) for number in [*POISON[1:], POISON[-1]]]
+    bodies += [Letter(b"", name_of(n)) for n in GOOD if n != lost and is_unprocessable(n)]
     confirmed = [range(unconfirmed), range(unconfirmed + 1, MANY)]
-    found = judge(SEED, confirmed, iter(members), iter([*bodies, b"no poison"]))
+    found = judge(SEED, confirmed, iter(members), iter([*bodies, Letter(b"no poison")]))
     assert found.published == MANY - 1
     assert found.lost == 3  # one is nowhere, one is changed, one is poison and no dead letter
     assert (found.second_copies, found.corrupt) == (1, 1)
     assert found.dead_letters == len(POISON) - 1 + 1
     assert (found.dead_letter_copies, found.wrong_dead_letters) == (1, 1)
     assert found.examples["second_copies"] == [f"{name_of(doubled)} in b"]
+    assert (found.second_results, found.wrong_results) == (0, len(results_of(SEED, changed)))
+    assert found.lost_results == 0
+
+
+def test_the_judge_counts_results_that_are_lost_doubled_wrong_or_dead() -> None:
+    stored = [number for number in GOOD if queue_of(number) == PLAIN]
+    members = [("a", name_of(n), content_of(SEED, n)) for n in stored]
+    results = [("a", *one) for n in stored for one in results_of(SEED, n)]
+    dead = [name_of(n) for n in stored if is_unprocessable(n)]
+    letters = [Letter(body_of(SEED, n)) for n in POISON] + [Letter(b"", name) for name in dead]
+    found = judge(SEED, [], iter(members + results), iter(letters))
+    assert (found.results, len(dead)) > (1_000, 10)
+    assert (found.lost_results, found.second_results, found.wrong_results) == (0, 0, 0)
+    assert (found.dead_letter_copies, found.wrong_dead_letters) == (0, 0)
+    archive, name, content = results[7]
+    spoilt = [*results[1:7], results[8], *results[8:], (archive, name, content[:-1])]
+    again = [*letters[:-1], letters[-2], Letter(b"", name_of(stored[0]))]
+    found = judge(SEED, [], iter(members + spoilt), iter(again))
+    assert found.lost_results == 3  # one left out, one changed, one without its dead letter
+    assert (found.second_results, found.wrong_results) == (1, 1)
+    assert (found.dead_letter_copies, found.wrong_dead_letters) == (1, 1)
 
 
 def test_a_soak_that_is_stopped_leaves_no_server_behind_and_says_how_far_it_was(
@@ -125,6 +151,7 @@ def test_a_short_soak_loses_doubles_and_changes_nothing(tmp_path: Path) -> None:
     assert lines[0] == f"seed {SEED}"
     result = json.loads(lines[-1])
     assert (result["lost"], result["second_copies"], result["corrupt"]) == (0, 0, 0)
+    assert (result["lost_results"], result["second_results"]) == (0, 0)
     assert result["seed"] == SEED
     assert result["kills"] > 1
     assert result["published"] > 100

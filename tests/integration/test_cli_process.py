@@ -71,6 +71,7 @@ def test_letters_of_items_show_their_stage_and_go_to_it_again(project: Path) -> 
     (letter,) = json.loads(fuploader(project, "dead-letters", "list", "--json").stdout)
     assert (letter["stage"], letter["name"]) == ("process", "bad")
     assert "ValueError: a bad one" in letter["reason"]
+    assert "1 files could not be processed" in fuploader(project, "status").stdout
     (project / "app.py").write_text(APP.replace('b"bad"', 'b"worse"'))
     again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")
     assert again.returncode == 0, again.stderr

@@ -26,7 +26,7 @@ from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
-from tests.soak import parser
+from tests.soak import handlers, parser
 from tests.soak.plan import DELIVERY_LIMIT, LIMITED, PLAIN
 
 WORKERS = {PLAIN: 2, LIMITED: 1}
@@ -224,7 +224,15 @@ class Installation:
         }
         source = {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}}
         own: dict[str, dict[str, Any]] = {
-            PLAIN: {"source": {**source, "queue": PLAIN}},
+            PLAIN: {
+                "source": {**source, "queue": PLAIN},
+                "process": {
+                    "kind": "functions",
+                    "module": "handlers",
+                    "workers": 1,
+                    "partitions_per_run": 64,
+                },
+            },
             LIMITED: {
                 "source": {
                     **source,
@@ -240,6 +248,7 @@ class Installation:
         }
         configuration = {"storage_root": "data", "pipelines": pipelines}
         shutil.copy(parser.__file__, project / "strategies.py")
+        shutil.copy(handlers.__file__, project / "handlers.py")
         (project / "fuploader.yaml").write_text(yaml.safe_dump(configuration))
         server = {"host": LOOPBACK, "port": self._port, "location_name": "fuploader"}
         workspace = {"load_from": [{"grpc_server": server}]}

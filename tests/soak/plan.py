@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tests.soak.handlers import contents_of, is_bad
 from tests.soak.properties import properties
 from tests.soak.publisher import Outgoing
 
 Victim = Literal[
     "worker",
     "run",
+    "child",
     "code_server",
     "code_server_alone",
     "daemon",
@@ -24,14 +26,15 @@ Victim = Literal[
     "redis",
     "s3",
 ]
-"""`code_server` goes with all that it started (a container, a unit of systemd); `code_server_alone`
-leaves that behind, so that old and new ones overlap."""
+"""`child` works for a run that processes. `code_server` goes with all that it started (a container,
+a unit of systemd); `code_server_alone` leaves that behind, so that old and new ones overlap."""
 VICTIMS: tuple[Victim, ...] = ("worker", "worker", *get_args(Victim))
 """A deck that is shuffled and dealt again and again, so that each gets its share."""
 PLAIN, LIMITED = "soak", "limited"
 """The pipelines, which have queues of these names. What is even goes to the first: a classic queue,
-no parser of its own. What is odd goes to a quorum queue that drops a message after some deliveries,
-and to a parser that is slow at times and dies of a few messages."""
+no parser of its own, but functions that process its files. What is odd goes to a quorum queue that
+drops a message after some deliveries, and to a parser that is slow at times and dies of a few
+messages."""
 DELIVERY_LIMIT = 20
 
 POISON_ONE_IN = 400
@@ -120,6 +123,21 @@ def name_of(number: int) -> str:
 def number_of(name: str) -> int | None:
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def results_of(seed: int, number: int) -> list[tuple[str, bytes]]:
+    """The results that must come out of a file, with their names in the archive."""
+    if queue_of(number) != PLAIN:
+        return []
+    contents = contents_of(number, content_of(seed, number))
+    stem, _, ending = name_of(number).rpartition(".")
+    names = [f"results/{stem}.{ending}", f"results/{stem}~2.{ending}"]
+    return list(zip(names, contents, strict=False))
+
+
+def is_unprocessable(number: int) -> bool:
+    """Whether a file, once it is stored, is a dead letter of the processing."""
+    return queue_of(number) == PLAIN and is_bad(number)
 
 
 def content_of(seed: int, number: int) -> bytes:

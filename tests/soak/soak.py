@@ -29,6 +29,7 @@ PROCESS_SECONDS = 15.0
 PROCESSES: dict[Victim, tuple[str, ...]] = {
     "worker": ("fuploader_dagster.intake.worker",),
     "run": ("multiprocessing.spawn", "spawn_main"),
+    "child": ("fuploader_dagster.processing.child",),
 }
 SETTINGS: dict[str, Any] = {
     "seal_messages": 2_000,
@@ -95,9 +96,9 @@ def soak(
             producer.confirmed,
             members_in(parts.s3.client(), parts.bucket),
             (
-                body
+                letter
                 for layout in parts.layouts.values()
-                for body in dead_letters_below(layout.dead_letters)
+                for letter in dead_letters_below(layout.dead_letters)
             ),
         )
         return {
@@ -185,7 +186,7 @@ def _kill_process(parts: Installation, flow: Flow, kill: Kill) -> bool:
         for one in read_statuses(layout)
         if one.pid == pid
     ]
-    flow.killed(kill.victim, lambda: True, places=places, uploads=kill.victim == "run")
+    flow.killed(kill.victim, lambda: True, places=places, uploads=kill.victim in ("run", "child"))
     try:
         os.kill(pid, signal.SIGTERM if kill.polite else signal.SIGKILL)
     except ProcessLookupError:
@@ -197,7 +198,7 @@ def _unfinished(parts: Installation) -> list[str]:
     """What is not at its end yet: messages in the queue, slots on the disk."""
     if not parts.up():
         return ["a part is not up"]
-    folders = ("active/slot-*/dir-*", "sealed/slot-*/dir-*", "archives/*")
+    folders = ("active/slot-*/dir-*", "sealed/slot-*/dir-*", "processed/slot-*/dir-*", "archives/*")
     found = [
         str(path)
         for layout in parts.layouts.values()
@@ -260,5 +261,6 @@ def broken_promises(result: dict[str, Any]) -> list[str]:
     zero = (
         *("unfinished", "lost", "second_copies", "corrupt", "reused_keys"),
         *("wrong_dead_letters", "dead_letter_copies"),
+        *("lost_results", "second_results", "wrong_results"),
     )
     return [what for what in zero if result[what]]

@@ -2,6 +2,8 @@
 
 Every message that the broker confirmed must be in exactly one archive, or, if it is poison, among
 the dead letters. One that was not confirmed may be there or not, but not twice and not changed.
+Where a pipeline processes, each file that is stored has its results beside it, once, or one dead
+letter of the processing.
 """
 
 from __future__ import annotations
@@ -13,11 +15,29 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
-from tests.soak.plan import body_of, content_of, is_poison, number_of
+from tests.soak.plan import (
+    body_of,
+    content_of,
+    is_poison,
+    is_unprocessable,
+    name_of,
+    number_of,
+    results_of,
+)
+
+RESULTS = "results/"
+
+
+class Letter(NamedTuple):
+    """A dead letter."""
+
+    body: bytes
+    item: str = ""
+    """Its name, if it is a file that could not be processed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,12 @@ class Verdict:
     dead_letters: int
     dead_letter_copies: int
     wrong_dead_letters: int
-    """Dead letters that are no poison of ours."""
+    """Dead letters that are no poison of ours, and no file that cannot be processed."""
+    results: int
+    lost_results: int
+    """Also files that cannot be processed and have no dead letter."""
+    second_results: int
+    wrong_results: int
     archives: int
     examples: dict[str, list[str]]
 
@@ -41,15 +66,19 @@ def judge(
     seed: int,
     confirmed: Sequence[range],
     members: Iterator[tuple[str, str, bytes]],
-    dead_letters: Iterator[bytes],
+    dead_letters: Iterator[Letter],
 ) -> Verdict:
-    """`members` are (archive, name, content) of all archives; `dead_letters` are raw bodies."""
+    """`members` are (archive, name, content) of all archives."""
     copies: Counter[int] = Counter()
+    results: Counter[tuple[str, bytes]] = Counter()
     archives: set[str] = set()
     examples: dict[str, list[str]] = {"lost": [], "corrupt": [], "second_copies": []}
     corrupt = 0
     for archive, name, content in members:
         archives.add(archive)
+        if name.startswith(RESULTS):
+            results[name, content] += 1
+            continue
         number = number_of(name)
         if number is None or content != content_of(seed, number):
             corrupt += 1
@@ -58,7 +87,11 @@ def judge(
         copies[number] += 1
         if copies[number] > 1:
             examples["second_copies"].append(f"{name} in {archive}")
-    dead = Counter(dead_letters)
+    letters = list(dead_letters)
+    dead = Counter(letter.body for letter in letters if not letter.item)
+    unprocessed = Counter(letter.item for letter in letters if letter.item)
+    wanted = Counter(one for number in copies for one in results_of(seed, number))
+    failing = {name_of(number) for number in copies if is_unprocessable(number)}
     published = lost = poison = 0
     for batch in confirmed:
         for number in batch:
@@ -70,6 +103,13 @@ def judge(
                 examples["lost"].append(f"message {number}{', poison' if bad else ''}")
     wrong = [body for body in dead if not body.startswith((b"poison ", b"deadly "))]
     examples["wrong_dead_letters"] = [repr(body[:200]) for body in wrong]
+    examples["wrong_dead_letters"] += sorted(unprocessed.keys() - failing)
+    lost_results = [name for name, _ in wanted - results] + sorted(failing - unprocessed.keys())
+    wrong_results = [name for name, _ in results.keys() - wanted.keys()]
+    second_results = [one[0] for one, count in results.items() if count > 1]
+    examples.update(
+        lost_results=lost_results, wrong_results=wrong_results, second_results=second_results
+    )
     return Verdict(
         published=published,
         stored=len(copies),
@@ -77,8 +117,12 @@ def judge(
         second_copies=copies.total() - len(copies),
         corrupt=corrupt,
         dead_letters=len(+dead),
-        dead_letter_copies=dead.total() - len(+dead),
-        wrong_dead_letters=len(wrong),
+        dead_letter_copies=dead.total() - len(+dead) + unprocessed.total() - len(unprocessed),
+        wrong_dead_letters=len(wrong) + len(unprocessed.keys() - failing),
+        results=results.total(),
+        lost_results=len(lost_results),
+        second_results=len(second_results),
+        wrong_results=len(wrong_results),
         archives=len(archives),
         examples={what: some[:20] for what, some in examples.items()},
     )
@@ -96,11 +140,13 @@ def members_in(client: Any, bucket: str) -> Iterator[tuple[str, str, bytes]]:
                     yield entry["Key"], member.name, file.read() if file else b""
 
 
-def dead_letters_below(folder: Path) -> Iterator[bytes]:
-    """Raw bodies of all dead letters. A crash may leave a torn line, whose message comes again."""
+def dead_letters_below(folder: Path) -> Iterator[Letter]:
+    """All dead letters. A crash may leave a torn line, whose message comes again."""
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:
-                yield base64.b64decode(json.loads(line)["body"])
+                letter = json.loads(line)
+                item = letter.get("item") or {}
+                yield Letter(base64.b64decode(letter["body"]), item.get("name", ""))
             except ValueError:
                 continue
