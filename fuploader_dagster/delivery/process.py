@@ -8,9 +8,6 @@ What must always hold:
 - Only what was in work when a process died is processed again, with the same idempotency keys.
 - An item is blamed only if the processor works for others. If it works for nobody, it is
   unavailable: every partition of the step fails, and nothing becomes a dead letter.
-- Memory does not grow with the slot. Between the first item in work and the last one that was begun
-  are at most `WINDOW` times `concurrency` items, and all that is not committed has about
-  `MOST_BYTES`.
 
 All partitions of a step share one event loop and one processor: while the last slow items of a slot
 are waited for, those of the next one are in work. A partition's outcome is as in `ship`: whatever
@@ -21,24 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fuploader_dagster.contracts.processor import Item, Result
-from fuploader_dagster.dead_letters.letters import (
-    PROCESSING_WRITER,
-    DeadLetter,
-    DeadLetterBox,
-    FailedItem,
-    item_letters,
-    letters_of_processing,
-)
+from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery.attempts import (
     Done,
     Outcome,
@@ -47,36 +34,31 @@ from fuploader_dagster.delivery.attempts import (
     note_failed,
     partition_key,
 )
-from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.pack import find_packed
-from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
+from fuploader_dagster.delivery.slot_in_work import (
+    ItemsDone,
+    SlotInWork,
+    Step,
+    cancel,
+    stored_results,
+)
 from fuploader_dagster.delivery.upload import PartitionLock
-from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout, PartitionKey
-from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import (
     BadItem,
-    BadMessage,
-    ConfigError,
     DamagedResults,
     FuploaderError,
     ProcessorUnavailable,
-    RetryItem,
     SlotInUse,
 )
-from fuploader_dagster.processing.envelope import check_file_name
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import raised
-from fuploader_dagster.slots.formats import contents
-from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.processed import (
-    FAILED,
     ProcessedSeal,
     ProcessedSlot,
-    ProcessedWriter,
     find_processed,
 )
 from fuploader_dagster.slots.receipts import Receipt
@@ -84,17 +66,8 @@ from fuploader_dagster.slots.sealing import SealedSlot
 
 log = logging.getLogger(__name__)
 
-WINDOW = 4
-MOST_BYTES = 24 * 2**20
-COMMIT_BYTES = 8 * 2**20
-COMMIT_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 """Between two looks at a partition's lock that another process holds."""
-LONGEST_RETRY_SECONDS = 60.0
-LONGEST_CONTENT_TYPE = 1000
-
-ItemsDone = Callable[[str, int, int, int], object]
-"""Gets a partition, how many of its items are done, how many there are, and how many failed."""
 
 
 def process_partitions(
@@ -105,23 +78,16 @@ def process_partitions(
     A partition that is stored, or processed, already is done, and its outcome says so.
     """
     loop = asyncio.new_event_loop()
-    step = _Step(pipeline, progress)
+    step = _Partitions(pipeline, progress)
     tasks: list[asyncio.Task[Outcome]] = []
     try:
         tasks = [loop.create_task(step.outcome(partition)) for partition in partitions]
         for task in tasks:
             yield loop.run_until_complete(task)
     finally:
-        loop.run_until_complete(_cancel(tasks))
+        loop.run_until_complete(cancel(tasks))
         loop.run_until_complete(step.close())
         loop.close()
-
-
-async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
 
 
 def process_slot(
@@ -136,9 +102,9 @@ def process_slot(
         return done
 
     async def process() -> ProcessedSlot:
-        step = _Step(pipeline, progress)
+        step = Step(pipeline, progress)
         try:
-            return await _SlotInWork(step, slot, layout).processed()
+            return await SlotInWork(step, slot, layout).processed()
         except ProcessorUnavailable as error:
             step.note_unavailable(error)
             raise
@@ -163,7 +129,7 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
 
     Raises `BadItem`, `RetryItem`, and what the processor cannot go on with.
     """
-    step = _Step(pipeline, None)
+    step = Step(pipeline, None)
     try:
         await step.open()
         try:
@@ -172,29 +138,9 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
             raise
         except Exception as error:
             raise BadItem(f"the processor raised {raised(error)}") from error
-        return _stored_results(item, answer, step.settings.max_result_bytes)
+        return stored_results(item, answer, step.settings.max_result_bytes)
     finally:
         await step.close()
-
-
-def _stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]:
-    """An item's results, each with its name, if they can be stored. Raises `BadItem`."""
-    if isinstance(answer, BadItem):
-        raise answer
-    try:
-        for result in answer:
-            if not isinstance(result, Result) or not isinstance(result.content, bytes):
-                raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
-            if result.name:
-                check_file_name(result.name)
-            if len(result.content_type.encode()) > LONGEST_CONTENT_TYPE:
-                raise BadItem(f"a content type of more than {LONGEST_CONTENT_TYPE} bytes")
-    except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
-        raise BadItem(f"a result cannot be stored: {error}") from error
-    size = sum(len(result.content) for result in answer)
-    if size > most_bytes:
-        raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return [result if result.name else replace(result, name=item.name) for result in answer]
 
 
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:
@@ -209,33 +155,8 @@ def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]
     ]
 
 
-class _Step:
-    """One processor, and what all slots of a step share."""
-
-    def __init__(self, pipeline: Pipeline, progress: ItemsDone | None) -> None:
-        if pipeline.process is None:
-            raise ConfigError(f"pipeline {pipeline.name} has no processor (setting `process`)")
-        self.pipeline = pipeline
-        self.settings = pipeline.process
-        self.processor = self.settings.processor()
-        self.version = self.settings.version()
-        self.progress = progress or _no_progress
-        self.answers = Answers(pipeline.layout)
-        self.places = asyncio.Semaphore(self.settings.concurrency)
-        self.turn = asyncio.Lock()
-        """Held by the one slot that hands out items."""
-        self.unavailable: ProcessorUnavailable | None = None
-        self._waits_for_all = asyncio.Lock()
-        self._opened = False
-
-    async def open(self) -> None:
-        """Open the processor, when it is first needed. The caller has the turn."""
-        if not self._opened:
-            await self.processor.open()
-            self._opened = True
-
-    async def close(self) -> None:
-        await self.processor.close()
+class _Partitions(Step):
+    """A step that takes partitions; whatever goes wrong with one becomes its outcome."""
 
     async def outcome(self, partition: str) -> Outcome:
         """Process one partition; whatever goes wrong becomes its outcome."""
@@ -248,11 +169,6 @@ class _Step:
             outcome = failed(partition, error)
             note_failed(outcome, self.pipeline, "process")
         return replace(outcome, seconds=time.monotonic() - started)
-
-    def note_unavailable(self, error: ProcessorUnavailable) -> None:
-        if self.unavailable is None:
-            self.unavailable = error
-            note_processor_trouble(self.pipeline.layout, str(error))
 
     async def _steps(self, key: PartitionKey) -> Done:
         layout, partition = self.pipeline.layout, str(key)
@@ -267,7 +183,7 @@ class _Step:
                     if done is None and (packed := find_packed(layout, partition)) is not None:
                         return Done(partition, packed)  # so it was, before there was a processor
                     if done is None:
-                        done = await _SlotInWork(self, slot, layout).processed()
+                        done = await SlotInWork(self, slot, layout).processed()
                     return Done(partition, processed=done.seal)
 
     @asynccontextmanager
@@ -284,279 +200,3 @@ class _Step:
             yield stored_before
         finally:
             lock.__exit__()
-
-    async def attempt(self, items: Sequence[Item], *, alone: bool) -> Sequence[Any]:
-        """One call of the processor. The caller has one place, which is free afterwards.
-
-        `alone`: nothing else is in work meanwhile.
-        """
-        held = 1
-        try:
-            if alone:
-                async with self._waits_for_all:
-                    while held < self.settings.concurrency:
-                        await self.places.acquire()
-                        held += 1
-                    answers = await self.processor.process(items)
-            else:
-                answers = await self.processor.process(items)
-        finally:
-            for _ in range(held):
-                self.places.release()
-        return answers
-
-
-def _no_progress(*_: object) -> None:
-    """Nobody wants to know."""
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """An item that is not in work any more."""
-
-    item: Item
-    results: Sequence[Result] = ()
-    reason: str = ""
-    """Why it becomes a dead letter."""
-    seconds: float = 0.0
-    retries: int = 0
-
-
-class _SlotInWork:
-    """One slot whose items are processed."""
-
-    def __init__(self, step: _Step, slot: SealedSlot, layout: Layout) -> None:
-        self._step = step
-        self._slot = slot
-        self._writer = ProcessedWriter(slot, layout, step.settings.describe(), step.version)
-        self._waiting: deque[asyncio.Task[list[_Finished]]] = deque()
-        """Of each batch that was begun and not taken yet, in the order of the inputs."""
-        self._changed = asyncio.Event()
-        self._error: BaseException | None = None
-        self._letters = DeadLetterBox(step.pipeline.layout, PROCESSING_WRITER)
-        self._lettered: set[int] = set()
-        """Positions of items that an earlier attempt wrote letters of."""
-        failure = find_failure(step.pipeline.layout, slot.seal.partition)
-        self._failed_before = failure.failed_at if failure is not None else math.inf
-        self._in_hand = 0
-        """Items that were begun and are not taken."""
-        self._bytes_in_hand = 0
-        self._taken: list[_Finished] = []
-        """Results that are not committed."""
-        self._taken_bytes = 0
-        self._committed_at = time.monotonic()
-
-    async def processed(self) -> ProcessedSlot:
-        with self._writer as writer:
-            if writer.resumed:
-                log.info(
-                    "%s: %d of %d items were done before",
-                    self._slot.partition,
-                    writer.figures.inputs,
-                    self._slot.seal.messages,
-                )
-                self._lettered = letters_of_processing(
-                    self._step.pipeline.layout, writer.processing.id
-                )
-            try:
-                await self._work()
-            finally:
-                await _cancel(self._waiting)
-            return writer.seal()
-
-    async def _work(self) -> None:
-        async with self._step.turn:
-            await self._step.open()
-            for items in self._batches():
-                while not self._has_room():
-                    await self._change()
-                if self._step.unavailable is not None:
-                    raise self._step.unavailable
-                await self._step.places.acquire()
-                self._begin(items)
-                self._take()
-        while self._waiting:
-            await self._change()
-        self._commit()
-
-    def _batches(self) -> Iterator[list[Item]]:
-        """What is not done yet, read from the slot as it is needed."""
-        position = self._writer.figures.inputs
-        processing = self._writer.processing.id
-        batch: list[Item] = []
-        for entry, content in self._not_done(position):
-            headers = from_text(entry.headers)
-            batch.append(Item(entry.name, content, headers, f"{processing}-{position}"))
-            position += 1
-            if len(batch) == self._step.settings.batch:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _not_done(self, done: int) -> Iterator[tuple[IndexEntry, bytes]]:
-        """The messages behind the first ones, and their contents."""
-        for committed in self._slot.entries_by_commit():
-            entries = committed[done:]
-            done = max(0, done - len(committed))
-            yield from zip(entries, contents(self._slot, entries), strict=True)
-
-    def _has_room(self) -> bool:
-        settings = self._step.settings
-        if not self._in_hand:
-            return True
-        most = WINDOW * settings.concurrency * settings.batch
-        return self._in_hand < most and self._bytes_in_hand < MOST_BYTES
-
-    def _begin(self, items: list[Item]) -> None:
-        self._in_hand += len(items)
-        self._bytes_in_hand += sum(len(item.content) for item in items)
-        task = asyncio.create_task(self._finish(items))
-        task.add_done_callback(self._ended)
-        self._waiting.append(task)
-
-    def _ended(self, task: asyncio.Task[list[_Finished]]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._error = self._error or error
-        self._changed.set()
-
-    async def _change(self) -> None:
-        """Wait until something has ended, and take what is next in order."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), COMMIT_SECONDS)
-        self._changed.clear()
-        self._take()
-
-    def _take(self) -> None:
-        """Take what has ended, in the order of the inputs, and commit it when that is due.
-
-        Raises what ended an item for which nothing can be done, after what came before it is
-        committed.
-        """
-        while self._waiting and self._waiting[0].done() and self._waiting[0].exception() is None:
-            for finished in self._waiting.popleft().result():
-                self._taken.append(finished)
-                self._in_hand -= 1
-                size = sum(len(result.content) for result in finished.results)
-                self._taken_bytes += size + len(finished.item.content)
-                self._bytes_in_hand += size
-        if self._error is not None:
-            self._commit()
-            raise self._error
-        if (
-            len(self._taken) >= self._step.pipeline.commit_messages
-            or self._taken_bytes >= COMMIT_BYTES
-            or time.monotonic() - self._committed_at >= COMMIT_SECONDS
-        ):
-            self._commit()
-
-    def _commit(self) -> None:
-        """Make what was taken durable: dead letters, then outcomes and results."""
-        self._committed_at = time.monotonic()
-        if not self._taken:
-            return
-        position = self._writer.figures.inputs
-        letters, counts = [], []
-        for number, finished in enumerate(self._taken, start=position):
-            if finished.reason:
-                if number not in self._lettered:
-                    letters.append(self._letter(finished, number))
-                counts.append(FAILED)
-                continue
-            for result in finished.results:
-                headers = {"content-type": result.content_type} if result.content_type else {}
-                self._writer.add(result.name, result.content, headers)
-            counts.append(len(finished.results))
-        if letters:
-            with waited_for(FileLock(self._step.pipeline.layout.process_letters_lock)):
-                self._letters.keep(letters)
-        self._writer.commit(
-            counts,
-            [int(finished.seconds * 1000) for finished in self._taken],
-            sum(finished.retries for finished in self._taken),
-        )
-        self._bytes_in_hand -= self._taken_bytes
-        self._taken, self._taken_bytes = [], 0
-        figures = self._writer.figures
-        self._step.progress(
-            self._slot.seal.partition, figures.inputs, self._slot.seal.messages, figures.failed
-        )
-
-    def _letter(self, finished: _Finished, position: int) -> DeadLetter:
-        item = FailedItem(
-            partition=self._slot.seal.partition,
-            position=position,
-            name=finished.item.name,
-            processing=self._writer.processing.id,
-            headers=dict(finished.item.headers),
-        )
-        return self._letters.item_letter(item, finished.reason, finished.item.content)
-
-    async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[_Finished]:
-        """Process a batch until each item has its results or a reason.
-
-        Raises `ProcessorUnavailable` if the processor works for no item, and what it raises if it
-        cannot go on.
-        """
-        began = time.monotonic()
-        retries, alone = 0, False
-        while True:
-            if not has_place:
-                await self._step.places.acquire()
-            has_place = False
-            started = time.monotonic()
-            try:
-                answers = await self._step.attempt(items, alone=alone)
-            except RetryItem as error:
-                if retries < self._step.settings.max_retries:
-                    alone = error.shared and retries + 1 == self._step.settings.max_retries
-                    await asyncio.sleep(self._pause(error, retries))
-                    retries += 1
-                    continue
-                if not self._works(began):
-                    raise self._out_of_order(error) from error
-                reason = f"after {retries + 1} attempts: {error}"
-            except BadItem as error:
-                self._step.answers.note()
-                reason = str(error)
-            except FuploaderError:
-                raise
-            except Exception as error:  # noqa: BLE001  the dead letter says it; the others go on
-                reason = f"the processor raised {raised(error)}"
-            else:
-                self._step.answers.note()
-                if len(answers) == len(items):
-                    seconds = time.monotonic() - started
-                    return [
-                        self._checked(item, answer, seconds, retries)
-                        for item, answer in zip(items, answers, strict=True)
-                    ]
-                reason = f"the processor gave {len(answers)} answers for {len(items)} items"
-            if len(items) == 1:
-                seconds = time.monotonic() - started
-                return [_Finished(items[0], (), reason, seconds, retries)]
-            return [one for item in items for one in await self._finish([item], has_place=False)]
-
-    def _pause(self, error: RetryItem, retries: int) -> float:
-        if error.retry_after_seconds is not None:
-            return min(error.retry_after_seconds, LONGEST_RETRY_SECONDS)
-        pause = self._step.settings.retry_delay_seconds * 2.0 ** min(retries, 30)
-        return min(pause, LONGEST_RETRY_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311
-
-    def _works(self, began: float) -> bool:
-        """Whether the processor worked for another item since then, or since this slot failed."""
-        answers = self._step.answers
-        return answers.since(began) or answers.between_runs(self._failed_before)
-
-    def _out_of_order(self, error: RetryItem) -> ProcessorUnavailable:
-        return ProcessorUnavailable(
-            f"{self._step.settings.describe()} works for no item: {error.message}",
-            hint=error.hint or "nothing became a dead letter; the slots are asked for again",
-        )
-
-    def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
-        try:
-            results = _stored_results(item, answer, self._step.settings.max_result_bytes)
-        except BadItem as error:
-            return _Finished(item, (), str(error), seconds, retries)
-        return _Finished(item, results, "", seconds, retries)
