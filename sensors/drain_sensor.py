@@ -17,6 +17,7 @@ their own. They wait at most `LONGEST_WAIT_SECONDS`, so a run that hangs holds n
 
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -119,11 +120,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         summary = _summary(last, snapshot, pipeline.layout, now)
         if dry:
             summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
-        waits_for = (
-            _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
-            if new
-            else None
-        )
+        waits_for = _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
         waiting = waits_for is not None
         asked_at = now if new and not waiting else last.asked_at
         following = _Cursor(
@@ -213,13 +210,11 @@ def _look(
     pipeline: Pipeline, instance: dg.DagsterInstance, names: Names, *, dry: bool
 ) -> tuple[list[str], Snapshot]:
     """Sealed slots to be registered, and what the state store knows."""
-    state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)
-    try:
+    settings = pipeline.state.in_a_hurry()
+    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         waiting = WaitingList(state, pipeline, changing=not dry)
         return waiting.unregistered(instance, names)[:KEYS_PER_TICK], state.snapshot()
-    finally:
-        state.close()
 
 
 def _last_run(
@@ -230,7 +225,7 @@ def _last_run(
     `seconds` have passed since runs were last asked for. Starting a run takes CPU from the workers.
     """
     enough = slots >= min(slots_per_run(pipeline), KEYS_PER_TICK)
-    if enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
+    if not slots or enough or seconds >= LONGEST_WAIT_SECONDS or pipeline.runs_by == "automation":
         return None
     if not any(worker.messages_per_second for worker in read_statuses(pipeline.layout)):
         return None

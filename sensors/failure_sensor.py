@@ -11,6 +11,7 @@ from fuploader_dagster.assets.partitions import Names, keys_of_run
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.health.alert_look import WHAT_TO_DO
 from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
@@ -57,6 +58,5 @@ def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:
     lost = "".join(f" {one.sentence(pipeline.layout)}." for one in damaged[:LISTED_FAILURES])
     return in_a_line(
         f"{pipeline.name}: run {run_id} failed: {reason} {len(failures)} slots wait for their "
-        f"next attempt; their data is kept. Fix what their errors name, then materialise their "
-        f"partitions, or wait for the recovery schedule.{lost}"
+        f"next attempt; {WHAT_TO_DO}.{lost}"
     )

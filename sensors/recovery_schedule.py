@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 
 import dagster as dg
@@ -147,9 +148,7 @@ def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
     """Queue keys that no tick has registered, in case the state store was lost (`waiting_list`)."""
     if not keys:
         return
-    state = pipeline.state.in_a_hurry().store(pipeline=pipeline.name, node=pipeline.node)
-    try:
+    settings = pipeline.state.in_a_hurry()
+    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         state.add_sealed(keys)
-    finally:
-        state.close()

@@ -54,13 +54,8 @@ def build_dead_letter_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         description="At most max_dead_letters_per_hour new dead letters within the last hour.",
     )
     def dead_letters_below_limit() -> dg.AssetCheckResult:
-        passed, said, metadata = _judged(pipeline, read_counts(pipeline.layout), time.time())
-        return dg.AssetCheckResult(
-            passed=passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=said,
-            metadata=metadata,
-        )
+        counts = read_counts(pipeline.layout)
+        return dg.AssetCheckResult(**_judged(pipeline, counts, time.time()))
 
     return dead_letters_below_limit
 
@@ -72,33 +67,30 @@ def report(
     if now - last.at < REPORT_SECONDS:
         return [], last
     counts = read_counts(pipeline.layout)
-    passed, said, metadata = _judged(pipeline, counts, now)
-    if counts.total == last.total and last.warned == (not passed):
+    judged = _judged(pipeline, counts, now)
+    warned = not judged["passed"]
+    if (counts.total, warned) == (last.total, last.warned):
         return [], last
     names = Names.of(pipeline)
     events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = [
-        dg.AssetCheckEvaluation(
-            asset_key=names.dead_letters,
-            check_name=CHECK_NAME,
-            passed=passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=said,
-            metadata=metadata,
-        )
+        dg.AssetCheckEvaluation(asset_key=names.dead_letters, check_name=CHECK_NAME, **judged)
     ]
     if counts.total != last.total:
         events.insert(
             0, dg.AssetMaterialization(names.dead_letters, metadata=_metadata(pipeline, counts))
         )
-    return events, Reported(now, counts.total, not passed)
+    return events, Reported(now, counts.total, warned)
 
 
-def _judged(
-    pipeline: Pipeline, counts: DeadLetterCounts, now: float
-) -> tuple[bool, str, dict[str, Any]]:
+def _judged(pipeline: Pipeline, counts: DeadLetterCounts, now: float) -> dict[str, Any]:
+    """What the check found, as Dagster takes it, reported or executed."""
     recent, most = counts.last_hour(now), pipeline.max_dead_letters_per_hour
-    said = f"{recent:,} dead letters within the last hour; the limit is {most:,}"
-    return recent <= most, said, {"last_hour": recent, "dead_letters": counts.total}
+    return {
+        "passed": recent <= most,
+        "severity": dg.AssetCheckSeverity.WARN,
+        "description": f"{recent:,} dead letters within the last hour; the limit is {most:,}",
+        "metadata": {"last_hour": recent, "dead_letters": counts.total},
+    }
 
 
 def _metadata(pipeline: Pipeline, counts: DeadLetterCounts) -> dict[str, Any]:

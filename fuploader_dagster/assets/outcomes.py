@@ -73,10 +73,14 @@ def failure(failed: Sequence[Failed], *, final: bool) -> dg.Failure:
     )
 
 
-def materialized(asset: dg.AssetKey, done: Done, names: Names) -> dg.AssetMaterialization:
-    return dg.AssetMaterialization(
-        asset, partition=done.partition, metadata=metadata_of(asset, done, names)
-    )
+def materialized(
+    assets: Sequence[dg.AssetKey], done: Sequence[Done], names: Names
+) -> Iterator[dg.AssetMaterialization]:
+    """What got through, reported for each of these assets."""
+    for one in done:
+        for asset in assets:
+            metadata = metadata_of(asset, one, names)
+            yield dg.AssetMaterialization(asset, partition=one.partition, metadata=metadata)
 
 
 def metadata_of(asset: dg.AssetKey, done: Done, names: Names) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.ship import pack_partitions, upload_partitions
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.processed import ProcessedSeal
 
 FORMER_REPACK_TAG = "fuploader/repack"
 """Made a run of the assets re-pack, before that was a job."""
@@ -135,8 +134,7 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
             done, failed = sorted_outcomes(context.log, outcomes)
             if _is_final(context, pipeline, failed):
                 yield from _shipped(context, pipeline, done, names.archives)
-            yield _account([one.processed for one in done if one.processed], pipeline)
-            yield from _report(context, pipeline, names.processed_slot, done, failed)
+            yield from _report_processed(context, pipeline, done, failed)
 
     return processed_slot
 
@@ -157,23 +155,29 @@ def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[A
         )
         done, failed = sorted_outcomes(context.log, outcomes)
         if not failed or _is_final(context, pipeline, failed):
-            for one in done:
-                for asset in names.archives:
-                    yield materialized(asset, one, names)
-        yield _account([one.processed for one in done if one.processed], pipeline)
-        yield from _report(context, pipeline, names.processed_slot, done, failed)
+            yield from materialized(names.archives, done, names)
+        yield from _report_processed(context, pipeline, done, failed)
 
 
-def _account(processed: Sequence[ProcessedSeal], pipeline: Pipeline) -> dg.AssetCheckResult:
+def _report_processed(
+    context: dg.AssetExecutionContext,
+    pipeline: Pipeline,
+    done: Sequence[Done],
+    failed: Sequence[Failed],
+) -> Iterator[Any]:
+    """Report processed slots, and whether each of their items is accounted for."""
+    asset = Names.of(pipeline).processed_slot
+    processed = [one.processed for one in done if one.processed]
     wrong = unaccounted(processed, pipeline.layout)
-    items, failed = (sum(one.inputs for one in processed), sum(one.failed for one in processed))
-    return dg.AssetCheckResult(
+    items, letters = (sum(one.inputs for one in processed), sum(one.failed for one in processed))
+    yield dg.AssetCheckResult(
         check_name=ACCOUNT_CHECK,
-        asset_key=Names.of(pipeline).processed_slot,
+        asset_key=asset,
         passed=not wrong,
-        description="; ".join(wrong) or f"{items:,} items, {failed:,} of them dead letters",
-        metadata={"items": items, "failed": failed, "results": sum(p.results for p in processed)},
+        description="; ".join(wrong) or f"{items:,} items, {letters:,} of them dead letters",
+        metadata={"items": items, "failed": letters, "results": sum(p.results for p in processed)},
     )
+    yield from _report(context, pipeline, asset, done, failed)
 
 
 def _upload(
@@ -206,9 +210,7 @@ def _shipped(
     except FuploaderError as error:
         context.log.error(f"{len(done)} slots wait for their upload: {error}")
         return
-    for one in uploaded:
-        for asset in assets:
-            yield materialized(asset, one, names)
+    yield from materialized(assets, uploaded, names)
 
 
 def _made(
@@ -274,6 +276,5 @@ def _report(
         return
     final = _is_final(context, pipeline, failed)
     if final:
-        for one in done:
-            yield materialized(asset, one, names)
+        yield from materialized([asset], done, names)
     raise failure(failed, final=final)

@@ -59,9 +59,8 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
                 tell=context.log.warning,
             )
             done, failed = sorted_outcomes(context.log, outcomes)
-        for one in done:
-            for asset in names.archives:
-                context.log_event(materialized(asset, one, names))
+        for event in materialized(names.archives, done, names):
+            context.log_event(event)
         if failed:
             raise failure(failed, final=all(one.permanent for one in failed))
 

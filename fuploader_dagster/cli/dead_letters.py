@@ -24,6 +24,7 @@ from fuploader_dagster.cli.console import (
     show_table,
 )
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.cli.stages import hand_over
 from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     as_message,
@@ -153,9 +154,7 @@ def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline
     if slot is None:
         say("there is nothing to process again")
         return
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
-        state.add_sealed([slot.seal.partition])
+    hand_over(pipeline, [slot])
     say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import typer
@@ -19,8 +20,9 @@ from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.ship import ship as ship_sealed
 from fuploader_dagster.intake.leftovers import refuse_leftovers
+from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import log_to_stderr
-from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.standalone import drain_pipeline, ship_pipeline
 
 
@@ -40,10 +42,15 @@ def seal(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> N
     """Seal all active slots now, however full they are."""
     pipeline = one_pipeline(config, pipeline_name)
     sealed = recovery.seal_on_request(pipeline)
+    hand_over(pipeline, sealed)
+    say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+
+
+def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
+    """List slots in the state store, where the drain sensor looks for them."""
     with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         state.add_sealed([slot.seal.partition for slot in sealed])
-    say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
 
 
 def ship(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:

@@ -204,7 +204,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
             lost=_names_lost(directory, names)[:LISTED_NAMES],
             set_aside=str(place_aside(directory, layout).relative_to(layout.root)),
         )
-        slot, old_number = _place_of(directory)
+        slot, old_number = place_of(directory)
         write_durably(_path(layout, slot, old_number), msgspec.json.encode(record))
         reached(CrashPoint.MENDING_NOTED)
         if seal is not None:
@@ -240,7 +240,7 @@ def _write_proven(
         index_content=index_content,
         reason="mended",
         now=time.time(),
-        mends=_place_of(directory),
+        mends=place_of(directory),
     )
     write_durably(work / SEAL_NAME, encode_seal(seal))
     return list(entries), seal
@@ -269,7 +269,7 @@ def _indexed(directory: Path) -> int | None:
 
 def _finish(directory: Path, record: Mended, layout: Layout) -> None:
     """The fourth step, if it is not done. What was processed of the slot goes with it, first."""
-    processed = layout.processed(*_place_of(directory))
+    processed = layout.processed(*place_of(directory))
     if processed.exists():
         set_aside(processed, layout, layout.root / f"{record.set_aside}-processed")
     if directory.exists():
@@ -292,7 +292,8 @@ def _seal_of(directory: Path) -> Seal | None:
         return None
 
 
-def _place_of(directory: Path) -> tuple[int, int]:
+def place_of(directory: Path) -> tuple[int, int]:
+    """Slot and number of a sealed directory."""
     slot, number = (name.rpartition("-")[2] for name in directory.parts[-2:])
     return int(slot), int(number)
 

@@ -21,7 +21,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from fuploader_dagster.contracts.processor import Item, Result
@@ -86,7 +86,7 @@ def process_partitions(
             yield loop.run_until_complete(task)
     finally:
         loop.run_until_complete(cancel(tasks))
-        loop.run_until_complete(step.close())
+        loop.run_until_complete(step.aclose())
         loop.close()
 
 
@@ -102,14 +102,12 @@ def process_slot(
         return done
 
     async def process() -> ProcessedSlot:
-        step = Step(pipeline, progress)
-        try:
-            return await SlotInWork(step, slot, layout).processed()
-        except ProcessorUnavailable as error:
-            step.note_unavailable(error)
-            raise
-        finally:
-            await step.close()
+        async with aclosing(Step(pipeline, progress)) as step:
+            try:
+                return await SlotInWork(step, slot, layout).processed()
+            except ProcessorUnavailable as error:
+                step.note_unavailable(error)
+                raise
 
     return asyncio.run(process())
 
@@ -129,8 +127,7 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
 
     Raises `BadItem`, `RetryItem`, and what the processor cannot go on with.
     """
-    step = Step(pipeline, None)
-    try:
+    async with aclosing(Step(pipeline, None)) as step:
         await step.open()
         try:
             (answer,) = await step.processor.process([item])
@@ -139,8 +136,6 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
         except Exception as error:
             raise BadItem(f"the processor raised {raised(error)}") from error
         return stored_results(item, answer, step.settings.max_result_bytes)
-    finally:
-        await step.close()
 
 
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:

@@ -32,6 +32,7 @@ from fuploader_dagster.delivery.mend import (
     find_mended,
     mend,
     note_told,
+    place_of,
     unreadable_slots,
 )
 from fuploader_dagster.delivery.pack import Packed, pack
@@ -154,11 +155,11 @@ def mend_unreadable(pipeline: Pipeline) -> list[str]:
     partitions of what was proven. Trouble with one slot is logged and holds up no other."""
     found = []
     for directory in unreadable_slots(pipeline.layout):
-        slot, number = (int(name.rpartition("-")[2]) for name in directory.parts[-2:])
+        error = DamagedSlot(f"{directory} has no readable seal")
         try:
-            mended = mend(slot, number, DamagedSlot(f"{directory} has no readable seal"), pipeline)
-        except (FuploaderError, OSError) as error:
-            log.error("%s is damaged and could not be mended: %s", directory, error)
+            mended = mend(*place_of(directory), error, pipeline)
+        except (FuploaderError, OSError) as trouble:
+            log.error("%s is damaged and could not be mended: %s", directory, trouble)
         else:
             found += [mended.stored_as] if mended.stored_as else []
     return found

@@ -97,7 +97,7 @@ class Step:
             await self.processor.open()
             self._opened = True
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self.processor.close()
 
     def note_unavailable(self, error: ProcessorUnavailable) -> None:
@@ -117,13 +117,11 @@ class Step:
                     while held < self.settings.concurrency:
                         await self.places.acquire()
                         held += 1
-                    answers = await self.processor.process(items)
-            else:
-                answers = await self.processor.process(items)
+                    return await self.processor.process(items)
+            return await self.processor.process(items)
         finally:
             for _ in range(held):
                 self.places.release()
-        return answers
 
 
 def stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]:

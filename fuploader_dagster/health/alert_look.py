@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 LISTED = 20
 LISTED_CHARACTERS = 500
+WHAT_TO_DO = (
+    "their data is kept. Fix what their errors say, then materialise their partitions, or wait for "
+    "the recovery schedule"
+)
+"""About slots that failed."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,7 @@ def slot_trouble(
     run = f"{_failed(runs[-1])}. " if runs else ""
     text = (
         f"{run}{len(failures):,} slots failed after all retries and wait for their next attempt; "
-        f"their data is kept. Fix what their errors say, then materialise their partitions or wait "
-        f"for the recovery schedule. First error: {failures[0].error[:LISTED_CHARACTERS]}"
+        f"{WHAT_TO_DO}. First error: {failures[0].error[:LISTED_CHARACTERS]}"
     )
     details: dict[str, Any] = {
         **({"run_id": runs[-1].run_id} if runs else {}),
