@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_cli import configure, fuploader
+from tests.integration.test_hostile_text import HOSTILE, problems_of
 from tests.settings import archived_files, pipeline, sealed
 
 APP = """
@@ -88,3 +89,25 @@ def test_the_doctor_names_routes_and_headers_that_are_not_kept(project: Path) ->
     assert said["processor"]["verdict"] == "good"
     assert "repeat/" in said["processor"]["found"]
     assert said["headers"]["verdict"] == "warning"
+
+
+def test_no_word_of_a_function_commands_a_terminal(project: Path) -> None:
+    (project / "app.py").write_text(
+        f"""
+from fuploader_dagster import Item, Result, processor
+
+@processor
+def hostile(item: Item):
+    if item.name == "a.txt":
+        raise ValueError({HOSTILE!r})
+    return [Result(b"1", "[red]x"), Result(b"2", content_type={HOSTILE!r})]
+"""
+    )
+    (project / "b.txt").write_text("some text")
+    for arguments in (["a.txt"], ["b.txt"], ["b.txt", "-o", "out"]):
+        done = fuploader(project, "process", *arguments)
+        assert problems_of((done.stdout + done.stderr).encode()) == []
+        assert done.returncode == 5
+    (project / "app.py").write_text(APP.replace("{n}-", "[red]{n}-"))
+    done = fuploader(project, "process", "a.txt", "--cmd", "repeat/2")
+    assert "[red]0-a.txt: 9 bytes" in done.stdout

@@ -156,6 +156,8 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
         ("dev", "--port", HOSTILE),
         ("dev", "-c", HOSTILE),
         ("publish", HOSTILE),
+        ("process", HOSTILE),
+        ("process", "fuploader.yaml", "--header", HOSTILE),
         ("dead-letters", "list"),
         ("dead-letters", "show", HOSTILE),
         ("dead-letters", "requeue", HOSTILE),
