@@ -41,11 +41,8 @@ def doctor(
         for one in examine(pipeline):
             found.append((pipeline.name, one))
             if not as_json and (everything or one.verdict != "good"):
-                _print(one)
+                line = f"{one.check:<12} {one.found}"
+                show_verdict(one.verdict, _COLOURS[one.verdict], line, one.hint)
     if as_json:
         print_json([{"pipeline": name, **vars(one)} for name, one in found])
     raise typer.Exit(exit_code(one for _, one in found))
-
-
-def _print(one: Diagnosis) -> None:
-    show_verdict(one.verdict, _COLOURS[one.verdict], f"{one.check:<12} {one.found}", one.hint)

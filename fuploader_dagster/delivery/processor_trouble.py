@@ -12,40 +12,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 
-import msgspec
-
-from fuploader_dagster.delivery.failures import Failure, forgive_since, is_due
-from fuploader_dagster.disk.durable import make_dirs, write_durably
+from fuploader_dagster.delivery.failures import Failure, is_due
+from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout, PartitionKey
-from fuploader_dagster.disk.own_files import file_mode, read_own
-from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
+from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import SEAL_NAME
 
 ANSWERS_NOTED_EVERY_SECONDS = 1.0
 
 
-class ProcessorTrouble(msgspec.Struct, frozen=True, kw_only=True):
-    """A processor that works for no item. Times are seconds since 1970."""
+class ProcessorTrouble(TroubleNote, frozen=True, kw_only=True):
+    """A processor that works for no item."""
 
-    since: float
-    seen_at: float
+    what = "nothing can be processed"
     attempts: int
-    error: str
-
-    def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.since, tz=timezone.utc)
-        return f"nothing can be processed since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
 
 
 def find_processor_trouble(layout: Layout) -> ProcessorTrouble | None:
     """The trouble that is known, or None."""
-    try:
-        return msgspec.json.decode(read_own(layout.processor_trouble), type=ProcessorTrouble)
-    except (OSError, ForeignFile, *UNREADABLE_JSON):
-        return None
+    return read_note(layout.processor_trouble, ProcessorTrouble)
 
 
 def note_processor_trouble(layout: Layout, error: str) -> None:
@@ -57,8 +44,7 @@ def note_processor_trouble(layout: Layout, error: str) -> None:
         attempts=before.attempts + 1 if before else 1,
         error=error,
     )
-    make_dirs(layout.root)
-    write_durably(layout.processor_trouble, msgspec.json.encode(trouble))
+    keep_note(layout.processor_trouble, trouble)
 
 
 def processor_trouble_of(pipeline: Pipeline) -> ProcessorTrouble | None:
@@ -100,10 +86,7 @@ def _is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
 
 def end_processor_trouble(layout: Layout) -> None:
     """The processor works. May be repeated."""
-    trouble = find_processor_trouble(layout)
-    layout.processor_trouble.unlink(missing_ok=True)
-    if trouble is not None:
-        forgive_since(layout, "process", trouble.since)
+    end_note(layout.processor_trouble, find_processor_trouble(layout), "process", layout)
 
 
 class Answers:

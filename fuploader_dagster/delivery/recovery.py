@@ -200,15 +200,12 @@ def _leftovers(pipeline: Intake) -> list[Path]:
         for place in layout.processed_numbers()
         if not layout.sealed(*place).exists()
     ]
-    return [path for path in found if _is_removable(path) and not is_held(path)]
+    found = [path for path in found if not path.is_symlink() and (path.is_file() or path.is_dir())]
+    return [path for path in found if not is_held(path)]
 
 
 def _in(folder: Path) -> Iterator[Path]:
     return folder.iterdir() if folder.is_dir() else iter(())
-
-
-def _is_removable(path: Path) -> bool:
-    return not path.is_symlink() and (path.is_file() or path.is_dir())
 
 
 def _is_over(path: Path, ending: str, layout: Layout) -> bool:

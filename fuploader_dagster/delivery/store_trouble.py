@@ -9,9 +9,7 @@ What must always hold:
   and keep their data: each run that waits takes one of the instance's places for runs.
 - A note that nobody renews expires after `STALE_SECONDS`, so it never stops a pipeline whose store
   is well. The process that waits renews it at each attempt, the recovery schedule at each look.
-- When the store answers again, slots that failed meanwhile are due within a minute. They do not
-wait
-  out pauses that grew while nothing could have helped.
+- When the store answers again, slots that failed meanwhile are due within a minute.
 """
 
 from __future__ import annotations
@@ -21,19 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-
-import msgspec
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
-from fuploader_dagster.delivery.failures import forgive_since
-from fuploader_dagster.disk.durable import make_dirs, write_durably
+from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.errors import (
-    UNREADABLE_JSON,
-    ForeignFile,
     FuploaderError,
     SlotInUse,
     StoreAwaited,
@@ -55,43 +46,29 @@ ProgressOf = Callable[[str], Progress]
 """Gives the callback for a partition's upload."""
 
 
-class StoreTrouble(msgspec.Struct, frozen=True, kw_only=True):
-    """A store that does not answer. Times are seconds since 1970."""
+class StoreTrouble(TroubleNote, frozen=True, kw_only=True):
+    """A store that does not answer."""
 
-    since: float
-    seen_at: float
-    error: str
-
-    def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.since, tz=timezone.utc)
-        return (
-            f"the object store has not answered since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
-        )
+    what = "the object store has not answered"
 
 
 def find_trouble(layout: Layout) -> StoreTrouble | None:
     """The trouble that is known; None if there is none, or if no process has seen it lately."""
-    try:
-        found = msgspec.json.decode(read_own(layout.store_trouble), type=StoreTrouble)
-    except (OSError, ForeignFile, *UNREADABLE_JSON):
-        return None
-    return found if 0 <= time.time() - found.seen_at < STALE_SECONDS else None
+    found = read_note(layout.store_trouble, StoreTrouble)
+    fresh = found is not None and 0 <= time.time() - found.seen_at < STALE_SECONDS
+    return found if fresh else None
 
 
 def note_trouble(layout: Layout, error: str) -> None:
     """Note that the store does not answer; trouble that was noted before goes on."""
     now, before = time.time(), find_trouble(layout)
-    trouble = StoreTrouble(since=before.since if before else now, seen_at=now, error=error)
-    make_dirs(layout.root)
-    write_durably(layout.store_trouble, msgspec.json.encode(trouble))
+    since = before.since if before else now
+    keep_note(layout.store_trouble, StoreTrouble(since=since, seen_at=now, error=error))
 
 
 def end_trouble(layout: Layout) -> None:
     """The store answers. May be repeated."""
-    trouble = find_trouble(layout)
-    layout.store_trouble.unlink(missing_ok=True)
-    if trouble is not None:
-        forgive_since(layout, "upload", trouble.since)
+    end_note(layout.store_trouble, find_trouble(layout), "upload", layout)
 
 
 def look(store: ObjectStore) -> str:

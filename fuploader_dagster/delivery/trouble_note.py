@@ -1,0 +1,56 @@
+"""Trouble that holds all slots of a pipeline up, noted on disk for runs, ticks and commands.
+
+What must always hold: trouble that was noted before goes on, with the time since when. When it
+ends, the slots that failed meanwhile are due: they do not wait out pauses that grew while nothing
+could have helped.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import msgspec
+
+from fuploader_dagster.delivery.failures import Stage, forgive_since
+from fuploader_dagster.disk.durable import make_dirs, write_durably
+from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
+
+
+class TroubleNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the note. Times are seconds since 1970."""
+
+    what: ClassVar[str]
+    since: float
+    seen_at: float
+    error: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, tz=timezone.utc)
+        return f"{self.what} since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
+
+
+_Note = TypeVar("_Note", bound=TroubleNote)
+
+
+def read_note(path: Path, kind: type[_Note]) -> _Note | None:
+    """The trouble that is noted; None if there is none, or if the note cannot be read."""
+    try:
+        return msgspec.json.decode(read_own(path), type=kind)
+    except (OSError, ForeignFile, *UNREADABLE_JSON):
+        return None
+
+
+def keep_note(path: Path, trouble: TroubleNote) -> None:
+    make_dirs(path.parent)
+    write_durably(path, msgspec.json.encode(trouble))
+
+
+def end_note(path: Path, trouble: TroubleNote | None, stage: Stage, layout: Layout) -> None:
+    """Remove the note of this trouble, which made slots fail in this stage. May be repeated."""
+    path.unlink(missing_ok=True)
+    if trouble is not None:
+        forgive_since(layout, stage, trouble.since)
