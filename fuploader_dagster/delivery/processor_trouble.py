@@ -26,7 +26,7 @@ ANSWERS_NOTED_EVERY_SECONDS = 1.0
 class ProcessorTrouble(TroubleNote, frozen=True, kw_only=True):
     """A processor that works for no item."""
 
-    what = "nothing can be processed"
+    what = "nothing can be processed since"
     attempts: int
 
 

@@ -49,7 +49,7 @@ ProgressOf = Callable[[str], Progress]
 class StoreTrouble(TroubleNote, frozen=True, kw_only=True):
     """A store that does not answer."""
 
-    what = "the object store has not answered"
+    what = "the object store has not answered since"
 
 
 def find_trouble(layout: Layout) -> StoreTrouble | None:

@@ -24,13 +24,14 @@ class TroubleNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is in the note. Times are seconds since 1970."""
 
     what: ClassVar[str]
+    """What does not work, up to the time since when."""
     since: float
     seen_at: float
     error: str
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, tz=timezone.utc)
-        return f"{self.what} since {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
+        return f"{self.what} {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
 
 
 _Note = TypeVar("_Note", bound=TroubleNote)
