@@ -85,10 +85,10 @@ def test_a_state_file_deleted_under_running_workers_is_made_again_and_no_number_
                 ship_all(whole)
             for path in tmp_path.glob("state.sqlite*"):
                 path.unlink()
-    with draining(settings):  # whoever starts next gives back what the directories say
-        wait_for(lambda: len(pids(settings)) == 2, settings, "the next workers")
     state = settings.state.store(pipeline=settings.name, node=settings.node)
-    assert state.sealed(1_000) == sealed_partitions(settings.layout)
+    on_disk = sealed_partitions(settings.layout)
+    with draining(settings):  # whoever starts next gives back what the directories say
+        wait_for(lambda: state.sealed(1_000) == on_disk, settings, "the next workers")
     state.close()
     seal_on_request(settings)
     ship_all(whole)
