@@ -8,7 +8,7 @@ import json
 
 BROKER_VARIABLE = "BENCH_CELERY"
 """The variable with the broker's address, login included."""
-ROUNDS = 2500
+ROUNDS = 4000
 """Of a key derivation: about a millisecond."""
 
 
