@@ -13,6 +13,7 @@ What must always hold (`process` has the rest):
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import random
@@ -20,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fuploader_dagster.contracts.processor import Item, Result
@@ -60,6 +61,10 @@ COMMIT_BYTES = 8 * 2**20
 COMMIT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 LONGEST_CONTENT_TYPE = 1000
+RARE_COLLECTIONS = (50_000, 20, 100)
+"""Items in work are many objects without cycles, which Python would look through all the time."""
+
+NOTHING_IS_LOST = "nothing became a dead letter; the slots are asked for again"
 
 ItemsDone = Callable[[str, int, int, int], object]
 """Gets a partition, how many of its items are done, how many there are, and how many failed."""
@@ -89,15 +94,19 @@ class Step:
         """Held by the one slot that hands out items."""
         self.unavailable: ProcessorUnavailable | None = None
         self._waits_for_all = asyncio.Lock()
-        self._opened = False
+        self._collections: tuple[int, int, int] | None = None
+        """Python's thresholds from before the processor was opened."""
 
     async def open(self) -> None:
         """Open the processor, when it is first needed. The caller has the turn."""
-        if not self._opened:
+        if self._collections is None:
             await self.processor.open()
-            self._opened = True
+            self._collections = gc.get_threshold()
+            gc.set_threshold(*RARE_COLLECTIONS)
 
     async def aclose(self) -> None:
+        if self._collections is not None:
+            gc.set_threshold(*self._collections)
         await self.processor.close()
 
     def note_unavailable(self, error: ProcessorUnavailable) -> None:
@@ -141,7 +150,7 @@ def stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]
     size = sum(len(result.content) for result in answer)
     if size > most_bytes:
         raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return [result if result.name else replace(result, name=item.name) for result in answer]
+    return [one if one.name else Result(one.content, item.name, one.content_type) for one in answer]
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class SlotInWork:
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
         self._failed_before = failure.failed_at if failure is not None else math.inf
         self._in_hand = 0
-        """Items that were begun and are not taken."""
+        """Begun and not taken."""
         self._bytes_in_hand = 0
         self._taken: list[_Finished] = []
         """Results that are not committed."""
@@ -348,7 +357,10 @@ class SlotInWork:
                     retries += 1
                     continue
                 if not self._works(began):
-                    raise self._out_of_order(error) from error
+                    raise ProcessorUnavailable(
+                        f"{self._step.settings.describe()} works for no item: {error.message}",
+                        hint=error.hint or NOTHING_IS_LOST,
+                    ) from error
                 reason = f"after {retries + 1} attempts: {error}"
             except BadItem as error:
                 self._step.answers.note()
@@ -359,8 +371,8 @@ class SlotInWork:
                 reason = f"the processor raised {raised(error)}"
             else:
                 self._step.answers.note()
+                seconds = time.monotonic() - started
                 if len(answers) == len(items):
-                    seconds = time.monotonic() - started
                     return [
                         self._checked(item, answer, seconds, retries)
                         for item, answer in zip(items, answers, strict=True)
@@ -381,12 +393,6 @@ class SlotInWork:
         """Whether the processor worked for another item since then, or since this slot failed."""
         answers = self._step.answers
         return answers.since(began) or answers.between_runs(self._failed_before)
-
-    def _out_of_order(self, error: RetryItem) -> ProcessorUnavailable:
-        return ProcessorUnavailable(
-            f"{self._step.settings.describe()} works for no item: {error.message}",
-            hint=error.hint or "nothing became a dead letter; the slots are asked for again",
-        )
 
     def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
         try:
