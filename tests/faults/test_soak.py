@@ -26,12 +26,13 @@ from tests.soak.plan import (
     is_unprocessable,
     kills,
     name_of,
+    number_of,
     outgoing,
     pause_of,
     queue_of,
     results_of,
 )
-from tests.soak.verdict import Letter, judge
+from tests.soak.verdict import Letter, dead_letters_below, judge
 
 ROOT = Path(__file__).parents[2]
 SEED = 10
@@ -73,7 +74,7 @@ def test_the_judge_counts_what_is_lost_doubled_changed_or_dead() -> None:
     members.append(("b", name_of(doubled), content_of(SEED, doubled)))
     members.append(("b", name_of(changed), content_of(SEED, changed)[:-1]))
     bodies = [Letter(body_of(SEED, number)) for number in [*POISON[1:], POISON[-1]]]
-    bodies += [Letter(b"", name_of(n)) for n in GOOD if n != lost and is_unprocessable(n)]
+    bodies += letters_of_items(members)
     confirmed = [range(unconfirmed), range(unconfirmed + 1, MANY)]
     found = judge(SEED, confirmed, iter(members), iter([*bodies, Letter(b"no poison")]))
     assert found.published == MANY - 1
@@ -86,23 +87,72 @@ def test_the_judge_counts_what_is_lost_doubled_changed_or_dead() -> None:
     assert found.lost_results == 0
 
 
-def test_the_judge_counts_results_that_are_lost_doubled_wrong_or_dead() -> None:
-    stored = [number for number in GOOD if queue_of(number) == PLAIN]
-    members = [("a", name_of(n), content_of(SEED, n)) for n in stored]
-    results = [("a", *one) for n in stored for one in results_of(SEED, n)]
-    dead = [name_of(n) for n in stored if is_unprocessable(n)]
-    letters = [Letter(body_of(SEED, n)) for n in POISON] + [Letter(b"", name) for name in dead]
-    found = judge(SEED, [], iter(members + results), iter(letters))
-    assert (found.results, len(dead)) > (1_000, 10)
-    assert (found.lost_results, found.second_results, found.wrong_results) == (0, 0, 0)
-    assert (found.dead_letter_copies, found.wrong_dead_letters) == (0, 0)
-    archive, name, content = results[7]
-    spoilt = [*results[1:7], results[8], *results[8:], (archive, name, content[:-1])]
-    again = [*letters[:-1], letters[-2], Letter(b"", name_of(stored[0]))]
-    found = judge(SEED, [], iter(members + spoilt), iter(again))
-    assert found.lost_results == 3  # one left out, one changed, one without its dead letter
-    assert (found.second_results, found.wrong_results) == (1, 1)
-    assert (found.dead_letter_copies, found.wrong_dead_letters) == (1, 1)
+STORED = [number for number in GOOD if queue_of(number) == PLAIN and number < 1_000]
+MEMBERS = [("a", name_of(n), content_of(SEED, n)) for n in STORED]
+RESULTS = [("a", *one) for n in STORED for one in results_of(SEED, n)]
+
+
+def letters_of_items(members: list[tuple[str, str, bytes]]) -> list[Letter]:
+    """The letters that the originals in the archive `a` must have."""
+    return [
+        Letter(content, name, "process", "a", position)
+        for position, (archive, name, content) in enumerate(members)
+        if archive == "a" and is_unprocessable(number_of(name) or 0)
+    ]
+
+
+def judged(results: list[tuple[str, str, bytes]], letters: list[Letter]) -> tuple[int, ...]:
+    """Lost, second and wrong results; second and wrong dead letters."""
+    found = judge(SEED, [], iter(MEMBERS + results), iter(letters))
+    assert (found.second_copies, found.corrupt) == (0, 0)
+    return (
+        *(found.lost_results, found.second_results, found.wrong_results),
+        *(found.dead_letter_copies, found.wrong_dead_letters),
+    )
+
+
+def test_the_judge_counts_results_that_are_lost_doubled_or_wrong() -> None:
+    letters = letters_of_items(MEMBERS)
+    none = next(n for n in STORED if not results_of(SEED, n) and not is_unprocessable(n))
+    assert len(RESULTS) > 400
+    assert len(letters) > 10
+    assert any(name.endswith("~2.json") for _, name, _ in RESULTS)
+    assert judged(RESULTS, letters) == (0, 0, 0, 0, 0)
+    _, name, content = RESULTS[0]
+    rest = RESULTS[1:]
+    assert judged(rest, letters) == (1, 0, 0, 0, 0)
+    assert judged([*RESULTS, RESULTS[0]], letters) == (0, 1, 0, 0, 0)
+    assert judged([*rest, ("a", name, content[:-1])], letters) == (1, 0, 1, 0, 0)
+    assert judged([*rest, ("b", name, content)], letters) == (1, 0, 1, 0, 0)
+    of_none = ("a", f"results/{name_of(none)}", content)
+    assert judged([*RESULTS, of_none], letters) == (0, 0, 1, 0, 0)
+
+
+def test_the_judge_counts_letters_of_files_that_are_lost_doubled_or_wrong() -> None:
+    letter, *rest = letters_of_items(MEMBERS)
+    assert judged(RESULTS, rest) == (1, 0, 0, 0, 0)
+    assert judged(RESULTS, [letter, letter, *rest]) == (0, 0, 0, 1, 0)
+    fine = Letter(MEMBERS[0][2], name_of(STORED[0]), "process", "a", 0)
+    assert not is_unprocessable(STORED[0])
+    assert judged(RESULTS, [fine, letter, *rest]) == (0, 0, 0, 0, 1)
+    for wrong in (
+        letter._replace(body=b"another"),
+        letter._replace(stage="intake"),
+        letter._replace(partition="b"),
+        letter._replace(partition=""),
+        letter._replace(position=letter.position + 1),
+    ):
+        assert judged(RESULTS, [wrong, *rest]) == (1, 0, 0, 0, 1), wrong
+
+
+def test_letters_are_read_with_what_they_say_about_files(tmp_path: Path) -> None:
+    """A line that a crash has torn is left out."""
+    item = {"name": "m", "stage": "process", "partition": "p", "position": 0}
+    lines = [{"body": "eA==", "item": item}, {"body": "eQ==", "item": None}, {"body": "eg=="}]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "20261127-process.jsonl").write_text(text + "\n" + text[:20])
+    expected = [Letter(b"x", "m", "process", "p", 0), Letter(b"y"), Letter(b"z")]
+    assert list(dead_letters_below(tmp_path)) == expected
 
 
 def test_a_soak_that_is_stopped_leaves_no_server_behind_and_says_how_far_it_was(

@@ -38,6 +38,10 @@ class Letter(NamedTuple):
     body: bytes
     item: str = ""
     """Its name, if it is a file that could not be processed."""
+    stage: str = ""
+    partition: str = ""
+    position: int = -1
+    """Where the file is stored: the number of originals before it in its archive."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,19 @@ def judge(
 ) -> Verdict:
     """`members` are (archive, name, content) of all archives."""
     copies: Counter[int] = Counter()
-    results: Counter[tuple[str, bytes]] = Counter()
-    archives: set[str] = set()
+    results: Counter[tuple[str, str, bytes]] = Counter()
+    wanted: Counter[tuple[str, str, bytes]] = Counter()
+    originals: Counter[str] = Counter()
+    places: dict[str, tuple[str, int]] = {}
     examples: dict[str, list[str]] = {"lost": [], "corrupt": [], "second_copies": []}
     corrupt = 0
     for archive, name, content in members:
-        archives.add(archive)
+        originals[archive] += 0  # there it is, even if it holds results only
         if name.startswith(RESULTS):
-            results[name, content] += 1
+            results[archive, name, content] += 1
             continue
+        position = originals[archive]
+        originals[archive] += 1
         number = number_of(name)
         if number is None or content != content_of(seed, number):
             corrupt += 1
@@ -87,11 +95,19 @@ def judge(
         copies[number] += 1
         if copies[number] > 1:
             examples["second_copies"].append(f"{name} in {archive}")
+            continue
+        places[name] = archive, position
+        wanted.update((archive, *one) for one in results_of(seed, number))
     letters = list(dead_letters)
     dead = Counter(letter.body for letter in letters if not letter.item)
-    unprocessed = Counter(letter.item for letter in letters if letter.item)
-    wanted = Counter(one for number in copies for one in results_of(seed, number))
     failing = {name_of(number) for number in copies if is_unprocessable(number)}
+    items = [letter for letter in letters if letter.item]
+    right = [
+        letter
+        for letter in items
+        if letter.item in failing and _is_right(letter, seed, *places[letter.item])
+    ]
+    unprocessed = Counter(letter.item for letter in right)
     published = lost = poison = 0
     for batch in confirmed:
         for number in batch:
@@ -103,10 +119,10 @@ def judge(
                 examples["lost"].append(f"message {number}{', poison' if bad else ''}")
     wrong = [body for body in dead if not body.startswith((b"poison ", b"deadly "))]
     examples["wrong_dead_letters"] = [repr(body[:200]) for body in wrong]
-    examples["wrong_dead_letters"] += sorted(unprocessed.keys() - failing)
-    lost_results = [name for name, _ in wanted - results] + sorted(failing - unprocessed.keys())
-    wrong_results = [name for name, _ in results.keys() - wanted.keys()]
-    second_results = [one[0] for one, count in results.items() if count > 1]
+    examples["wrong_dead_letters"] += sorted(one.item for one in items if one not in right)
+    lost_results = [name for _, name, _ in wanted - results] + sorted(failing - unprocessed.keys())
+    wrong_results = [f"{one[1]} in {one[0]}" for one in results.keys() - wanted.keys()]
+    second_results = [f"{one[1]} in {one[0]}" for one, count in results.items() if count > 1]
     examples.update(
         lost_results=lost_results, wrong_results=wrong_results, second_results=second_results
     )
@@ -118,13 +134,25 @@ def judge(
         corrupt=corrupt,
         dead_letters=len(+dead),
         dead_letter_copies=dead.total() - len(+dead) + unprocessed.total() - len(unprocessed),
-        wrong_dead_letters=len(wrong) + len(unprocessed.keys() - failing),
+        wrong_dead_letters=len(wrong) + len(items) - len(right),
         results=results.total(),
         lost_results=len(lost_results),
         second_results=len(second_results),
         wrong_results=len(wrong_results),
-        archives=len(archives),
+        archives=len(originals),
         examples={what: some[:20] for what, some in examples.items()},
+    )
+
+
+def _is_right(letter: Letter, seed: int, archive: str, position: int) -> bool:
+    """Whether the letter of a file says what the file is, and where it is stored."""
+    number = number_of(letter.item)
+    return (
+        number is not None
+        and letter.body == content_of(seed, number)
+        and (letter.stage, letter.position) == ("process", position)
+        and bool(letter.partition)
+        and letter.partition in archive
     )
 
 
@@ -147,6 +175,8 @@ def dead_letters_below(folder: Path) -> Iterator[Letter]:
             try:
                 letter = json.loads(line)
                 item = letter.get("item") or {}
-                yield Letter(base64.b64decode(letter["body"]), item.get("name", ""))
+                body = base64.b64decode(letter["body"])
+                said = {key: item[key] for key in ("stage", "partition", "position") if key in item}
+                yield Letter(body, item.get("name", ""), **said)
             except ValueError:
                 continue
