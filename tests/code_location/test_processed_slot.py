@@ -125,3 +125,14 @@ def aged(layout: Any, trouble: Any, seconds: float) -> None:
 def clear(layout: Any) -> None:
     for failure in list(all_failures(layout)):
         clear_failure(layout, failure.partition)
+
+
+def test_a_pool_bounds_the_runs_that_process(tmp_path: Path) -> None:
+    location = made(tmp_path, pool="handlers")
+    pools = {
+        definition.key.path[-1]: definition.op.pool
+        for definition in location.definitions.resolve_asset_graph().assets_defs
+        if definition.is_executable and definition.keys
+    }
+    assert pools["processed_slot"] == "handlers"
+    assert {pool for name, pool in pools.items() if name != "processed_slot"} == {None}
