@@ -17,6 +17,7 @@
       mended/                        what became of damaged sealed slots
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
+      seal-request                   touched to have all active slots sealed now
       processor-trouble.json         since when the processor works for no item
       processor-answered             touched when it works for one
       suspects/                      messages whose decoding may have ended a worker

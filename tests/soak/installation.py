@@ -35,6 +35,7 @@ QUEUES: dict[str, dict[str, Any]] = {
     PLAIN: {},
     LIMITED: {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT},
 }
+PROCESS = {"kind": "functions", "module": "handlers", "workers": 1, "partitions_per_run": 64}
 WATCH_SECONDS = 0.2
 
 
@@ -102,8 +103,14 @@ class Installation:
     """All parts. Use as a context manager. `pipelines`: the names of those that run."""
 
     def __init__(
-        self, folder: Path, *, pipelines: Sequence[str] = (PLAIN,), **settings: Any
+        self,
+        folder: Path,
+        *,
+        pipelines: Sequence[str] = (PLAIN,),
+        process: bool = False,
+        **settings: Any,
     ) -> None:
+        """`process`: whether the pipeline without a parser has functions that process its files."""
         self.folder = folder
         project = folder / "project"
         for name in ("rabbitmq", "redis", "s3", "project"):
@@ -114,6 +121,7 @@ class Installation:
         self.s3 = SwiftServer(folder / "s3")
         self.bucket = ""
         self._settings = settings
+        self._process = {"process": PROCESS} if process else {}
         self._configured = False
         self._port = free_port()
         location = ["dagster", "api", "grpc", "-m", "fuploader_dagster.code_location"]
@@ -224,15 +232,7 @@ class Installation:
         }
         source = {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}}
         own: dict[str, dict[str, Any]] = {
-            PLAIN: {
-                "source": {**source, "queue": PLAIN},
-                "process": {
-                    "kind": "functions",
-                    "module": "handlers",
-                    "workers": 1,
-                    "partitions_per_run": 64,
-                },
-            },
+            PLAIN: {"source": {**source, "queue": PLAIN}, **self._process},
             LIMITED: {
                 "source": {
                     **source,

@@ -66,7 +66,7 @@ def soak(
     progress: Progress,
 ) -> dict[str, Any]:
     """Returns what the last line says."""
-    with Installation(folder, pipelines=(PLAIN, LIMITED), **SETTINGS) as parts:
+    with Installation(folder, pipelines=(PLAIN, LIMITED), process=True, **SETTINGS) as parts:
         producer = Producer(parts.rabbitmq.url, seed, rate)
         flow = Flow(parts.places(), lambda: producer.next)
         flow.start()

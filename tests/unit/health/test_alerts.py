@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -345,3 +346,8 @@ def test_memory_outlives_a_restart_and_damage_to_it_tells_again(tmp_path: Path) 
     assert layout.alerts.stat().st_size == SPARE_BYTES
     layout.alerts.write_bytes(layout.alerts.read_bytes()[:40])
     assert read_memory(layout) is None
+
+
+def test_every_kind_of_alert_is_in_the_table_that_operators_read() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text("utf-8")
+    assert [kind for kind in get_args(Kind) if f"| `{kind}` |" not in page] == []
