@@ -323,6 +323,8 @@ def _keys(left: Left) -> tuple[list[str], list[str]]:
             for name in (one, *_before(one))
             for place in _places(slot, name)
         ]
+        # In the flat layout, a slot that has just begun: Redis has a name of the other layout.
+        named += [f"slot_{slot}_0" for slot, one in keys.active.items() if one == "dir-000001"]
         if there.intersection(named) or (there and not named):  # killed while clearing them
             forget += keys.keys
         else:

@@ -470,6 +470,9 @@ def test_keys_are_forgotten_only_where_they_name_something_that_is_or_was_here()
         ("slot_0_1", "slot_0_2", False),
         ("slot_0_1", "slot_1_0", False),
         ("dir-000001", "sealed/slot-1/dir-000001", False),
+        ("dir-000001", "slot_0_0", True),
+        ("dir-000001", "slot_1_0", False),
+        ("dir-000002", "slot_0_0", False),
     ],
 )
 def test_keys_may_name_the_directory_that_was_about_to_be_made(
