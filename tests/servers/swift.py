@@ -70,6 +70,8 @@ fallocate_reserve = 0
 pipeline = {name}-server
 [app:{name}-server]
 use = egg:swift#{name}
+conn_timeout = 30
+node_timeout = 60
 """
 
 _PROXY_CONF = """[DEFAULT]
@@ -84,6 +86,9 @@ tempauth slo dlo versioned_writes symlink proxy-logging proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+conn_timeout = 30
+node_timeout = 60
+error_suppression_limit = 1000
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:gatekeeper]
