@@ -49,7 +49,6 @@ def pipeline(folder: Path, name: str, **values: Any) -> dict[str, Any]:
         "max_retries": 1,
         "retry_delay_seconds": 0.1,
         "min_free_bytes": 1024,
-        "scrub_archives": 0,  # else these tests count its run as well, when its hour comes
         **values,
     }
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class DagsterDev:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("workspace.yaml", "dagster.yaml"):
             shutil.copy(REPOSITORY / name, folder / name)
-        (folder / "fuploader.yaml").write_text(yaml.safe_dump(dict(configuration)))
+        (folder / "fuploader.yaml").write_text(yaml.safe_dump(at_no_hour(configuration)))
 
     def start(self, *, samples: int | None = 0) -> None:
         """Start it and wait until the UI answers and the code location is loaded.
@@ -159,6 +160,17 @@ class DagsterDev:
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]
+
+
+def at_no_hour(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and the scrub's hour is half a year away: a test that counts runs would count the
+    scrub's as well if it were run in the minutes before."""
+    month = (datetime.now(timezone.utc).month + 5) % 12 + 1
+    pipelines = {
+        name: {"scrub_cron": f"0 0 1 {month} *", **pipeline}
+        for name, pipeline in configuration["pipelines"].items()
+    }
+    return {**configuration, "pipelines": pipelines}
 
 
 def group_members(group: int) -> list[str]:

@@ -30,7 +30,7 @@ from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._time import get_current_datetime
 
-from tests.servers.dagster_dev import REPOSITORY
+from tests.servers.dagster_dev import REPOSITORY, at_no_hour
 from tests.servers.dagster_part import DagsterPart, end, processes_of
 from tests.servers.ports import LOOPBACK, free_port
 
@@ -57,7 +57,7 @@ class QuickDaemon:
         for name in ("local_artifact_storage", "compute_logs"):
             instance[name]["config"]["base_dir"] = str(folder / ".dagster" / name)
         files = {
-            "fuploader.yaml": dict(configuration),
+            "fuploader.yaml": at_no_hour(configuration),
             "workspace.yaml": {"load_from": [{"grpc_server": server}]},
             "dagster.yaml": instance,
         }
