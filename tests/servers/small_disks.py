@@ -103,6 +103,7 @@ class ThinDisk:
         """From now on only so many new bytes find a place."""
         subprocess.run(["sync", "--file-system", str(self._root)], check=True)
         fill(self._below, leave_bytes=leave_bytes)
+        assert free_bytes(self._below) == leave_bytes
 
     def mend(self) -> None:
         make_room(self._below)
