@@ -34,6 +34,7 @@ from fuploader_dagster.intake.worker_status import (
 from fuploader_dagster.processing.poison import was_handling
 from fuploader_dagster.settings.loading import dump_intake
 from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.subprocesses import environment, exit_in_words, import_path
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Supervisor:
         if code == 0:
             worker.deaths = 0
         else:
-            self._note_death(worker, last_words or _exit_in_words(code), now)
+            self._note_death(worker, last_words or _died_of(code), now)
 
     def _note_death(self, worker: _Worker, died_of: str, now: float) -> None:
         worker.deaths += 1
@@ -182,7 +183,7 @@ class Supervisor:
         job = Job(
             worker=worker.number,
             lease_seconds=max(0.0, self._ends_at - now),
-            sys_path=[path or str(Path.cwd()) for path in sys.path],
+            sys_path=import_path(),
             last_words=last_words,
             intake=msgspec.Raw(dump_intake(self.pipeline)),
         )
@@ -192,7 +193,7 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=[last_words],
-                env={**os.environ, "PYTHONUTF8": "1"},  # `python -X utf8` is not inherited
+                env=environment(),
             )
         except OSError as error:  # no memory or too many processes: that may pass
             os.close(worker.last_words)
@@ -248,14 +249,12 @@ def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
     return ""
 
 
-def _exit_in_words(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "it was killed (SIGKILL): by a person, or by the kernel for lack of memory"
+def _died_of(code: int) -> str:
     if code == -signal.SIGALRM:
         return "a parser or name generator took longer than parser_timeout_seconds for one message"
-    if code < 0:
-        return f"signal {-code} ({signal.strsignal(-code)}); see the log of this code server"
-    return f"exit code {code}; see the log of this code server"
+    if code == -signal.SIGKILL:  # the log has nothing of it
+        return exit_in_words(code)
+    return f"{exit_in_words(code)}; see the log of this code server"
 
 
 def _read_and_close(descriptor: int) -> str:

@@ -44,6 +44,7 @@ from fuploader_dagster.processing.child_messages import (
     frame,
     order,
 )
+from fuploader_dagster.subprocesses import environment, exit_in_words
 
 MIB = 1 << 20
 LONGEST_OVERHEAD = 64 * MIB
@@ -126,7 +127,7 @@ class Child(asyncio.BufferedProtocol):
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ else 2,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, "PYTHONUTF8": "1"},  # `python -X utf8` is not inherited
+                env=environment(),
             )
             self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
         except OSError as error:  # no memory or too many processes: that may pass
@@ -369,12 +370,3 @@ def settle(call: Call, answer: Answer) -> None:
         future.set_exception(ProcessorUnavailable(answer.text, hint=answer.hint))
     elif answer.kind == NOT_HERE:
         future.set_result(NOT_HERE)
-
-
-def exit_in_words(code: int) -> str:
-    """How a process ended."""
-    if code == -signal.SIGKILL:
-        return "it was killed (SIGKILL): by a person, or by the kernel for lack of memory"
-    if code < 0:
-        return f"signal {-code} ({signal.strsignal(-code)})"
-    return f"exit code {code}"

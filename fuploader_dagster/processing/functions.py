@@ -14,7 +14,6 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,12 +22,14 @@ from pydantic import Field, field_validator, model_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.processor import Processor, ProcessorSettings
+from fuploader_dagster.contracts.settings import Count
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.processing.child_messages import Job
 from fuploader_dagster.processing.child_pool import ChildPool
 from fuploader_dagster.processing.cores import available_cores
 from fuploader_dagster.processing.routes import BY_NAME
 from fuploader_dagster.settings.user_functions import raised
+from fuploader_dagster.subprocesses import import_path
 
 MIB = 1 << 20
 QUEUED_PER_WORKER = 8
@@ -58,7 +59,7 @@ class Functions(ProcessorSettings):
     route_by: Annotated[str, Field(min_length=1)] = "cmd"
     """Header that routes are matched against (the setting `headers` has to keep it), or `name` for
     the item's name."""
-    concurrency: Annotated[int, Field(ge=1)] = 16
+    concurrency: Count = 16
     """Number of items that are processed or wait for a process at once, in one run. Where this is
     not set: 8 for each worker, at least 16."""
 
@@ -141,7 +142,7 @@ class Functions(ProcessorSettings):
         job = Job(
             module=self.module,
             route_by=self.route_by,
-            sys_path=[path or str(Path.cwd()) for path in sys.path],
+            sys_path=import_path(),
             parent=os.getpid(),
             timeout_seconds=self.timeout_seconds,
             max_result_bytes=self.max_result_bytes,
