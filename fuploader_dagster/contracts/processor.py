@@ -26,11 +26,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.settings import Settings
+from fuploader_dagster.contracts.settings import Count, Seconds, Settings
 from fuploader_dagster.errors import BadItem
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

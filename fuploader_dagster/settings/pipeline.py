@@ -31,7 +31,7 @@ from pydantic import (
 
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
-from fuploader_dagster.contracts.settings import Settings
+from fuploader_dagster.contracts.settings import Count, Seconds, Settings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
@@ -50,9 +50,6 @@ LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and reports what it is doing."""
 
 _WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 def _names(value: Any) -> Any:

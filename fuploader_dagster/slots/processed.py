@@ -105,8 +105,6 @@ class Figures:
     """What became of a slot's inputs so far."""
 
     inputs: int = 0
-    with_results: int = 0
-    """Inputs that were processed, also those with no result."""
     results: int = 0
     failed: int = 0
     retries: int = 0
@@ -115,7 +113,6 @@ class Figures:
     def add(self, line: Outcomes) -> None:
         self.inputs += len(line.results)
         self.failed += sum(count == FAILED for count in line.results)
-        self.with_results = self.inputs - self.failed
         self.results += sum(count for count in line.results if count != FAILED)
         self.retries += line.retries
         self.milliseconds += line.milliseconds
@@ -158,18 +155,18 @@ class ProcessedSlot:
 
     def entries(self) -> Sequence[IndexEntry]:
         """All results, in the order of the inputs. Raises `DamagedResults`."""
-        content = read_own(self.directory / INDEX_NAME)
-        if hashlib.sha256(content).hexdigest() != self.seal.index_sha256:
-            raise DamagedResults(f"the index in {self.directory} is not the one that was sealed")
-        return read_index(content).entries
+        return read_index(self._sealed(INDEX_NAME, self.seal.index_sha256)).entries
 
     def outcomes(self) -> Iterator[Outcomes]:
         """What became of the inputs. Raises `DamagedResults`."""
-        content = read_own(self.directory / OUTCOMES_NAME)
-        if hashlib.sha256(content).hexdigest() != self.seal.outcomes_sha256:
-            raise DamagedResults(f"the outcomes in {self.directory} are not those that were sealed")
-        for line, _ in _lines_and_ends(content):
+        for line, _ in _lines_and_ends(self._sealed(OUTCOMES_NAME, self.seal.outcomes_sha256)):
             yield line
+
+    def _sealed(self, name: str, sha256: str) -> bytes:
+        content = read_own(self.directory / name)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise DamagedResults(f"{self.directory / name} is not what was sealed")
+        return content
 
 
 def find_processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
