@@ -145,7 +145,7 @@ def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
     waiting = {
         failure.partition
         for failure in all_failures(pipeline.layout)
-        if not is_due(failure, pipeline, now)
+        if not is_due(failure.attempts, failure.failed_at, pipeline, now)
     }
     sealed = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
     partitions, idle = held_back(sealed, pipeline, now)

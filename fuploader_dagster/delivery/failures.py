@@ -79,26 +79,29 @@ def clear_failure(layout: Layout, partition: str) -> None:
     _path(layout, partition).unlink(missing_ok=True)
 
 
-def is_due(failure: Failure, pipeline: Pipeline, now: float) -> bool:
+def is_due(attempts: int, failed_at: float, pipeline: Pipeline, now: float) -> bool:
     """Whether it is time to try again, as the pipeline's settings say."""
     return now >= due_at(
-        failure,
+        attempts,
+        failed_at,
         base_seconds=pipeline.recovery_base_seconds,
         cap_seconds=pipeline.recovery_cap_seconds,
         now=now,
     )
 
 
-def due_at(failure: Failure, *, base_seconds: float, cap_seconds: float, now: float) -> float:
+def due_at(
+    attempts: int, failed_at: float, *, base_seconds: float, cap_seconds: float, now: float
+) -> float:
     """When to try again: the pause doubles with each attempt, up to the cap.
 
     At once if it failed in the future: the clock was set back, and nobody knows how long ago it
     was. The next attempt counts from the right time.
     """
-    if failure.failed_at > now:
+    if failed_at > now:
         return now
-    pause = base_seconds * 2.0 ** min(failure.attempts - 1, 30)
-    return failure.failed_at + min(pause, cap_seconds)
+    pause = base_seconds * 2.0 ** min(attempts - 1, 30)
+    return failed_at + min(pause, cap_seconds)
 
 
 def _read(path: Path) -> Failure | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from fuploader_dagster.delivery.failures import Failure, is_due
+from fuploader_dagster.delivery.failures import is_due
 from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode
@@ -61,27 +61,18 @@ def held_back(partitions: Sequence[str], pipeline: Pipeline, now: float) -> tupl
     trouble = processor_trouble_of(pipeline)
     if trouble is None or pipeline.process is None:
         return list(partitions), ""
-    ready = [key for key in partitions if _is_processed(key, pipeline.layout)]
-    others = [key for key in partitions if key not in set(ready)]
-    tried = others[: pipeline.process.partitions_per_run] if _is_due(trouble, pipeline, now) else []
+    ready: list[str] = []
+    others: list[str] = []
+    for key in partitions:
+        (ready if _is_processed(key, pipeline.layout) else others).append(key)
+    is_tried = is_due(trouble.attempts, trouble.seen_at, pipeline, now)
+    tried = others[: pipeline.process.partitions_per_run] if is_tried else []
     return sorted([*ready, *tried]), str(trouble)
 
 
 def _is_processed(partition: str, layout: Layout) -> bool:
     key = PartitionKey.parse(partition)
     return key is not None and (layout.processed(key.slot, key.number) / SEAL_NAME).exists()
-
-
-def _is_due(trouble: ProcessorTrouble, pipeline: Pipeline, now: float) -> bool:
-    """Whether a run should try again."""
-    as_failure = Failure(
-        partition="",
-        stage="process",
-        attempts=trouble.attempts,
-        failed_at=trouble.seen_at,
-        error=trouble.error,
-    )
-    return is_due(as_failure, pipeline, now)
 
 
 def end_processor_trouble(layout: Layout) -> None:
@@ -102,7 +93,7 @@ class Answers:
         self._last = time.monotonic()
         if self._last - self._noted_at < ANSWERS_NOTED_EVERY_SECONDS:
             return
-        if not self._noted_at and self._layout.processor_trouble.exists():
+        if self._layout.processor_trouble.exists():
             end_processor_trouble(self._layout)
         self._noted_at = self._last
         path = self._layout.processor_answered

@@ -95,7 +95,7 @@ def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float)
 def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
     failure = found.failures.get(key)
     if failure is not None:
-        return is_due(failure, pipeline, now)
+        return is_due(failure.attempts, failure.failed_at, pipeline, now)
     partition = PartitionKey.parse(key)
     if partition is None:
         return False

@@ -112,6 +112,6 @@ def test_a_failure_that_cannot_be_read_costs_the_count_only(tmp_path: Path) -> N
     ("attempts", "pause"), [(1, 60), (2, 120), (3, 240), (6, 1920), (7, 3600), (5000, 3600)]
 )
 def test_the_pause_doubles_up_to_the_cap(attempts: int, pause: float) -> None:
-    failure = Failure(partition="p", stage="pack", attempts=attempts, failed_at=100.0, error="")
-    assert due_at(failure, base_seconds=60, cap_seconds=3600, now=101.0) == 100 + pause
-    assert due_at(failure, base_seconds=60, cap_seconds=3600, now=99.0) == 99, "the clock went back"
+    limits = {"base_seconds": 60.0, "cap_seconds": 3600.0}
+    assert due_at(attempts, 100.0, **limits, now=101.0) == 100 + pause
+    assert due_at(attempts, 100.0, **limits, now=99.0) == 99, "the clock went back"
