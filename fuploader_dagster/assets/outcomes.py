@@ -13,7 +13,7 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.pack import Packed
-from fuploader_dagster.delivery.slot_in_work import ItemsDone
+from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.store_trouble import ProgressOf
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import ProcessedSeal

@@ -36,13 +36,8 @@ from fuploader_dagster.delivery.attempts import (
 )
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.pack import find_packed
-from fuploader_dagster.delivery.slot_in_work import (
-    ItemsDone,
-    SlotInWork,
-    Step,
-    cancel,
-    stored_results,
-)
+from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel, stored_results
+from fuploader_dagster.delivery.slot_in_work import SlotInWork
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.setting_aside import set_aside
@@ -77,8 +72,8 @@ def process_partitions(
 
     A partition that is stored, or processed, already is done, and its outcome says so.
     """
-    loop = asyncio.new_event_loop()
     step = _Partitions(pipeline, progress)
+    loop = asyncio.new_event_loop()
     tasks: list[asyncio.Task[Outcome]] = []
     try:
         tasks = [loop.create_task(step.outcome(partition)) for partition in partitions]

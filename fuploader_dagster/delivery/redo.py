@@ -31,7 +31,7 @@ from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.delivery.attempts import Done, Outcome, attempt
 from fuploader_dagster.delivery.pack import pack
 from fuploader_dagster.delivery.process import process_slot
-from fuploader_dagster.delivery.slot_in_work import ItemsDone
+from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
 from fuploader_dagster.delivery.upload import PartitionLock, names_of, store_archive

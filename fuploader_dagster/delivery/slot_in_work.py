@@ -1,4 +1,4 @@
-"""A slot whose items are processed, and what all slots of a step share.
+"""A slot whose items are processed.
 
 What must always hold (`process` has the rest):
 
@@ -13,13 +13,12 @@ What must always hold (`process` has the rest):
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,20 +32,16 @@ from fuploader_dagster.dead_letters.letters import (
     letters_of_processing,
 )
 from fuploader_dagster.delivery.failures import find_failure
-from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
+from fuploader_dagster.delivery.process_step import Step, cancel, stored_results
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.errors import (
     BadItem,
-    BadMessage,
-    ConfigError,
     FuploaderError,
     ProcessorUnavailable,
     RetryItem,
 )
-from fuploader_dagster.processing.envelope import check_file_name
-from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.index import IndexEntry
@@ -60,97 +55,8 @@ MOST_BYTES = 24 * 2**20
 COMMIT_BYTES = 8 * 2**20
 COMMIT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
-LONGEST_CONTENT_TYPE = 1000
-RARE_COLLECTIONS = (50_000, 20, 100)
-"""Items in work are many objects without cycles, which Python would look through all the time."""
 
 NOTHING_IS_LOST = "nothing became a dead letter; the slots are asked for again"
-
-ItemsDone = Callable[[str, int, int, int], object]
-"""Gets a partition, how many of its items are done, how many there are, and how many failed."""
-
-
-async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-
-
-class Step:
-    """One processor, and what all slots of a step share."""
-
-    def __init__(self, pipeline: Pipeline, progress: ItemsDone | None) -> None:
-        if pipeline.process is None:
-            raise ConfigError(f"pipeline {pipeline.name} has no processor (setting `process`)")
-        self.pipeline = pipeline
-        self.settings = pipeline.process
-        self.processor = self.settings.processor()
-        self.version = self.settings.version()
-        self.progress = progress or (lambda *_: None)
-        self.answers = Answers(pipeline.layout)
-        self.places = asyncio.Semaphore(self.settings.concurrency)
-        self.turn = asyncio.Lock()
-        """Held by the one slot that hands out items."""
-        self.unavailable: ProcessorUnavailable | None = None
-        self._waits_for_all = asyncio.Lock()
-        self._collections: tuple[int, int, int] | None = None
-        """Python's thresholds from before the processor was opened."""
-
-    async def open(self) -> None:
-        """Open the processor, when it is first needed. The caller has the turn."""
-        if self._collections is None:
-            await self.processor.open()
-            self._collections = gc.get_threshold()
-            gc.set_threshold(*RARE_COLLECTIONS)
-
-    async def aclose(self) -> None:
-        if self._collections is not None:
-            gc.set_threshold(*self._collections)
-        await self.processor.close()
-
-    def note_unavailable(self, error: ProcessorUnavailable) -> None:
-        if self.unavailable is None:
-            self.unavailable = error
-            note_processor_trouble(self.pipeline.layout, str(error))
-
-    async def attempt(self, items: Sequence[Item], *, alone: bool) -> Sequence[Any]:
-        """One call of the processor. The caller has one place, which is free afterwards.
-
-        `alone`: nothing else is in work meanwhile.
-        """
-        held = 1
-        try:
-            if alone:
-                async with self._waits_for_all:
-                    while held < self.settings.concurrency:
-                        await self.places.acquire()
-                        held += 1
-                    return await self.processor.process(items)
-            return await self.processor.process(items)
-        finally:
-            for _ in range(held):
-                self.places.release()
-
-
-def stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]:
-    """An item's results, each with its name, if they can be stored. Raises `BadItem`."""
-    if isinstance(answer, BadItem):
-        raise answer
-    try:
-        for result in answer:
-            if not isinstance(result, Result) or not isinstance(result.content, bytes):
-                raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
-            if result.name:
-                check_file_name(result.name)
-            if len(result.content_type.encode()) > LONGEST_CONTENT_TYPE:
-                raise BadItem(f"a content type of more than {LONGEST_CONTENT_TYPE} bytes")
-    except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
-        raise BadItem(f"a result cannot be stored: {error}") from error
-    size = sum(len(result.content) for result in answer)
-    if size > most_bytes:
-        raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return [one if one.name else Result(one.content, item.name, one.content_type) for one in answer]
 
 
 @dataclass(frozen=True)

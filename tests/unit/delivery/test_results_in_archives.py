@@ -15,6 +15,7 @@ from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.catalog.rebuild import rebuild
+from fuploader_dagster.contracts.processor import Processor
 from fuploader_dagster.delivery.archive_members import clashes
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.pack import Packed, find_packed, pack
@@ -22,7 +23,7 @@ from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.repack import repack, repack_partitions
 from fuploader_dagster.delivery.scrub import examine
 from fuploader_dagster.delivery.ship import ship
-from fuploader_dagster.errors import DamagedArchive, DamagedResults, PermanentError
+from fuploader_dagster.errors import ConfigError, DamagedArchive, DamagedResults, PermanentError
 from fuploader_dagster.intake.disk_space import Unshipped
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import find_processed
@@ -333,6 +334,28 @@ def test_scrub_and_catalog_count_both(tmp_path: Path, keep: Keep) -> None:
     assert rebuild(settings, store).added == 1
     with Catalog.to_read(settings.layout.catalog) as catalog:
         assert before == sorted(hit.name for hit in catalog.find("*")) == sorted(HELD[keep])
+
+
+class Removed(Script):
+    """A processor that cannot be had any more."""
+
+    def processor(self) -> Processor:
+        raise ConfigError("the module is gone")
+
+    def version(self) -> str:
+        raise ConfigError("the module is gone")
+
+
+def test_what_is_processed_is_shipped_without_the_processor(tmp_path: Path) -> None:
+    slot = processed(made(tmp_path), FILES)
+    settings = pipeline(tmp_path, process=Removed())
+    waiting = sealed(settings, {"new.json": script()})
+    outcomes = {one.partition: one for one in ship(settings, settings.store.open())}
+    assert isinstance(outcomes[slot.seal.partition], Done)
+    assert archived_files(tmp_path / "objects") == {n: [c] for n, c in HELD["both"].items()}
+    failed = outcomes[waiting.seal.partition]
+    assert isinstance(failed, Failed)
+    assert "the module is gone" in failed.error
 
 
 def test_what_was_processed_counts_as_not_shipped_and_goes_with_the_slot(tmp_path: Path) -> None:
