@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,9 @@ from tests.settings import pipeline
 ROOT = Path(__file__).parents[1]
 LONG_AFTER = 2.0**32
 """When everything that waits for its time is due."""
+EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
+"""Kill behind each step, each time that it is done, instead of some: half an hour."""
+SAMPLE = 25
 
 
 class Kill(TypedDict):
@@ -388,6 +392,17 @@ class Lives:
         done: list[str] | None = answer["steps"]
         assert (done is None) == (answer["code"] != 0)
         return done
+
+
+def copied(made: Path, folder: Path) -> Path:
+    """What was made, again, for a life of its own."""
+    return Path(shutil.copytree(made, folder / "life", symlinks=True))
+
+
+def some_hits(steps: int, dice: random.Random) -> Sequence[int]:
+    """Behind which of so many steps to kill: some, or all if `EVERY_HIT` is set."""
+    hits = range(1, steps + 1)
+    return hits if EVERY_HIT else sorted(dice.sample(hits, SAMPLE))
 
 
 def main() -> None:

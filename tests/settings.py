@@ -46,6 +46,15 @@ def pipeline(folder: Path, **values: Any) -> Pipeline:
     )
 
 
+def embedded_parts(folder: Path = Path()) -> dict[str, Any]:
+    """Source, state and store of a configuration file, in this folder or in the file's own."""
+    return {
+        "source": {"kind": "embedded", "path": str(folder / "queue")},
+        "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
+        "store": {"kind": "local", "path": str(folder / "objects")},
+    }
+
+
 def sealed(
     settings: Intake, files: dict[str, bytes], *, slot: int = 0, seconds_ago: float = 0
 ) -> SealedSlot:

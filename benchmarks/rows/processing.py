@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks.drains import Case, DrainRun, drain
 from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
@@ -122,27 +123,25 @@ def _measured(ground: Ground, what: str, works: Sequence[Work]) -> Sides:
 
 
 def _rate_row(row: str, sides: Sides, other: str, least: float | None, said: str = "") -> Row:
-    ratios = sides.spread(lambda one: one["ours"].items_per_second / one[other].items_per_second)
-    return Row(
-        row=f"processing, {row}",
-        unit="items/s",
-        ours=sides.spread(lambda one: one["ours"].items_per_second),
-        bare=sides.spread(lambda one: one[other].items_per_second),
-        against="bare",
-        least=least,
-        note=note(said, ratio_of_rounds(ratios), sides),
-    )
+    made = _row(row, sides, other, lambda run: run.items_per_second, said)
+    return replace(made, unit="items/s", least=least)
 
 
 def _cpu_row(row: str, sides: Sides, other: str, most: float | None, said: str = "") -> Row:
-    ratios = sides.spread(lambda one: one["ours"].cpu_ms_per_1000 / one[other].cpu_ms_per_1000)
+    made = _row(row, sides, other, lambda run: run.cpu_ms_per_1000, said)
+    return replace(made, unit="ms per 1,000 items", least=most, more_is_better=False)
+
+
+def _row(
+    row: str, sides: Sides, other: str, figure: Callable[[ProcessingRun], float], said: str
+) -> Row:
+    """A figure of ours beside that of another side."""
+    ratios = sides.spread(lambda one: figure(one["ours"]) / figure(one[other]))
     return Row(
         row=f"processing, {row}",
-        unit="ms per 1,000 items",
-        ours=sides.spread(lambda one: one["ours"].cpu_ms_per_1000),
-        bare=sides.spread(lambda one: one[other].cpu_ms_per_1000),
+        unit="",
+        ours=sides.spread(lambda one: figure(one["ours"])),
+        bare=sides.spread(lambda one: figure(one[other])),
         against="bare",
-        least=most,
-        more_is_better=False,
         note=note(said, ratio_of_rounds(ratios), sides),
     )

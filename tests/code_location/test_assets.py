@@ -63,7 +63,17 @@ def test_two_runs_of_the_same_partitions_at_once_do_the_work_once(tmp_path: Path
     location = Location(pipeline(tmp_path))
     home = tmp_path / "home"
     home.mkdir()
-    location.instance = dg.DagsterInstance.local_temp(str(home))  # an ephemeral one is for a thread
+    # An ephemeral instance is for one thread. And two threads that redirect the output of this
+    # process at once leave it, and a `tail` of each, to nobody.
+    location.instance = dg.DagsterInstance.local_temp(
+        str(home),
+        {
+            "compute_logs": {
+                "module": "dagster._core.storage.noop_compute_log_manager",
+                "class": "NoOpComputeLogManager",
+            }
+        },
+    )
     slots = [sealed(location.settings, {f"{n}.json": b"x" * n}) for n in range(6)]
     keys = [slot.seal.partition for slot in slots]
     location.instance.add_dynamic_partitions(location.names.partition_set, keys)

@@ -16,6 +16,7 @@ from fuploader_dagster.component import pipeline_name
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.processing.http import HttpHandler
 from fuploader_dagster.settings.pipeline import Pipeline
+from tests.settings import embedded_parts
 
 TYPE = "fuploader_dagster.QueueToObjectStore"
 
@@ -49,9 +50,7 @@ def load(attributes: dict[str, Any]) -> QueueToObjectStore:
 
 ATTRIBUTES = {
     "name": "docs",
-    "source": {"kind": "embedded", "path": "queue"},
-    "state": {"kind": "sqlite", "path": "state.sqlite"},
-    "store": {"kind": "local", "path": "objects"},
+    **embedded_parts(),
 }
 
 

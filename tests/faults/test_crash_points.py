@@ -9,13 +9,10 @@ tarfile and zstandard alone.
 from __future__ import annotations
 
 import io
-import os
 import random
-import shutil
 import sqlite3
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +23,12 @@ from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
 from tests.crashes import (
+    EVERY_HIT,
     RESIDUE,
     Kill,
     Lives,
     committed,
+    copied,
     large_files,
     settings_in,
     unacknowledged,
@@ -51,14 +50,6 @@ ELSEWHERE = {
 """Steps that only a broker, a cloud, or a damaged or processed slot has: these have tests of
 their own."""
 HERE = [step for step in CrashPoint if step not in ELSEWHERE]
-EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
-"""Kill at each time that a step is done instead of at one of them: half an hour."""
-
-
-@pytest.fixture(scope="module")
-def lives() -> Iterator[Lives]:
-    with Lives() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +77,6 @@ def unharmed(lives: Lives, residue: Path, tmp_path_factory: pytest.TempPathFacto
 
 def published() -> dict[str, bytes]:
     return {**files(64), **unacknowledged()}
-
-
-def copied(residue: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(residue, folder / "life", symlinks=True))
 
 
 def test_the_scenario_does_every_step_that_needs_no_broker_and_no_cloud(

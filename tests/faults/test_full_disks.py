@@ -57,7 +57,7 @@ from tests.servers.small_disks import (
     small_disk,
     thin_disk,
 )
-from tests.settings import archived_files, pipeline
+from tests.settings import archived_files, embedded_parts, pipeline
 from tests.ticking import Ticking
 from tests.unit.dead_letters.test_letters import letter
 
@@ -74,11 +74,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def configured(folder: Path, **values: Any) -> tuple[Path, Pipeline]:
     """A configuration file, and the pipeline in it."""
     path = folder / "fuploader.yaml"
-    parts = {
-        "source": {"kind": "embedded", "path": str(folder / "queue")},
-        "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
-        "store": {"kind": "local", "path": str(folder / "objects")},
-    }
+    parts = embedded_parts(folder)
     path.write_text(yaml.safe_dump({"pipelines": {"docs": {**parts, **values}}}))
     return path, load_pipelines(path)["docs"]
 
@@ -254,10 +250,10 @@ def test_dead_letters_that_find_no_room_are_written_once_when_there_is_some(disk
     assert list(read_dead_letters(settings.layout)) == letters
 
 
-LONG_NAMES = [f"{number:03d}" + "n" * 240 for number in range(30)]
-PAGES_OF_DATA = 11
-"""Empty messages of these names take so many more pages of a segment that holds one, and two more
-of its index: with that much room left the data is synced and its records are not."""
+LONG_NAMES = [f"{number:03d}" + "n" * 240 for number in range(300)]
+ROOM_BYTES = 123 * PAGE_BYTES
+"""Empty messages of these names take 113 pages of a segment and 21 of its index: with that much
+room left the data is synced and its records are not."""
 
 
 def commit_names(writer: SegmentWriter, names: list[str]) -> None:
@@ -277,7 +273,7 @@ def test_an_index_that_finds_no_room_is_cut_back_and_its_messages_are_taken_agai
     with SlotOwner(settings, 0) as slot:
         slot.add("first", b"")
         slot.commit()
-        fill(disk, leave_bytes=PAGES_OF_DATA * PAGE_BYTES)
+        fill(disk, leave_bytes=ROOM_BYTES)
         for name in LONG_NAMES:
             slot.add(name, b"")
         with pytest.raises(DiskFull):
@@ -299,7 +295,7 @@ def test_what_counts_as_committed_after_a_failed_sync_is_on_the_disk(tmp_path: P
             writer = SegmentWriter(directory)
             writer.open(lambda _: None)
             commit_names(writer, ["first"])
-            disk.starve(leave_bytes=PAGES_OF_DATA * PAGE_BYTES)
+            disk.starve(leave_bytes=ROOM_BYTES)
             with pytest.raises(DiskFull):
                 commit_names(writer, LONG_NAMES)
             writer.close()

@@ -13,13 +13,14 @@ import textwrap
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster import Functions, Item, Processor
 from fuploader_dagster.errors import BadItem, ProcessorUnavailable
+from fuploader_dagster.testing.processor_contract import opened
 from tests.hostile_functions_for_tests import DEEDS
 
 MODULE = "tests.hostile_functions_for_tests"
@@ -92,21 +93,7 @@ def run(settings: Functions, *cmds: str) -> list[object]:
         )
         return list(await asyncio.gather(*calls))
 
-    return with_processor(settings, all_of_them)
-
-
-def with_processor(
-    settings: Functions, use: Callable[[Processor], Awaitable[list[object]]]
-) -> list[object]:
-    async def opened() -> list[object]:
-        processor = settings.processor()
-        await processor.open()
-        try:
-            return await use(processor)
-        finally:
-            await processor.close()
-
-    return asyncio.run(opened())
+    return opened(settings, all_of_them)
 
 
 REASONS = {
@@ -244,7 +231,7 @@ def test_a_processor_that_is_closed_at_once_leaves_no_process(turns: int) -> Non
             await asyncio.sleep(0)
         return []
 
-    assert with_processor(functions(workers=3), use) == []
+    assert opened(functions(workers=3), use) == []
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="finds processes in /proc")
@@ -279,7 +266,7 @@ def test_children_killed_at_random_cost_no_item(mark: str, cmd: str) -> None:
             one for wrong in await asyncio.gather(*(worker() for _ in range(16))) for one in wrong
         ]
 
-    assert with_processor(functions(timeout_seconds=60), use) == []
+    assert opened(functions(timeout_seconds=60), use) == []
     assert done == Counter(b"%d" % number for number in range(items))
     assert kills >= 8
 
@@ -332,7 +319,7 @@ def test_a_module_that_breaks_while_it_is_in_use_stops_the_step_and_makes_nobody
         module.write_text(module.read_text() + "# changed\n")
         return [first, await outcome_of(processor, "exit"), await outcome_of(processor, "echo")]
 
-    first, second, third = with_processor(settings, use)
+    first, second, third = opened(settings, use)
     assert first == [b"x"]
     assert str(second).startswith("ProcessorUnavailable: the module")
     assert "was changed while items were processed" in str(second)
@@ -349,5 +336,5 @@ def test_an_unforeseen_end_of_a_call_is_no_bad_item() -> None:
         await processor.close()
         return [await call]
 
-    assert with_processor(functions(), use) == ["ProcessorUnavailable: the processor was closed"]
+    assert opened(functions(), use) == ["ProcessorUnavailable: the processor was closed"]
     assert not issubclass(ProcessorUnavailable, BadItem)

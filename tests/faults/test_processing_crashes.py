@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,9 @@ import pytest
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.slots.receipts import receipts_between
-from tests.crashes import Lives, scripted, settings_in
+from tests.crashes import Lives, copied, scripted, settings_in, some_hits
 from tests.settings import archives_in
 
-EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
-"""Kill behind each of its steps instead of some."""
-SAMPLE = 25
 OF_PROCESSING = (
     "PROCESSING_BEGUN",
     "OUTCOMES_KEPT",
@@ -31,20 +26,10 @@ OF_PROCESSING = (
 
 
 @pytest.fixture(scope="module")
-def lives() -> Iterator[Lives]:
-    with Lives() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def made(lives: Lives, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     assert lives.live("to_process", folder) is not None
     return folder
-
-
-def copied(made: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(made, folder / "life", symlinks=True))
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -86,10 +71,9 @@ def test_killed_behind_a_step_of_processing_everything_ends_as_without_the_kill(
     assert wanted["left"] == []
     assert {messages for _, messages in wanted["receipts"].values()} == {len(scripted(0))}
     dice = random.Random(19)
-    hits = range(1, len(steps) + 1)
-    chosen = hits if EVERY_HIT else sorted(dice.sample(hits, SAMPLE))
+    hits = some_hits(len(steps), dice)
     died = 0
-    for hit in chosen:
+    for hit in hits:
         folder = copied(made, tmp_path / str(hit))
         died += lives.live("processing", folder, {"step": None, "hit": hit}) is None
         again = dice.randrange(1, len(steps))
@@ -97,7 +81,7 @@ def test_killed_behind_a_step_of_processing_everything_ends_as_without_the_kill(
         assert lives.live("processing", folder) is not None
         assert outcome(folder) == wanted, f"{hit} ({steps[hit - 1]}), then {again}"
         shutil.rmtree(folder)
-    assert died > 0.5 * len(chosen)  # how many steps there are depends on what fits into a commit
+    assert died > 0.5 * len(hits)  # how many steps there are depends on what fits into a commit
 
 
 @pytest.mark.parametrize("step", OF_PROCESSING)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +14,11 @@ from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.disk.layout import REDO_MARK
 from fuploader_dagster.slots.receipts import receipts_between
-from tests.crashes import Lives, scripted, settings_in
+from tests.crashes import Lives, copied, scripted, settings_in, some_hits
 from tests.settings import archives_in
 
-EVERY_HIT = bool(os.environ.get("EVERY_HIT"))
-"""Kill behind each of its steps instead of some."""
-SAMPLE = 25
 OF_A_REDO = {"REDO_BEGUN", "REDO_REMOVED", "PROCESSED", "ARCHIVE_NOTED", "RECEIPT_KEPT"}
 Steps = list[str]
-
-
-@pytest.fixture(scope="module")
-def lives() -> Iterator[Lives]:
-    with Lives() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +39,6 @@ def unharmed(lives: Lives, stored: Path, tmp_path_factory: pytest.TempPathFactor
     assert set(steps) >= OF_A_REDO
     assert_redone_once(folder, stored)
     return steps
-
-
-def copied(stored: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(stored, folder / "life", symlinks=True))
 
 
 def content_of(path: Path) -> dict[str, bytes]:
@@ -95,8 +80,7 @@ def test_killed_behind_a_step_of_a_redo_there_is_one_new_archive_and_the_first_o
     lives: Lives, stored: Path, unharmed: Steps, tmp_path: Path
 ) -> None:
     dice = random.Random(6)
-    steps = range(1, len(unharmed) + 1)
-    hits = steps if EVERY_HIT else sorted(dice.sample(steps, SAMPLE))
+    hits = some_hits(len(unharmed), dice)
     killed = 0
     for hit in hits:
         folder = copied(stored, tmp_path / str(hit))

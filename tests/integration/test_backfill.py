@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.servers.dagster_dev import DagsterDev
-from tests.settings import archived_files, pipeline, sealed
+from tests.settings import archived_files, embedded_parts, pipeline, sealed
 
 LAUNCH = """
 mutation($params: LaunchBackfillParams!) {
@@ -35,9 +36,7 @@ def test_a_backfill_of_chosen_partitions_ships_just_these(tmp_path: Path) -> Non
         "storage_root": "data",
         "pipelines": {
             "docs": {
-                "source": {"kind": "embedded", "path": "queue"},
-                "state": {"kind": "sqlite", "path": "state.sqlite"},
-                "store": {"kind": "local", "path": "objects"},
+                **embedded_parts(),
                 "recovery_base_seconds": 3600,
                 "drain_by": "command",
             }
@@ -48,21 +47,30 @@ def test_a_backfill_of_chosen_partitions_ships_just_these(tmp_path: Path) -> Non
     try:
         for key in keys:
             add_partition(dev, key)
-        assets = [{"path": ["docs", name]} for name in ("packed_archive", "uploaded_archive")]
-        launched = dev.query(
-            LAUNCH, params={"assetSelection": assets, "partitionNames": chosen, "tags": []}
-        )["launchPartitionBackfill"]
-        assert launched["__typename"] == "LaunchBackfillSuccess", launched
-        dev.wait_for(
-            lambda: backfill_status(dev, launched["backfillId"]).startswith("COMPLETED"),
-            "the backfill",
-        )
-        assert backfill_status(dev, launched["backfillId"]) == "COMPLETED_SUCCESS"
+        backfill(dev, ["packed_archive", "uploaded_archive"], chosen)
         assert sorted(dev.materialized("docs", "uploaded_archive")) == chosen
         assert len(dev.runs()) == 1
     finally:
         dev.stop()
     assert archived_files(folder / "objects") == {"1.json": [b"1"], "2.json": [b"2"]}
+
+
+def backfill(
+    dev: DagsterDev, assets: Sequence[str], partitions: Sequence[str], **tags: str
+) -> None:
+    """Launch a backfill of these assets of `docs`, and wait until it has succeeded."""
+    params = {
+        "assetSelection": [{"path": ["docs", asset]} for asset in assets],
+        "partitionNames": partitions,
+        "tags": [{"key": f"fuploader/{name}", "value": value} for name, value in tags.items()],
+    }
+    launched = dev.query(LAUNCH, params=params)["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    dev.wait_for(
+        lambda: backfill_status(dev, launched["backfillId"]).startswith("COMPLETED"),
+        "the backfill",
+    )
+    assert backfill_status(dev, launched["backfillId"]) == "COMPLETED_SUCCESS"
 
 
 def add_partition(dev: DagsterDev, key: str) -> None:

@@ -22,7 +22,7 @@ from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.settings import archived_files
+from tests.settings import archived_files, embedded_parts
 
 FUPLOADER = Path(sys.executable).with_name("fuploader")
 
@@ -30,9 +30,7 @@ FUPLOADER = Path(sys.executable).with_name("fuploader")
 def configure(folder: Path, **values: Any) -> None:
     """Write a configuration on embedded parts into the folder."""
     pipeline = {
-        "source": {"kind": "embedded", "path": "queue"},
-        "state": {"kind": "sqlite", "path": "state.sqlite"},
-        "store": {"kind": "local", "path": "objects"},
+        **embedded_parts(),
         **values,
     }
     configuration = {"storage_root": "data", "pipelines": {"docs": pipeline}}

@@ -26,7 +26,7 @@ from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.drains import publish_bodies
 from tests.integration.test_cli import FUPLOADER
 from tests.servers.ports import wait_until
-from tests.settings import intake
+from tests.settings import embedded_parts, intake
 
 FORGED = "2026-11-26 15:00:00,000 ERROR worker 1 fuploader_dagster.intake.drain: all data lost"
 HOSTILE = f"x\x1b[2J\x1b]0;pwned\x07\x9b31m\u202e\u2028[bold]\r\n{FORGED}"
@@ -60,9 +60,7 @@ def project(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "hostile.py").write_text(PARSER)
     pipeline = {
-        "source": {"kind": "embedded", "path": "queue"},
-        "state": {"kind": "sqlite", "path": "state.sqlite"},
-        "store": {"kind": "local", "path": "objects"},
+        **embedded_parts(),
         "parser": "hostile:parse",
         "min_free_bytes": 1024,
         "flush_interval_seconds": 0.2,

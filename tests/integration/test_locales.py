@@ -15,7 +15,7 @@ from fuploader_dagster.delivery.pack import pack
 from fuploader_dagster.intake.worker import EXIT_ERROR, Job
 from fuploader_dagster.settings.loading import dump_intake, load_pipelines
 from tests.drains import MARK, publish, wait_until_stored
-from tests.settings import archived_files, pipeline, sealed
+from tests.settings import archived_files, embedded_parts, pipeline, sealed
 
 NO_UTF8 = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 """A locale in which Python writes names in ASCII, as it writes them in GBK under zh_CN.GBK."""
@@ -37,9 +37,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
 def configured(folder: Path, **values: object) -> Path:
     path = folder / "fuploader.yaml"
     parts = {
-        "source": {"kind": "embedded", "path": str(folder / "queue")},
-        "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
-        "store": {"kind": "local", "path": str(folder / "objects")},
+        **embedded_parts(folder),
         "storage_root": str(folder / "data"),
         "min_free_bytes": MARK,
     }

@@ -11,9 +11,9 @@ import pytest
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
-from tests.integration.test_backfill import LAUNCH, backfill_status
+from tests.integration.test_backfill import backfill
 from tests.servers.dagster_dev import DagsterDev
-from tests.settings import archived_files, archives_in
+from tests.settings import archived_files, archives_in, embedded_parts
 
 APP = """
 from fuploader_dagster import Item, Result, processor
@@ -49,9 +49,7 @@ def test_what_functions_made_is_stored_beside_the_originals_and_made_again_with_
         "storage_root": "data",
         "pipelines": {
             "docs": {
-                "source": {"kind": "embedded", "path": "queue"},
-                "state": {"kind": "sqlite", "path": "state.sqlite"},
-                "store": {"kind": "local", "path": "objects"},
+                **embedded_parts(),
                 "message_format": "raw",
                 "headers": ["cmd"],
                 "process": {"kind": "functions", "module": "app", "workers": 1},
@@ -81,20 +79,8 @@ def test_what_functions_made_is_stored_beside_the_originals_and_made_again_with_
         assert sorted(item.name for item in letters if item) == bad_names()
         before = {path: path.read_bytes() for path in archives_in(folder / "objects")}
         (folder / "app.py").write_text(APP.replace('"edition": 1', '"edition": 2'))
-        launched = dev.query(
-            LAUNCH,
-            params={
-                "assetSelection": [{"path": ["docs", "processed_slot"]}],
-                "partitionNames": dev.materialized("docs", "processed_slot"),
-                "tags": [{"key": "fuploader/redo", "value": "true"}],
-            },
-        )["launchPartitionBackfill"]
-        assert launched["__typename"] == "LaunchBackfillSuccess", launched
-        dev.wait_for(
-            lambda: backfill_status(dev, launched["backfillId"]).startswith("COMPLETED"),
-            "the backfill",
-        )
-        assert backfill_status(dev, launched["backfillId"]) == "COMPLETED_SUCCESS"
+        stored_ones = dev.materialized("docs", "processed_slot")
+        backfill(dev, ["processed_slot"], stored_ones, redo="true")
     finally:
         dev.stop()
     after = {path: path.read_bytes() for path in archives_in(folder / "objects")}

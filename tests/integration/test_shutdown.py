@@ -12,6 +12,7 @@ from fuploader_dagster.settings.loading import load_pipelines
 from tests.drains import backlog, contents_of, publishing, stored
 from tests.servers.dagster_dev import DagsterDev, group_members
 from tests.servers.ports import wait_until
+from tests.settings import embedded_parts
 
 ORDERLY_SECONDS = 25
 """Less than after which a worker that hangs ends itself."""
@@ -27,9 +28,7 @@ def test_sigterm_under_load_ends_the_workers_in_seconds_with_their_batch_committ
         "storage_root": str(folder / "data"),
         "pipelines": {
             "docs": {
-                "source": {"kind": "embedded", "path": str(folder / "queue")},
-                "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
-                "store": {"kind": "local", "path": str(folder / "objects")},
+                **embedded_parts(folder),
                 "seal_messages": 1_000_000,
                 "seal_age_seconds": 3600,
                 "dedup_window_messages": 0,  # what was committed and not settled would show

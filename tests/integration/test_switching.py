@@ -12,6 +12,7 @@ import pytest
 
 from tests.servers.dagster_dev import DagsterDev, group_members
 from tests.servers.ports import wait_until
+from tests.settings import embedded_parts
 
 SELECTOR = {
     "repositoryLocationName": "fuploader",
@@ -26,13 +27,7 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
     """An idle pipeline on embedded parts; one for all these tests, as starting it takes long."""
     configuration = {
         "storage_root": "data",
-        "pipelines": {
-            "docs": {
-                "source": {"kind": "embedded", "path": "queue"},
-                "state": {"kind": "sqlite", "path": "state.sqlite"},
-                "store": {"kind": "local", "path": "objects"},
-            }
-        },
+        "pipelines": {"docs": embedded_parts()},
     }
     dev = DagsterDev(tmp_path_factory.mktemp("switching"), configuration, {})
     dev.start()

@@ -15,7 +15,7 @@ from fuploader_dagster.slots.receipts import receipts_between
 from tests.drains import files, publish, sealed_files
 from tests.packers import HOLD, held_packer
 from tests.servers.dagster_dev import DagsterDev
-from tests.settings import archived_files
+from tests.settings import archived_files, embedded_parts
 
 MESSAGES = 20
 TERMINATE = """mutation($run: String!) { terminateRun(runId: $run) { __typename
@@ -29,9 +29,7 @@ def test_runs_are_forks_that_are_seen_when_they_die_ended_when_asked_and_load_wh
 ) -> None:
     folder = tmp_path / "project"
     settings = {
-        "source": {"kind": "embedded", "path": str(folder / "queue")},
-        "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
-        "store": {"kind": "local", "path": str(folder / "objects")},
+        **embedded_parts(folder),
         "packer": "packing:pack",
         "seal_messages": MESSAGES,
         "recovery_base_seconds": 3600,  # so it is not who asks

@@ -18,11 +18,11 @@ from fuploader_dagster.contracts.processor import Item, Processor, Result
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
 from fuploader_dagster.delivery.redo import redo_partitions, redos
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.ship import ship
-from fuploader_dagster.delivery.slot_in_work import ItemsDone
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.disk.header_text import from_text, to_text
 from fuploader_dagster.errors import BadItem

@@ -10,13 +10,9 @@ import yaml
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import load_pipelines
-from tests.settings import pipeline
+from tests.settings import embedded_parts, pipeline
 
-BACKENDS = {
-    "source": {"kind": "embedded", "path": "queue"},
-    "state": {"kind": "sqlite", "path": "state.sqlite"},
-    "store": {"kind": "local", "path": "objects"},
-}
+BACKENDS = embedded_parts()
 
 
 def test_two_pipelines_with_one_folder_are_refused(tmp_path: Path) -> None:

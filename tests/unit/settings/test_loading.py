@@ -14,7 +14,7 @@ from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.settings.loading import dump_intake, load_intake, load_pipelines
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
-from tests.settings import intake
+from tests.settings import embedded_parts, intake
 
 SECRET = "hunter2"
 
@@ -48,9 +48,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def values_of(**changes: Any) -> dict[str, Any]:
     """A pipeline's part of the file."""
     return {
-        "source": {"kind": "embedded", "path": "queue"},
-        "state": {"kind": "sqlite", "path": "state.sqlite"},
-        "store": {"kind": "local", "path": "objects"},
+        **embedded_parts(),
         **changes,
     }
 

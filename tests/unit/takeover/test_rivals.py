@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fuploader_dagster.cli import app
 from fuploader_dagster.errors import ConfigError
+from tests.settings import embedded_parts
 
 FLAT = "root/slot_0_3/a.json"
 LEGACY = "root/sealed/slot-0/dir-000001/a.json"
@@ -20,11 +21,7 @@ OFF = {"enabled": False}
 
 def plan_of_docs(folder: Path, pipelines: dict[str, dict[str, Any]]) -> str:
     """What `migrate --dry-run` says for the pipeline `docs`; raises what it refuses with."""
-    parts = {
-        "source": {"kind": "embedded", "path": str(folder / "queue")},
-        "state": {"kind": "sqlite", "path": str(folder / "state.sqlite")},
-        "store": {"kind": "local", "path": str(folder / "objects")},
-    }
+    parts = embedded_parts(folder)
     content = {"pipelines": {name: {**parts, **own} for name, own in pipelines.items()}}
     path = folder / "fuploader.yaml"
     path.write_text(yaml.safe_dump({"storage_root": str(folder / "root"), **content}))
