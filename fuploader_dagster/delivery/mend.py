@@ -35,7 +35,7 @@ from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, make_dirs, rename_durably, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock, waited_for
-from fuploader_dagster.disk.setting_aside import place_aside, set_aside
+from fuploader_dagster.disk.setting_aside import directories_aside, place_aside, set_aside
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
@@ -111,6 +111,18 @@ def all_mended(layout: Layout) -> Iterator[Mended]:
         record = _read(path)
         if record is not None:
             yield record
+
+
+def mended_aside(layout: Layout) -> list[Mended]:
+    """The damaged sealed slots whose directory is still in `set-aside/`."""
+    return [one for one in all_mended(layout) if (layout.root / one.set_aside).exists()]
+
+
+def others_aside(layout: Layout) -> list[Path]:
+    """The other damaged directories in `set-aside/`: found when a worker started, or after the
+    upload. Only the log says what became of their messages."""
+    told = {layout.root / one.set_aside for one in all_mended(layout)}
+    return [path for path in directories_aside(layout) if path not in told]
 
 
 def note_told(layout: Layout, partition: str, record: Mended) -> None:
