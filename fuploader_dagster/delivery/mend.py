@@ -205,7 +205,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
     make_dirs(layout.mended)
     old = _seal_of(directory)
     with temporary_folder(target) as work:
-        names, seal = _write_proven(directory, work, number, old, pipeline)
+        names, seal = _write_proven(directory, work, number, pipeline)
         record = Mended(
             partition=old.partition if old else "",
             error=error.message,
@@ -226,7 +226,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
 
 
 def _write_proven(
-    directory: Path, work: Path, number: int, old: Seal | None, pipeline: Intake
+    directory: Path, work: Path, number: int, pipeline: Intake
 ) -> tuple[Sequence[str], Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 
