@@ -113,16 +113,15 @@ def all_mended(layout: Layout) -> Iterator[Mended]:
             yield record
 
 
-def mended_aside(layout: Layout) -> list[Mended]:
-    """The damaged sealed slots whose directory is still in `set-aside/`."""
-    return [one for one in all_mended(layout) if (layout.root / one.set_aside).exists()]
+def damaged_aside(layout: Layout) -> tuple[list[Mended], list[Path]]:
+    """What is still in `set-aside/`: damaged sealed slots, and the other damaged directories.
 
-
-def others_aside(layout: Layout) -> list[Path]:
-    """The other damaged directories in `set-aside/`: found when a worker started, or after the
-    upload. Only the log says what became of their messages."""
-    told = {layout.root / one.set_aside for one in all_mended(layout)}
-    return [path for path in directories_aside(layout) if path not in told]
+    Those were found when a worker started, or after the upload: only the log says what became of
+    their messages.
+    """
+    records = {layout.root / one.set_aside: one for one in all_mended(layout)}
+    mended = [record for path, record in records.items() if path.exists()]
+    return mended, [path for path in directories_aside(layout) if path not in records]
 
 
 def note_told(layout: Layout, partition: str, record: Mended) -> None:

@@ -26,7 +26,7 @@ def place_aside(path: Path, layout: Layout) -> Path:
     """The place to which a file or folder below the pipeline's root would be moved now."""
     parts = path.relative_to(layout.root).parts
     if parts[0] in ("active", "sealed"):
-        parts = parts[1:]
+        parts = parts[1:] or parts
     name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
     return layout.set_aside / name.decode("utf-8", "ignore")
 

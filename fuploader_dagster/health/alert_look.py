@@ -14,7 +14,7 @@ from typing import Any
 
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
-from fuploader_dagster.delivery.mend import mended_aside, others_aside
+from fuploader_dagster.delivery.mend import damaged_aside
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
@@ -229,7 +229,7 @@ def _failed(run: FailedRun) -> str:
 
 def damage(layout: Layout, now: float) -> Trouble | None:
     """Damaged directories that are still in `set-aside/`."""
-    mended, others = mended_aside(layout), others_aside(layout)
+    mended, others = damaged_aside(layout)
     if not (mended or others):
         return None
     said = [one.sentence(layout) for one in mended[:LISTED]]

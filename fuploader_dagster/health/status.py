@@ -10,7 +10,7 @@ import msgspec
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.failures import all_failures
-from fuploader_dagster.delivery.mend import mended_aside, others_aside
+from fuploader_dagster.delivery.mend import damaged_aside
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
 from fuploader_dagster.intake.disk_space import Unshipped, space_of
@@ -25,6 +25,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
     with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         snapshot = state.snapshot()
+    mended, others = damaged_aside(layout)
     return {
         "pipeline": pipeline.name,
         "node": pipeline.node,
@@ -41,8 +42,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "processor_trouble": str(processor_trouble_of(pipeline) or ""),
         "failures": list(all_failures(layout)),
         "mended": [
-            {**msgspec.to_builtins(one), "sentence": one.sentence(layout)}
-            for one in mended_aside(layout)
+            {**msgspec.to_builtins(one), "sentence": one.sentence(layout)} for one in mended
         ],
-        "set_aside": [str(path) for path in others_aside(layout)],
+        "set_aside": [str(path) for path in others],
     }
