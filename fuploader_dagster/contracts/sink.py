@@ -7,6 +7,8 @@ What must always hold:
   and nothing is stored again.
 - An item whose rows the service cannot take is rejected whole, and all others are stored. `reject`
   is called with all of them before anything becomes durable, so that none is lost.
+- Nothing becomes durable before `items` has ended: until then it may raise, which undoes everything
+  (a slot is removed while it is read, for example). What `items` and `reject` raise passes through.
 - No value of a row is part of an error or of a reason; it may be somebody's password.
 - Memory does not grow with the number of items.
 
@@ -15,14 +17,16 @@ Implementations: `resources/sinks/`. What is around it: `delivery/rows.py`.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.functions import Strategy
 from fuploader_dagster.contracts.settings import Settings
 
 Row = Mapping[str, Any]
@@ -36,6 +40,7 @@ class Delivery:
     pipeline: str
     sink: str
     partition: str
+    """Of dead letters that are stored again: `letter:` and the letter's id."""
     redo: int = 0
     """Raised by one each time a person asks to store the partition's rows again."""
 
@@ -99,18 +104,29 @@ class Sink(ABC):
 class SinkSettings(Settings):
     """The settings of a sink. Subclasses add fields, and build the sink."""
 
-    columns: Mapping[str, str] | Sequence[str] | None = None
+    columns: Annotated[Mapping[str, str] | Sequence[str] | None, Field(min_length=1)] = None
     """Which fields of an item's JSON become columns: a list of names, or column and field
     (`{id: doc_id, city: address.city}`). By default, all fields. Not together with `rows`."""
-    rows: Any = None
+    rows: Strategy | None = None
     """Your own `package.module:function`, from an item to its row, a list of rows, or None."""
     required: bool = False
     """If true, local data of a slot is kept until its rows are stored. Otherwise a slot goes when
-    its archive is stored, and the rows are made of the archive."""
+    its archive is stored, and rows that are not stored by then are made of the archive."""
     partitions_per_run: Annotated[int, Field(ge=1, le=10_000)] = 100
     """Maximum number of slots in one run of this sink."""
     pool: str | None = None
     """A Dagster pool that limits how many runs store rows at once."""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> SinkSettings:
+        if self.rows is not None and self.columns is not None:
+            raise ValueError("columns cannot be given together with rows: that chooses them itself")
+        if inspect.iscoroutinefunction(self.rows):
+            raise ValueError("rows must be a plain function, not an async one")
+        names = () if self.columns is None else tuple(self.columns)
+        if len(set(names)) != len(names):
+            raise ValueError("columns names a column twice")
+        return self
 
     def sink(self) -> Sink:
         """A sink; connects when it is used."""
