@@ -1,0 +1,189 @@
+"""Rows of slots are stored once, from this disk or from the archive, and what fails is owed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuploader_dagster.dead_letters.letters import numbered_dead_letters
+from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
+from fuploader_dagster.delivery.process import process_partitions
+from fuploader_dagster.delivery.rows import store_partitions
+from fuploader_dagster.delivery.ship import upload_partitions
+from fuploader_dagster.delivery.sink_notes import SinkNotes
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
+from tests.processors_for_tests import Script, script
+from tests.settings import pipeline, sealed
+from tests.sinks_for_tests import RowsFile, calls, meanwhile, stored_rows, two_rows
+
+
+def made(folder: Path, values: dict[str, Any] | None = None, **sink: Any) -> Pipeline:
+    rows = RowsFile(path=folder / "rows.sqlite", **sink)
+    return pipeline(folder, sinks={"rows": rows}, **(values or {}))
+
+
+def store(settings: Pipeline, partitions: Sequence[str], **more: Any) -> list[Outcome]:
+    open_archive = ArchiveFinder({settings.name: settings}).open
+    return list(store_partitions(partitions, settings, "rows", open_archive, **more))
+
+
+def upload(settings: Pipeline, partitions: Sequence[str]) -> None:
+    for outcome in upload_partitions(partitions, settings, settings.store.open()):
+        assert isinstance(outcome, Done), outcome
+
+
+def items(first: int, count: int) -> dict[str, bytes]:
+    return {f"{n}.json": json.dumps({"n": n}).encode() for n in range(first, first + count)}
+
+
+def notes(settings: Pipeline) -> SinkNotes:
+    return SinkNotes(settings.layout, "rows")
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    return stored_rows(folder / "rows.sqlite")
+
+
+def test_rows_of_a_slot_on_this_disk_are_stored_and_receipted_once(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 9)).seal.partition
+    (first,) = store(settings, [key])
+    (second,) = store(settings, [key])
+    assert isinstance(first, Done) and first.rows is not None
+    assert (first.rows.rows, first.rows.rejected) == (9, 0)
+    assert isinstance(second, Done) and second.rows == first.rows and "before" in second.note
+    assert table(tmp_path) == [{"n": n} for n in range(9)]
+    assert len(list(notes(settings).folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("slot_format", ["segment", "files"])
+def test_rows_of_a_slot_that_is_gone_are_made_of_its_archive(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = made(tmp_path, {"slot_format": slot_format})
+    key = sealed(settings, items(0, 9)).seal.partition
+    upload(settings, [key])
+    assert notes(settings).owed() == [key]
+    assert isinstance(store(settings, [key])[0], Done)
+    assert table(tmp_path) == [{"n": n} for n in range(9)]
+    assert notes(settings).owed() == []
+
+
+@pytest.mark.parametrize("slot_format", ["segment", "files"])
+def test_a_slot_that_is_uploaded_while_it_is_read_is_read_from_its_archive(
+    tmp_path: Path, slot_format: str
+) -> None:
+    settings = made(tmp_path, {"slot_format": slot_format, "commit_messages": 2})
+    content = items(0, 9) | {"bad.json": b"no"}
+    key = sealed(settings, content).seal.partition
+    meanwhile.append(lambda: upload(settings, [key]))
+    (outcome,) = store(settings, [key])
+    assert isinstance(outcome, Done), outcome
+    assert table(tmp_path) == [{"n": n} for n in range(9)]
+    assert len(list(numbered_dead_letters(settings.layout))) == 1
+    assert sealed_partitions(settings.layout) == []
+    assert notes(settings).owed() == []
+
+
+def test_a_required_sink_keeps_the_slot_until_it_has_the_rows(tmp_path: Path) -> None:
+    settings = made(tmp_path, required=True)
+    key = sealed(settings, items(0, 3)).seal.partition
+    upload(settings, [key])
+    upload(settings, [key])
+    assert sealed_partitions(settings.layout) == [key]
+    assert not list(settings.layout.archives.glob("*.tar.zst"))
+    assert isinstance(store(settings, [key])[0], Done)
+    assert sealed_partitions(settings.layout) == []
+    assert notes(settings).owed() == []
+
+
+def test_a_sink_that_is_added_later_is_owed_nothing_and_can_be_filled(tmp_path: Path) -> None:
+    before = pipeline(tmp_path)
+    keys = [sealed(before, items(10 * n, 5)).seal.partition for n in range(3)]
+    upload(before, keys)
+    settings = made(tmp_path)
+    upload(settings, keys)
+    assert notes(settings).owed() == []
+    assert all(isinstance(one, Done) for one in store(settings, keys))
+    assert len(table(tmp_path)) == 15
+
+
+def test_items_without_rows_are_dead_letters_before_the_rows_are_stored(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    content = {"no.json": b"{", "refused.json": b'{"refused": 1}', "7.json": b"[7]"}
+    key = sealed(settings, items(0, 5) | content).seal.partition
+    (outcome,) = store(settings, [key])
+    assert isinstance(outcome, Done) and outcome.rows is not None
+    assert (outcome.rows.rows, outcome.rows.rejected) == (5, 3)
+    letters = [letter for _, letter in numbered_dead_letters(settings.layout)]
+    assert {one.item.name: one.body for one in letters if one.item} == content
+    assert {one.item.stage for one in letters if one.item} == {"sink:rows"}
+    assert {one.item.position for one in letters if one.item} == {5, 6, 7}
+    assert {one.item.partition for one in letters if one.item} == {key}
+
+
+def test_while_the_sink_is_away_nothing_is_lettered_and_the_others_are_not_tried(
+    tmp_path: Path,
+) -> None:
+    switch = tmp_path / "on"
+    settings = made(tmp_path, switch=switch)
+    keys = [sealed(settings, items(10 * n, 5) | {"bad": b"{"}).seal.partition for n in range(3)]
+    calls.clear()
+    outcomes = store(settings, keys)
+    assert [isinstance(one, Failed) and one.attempted for one in outcomes] == [True, False, False]
+    assert sum(calls.values()) == 1
+    assert not list(numbered_dead_letters(settings.layout))
+    assert notes(settings).owed() == keys
+    assert [one.partition for one in notes(settings).failures.all()] == keys[:1]
+    trouble = notes(settings).trouble
+    assert trouble is not None and trouble.attempts == 1
+    switch.touch()
+    assert all(isinstance(one, Done) for one in store(settings, keys))
+    assert notes(settings).trouble is None
+    assert notes(settings).owed() == []
+    assert len(table(tmp_path)) == 15
+
+
+def test_a_redo_stores_the_rows_again_in_place_of_the_old_ones(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 4)).seal.partition
+    store(settings, [key])
+    upload(settings, [key])
+    again = made(tmp_path, rows=two_rows)
+    for redo in (1, 2):
+        (outcome,) = store(again, [key], redo=True)
+        assert isinstance(outcome, Done) and outcome.rows is not None
+        assert (outcome.rows.rows, outcome.rows.redo) == (8, redo)
+    assert table(tmp_path) == [{"name": f"{n}.json", "part": m} for n in range(4) for m in range(2)]
+
+
+def test_where_there_is_a_processor_rows_are_made_of_its_results(tmp_path: Path) -> None:
+    process = Script()
+    settings = made(tmp_path, {"process": process}, rows=two_rows)
+    content = {"a": script(results=2), "b": script(results=0), "c": script(bad="no")}
+    keys = [sealed(settings, content).seal.partition for _ in range(2)]
+    (early,) = store(settings, keys[:1])
+    assert isinstance(early, Failed) and "not processed yet" in early.error
+    list(process_partitions(keys, settings))
+    store(settings, keys[:1])
+    here = table(tmp_path)
+    upload(settings, keys)
+    store(settings, keys[1:])
+    assert [row["name"] for row in here] == ["a", "a", "a~2", "a~2"]
+    assert table(tmp_path) == sorted([*here, *here], key=json.dumps)
+
+
+def test_archives_of_unprocessed_messages_have_no_rows_of_results(tmp_path: Path) -> None:
+    before = pipeline(tmp_path)
+    key = sealed(before, items(0, 3)).seal.partition
+    upload(before, [key])
+    settings = made(tmp_path, {"process": Script()})
+    (outcome,) = store(settings, [key])
+    assert isinstance(outcome, Failed) and "were not processed" in outcome.error
+    assert notes(settings).owed() == []
