@@ -189,11 +189,26 @@ class SqlTarget(Sink):
     def open(self) -> TargetTable:
         """Look at the table, and make the ledger's if it is missing."""
         with self._database.transaction() as transaction:
-            self._table = self.described(transaction)
-            if not self._ledger.exists(transaction):
+            table = self.described(transaction)
+            there = self._ledger.exists(transaction)
+        if not there:
+            self._create_ledger()
+        self._table = table
+        return table
+
+    def _create_ledger(self) -> None:
+        failure = None
+        try:
+            with self._database.transaction() as transaction:
                 self._ledger.create(transaction)
                 transaction.commit()
-        return self._table
+        except SinkRefused as error:
+            failure = error
+        if failure is None:
+            return
+        with self._database.transaction() as transaction:
+            if not self._ledger.exists(transaction):  # or another process was quicker
+                raise failure
 
     def described(self, transaction: Transaction) -> TargetTable:
         """What the table is like now. Raises `SinkRefused` if it does not fit the settings."""

@@ -57,7 +57,9 @@ def _columns(what: Examined, table: TargetTable) -> Iterator[Diagnosis]:
             found = f"column {name} must have a value, and is not one of columns"
             yield Diagnosis("columns", "wrong", found, _TO_DO_COLUMNS)
     others = sorted(
-        ", ".join(sorted(one)) for one in table.description.unique - {frozenset(table.key)}
+        ", ".join(sorted(one))
+        for one in table.description.unique - {frozenset(table.key)}
+        if not one & table.description.automatic
     )
     if table.key and others and what.database.dialect.replaces_by_any_key:
         found = f"the table has another unique key ({others[0]}): a row may replace one that has it"

@@ -70,8 +70,7 @@ class Ledger:
         )
 
     def create(self, transaction: Transaction) -> None:
-        """If another process creates it at the same moment, the one that comes second fails here;
-        its next attempt finds the table."""
+        """Fails if another process creates it at the same moment."""
         transaction.run(
             lambda connection: self.table.create(connection, checkfirst=True),
             f"could not create the ledger table {self.name}",

@@ -37,6 +37,8 @@ class Description:
     """By column."""
     needed: frozenset[str]
     """Columns that must be given: neither NULL nor a default."""
+    automatic: frozenset[str]
+    """Columns that the database numbers by itself."""
     unique: frozenset[frozenset[str]]
     """Columns of its primary key and of each unique constraint or index."""
     names: frozenset[str]
@@ -100,6 +102,7 @@ def _described(
             and "computed" not in one
             and [one["name"]] != primary["constrained_columns"]
         ),
+        automatic=frozenset(one["name"] for one in columns if one.get("autoincrement") is True),
         unique=frozenset(
             frozenset(name for name in names if name is not None) for names in unique if names
         ),
