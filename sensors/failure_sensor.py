@@ -46,9 +46,8 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sens
 def is_of(run: dg.DagsterRun, names: Names) -> bool:
     """Whether a run processes, packs or uploads slots of the pipeline."""
     selected = run.asset_selection or set()
-    return run.job_name in (names.ship_job, names.repack_job) or not selected.isdisjoint(
-        names.made_by_runs
-    )
+    ours = run.job_name in (names.ship_job, names.repack_job)
+    return ours or any(map(names.is_made_by_runs, selected))
 
 
 def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:

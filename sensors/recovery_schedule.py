@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
+from itertools import chain
 
 import dagster as dg
 
@@ -33,7 +34,13 @@ from fuploader_dagster.delivery.store_trouble import (
 )
 from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
+from fuploader_dagster.sensors.busy_runs import (
+    UnfinishedRun,
+    busy_keys,
+    given_up,
+    unfinished_runs,
+    what_blocks,
+)
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
@@ -63,12 +70,18 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         dry = is_dry_run(context)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         dead = [] if dry else end_dead_runs(context.instance, names)
-        runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
+        every = unfinished_runs(context.instance, names, pipeline.layout, registered)
+        runs = [run for run in every if run.ships(names)]
         # Dead runs still count this time: Dagster may be about to start them again.
-        busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
+        of_dead = {key for run in dead for key in keys_of_run(run.tags, registered)}
+        busy = busy_keys(runs) | of_dead
         trouble = _store_trouble(pipeline, dry=dry)
         found, now = recovery.look(pipeline), time.time()
-        plan = recovery.plan(found, pipeline, busy=busy, now=now)
+        busy_rows = {
+            name: busy_keys([run for run in every if run.stores_rows(names.sink(name))]) | of_dead
+            for name in pipeline.sinks
+        }
+        plan = recovery.plan(found, pipeline, busy=busy, busy_rows=busy_rows, now=now)
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
         for sentence in given_up(plan.ask, runs):
             context.log.warning(sentence)
@@ -76,24 +89,58 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         ranges = list(contiguous_ranges(asked, registered, slots_per_run(pipeline)))
         if trouble is not None:
             ranges = []
+        moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
+        requests = [
+            run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges
+        ]
+        requests += [
+            run_request(
+                names, keys, run_key=f"rows:{name}:{moment}:{keys[0]}", assets=[names.sink(name)]
+            )
+            for name, owed in _rows_to_store(plan, found, pipeline, every, trouble).items()
+            for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
+        ]
         if not dry:
-            _mend(plan, ranges, registered, pipeline, context)
-        if not ranges:
+            _mend(plan, requests, registered, pipeline, context)
+        if not requests:
             summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
             told = [SAID if dry else "", str(trouble or ""), idle, summary, what_blocks(due, runs)]
+            told += [
+                f"sink {name}: {len(rows.owed):,} slots are owed"
+                + (f", {rows.trouble}" if rows.trouble else "")
+                for name, rows in found.rows.items()
+                if rows.owed
+            ]
             return dg.SkipReason("; ".join(filter(None, told)))
-        moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
-        return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
+        return requests
 
     return recover
 
 
+def _rows_to_store(
+    plan: recovery.Plan,
+    found: recovery.Found,
+    pipeline: Pipeline,
+    runs: Sequence[UnfinishedRun],
+    store_trouble: StoreTrouble | None,
+) -> dict[str, list[str]]:
+    """By sink, the partitions for runs of just that sink. While a sink takes nothing, at most one
+    such run tries; while the object store does not answer, only slots on this disk are read."""
+    wanted = {}
+    for name, owed in plan.rows.items():
+        alone = {Names.of(pipeline).sink(name)}
+        is_tried = any(run.works and set(run.selected) == alone for run in runs)
+        if found.rows[name].trouble is None or not is_tried:
+            wanted[name] = [key for key in owed if store_trouble is None or key in found.sealed]
+    return wanted
+
+
 def _mend(
     plan: recovery.Plan,
-    ranges: Sequence[Sequence[str]],
+    requests: Sequence[dg.RunRequest],
     registered: Sequence[str],
     pipeline: Pipeline,
     context: dg.ScheduleEvaluationContext,
@@ -102,11 +149,11 @@ def _mend(
     recovery.apply(plan, pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)
-    forgotten += sorted(set(plan.ask) - set(registered))
+    forgotten += sorted({*plan.ask, *chain(*plan.rows.values())} - set(registered))
     try:
         _hand_to_sensor(pipeline, forgotten)
     except FuploaderError as error:
-        if not ranges:
+        if not requests:
             raise
         context.log.error(f"{len(forgotten):,} slots could not be queued for registration: {error}")
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
