@@ -18,15 +18,20 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
+from fuploader_dagster.delivery.all_rows import stored_here
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.owed_rows import look_at
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
+from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
+
+_SINK_FIGURES = ("stored_slots", "rows", "rejected_items", "owed_slots", "failing_slots")
 
 
 def status(
@@ -61,12 +66,31 @@ def _status_of(pipeline: Pipeline) -> dict[str, Any]:
         "dead_letters": snapshot.dead_letters,
         "failed_items": _failed_items(pipeline.layout),
         "processor_trouble": str(processor_trouble_of(pipeline) or ""),
+        "sinks": [_sink_status(notes, pipeline) for notes in all_sinks(pipeline)],
         "failures": list(all_failures(pipeline.layout)),
         "mended": [
             {**msgspec.to_builtins(one), "sentence": one.sentence(pipeline.layout)}
             for one in all_mended(pipeline.layout)
             if (pipeline.layout.root / one.set_aside).exists()
         ],
+    }
+
+
+def _sink_status(notes: SinkNotes, pipeline: Pipeline) -> dict[str, Any]:
+    stored = notes.receipts.between()
+    kept = stored_here(pipeline) if pipeline.sinks[notes.sink].required else ()
+    found = look_at(notes, kept)
+    last = max(found.failures.values(), key=lambda one: one.failed_at, default=None)
+    return {
+        "sink": notes.sink,
+        "target": pipeline.sinks[notes.sink].describe(),
+        "stored_slots": len(stored),
+        "rows": sum(one.rows for one in stored.values()),
+        "rejected_items": sum(one.rejected for one in stored.values()),
+        "owed_slots": len(found.owed),
+        "failing_slots": len(found.failures),
+        "trouble": str(found.trouble or ""),
+        "last_error": last.error if last is not None else "",
     }
 
 
@@ -108,6 +132,18 @@ def _print_status(found: dict[str, Any]) -> None:
             for one in found["workers"]
         ),
     )
+    if found["sinks"]:
+        show_table(
+            ("sink", "stored slots", "rows", "rejected items", "owed slots", "failing", "problem"),
+            (
+                (
+                    one["sink"],
+                    *(f"{one[name]:,}" for name in _SINK_FIGURES),
+                    one["trouble"] or one["last_error"],
+                )
+                for one in found["sinks"]
+            ),
+        )
     for one in found["failures"]:
         say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:
