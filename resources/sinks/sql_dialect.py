@@ -14,7 +14,7 @@ from fuploader_dagster.resources.sinks.sql_values import Convert, Sort
 
 CONNECT_SECONDS = 10
 """Longest time to wait for a connection."""
-GRACE_SECONDS = 5
+GRACE_SECONDS = 2
 """How much longer than the server we wait ourselves, so that the server can say what is wrong."""
 IDLE_SECONDS = 600
 """The server gives up a transaction whose client has been silent for that long: its machine may be

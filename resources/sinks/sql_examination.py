@@ -76,9 +76,12 @@ def _insertion(what: Examined, table: TargetTable) -> Sequence[sa.Executable]:
 
 def _ledger(what: Examined) -> Diagnosis:
     ledger, database = what.ledger, what.database
-    with database.transaction() as transaction:
-        there = ledger.exists(transaction)
-        creatable = there or transaction.may_create_tables(ledger.table.schema)
+    try:
+        with database.transaction() as transaction:
+            there = ledger.exists(transaction)
+            creatable = there or transaction.may_create_tables(ledger.table.schema)
+    except FuploaderError as error:
+        return trouble("ledger", error)
     if there:
         return _tried(database, "ledger", f"table {ledger.name}", ledger.trials())
     if not creatable:

@@ -5,7 +5,8 @@ first in the transaction that stores the partition's rows, so that a second proc
 and it is durable exactly if they are. It says which redo of the partition was stored last, so an
 attempt of an earlier one finds that there is nothing left to do.
 
-Format: pipeline, sink, partition (together the primary key), redo, stored_rows, stored_at (UTC).
+Format: pipeline, sink, partition_key (together the primary key), redo, stored_rows, stored_at
+(ISO 8601, UTC).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fuploader_dagster.resources.sinks.sql_connection import Transaction
 from fuploader_dagster.resources.sinks.sql_errors import BadRows
 from fuploader_dagster.resources.sinks.sql_table import full_name
 
-_MOST_CHARACTERS = {"pipeline": 190, "sink": 190, "partition": 255}
+_MOST_CHARACTERS = {"pipeline": 190, "sink": 190, "partition_key": 255}
 """MySQL's keys have at most 3,072 bytes, and a character up to 4."""
 _TRIES = 3
 
@@ -88,7 +89,7 @@ class Ledger:
         )
         if row is None:
             return None
-        if tuple(row)[:3] != (delivery.pipeline, delivery.sink, delivery.partition):
+        if tuple(row)[:3] != _key(delivery):
             raise SinkRefused(
                 f"the ledger table {self.name} takes different names for the same",
                 hint="its key columns need a binary collation, utf8mb4_bin for example",
@@ -98,8 +99,8 @@ class Ledger:
     def claim(self, transaction: Transaction, delivery: Delivery) -> Noted | None:
         """Take the delivery for this transaction, or say that it is stored already. If another
         transaction has it, wait for its end."""
-        for name, most in _MOST_CHARACTERS.items():
-            if len(getattr(delivery, name)) > most:
+        for (name, most), text in zip(_MOST_CHARACTERS.items(), _key(delivery), strict=True):
+            if len(text) > most:
                 raise SinkRefused(f"the {name} of a delivery has more than {most} characters")
         for _ in range(_TRIES):
             noted = self.noted(transaction, delivery)
@@ -146,14 +147,8 @@ class Ledger:
                 trying,
             )
             return changed == 1
-        row = {
-            "pipeline": delivery.pipeline,
-            "sink": delivery.sink,
-            "partition": delivery.partition,
-            "redo": delivery.redo,
-            "stored_rows": 0,
-            "stored_at": "",
-        }
+        key = dict(zip(_MOST_CHARACTERS, _key(delivery), strict=True))
+        row = {**key, "redo": delivery.redo, "stored_rows": 0, "stored_at": ""}
         refusal = None
         try:
             transaction.attempt(
@@ -169,9 +164,9 @@ class Ledger:
         return False
 
     def _of(self, delivery: Delivery) -> list[sa.ColumnElement[bool]]:
-        names = self.table.c
-        return [
-            names.pipeline == delivery.pipeline,
-            names.sink == delivery.sink,
-            names.partition == delivery.partition,
-        ]
+        columns = list(self.table.primary_key)
+        return [column == text for column, text in zip(columns, _key(delivery), strict=True)]
+
+
+def _key(delivery: Delivery) -> tuple[str, str, str]:
+    return delivery.pipeline, delivery.sink, delivery.partition

@@ -89,6 +89,16 @@ def _described(
         *(one["column_names"] for one in indexes),
         *(one["column_names"] for one in inspector.get_unique_constraints(table, schema)),
     ]
+    automatic = frozenset(
+        one["name"]
+        for one in columns
+        if one.get("autoincrement") is True
+        # SQLite numbers a primary key of one column, if it is an INTEGER.
+        or (
+            str(one.get("autoincrement")) == "auto"
+            and [one["name"]] == primary["constrained_columns"]
+        )
+    )
     return Description(
         name=full_name(table, schema),
         conversions={one["name"]: dialect.conversion(sort_of(one["type"])) for one in columns},
@@ -97,12 +107,11 @@ def _described(
             for one in columns
             if not one["nullable"]
             and one.get("default") is None
-            and one.get("autoincrement") is not True
+            and one["name"] not in automatic
             and "identity" not in one
             and "computed" not in one
-            and [one["name"]] != primary["constrained_columns"]
         ),
-        automatic=frozenset(one["name"] for one in columns if one.get("autoincrement") is True),
+        automatic=automatic,
         unique=frozenset(
             frozenset(name for name in names if name is not None) for names in unique if names
         ),

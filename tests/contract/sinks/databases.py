@@ -71,5 +71,5 @@ class Table:
         return self.database.rows(query)
 
     def noted(self) -> Sequence[tuple[Any, ...]]:
-        names = "pipeline, sink, partition, redo, stored_rows"
+        names = "pipeline, sink, partition_key, redo, stored_rows"
         return self.database.rows(f"SELECT {names} FROM {self.ledger} ORDER BY 1, 2")  # noqa: S608
