@@ -59,7 +59,7 @@ class ItemRows:
     rows: Sequence[Row]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RejectedItem:
     """An item whose rows the service cannot take."""
 

@@ -16,13 +16,27 @@ from fuploader_dagster.dead_letters.letters import (
     DeadLetterBox,
     FailedItem,
     item_letters,
+    numbered_dead_letters,
+    requeued_ids,
     sink_writer,
 )
 from fuploader_dagster.delivery.slot_items import SlotItems
 from fuploader_dagster.disk.layout import Layout
 
-MOST_BYTES = 8 * 2**20
-"""Of the items in letters that are written at once."""
+MOST_LETTERS, MOST_BYTES = 2_000, 4 * 2**20
+"""Letters that are written at once, and bytes of the items in them."""
+
+
+def sent_back(layout: Layout, delivery: Delivery) -> set[str]:
+    """Names of the partition's items whose letters of this sink were sent back. Each has its rows
+    by a delivery of its own, or is in another slot by now."""
+    sent = requeued_ids(layout)
+    letters = numbered_dead_letters(layout, f"*-{sink_writer(delivery.sink)}") if sent else ()
+    return {
+        letter.item.name
+        for letter_id, letter in letters
+        if letter_id in sent and letter.item and letter.item.partition == delivery.partition
+    }
 
 
 class RejectedItems:
@@ -58,7 +72,7 @@ class RejectedItems:
             )
             letters.append(self._box.item_letter(failed, reasons[position], item.content))
             size += len(item.content)
-            if size >= MOST_BYTES:
+            if size >= MOST_BYTES or len(letters) == MOST_LETTERS:
                 self._write(letters)
                 letters, size = [], 0
         self._write(letters)

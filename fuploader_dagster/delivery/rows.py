@@ -17,8 +17,9 @@ again with the archive, which is stored by that time; the sink has undone what i
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, S
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt
 from fuploader_dagster.delivery.item_rows import rows_of
 from fuploader_dagster.delivery.mend import MENDED_SLOT, all_mended, find_mended
-from fuploader_dagster.delivery.rejected_items import RejectedItems
+from fuploader_dagster.delivery.rejected_items import RejectedItems, sent_back
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.slot_items import ItemsStored, SlotItems, items_here
 from fuploader_dagster.delivery.stored_members import OpenArchive
@@ -189,7 +190,9 @@ class _Step:
 
     def _deliver(self, delivery: Delivery, items: SlotItems) -> RowsReceipt:
         rejected = RejectedItems(self._layout, delivery, items)
-        stored = self._sink.store(delivery, self._made(items, rejected), rejected.keep)
+        elsewhere = sent_back(self._layout, delivery) if delivery.redo else set()
+        made = self._made(items, elsewhere, rejected)
+        stored = self._sink.store(delivery, made, rejected.keep)
         reached(CrashPoint.ROWS_STORED)
         self._notes.end_trouble()
         return RowsReceipt(
@@ -201,14 +204,19 @@ class _Step:
             stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
         )
 
-    def _made(self, items: SlotItems, rejected: RejectedItems) -> Iterator[ItemRows]:
-        """The rows of the items; at their end, those without any are dead letters."""
+    def _made(
+        self, items: SlotItems, elsewhere: Collection[str], rejected: RejectedItems
+    ) -> Iterator[ItemRows]:
+        """The rows of the items; at their end, those without any are dead letters. The rows of
+        some are elsewhere."""
         bad: list[RejectedItem] = []
         for position, item in items.read():
+            if item.name in elsewhere:
+                continue
             try:
                 rows = self._rows_of(item)
             except BadItem as error:
-                bad.append(RejectedItem(position, str(error)))
+                bad.append(RejectedItem(position, sys.intern(str(error))))  # often the same
             else:
                 yield ItemRows(position, rows)
         rejected.keep(bad)

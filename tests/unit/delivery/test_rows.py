@@ -16,6 +16,7 @@ from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes
+from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
 from tests.processors_for_tests import Script, script
@@ -161,6 +162,19 @@ def test_a_redo_stores_the_rows_again_in_place_of_the_old_ones(tmp_path: Path) -
         assert isinstance(outcome, Done) and outcome.rows is not None
         assert (outcome.rows.rows, outcome.rows.redo) == (8, redo)
     assert table(tmp_path) == [{"name": f"{n}.json", "part": m} for n in range(4) for m in range(2)]
+
+
+def test_a_redo_leaves_alone_what_was_sent_back_from_dead_letters(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 2) | {"r": b'{"refused": 1}'}).seal.partition
+    store(settings, [key])
+    taken = made(tmp_path, takes_refused=True)
+    done = store_letters(list(numbered_dead_letters(settings.layout)), taken)
+    assert (done.letters, done.rows, done.refused) == (1, 1, [])
+    rows = table(tmp_path)
+    assert rows == [{"n": 0}, {"n": 1}, {"refused": 1}]
+    store(taken, [key], redo=True)
+    assert table(tmp_path) == rows
 
 
 def test_where_there_is_a_processor_rows_are_made_of_its_results(tmp_path: Path) -> None:
