@@ -86,7 +86,7 @@ def materialized(
 def metadata_of(asset: dg.AssetKey, done: Done, names: Names) -> dict[str, Any]:
     """What the UI shows of a partition of the asset."""
     if done.rows is not None and names.is_sink(asset):
-        metadata = _rows_metadata(done.rows)
+        metadata = rows_metadata(done.rows)
         metadata |= {"note": done.note} if done.note else {}
     elif done.processed is not None and asset == names.processed_slot:
         metadata = processing_metadata(done.processed)
@@ -129,7 +129,8 @@ def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
     }
 
 
-def _rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:
+def rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:
+    """What the UI shows of rows in a sink."""
     return {
         "rows": receipt.rows,
         "rejected_items": receipt.rejected,

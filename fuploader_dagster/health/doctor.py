@@ -54,8 +54,9 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
         yield from _headers(pipeline, pipeline.process)
     for name, sink in pipeline.sinks.items():
         yield from _importable(f"sink {name}", sink.rows)
-        for found in _reported(f"sink {name}", sink.examine()):
-            yield replace(found, check=f"sink {name}")
+        for found in _reported("sink", sink.examine()):
+            what = "" if found.check == "sink" else f": {found.check}"
+            yield replace(found, check=f"sink {name}{what}")
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))

@@ -11,6 +11,8 @@ import msgspec
 import pytest
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
+from fuploader_dagster.assets.unreported import report_unreported
+from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.disk.durable import write_durably
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
@@ -114,6 +116,17 @@ def test_a_sink_that_fails_stops_neither_the_uploads_nor_the_other_sinks(tmp_pat
     assert run_of(location, [*keys, *more], "sink_away").success
     assert location.materialized(location.names.sink("away")).keys() == {*keys, *more}
     assert (notes.owed(), notes.trouble) == ([], None)
+
+
+def test_rows_whose_run_ended_before_it_reported_them_are_reported(tmp_path: Path) -> None:
+    location = Location(pipeline(tmp_path, sinks=sinks(tmp_path, "rows")))
+    keys = slots_of(location.settings, 2)
+    location.instance.add_dynamic_partitions(location.names.partition_set, keys)
+    list(ship(location.settings, location.settings.store.open()))
+    assert report_unreported(location.instance, location.settings, keys) == 4
+    shown = location.materialized(location.names.sink("rows"))
+    assert {one["rows"] for one in shown.values()} == {3}
+    assert report_unreported(location.instance, location.settings, keys) == 0
 
 
 def test_a_backfill_with_the_tag_redo_stores_again(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.rows import store_partitions
-from fuploader_dagster.delivery.ship import upload_partitions
+from fuploader_dagster.delivery.ship import ship, upload_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 from tests.processors_for_tests import Script, script
 from tests.settings import pipeline, sealed
 from tests.sinks_for_tests import RowsFile, calls, meanwhile, stored_rows, two_rows
@@ -191,6 +192,43 @@ def test_where_there_is_a_processor_rows_are_made_of_its_results(tmp_path: Path)
     store(settings, keys[1:])
     assert [row["name"] for row in here] == ["a", "a", "a~2", "a~2"]
     assert table(tmp_path) == sorted([*here, *here], key=json.dumps)
+
+
+def rot(slot: SealedSlot) -> None:
+    """The second message changes on the disk."""
+    entry = slot.entries()[1]
+    content = bytearray(slot.segment.read_bytes())
+    content[entry.offset + entry.header_bytes] ^= 1
+    slot.segment.write_bytes(content)
+
+
+def test_rows_of_a_slot_that_was_damaged_later_are_not_stored_again(tmp_path: Path) -> None:
+    settings = made(tmp_path, required=True)
+    slot = sealed(settings, items(0, 3))
+    store(settings, [slot.seal.partition])
+    rot(slot)
+    list(ship(settings, settings.store.open()))
+    (replaced,) = receipts_between(settings.layout)
+    assert replaced != slot.seal.partition
+    (outcome,) = store(settings, [replaced])
+    assert isinstance(outcome, Done)
+    assert table(tmp_path) == [{"n": n} for n in range(3)]
+    assert (sealed_partitions(settings.layout), notes(settings).owed()) == ([], [])
+
+
+def test_what_a_damaged_slot_proves_is_stored_as_rows_of_its_replacement(tmp_path: Path) -> None:
+    settings = made(tmp_path, required=True)
+    slot = sealed(settings, items(0, 3))
+    rot(slot)
+    (failed,) = store(settings, [slot.seal.partition])
+    assert isinstance(failed, Failed) and "not what was sealed" in failed.error
+    assert table(tmp_path) == []
+    list(ship(settings, settings.store.open()))
+    assert table(tmp_path) == [{"n": 0}, {"n": 2}]
+    (outcome,) = store(settings, [slot.seal.partition])
+    assert isinstance(outcome, Done) and "moved to" in outcome.note
+    assert (sealed_partitions(settings.layout), notes(settings).owed()) == ([], [])
+    assert list(notes(settings).failures.all()) == []
 
 
 def test_archives_of_unprocessed_messages_have_no_rows_of_results(tmp_path: Path) -> None:
