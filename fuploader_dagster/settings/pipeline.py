@@ -33,13 +33,13 @@ from fuploader_dagster.contracts.functions import Strategy
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.settings import Count, Seconds, Settings
-from fuploader_dagster.contracts.sink import SinkSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.sinks import Sinks, refuse_sinks_without_archives
 from fuploader_dagster.settings.user_functions import KeyStrategy
 
 MIB = 1024 * 1024
@@ -51,7 +51,6 @@ FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
 LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and reports what it is doing."""
 
-SinkName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 _WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
 
 
@@ -290,7 +289,7 @@ class Pipeline(Intake):
     process: SerializeAsAny[InstanceOf[ProcessorSettings]] | None = None
     """Work on the files of sealed slots, before they are packed: functions of your own, or a
     handler behind HTTP (see the page on processing)."""
-    sinks: dict[SinkName, SerializeAsAny[InstanceOf[SinkSettings]]] = Field({})
+    sinks: Sinks = Field({})
     """Where rows that are made of the files go, each sink by a name of yours: tables, for example
     (see the page on sinks)."""
     packer: Strategy | None = None
@@ -369,14 +368,8 @@ class Pipeline(Intake):
                 f"archive_suffix is {self.archive_suffix}, but the built-in packer writes only "
                 f"{' or '.join(BUILT_IN_SUFFIXES)}"
             )
-        originals_only = self.process is not None and self.process.keep == "originals"
-        late = [name for name, sink in self.sinks.items() if not sink.required]
-        if originals_only and late:
-            raise ValueError(
-                f"sinks: {late[0]} stores rows of results, and an archive has none with "
-                f"process.keep: originals; keep both, or set required: true for the sink, so that "
-                f"slots wait for it"
-            )
+        readable = self.archive_suffix in BUILT_IN_SUFFIXES
+        refuse_sinks_without_archives(self.sinks, self.process, readable=readable)
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

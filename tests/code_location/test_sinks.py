@@ -69,7 +69,10 @@ def test_the_graph_has_them_after_the_slot_or_its_results(tmp_path: Path) -> Non
 def test_an_ordinary_run_stores_rows_in_each_sink_and_says_how_many(tmp_path: Path) -> None:
     location = Location(pipeline(tmp_path, sinks=sinks(tmp_path, "rows", "more")))
     keys = slots_of(location.settings, 4)
-    assert location.ship(keys).success
+    run = location.ship(keys)
+    assert run.success
+    steps = [one.step_key for one in run.all_events if one.event_type_value == "STEP_START"]
+    assert steps.index("docs__sink_more") < steps.index("docs__uploaded_archive"), "slots are read"
     for name in ("rows", "more"):
         shown = location.materialized(location.names.sink(name))
         assert shown.keys() == set(keys)

@@ -11,6 +11,7 @@ import yaml
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import dump_intake, load_intake, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
+from tests.lives import pack_by_hand
 from tests.processors_for_tests import Script
 from tests.settings import embedded_parts, pipeline
 from tests.sinks_for_tests import RowsFile, two_rows
@@ -67,6 +68,14 @@ def test_workers_see_no_sinks(tmp_path: Path) -> None:
     line = dump_intake(settings.intake())
     assert b'"sinks"' not in line
     assert not hasattr(load_intake(line), "sinks")
+
+
+def test_archives_that_nobody_can_read_back_need_sinks_that_slots_wait_for(tmp_path: Path) -> None:
+    packed = {"packer": pack_by_hand, "archive_suffix": ".zip"}
+    with pytest.raises(ValueError, match="only your packer knows its form"):
+        pipeline(tmp_path, sinks={"late": RowsFile(path=tmp_path / "rows.sqlite")}, **packed)
+    required = {"rows": RowsFile(path=tmp_path / "rows.sqlite", required=True)}
+    assert pipeline(tmp_path, sinks=required, **packed).sinks
 
 
 def test_rows_of_results_need_archives_that_hold_results(tmp_path: Path) -> None:
