@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from fuploader_dagster.delivery.failures import Failure, is_due
 from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
+from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.settings.pipeline import Pipeline
 
 
@@ -31,7 +32,7 @@ def look_at(notes: SinkNotes, kept: Iterable[str]) -> OwedRows:
     """Read what is noted about a sink. `kept`: partitions whose archive is stored and whose local
     data waits for required sinks."""
     failures = {failure.partition: failure for failure in notes.failures.all()}
-    every = sorted({*notes.owed(), *failures, *kept})
+    every = sorted(key for key in {*notes.owed(), *failures, *kept} if PartitionKey.parse(key))
     stored = notes.receipts.find(every)
     owed = [key for key in every if key not in stored]
     return OwedRows(owed, list(stored), failures, notes.trouble)

@@ -123,7 +123,7 @@ class _Step:
                 return self._store(key)
             except (SinkUnavailable, SinkRefused) as error:
                 self.takes_nothing = isinstance(error, SinkUnavailable) or not self._redo
-                if self.takes_nothing:
+                if not self._redo:  # nobody but the person who asked tries that again
                     self._notes.note_trouble(str(error))
                 raise
             except StoreUnavailable:  # the archives of the others are there as well

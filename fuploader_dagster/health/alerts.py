@@ -42,8 +42,8 @@ MAX_CAUSES = 50
 REPEATED_SECONDS = 3600.0
 """A failed run that left no failed slot is reported at most once in this time per cause."""
 
-GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0}
-"""How long a trouble has to last, and to be over, before that is reported: a broker's restart
+GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0, "sinks": 60.0}
+"""How long a trouble has to last, and to be over, before that is reported: a server's restart
 alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 
 _ENDS: Mapping[str, str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.failures import Failure
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
+from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.ship import ship, upload_partitions
-from fuploader_dagster.delivery.sink_notes import SinkNotes
+from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
 from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
@@ -192,6 +195,29 @@ def test_where_there_is_a_processor_rows_are_made_of_its_results(tmp_path: Path)
     store(settings, keys[1:])
     assert [row["name"] for row in here] == ["a", "a", "a~2", "a~2"]
     assert table(tmp_path) == sorted([*here, *here], key=json.dumps)
+
+
+def test_notes_that_name_no_partition_are_nobodys_business(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 1)).seal.partition
+    upload(settings, [key])
+    (notes(settings).folder / "somebody's.owed").touch()
+    notes(settings).failures.note("another", stage="store rows", error="e", now=1.0)
+    assert look_at(notes(settings), ()).owed == [key]
+
+
+def test_of_1000_owed_partitions_one_is_tried_while_the_sink_takes_nothing(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    keys = [f"20261120T120000000Z-local-s0-{n:06d}" for n in range(1, 1001)]
+    one = Failure(partition=keys[0], stage="store rows", attempts=1, failed_at=0.0, error="away")
+    trouble = SinkTrouble(since=0.0, seen_at=0.0, error="away", attempts=4)
+    found = OwedRows(keys, (), {keys[0]: one}, trouble)
+    pause = settings.recovery_base_seconds * 8
+    assert due(found, settings, busy=(), now=pause - 1) == []
+    assert due(found, settings, busy=(), now=pause + 1) == [keys[1]], "not the one that failed"
+    assert due(found, settings, busy=keys[:500], now=pause + 1) == [keys[500]]
+    healed = replace(found, trouble=None)
+    assert due(healed, settings, busy=(), now=pause + 1) == keys
 
 
 def rot(slot: SealedSlot) -> None:
