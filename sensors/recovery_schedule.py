@@ -1,8 +1,10 @@
-"""The recovery schedule: asks again for whatever is on the disk without a verified object.
+"""The recovery schedule: asks again for whatever is on the disk without a verified object, and for
+rows that sinks are owed.
 
 It needs no memory: it finds from the directories what failed, was interrupted or never registered,
 and leaves to a queued or working run what that is about to handle (`busy_runs`). While the object
-store does not answer, it asks for nothing and looks at the store until that is back.
+store does not answer, it asks for nothing but rows of slots on the disk, and looks at the store
+until that is back.
 """
 
 import logging
@@ -62,7 +64,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=schedule_status(running=running),
-        description="Asks for runs of slots that are on the disk without a verified object.",
+        description="Asks for runs of slots without a verified object, and of rows that are owed.",
     )
     def recover(
         context: dg.ScheduleEvaluationContext,

@@ -47,7 +47,10 @@ class AllRows:
         kept = kept_for_sinks(self._pipeline, stored_here(self._pipeline))
         for notes in all_sinks(self._pipeline):
             required = self._pipeline.sinks[notes.sink].required
-            self._store(notes, look_at(notes, kept if required else ()))
+            found = look_at(notes, kept if required else ())
+            for partition in found.settled:
+                notes.settle(partition)
+            self._store(notes, found)
 
     def _store(self, notes: SinkNotes, found: OwedRows) -> None:
         partitions = found.owed
