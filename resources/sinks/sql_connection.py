@@ -70,6 +70,7 @@ class Database:
                 self._url.set(drivername=dialect.driver),
                 hide_parameters=True,
                 pool_pre_ping=True,
+                pool_reset_on_return=None,  # a transaction rolls back what it did not commit
                 **dialect.engine_arguments(self._url),
             )
         except ImportError as error:
@@ -123,11 +124,16 @@ class Transaction:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with self._watch.limit(), suppress(SQLAlchemyError, OSError):
-            if not self._usable:
-                connection.invalidate()
-        with self._watch.limit(), suppress(SQLAlchemyError, OSError):
-            connection.close()  # rolls back what was not committed
+        with self._watch.limit():
+            if self._usable:
+                try:
+                    connection.rollback()  # what was not committed
+                except (SQLAlchemyError, OSError, *_CLIENT_SIDE):
+                    self._usable = False
+            with suppress(SQLAlchemyError, OSError):
+                if not self._usable:
+                    connection.invalidate()
+                connection.close()
 
     @property
     def compiler(self) -> sa.Dialect:

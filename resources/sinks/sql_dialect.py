@@ -22,6 +22,17 @@ gone, and the next attempt would wait for the ledger's row until then."""
 
 
 @dataclass(frozen=True)
+class Statement:
+    """Inserts rows that have the same columns."""
+
+    columns: Sequence[str]
+    sql: str
+    """With a place for each column, in their order."""
+    key: Sequence[int]
+    """Which of the columns are the key of an upsert."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """What may lose rows that are stored."""
 
@@ -78,6 +89,12 @@ class Dialect(ABC):
 
     def check_row(self, values: Sequence[Any]) -> None:  # noqa: B027 - a default, on purpose
         """Raises `Unfit` if the database cannot take a row because of its size."""
+
+    def insert(
+        self, connection: sa.Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Send rows: all are stored, or it raises an error."""
+        connection.exec_driver_sql(statement.sql, list(rows))
 
     @abstractmethod
     def upsert(

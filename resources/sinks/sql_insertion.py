@@ -20,8 +20,9 @@ import sqlalchemy as sa
 
 from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, Row
 from fuploader_dagster.resources.sinks.sql_connection import Transaction
+from fuploader_dagster.resources.sinks.sql_dialect import Statement
 from fuploader_dagster.resources.sinks.sql_errors import BadRows
-from fuploader_dagster.resources.sinks.sql_table import Statement, TargetTable, UnknownColumn
+from fuploader_dagster.resources.sinks.sql_table import TargetTable, UnknownColumn
 from fuploader_dagster.resources.sinks.sql_values import Unfit
 
 CHUNK_ROWS = 1_000
@@ -106,11 +107,11 @@ class Insertion:
         return self._table.prepared(row, self._slot)
 
     def _store(self, items: Sequence[_Prepared]) -> None:
-        groups = self._groups(items)
+        groups, dialect = self._groups(items), self._transaction.dialect
 
         def insert(connection: sa.Connection) -> None:
             for statement, rows in groups:
-                connection.exec_driver_sql(statement.sql, rows)
+                dialect.insert(connection, statement, rows)
 
         bad = None
         try:

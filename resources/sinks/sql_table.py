@@ -15,11 +15,11 @@ from sqlalchemy.exc import NoSuchTableError
 
 from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sinks.sql_connection import Transaction
-from fuploader_dagster.resources.sinks.sql_dialect import Dialect
+from fuploader_dagster.resources.sinks.sql_dialect import Dialect, Statement
 from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
 from fuploader_dagster.resources.sinks.sql_values import Convert, Unfit, sort_of
 
-_MOST_STATEMENTS = 1_000
+_MOST_SHAPES = 1_000
 _NAME_CHARACTERS = 60
 
 
@@ -126,13 +126,12 @@ def _described(
 
 
 @dataclass(frozen=True)
-class Statement:
-    """Inserts rows that have the same columns."""
+class _Shape:
+    """Of rows that have the same columns."""
 
-    columns: Sequence[str]
-    conversions: Sequence[Convert]
-    sql: str
-    """With a place for each column, in their order."""
+    statement: Statement
+    conversions: Sequence[tuple[str, Convert]]
+    """Of the columns that rows have themselves."""
 
 
 class TargetTable:
@@ -153,8 +152,8 @@ class TargetTable:
         self.clause = clause
         self._dialect, self._compiler = dialect, compiler
         self._slot_column = slot_column
-        self._statements: dict[tuple[str, ...], Statement] = {}
-        self._by_columns: dict[frozenset[str], Statement] = {}
+        self._shapes: dict[tuple[str, ...], _Shape] = {}
+        self._by_columns: dict[frozenset[str], _Shape] = {}
 
     def refuse_unless_fitting(self, columns: Sequence[str]) -> None:
         """Raises `SinkRefused` if a column that settings name is missing, or a unique key is."""
@@ -174,11 +173,11 @@ class TargetTable:
     def prepared(self, row: Mapping[str, Any], slot: str) -> tuple[Statement, tuple[Any, ...]]:
         """The row's statement and parameters. Raises `Unfit`."""
         names = tuple(row)
-        statement = self._statements.get(names)
-        if statement is None:
-            statement = self._statement(names)
+        shape = self._shapes.get(names)
+        if shape is None:
+            shape = self._shape(names)
         values = []
-        for name, convert in zip(statement.columns, statement.conversions, strict=False):
+        for name, convert in shape.conversions:
             try:
                 values.append(convert(row[name]))
             except Unfit as error:
@@ -189,33 +188,34 @@ class TargetTable:
         if self._slot_column is not None:
             values.append(slot)
         self._dialect.check_row(values)
-        return statement, tuple(values)
+        return shape.statement, tuple(values)
 
-    def _statement(self, names: tuple[str, ...]) -> Statement:
+    def _shape(self, names: tuple[str, ...]) -> _Shape:
         known = self.description.conversions
         unknown = [name for name in names if name not in known]
         if unknown:
             name = shown(str(unknown[0]), _NAME_CHARACTERS)
             raise UnknownColumn(f"table {self.description.name} has no column {name}")
-        if len(self._statements) >= _MOST_STATEMENTS:
-            self._statements.clear()
+        if len(self._shapes) >= _MOST_SHAPES:
+            self._shapes.clear()
             self._by_columns.clear()
         columns = frozenset(names) - {self._slot_column}
-        statement = self._by_columns.get(columns)
-        if statement is None:
-            statement = self._compiled([name for name in names if name != self._slot_column])
-            self._by_columns[columns] = statement
-        self._statements[names] = statement
-        return statement
+        shape = self._by_columns.get(columns)
+        if shape is None:
+            shape = self._new_shape([name for name in names if name != self._slot_column])
+            self._by_columns[columns] = shape
+        self._shapes[names] = shape
+        return shape
 
-    def _compiled(self, columns: Sequence[str]) -> Statement:
-        conversions = [self.description.conversions[name] for name in columns]
+    def _new_shape(self, columns: Sequence[str]) -> _Shape:
         full = [*columns, *([self._slot_column] if self._slot_column else [])]
         if not full:
             raise Unfit("the row has no columns")
         compiled = self.insert(full).compile(dialect=self._compiler, column_keys=full)
         assert compiled.positiontup == full  # noqa: S101 - values are sent in this order
-        return Statement(tuple(columns), conversions, str(compiled))
+        key = [full.index(name) for name in self.key if name in full]
+        conversions = [(name, self.description.conversions[name]) for name in columns]
+        return _Shape(Statement(full, str(compiled), key), conversions)
 
     def insert(self, columns: Sequence[str]) -> sa.Insert:
         """Insert or, with a key, replace."""
