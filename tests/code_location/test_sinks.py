@@ -95,6 +95,32 @@ def test_rows_of_results_are_stored_in_the_run_that_processes(tmp_path: Path) ->
     assert [row["name"] for row in stored_rows(tmp_path / "rows.sqlite")] == ["a", "a~2"]
 
 
+def test_what_a_failing_step_ships_itself_is_owed_and_asked_for(tmp_path: Path) -> None:
+    """Dagster skips the sink's step after one that failed."""
+    recovering = RecoveringRows(tmp_path, rows=named, process=Script())
+    location, settings = recovering.location, recovering.settings
+    (tmp_path / "on").touch()
+    slots = [
+        sealed(settings, {"a": script(), "b": script()}, seconds_ago=20 * PATIENCE_SECONDS)
+        for _ in range(3)
+    ]
+    keys = [slot.seal.partition for slot in slots]
+    content = bytearray(slots[1].segment.read_bytes())
+    content[600] ^= 1
+    slots[1].segment.write_bytes(content)
+    assert not location.ship(keys).success
+    good = [keys[0], keys[2]]
+    assert location.materialized(location.names.uploaded_archive).keys() == set(good)
+    assert recovering.notes.owed() == good
+    asked = recovering.tick()
+    of_sink = [request for request in recovering.requests if request.asset_selection]
+    assert [request.asset_selection for request in of_sink] == [[location.names.sink("rows")]] * 2
+    assert [keys[0]] in asked and [keys[2]] in asked
+    assert run_of(location, keys[:1], "sink_rows").success
+    assert run_of(location, keys[2:], "sink_rows").success
+    assert rows(tmp_path, "rows") == 4
+
+
 def named(item: Any) -> dict[str, Any]:
     return {"name": item.name}
 
@@ -149,8 +175,9 @@ class RecoveringRows(Recovering):
     """Of a pipeline with one sink, which is away while there is no file `on`."""
 
     def __init__(self, folder: Path, **values: Any) -> None:
+        process = values.pop("process", None)
         self.sinks = sinks(folder, "rows", switch=folder / "on", **values)
-        super().__init__(folder, sinks=self.sinks, max_retries=0)
+        super().__init__(folder, sinks=self.sinks, process=process, max_retries=0)
         self.location = Location(self.settings)
         self.location.instance = self.instance
         self.notes = SinkNotes(self.settings.layout, "rows")

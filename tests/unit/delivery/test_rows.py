@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def test_a_slot_that_is_uploaded_while_it_is_read_is_read_from_its_archive(
     assert len(list(numbered_dead_letters(settings.layout))) == 1
     assert sealed_partitions(settings.layout) == []
     assert notes(settings).owed() == []
+
+
+def test_two_that_store_the_same_partitions_at_once_store_them_once(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    keys = [sealed(settings, items(10 * n, 5) | {"b": b"{"}).seal.partition for n in range(6)]
+    calls.clear()
+    with ThreadPoolExecutor(3) as threads:
+        outcomes = list(threads.map(lambda _: store(settings, keys), range(3)))
+    assert all(isinstance(one, Done) for some in outcomes for one in some)
+    assert set(calls.values()) == {1}
+    assert len(table(tmp_path)) == 30
+    assert len(list(numbered_dead_letters(settings.layout))) == 6
+    (receipts,) = notes(settings).folder.iterdir()
+    assert len(receipts.read_text().splitlines()) == 6
 
 
 def test_a_required_sink_keeps_the_slot_until_it_has_the_rows(tmp_path: Path) -> None:
