@@ -38,6 +38,7 @@ class RowsFile(SinkSettings):
 
     path: Path
     takes_refused: bool = False
+    fails: bool = False
     switch: Path | None = None
     """The sink is away while this is not there."""
     forbidden: Path | None = None
@@ -59,6 +60,8 @@ class _RowsFile(Sink):
         calls[delivery.id] += 1
         if settings.switch is not None and not settings.switch.exists():
             raise SinkUnavailable("the sink is switched off")
+        if settings.fails:
+            raise ValueError(f"a bug that quotes {list(items)}")
         if settings.forbidden is not None and settings.forbidden.exists():
             raise SinkRefused("there is no such table")
         with closing(sqlite3.connect(settings.path, timeout=60)) as database, database:

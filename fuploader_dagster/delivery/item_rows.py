@@ -7,13 +7,13 @@ value of the item in it: it is logged and shown.
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fuploader_dagster.contracts.functions import USER_ERRORS, name_of
 from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.contracts.sink import Row, SinkSettings
+from fuploader_dagster.delivery.unforeseen import type_and_place
 from fuploader_dagster.errors import BadItem, TemporaryError
 
 RowsOf = Callable[[Item], Sequence[Row]]
@@ -68,9 +68,7 @@ def _called(function: Callable[[Item], Any], item: Item) -> Sequence[Row]:
     except (BadItem, TemporaryError):
         raise
     except USER_ERRORS as error:  # its text may quote the item
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"line {where.lineno} of {where.filename.rpartition('/')[2]}"
-        raise BadItem(f"{name_of(function)} raised {type(error).__name__} in {place}") from None
+        raise BadItem(f"{name_of(function)} raised {type_and_place(error)}") from None
     rows = [] if made is None else [made] if isinstance(made, Mapping) else made
     if not isinstance(rows, (list, tuple)):
         raise BadItem(f"{name_of(function)} gave a {type(made).__name__}, not a row or a list")

@@ -32,6 +32,7 @@ from fuploader_dagster.delivery.rejected_items import RejectedItems, sent_back
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.slot_items import ItemsStored, SlotItems, items_here
 from fuploader_dagster.delivery.stored_members import OpenArchive
+from fuploader_dagster.delivery.unforeseen import told_without_text
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.layout import PartitionKey, utc
@@ -49,6 +50,8 @@ from fuploader_dagster.slots.receipts import RowsReceipt, find_receipt
 from fuploader_dagster.slots.sealing import find_sealed
 
 log = logging.getLogger(__name__)
+
+NOTHING_LEFT = "stored before; nothing was left to do"
 
 
 def store_partitions(
@@ -71,10 +74,7 @@ def store_partitions(
                 step.note(outcome)
             yield outcome
             if isinstance(outcome, Failed) and step.takes_nothing:
-                for rest in partitions[at + 1 :]:
-                    untried = replace(outcome, partition=rest, attempted=False, seconds=0.0)
-                    step.note(untried)
-                    yield untried
+                yield from step.untried(partitions[at + 1 :], outcome)
                 return
 
 
@@ -115,6 +115,17 @@ class _Step:
         if "_sink" in vars(self):  # it was needed
             self._sink.close()
 
+    def untried(self, partitions: Sequence[str], because: Failed) -> Iterator[Outcome]:
+        """What becomes of the others when one failed and no other can be stored, either."""
+        before = {} if self._redo else self._notes.receipts.find(partitions)
+        for partition in partitions:
+            if partition in before:
+                yield Done(partition, rows=before[partition], note=NOTHING_LEFT)
+                continue
+            failed = replace(because, partition=partition, attempted=False, seconds=0.0)
+            self.note(failed)
+            yield failed
+
     def store(self, key: PartitionKey) -> Done:
         partition = str(key)
         lock = FileLock(self._layout.sink_lock(self._notes.sink, partition))
@@ -137,7 +148,7 @@ class _Step:
         before = self._notes.receipt(partition)
         if before is not None and not self._redo:
             self._finish(partition)
-            return Done(partition, rows=before, note="stored before; nothing was left to do")
+            return Done(partition, rows=before, note=NOTHING_LEFT)
         if mended := find_mended(self._layout, partition):
             self._notes.settle(partition)
             return Done(partition, note=mended.sentence(self._layout))
@@ -192,7 +203,8 @@ class _Step:
         rejected = RejectedItems(self._layout, delivery, items)
         elsewhere = sent_back(self._layout, delivery) if delivery.redo else set()
         made = self._made(items, elsewhere, rejected)
-        stored = self._sink.store(delivery, made, rejected.keep)
+        with told_without_text(self._notes.sink):
+            stored = self._sink.store(delivery, made, rejected.keep)
         reached(CrashPoint.ROWS_STORED)
         self._notes.end_trouble()
         return RowsReceipt(

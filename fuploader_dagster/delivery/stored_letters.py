@@ -20,6 +20,7 @@ from fuploader_dagster.dead_letters.letters import (
     note_requeued,
 )
 from fuploader_dagster.delivery.item_rows import RowsOf, rows_of
+from fuploader_dagster.delivery.unforeseen import told_without_text
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import BadItem, ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -97,7 +98,8 @@ class _Storing:
     def _store_one(self, letter_id: str, item: FailedItem, content: bytes) -> int:
         partition = f"{LETTER_MARK}{letter_id}"
         delivery = Delivery(pipeline=self._pipeline.name, sink=self._name, partition=partition)
-        answer = self._sink.store(delivery, _made(item, content, self._rows), _refuse)
+        with told_without_text(self._name):
+            answer = self._sink.store(delivery, _made(item, content, self._rows), _refuse)
         reached(CrashPoint.LETTER_STORED)
         return answer.rows
 

@@ -170,6 +170,30 @@ def test_while_the_sink_is_away_nothing_is_lettered_and_the_others_are_not_tried
     assert len(table(tmp_path)) == 15
 
 
+def test_what_is_stored_is_done_though_the_sink_is_away_now(tmp_path: Path) -> None:
+    switch = tmp_path / "on"
+    settings = made(tmp_path, switch=switch)
+    keys = [sealed(settings, items(10 * n, 5)).seal.partition for n in range(3)]
+    switch.touch()
+    store(settings, keys[2:])
+    switch.unlink()
+    outcomes = store(settings, keys)
+    assert [isinstance(one, Done) for one in outcomes] == [False, False, True]
+    assert notes(settings).owed() == keys[:2]
+
+
+def test_an_error_that_a_sink_did_not_foresee_is_told_without_its_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = made(tmp_path, fails=True)
+    key = sealed(settings, items(0, 1)).seal.partition
+    (outcome,) = store(settings, [key])
+    assert isinstance(outcome, Failed) and not outcome.permanent
+    assert "ValueError in line" in outcome.error and "sinks_for_tests.py" in outcome.error
+    assert "'n': 0" not in outcome.error + caplog.text
+    assert notes(settings).owed() == [key]
+
+
 def test_a_redo_stores_the_rows_again_in_place_of_the_old_ones(tmp_path: Path) -> None:
     settings = made(tmp_path)
     key = sealed(settings, items(0, 4)).seal.partition
