@@ -83,7 +83,9 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             name: busy_keys([run for run in every if run.stores_rows(names.sink(name))]) | of_dead
             for name in pipeline.sinks
         }
-        plan = recovery.plan(found, pipeline, busy=busy, busy_rows=busy_rows, now=now)
+        plan = recovery.plan(
+            found, pipeline, busy=busy, busy_rows=busy_rows, ships=trouble is None, now=now
+        )
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
         for sentence in given_up(plan.ask, runs):
             context.log.warning(sentence)
@@ -99,7 +101,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             run_request(
                 names, keys, run_key=f"rows:{name}:{moment}:{keys[0]}", assets=[names.sink(name)]
             )
-            for name, owed in _rows_to_store(plan, found, pipeline, every, trouble).items()
+            for name, owed in _rows_to_store(plan, found, names, every).items()
             for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
         ]
         if not dry:
@@ -125,19 +127,17 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
 def _rows_to_store(
     plan: recovery.Plan,
     found: recovery.Found,
-    pipeline: Pipeline,
+    names: Names,
     runs: Sequence[UnfinishedRun],
-    store_trouble: StoreTrouble | None,
-) -> dict[str, list[str]]:
+) -> dict[str, Sequence[str]]:
     """By sink, the partitions for runs of just that sink. While a sink takes nothing, at most one
-    such run tries; while the object store does not answer, only slots on this disk are read."""
-    wanted = {}
-    for name, owed in plan.rows.items():
-        alone = {Names.of(pipeline).sink(name)}
-        is_tried = any(run.works and set(run.selected) == alone for run in runs)
-        if found.rows[name].trouble is None or not is_tried:
-            wanted[name] = [key for key in owed if store_trouble is None or key in found.sealed]
-    return wanted
+    such run tries."""
+    return {
+        name: owed
+        for name, owed in plan.rows.items()
+        if found.rows[name].trouble is None
+        or not any(run.works and set(run.selected) == {names.sink(name)} for run in runs)
+    }
 
 
 def _mend(

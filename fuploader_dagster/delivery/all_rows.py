@@ -39,7 +39,7 @@ class AllRows:
         """Store the rows of slots on this disk, which are processed if they have to be."""
         for notes in all_sinks(self._pipeline):
             found = look_at(notes, ())
-            there = OwedRows(partitions, (), found.failures, found.trouble)
+            there = OwedRows(partitions, failures=found.failures, trouble=found.trouble)
             self._store(notes, there)
 
     def of_owed(self) -> None:

@@ -8,7 +8,7 @@ pauses, however many wait, and one that always fails does not keep the others fr
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fuploader_dagster.delivery.failures import Failure, is_due
 from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
@@ -24,18 +24,31 @@ class OwedRows:
     """Partitions, oldest first."""
     settled: Sequence[str] = ()
     """Stored, but a crash came before the notes about them were removed."""
+    shippable: Sequence[str] = ()
+    """On this disk, without an archive in the object store: the next run that ships stores them."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     trouble: SinkTrouble | None = None
 
+    def while_nothing_ships(self, on_disk: Collection[str], asked: Collection[str]) -> OwedRows:
+        """What can be stored while the object store does not answer: slots on this disk, those also
+        that a run would be `asked` to ship."""
+        owed = {key for key in self.owed if key in on_disk} | set(self.shippable) & set(asked)
+        return replace(self, owed=sorted(owed))
 
-def look_at(notes: SinkNotes, kept: Iterable[str]) -> OwedRows:
+
+def look_at(notes: SinkNotes, kept: Iterable[str], shippable: Collection[str] = ()) -> OwedRows:
     """Read what is noted about a sink. `kept`: partitions whose archive is stored and whose local
-    data waits for required sinks."""
+    data waits for required sinks. `shippable`: those on this disk that are to be shipped."""
     failures = {failure.partition: failure for failure in notes.failures.all()}
     every = sorted(key for key in {*notes.owed(), *failures, *kept} if PartitionKey.parse(key))
-    stored = notes.receipts.find(every)
-    owed = [key for key in every if key not in stored]
-    return OwedRows(owed, list(stored), failures, notes.trouble)
+    stored = notes.receipts.find({*every, *shippable})
+    return OwedRows(
+        [key for key in every if key not in stored],
+        [key for key in every if key in stored],
+        [key for key in shippable if key not in stored],
+        failures,
+        notes.trouble,
+    )
 
 
 def due(found: OwedRows, pipeline: Pipeline, *, busy: Collection[str], now: float) -> list[str]:

@@ -62,6 +62,11 @@ def held_back(partitions: Sequence[str], pipeline: Pipeline, now: float) -> tupl
     return sorted([*ready, *tried]), str(trouble)
 
 
+def is_ready_for_rows(partition: str, pipeline: Pipeline) -> bool:
+    """Whether a slot on this disk is processed, if it has to be."""
+    return pipeline.process is None or _is_processed(partition, pipeline.layout)
+
+
 def _is_processed(partition: str, layout: Layout) -> bool:
     key = PartitionKey.parse(partition)
     return key is not None and (layout.processed(key.slot, key.number) / SEAL_NAME).exists()

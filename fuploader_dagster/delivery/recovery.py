@@ -17,6 +17,7 @@ from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, is_due
 from fuploader_dagster.delivery.mend import all_mended, find_mended
 from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
+from fuploader_dagster.delivery.processor_trouble import is_ready_for_rows
 from fuploader_dagster.delivery.redo import redos, remove_if_stored, stored_redos
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks, kept_for_sinks
 from fuploader_dagster.delivery.upload import PartitionLock
@@ -89,8 +90,9 @@ def look(pipeline: Pipeline) -> Found:
     gone = tuple(key for key in mended if find_mended(layout, key))
     leftovers = _leftovers(pipeline)
     kept = kept_for_sinks(pipeline, receipts)
+    ready = [key for key in sealed if key not in receipts and is_ready_for_rows(key, pipeline)]
     rows = {
-        notes.sink: look_at(notes, kept if pipeline.sinks[notes.sink].required else ())
+        notes.sink: look_at(notes, kept if pipeline.sinks[notes.sink].required else (), ready)
         for notes in all_sinks(pipeline)
     }
     redone = stored_redos(layout)
@@ -103,20 +105,25 @@ def plan(
     *,
     busy: Collection[str],
     busy_rows: Mapping[str, Collection[str]] | None = None,
+    ships: bool = True,
     now: float,
 ) -> Plan:
     """Decide. `busy` are partitions that a run is about to ship, `busy_rows` those, by sink, whose
-    rows a run is about to store."""
+    rows a run is about to store. Unless it `ships`, nobody will be asked to ship anything now."""
     ask = [
         key
         for key in found.sealed
         if key not in found.receipts and key not in busy and _due(key, found, pipeline, now)
     ]
     ask += [key for key in found.mended if key not in busy]
-    rows = {
-        sink: due(owed, pipeline, busy={*ask, *(busy_rows or {}).get(sink, ())}, now=now)
-        for sink, owed in found.rows.items()
-    }
+    rows = {}
+    for sink, owed in found.rows.items():
+        others = set((busy_rows or {}).get(sink, ()))
+        if ships:
+            rows[sink] = due(owed, pipeline, busy=others.union(ask), now=now)
+        else:
+            alone = owed.while_nothing_ships(found.sealed, ask)
+            rows[sink] = due(alone, pipeline, busy=others, now=now)
     return Plan(
         [key for key in found.receipts if key not in found.kept],
         ask,

@@ -14,7 +14,9 @@ from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.sink_notes import SinkNotes
+from fuploader_dagster.delivery.store_trouble import note_trouble
 from fuploader_dagster.disk.durable import write_durably
+from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
@@ -249,6 +251,27 @@ def test_slots_that_a_required_sink_keeps_are_asked_for_and_go_with_its_receipt(
     assert run_of(location, keys, "sink_rows").success
     assert sealed_partitions(settings.layout) == []
     assert recovering.asked_rows(1) == []
+
+
+def test_rows_are_stored_while_the_object_store_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovering = RecoveringRows(tmp_path, partitions_per_run=2)
+    (tmp_path / "on").touch()
+    keys = slots_of(recovering.settings, 3, seconds_ago=20 * PATIENCE_SECONDS)
+    recovering.instance.add_dynamic_partitions(recovering.names.partition_set, keys)
+    monkeypatch.setattr(recovery_schedule, "look", lambda _: "connection refused")
+    note_trouble(recovering.settings.layout, "no answer")
+    assert recovering.asked_rows() == [keys[:2], keys[2:]]
+    assert run_of(recovering.location, keys, "sink_rows").success
+    assert recovering.asked_rows(1) == []
+    assert rows(tmp_path, "rows") == 9
+    monkeypatch.setattr(recovery_schedule, "look", lambda _: "")
+    assert recovering.tick(2) == [keys]
+    assert recovering.requests[0].asset_selection is None
+    assert recovering.location.ship(keys).success
+    assert rows(tmp_path, "rows") == 9
+    assert recovering.notes.owed() == []
 
 
 @pytest.mark.parametrize("required", [False, True])

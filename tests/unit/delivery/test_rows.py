@@ -250,7 +250,7 @@ def test_of_1000_owed_partitions_one_is_tried_while_the_sink_takes_nothing(tmp_p
     keys = [f"20261120T120000000Z-local-s0-{n:06d}" for n in range(1, 1001)]
     one = Failure(partition=keys[0], stage="store rows", attempts=1, failed_at=0.0, error="away")
     trouble = SinkTrouble(since=0.0, seen_at=0.0, error="away", attempts=4)
-    found = OwedRows(keys, (), {keys[0]: one}, trouble)
+    found = OwedRows(keys, failures={keys[0]: one}, trouble=trouble)
     pause = settings.recovery_base_seconds * 8
     assert due(found, settings, busy=(), now=pause - 1) == []
     assert due(found, settings, busy=(), now=pause + 1) == [keys[1]], "not the one that failed"
