@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,28 @@ def test_what_is_wrong_is_named_with_its_path(sinks: Any, said: str, tmp_path: P
     with pytest.raises(ConfigError) as wrong:
         loaded(tmp_path, sinks)
     assert said in str(wrong.value)
+
+
+def test_the_examples_of_the_page_on_sinks_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sinks.md").read_text("utf-8")
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_project.py").write_text(python)
+    for name in ("DATABASE", "MYSQL", "RABBITMQ", "REDIS"):
+        monkeypatch.setenv(f"{name}_URL", f"{name.lower()}://user@host/name")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user@host/name")
+    file = tmp_path / "fuploader.yaml"
+    described = []
+    for example in re.findall(r"```yaml\n(.*?)```", page, re.S):
+        file.write_text(example)
+        (settings,) = load_pipelines(file).values()
+        described += [sink.describe() for sink in settings.sinks.values()]
+    assert described == [
+        "table my_table at postgresql://host/name",
+        "table doc_ent_map at mysql://host/name",
+    ]
 
 
 def test_workers_see_no_sinks(tmp_path: Path) -> None:
