@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters, requeued_ids
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.delivery.stored_letters import store_letters
+from fuploader_dagster.resources.sinks.sql import SqlSink
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.lives import fill, plan_of
 from tests.sinks_for_tests import RowsFile
 
 
 def to_store(settings: Pipeline) -> None:
-    """Four sealed slots of items, some of which have no rows."""
+    """Four sealed slots of items, some of which have no rows; and a table."""
+    with closing(sqlite3.connect(settings.storage_root.parent / "kept.sqlite")) as database:
+        database.execute("CREATE TABLE kept (slot INTEGER NOT NULL, n INTEGER NOT NULL)")
     for slot in range(4):
         content = {f"s{slot}-{n}.json": b'{"slot": %d, "n": %d}' % (slot, n) for n in range(6)}
         odd = {"a-refused.json": b'{"refused": 1}', "b-bad.json": b"{"}
@@ -26,7 +32,12 @@ def rows_settings(settings: Pipeline) -> Pipeline:
     folder = settings.storage_root.parent
     made = {
         "rows": RowsFile(path=folder / "rows.sqlite"),
-        "kept": RowsFile(path=folder / "kept.sqlite", required=True),
+        "kept": SqlSink(
+            url=f"sqlite:///{folder / 'kept.sqlite'}",
+            table="kept",
+            columns=["slot", "n"],
+            required=True,
+        ),
     }
     return settings.model_copy(update={"sinks": made})
 

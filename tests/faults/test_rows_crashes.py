@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         for sink in SINKS
     }
     return {
-        "rows": {sink: stored_rows(folder / f"{sink}.sqlite") for sink in SINKS},
+        "rows": {"rows": stored_rows(folder / "rows.sqlite"), "kept": table(folder)},
         "letters": letters,
         "receipts": receipts,
         "archives": receipts_between(layout).keys(),
@@ -59,6 +61,12 @@ def outcome(folder: Path) -> dict[str, Any]:
         ),
         "sent back": requeued_ids(layout),
     }
+
+
+def table(folder: Path) -> list[dict[str, int]]:
+    with closing(sqlite3.connect(folder / "kept.sqlite")) as database:
+        rows = database.execute("SELECT slot, n FROM kept ORDER BY slot, n").fetchall()
+    return [{"slot": slot, "n": n} for slot, n in rows]
 
 
 def test_without_a_kill_each_row_letter_and_receipt_is_there_once(
