@@ -99,6 +99,14 @@ class Transaction:
         self._engine, self._watch, self._where = engine, watch, where
         self._connection: sa.Connection | None = None
         self._usable = True
+        driver = engine.dialect.dbapi
+        of_driver = () if driver is None else (driver.Error,)  # without SQLAlchemy's around it
+        self._errors: tuple[type[Exception], ...] = (
+            SQLAlchemyError,
+            OSError,
+            *_CLIENT_SIDE,
+            *of_driver,
+        )
 
     def __enter__(self) -> Transaction:
         def begin() -> sa.Connection:
@@ -128,9 +136,9 @@ class Transaction:
             if self._usable:
                 try:
                     connection.rollback()  # what was not committed
-                except (SQLAlchemyError, OSError, *_CLIENT_SIDE):
+                except self._errors:
                     self._usable = False
-            with suppress(SQLAlchemyError, OSError):
+            with suppress(*self._errors):
                 if not self._usable:
                     connection.invalidate()
                 connection.close()
@@ -167,12 +175,21 @@ class Transaction:
         """The same within a savepoint. If the rows are bad, that is rolled back, and `BadRows` is
         raised. `names`: of columns and constraints that a reason may contain."""
 
-        def nested() -> Value:
-            connection = self._open()
-            with connection.begin_nested():
-                return action(connection)
+        savepoint = self.run(lambda connection: connection.begin_nested(), trying)
 
-        return self._call(nested, trying, names=names)
+        def nested() -> Value:
+            value = action(self._open())
+            savepoint.commit()
+            return value
+
+        bad: BadRows
+        try:
+            return self._call(nested, trying, names=names)
+        except BadRows as error:
+            bad = error
+        # After other errors there may be no savepoint left: a deadlock rolls back everything.
+        self._call(savepoint.rollback, trying)
+        raise bad
 
     def commit(self) -> None:
         """Everything is durable, or, after an error, nothing is, or the ledger has it."""
@@ -189,7 +206,7 @@ class Transaction:
         try:
             with self._watch.limit():
                 return action()
-        except (SQLAlchemyError, OSError, *_CLIENT_SIDE) as error:
+        except self._errors as error:
             failure = self._meant(error, trying, names)
         # Outside of `except`, so that the error does not refer to the driver's.
         if not isinstance(failure, BadRows):
@@ -236,8 +253,7 @@ class _Watch:
         def cut() -> None:
             with self._lock:
                 if running[0] and self.connection is not None:
-                    self.cut = True
-                    self._dialect.cut(self.connection)
+                    self.cut = self._dialect.cut(self.connection)
 
         timer = threading.Timer(self._dialect.timeout_seconds + GRACE_SECONDS, cut)
         timer.daemon = True

@@ -30,6 +30,8 @@ class Statement:
     """With a place for each column, in their order."""
     key: Sequence[int]
     """Which of the columns are the key of an upsert."""
+    in_bulk: bool
+    """The table takes a load in bulk, which does the same as inserts."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class Dialect(ABC):
     def connected(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
         """Set up a driver's new connection."""
 
-    def cut(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
-        """Break a driver's connection that has hung for too long, from another thread."""
+    def cut(self, connection: Any) -> bool:
+        """Break a driver's connection that has hung for too long, from another thread. False if the
+        driver does so by itself."""
+        return False
 
     @abstractmethod
     def begin(self, connection: sa.Connection) -> None:
@@ -105,6 +109,10 @@ class Dialect(ABC):
     def table_trouble(self, connection: sa.Connection, table: sa.TableClause) -> str:
         """Why a transaction cannot undo what it does to the table; empty if it can."""
         return ""
+
+    def takes_bulk(self, connection: sa.Connection, table: sa.TableClause) -> bool:
+        """Whether a load in bulk does the same to the table as inserts."""
+        return False
 
     def findings(self, connection: sa.Connection, table: sa.TableClause) -> Sequence[Finding]:
         """What may lose rows of the table that are stored."""

@@ -18,17 +18,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, Row
+from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
 from fuploader_dagster.resources.sinks.sql_connection import Transaction
 from fuploader_dagster.resources.sinks.sql_dialect import Statement
 from fuploader_dagster.resources.sinks.sql_errors import BadRows
-from fuploader_dagster.resources.sinks.sql_table import TargetTable, UnknownColumn
+from fuploader_dagster.resources.sinks.sql_table import PreparedRow, TargetTable, UnknownColumn
 from fuploader_dagster.resources.sinks.sql_values import Unfit
 
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20
-_ROW_BYTES = 64
-"""About what a row takes besides its texts."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class _Prepared:
     """An item that is ready to be sent."""
 
     position: int
-    rows: Sequence[tuple[Statement, tuple[Any, ...]]]
+    rows: Sequence[PreparedRow]
 
 
 class Insertion:
@@ -83,7 +81,7 @@ class Insertion:
                 continue
             chunk.append(prepared)
             rows += len(prepared.rows)
-            size += sum(_size(values) for _, values in prepared.rows)
+            size += sum(row.size for row in prepared.rows)
             if rows >= CHUNK_ROWS or size >= CHUNK_BYTES:
                 yield chunk
                 chunk, rows, size = [], 0, 0
@@ -92,7 +90,8 @@ class Insertion:
 
     def _prepared(self, item: ItemRows) -> _Prepared | None:
         try:
-            return _Prepared(item.position, [self._row(row) for row in item.rows])
+            rows = [self._table.prepared(row, self._slot) for row in item.rows]
+            return _Prepared(item.position, rows)
         except UnknownColumn as error:
             if self._look_again is not None:
                 self._table, self._look_again = self._look_again(), None
@@ -102,9 +101,6 @@ class Insertion:
         except Unfit as error:
             self._reject(item.position, str(error))
         return None
-
-    def _row(self, row: Row) -> tuple[Statement, tuple[Any, ...]]:
-        return self._table.prepared(row, self._slot)
 
     def _store(self, items: Sequence[_Prepared]) -> None:
         groups, dialect = self._groups(items), self._transaction.dialect
@@ -134,7 +130,7 @@ class Insertion:
         groups: list[tuple[Statement, list[tuple[Any, ...]]]] = []
         by_statement: dict[str, list[tuple[Any, ...]]] = {}
         for item in items:
-            for statement, values in item.rows:
+            for statement, values, _ in item.rows:
                 if self._table.key and groups and groups[-1][0] is not statement:
                     by_statement.clear()
                 rows = by_statement.get(statement.sql)
@@ -147,7 +143,3 @@ class Insertion:
     def _reject(self, position: int, reason: str) -> None:
         self._reasons[reason] += 1
         self.rejected.append(RejectedItem(position, reason))
-
-
-def _size(values: tuple[Any, ...]) -> int:
-    return _ROW_BYTES + sum(len(value) for value in values if isinstance(value, str | bytes))

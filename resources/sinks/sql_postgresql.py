@@ -1,7 +1,8 @@
 """PostgreSQL, with psycopg 3.
 
 All values but bytes and arrays are sent as text without a type, so the server reads each as it
-reads the column's type: 1.5 for an integer is an error, and not rounded.
+reads the column's type: 1.5 for an integer is an error, and not rounded. Without a key, rows are
+loaded with COPY, which reads values in the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -80,6 +82,7 @@ _TYPE = re.compile(
     r"for type (smallint|integer|bigint|numeric|real|double precision|boolean|date|json|jsonb|uuid"
     r"|time(?:stamp)? with(?:out)? time zone|interval|bytea|inet|character(?: varying)?\(\d+\))"
 )
+_COPY_COLUMN = re.compile(r"^COPY .*, line \d+, column ([^:,]+)[:,]", re.MULTILINE)
 _VIOLATION = "23"
 _MOST_PARAMETERS = 65_535
 """Of one statement, in PostgreSQL's protocol."""
@@ -109,7 +112,7 @@ class Postgresql(Dialect):
             },
         }
 
-    def cut(self, connection: Any) -> None:
+    def cut(self, connection: Any) -> bool:
         # libpq has no time limit for an answer. The server's own limit does not help if it hangs.
         import psycopg  # noqa: PLC0415 - an extra
 
@@ -118,6 +121,7 @@ class Postgresql(Dialect):
             socket.socket(fileno=os.dup(connection.fileno())) as same,
         ):
             same.shutdown(socket.SHUT_RDWR)
+        return True
 
     def begin(self, connection: sa.Connection) -> None:
         milliseconds = str(round(self.timeout_seconds * 1000))
@@ -156,17 +160,38 @@ class Postgresql(Dialect):
     def insert(
         self, connection: sa.Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
     ) -> None:
-        # Many rows in one statement: `executemany` takes several times as long.
-        if statement.key:  # which must not have two rows of one key; the last one wins
-            rows = list({tuple(row[n] for n in statement.key): row for row in rows}.values())
         width = len(statement.columns)
         place = f"({', '.join(['%s'] * width)})"
-        begin, _, end = statement.sql.partition(f"VALUES {place}")
+        begin, _, end = statement.sql.partition(f" VALUES {place}")
+        if statement.in_bulk and "%" not in begin:  # which is written twice in a statement
+            _copy(connection, begin.replace("INSERT INTO", "COPY", 1), rows)
+            return
+        # One statement must not have two rows of one key; the last one wins.
+        if statement.key:
+            rows = list({tuple(row[n] for n in statement.key): row for row in rows}.values())
         most = max(1, _MOST_PARAMETERS // width)
         for start in range(0, len(rows), most):
             part = rows[start : start + most]
-            sql = f"{begin}VALUES {', '.join([place] * len(part))}{end}"
+            sql = f"{begin} VALUES {', '.join([place] * len(part))}{end}"
             connection.exec_driver_sql(sql, tuple(value for row in part for value in row))
+
+    def takes_bulk(self, connection: sa.Connection, table: sa.TableClause) -> bool:
+        return bool(
+            connection.execute(
+                sa.text(
+                    "SELECT relkind IN ('r', 'p') AND NOT relhasrules "
+                    "AND NOT row_security_active(oid) FROM pg_class WHERE oid = to_regclass(:name)"
+                ),
+                {"name": connection.dialect.identifier_preparer.format_table(table)},
+            ).scalar()
+        )
+
+    def named(self, meaning: Meaning, error: BaseException, names: frozenset[str]) -> Meaning:
+        context = getattr(getattr(error, "diag", None), "context", None)
+        place = _COPY_COLUMN.search(context or "")
+        if place is None or place[1] not in names or ", column " in meaning.words:
+            return meaning
+        return replace(meaning, words=meaning.words.replace(" (", f", column {place[1]} (", 1))
 
     def upsert(
         self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
@@ -191,6 +216,14 @@ class Postgresql(Dialect):
             said = "fsync is off: a power cut may lose stored rows"
             found.append(Finding("durability", said, "set fsync = on at the server"))
         return found
+
+
+def _copy(connection: sa.Connection, begin: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Load rows in bulk: a third of the time that inserts take."""
+    cursor: Any = connection.connection.cursor()
+    with cursor, cursor.copy(f"{begin} FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
 
 
 def _without_code(error: BaseException) -> Meaning:

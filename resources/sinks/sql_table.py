@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
@@ -21,6 +21,11 @@ from fuploader_dagster.resources.sinks.sql_values import Convert, Unfit, sort_of
 
 _MOST_SHAPES = 1_000
 _NAME_CHARACTERS = 60
+_ROW_BYTES = 64
+"""About what a row takes besides its texts."""
+_LARGE_BYTES = 1 << 16
+"""Every database takes a row up to that size."""
+_SIZED = {str, bytes}
 
 
 class UnknownColumn(Unfit):
@@ -41,6 +46,8 @@ class Description:
     """Columns that the database numbers by itself."""
     unique: frozenset[frozenset[str]]
     """Columns of its primary key and of each unique constraint or index."""
+    in_bulk: bool
+    """The table takes a load in bulk."""
     names: frozenset[str]
     """Of its columns, constraints and indexes: what a reason may contain."""
 
@@ -56,7 +63,7 @@ def describe(transaction: Transaction, table: str, schema: str | None) -> Descri
 
     def look(connection: sa.Connection) -> Description | None:
         try:
-            return _described(sa.inspect(connection), table, schema, transaction.dialect)
+            return _described(connection, sa.table(table, schema=schema), transaction.dialect)
         except NoSuchTableError:
             return None
 
@@ -73,9 +80,8 @@ def describe(transaction: Transaction, table: str, schema: str | None) -> Descri
     return found
 
 
-def _described(
-    inspector: sa.Inspector, table: str, schema: str | None, dialect: Dialect
-) -> Description:
+def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Dialect) -> Description:
+    inspector, table, schema = sa.inspect(connection), clause.name, clause.schema
     columns = inspector.get_columns(table, schema)
     primary = inspector.get_pk_constraint(table, schema)
     indexes = [one for one in inspector.get_indexes(table, schema) if one["unique"]]
@@ -115,6 +121,7 @@ def _described(
         unique=frozenset(
             frozenset(name for name in names if name is not None) for names in unique if names
         ),
+        in_bulk=dialect.takes_bulk(connection, clause),
         names=frozenset(
             [
                 "PRIMARY",
@@ -123,6 +130,15 @@ def _described(
             ]
         ),
     )
+
+
+class PreparedRow(NamedTuple):
+    """A row as it is sent."""
+
+    statement: Statement
+    values: tuple[Any, ...]
+    size: int
+    """In bytes, about."""
 
 
 @dataclass(frozen=True)
@@ -170,25 +186,35 @@ class TargetTable:
                 f"table {self.description.name} has no unique key ({names})", hint=NO_UNIQUE
             )
 
-    def prepared(self, row: Mapping[str, Any], slot: str) -> tuple[Statement, tuple[Any, ...]]:
-        """The row's statement and parameters. Raises `Unfit`."""
+    def prepared(self, row: Mapping[str, Any], slot: str) -> PreparedRow:
+        """The row as it is sent. Raises `Unfit`."""
         names = tuple(row)
         shape = self._shapes.get(names)
         if shape is None:
             shape = self._shape(names)
-        values = []
-        for name, convert in shape.conversions:
-            try:
-                values.append(convert(row[name]))
-            except Unfit as error:
-                raise Unfit(f"column {name}: {error}") from None
-        for name in self.key:
-            if row.get(name) is None and name != self._slot_column:
-                raise Unfit(f"column {name} of the key is missing or NULL")
+        values: list[Any] = []
+        size = _ROW_BYTES
+        name = ""
+        try:
+            for name, convert in shape.conversions:
+                value = convert(row[name])
+                if type(value) in _SIZED:
+                    size += len(value)
+                values.append(value)
+        except Unfit as error:
+            reason = f"column {name}: {error}"
+        else:
+            reason = ""
+        for key in self.key:
+            if row.get(key) is None and key != self._slot_column:
+                reason = reason or f"column {key} of the key is missing or NULL"
+        if reason:
+            raise Unfit(reason)
         if self._slot_column is not None:
             values.append(slot)
-        self._dialect.check_row(values)
-        return shape.statement, tuple(values)
+        if size > _LARGE_BYTES:
+            self._dialect.check_row(values)
+        return PreparedRow(shape.statement, tuple(values), size)
 
     def _shape(self, names: tuple[str, ...]) -> _Shape:
         known = self.description.conversions
@@ -215,7 +241,8 @@ class TargetTable:
         assert compiled.positiontup == full  # noqa: S101 - values are sent in this order
         key = [full.index(name) for name in self.key if name in full]
         conversions = [(name, self.description.conversions[name]) for name in columns]
-        return _Shape(Statement(full, str(compiled), key), conversions)
+        in_bulk = self.description.in_bulk and not key
+        return _Shape(Statement(full, str(compiled), key, in_bulk), conversions)
 
     def insert(self, columns: Sequence[str]) -> sa.Insert:
         """Insert or, with a key, replace."""

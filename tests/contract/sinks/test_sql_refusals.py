@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ from fuploader_dagster.resources.sinks.sql import SqlSink
 from fuploader_dagster.testing.sink_contract import chain, no_reject, unreadable
 from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
 from tests.servers.mariadb import MariadbServer
-from tests.servers.ports import LOOPBACK, free_port
+from tests.servers.ports import LOOPBACK, free_port, wait_until
 from tests.servers.postgresql import PostgresqlServer
 
 COLUMNS = "id INTEGER PRIMARY KEY, name VARCHAR(100) NOT NULL, slot VARCHAR(100)"
@@ -185,6 +186,33 @@ def test_a_server_that_hangs_is_given_up(database: Database, table: Table) -> No
 
 
 @on_each_server
+def test_a_deadlock_may_pass(database: Database, table: Table) -> None:
+    settings = table.settings(key=["id"], timeout_seconds=30)
+    stored = items(40)
+    settings.sink().store(Delivery("shop", "rows", "before"), stored, no_reject)
+    other = _client(database, database.url())
+    cursor = other.cursor()
+    if isinstance(database, PostgresqlServer):
+        cursor.execute("SET deadlock_timeout = '10min'")  # so that it is not the one to give up
+    cursor.execute(f"UPDATE {table.name} SET name = 'other' WHERE id > 0")  # noqa: S608
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(failure, settings)
+        wait_until(
+            lambda: database.rows(_WAITING[type(database)]) == [(1,)],
+            seconds=30,
+            what="the wait for a lock",
+            diagnose=lambda: str(ours),
+        )
+        cursor.execute(f"UPDATE {table.name} SET name = 'other' WHERE id = 0")  # noqa: S608
+        error = ours.result(60)
+    other.rollback()
+    other.close()
+    assert isinstance(error, SinkUnavailable), error
+    assert "deadlock" in str(error).lower() or "another transaction" in str(error)
+    assert settings.sink().store(DELIVERY, items(), no_reject).rows == 3
+
+
+@on_each_server
 def test_missing_rights_are_said_with_the_table(database: Database, table: Table) -> None:
     assert isinstance(database, PostgresqlServer | MariadbServer)
     url = new_user(database, f"GRANT SELECT ON {table.name} TO {{user}}")
@@ -331,6 +359,13 @@ def test_a_password_is_shown_nowhere() -> None:
     shown = repr(settings) + settings.describe() + settings.database_address
     assert "hunter2" not in shown
     assert settings.describe() == "table t at mysql://h:1/d"
+
+
+_WAITING: dict[type, str] = {
+    PostgresqlServer: "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+    MariadbServer: "SELECT count(*) FROM information_schema.innodb_trx "
+    "WHERE trx_state = 'LOCK WAIT'",
+}
 
 
 def new_user(database: PostgresqlServer | MariadbServer, *grants: str, limit: str = "") -> str:
