@@ -8,6 +8,7 @@ left with an exception is rolled back, by us or by the server.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ class Database:
     def close(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            with self._watch.limit(), suppress(SQLAlchemyError, OSError):
+            with suppress(SQLAlchemyError, OSError):
                 engine.dispose()
 
     def _opened(self) -> sa.Engine:
@@ -120,7 +121,12 @@ class Transaction:
                 raise
             return connection
 
-        self._connection = self._call(begin, f"could not connect to {self._where}")
+        self._watch.begin()
+        try:
+            self._connection = self._call(begin, f"could not connect to {self._where}")
+        except BaseException:
+            self._watch.end()
+            raise
         return self
 
     def __exit__(
@@ -142,6 +148,7 @@ class Transaction:
                 if not self._usable:
                     connection.invalidate()
                 connection.close()
+        self._watch.end()
 
     @property
     def compiler(self) -> sa.Dialect:
@@ -235,7 +242,7 @@ class Transaction:
 
 
 class _Watch:
-    """Breaks a connection on which a call takes too long. Most drivers wait for ever otherwise."""
+    """Breaks a connection on which a call takes too long, if its driver would wait for ever."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.connection: Any = None
@@ -243,24 +250,35 @@ class _Watch:
         self.cut = False
         """The last call took too long."""
         self._dialect = dialect
+        self._limit_seconds = dialect.timeout_seconds + GRACE_SECONDS
         self._lock = threading.Lock()
+        self._deadline: float | None = None
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        """Watch the calls of a transaction."""
+        if self._dialect.may_hang:
+            self._ended = threading.Event()
+            threading.Thread(target=self._look, args=[self._ended], daemon=True).start()
+
+    def end(self) -> None:
+        self._ended.set()
 
     @contextmanager
     def limit(self) -> Iterator[None]:
+        """Around one call."""
         self.cut = False
-        running = [True]
-
-        def cut() -> None:
-            with self._lock:
-                if running[0] and self.connection is not None:
-                    self.cut = self._dialect.cut(self.connection)
-
-        timer = threading.Timer(self._dialect.timeout_seconds + GRACE_SECONDS, cut)
-        timer.daemon = True
-        timer.start()
+        self._deadline = time.monotonic() + self._limit_seconds
         try:
             yield
         finally:
-            timer.cancel()
             with self._lock:
-                running[0] = False
+                self._deadline = None
+
+    def _look(self, ended: threading.Event) -> None:
+        while not ended.wait(min(1, self._limit_seconds / 4)):
+            with self._lock:
+                late = self._deadline is not None and time.monotonic() > self._deadline
+                if late and self.connection is not None:
+                    self.cut, self._deadline = True, None
+                    self._dialect.cut(self.connection)

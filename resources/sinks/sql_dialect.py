@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from fuploader_dagster.resources.sinks.sql_errors import Meaning
-from fuploader_dagster.resources.sinks.sql_values import Convert, Sort
+from fuploader_dagster.resources.sinks.sql_values import Conversion, Sort
 
 CONNECT_SECONDS = 10
 """Longest time to wait for a connection."""
@@ -56,6 +56,8 @@ class Dialect(ABC):
     extra: ClassVar[str] = ""
     replaces_by_any_key: ClassVar[bool] = False
     """Whether an upsert also replaces a row that has another unique key in common."""
+    may_hang: ClassVar[bool] = False
+    """Whether the driver waits for an answer for ever, unless `cut` ends it."""
     is_a_file: ClassVar[bool] = False
     undoes_ddl: ClassVar[bool] = True
     """Whether a transaction can create a table and roll it back."""
@@ -70,10 +72,8 @@ class Dialect(ABC):
     def connected(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
         """Set up a driver's new connection."""
 
-    def cut(self, connection: Any) -> bool:
-        """Break a driver's connection that has hung for too long, from another thread. False if the
-        driver does so by itself."""
-        return False
+    def cut(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
+        """Break a driver's connection that has hung for too long, from another thread."""
 
     @abstractmethod
     def begin(self, connection: sa.Connection) -> None:
@@ -88,8 +88,8 @@ class Dialect(ABC):
         return meaning
 
     @abstractmethod
-    def conversion(self, sort: Sort) -> Convert:
-        """From a value to what the driver takes for such a column. Raises `Unfit`."""
+    def conversion(self, sort: Sort) -> Conversion:
+        """Of the values of such a column."""
 
     def check_row(self, values: Sequence[Any]) -> None:  # noqa: B027 - a default, on purpose
         """Raises `Unfit` if the database cannot take a row because of its size."""

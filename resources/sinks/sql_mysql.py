@@ -7,7 +7,7 @@ always strict. Only engines with transactions are taken (InnoDB): with MyISAM no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -26,13 +26,14 @@ from fuploader_dagster.resources.sinks.sql_dialect import (
 )
 from fuploader_dagster.resources.sinks.sql_errors import Meaning
 from fuploader_dagster.resources.sinks.sql_values import (
+    AS_JSON,
+    Conversion,
     Convert,
     Sort,
     Unfit,
     in_utc,
     json_text,
     moment_in_utc,
-    simpler,
     text,
 )
 
@@ -174,7 +175,7 @@ class Mysql(Dialect):
             return meaning
         return replace(meaning, words=meaning.words.replace(" (", f": {name} (", 1))
 
-    def conversion(self, sort: Sort) -> Convert:
+    def conversion(self, sort: Sort) -> Conversion:
         return _CONVERSIONS[sort]
 
     def check_row(self, values: Sequence[Any]) -> None:
@@ -234,18 +235,6 @@ def _escaped_bytes(value: Any) -> int:
     return len(escape_string(value).encode()) if isinstance(value, str) else 32
 
 
-def _moment(value: Any) -> Any:
-    return in_utc(text(value)) if type(value) is str else _other(value)
-
-
-def _json(value: Any) -> Any:
-    return None if value is None else json_text(value)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 def _finite(value: float | Decimal) -> float | Decimal:
     # The driver would write `nan` into the statement, or refuse it.
     if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
@@ -253,32 +242,26 @@ def _finite(value: float | Decimal) -> float | Decimal:
     return value
 
 
-_BY_TYPE: dict[type, Callable[[Any], Any]] = {
+_BY_TYPE: Mapping[type, Convert | None] = {
     str: text,
-    int: _same,
+    int: None,
     float: _finite,
-    bool: _same,
-    type(None): _same,
-    bytes: _same,
-    timedelta: _same,
+    bool: None,
+    type(None): None,
+    bytes: None,
+    timedelta: None,
     Decimal: _finite,
     dict: json_text,
     list: json_text,
     tuple: json_text,
     datetime: moment_in_utc,
-    date: _same,
-    time: _same,
+    date: None,
+    time: None,
 }
-
-
-def _other(value: Any) -> Any:
-    convert = _BY_TYPE.get(type(value))
-    return _other(simpler(value)) if convert is None else convert(value)
-
-
-_CONVERSIONS: dict[Sort, Convert] = {
-    "json": _json,
-    "array": _other,
-    "moment": _moment,
-    "other": _other,
+_OTHER = Conversion(_BY_TYPE)
+_CONVERSIONS: Mapping[Sort, Conversion] = {
+    "json": AS_JSON,
+    "array": _OTHER,
+    "moment": Conversion({**_BY_TYPE, str: lambda value: in_utc(text(value))}),
+    "other": _OTHER,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
@@ -30,13 +30,14 @@ from fuploader_dagster.resources.sinks.sql_dialect import (
 )
 from fuploader_dagster.resources.sinks.sql_errors import Meaning
 from fuploader_dagster.resources.sinks.sql_values import (
+    AS_JSON,
+    Conversion,
     Convert,
     Sort,
     Unfit,
     in_utc,
     json_text,
     moment_in_utc,
-    simpler,
     text,
 )
 
@@ -96,6 +97,7 @@ class Postgresql(Dialect):
     driver = "postgresql+psycopg"
     library = "psycopg"
     extra = "postgresql"
+    may_hang = True
 
     def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
         connect = {
@@ -112,7 +114,7 @@ class Postgresql(Dialect):
             },
         }
 
-    def cut(self, connection: Any) -> bool:
+    def cut(self, connection: Any) -> None:
         # libpq has no time limit for an answer. The server's own limit does not help if it hangs.
         import psycopg  # noqa: PLC0415 - an extra
 
@@ -121,7 +123,6 @@ class Postgresql(Dialect):
             socket.socket(fileno=os.dup(connection.fileno())) as same,
         ):
             same.shutdown(socket.SHUT_RDWR)
-        return True
 
     def begin(self, connection: sa.Connection) -> None:
         milliseconds = str(round(self.timeout_seconds * 1000))
@@ -154,7 +155,7 @@ class Postgresql(Dialect):
             return Meaning("row", _row_words(error, state), twice=state == "23505")
         return Meaning("refused", said)
 
-    def conversion(self, sort: Sort) -> Convert:
+    def conversion(self, sort: Sort) -> Conversion:
         return _CONVERSIONS[sort]
 
     def insert(
@@ -264,26 +265,6 @@ def _text(value: str) -> str:
     return text(value)
 
 
-def _moment(value: Any) -> Any:
-    if type(value) is str:
-        return _text(in_utc(value))
-    if isinstance(value, datetime):
-        return moment_in_utc(value).isoformat()
-    return _other(value)
-
-
-def _json(value: Any) -> Any:
-    return None if value is None else json_text(value)
-
-
-def _array(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else _other(value)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 def _bool(value: bool) -> str:
     return "true" if value else "false"
 
@@ -295,36 +276,39 @@ def _number(value: Any) -> str:
         raise Unfit("a number with too many digits") from None
 
 
-def _time(value: date | time) -> str:
+def _json(value: Any) -> str:
+    return _text(json_text(value))
+
+
+def _written(value: date | time) -> str:
     return value.isoformat()
 
 
-_BY_TYPE: dict[type, Callable[[Any], Any]] = {
+_BY_TYPE: Mapping[type, Convert | None] = {
     str: _text,
     int: _number,
     float: _number,
     bool: _bool,
-    type(None): _same,
-    bytes: _same,
-    timedelta: _same,
+    type(None): None,
+    bytes: None,
+    timedelta: None,
     Decimal: _number,
-    dict: lambda value: _text(json_text(value)),
-    list: lambda value: _text(json_text(value)),
-    tuple: lambda value: _text(json_text(value)),
-    datetime: _time,
-    date: _time,
-    time: _time,
+    dict: _json,
+    list: _json,
+    tuple: _json,
+    datetime: _written,
+    date: _written,
+    time: _written,
 }
-
-
-def _other(value: Any) -> Any:
-    convert = _BY_TYPE.get(type(value))
-    return _other(simpler(value)) if convert is None else convert(value)
-
-
-_CONVERSIONS: dict[Sort, Convert] = {
-    "json": _json,
-    "array": _array,
-    "moment": _moment,
-    "other": _other,
+_CONVERSIONS: Mapping[Sort, Conversion] = {
+    "json": AS_JSON,
+    "array": Conversion({**_BY_TYPE, list: None, tuple: list}),
+    "moment": Conversion(
+        {
+            **_BY_TYPE,
+            str: lambda value: _text(in_utc(value)),
+            datetime: lambda value: moment_in_utc(value).isoformat(),
+        }
+    ),
+    "other": Conversion(_BY_TYPE),
 }

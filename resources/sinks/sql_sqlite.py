@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -22,11 +22,11 @@ from fuploader_dagster.resources.sinks import sql_errors as words
 from fuploader_dagster.resources.sinks.sql_dialect import Dialect
 from fuploader_dagster.resources.sinks.sql_errors import Meaning
 from fuploader_dagster.resources.sinks.sql_values import (
-    Convert,
+    AS_JSON,
+    Conversion,
     Sort,
     Unfit,
     json_text,
-    simpler,
     text,
 )
 
@@ -86,8 +86,8 @@ class Sqlite(Dialect):
                 return Meaning("refused", said, hint)
         return Meaning("refused", "SQLite refused the statement", "look at the table's triggers")
 
-    def conversion(self, sort: Sort) -> Convert:
-        return _json if sort == "json" else _other
+    def conversion(self, sort: Sort) -> Conversion:
+        return AS_JSON if sort == "json" else _OTHER
 
     def upsert(
         self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
@@ -97,14 +97,6 @@ class Sqlite(Dialect):
         if not others:
             return insert.on_conflict_do_nothing(index_elements=list(key))
         return insert.on_conflict_do_update(index_elements=list(key), set_=others)
-
-
-def _json(value: Any) -> Any:
-    return None if value is None else json_text(value)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _integer(value: int) -> int:
@@ -119,23 +111,20 @@ def _float(value: float) -> float:
     return value
 
 
-_BY_TYPE: dict[type, Callable[[Any], Any]] = {
-    str: text,
-    int: _integer,
-    float: _float,
-    bool: _same,
-    type(None): _same,
-    bytes: _same,
-    Decimal: str,
-    dict: json_text,
-    list: json_text,
-    tuple: json_text,
-    datetime: lambda value: value.isoformat(" "),
-    date: date.isoformat,
-    time: time.isoformat,
-}
-
-
-def _other(value: Any) -> Any:
-    convert = _BY_TYPE.get(type(value))
-    return _other(simpler(value)) if convert is None else convert(value)
+_OTHER = Conversion(
+    {
+        str: text,
+        int: _integer,
+        float: _float,
+        bool: None,
+        type(None): None,
+        bytes: None,
+        Decimal: str,
+        dict: json_text,
+        list: json_text,
+        tuple: json_text,
+        datetime: lambda value: value.isoformat(" "),
+        date: date.isoformat,
+        time: time.isoformat,
+    }
+)

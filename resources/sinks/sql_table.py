@@ -17,7 +17,7 @@ from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sinks.sql_connection import Transaction
 from fuploader_dagster.resources.sinks.sql_dialect import Dialect, Statement
 from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
-from fuploader_dagster.resources.sinks.sql_values import Convert, Unfit, sort_of
+from fuploader_dagster.resources.sinks.sql_values import Conversion, Unfit, sort_of
 
 _MOST_SHAPES = 1_000
 _NAME_CHARACTERS = 60
@@ -38,7 +38,7 @@ class Description:
 
     name: str
     """With its schema."""
-    conversions: Mapping[str, Convert]
+    conversions: Mapping[str, Conversion]
     """By column."""
     needed: frozenset[str]
     """Columns that must be given: neither NULL nor a default."""
@@ -146,7 +146,7 @@ class _Shape:
     """Of rows that have the same columns."""
 
     statement: Statement
-    conversions: Sequence[tuple[str, Convert]]
+    conversions: Sequence[tuple[str, Conversion]]
     """Of the columns that rows have themselves."""
 
 
@@ -196,8 +196,12 @@ class TargetTable:
         size = _ROW_BYTES
         name = ""
         try:
-            for name, convert in shape.conversions:
-                value = convert(row[name])
+            for name, conversion in shape.conversions:
+                value = row[name]
+                # As `conversion(value)`, without a call for each value.
+                convert = conversion.by_type.get(type(value), conversion.otherwise)
+                if convert is not None:
+                    value = convert(value)
                 if type(value) in _SIZED:
                     size += len(value)
                 values.append(value)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timezone
 from typing import Any, Literal
 from uuid import UUID
@@ -24,11 +24,13 @@ from sqlalchemy import types
 
 Sort = Literal["json", "array", "moment", "other"]
 """What matters about a column's type; `moment`: date and time without a time zone."""
-Convert = Callable[[Any], Any]
 
 _WITH_OFFSET = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,6})\d*)?\s?(Z|z|[+-]\d\d(?::?\d\d)?)"
 )
+
+
+Convert = Callable[[Any], Any]
 
 
 class Unfit(Exception):
@@ -96,7 +98,29 @@ def moment_in_utc(value: datetime) -> datetime:
         raise Unfit("a time outside of the years 1 to 9999") from None
 
 
-def simpler(value: Any) -> Any:
+class Conversion:
+    """From a value to what a driver takes for a column. Raises `Unfit`."""
+
+    def __init__(
+        self, by_type: Mapping[type, Convert | None], otherwise: Convert | None = None
+    ) -> None:
+        """`by_type`: None if the driver takes such values as they are. `otherwise`: for all other
+        types; by default, a few are made simpler, and the rest is unfit."""
+        self.by_type = by_type
+        self.otherwise = otherwise or self._simpler
+
+    def __call__(self, value: Any) -> Any:
+        convert = self.by_type.get(type(value), self.otherwise)
+        return value if convert is None else convert(value)
+
+    def _simpler(self, value: Any) -> Any:
+        return self(_simpler(value))
+
+
+AS_JSON = Conversion({type(None): None}, json_text)
+
+
+def _simpler(value: Any) -> Any:
     """A value of a subclass as one of a plain type, and a few types that no driver knows."""
     if isinstance(value, enum.Enum):
         return value.value

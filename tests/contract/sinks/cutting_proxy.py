@@ -29,6 +29,7 @@ class CuttingProxy:
         self._kind: Kind | None = None
         self._at = 0
         self._lock = threading.Lock()
+        self._killed = threading.Event()
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
 
@@ -45,6 +46,12 @@ class CuttingProxy:
         with self._lock:
             self._kind, self._at = kind, at
             self.pieces, self.hit = 0, False
+            self._killed.clear()
+
+    def wait_for_kill(self) -> None:
+        """If it is about to kill the server, which may have answered before, wait until it has."""
+        if self.hit and self._kind == "server killed":
+            assert self._killed.wait(60), "the server was not killed"
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener was closed
@@ -73,6 +80,7 @@ class CuttingProxy:
                 server.sendall(data)
                 if fault == "server killed":
                     self._kill()
+                    self._killed.set()
                     break
         _close(client)
         _close(server)

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -72,11 +72,19 @@ def test_a_connection_may_break_at_every_moment(
 
 @pytest.mark.parametrize("database", SERVERS, indirect=True)
 def test_whatever_breaks_rows_are_stored_once(table: Table, proxy: CuttingProxy) -> None:
-    settings = table.settings(url=table.database.url(proxy.port), slot_column="slot")
+    server = table.database
+    assert isinstance(server, PostgresqlServer | MariadbServer)
+    settings = table.settings(url=server.url(proxy.port), slot_column="slot")
     direct = table.settings(slot_column="slot")
     chance = random.Random(7)
     pieces = pieces_of_a_store(settings, proxy)
     played: Counter[str] = Counter()
+
+    def mend() -> None:
+        proxy.wait_for_kill()
+        if not server.running:
+            server.start()
+
     for number in range(1, FAULTS + 1):
         kind = chance.choice((*KINDS, "client killed"))
         if kind == "client killed":
@@ -85,7 +93,7 @@ def test_whatever_breaks_rows_are_stored_once(table: Table, proxy: CuttingProxy)
         else:
             commit = pieces - 1  # the moment that matters most
             proxy.play(kind, chance.choice((commit, chance.randrange(pieces))))
-        there = broken_and_tried_again(settings, number, restarting=table.database)
+        there = broken_and_tried_again(settings, number, mend=mend)
         assert kind == "client killed" or proxy.hit
         played[f"{kind}, {'found' if there else 'stored again'}"] += 1
         assert_stored_once(table, number)
@@ -158,16 +166,17 @@ def store(settings: SqlSink, number: int, *, with_redo: int) -> tuple[StoredRows
 
 
 def broken_and_tried_again(
-    settings: SqlSink, number: int, *, redo: int = 0, restarting: Database | None = None
+    settings: SqlSink, number: int, *, redo: int = 0, mend: Callable[[], None] = lambda: None
 ) -> bool:
-    """Store it until it is stored. Whether an attempt that seemed to fail had stored it."""
+    """Store it until it is stored. Whether an attempt that seemed to fail had stored it. `mend`
+    brings back what broke."""
     for _ in range(5):
         try:
             stored, rejected = store(settings, number, with_redo=redo)
         except SinkUnavailable:
-            if isinstance(restarting, PostgresqlServer | MariadbServer) and not restarting.running:
-                restarting.start()
             continue
+        finally:
+            mend()
         assert rejected == ([] if stored.already_there else list(BAD))
         assert stored.rows == ITEMS - len(BAD)
         return stored.already_there
