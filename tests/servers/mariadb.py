@@ -27,6 +27,8 @@ class MariadbServer:
         self.folder = folder
         self.port, self.password = free_port(), secrets.token_hex(12)
         self._data = folder / "data"
+        # A server that starts removes the temporary tables it finds, another server's too.
+        self._temporary = folder / "tmp"
         self._process = ServerProcess("MariaDB", folder / "console.log")
 
     @property
@@ -52,6 +54,7 @@ class MariadbServer:
                 f"--bind-address={LOOPBACK}",
                 "--socket=mariadb.sock",  # in the data folder: a longer path may be too long
                 "--pid-file=mariadb.pid",
+                f"--tmpdir={self._temporary}",
                 f"--init-file={self.folder / 'init.sql'}",
                 "--skip-name-resolve",
                 "--sql-mode=",
@@ -104,6 +107,7 @@ class MariadbServer:
         )
 
     def _make(self) -> None:
+        self._temporary.mkdir()
         (self.folder / "init.sql").write_text(
             f"CREATE DATABASE IF NOT EXISTS {_DATABASE} CHARACTER SET utf8mb4;\n"
             f"CREATE USER IF NOT EXISTS '{_USER}'@'%' IDENTIFIED BY '{self.password}';\n"
@@ -116,6 +120,7 @@ class MariadbServer:
                 f"--datadir={self._data}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
+                f"--tmpdir={self._temporary}",
                 *_as_root(),
             ],
             check=True,
