@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ import pytest
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.sink import Delivery, ItemRows
-from fuploader_dagster.errors import FuploaderError, SinkRefused, SinkUnavailable
+from fuploader_dagster.errors import ConfigError, FuploaderError, SinkRefused, SinkUnavailable
+from fuploader_dagster.resources.sinks import sql_mysql, sql_postgresql
 from fuploader_dagster.resources.sinks.sql import SqlSink
 from fuploader_dagster.testing.sink_contract import chain, no_reject, unreadable
 from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
@@ -183,6 +185,42 @@ def test_a_server_that_hangs_is_given_up(database: Database, table: Table) -> No
     assert again.store(DELIVERY, items(), no_reject).rows == 3
     again.close()
     assert len(table.rows()) == 3
+
+
+@on_each_server
+def test_a_transaction_whose_client_is_silent_is_given_up(
+    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine may be gone, and the next attempt waits for the ledger's row."""
+    for module in (sql_postgresql, sql_mysql):
+        monkeypatch.setattr(module, "IDLE_SECONDS", 1)
+    settings = table.settings()
+    settings.sink().store(Delivery("shop", "rows", "before"), [], no_reject)
+
+    def silent() -> Iterator[ItemRows]:
+        yield from items()
+        wait_until(
+            lambda: settings.sink().store(DELIVERY, items(), no_reject).rows == 3,
+            seconds=60,
+            what="the other attempt",
+            diagnose=str,
+        )
+
+    with pytest.raises(SinkUnavailable):
+        settings.sink().store(DELIVERY, silent(), no_reject)
+    assert len(table.rows()) == 3
+
+
+@pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
+def test_a_missing_driver_is_said_with_its_extra(
+    scheme: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    settings = SqlSink.model_validate({"url": f"{scheme}://u:hunter2@h/d", "table": "t"})
+    with pytest.raises(ConfigError) as caught:
+        settings.sink().store(DELIVERY, unreadable(), no_reject)
+    assert f"[{scheme}]" in caught.value.hint
+    assert "hunter2" not in str(caught.value)
 
 
 @on_each_server
