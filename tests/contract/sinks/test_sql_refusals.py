@@ -1,35 +1,35 @@
-"""What a person has to put right is said with the name of the table, column or right, and what may
-pass is told apart from it. In both cases nothing is stored, and no item is rejected."""
+"""What a person has to put right is said with the name of the table, column or right.
+
+Nothing is stored then, and no item is rejected.
+"""
 
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import psycopg
-import pymysql
 import pytest
 
-from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.sink import Delivery, ItemRows
-from fuploader_dagster.errors import ConfigError, FuploaderError, SinkRefused, SinkUnavailable
-from fuploader_dagster.resources.sinks import sql_mysql, sql_postgresql
+from fuploader_dagster.contracts.sink import Delivery
+from fuploader_dagster.errors import ConfigError, SinkRefused
 from fuploader_dagster.resources.sinks.sql import SqlSink
-from fuploader_dagster.testing.sink_contract import chain, no_reject, unreadable
+from fuploader_dagster.testing.sink_contract import no_reject, unreadable
+from tests.contract.sinks.attempts import (
+    AGAIN,
+    COLUMNS,
+    DELIVERY,
+    failure,
+    items,
+    new_user,
+    user_of,
+    wrong,
+)
 from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
 from tests.servers.mariadb import MariadbServer
-from tests.servers.ports import LOOPBACK, free_port, wait_until
+from tests.servers.ports import LOOPBACK
 from tests.servers.postgresql import PostgresqlServer
 
-COLUMNS = "id INTEGER PRIMARY KEY, name VARCHAR(100) NOT NULL, slot VARCHAR(100)"
-DELIVERY = Delivery("shop", "rows", "20261120T234501123Z-node1-s0-000017")
-AGAIN = Delivery("shop", "rows", "20261120T234501123Z-node1-s0-000017", redo=1)
 SERVERS = ("postgresql", "mariadb")
 
 on_each = pytest.mark.parametrize("database", DIALECTS, indirect=True)
@@ -39,28 +39,6 @@ on_each_server = pytest.mark.parametrize("database", SERVERS, indirect=True)
 @pytest.fixture
 def table(database: Database) -> Table:
     return Table(database, COLUMNS)
-
-
-def items(count: int = 3) -> Iterator[ItemRows]:
-    for number in range(count):
-        yield ItemRows(number, [{"id": number, "name": "n"}])
-
-
-def failure(settings: SqlSink, delivery: Delivery = DELIVERY) -> FuploaderError:
-    """What storing three good rows fails with."""
-    sink = settings.sink()
-    try:
-        with pytest.raises(FuploaderError) as caught:
-            sink.store(delivery, items(), no_reject)
-    finally:
-        sink.close()
-    assert len(list(chain(caught.value))) == 1  # no error of the driver's, which may quote values
-    assert caught.value.hint
-    return caught.value
-
-
-def wrong(settings: SqlSink) -> list[Diagnosis]:
-    return [one for one in settings.examine() if one.verdict != "good"]
 
 
 @on_each
@@ -123,20 +101,6 @@ def test_doctor_finds_a_column_that_nobody_fills(table: Table) -> None:
     assert not table.database.rows(_tables_like(table.database, table.ledger))
 
 
-@on_each
-def test_another_transaction_that_holds_the_row_is_waited_for_no_longer_than_set(
-    table: Table,
-) -> None:
-    settings = table.settings(timeout_seconds=1)
-    settings.sink().store(Delivery("shop", "rows", "before"), [], no_reject)
-    with _holding_row_of(table):
-        error = failure(settings)
-    assert isinstance(error, SinkUnavailable)
-    assert table.rows("id") == []
-    settings.sink().store(DELIVERY, items(), no_reject)
-    assert len(table.rows()) == 3
-
-
 @on_each_server
 def test_a_login_that_is_refused_is_said_without_the_password(
     database: Database, table: Table
@@ -153,64 +117,6 @@ def test_a_login_that_is_refused_is_said_without_the_password(
     assert "no_such_database" in str(error)
 
 
-@on_each_server
-def test_a_server_that_is_down_may_come_back(table: Table) -> None:
-    url = table.database.url(free_port())
-    error = failure(table.settings(url=url))
-    assert isinstance(error, SinkUnavailable)
-    with pytest.raises(SinkUnavailable):
-        wrong(table.settings(url=url))
-
-
-@on_each_server
-def test_a_server_that_hangs_is_given_up(database: Database, table: Table) -> None:
-    assert isinstance(database, PostgresqlServer | MariadbServer)
-    sink = table.settings(timeout_seconds=0.5).sink()
-    sink.store(Delivery("shop", "rows", "before"), [], no_reject)
-
-    def hanging() -> Iterator[ItemRows]:
-        yield from items()
-        database.pause()
-
-    begun = time.monotonic()
-    try:
-        with pytest.raises(SinkUnavailable) as caught:
-            sink.store(DELIVERY, hanging(), no_reject)
-    finally:
-        database.resume()
-    assert time.monotonic() - begun < 30
-    assert len(list(chain(caught.value))) == 1
-    sink.close()
-    again = table.settings().sink()
-    assert again.store(DELIVERY, items(), no_reject).rows == 3
-    again.close()
-    assert len(table.rows()) == 3
-
-
-@on_each_server
-def test_a_transaction_whose_client_is_silent_is_given_up(
-    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its machine may be gone, and the next attempt waits for the ledger's row."""
-    for module in (sql_postgresql, sql_mysql):
-        monkeypatch.setattr(module, "IDLE_SECONDS", 1)
-    settings = table.settings()
-    settings.sink().store(Delivery("shop", "rows", "before"), [], no_reject)
-
-    def silent() -> Iterator[ItemRows]:
-        yield from items()
-        wait_until(
-            lambda: settings.sink().store(DELIVERY, items(), no_reject).rows == 3,
-            seconds=60,
-            what="the other attempt",
-            diagnose=str,
-        )
-
-    with pytest.raises(SinkUnavailable):
-        settings.sink().store(DELIVERY, silent(), no_reject)
-    assert len(table.rows()) == 3
-
-
 @pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
 def test_a_missing_driver_is_said_with_its_extra(
     scheme: str, module: str, monkeypatch: pytest.MonkeyPatch
@@ -221,33 +127,6 @@ def test_a_missing_driver_is_said_with_its_extra(
         settings.sink().store(DELIVERY, unreadable(), no_reject)
     assert f"[{scheme}]" in caught.value.hint
     assert "hunter2" not in str(caught.value)
-
-
-@on_each_server
-def test_a_deadlock_may_pass(database: Database, table: Table) -> None:
-    settings = table.settings(key=["id"], timeout_seconds=30)
-    stored = items(40)
-    settings.sink().store(Delivery("shop", "rows", "before"), stored, no_reject)
-    other = _client(database, database.url())
-    cursor = other.cursor()
-    if isinstance(database, PostgresqlServer):
-        cursor.execute("SET deadlock_timeout = '10min'")  # so that it is not the one to give up
-    cursor.execute(f"UPDATE {table.name} SET name = 'other' WHERE id > 0")  # noqa: S608
-    with ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(failure, settings)
-        wait_until(
-            lambda: database.rows(_WAITING[type(database)]) == [(1,)],
-            seconds=30,
-            what="the wait for a lock",
-            diagnose=lambda: str(ours),
-        )
-        cursor.execute(f"UPDATE {table.name} SET name = 'other' WHERE id = 0")  # noqa: S608
-        error = ours.result(60)
-    other.rollback()
-    other.close()
-    assert isinstance(error, SinkUnavailable), error
-    assert "deadlock" in str(error).lower() or "another transaction" in str(error)
-    assert settings.sink().store(DELIVERY, items(), no_reject).rows == 3
 
 
 @on_each_server
@@ -268,7 +147,7 @@ def test_missing_rights_are_said_with_the_table(database: Database, table: Table
     assert table.name in str(error)
     assert "grant" in error.hint
     assert [one.check for one in wrong(settings)] == ["rows"]
-    database.execute(f"GRANT INSERT ON {table.name} TO {_user_of(url, database)}")
+    database.execute(f"GRANT INSERT ON {table.name} TO {user_of(url, database)}")
     settings.sink().store(DELIVERY, items(), no_reject)
     assert wrong(settings) == []
     redo = table.settings(url=url, slot_column="slot")
@@ -288,25 +167,12 @@ def test_a_ledger_that_cannot_be_created_is_said(database: Database, table: Tabl
     assert [one.check for one in wrong(settings)] == ["ledger"]
 
 
-@on_each_server
-def test_too_many_connections_may_pass(database: Database, table: Table) -> None:
-    assert isinstance(database, PostgresqlServer | MariadbServer)
-    limit = "CONNECTION LIMIT 1" if isinstance(database, PostgresqlServer) else ""
-    url = new_user(database, f"GRANT SELECT ON {table.name} TO {{user}}", limit=limit)
-    if isinstance(database, MariadbServer):
-        user = _user_of(url, database)
-        database.execute(f"ALTER USER {user} WITH MAX_USER_CONNECTIONS 1")
-    with ExitStack() as stack:
-        stack.enter_context(_client(database, url))
-        assert isinstance(failure(table.settings(url=url)), SinkUnavailable)
-
-
 def test_a_replica_is_told_from_a_missing_right(postgresql: PostgresqlServer) -> None:
     table = Table(postgresql, COLUMNS)
     url = new_user(postgresql, f"GRANT ALL ON {table.name} TO {{user}}")
     postgresql.execute(
-        f"ALTER ROLE {_user_of(url, postgresql)} SET default_transaction_read_only = on",
-        f"GRANT CREATE ON SCHEMA public TO {_user_of(url, postgresql)}",
+        f"ALTER ROLE {user_of(url, postgresql)} SET default_transaction_read_only = on",
+        f"GRANT CREATE ON SCHEMA public TO {user_of(url, postgresql)}",
     )
     error = failure(table.settings(url=url))
     assert isinstance(error, SinkRefused)
@@ -399,67 +265,11 @@ def test_a_password_is_shown_nowhere() -> None:
     assert settings.describe() == "table t at mysql://h:1/d"
 
 
-_WAITING: dict[type, str] = {
-    PostgresqlServer: "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
-    # Not innodb_trx: who asks for it every 0.1 s gets the same answer for ever.
-    MariadbServer: "SELECT CAST(variable_value AS INTEGER) FROM information_schema.global_status "
-    "WHERE variable_name = 'INNODB_ROW_LOCK_CURRENT_WAITS'",
-}
-
-
-def new_user(database: PostgresqlServer | MariadbServer, *grants: str, limit: str = "") -> str:
-    """The url of a new user who may only connect, and what is granted."""
-    name, password = f"user_{secrets.token_hex(4)}", secrets.token_hex(8)
-    if isinstance(database, PostgresqlServer):
-        database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}' {limit}")
-        user = name
-    else:
-        user = f"{name}@'%'"
-        database.execute(f"CREATE USER {user} IDENTIFIED BY '{password}'")
-        database.execute("CREATE TABLE IF NOT EXISTS open_to_all (id INTEGER)")
-        database.execute(f"GRANT SELECT ON open_to_all TO {user}")
-    database.execute(*(grant.format(user=user) for grant in grants))
-    return database.url_of(name, password)
-
-
-def _user_of(url: str, database: Database) -> str:
-    name = url.partition("//")[2].partition(":")[0]
-    return f"{name}@'%'" if isinstance(database, MariadbServer) else name
-
-
 def _existing_ledger(table: Table) -> dict[str, Any]:
     sink = table.settings().sink()
     sink.store(Delivery("shop", "rows", "before"), [], no_reject)
     sink.close()
     return {}
-
-
-def _client(database: Database, url: str) -> Any:
-    if isinstance(database, PostgresqlServer):
-        return psycopg.connect(url)
-    assert isinstance(database, MariadbServer)
-    user, _, password = url.partition("//")[2].partition("@")[0].partition(":")
-    return pymysql.connect(
-        host=LOOPBACK, port=database.port, user=user, password=password, database="shop"
-    )
-
-
-@contextmanager
-def _holding_row_of(table: Table) -> Iterator[None]:
-    """Another transaction that has inserted a row of the same key, and does not end."""
-    database = table.database
-    insert = f"INSERT INTO {table.name} (id, name) VALUES (1, 'other')"  # noqa: S608
-    if isinstance(database, SqliteFile):
-        client: Any = sqlite3.connect(database.path)
-    else:
-        client = _client(database, database.url())
-    cursor = client.cursor()
-    cursor.execute(insert)
-    try:
-        yield
-    finally:
-        client.rollback()
-        client.close()
 
 
 def _tables_like(database: Database, name: str) -> str:
