@@ -105,7 +105,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
         ]
         if not dry:
-            _mend(plan, requests, registered, pipeline, context)
+            _do_what_needs_no_run(plan, requests, registered, pipeline, context)
         if not requests:
             summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
@@ -140,14 +140,14 @@ def _rows_to_store(
     }
 
 
-def _mend(
+def _do_what_needs_no_run(
     plan: recovery.Plan,
     requests: Sequence[dg.RunRequest],
     registered: Sequence[str],
     pipeline: Pipeline,
     context: dg.ScheduleEvaluationContext,
 ) -> None:
-    """Do what needs no run. Trouble with the state store holds up no run that can be asked for."""
+    """Remove, seal, mend, register. Trouble with the state store holds up no run."""
     recovery.apply(plan, pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)

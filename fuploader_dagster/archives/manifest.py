@@ -9,10 +9,10 @@ bytes). Pages, manifest and seek table are skippable frames, which any zstd skip
 holds the tar stream's end and comes after the manifest, so that wherever an archive is cut off,
 either tar's end is missing, or the seek table that a manifest promises.
 
-The members are listed in pages of about 4,096, each member in the page that a checksum of its name
-selects. So one member of millions is found by reading one page of a few hundred kilobytes. A page
-keeps its members as columns, which encode ten times as fast and compress better than records.
-The column of message headers is there only if a member of the page has some.
+The members are listed in pages of about 4,096, each in the page that a checksum of its name
+selects. So one of millions is found by reading one page of a few hundred kilobytes. A page keeps
+its members as columns, which encode ten times as fast and compress better than records. The column
+of message headers is there only if a member of the page has some.
 
 Version 2 is that of archives in which a member has message headers, version 1 that of all others.
 Its manifest's digest covers the version too, so that a changed one is noticed. Readers before
@@ -20,8 +20,8 @@ version 2 know no such tar headers, and would call each member damaged; of versi
 newer reader is needed, and unpack it anyway.
 
 Digests prove that nothing changed by chance; someone who forges an archive forges them too. So a
-manifest or page is believed only as far as it can be true of the bytes that are there: everything
-is checked where it is decoded (`decode`, `decode_page`, `decode_page_names`), and nowhere else.
+manifest or page is believed only as far as it can be true of the bytes that are there. Whatever
+decodes one checks it; `seek_table` checks the members of all pages together.
 
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
 would make archives of small messages 4 % larger. The object store keeps the full digest of the
@@ -318,21 +318,21 @@ def decode(frame: bytes, *, where: str) -> Manifest:
         and all(0 < size < 2**32 for column in sizes for size in column)
         and all(size <= _MOST_PAGE_BYTES for size in manifest.page_sizes)
     ):
-        raise _contradiction(where, "columns of different lengths, or frames of impossible size")
+        raise contradiction(where, "columns of different lengths, or frames of impossible size")
     if any(
         unpacked > packed * _MOST_EXPANSION
         for packed, unpacked in zip(manifest.frame_sizes, manifest.frame_tar_sizes, strict=True)
     ):
-        raise _contradiction(where, "a frame that unpacks to more than zstd can store in it")
+        raise contradiction(where, "a frame that unpacks to more than zstd can store in it")
     if not (
         0 <= manifest.member_count * BLOCK <= tar_bytes
         and 0 <= manifest.payload_bytes <= tar_bytes
         and len(manifest.page_sizes) <= manifest.member_count
     ):
-        raise _contradiction(where, "more members than its frames have room for")
+        raise contradiction(where, "more members than its frames have room for")
     results = manifest.metadata.get(RESULTS_KEY, "0")
     if not (_NUMBER.fullmatch(results) and int(results) <= manifest.member_count):
-        raise _contradiction(where, f"{results[:20]!r} results of {manifest.member_count} members")
+        raise contradiction(where, f"{results[:20]!r} results of {manifest.member_count} members")
     return manifest
 
 
@@ -348,20 +348,20 @@ def decode_page(
         and len(page.digests) == count * DIGEST_BYTES
         and (page.headers is None or len(page.headers) == count)
     ):
-        raise _contradiction(where, "columns of different lengths")
+        raise contradiction(where, "columns of different lengths")
     _check_count(manifest, count, where)
     if any(not 0 <= n < 2**63 for c in (page.sizes, page.distances, page.header_blocks) for n in c):
-        raise _contradiction(where, "a member of impossible size or position")
+        raise contradiction(where, "a member of impossible size or position")
     if any(len(text) > MOST_BYTES for text in page.headers or ()):
-        raise _contradiction(where, "longer message headers than can be kept")
+        raise contradiction(where, "longer message headers than can be kept")
     members = page.members()
     end = 0
     for member in members:
         if member.offset < end or member.header_bytes < BLOCK:
-            raise _contradiction(where, f"{member.name!r} does not follow the previous member")
+            raise contradiction(where, f"{member.name!r} does not follow the previous member")
         end = member.end
     if end > sum(manifest.frame_tar_sizes):
-        raise _contradiction(where, "members after the end of its frames")
+        raise contradiction(where, "members after the end of its frames")
     return members
 
 
@@ -382,32 +382,19 @@ def _check_page(manifest: Manifest, index: int, packed: bytes | memoryview, wher
 
 def _check_count(manifest: Manifest, count: int, where: str) -> None:
     if count > manifest.member_count:
-        raise _contradiction(where, f"a page of {count} of its {manifest.member_count} members")
-
-
-def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
-    """Compare all members with the manifest: a faulty writer's work has right digests too."""
-    if len({m.name for m in members}) != len(members):
-        raise _contradiction(where, "two members with the same name")
-    end = 0
-    for member in members:
-        if member.offset != end or member.size_bytes < 0 or member.header_bytes < BLOCK:
-            raise _contradiction(where, f"{member.name!r} does not follow the previous member")
-        end = member.end
-    if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
-        raise _contradiction(where, "members and frames add up to different sizes")
+        raise contradiction(where, f"a page of {count} of its {manifest.member_count} members")
 
 
 def _unpacked(packed: bytes | memoryview, kind: type[_Record], where: str) -> _Record:
     try:
         # Checked first: zstd would allocate whatever the frame states.
         if not 0 <= zstandard.frame_content_size(packed) <= _MOST_UNPACKED_BYTES[kind.__name__]:
-            raise _contradiction(where, "a page or manifest of impossible size")
+            raise contradiction(where, "a page or manifest of impossible size")
         return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(packed), type=kind)
     except (zstandard.ZstdError, MemoryError, *UNREADABLE_JSON) as e:
         what = str(e) or "it unpacks to more than this machine's memory"
         raise DamagedArchive(f"the manifest at {where} cannot be decoded: {what}") from e
 
 
-def _contradiction(where: str, what: str) -> DamagedArchive:
+def contradiction(where: str, what: str) -> DamagedArchive:
     return DamagedArchive(f"the manifest at {where} contradicts itself: {what}")

@@ -7,7 +7,7 @@ programs find frames by it. Pages and manifest appear in it as frames that decom
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 import zstandard
@@ -18,14 +18,14 @@ from fuploader_dagster.archives.manifest import (
     PAGES_MAGIC,
     Manifest,
     MemberEntry,
-    check_members,
+    contradiction,
     decode,
     decode_page,
     decode_page_names,
 )
 from fuploader_dagster.archives.memory_budget import Budget
 from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
-from fuploader_dagster.disk.tar_headers import END
+from fuploader_dagster.disk.tar_headers import BLOCK, END
 from fuploader_dagster.errors import DamagedArchive
 
 SEEK_TABLE_MAGIC = 0x184D2A5E
@@ -124,8 +124,21 @@ def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[
         budget.hold(len(page), sum(len(member.name) + len(member.headers) for member in page))
         members += page
     members.sort(key=attrgetter("offset"))
-    check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
+    _check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
     return members
+
+
+def _check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
+    """Compare all members with the manifest: a faulty writer's work has right digests too."""
+    if len({m.name for m in members}) != len(members):
+        raise contradiction(where, "two members with the same name")
+    end = 0
+    for member in members:
+        if member.offset != end or member.size_bytes < 0 or member.header_bytes < BLOCK:
+            raise contradiction(where, f"{member.name!r} does not follow the previous member")
+        end = member.end
+    if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
+        raise contradiction(where, "members and frames add up to different sizes")
 
 
 def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[str]:

@@ -251,8 +251,7 @@ def _jobs(
     source: MemberSource, frame_bytes: int, encoder: _FrameEncoder
 ) -> Iterator[Callable[[], _Frame]]:
     """One job per frame. Reads here, in order; a digest of the whole is compared here too."""
-    recorded = [m.sha256 for m in source.members if m.sha256 is not None]
-    if source.xxh128 is None or len(recorded) != len(source.members):
+    if source.xxh128 is None:
         for raw, check in _frames_to_check(source, frame_bytes):
             yield lambda raw=raw, check=check: encoder.encode(raw, check())  # type: ignore[misc]
         return
@@ -261,14 +260,14 @@ def _jobs(
         raw = _read(source, cut)
         whole.update(raw)
         is_end = cut.stop is None or cut.stop == source.lengths[cut.first]
-        ended = recorded[cut.first : cut.last] if is_end else []
-        yield partial(encoder.encode, raw, b"".join(sha[:DIGEST_BYTES] for sha in ended))
+        ended = source.members[cut.first : cut.last] if is_end else []
+        yield partial(encoder.encode, raw, b"".join(m.sha256[:DIGEST_BYTES] for m in ended))
     if whole.hexdigest() != source.xxh128:
         for _, check in _frames_to_check(source, frame_bytes):
             check()
-        first = (
-            f"each member from {source.place(0)} on" if recorded else "that there are no members"
-        )
+        first = "that there are no members"
+        if source.members:
+            first = f"each member from {source.place(0)} on"
         raise source.damage(
             f"{first} matches the index, but all of them together do not match the seal",
             hint="nothing was packed; what changed is segment_xxh128 in the slot's seal.json",
@@ -337,7 +336,7 @@ def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> by
         start = at + len(header)
         end = start + size
         found = sha256(view[start:end]).digest()
-        if found != recorded and recorded is not None:
+        if found != recorded:
             raise _damaged(source, i, _OTHER_PAYLOAD)
         fill = padding(size)
         if not raw.startswith(header, at) or not raw.startswith(fill, end):
@@ -371,7 +370,7 @@ class _LargeMember:
         if not last:
             return b""
         found = self._digest.digest()
-        if found != self._recorded and self._recorded is not None:
+        if found != self._recorded:
             raise _damaged(self._source, self._index, _OTHER_PAYLOAD)
         return found[:DIGEST_BYTES]
 
