@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from fuploader_dagster.contracts.functions import Strategy
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.settings import Count, Seconds, Settings
@@ -38,7 +39,8 @@ from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.secret import Secret
-from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy
+from fuploader_dagster.settings.sinks import Sinks, refuse_sinks_without_archives
+from fuploader_dagster.settings.user_functions import KeyStrategy
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
@@ -287,6 +289,9 @@ class Pipeline(Intake):
     process: SerializeAsAny[InstanceOf[ProcessorSettings]] | None = None
     """Work on the files of sealed slots, before they are packed: functions of your own, or a
     handler behind HTTP (see the page on processing)."""
+    sinks: Sinks = Field({})
+    """Where rows that are made of the files go, each sink by a name of yours: tables, for example
+    (see the page on sinks)."""
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
@@ -363,6 +368,8 @@ class Pipeline(Intake):
                 f"archive_suffix is {self.archive_suffix}, but the built-in packer writes only "
                 f"{' or '.join(BUILT_IN_SUFFIXES)}"
             )
+        readable = self.archive_suffix in BUILT_IN_SUFFIXES
+        refuse_sinks_without_archives(self.sinks, self.process, readable=readable)
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "
