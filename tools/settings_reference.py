@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fuploader_dagster.settings.loading import KINDS
-from fuploader_dagster.settings.pipeline import Intake, Pipeline, Takeover
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import load_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"

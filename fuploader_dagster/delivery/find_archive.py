@@ -163,7 +163,13 @@ class ArchiveFinder:
         if not isinstance(pipeline.key, str) or parsed is None:
             return None
         archive = f"{partition}{pipeline.archive_suffix}"
-        key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
+        key = object_key(
+            pipeline.key,
+            pipeline=pipeline.name,
+            partition=parsed,
+            archive=archive,
+            zone=pipeline.zone,
+        )
         store = self._open(pipeline.store)
         return _stored(store, key) if store.head(key) else None
 

@@ -15,10 +15,10 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -38,7 +38,8 @@ from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.secret import Secret
-from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy
+from fuploader_dagster.settings.takeover import Takeover
+from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy, zone_name
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
@@ -124,6 +125,10 @@ class Intake(Settings):
     key: KeyStrategy = DEFAULT_KEY
     """Object key: a template with {pipeline} {node} {slot} {number} {sealed_at:%Y%m%d} {partition}
     {archive}, or a function `(archive name) -> key`. A slot's key is fixed when it is sealed."""
+    timezone: Annotated[str, BeforeValidator(zone_name)] = "UTC"
+    """Time zone of {sealed_at} in `key`, by its IANA name: `Europe/Berlin`. An hour that comes
+    twice, where clocks go back, has the same digits both times; archive names still differ.
+    Everything else is UTC: partition keys, archive names, receipts, `replay --since`."""
     archive_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]{1,10}){1,3}$")] = ".tar.zst"
     """File extension of archives. A custom packer must write files with this extension."""
 
@@ -192,6 +197,10 @@ class Intake(Settings):
     def node(self) -> str:
         return self.node_id or NO_NODE
 
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
     def slots_of(self, worker: int) -> range:
         """Slot numbers that a worker owns."""
         return range(worker * self.slots_per_worker, (worker + 1) * self.slots_per_worker)
@@ -247,32 +256,6 @@ class Intake(Settings):
                 f"something else"
             )
         return self
-
-
-class Takeover(BaseModel):
-    """Where FUploader kept the data to take over. The defaults fit a pipeline that uses the same
-    storage root and Redis, and has the name of FUploader's task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    enabled: bool = True
-    """If true, the pipeline refuses to start while FUploader's data is in its folder or Redis,
-    until `fuploader migrate` has taken it over. If false, it does not check."""
-    root: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
-    """FUploader's `storage_root`. By default, that of this pipeline."""
-    task_name: str | None = None
-    """FUploader's `task_name`, which starts its keys of style `legacy_meta`. By default, the name
-    of this pipeline."""
-    node_id: str | None = None
-    """FUploader's `node_id`. By default that of this pipeline, or else the one that FUploader makes
-    from the machine's address."""
-    key_prefix: str = "file_uploader:"
-    """FUploader's `key_prefix`, which starts its keys of style `default`."""
-    redis_url: Secret | None = None
-    """FUploader's Redis, if it is not the one that holds this pipeline's state."""
-    stored_below: str | None = None
-    """Prefix of the object keys of FUploader's archives. By default, that of this pipeline's
-    keys."""
 
 
 class Pipeline(Intake):
