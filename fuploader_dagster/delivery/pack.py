@@ -1,6 +1,6 @@
 """Packing: a sealed slot, with what came out of its processing, becomes one archive.
 
-What must always hold: packing the same slot twice gives the same bytes (with the built-in packer).
+What must always hold: packing the same slot twice gives the same bytes (with the built-in formats).
 An archive counts only after it was read back and its `.packed.json` is beside it. Nothing in the
 slot changes; a custom packer works on a copy with real files and can spoil nothing. What goes into
 an archive: `archive_members`.
@@ -35,6 +35,7 @@ from fuploader_dagster.disk.tar_headers import header_bytes
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, StrategyError
+from fuploader_dagster.settings.archive_formats import format_of
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import call_packer, name_of
 from fuploader_dagster.slots.receipts import Content
@@ -86,6 +87,7 @@ def pack_members(
         written = write_archive(
             target,
             *members.sources,
+            form=format_of(archive),
             level=pipeline.compression_level,
             threads=pipeline.pack_threads,
             metadata=members.metadata,

@@ -37,13 +37,13 @@ from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
+from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat, suffix_problem
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy, zone_name
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
-BUILT_IN_SUFFIXES = (".tar.zst", ".tzst")
 DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
 
 FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
@@ -129,8 +129,13 @@ class Intake(Settings):
     """Time zone of {sealed_at} in `key`, by its IANA name: `Europe/Berlin`. An hour that comes
     twice, where clocks go back, has the same digits both times; archive names still differ.
     Everything else is UTC: partition keys, archive names, receipts, `replay --since`."""
+    archive_format: ArchiveFormat = "tar.zst"
+    """What archives are, unless you have a `packer`. `jsonl.zst`: an object of JSON per file, for
+    queries. `zip`: opens everywhere. A slot's archive keeps the format of the moment when the slot
+    was sealed."""
     archive_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]{1,10}){1,3}$")] = ".tar.zst"
-    """File extension of archives. A custom packer must write files with this extension."""
+    """File extension of archives. Where this is not set, that of `archive_format`. A custom packer
+    must write files with this extension."""
 
     slot_format: Literal["segment", "files"] = "segment"
     """`segment`: one append-only tar per directory, fast. `files`: one file per message."""
@@ -213,6 +218,17 @@ class Intake(Settings):
             prefetch = values.get("prefetch_count", DEFAULT_PREFETCH)
             if str(prefetch).isdecimal():
                 values = {**values, "commit_messages": max(1, min(500, int(prefetch) // 2))}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_archives_for_their_format(cls, values: Any) -> Any:
+        """Unless set, the extension is that of the format."""
+        if isinstance(values, dict) and "archive_suffix" not in values:
+            chosen = values.get("archive_format")
+            suffixes = [some for name, some in SUFFIXES.items() if name == chosen]
+            if suffixes:
+                values = {**values, "archive_suffix": suffixes[0][0]}
         return values
 
     @model_validator(mode="after")
@@ -341,11 +357,11 @@ class Pipeline(Intake):
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
-        if self.packer is None and self.archive_suffix not in BUILT_IN_SUFFIXES:
-            raise ValueError(
-                f"archive_suffix is {self.archive_suffix}, but the built-in packer writes only "
-                f"{' or '.join(BUILT_IN_SUFFIXES)}"
-            )
+        problem = suffix_problem(
+            self.archive_format, self.archive_suffix, has_packer=self.packer is not None
+        )
+        if problem:
+            raise ValueError(problem)
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

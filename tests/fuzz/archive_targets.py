@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import zstandard
 
-from fuploader_dagster.archives import manifest
+from fuploader_dagster.archives import manifest, manifest_pages
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.tar_scan import scan
 from fuploader_dagster.archives.writer import write_archive
@@ -110,7 +110,7 @@ class ArchiveTarget(Target):
         ]
         body = b"".join(struct.pack("<II", *entry) for entry in table)
         body += struct.pack("<IBI", len(table), 0, 0x8F92EAB1)
-        closing = manifest.pages_frame([packed]) + changed + end
+        closing = manifest_pages.pages_frame([packed]) + changed + end
         return frames + closing + struct.pack("<II", 0x184D2A5E, len(body)) + body
 
     def put(self, data: bytes) -> bool:

@@ -21,6 +21,7 @@ import pytest
 import zstandard
 
 from fuploader_dagster.archives import manifest as form
+from fuploader_dagster.archives import manifest_pages
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.seek_table import seek_table
 from fuploader_dagster.disk.tar_headers import END, member_header, padding
@@ -64,7 +65,7 @@ def page(
     *,
     headers: list[str] | None = None,
 ) -> bytes:
-    columns = form.Page(
+    columns = manifest_pages.Page(
         names=list(names),
         sizes=list(sizes),
         distances=list(distances),
@@ -99,7 +100,7 @@ def built(
     body = packed(msgspec.msgpack.encode(what))
     body = b"FUPLMAN\x01" + sha256(body).digest() + body
     manifest = struct.pack("<II", form.MANIFEST_MAGIC, len(body)) + body
-    closing = form.pages_frame(list(pages)) + manifest + end
+    closing = manifest_pages.pages_frame(list(pages)) + manifest + end
     return b"".join(frames) + closing + seek_table(what, len(manifest))
 
 
