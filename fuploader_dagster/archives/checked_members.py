@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128
 
-from fuploader_dagster.archives.frame_encoder import Frame, FrameEncoder, Piece
+from fuploader_dagster.archives.frame_encoder import (
+    Frame,
+    FrameEncoder,
+    Piece,
+    payload_of_pieces,
+    payloads,
+)
 from fuploader_dagster.archives.manifest import DIGEST_BYTES
 from fuploader_dagster.archives.members import MemberSource
 from fuploader_dagster.disk.tar_headers import member_header, padding
@@ -82,6 +88,20 @@ def jobs(
             f"{which} matches the index, but all of them together do not match the seal",
             hint="nothing was packed; what changed is segment_xxh128 in the slot's seal.json",
         )
+
+
+def unchecked_contents(source: MemberSource, frame_bytes: int) -> Iterator[bytes]:
+    """The content of each member, for a look at all of them before they are packed."""
+    for first, cuts in groupby(cut_frames(source.lengths, frame_bytes), lambda cut: cut.first):
+        cut = next(cuts)
+        if cut.stop is None:
+            raw = source.read(first, cut.last)
+            for _, payload in payloads(source.members[first : cut.last], raw):
+                yield bytes(payload)
+        else:
+            pieces = _pieces(source, chain([cut], cuts), check=False)  # noqa: B031
+            member = source.members[first]
+            yield b"".join(part for part, _ in payload_of_pieces(member, pieces))
 
 
 def _checked(encoder: FrameEncoder, source: MemberSource, cut: FrameCut, raw: bytes) -> Frame:

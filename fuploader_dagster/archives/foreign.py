@@ -22,6 +22,7 @@ from fuploader_dagster.archives.ranges import RangeSource
 from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 
+_PARQUET = b"PAR1"
 _READ_BYTES = 4 * 2**20
 _7Z_START_BYTES = 32
 
@@ -37,6 +38,7 @@ _KINDS = (
     _Kind(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
     _Kind(0, b"PK\x03\x04", "a zip archive", "unzip"),
     _Kind(0, b"PK\x05\x06", "an empty zip archive", "unzip"),
+    _Kind(0, _PARQUET, "a Parquet file", "parquet-tools show"),
     _Kind(0, b"Rar!\x1a\x07", "a rar archive", "unrar x"),
     _Kind(0, b"\x1f\x8b", "compressed with gzip", "tar -xzf"),
     _Kind(0, b"\xfd7zXZ\0", "compressed with xz", "tar -xJf"),
@@ -59,15 +61,21 @@ def refuse_foreign(source: RangeSource) -> None:
     if kind is not None:
         raise ForeignArchive(
             f"{source.address} is {kind.name} of another program; members can only be read from "
-            f".tar.zst, and from .jsonl.zst and .zip of this package",
+            f".tar.zst, and from .jsonl.zst, .zip and .parquet of this package",
             hint=f"get it whole with `fuploader cat {source.address} > FILE`, then "
             f"`{kind.unpack} FILE`; `fuploader verify` compares it as a whole",
         )
 
 
 def refuse_cut_off(source: RangeSource) -> None:
-    """Raise `DamagedArchive` for a zip without its end, whoever made it."""
-    if source.read(0, 4) != b"PK\x03\x04":
+    """Raise `DamagedArchive` for a zip or Parquet file without its end, whoever made it."""
+    head = source.read(0, 4)
+    if head == _PARQUET and source.read(max(source.size_bytes - 4, 4), 4) != _PARQUET:
+        raise DamagedArchive(
+            f"{source.address} is cut off at offset {source.size_bytes}: it is a Parquet file "
+            f"without its end"
+        )
+    if head != b"PK\x03\x04":
         return
     start = max(source.size_bytes - _LONGEST_ZIP_END, 0)
     tail = source.read(start, source.size_bytes - start)

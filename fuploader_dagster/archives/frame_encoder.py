@@ -1,7 +1,8 @@
 """What makes an archive of one format: members in, frames and the end of the file out.
 
 What must always hold: a frame was decoded again and compared with what went in, before it is given
-out. The same members give the same frames, whatever thread makes them.
+out, or that is done with the finished file. The same members give the same frames, whatever thread
+makes them.
 
 An archive of any format is: frames, which hold the members; the pages and the manifest that list
 them, where readers of the format look at nothing; and the format's own end.
@@ -52,6 +53,9 @@ class FrameEncoder(ABC):
     """Whether frames can be made side by side."""
     frame_bytes = 2**20
     """Tar bytes per frame, unless a caller knows better."""
+
+    checked_afterwards = False
+    """Whether frames can only be decoded when the file is complete, so that this is done then."""
 
     @abstractmethod
     def encode(self, members: Sequence[MemberToPack], raw: bytes, digests: bytes) -> Frame:

@@ -49,8 +49,10 @@ class FrameReader(ABC):
     ) -> None:
         """Reads what decodes to the stream from `start` to `stop` in one request, or several of 8
         MiB. `frames`: those of the manifest."""
+        self.source, self.manifest = source, manifest
         self.memory_bytes = memory_bytes
         self.address = source.address
+        self.frames = frames
         first = bisect_right(frames, start, key=lambda f: f.tar_offset) - 1
         last = bisect_right(frames, max(start, stop - 1), key=lambda f: f.tar_offset)
         self._frames = frames[max(first, 0) : last]

@@ -21,7 +21,7 @@ import binascii
 import re
 from base64 import b64decode, b64encode
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -121,13 +121,24 @@ def _head(name: str, headers: str, newlines: list[int], field: bytes) -> bytes:
     )
 
 
+def json_value(content: bytes) -> Any:
+    """What the content says, if it is JSON that every program reads. Raises `ValueError`."""
+    try:
+        value = _decode_any(content)
+    except UNREADABLE_JSON as error:
+        raise ValueError("it is no JSON") from error
+    if _levels(content) > _MOST_LEVELS:
+        raise ValueError(f"it has more than {_MOST_LEVELS} levels")
+    return value
+
+
 def _as_json(line: Line) -> bytes | None:
     content = line.content
     try:
-        _decode_any(content)
-    except UNREADABLE_JSON:
+        json_value(content)
+    except ValueError:
         return None
-    if b"\r" in content or _levels(content) > _MOST_LEVELS:
+    if b"\r" in content:
         return None
     newlines = []
     if b"\n" in content:

@@ -51,6 +51,7 @@ from fuploader_dagster.archives.manifest import (
 )
 from fuploader_dagster.archives.manifest_pages import encode_pages, pages_frame
 from fuploader_dagster.archives.members import MemberSource
+from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.zstd_frames import DEFAULT_LEVEL
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -70,19 +71,21 @@ def write_archive(
     threads: int = 1,
     frame_bytes: int = 0,
     metadata: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ArchiveFile:
     """Pack all members of these sources into a new archive at `path`, replacing an older one.
 
     `form`: another format than `.tar.zst` (`forms`). `frame_bytes`: of tar bytes per frame, if not
     what suits the format. `metadata` goes into the manifest and, unchanged, into the result;
-    archives are identical only if it contains no times or machine names. Raises the `damage` of a
+    archives are identical only if it contains no times or machine names. `columns`: of Parquet,
+    type by field. Raises the `damage` of a
     source (naming the member), `DiskFull`, or `DamagedArchive` if the disk returns something other
     than what was written.
     """
     members = [m for source in sources for m in source.members]
     if len({m.name for m in members}) != len(members):
         raise DamagedSlot(f"{path} cannot be packed: two members have the same name")
-    encoder = encoder_for(form, level)
+    encoder = encoder_for(form, level, sources, columns or {})
     frame_bytes = frame_bytes or encoder.frame_bytes
     with temporary_file(path) as temporary:
         work = chain.from_iterable(jobs(source, frame_bytes, encoder) for source in sources)
@@ -92,6 +95,9 @@ def write_archive(
             fsync_file(temporary)
             reached(CrashPoint.ARCHIVE_SYNCED)
         _read_back(temporary, written)
+        if encoder.checked_afterwards:
+            with Archive.open(temporary) as archive:
+                archive.verify(threads=1).raise_if_damaged()
         reached(CrashPoint.ARCHIVE_VERIFIED)
         replace_durably(temporary, path)
         reached(CrashPoint.ARCHIVE_NAMED)

@@ -91,6 +91,7 @@ def pack_members(
             level=pipeline.compression_level,
             threads=pipeline.pack_threads,
             metadata=members.metadata,
+            columns=pipeline.parquet_columns,
         )
     else:
         written = _pack_custom(partition, members, target, pipeline.packer, pipeline)

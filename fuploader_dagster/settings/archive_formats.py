@@ -6,14 +6,18 @@ sealed, so it is packed in the format of that moment, whatever the settings say 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Literal
 
-ArchiveFormat = Literal["tar.zst", "jsonl.zst", "zip"]
+ArchiveFormat = Literal["tar.zst", "jsonl.zst", "zip", "parquet"]
+ColumnType = Literal["bool", "int64", "double", "string"]
 
 SUFFIXES: dict[ArchiveFormat, tuple[str, ...]] = {
     "tar.zst": (".tar.zst", ".tzst"),
     "jsonl.zst": (".jsonl.zst",),
     "zip": (".zip",),
+    "parquet": (".parquet",),
 }
 """The first one is that of new archives."""
 ALL_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
@@ -34,7 +38,7 @@ def without_suffix(archive: str, *also: str) -> str:
     return archive.removesuffix(next(found, ""))
 
 
-def suffix_problem(archive_format: ArchiveFormat, suffix: str, *, has_packer: bool) -> str:
+def _suffix_problem(archive_format: ArchiveFormat, suffix: str, *, has_packer: bool) -> str:
     """Why these settings do not go together; empty if they do."""
     if has_packer:
         return (
@@ -52,3 +56,29 @@ def suffix_problem(archive_format: ArchiveFormat, suffix: str, *, has_packer: bo
         f"archive_suffix is {suffix}, but the built-in packer writes {archive_format} only as "
         f"{' or '.join(suffixes)}{advice}"
     )
+
+
+def is_column(field: str) -> bool:
+    """Whether a field can be a column of Parquet: our own begin with `_name`, `_content` and
+    `_header_`."""
+    return bool(field) and field not in ("_name", "_content") and not field.startswith("_header_")
+
+
+def _columns_problem(archive_format: ArchiveFormat, columns: Iterable[str]) -> str:
+    """Why Parquet cannot be written with these columns; empty if it can, or nobody wants it."""
+    if archive_format != "parquet":
+        return "parquet_columns needs archive_format: parquet" if list(columns) else ""
+    if find_spec("pyarrow") is None:
+        return "archive_format parquet needs pyarrow: pip install 'fuploader-dagster[parquet]'"
+    wrong = [field for field in columns if not is_column(field)]
+    return f"{wrong[0]} cannot be a column of parquet_columns: ours are called so" if wrong else ""
+
+
+def check_format(
+    archive_format: ArchiveFormat, suffix: str, columns: Iterable[str], *, has_packer: bool
+) -> None:
+    """Raise `ValueError` if these settings of a pipeline do not go together."""
+    problem = _suffix_problem(archive_format, suffix, has_packer=has_packer)
+    problem = problem or _columns_problem(archive_format, columns)
+    if problem:
+        raise ValueError(problem)

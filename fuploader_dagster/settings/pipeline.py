@@ -37,7 +37,12 @@ from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
-from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat, suffix_problem
+from fuploader_dagster.settings.archive_formats import (
+    SUFFIXES,
+    ArchiveFormat,
+    ColumnType,
+    check_format,
+)
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy, zone_name
@@ -131,7 +136,8 @@ class Intake(Settings):
     Everything else is UTC: partition keys, archive names, receipts, `replay --since`."""
     archive_format: ArchiveFormat = "tar.zst"
     """What archives are, unless you have a `packer`. `jsonl.zst`: an object of JSON per file, for
-    queries. `zip`: opens everywhere. A slot's archive keeps the format of the moment when the slot
+    queries. `zip`: opens everywhere. `parquet`: a row per file, its fields as columns (needs the
+    extra `parquet`). A slot's archive keeps the format of the moment when the slot
     was sealed."""
     archive_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]{1,10}){1,3}$")] = ".tar.zst"
     """File extension of archives. Where this is not set, that of `archive_format`. A custom packer
@@ -289,6 +295,10 @@ class Pipeline(Intake):
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
+    parquet_columns: dict[str, ColumnType] = Field(default_factory=dict)
+    """Of `archive_format: parquet`, the fields of your JSON that are columns, each with its type:
+    `bool`, `int64`, `double` or `string`. A value of another type is NULL there. Without any, each
+    archive has the columns that its files have."""
     compression_level: Annotated[int, Field(ge=1, le=19)] = 3
     """Compression level of zstd: a higher one is slower and gives smaller archives."""
     pack_threads: Count = 2
@@ -357,11 +367,8 @@ class Pipeline(Intake):
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
-        problem = suffix_problem(
-            self.archive_format, self.archive_suffix, has_packer=self.packer is not None
-        )
-        if problem:
-            raise ValueError(problem)
+        has_packer, columns = self.packer is not None, self.parquet_columns
+        check_format(self.archive_format, self.archive_suffix, columns, has_packer=has_packer)
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

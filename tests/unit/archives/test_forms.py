@@ -8,14 +8,18 @@ import random
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from fuploader_dagster.archives.forms import FORMS, TAR
 from fuploader_dagster.archives.ranges import CountedReads, LocalFile
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
-from tests.unit.archives.archives import InMemory, headers_for, payloads
+from tests.unit.archives.archives import InMemory, headers_for, payloads, segment
 from tests.unit.archives.forms import ODD_CONTENTS, odd_contents, packed
 from tests.unit.archives.test_archive_reader import files_below
 
@@ -67,7 +71,7 @@ def test_an_archive_without_members_is_whole(tmp_path: Path, form: str) -> None:
 def test_one_member_costs_few_small_reads(tmp_path: Path, form: str) -> None:
     rng = random.Random(5)
     contents = {f"{n}.json": rng.randbytes(1000).hex().encode() for n in range(3000)}
-    written = packed(tmp_path, form, contents, {})
+    written = packed(tmp_path, form, contents, {}, frame_bytes=2**20)
     counted = CountedReads(LocalFile(written.path))
     with Archive.open(counted) as archive:
         assert archive.read("1500.json") == contents["1500.json"]
@@ -183,6 +187,93 @@ def test_zipfile_and_unzip_read_the_zip(tmp_path: Path) -> None:
             ["bsdtar", "-xOf", "-"], stdin=stream, check=False, capture_output=True
         )
     assert tar.stdout == b"".join(contents.values())
+
+
+@pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
+def test_duckdb_reads_it_as_a_stranger(tmp_path: Path, form: str) -> None:
+    contents = {f"{n}.json": b'{"id":%d,"kind":"%s"}' % (n, b"ab"[n % 2 :]) for n in range(5000)}
+    contents |= ODD_CONTENTS
+    headers = headers_for(contents)
+    path = packed(tmp_path, form, contents, headers, frame_bytes=2**16).path
+    empty = packed(tmp_path, form, {}, name="empty").path
+    assert queried("select count(*) from FILE", path) == [(len(contents),)]
+    odd = [(sum(n for n in range(5000) if n % 2),)]
+    if form == "jsonl.zst":
+        lines = "read_json(FILE, columns={name: 'VARCHAR', content: 'JSON'})"
+        total = f"from {lines} select sum((content->>'id')::int) where content->>'kind' = 'b'"
+        assert queried(total, path) == odd
+        return
+    assert queried("select sum(id) from FILE where kind = 'b'", path) == odd
+    kept = queried("select _name, _content, _header_cmd from FILE", path)
+    assert {name: content for name, content, _ in kept} == contents
+    assert {name: cmd for name, _, cmd in kept if cmd} == {
+        name: json.loads(text)["cmd"] for name, text in headers.items()
+    }
+    assert queried("select count(*) from FILE", empty) == [(0,)]
+
+
+def queried(query: str, path: Path) -> list[tuple[Any, ...]]:
+    """What DuckDB answers; `FILE` is the archive."""
+    with duckdb.connect() as db:
+        return db.sql(query.replace("FILE", f"'{path}'")).fetchall()
+
+
+def test_columns_have_the_types_of_what_is_in_them(tmp_path: Path) -> None:
+    values: dict[str, list[object]] = {
+        "whole": [1, -5, 2**63 - 1],
+        "number": [1, 2.5, None],
+        "flag": [True, False, None],
+        "text": ["a", "", None],
+        "mixed": [1, "a", {"b": [1]}],
+        "huge": [2**64, 1, 2],
+        "nothing": [None, None, None],
+        "_name": ["x", "y", "z"],
+    }
+    rows = [{field: some[n] for field, some in values.items()} for n in range(3)]
+    contents = {f"{n}.json": json.dumps(row).encode() for n, row in enumerate(rows)}
+    contents |= {"list.json": b"[1]", "text.txt": b"text"}
+    table = pq.read_table(packed(tmp_path, "parquet", contents, {}).path)
+    assert {field.name: str(field.type) for field in table.schema} == {
+        "_name": "string",
+        "whole": "int64",
+        "number": "double",
+        "flag": "bool",
+        "text": "string",
+        "mixed": "string",
+        "huge": "string",
+        "nothing": "string",
+        "_content": "binary",
+    }
+    columns = table.to_pydict()
+    assert columns["whole"] == [1, -5, 2**63 - 1, None, None]
+    assert columns["mixed"] == ["1", "a", '{"b":[1]}', None, None]
+    assert columns["number"] == [1.0, 2.5, None, None, None]
+    noted = json.loads(table.schema.metadata[b"fuploader.columns"])
+    assert noted["columns"]["huge"] == "string"
+    assert noted["found"] is True
+
+
+def test_given_columns_are_all_there_are_and_what_does_not_fit_is_null(tmp_path: Path) -> None:
+    contents = {
+        "1.json": b'{"id":1,"score":2,"other":1}',
+        "2.json": b'{"id":"x","score":true}',
+        "3.json": b'{"id":1e3,"score":"0.5"}',
+        "4.json": b'{"id":9223372036854775808,"score":0.5}',
+    }
+    types = {"id": "int64", "score": "double", "missing": "bool"}
+    with segment(tmp_path / "segment", contents) as source:
+        path = write_archive(tmp_path / "a.parquet", source, form="parquet", columns=types).path
+    columns = pq.read_table(path).to_pydict()
+    assert list(columns) == ["_name", "id", "score", "missing", "_content"]
+    assert columns["id"] == [1, None, None, None]
+    assert columns["score"] == [2.0, None, None, 0.5]
+    assert columns["_content"] == list(contents.values())
+
+
+def test_endless_fields_give_no_endless_columns(tmp_path: Path) -> None:
+    contents = {f"{n}.json": b'{"f%d":1}' % n for n in range(600)}
+    path = packed(tmp_path, "parquet", contents, {}).path
+    assert len(pq.read_schema(path).names) == 500 + 2
 
 
 @pytest.mark.parametrize("count", [70_000])

@@ -47,7 +47,16 @@ def refusal(folder: Path, values: dict[str, Any]) -> str:
         ({"archive_suffix": ".zip"}, "set archive_format: zip"),
         ({"archive_format": "zip", "archive_suffix": ".tar.zst"}, "zip only as .zip; set"),
         ({"archive_format": "zip", "archive_suffix": ".zipped"}, "zip only as .zip"),
-        ({"archive_format": "7z"}, "'tar.zst', 'jsonl.zst' or 'zip'"),
+        ({"parquet_columns": {"id": "int64"}}, "needs archive_format: parquet"),
+        (
+            {"archive_format": "parquet", "parquet_columns": {"id": "decimal"}},
+            "'bool', 'int64', 'double' or 'string'",
+        ),
+        (
+            {"archive_format": "parquet", "parquet_columns": {"_content": "string"}},
+            "_content cannot be a column",
+        ),
+        ({"archive_format": "7z"}, "'tar.zst', 'jsonl.zst', 'zip' or 'parquet'"),
         (
             {"archive_format": "zip", "packer": packer_of_a_user},
             "packer and archive_format (zip) both say how an archive is made",
