@@ -75,7 +75,7 @@ class ArchiveTarget(Target):
     def _other_manifest(self, changes: Sequence[Edit]) -> bytes:
         def change(fields: dict[str, Any], page: dict[str, Any]) -> None:
             for kind, place, value in changes:
-                _change(page if kind % 2 else fields, place, value)
+                change_one(page if kind % 2 else fields, place, value)
 
         return self.with_other_manifest(change, digests=len(changes) % 2 == 1)
 
@@ -160,7 +160,7 @@ def _with_tar_checksums(tar: bytes) -> bytes:
     return b"".join(blocks)
 
 
-def _change(fields: dict[str, Any], place: int, value: int) -> None:
+def change_one(fields: dict[str, Any], place: int, value: int) -> None:
     """Change one value, or one value in a list, to an unlikely one."""
     name = sorted(fields)[place % len(fields)]
     numbers = (0, -1, 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, value, value % 4096)
