@@ -33,8 +33,20 @@ from fuploader_dagster.archives.zstd_frames import TarFrames
 from fuploader_dagster.errors import ConfigError, DamagedArchive
 
 
+class Columns(NamedTuple):
+    """What a Parquet archive has of its members."""
+
+    types: Mapping[str, str] = {}
+    """By field; without any, a look at all members finds them."""
+    content: bool = True
+    """Whether the content is kept too."""
+
+
+ALL_COLUMNS = Columns()
+
+
 class _Form(NamedTuple):
-    encoder: Callable[[int, Sequence[MemberSource], Mapping[str, str]], FrameEncoder]
+    encoder: Callable[[int, Sequence[MemberSource], Columns], FrameEncoder]
     reader: Callable[[], type[FrameReader]]
     end_damages: Callable[[RangeSource, Manifest], Iterator[Damage]]
 
@@ -50,19 +62,18 @@ def _parquet() -> ModuleType:
         ) from error
 
 
-def _parquet_encoder(
-    level: int, sources: Sequence[MemberSource], columns: Mapping[str, str]
-) -> FrameEncoder:
+def _parquet_encoder(level: int, sources: Sequence[MemberSource], columns: Columns) -> FrameEncoder:
+    types, keep = columns
     headers = header_columns(m.headers for source in sources for m in source.members if m.headers)
     made = _parquet().ParquetFrames
-    if columns:
-        encoder: FrameEncoder = made(level, columns, headers, found=False)
+    if types:
+        encoder: FrameEncoder = made(level, types, headers, found=False, content=keep)
         return encoder
     found = FoundColumns()
     for source in sources:
         for content in unchecked_contents(source, made.frame_bytes):
             found.look_at(content)
-    looked: FrameEncoder = made(level, found.columns(), headers, found=True)
+    looked: FrameEncoder = made(level, found.columns(), headers, found=True, content=keep)
     return looked
 
 
@@ -86,12 +97,9 @@ FORMS = tuple(_FORMS)
 
 
 def encoder_for(
-    form: str, level: int, sources: Sequence[MemberSource], columns: Mapping[str, str]
+    form: str, level: int, sources: Sequence[MemberSource], columns: Columns
 ) -> FrameEncoder:
-    """What makes a new archive of this format of these members.
-
-    `columns`: of Parquet, type by field; without any, a look at all members finds them.
-    """
+    """What makes a new archive of this format of these members."""
     return _FORMS[form].encoder(level, sources, columns)
 
 

@@ -11,7 +11,7 @@ them, where readers of the format look at nothing; and the format's own end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fuploader_dagster.archives.manifest import Manifest
@@ -49,6 +49,8 @@ class FrameEncoder(ABC):
 
     form = ""
     """The name of the format in the manifest; empty for tar."""
+    metadata: Mapping[str, str] = {}
+    """What it adds to the manifest's."""
     in_threads = True
     """Whether frames can be made side by side."""
     frame_bytes = 2**20

@@ -67,6 +67,11 @@ class FrameReader(ABC):
         """A member's payload in pieces. Raises `DamagedArchive`, at the latest after the last
         piece, if the member does not match the manifest."""
 
+    def check(self, member: MemberEntry) -> None:
+        """Compare a member with the manifest. Raises `DamagedArchive`."""
+        for _ in self.payload(member):
+            pass
+
     def decode_frame(self, frame: FrameEntry, data: bytes) -> bytes:
         """What a frame holds of the stream, given its bytes, which match their digest. Raises
         `ValueError` if it cannot be decoded."""

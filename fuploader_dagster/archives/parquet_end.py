@@ -13,16 +13,22 @@ from fuploader_dagster.archives.frame_walk import Damage
 from fuploader_dagster.archives.manifest import Manifest, digest
 from fuploader_dagster.archives.placed_manifest import find_before, trailer_damages
 from fuploader_dagster.archives.ranges import RangeSource
-from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.errors import DamagedArchive, PermanentError
 
 FORM = "parquet"
 MAGIC = b"PAR1"
 SCHEMA_KEY = b"fuploader.columns"
 """In the footer's metadata of every archive of ours: what its columns are."""
+KEEPS_KEY = "keeps"
+"""In the manifest's metadata of archives whose content was left out: `columns`."""
 END = struct.Struct("<L4s")  # length of the footer, magic
 MOST_FOOTER_BYTES = 2**28
 _KEY_BYTES = 2**16
 """The key is that near to the end."""
+
+
+class ContentNotKept(PermanentError):
+    """The archive has only columns: the content was left out when it was packed."""
 
 
 def footer_place(source: RangeSource) -> int | None:

@@ -40,7 +40,15 @@ from fuploader_dagster.archives.parquet_columns import (
     as_type,
     fields_of,
 )
-from fuploader_dagster.archives.parquet_end import END, FORM, MAGIC, SCHEMA_KEY, footer_place
+from fuploader_dagster.archives.parquet_end import (
+    END,
+    FORM,
+    KEEPS_KEY,
+    MAGIC,
+    SCHEMA_KEY,
+    ContentNotKept,
+    footer_place,
+)
 from fuploader_dagster.archives.placed_manifest import trailer
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.errors import DamagedArchive
@@ -89,16 +97,26 @@ class ParquetFrames(FrameEncoder):
     """Of a row group. While it is made its values are Python objects, some times as large."""
 
     def __init__(
-        self, level: int, columns: Mapping[str, str], headers: Sequence[str], *, found: bool
+        self,
+        level: int,
+        columns: Mapping[str, str],
+        headers: Sequence[str],
+        *,
+        found: bool,
+        content: bool,
     ) -> None:
-        """`columns`: type of each field's column. `found`: whether these were found by looking."""
+        """`columns`: type of each field's column. `found`: whether these were found by looking.
+        `content`: whether it is kept."""
         self._columns = columns
+        self._content = content
+        self.metadata = {} if content else {KEEPS_KEY: "columns"}
         self._headers = headers
         noted = json.dumps({"columns": dict(columns), "found": found}, ensure_ascii=False)
         fields = [pa.field(NAME, pa.string(), nullable=False)]
         fields += [pa.field(HEADER + name, pa.string()) for name in headers]
         fields += [pa.field(name, _TYPES[kind]) for name, kind in columns.items()]
-        fields.append(pa.field(CONTENT, pa.binary(), nullable=False))
+        if content:
+            fields.append(pa.field(CONTENT, pa.binary(), nullable=False))
         self._schema = pa.schema(fields)
         self._sink = _Sink()
         self._writer = pq.ParquetWriter(
@@ -134,11 +152,12 @@ class ParquetFrames(FrameEncoder):
         for name, kind in self._columns.items():
             values = [as_type(one.get(name), kind) for one in fields]
             arrays.append(pa.array(values, _TYPES[kind]))
-        arrays.append(pa.array([content for _, content in rows], pa.binary()))
+        if self._content:
+            arrays.append(pa.array([content for _, content in rows], pa.binary()))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(rows))
         data = self._sink.fetch()
-        lengths = [member.size_bytes + len(_SEPARATOR) for member, _ in rows]
+        lengths = [member.size_bytes * self._content + len(_SEPARATOR) for member, _ in rows]
         return Frame(data, sum(lengths), digest(data), digests, lengths)
 
     def end_frame(self) -> bytes:
@@ -216,13 +235,32 @@ class ParquetReader(FrameReader):
                 thrift_string_size_limit=_MOST_THRIFT,
                 thrift_container_size_limit=_MOST_THRIFT,
             )
-            table = file.read_row_group(index, columns=[CONTENT], use_threads=False)
+            column = CONTENT if self._keeps_content else NAME
+            table = file.read_row_group(index, columns=[column], use_threads=False)
+            if not self._keeps_content:
+                return _SEPARATOR * int(table.num_rows)
             contents = table.column(CONTENT).to_pylist()
             return b"".join(content + _SEPARATOR for content in contents)
         except _NO_PARQUET as error:
             raise ValueError(f"it is no row group that can be read: {error}") from error
 
+    @property
+    def _keeps_content(self) -> bool:
+        return KEEPS_KEY not in self.manifest.metadata
+
+    def check(self, member: MemberEntry) -> None:
+        if self._keeps_content:
+            super().check(member)
+        elif self.whole(member) is None:
+            raise self.wrong(member, "it is not in one row group")
+
     def payload(self, member: MemberEntry) -> Iterator[memoryview]:
+        if not self._keeps_content:
+            raise ContentNotKept(
+                f"{self.address} has only the name, size, digest and columns of {member.name!r}, "
+                f"not its content: it was packed with parquet_content: false",
+                hint="a query reads the columns; the files themselves are gone with their slot",
+            )
         found = self.whole(member)
         if found is None or member.stored_bytes != member.size_bytes + len(_SEPARATOR):
             raise self.wrong(member, "it is not in one row group")

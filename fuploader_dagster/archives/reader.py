@@ -20,7 +20,7 @@ needed. Any other `.tar.zst`, and one of ours whose end is damaged, is read from
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -291,7 +291,7 @@ class Archive:
                 elif item.read_to_end() and item.kind == "file":
                     count.add(item.size_bytes)
         else:
-            for found in self._in_threads(_read_through, members, threads, count):
+            for found in self._in_threads(_check, members, threads, count):
                 damages += found.damages
                 if found.refused:
                     raise TooLarge(found.refused[0])
@@ -301,7 +301,7 @@ class Archive:
 
     def _in_threads(
         self,
-        take: Callable[[MemberEntry, Iterator[memoryview]], None],
+        take: Callable[[FrameReader, MemberEntry], None],
         members: Sequence[MemberEntry],
         threads: int,
         count: WholeMembers,
@@ -313,7 +313,7 @@ class Archive:
             trouble = _Trouble([], [])
             for member in stretch.members:
                 try:
-                    take(member, reader.payload(member))
+                    take(reader, member)
                 except DamagedArchive as e:
                     trouble.damages.append(Damage(e.message, member.name))
                 except (Refused, TooLarge) as e:
@@ -371,8 +371,8 @@ class Archive:
         count = WholeMembers(progress, sum(m.size_bytes for m in members))
         unchanged: list[str] = []
 
-        def take(member: MemberEntry, payload: Iterator[memoryview]) -> None:
-            if not target.write(member.name, payload):
+        def take(reader: FrameReader, member: MemberEntry) -> None:
+            if not target.write(member.name, reader.payload(member)):
                 unchanged.append(member.name)
 
         for trouble in self._in_threads(take, members, threads, count):
@@ -394,6 +394,5 @@ class _Trouble(NamedTuple):
     refused: list[str]
 
 
-def _read_through(_: MemberEntry, payload: Iterable[memoryview]) -> None:
-    for _piece in payload:
-        pass
+def _check(reader: FrameReader, member: MemberEntry) -> None:
+    reader.check(member)

@@ -38,7 +38,7 @@ from typing import NamedTuple
 from xxhash import xxh3_128
 
 from fuploader_dagster.archives.checked_members import jobs
-from fuploader_dagster.archives.forms import TAR, encoder_for
+from fuploader_dagster.archives.forms import ALL_COLUMNS, TAR, Columns, encoder_for
 from fuploader_dagster.archives.frame_encoder import Frame, FrameEncoder
 from fuploader_dagster.archives.manifest import (
     FORM_KEY,
@@ -71,21 +71,21 @@ def write_archive(
     threads: int = 1,
     frame_bytes: int = 0,
     metadata: Mapping[str, str] | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns = ALL_COLUMNS,
 ) -> ArchiveFile:
     """Pack all members of these sources into a new archive at `path`, replacing an older one.
 
     `form`: another format than `.tar.zst` (`forms`). `frame_bytes`: of tar bytes per frame, if not
     what suits the format. `metadata` goes into the manifest and, unchanged, into the result;
-    archives are identical only if it contains no times or machine names. `columns`: of Parquet,
-    type by field. Raises the `damage` of a
+    archives are identical only if it contains no times or machine names. `columns`: those of
+    Parquet. Raises the `damage` of a
     source (naming the member), `DiskFull`, or `DamagedArchive` if the disk returns something other
     than what was written.
     """
     members = [m for source in sources for m in source.members]
     if len({m.name for m in members}) != len(members):
         raise DamagedSlot(f"{path} cannot be packed: two members have the same name")
-    encoder = encoder_for(form, level, sources, columns or {})
+    encoder = encoder_for(form, level, sources, columns)
     frame_bytes = frame_bytes or encoder.frame_bytes
     with temporary_file(path) as temporary:
         work = chain.from_iterable(jobs(source, frame_bytes, encoder) for source in sources)
@@ -148,9 +148,7 @@ def _write(
         digests = bytes(member_digests)
         pages = encode_pages(names, sizes, lengths, digests, headers, is_tar=not encoder.form)
         manifest = Manifest(
-            metadata=dict(
-                sorted({**metadata, **({FORM_KEY: encoder.form} if encoder.form else {})}.items())
-            ),
+            metadata=dict(sorted({**metadata, **_form_metadata(encoder)}.items())),
             member_count=len(names),
             payload_bytes=sum(sizes),
             page_sizes=[len(page) for page in pages],
@@ -166,6 +164,10 @@ def _write(
         put(packed)
         put(encoder.ending(manifest, len(packed)))
     return _Written(size, whole.digest(), quick.hexdigest())
+
+
+def _form_metadata(encoder: FrameEncoder) -> Mapping[str, str]:
+    return {FORM_KEY: encoder.form, **encoder.metadata} if encoder.form else {}
 
 
 def _read_back(path: Path, written: _Written) -> None:

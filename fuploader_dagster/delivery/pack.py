@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.archives.forms import Columns
 from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
@@ -91,7 +92,7 @@ def pack_members(
             level=pipeline.compression_level,
             threads=pipeline.pack_threads,
             metadata=members.metadata,
-            columns=pipeline.parquet_columns,
+            columns=Columns(pipeline.parquet_columns, pipeline.parquet_content),
         )
     else:
         written = _pack_custom(partition, members, target, pipeline.packer, pipeline)

@@ -6,9 +6,9 @@ sealed, so it is packed in the format of that moment, whatever the settings say 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, Protocol
 
 ArchiveFormat = Literal["tar.zst", "jsonl.zst", "zip", "parquet"]
 ColumnType = Literal["bool", "int64", "double", "string"]
@@ -64,21 +64,32 @@ def is_column(field: str) -> bool:
     return bool(field) and field not in ("_name", "_content") and not field.startswith("_header_")
 
 
-def _columns_problem(archive_format: ArchiveFormat, columns: Iterable[str]) -> str:
-    """Why Parquet cannot be written with these columns; empty if it can, or nobody wants it."""
-    if archive_format != "parquet":
-        return "parquet_columns needs archive_format: parquet" if list(columns) else ""
-    if find_spec("pyarrow") is None:
-        return "archive_format parquet needs pyarrow: pip install 'fuploader-dagster[parquet]'"
-    wrong = [field for field in columns if not is_column(field)]
-    return f"{wrong[0]} cannot be a column of parquet_columns: ours are called so" if wrong else ""
+class _Chosen(Protocol):
+    """The settings that have to go together."""
+
+    @property
+    def archive_format(self) -> ArchiveFormat: ...
+    @property
+    def archive_suffix(self) -> str: ...
+    @property
+    def parquet_columns(self) -> Mapping[str, ColumnType]: ...
+    @property
+    def parquet_content(self) -> bool: ...
 
 
-def check_format(
-    archive_format: ArchiveFormat, suffix: str, columns: Iterable[str], *, has_packer: bool
-) -> None:
+def check_format(chosen: _Chosen, *, has_packer: bool) -> None:
     """Raise `ValueError` if these settings of a pipeline do not go together."""
-    problem = _suffix_problem(archive_format, suffix, has_packer=has_packer)
-    problem = problem or _columns_problem(archive_format, columns)
+    name, suffix = chosen.archive_format, chosen.archive_suffix
+    problem = _suffix_problem(name, suffix, has_packer=has_packer) or _parquet_problem(chosen)
     if problem:
         raise ValueError(problem)
+
+
+def _parquet_problem(chosen: _Chosen) -> str:
+    if chosen.archive_format != "parquet":
+        needless = chosen.parquet_columns or not chosen.parquet_content
+        return "parquet_columns and parquet_content need archive_format: parquet" * bool(needless)
+    if find_spec("pyarrow") is None:
+        return "archive_format parquet needs pyarrow: pip install 'fuploader-dagster[parquet]'"
+    wrong = [field for field in chosen.parquet_columns if not is_column(field)]
+    return f"{wrong[0]} cannot be a column of parquet_columns: ours are called so" if wrong else ""

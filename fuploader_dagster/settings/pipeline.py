@@ -296,9 +296,12 @@ class Pipeline(Intake):
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
     parquet_columns: dict[str, ColumnType] = Field(default_factory=dict)
-    """Of `archive_format: parquet`, the fields of your JSON that are columns, each with its type:
-    `bool`, `int64`, `double` or `string`. A value of another type is NULL there. Without any, each
-    archive has the columns that its files have."""
+    """Fields of your JSON that are columns of `archive_format: parquet`, each with its type:
+    `bool`, `int64`, `double` or `string`. What does not fit is NULL. Without any, each archive has
+    the columns that its files have."""
+    parquet_content: bool = True
+    """If false, a Parquet archive has only the columns, for queries: half the size, but the files
+    are gone. No `cat`, `restore`, `replay`, re-packing or processing again."""
     compression_level: Annotated[int, Field(ge=1, le=19)] = 3
     """Compression level of zstd: a higher one is slower and gives smaller archives."""
     pack_threads: Count = 2
@@ -367,8 +370,7 @@ class Pipeline(Intake):
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
-        has_packer, columns = self.packer is not None, self.parquet_columns
-        check_format(self.archive_format, self.archive_suffix, columns, has_packer=has_packer)
+        check_format(self, has_packer=self.packer is not None)
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

@@ -14,7 +14,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from fuploader_dagster.archives.forms import FORMS, TAR
+from fuploader_dagster.archives.forms import FORMS, TAR, Columns
+from fuploader_dagster.archives.parquet_end import ContentNotKept
 from fuploader_dagster.archives.ranges import CountedReads, LocalFile
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
@@ -260,7 +261,7 @@ def test_given_columns_are_all_there_are_and_what_does_not_fit_is_null(tmp_path:
         "3.json": b'{"id":1e3,"score":"0.5"}',
         "4.json": b'{"id":9223372036854775808,"score":0.5}',
     }
-    types = {"id": "int64", "score": "double", "missing": "bool"}
+    types = Columns({"id": "int64", "score": "double", "missing": "bool"})
     with segment(tmp_path / "segment", contents) as source:
         path = write_archive(tmp_path / "a.parquet", source, form="parquet", columns=types).path
     columns = pq.read_table(path).to_pydict()
@@ -268,6 +269,34 @@ def test_given_columns_are_all_there_are_and_what_does_not_fit_is_null(tmp_path:
     assert columns["id"] == [1, None, None, None]
     assert columns["score"] == [2.0, None, None, 0.5]
     assert columns["_content"] == list(contents.values())
+
+
+def test_without_content_the_columns_are_there_and_reading_says_why_not(tmp_path: Path) -> None:
+    contents = {f"{n}.json": b'{"id":%d}' % n for n in range(100)} | {"empty": b""}
+    with segment(tmp_path / "segment", contents) as source:
+        path = write_archive(
+            tmp_path / "a.parquet",
+            source,
+            form="parquet",
+            frame_bytes=4096,
+            columns=Columns(content=False),
+        ).path
+    assert queried("select sum(id), count(*) from FILE", path) == [(sum(range(100)), 101)]
+    with Archive.open(path) as archive:
+        assert [m.name for m in archive.members] == list(contents)
+        assert [m.size_bytes for m in archive.members] == list(map(len, contents.values()))
+        assert (archive.verify().members, archive.verify().damages) == (101, [])
+        for attempt in (
+            lambda: archive.read("7.json"),
+            lambda: list(archive.files(lambda _: True)),
+            lambda: archive.restore(tmp_path / "out"),
+        ):
+            with pytest.raises(ContentNotKept, match="parquet_content: false"):
+                attempt()
+    assert files_below(tmp_path / "out") == {}
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    assert Archive.open(InMemory(bytes(content))).verify().damages
 
 
 def test_endless_fields_give_no_endless_columns(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def refusal(folder: Path, values: dict[str, Any]) -> str:
         ({"archive_suffix": ".zip"}, "set archive_format: zip"),
         ({"archive_format": "zip", "archive_suffix": ".tar.zst"}, "zip only as .zip; set"),
         ({"archive_format": "zip", "archive_suffix": ".zipped"}, "zip only as .zip"),
-        ({"parquet_columns": {"id": "int64"}}, "needs archive_format: parquet"),
+        ({"parquet_columns": {"id": "int64"}}, "need archive_format: parquet"),
+        ({"parquet_content": False}, "need archive_format: parquet"),
         (
             {"archive_format": "parquet", "parquet_columns": {"id": "decimal"}},
             "'bool', 'int64', 'double' or 'string'",
