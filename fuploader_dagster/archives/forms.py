@@ -58,7 +58,8 @@ def _parquet() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"Parquet needs pyarrow, which cannot be imported: {error}",
-            hint="pip install 'fuploader-dagster[parquet]'; ls and verify as a whole work without",
+            hint="pip install 'fuploader-dagster[parquet]'; ls, find and cat without a name work "
+            "without it",
         ) from error
 
 

@@ -142,6 +142,7 @@ class LinesTarget(FormTarget):
         tables |= {"page_digests": b"", "frame_digests": b""}
         tables |= {name: fields[name] for name in ("page_sizes", "frame_sizes")}
         sizes = [n if isinstance(n, int) and 0 <= n < 2**32 else 0 for n in _list(fields)]
+        sizes = [*sizes, *(0 for _ in tables["frame_sizes"])][: len(tables["frame_sizes"])]
         made = Manifest(**tables, frame_tar_sizes=sizes, end_frame=end)
         return end + seek_table(made, closing, 0)
 
@@ -173,7 +174,7 @@ class ParquetTarget(FormTarget):
 
     name = "archive-parquet"
     form = "parquet"
-    share = 3
+    share = 1
 
     def end_of(self, base: bytes, found: Manifest) -> bytes:
         start = footer_place(InMemory(base))

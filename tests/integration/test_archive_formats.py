@@ -14,7 +14,7 @@ from fuploader_dagster.archives.ranges import StoredArchive
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.catalog.rebuild import rebuild
-from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.repack import repack_partitions
@@ -22,6 +22,7 @@ from fuploader_dagster.delivery.replay import Selection, replay
 from fuploader_dagster.delivery.scrub import examine
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.processing.decoder import File
+from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from tests.integration.test_cli import configure
@@ -179,3 +180,31 @@ def test_the_commands_read_it(
     assert "--max-memory" in refused.err
     answer = fuploader("verify", str(damaged(path)))
     assert answer.code == 5, answer.err
+
+
+def test_without_content_everything_that_needs_it_refuses_with_a_sentence(
+    fuploader: Fuploader,
+    tmp_path: Path,
+) -> None:
+    configure(tmp_path, archive_format="parquet", parquet_content=False)
+    done = shipped(tmp_path, {"1.json": b'{"id": 1}', "2.json": b'{"id": 2}'})
+    partition = done.partition
+    assert fuploader("ls", partition).lines == ["           9 1.json", "           9 2.json"]
+    assert fuploader("find", "2.json").code == 0
+    assert fuploader("verify", partition).code == 0
+    for command in (
+        ("cat", partition, "1.json"),
+        ("restore", partition, "out"),
+        ("replay", partition),
+    ):
+        answer = fuploader(*command)
+        assert answer.code == 4, answer.err
+        assert "parquet_content: false" in " ".join(answer.err.split())
+    (settings,) = load_pipelines(tmp_path / "fuploader.yaml").values()
+    finder = ArchiveFinder({"docs": settings})
+    (outcome,) = repack_partitions([partition], settings, settings.store.open(), finder.open)
+    assert isinstance(outcome, Failed)
+    receipt = receipt_of(settings, partition)
+    finding = examine(receipt, lambda one: finder.of_receipt(one, settings).source, members=4)
+    assert finding.problems == []
+    assert "cannot be read back" in finding.note
