@@ -355,6 +355,8 @@ def test_another_nodes_partition_is_found_by_the_key_template(
     for path in (tmp_path / "data" / "docs" / "receipts").iterdir():
         path.unlink()
     assert fuploader("cat", one.partition, "a.json").out == b"alpha"
+    configure(tmp_path, archive_format="zip")  # that node packs so, or did once
+    assert fuploader("cat", one.partition, "a.json").out == b"alpha"
 
 
 @pytest.mark.parametrize("configured", [True, False])
