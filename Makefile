@@ -30,7 +30,7 @@ run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-
 test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" selects; SEED=n repeats an order
 	@tools/install_test_servers.sh
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-		--durations 20 $(if $(SEED),--randomly-seed $(SEED)) $(PYTEST)
+		--durations 20 --randomly-seed $(or $(SEED),$$(date +%s)) $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .

@@ -32,6 +32,9 @@
         +-- DamagedArchive       an archive contradicts its manifest
         +-- DigestMismatch       what the object store holds is not what was sent
 
+A run gives a permanent error no further attempt. The recovery schedule does, after growing pauses:
+nothing tells it when the person has changed what had to be changed.
+
 Every error says what was tried, on what, and what happened; `hint` says what to do next.
 """
 
@@ -125,7 +128,7 @@ class DiskFailed(TemporaryError):
 
 
 class PermanentError(FuploaderError):
-    """Trying again cannot help before something is changed."""
+    """Trying again at once cannot help: a person has to change something first."""
 
 
 class ConfigError(PermanentError):

@@ -77,7 +77,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         if trouble is not None:
             ranges = []
         if not dry:
-            _mend(plan, ranges, registered, pipeline, context)
+            _do_what_needs_no_run(plan, ranges, registered, pipeline, context)
         if not ranges:
             summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
@@ -91,14 +91,14 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
     return recover
 
 
-def _mend(
+def _do_what_needs_no_run(
     plan: recovery.Plan,
     ranges: Sequence[Sequence[str]],
     registered: Sequence[str],
     pipeline: Pipeline,
     context: dg.ScheduleEvaluationContext,
 ) -> None:
-    """Do what needs no run. Trouble with the state store holds up no run that can be asked for."""
+    """Remove, seal, mend, register. Trouble with the state store holds up no run."""
     recovery.apply(plan, pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)

@@ -62,8 +62,7 @@ def jobs(
     source: MemberSource, frame_bytes: int, encoder: FrameEncoder
 ) -> Iterator[Callable[[], Frame]]:
     """Jobs that give the frames of the source's members, in this order. Reads here, in order."""
-    recorded = [m.sha256 for m in source.members if m.sha256 is not None]
-    by_whole = source.xxh128 is not None and len(recorded) == len(source.members)
+    by_whole = source.xxh128 is not None
     whole = xxh3_128()
     for first, cuts in groupby(cut_frames(source.lengths, frame_bytes), lambda cut: cut.first):
         cut = next(cuts)
@@ -75,15 +74,16 @@ def jobs(
         raw = source.read(first, cut.last)
         if by_whole:
             whole.update(raw)
-            found = b"".join(sha[:DIGEST_BYTES] for sha in recorded[first : cut.last])
-            yield partial(encoder.encode, source.members[first : cut.last], raw, found)
+            members = source.members[first : cut.last]
+            recorded = b"".join(m.sha256[:DIGEST_BYTES] for m in members)
+            yield partial(encoder.encode, members, raw, recorded)
         else:
             yield partial(_checked, encoder, source, cut, raw)
     if by_whole and whole.hexdigest() != source.xxh128:
         _check_each(source, frame_bytes)
-        which = (
-            f"each member from {source.place(0)} on" if recorded else "that there are no members"
-        )
+        which = "that there are no members"
+        if source.members:
+            which = f"each member from {source.place(0)} on"
         raise source.damage(
             f"{which} matches the index, but all of them together do not match the seal",
             hint="nothing was packed; what changed is segment_xxh128 in the slot's seal.json",
@@ -130,7 +130,7 @@ def _pieces(source: MemberSource, cuts: Iterator[FrameCut], *, check: bool) -> I
         last = cut.stop == source.lengths[cut.first]
         if not check:
             recorded = source.members[cut.first].sha256
-            yield Piece(raw, (recorded or b"")[:DIGEST_BYTES] if last else b"")
+            yield Piece(raw, recorded[:DIGEST_BYTES] if last else b"")
             continue
         large = large or _LargeMember(source, cut.first)
         yield Piece(raw, large.add(raw, last=last))
@@ -156,7 +156,7 @@ def check_members(raw: bytes, source: MemberSource, first: int, last: int) -> by
         start = at + len(header)
         end = start + size
         found = sha256(view[start:end]).digest()
-        if found != recorded and recorded is not None:
+        if found != recorded:
             raise _damaged(source, i, _OTHER_PAYLOAD)
         fill = padding(size)
         if not raw.startswith(header, at) or not raw.startswith(fill, end):
@@ -190,7 +190,7 @@ class _LargeMember:
         if not last:
             return b""
         found = self._digest.digest()
-        if found != self._recorded and self._recorded is not None:
+        if found != self._recorded:
             raise _damaged(self._source, self._index, _OTHER_PAYLOAD)
         return found[:DIGEST_BYTES]
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 from fuploader_dagster.archives.entries import MemberEntry
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import FRAME_HEADER, PAGES_MAGIC, Manifest
-from fuploader_dagster.archives.manifest_pages import (
-    check_members,
-    decode_page,
-    decode_page_names,
+from fuploader_dagster.archives.manifest import (
+    FRAME_HEADER,
+    PAGES_MAGIC,
+    Manifest,
+    contradiction,
 )
+from fuploader_dagster.archives.manifest_pages import decode_page, decode_page_names
 from fuploader_dagster.archives.memory_budget import Budget
 from fuploader_dagster.archives.ranges import RangeSource, ReadAhead
 
@@ -35,8 +36,21 @@ def read_pages(source: RangeSource, manifest: Manifest, budget: Budget) -> list[
         budget.hold(len(page), sum(len(member.name) + len(member.headers) for member in page))
         members += page
     members.sort(key=attrgetter("offset"))
-    check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
+    _check_members(manifest, members, where=f"offset {manifest.offset} of {source.address}")
     return members
+
+
+def _check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
+    """Compare all members with the manifest: a faulty writer's work has right digests too."""
+    if len({m.name for m in members}) != len(members):
+        raise contradiction(where, "two members with the same name")
+    end = 0
+    for member in members:
+        if member.offset != end or not (member.header_bytes or member.stored_bytes):
+            raise contradiction(where, f"{member.name!r} does not follow the previous member")
+        end = member.end
+    if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
+        raise contradiction(where, "members and frames add up to different sizes")
 
 
 def read_names(source: RangeSource, manifest: Manifest, budget: Budget) -> list[str]:

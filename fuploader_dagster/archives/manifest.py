@@ -9,10 +9,10 @@ bytes). Pages, manifest and seek table are skippable frames, which any zstd skip
 holds the tar stream's end and comes after the manifest, so that wherever an archive is cut off,
 either tar's end is missing, or the seek table that a manifest promises.
 
-The members are listed in pages of about 4,096, each member in the page that a checksum of its name
-selects. So one member of millions is found by reading one page of a few hundred kilobytes. A page
-keeps its members as columns, which encode ten times as fast and compress better than records.
-The column of message headers is there only if a member of the page has some.
+The members are listed in pages of about 4,096, each in the page that a checksum of its name
+selects. So one of millions is found by reading one page of a few hundred kilobytes. A page keeps
+its members as columns, which encode ten times as fast and compress better than records. The column
+of message headers is there only if a member of the page has some.
 
 Version 2 is that of `.tar.zst` in which a member has message headers, version 1 that of all others.
 Its manifest's digest covers the version too, so that a changed one is noticed. Readers before
@@ -21,9 +21,9 @@ newer reader is needed, and unpack it anyway. Version 3 is that of other formats
 there a member's place and length are counted in bytes, and metadata say which format it is.
 
 Digests prove that nothing changed by chance; someone who forges an archive forges them too. So a
-manifest or page is believed only as far as it can be true of the bytes that are there: everything
-is checked where it is decoded (`decode` here, `decode_page` and `decode_page_names` in
-`manifest_pages`), and nowhere else.
+manifest or page is believed only as far as it can be true of the bytes that are there. Whatever
+decodes one (`decode` here, `manifest_pages` for pages) checks it; `listed_members` checks the
+members of all pages together.
 
 Digests are the first 16 bytes of SHA-256: 128 bits find any damage, and a full digest per member
 would make archives of small messages 4 % larger. The object store keeps the full digest of the

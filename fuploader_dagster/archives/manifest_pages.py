@@ -186,16 +186,3 @@ def _check_page(manifest: Manifest, index: int, packed: bytes | memoryview, wher
 def _check_count(manifest: Manifest, count: int, where: str) -> None:
     if count > manifest.member_count:
         raise contradiction(where, f"a page of {count} of its {manifest.member_count} members")
-
-
-def check_members(manifest: Manifest, members: Sequence[MemberEntry], *, where: str) -> None:
-    """Compare all members with the manifest: a faulty writer's work has right digests too."""
-    if len({m.name for m in members}) != len(members):
-        raise contradiction(where, "two members with the same name")
-    end = 0
-    for member in members:
-        if member.offset != end or not (member.header_bytes or member.stored_bytes):
-            raise contradiction(where, f"{member.name!r} does not follow the previous member")
-        end = member.end
-    if (len(members), end) != (manifest.member_count, sum(manifest.frame_tar_sizes)):
-        raise contradiction(where, "members and frames add up to different sizes")

@@ -24,8 +24,8 @@ class MemberToPack(Protocol):
     def size_bytes(self) -> int: ...
 
     @property
-    def sha256(self) -> bytes | None:
-        """Digest of the payload, 32 bytes; None if it was not recorded (adopted directories)."""
+    def sha256(self) -> bytes:
+        """Digest of the payload, 32 bytes."""
 
     @property
     def headers(self) -> str:
@@ -37,7 +37,7 @@ class PlainMember(NamedTuple):
 
     name: str
     size_bytes: int
-    sha256: bytes | None
+    sha256: bytes
     headers: str = ""
 
 

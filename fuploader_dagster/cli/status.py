@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Any
-
-import msgspec
 
 from fuploader_dagster.cli.console import (
     ConfigOption,
@@ -16,17 +13,8 @@ from fuploader_dagster.cli.console import (
     say,
     show_table,
 )
-from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
-from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
-from fuploader_dagster.delivery.failures import all_failures
-from fuploader_dagster.delivery.mend import all_mended
-from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
-from fuploader_dagster.delivery.redo import redos
-from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
-from fuploader_dagster.intake.worker_status import read_statuses
-from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.sealing import sealed_partitions
+from fuploader_dagster.health.status import status_of
+from fuploader_dagster.intake.disk_space import DiskSpace
 
 
 def status(
@@ -35,43 +23,12 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the pipelines are doing, and what waits or failed."""
-    found = [_status_of(pipeline) for pipeline in chosen_pipelines(config, pipeline_name)]
+    found = [status_of(pipeline) for pipeline in chosen_pipelines(config, pipeline_name)]
     if as_json:
         print_json(found)
         return
     for one in found:
         _print_status(one)
-
-
-def _status_of(pipeline: Pipeline) -> dict[str, Any]:
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
-        snapshot = state.snapshot()
-    return {
-        "pipeline": pipeline.name,
-        "node": pipeline.node,
-        "workers": read_statuses(pipeline.layout),
-        "slots": list(snapshot.slots),
-        "sealed": len(sealed_partitions(pipeline.layout)),
-        "processed": len(pipeline.layout.processed_numbers()),
-        "redos": redos(pipeline.layout),
-        "room": space_of(pipeline.storage_root.absolute(), Unshipped(pipeline.layout).bytes()),
-        "stored_messages": snapshot.stored_messages,
-        "duplicates": snapshot.duplicates,
-        "dead_letters": snapshot.dead_letters,
-        "failed_items": _failed_items(pipeline.layout),
-        "processor_trouble": str(processor_trouble_of(pipeline) or ""),
-        "failures": list(all_failures(pipeline.layout)),
-        "mended": [
-            {**msgspec.to_builtins(one), "sentence": one.sentence(pipeline.layout)}
-            for one in all_mended(pipeline.layout)
-            if (pipeline.layout.root / one.set_aside).exists()
-        ],
-    }
-
-
-def _failed_items(layout: Layout) -> int:
-    return read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -112,3 +69,5 @@ def _print_status(found: dict[str, Any]) -> None:
         say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:
         say(f"damaged: {mended['sentence']}")
+    for path in found["set_aside"]:
+        say(f"damaged: {path} was moved there; the log says which of its messages are stored")

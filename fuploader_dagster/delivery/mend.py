@@ -35,7 +35,7 @@ from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, make_dirs, rename_durably, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock, waited_for
-from fuploader_dagster.disk.setting_aside import place_aside, set_aside
+from fuploader_dagster.disk.setting_aside import directories_aside, place_aside, set_aside
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
@@ -111,6 +111,17 @@ def all_mended(layout: Layout) -> Iterator[Mended]:
         record = _read(path)
         if record is not None:
             yield record
+
+
+def damaged_aside(layout: Layout) -> tuple[list[Mended], list[Path]]:
+    """What is still in `set-aside/`: damaged sealed slots, and the other damaged directories.
+
+    Those were found when a worker started, or after the upload: only the log says what became of
+    their messages.
+    """
+    records = {layout.root / one.set_aside: one for one in all_mended(layout)}
+    mended = [record for path, record in records.items() if path.exists()]
+    return mended, [path for path in directories_aside(layout) if path not in records]
 
 
 def note_told(layout: Layout, partition: str, record: Mended) -> None:
@@ -193,7 +204,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
     make_dirs(layout.mended)
     old = _seal_of(directory)
     with temporary_folder(target) as work:
-        names, seal = _write_proven(directory, work, number, old, pipeline)
+        names, seal = _write_proven(directory, work, number, pipeline)
         record = Mended(
             partition=old.partition if old else "",
             error=error.message,
@@ -214,7 +225,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
 
 
 def _write_proven(
-    directory: Path, work: Path, number: int, old: Seal | None, pipeline: Intake
+    directory: Path, work: Path, number: int, pipeline: Intake
 ) -> tuple[Sequence[str], Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 

@@ -130,7 +130,8 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
             raise
         except Exception as error:
             raise BadItem(f"the processor raised {raised(error)}") from error
-        return stored_results(item, answer, step.settings.max_result_bytes)
+        results = stored_results(answer, step.settings.max_result_bytes)
+        return [one if one.name else replace(one, name=item.name) for one in results]
 
 
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:

@@ -96,8 +96,8 @@ class Step:
                 self.places.release()
 
 
-def stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]:
-    """An item's results, each with its name, if they can be stored. Raises `BadItem`."""
+def stored_results(answer: Any, most_bytes: int) -> Sequence[Result]:
+    """An item's results, if they can be stored. Raises `BadItem`."""
     if isinstance(answer, BadItem):
         raise answer
     try:
@@ -113,4 +113,4 @@ def stored_results(item: Item, answer: Any, most_bytes: int) -> Sequence[Result]
     size = sum(len(result.content) for result in answer)
     if size > most_bytes:
         raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return [one if one.name else Result(one.content, item.name, one.content_type) for one in answer]
+    return list(answer)

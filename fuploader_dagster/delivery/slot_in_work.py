@@ -59,7 +59,7 @@ LONGEST_RETRY_SECONDS = 60.0
 NOTHING_IS_LOST = "nothing became a dead letter; the slots are asked for again"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Finished:
     """An item that is not in work any more."""
 
@@ -214,7 +214,7 @@ class SlotInWork:
                 continue
             for result in finished.results:
                 headers = {"content-type": result.content_type} if result.content_type else {}
-                self._writer.add(result.name, result.content, headers)
+                self._writer.add(result.name or finished.item.name, result.content, headers)
             counts.append(len(finished.results))
         if letters:
             with waited_for(FileLock(self._step.pipeline.layout.process_letters_lock)):
@@ -302,7 +302,7 @@ class SlotInWork:
 
     def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
         try:
-            results = stored_results(item, answer, self._step.settings.max_result_bytes)
+            results = stored_results(answer, self._step.settings.max_result_bytes)
         except BadItem as error:
             return _Finished(item, (), str(error), seconds, retries)
         return _Finished(item, results, "", seconds, retries)

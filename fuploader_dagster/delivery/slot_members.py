@@ -3,8 +3,7 @@
 What must always hold: it never follows a link and never reads outside its slot.
 
 - `SegmentMembers`: the members are in one file, already as tar; reading is one sequential copy.
-- `FolderMembers`: one file per member (`slot_format: files`, and directories of other programs,
-  adopted as they are); the headers are made here. Subdirectories become names with `/`.
+- `FolderMembers`: one file per member (`slot_format: files`); the headers are made here.
 - `RenamedMembers`: those of another source, some of them under other names.
 """
 
@@ -12,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -84,29 +82,12 @@ class SegmentMembers(MemberSource):
 
 
 class FolderMembers(MemberSource):
-    """Members as files below a directory.
+    """Members as files in a directory."""
 
-    `recorded` gives the members in this order, and the files must match. Without it they are every
-    file below the directory except those in `exclude` (top-level names), in the byte order of their
-    names.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        recorded: Sequence[MemberToPack] | None = None,
-        *,
-        exclude: Collection[str] = (),
-    ) -> None:
+    def __init__(self, path: Path, members: Sequence[MemberToPack]) -> None:
         self.path = path
-        if recorded is None:
-            found = sorted(_files_below(os.fsencode(path), b"", {os.fsencode(n) for n in exclude}))
-            self.members = [PlainMember(_member_name(raw), size, None) for raw, size in found]
-            self._paths = [raw for raw, _ in found]
-        else:
-            self.members = recorded
-            self._paths = [os.fsencode(m.name) for m in recorded]
-        self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in self.members]
+        self.members = members
+        self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in members]
         self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def read(self, first: int, last: int) -> bytes:
@@ -146,7 +127,7 @@ class FolderMembers(MemberSource):
         try:
             # NONBLOCK: opening a named pipe that took the file's place must not hang
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            return os.open(self._paths[index], flags, dir_fd=self._descriptor)
+            return os.open(self.members[index].name, flags, dir_fd=self._descriptor)
         except OSError as e:
             raise DamagedSlot(
                 f"{self.place(index)} cannot be opened: {e.strerror}",
@@ -215,29 +196,3 @@ def append_member(segment: BinaryIO, name: str, content: bytes, headers: str) ->
     for part in (head, content, padding(len(content))):
         segment.write(part)
     return entry
-
-
-def _files_below(
-    top: bytes, prefix: bytes, exclude: Collection[bytes] = ()
-) -> Iterator[tuple[bytes, int]]:
-    """Relative path and size of each regular file. Anything but files and directories is refused:
-    a link has no content of its own, and leaving it out would lose something silently."""
-    with os.scandir(os.path.join(top, prefix)) as entries:  # noqa: PTH118 - bytes
-        for entry in entries:
-            if entry.name in exclude:
-                continue
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
-                yield prefix + entry.name, status.st_size
-            elif stat.S_ISDIR(status.st_mode):
-                yield from _files_below(top, prefix + entry.name + b"/")
-            else:
-                raise DamagedSlot(
-                    f"{os.fsdecode(entry.path)} is neither a file nor a directory",
-                    hint="move it out of the slot, then try again",
-                )
-
-
-def _member_name(raw: bytes) -> str:
-    """The file's name as text; bytes that are not UTF-8 become `\\xff`."""
-    return raw.decode("utf-8", "backslashreplace")

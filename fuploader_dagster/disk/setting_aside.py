@@ -1,12 +1,14 @@
 """Whatever is damaged or not recognised is moved to `set-aside/`, and never deleted.
 
-Its name there says when and where it was found: `{nanoseconds}-{its path, joined by dashes}`.
+Its name there says when and where it was found: `{nanoseconds}-{its path, joined by dashes}`,
+without `active` or `sealed` in front.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -17,13 +19,25 @@ from fuploader_dagster.disk.temporaries import MAX_NAME_BYTES
 
 log = logging.getLogger(__name__)
 
+_DIRECTORY = re.compile(r"[0-9]+-slot-[0-9]+-dir-[0-9]+")
+
 
 def place_aside(path: Path, layout: Layout) -> Path:
     """The place to which a file or folder below the pipeline's root would be moved now."""
     parts = path.relative_to(layout.root).parts
-    parts = parts[1:] or parts  # without "active" or "sealed"
+    if parts[0] in ("active", "sealed"):
+        parts = parts[1:] or parts
     name = os.fsencode(f"{time.time_ns()}-{'-'.join(parts)}")[:MAX_NAME_BYTES]
     return layout.set_aside / name.decode("utf-8", "ignore")
+
+
+def directories_aside(layout: Layout) -> list[Path]:
+    """Active and sealed directories that are in set-aside/, the oldest first."""
+    return sorted(
+        path
+        for path in layout.set_aside.glob("*")
+        if _DIRECTORY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    )
 
 
 def set_aside(path: Path, layout: Layout, target: Path | None = None) -> Path:

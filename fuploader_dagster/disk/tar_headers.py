@@ -109,12 +109,12 @@ def _with_pax(name: str, size: int, headers: str) -> bytes:
     if comment:
         records += _pax_record(b"comment", comment)
     short = name.encode("ascii", "replace")[:_NAME_LIMIT]
-    return (
-        _ustar(_PAX_NAME, len(records), _PAX_TAIL)
-        + records
-        + padding(len(records))
-        + _ustar(short, size if size < _SIZE_LIMIT else 0, _FILE_TAIL)
-    )
+    return _pax_member(records) + _ustar(short, size if size < _SIZE_LIMIT else 0, _FILE_TAIL)
+
+
+@lru_cache(maxsize=128)  # a content type is that of thousands of members
+def _pax_member(records: bytes) -> bytes:
+    return _ustar(_PAX_NAME, len(records), _PAX_TAIL) + records + padding(len(records))
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:

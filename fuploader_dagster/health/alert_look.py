@@ -14,7 +14,7 @@ from typing import Any
 
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
-from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.mend import damaged_aside
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
@@ -228,12 +228,18 @@ def _failed(run: FailedRun) -> str:
 
 
 def damage(layout: Layout, now: float) -> Trouble | None:
-    """Damaged slots whose directory is still in `set-aside/`."""
-    found = [one for one in all_mended(layout) if (layout.root / one.set_aside).exists()]
-    if not found:
+    """Damaged directories that are still in `set-aside/`."""
+    mended, others = damaged_aside(layout)
+    if not (mended or others):
         return None
-    text = ". ".join(one.sentence(layout) for one in found[:LISTED])
-    details = [
+    said = [one.sentence(layout) for one in mended[:LISTED]]
+    if others:
+        names = ", ".join(path.name for path in others[:LISTED])
+        said.append(
+            f"{len(others):,} damaged directories are in {layout.set_aside} ({names}). The log "
+            "says which of their messages are stored; any other exists only there"
+        )
+    details: list[dict[str, Any]] = [
         {
             "partition": one.partition,
             "messages": one.sealed_messages,
@@ -241,7 +247,9 @@ def damage(layout: Layout, now: float) -> Trouble | None:
             "stored_as": one.stored_as,
             "set_aside": one.set_aside,
         }
-        for one in found[:LISTED]
+        for one in mended[:LISTED]
     ]
-    causes = tuple(one.set_aside for one in found)
-    return Trouble("damaged", text, now, causes, {"damaged": details})
+    aside = [str(path.relative_to(layout.root)) for path in others]
+    details += [{"set_aside": path} for path in aside[:LISTED]]
+    causes = (*(one.set_aside for one in mended), *aside)
+    return Trouble("damaged", ". ".join(said), now, causes, {"damaged": details})

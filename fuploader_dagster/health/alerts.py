@@ -52,7 +52,7 @@ _ENDS: Mapping[str, str] = {
     "disk": "has enough disk space again",
     "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",
-    "damaged": "has no damaged slots in set-aside/ any more",
+    "damaged": "has no damaged directories in set-aside/ any more",
 }
 
 

@@ -175,13 +175,13 @@ class Intake(Settings):
     redelivered messages are compared only with the directory that is being written."""
 
     seal_messages: Count = 10_000
-    """A slot with this many messages is sealed. Checked after each commit, so a slot can hold up to
-    `commit_messages` more. A slot costs Dagster about 40 ms: smaller slots soon cost more than
-    their messages."""
+    """A directory with this many messages is sealed. Checked after each commit, so it can hold up
+    to `commit_messages` more. A sealed slot costs Dagster about 40 ms: smaller ones soon cost more
+    than their messages."""
     seal_bytes: Count = 128 * MIB
-    """A slot with this many payload bytes is sealed, however few its messages."""
+    """A directory with this many payload bytes is sealed, however few its messages."""
     seal_age_seconds: Seconds = 300.0
-    """A slot is sealed this long after its first message, however little it holds."""
+    """A directory is sealed this long after its first message, however little it holds."""
     residue_file_upload: bool = False
     """Seal what is left when a worker is told to stop. `fuploader drain` then packs and uploads it
     before it exits; under Dagster that happens at the next start, or with `fuploader ship`."""

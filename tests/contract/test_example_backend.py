@@ -1,10 +1,12 @@
-"""The backend that docs/adding-a-backend.md shows keeps the contract and works in a pipeline."""
+"""The backends that docs/adding-a-backend.md shows keep their contracts and work in a pipeline."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,31 +15,71 @@ import dagster as dg
 import pytest
 
 import fuploader_dagster
-from fuploader_dagster import build_definitions, build_jobs, build_schedules, build_sensors
-from fuploader_dagster.delivery.attempts import Done
-from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster import (
+    Shipped,
+    build_definitions,
+    build_jobs,
+    build_schedules,
+    build_sensors,
+    encode_file_message,
+    run_pipeline,
+)
+from fuploader_dagster.contracts.source import CommittedBatch
 from fuploader_dagster.settings.loading import load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.testing import ObjectStoreContract, OpenStore
-from tests.settings import pipeline, sealed
+from fuploader_dagster.slots.receipts import receipts_between
+from fuploader_dagster.testing import MessageSourceContract, ObjectStoreContract, OpenStore
+from tests.settings import pipeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-backend.md"
-BACKEND, TESTS, OBJECTS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+BACKEND, TESTS, SOURCE, OBJECTS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
 
 
 @pytest.fixture(scope="module")
-def store_class(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The page's class, from a package of the name that the page uses."""
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The page's classes are in a package of the name that the page uses."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "my_project").mkdir()
     (folder / "my_project" / "stores.py").write_text(BACKEND, "utf-8")
+    (folder / "my_project" / "sources.py").write_text(SOURCE, "utf-8")
     sys.path.insert(0, str(folder))
     try:
-        yield import_module("my_project.stores").SQLiteStore
+        yield
     finally:
         sys.path.remove(str(folder))
-        for name in ("my_project.stores", "my_project"):
+        for name in ("my_project.stores", "my_project.sources", "my_project"):
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def store_class(user_folder: None) -> Any:
+    return import_module("my_project.stores").SQLiteStore
+
+
+@pytest.fixture(scope="module")
+def source_class(user_folder: None) -> Any:
+    return import_module("my_project.sources").Spool
+
+
+class TestSource(MessageSourceContract):
+    @pytest.fixture
+    def settings(self, source_class: Any, tmp_path: Path) -> Any:
+        return source_class(path=tmp_path / "spool")
+
+
+def test_what_somebody_else_puts_into_the_spool_is_delivered_as_damaged(
+    source_class: Any, tmp_path: Path
+) -> None:
+    settings = source_class(path=tmp_path)
+    for number, content in enumerate((b"", b"[]\nbody", b"\xff" * 99)):
+        (tmp_path / f"{number}").write_bytes(content)
+        with closing(settings.source(prefetch=10)) as source:
+            source.open()
+            (message,) = source.receive(10, 5)
+            assert message.damage
+            assert message.body == content
+            assert source.describe(message) == {}
+            source.settle(CommittedBatch(last=message, messages=1))
 
 
 class TestExample(ObjectStoreContract):
@@ -56,23 +98,27 @@ def test_it_is_short_and_its_tests_are_written_as_these_are(store_class: Any) ->
     assert issubclass(names["TestSQLiteStore"], ObjectStoreContract)
 
 
-def test_a_pipeline_of_yaml_stores_into_it(store_class: Any, tmp_path: Path) -> None:
+def test_a_pipeline_of_yaml_drains_and_stores_with_them(
+    store_class: Any, source_class: Any, tmp_path: Path
+) -> None:
     values = {
         "name": "docs",
         "storage_root": str(tmp_path / "data"),
-        "source": {"kind": "embedded", "path": str(tmp_path / "queue")},
+        "source": {"kind": "my_project.sources:Spool", "path": str(tmp_path / "spool")},
         "state": {"kind": "sqlite", "path": str(tmp_path / "state")},
         "store": {"kind": "my_project.stores:SQLiteStore", "path": str(tmp_path / "db")},
     }
     settings: Pipeline = load_pipeline(values, where="here")
-    sealed(settings, {"a.json": b"a"})
-    (outcome,) = ship(settings, settings.store.open())
-    assert isinstance(outcome, Done)
-    assert outcome.receipt is not None
-    assert outcome.receipt.address.startswith(f"sqlite://{tmp_path}/db#docs/")
-    assert [one.sha256 for one in [settings.store.open().head(outcome.receipt.key)] if one] == [
-        outcome.receipt.sha256
-    ]
+    message = encode_file_message({"file_name": "a.json", "payload": {"a": 1}})
+    with closing(settings.source.publisher()) as publisher:
+        assert publisher.publish([(json.dumps(message).encode(), {})] * 3) == 3
+    assert run_pipeline(settings, until_empty=True) == Shipped(archives=1, messages=1)
+    (receipt,) = receipts_between(settings.layout).values()
+    assert receipt.address.startswith(f"sqlite://{tmp_path}/db#docs/")
+    there = settings.store.open().head(receipt.key)
+    assert there is not None
+    assert there.sha256 == receipt.sha256
+    assert list((tmp_path / "spool").iterdir()) == []
 
 
 def test_the_pages_definitions_leave_one_out_and_have_one_of_their_own(tmp_path: Path) -> None:

@@ -52,14 +52,15 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
 ) -> None:
     former = Former(servers, tmp_path, Mode())
     settings = former.pipeline()
+    directory = former.root / "active/slot-0/dir-000001"
     with former.running():
         wait_until(
-            lambda: bool(former.keys()) and (former.root / "active").is_dir(),
+            lambda: bool(former.keys()) and directory.is_dir(),
             seconds=120,
             what="FUploader",
             diagnose=(tmp_path / "fuploader.log").read_text,
         )
-        (former.root / "active/slot-0/dir-000001/a.json").write_bytes(b"a")
+        (directory / "a.json").write_bytes(b"a")
         assert "uses FUploader's keys" in examine(settings).alive
         with pytest.raises(SlotInUse, match="still works on"):
             take_over(settings)
@@ -67,7 +68,7 @@ def test_a_fuploader_that_still_runs_is_left_alone_with_all_it_has(
         said = former.migrate()
         assert said.returncode == 3
         assert "stop it" in said.stderr
-        assert (former.root / "active/slot-0/dir-000001/a.json").exists()
+        assert (directory / "a.json").exists()
         assert former.keys()
     assert former.migrate().returncode == 0
     assert not refuses(settings)

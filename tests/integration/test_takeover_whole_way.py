@@ -17,7 +17,8 @@ from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
-MESSAGES = 400
+MESSAGES = 500
+FORMER_MESSAGES = 400
 
 
 @pytest.mark.timeout(420)
@@ -29,8 +30,10 @@ def test_started_in_place_of_a_killed_fuploader_it_waits_for_migrate_and_then_st
     dice = random.Random(seed)
     former = Former(Servers(rabbitmq, redis_server, swift), tmp_path, Mode())
     published = messages(MESSAGES, dice)
-    publish_bodies(former.pipeline().intake(), encoded(published))
+    files = list(published.items())
+    publish_bodies(former.pipeline().intake(), encoded(dict(files[:FORMER_MESSAGES])))
     former.die_at("half removed", dice)
+    publish_bodies(former.pipeline().intake(), encoded(dict(files[FORMER_MESSAGES:])))
     on_its_disk, stored = former.on_disk(), former.in_store()
     assert on_its_disk
     assert stored == Counter(stored.keys())

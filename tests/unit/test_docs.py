@@ -115,13 +115,12 @@ def module(name: str) -> Path | None:
 def definitions_in(path: Path) -> set[str]:
     """Functions and classes by name, methods as `Class.method`."""
     found = set()
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        if isinstance(node, (ast.ClassDef, *functions)):
             found.add(node.name)
             inner = node.body if isinstance(node, ast.ClassDef) else []
-            found |= {
-                f"{node.name}.{one.name}" for one in inner if isinstance(one, ast.FunctionDef)
-            }
+            found |= {f"{node.name}.{one.name}" for one in inner if isinstance(one, functions)}
     return found
 
 

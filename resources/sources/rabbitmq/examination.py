@@ -63,14 +63,14 @@ def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
             "good",
             f"{settings.queue!r} exists: {waiting:,} messages wait, {consumers} consumers",
         )
-        yield judge(settings, _arguments(settings, connection))
+        yield judge(_arguments(settings, connection))
     except PIKA_ERRORS as error:
         raise explained("look at", settings, error) from error
     finally:
         disconnect(connection)
 
 
-def judge(settings: RabbitMQ, arguments: dict[str, str] | None) -> Diagnosis:
+def judge(arguments: dict[str, str] | None) -> Diagnosis:
     """What type and arguments of an existing queue mean; None: the broker does not say them."""
     check = "queue type"
     if arguments is None:

@@ -19,7 +19,7 @@ from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ObjectInfo
 from fuploader_dagster.delivery.slot_members import FolderMembers
 from fuploader_dagster.errors import DamagedArchive, StoreRefused
-from tests.unit.archives.archives import InMemory, payloads, segment
+from tests.unit.archives.archives import InMemory, members, payloads, segment
 
 FRAME = 16_384
 
@@ -379,7 +379,7 @@ def test_packing_what_was_restored_gives_the_same_archive(tmp_path: Path) -> Non
     path = packed(tmp_path, contents)
     with Archive.open(path) as archive:
         archive.restore(tmp_path / "out")
-    with FolderMembers(tmp_path / "out") as source:
+    with FolderMembers(tmp_path / "out", members(contents)) as source:
         again = write_archive(
             tmp_path / "b.tar.zst", source, frame_bytes=FRAME, metadata={"slot": "7"}
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from hashlib import file_digest
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fuploader_dagster.archives.forms import FORMS
 from fuploader_dagster.archives.json_lines import decode_line
 from fuploader_dagster.archives.manifest import OTHER_FORM, Manifest, digest, encode
 from fuploader_dagster.archives.manifest_pages import encode_pages, pages_frame
+from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.placed_manifest import trailer
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.seek_table import seek_table
@@ -151,12 +153,13 @@ def test_what_takes_more_memory_than_allowed_says_how_to_lift_it(tmp_path: Path,
 def test_a_large_member_passes_through_a_zip_in_little_memory(tmp_path: Path) -> None:
     size = 400 << 20
     (tmp_path / "slot").mkdir()
-    with (tmp_path / "slot" / "a").open("wb") as file:
+    with (tmp_path / "slot" / "a").open("w+b") as file:
         file.truncate(size)
+        recorded = [PlainMember("a", size, file_digest(file, "sha256").digest())]
 
     def both_ways() -> None:
         path = tmp_path / "a.zip"
-        with FolderMembers(tmp_path / "slot") as source:
+        with FolderMembers(tmp_path / "slot", recorded) as source:
             write_archive(path, source, form="zip", threads=2)
         with Archive.open(path, memory_bytes=MEMORY_BYTES) as archive:
             assert archive.verify(threads=2).size_bytes == size

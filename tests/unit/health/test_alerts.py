@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -32,7 +33,9 @@ from fuploader_dagster.health.alert_look import (
 )
 from fuploader_dagster.health.alert_memory import SPARE_BYTES, read_memory, write_memory
 from fuploader_dagster.health.alerts import Findings, Kind, Memory, Trouble, due, noticed, told
+from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.processors_for_tests import Script
 from tests.settings import pipeline
 
@@ -291,6 +294,31 @@ def test_too_little_room_is_told_also_where_no_worker_runs(tmp_path: Path) -> No
     assert found
     assert "min_free_bytes" in found.sentence
     assert not damage(settings.layout, NOW)
+
+
+def test_a_damaged_directory_that_a_worker_found_is_told_until_somebody_removes_it(
+    tmp_path: Path,
+) -> None:
+    settings = pipeline(tmp_path)
+    with SlotOwner(settings, 0) as slot:
+        slot.add("a.json", b"content")
+        slot.commit()
+    segment = settings.layout.active(0, 1) / "segment.tar"
+    segment.write_bytes(segment.read_bytes().replace(b"content", b"c0ntent"))
+    with SlotOwner(settings, 0):
+        pass
+    make_dirs(settings.layout.set_aside / "1-processed-slot-0-dir-000002")  # made again by itself
+    (settings.layout.set_aside / "1-slot-0-dir-000003-notes.txt").touch()
+    (aside,) = settings.layout.set_aside.glob("*-slot-0-dir-000001")
+    found = damage(settings.layout, NOW)
+    assert found
+    assert str(settings.layout.set_aside) in found.sentence
+    assert aside.name in found.sentence
+    assert found.details == {"damaged": [{"set_aside": f"set-aside/{aside.name}"}]}
+    assert status_of(settings)["set_aside"] == [str(aside)]
+    shutil.rmtree(aside)
+    assert damage(settings.layout, NOW) is None
+    assert status_of(settings)["set_aside"] == []
 
 
 def test_a_store_that_does_not_answer_is_told_as_such_and_its_runs_are_not(tmp_path: Path) -> None:

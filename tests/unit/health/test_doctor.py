@@ -13,7 +13,6 @@ from fuploader_dagster.errors import StateUnavailable, StoreRefused
 from fuploader_dagster.health import machine
 from fuploader_dagster.health.doctor import judge_clock, prefetch_against_batch, strategies
 from fuploader_dagster.resources.sources.rabbitmq import examination as rabbitmq_examination
-from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states import redis_examination
 from tests.settings import intake, pipeline
 
@@ -121,7 +120,7 @@ def test_a_clock_that_is_off_is_said_with_its_direction(
 def test_a_queue_is_judged_by_what_it_does_with_messages_before_us(
     arguments: dict[str, str] | None, verdict: str, said: str
 ) -> None:
-    found = rabbitmq_examination.judge(RabbitMQ(queue="q"), arguments)
+    found = rabbitmq_examination.judge(arguments)
     assert (found.verdict, said in found.found) == (verdict, True)
 
 

@@ -1,0 +1,48 @@
+"""What a pipeline is doing, and what waits or failed: for `fuploader status`, without Dagster."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import msgspec
+
+from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
+from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
+from fuploader_dagster.delivery.failures import all_failures
+from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
+from fuploader_dagster.delivery.redo import redos
+from fuploader_dagster.intake.disk_space import Unshipped, space_of
+from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.sealing import sealed_partitions
+
+
+def status_of(pipeline: Pipeline) -> dict[str, Any]:
+    """What `fuploader status --json` prints of a pipeline; msgspec encodes it."""
+    layout = pipeline.layout
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        snapshot = state.snapshot()
+    mended, others = damaged_aside(layout)
+    return {
+        "pipeline": pipeline.name,
+        "node": pipeline.node,
+        "workers": read_statuses(layout),
+        "slots": list(snapshot.slots),
+        "sealed": len(sealed_partitions(layout)),
+        "processed": len(layout.processed_numbers()),
+        "redos": redos(layout),
+        "room": space_of(pipeline.storage_root.absolute(), Unshipped(layout).bytes()),
+        "stored_messages": snapshot.stored_messages,
+        "duplicates": snapshot.duplicates,
+        "dead_letters": snapshot.dead_letters,
+        "failed_items": read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total,
+        "processor_trouble": str(processor_trouble_of(pipeline) or ""),
+        "failures": list(all_failures(layout)),
+        "mended": [
+            {**msgspec.to_builtins(one), "sentence": one.sentence(layout)} for one in mended
+        ],
+        "set_aside": [str(path) for path in others],
+    }
