@@ -33,6 +33,12 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.processor import Processor as Processor
     from fuploader_dagster.contracts.processor import ProcessorSettings as ProcessorSettings
     from fuploader_dagster.contracts.processor import Result as Result
+    from fuploader_dagster.contracts.sink import Delivery as Delivery
+    from fuploader_dagster.contracts.sink import ItemRows as ItemRows
+    from fuploader_dagster.contracts.sink import RejectedItem as RejectedItem
+    from fuploader_dagster.contracts.sink import Sink as Sink
+    from fuploader_dagster.contracts.sink import SinkSettings as SinkSettings
+    from fuploader_dagster.contracts.sink import StoredRows as StoredRows
     from fuploader_dagster.contracts.source import CommittedBatch as CommittedBatch
     from fuploader_dagster.contracts.source import Message as Message
     from fuploader_dagster.contracts.source import MessagePublisher as MessagePublisher
@@ -76,6 +82,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
         refuse_changed as refuse_changed,
     )
     from fuploader_dagster.resources.object_stores.keys import full_key as full_key
+    from fuploader_dagster.resources.sinks.sql import SqlSink as SqlSink
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ as RabbitMQ
     from fuploader_dagster.resources.states.redis import RedisState as RedisState
@@ -127,6 +134,14 @@ _NAMES = {
         "UnfinishedUpload",
     ),
     "contracts.processor": ("Item", "Processor", "ProcessorSettings", "Result"),
+    "contracts.sink": (
+        "Delivery",
+        "ItemRows",
+        "RejectedItem",
+        "Sink",
+        "SinkSettings",
+        "StoredRows",
+    ),
     "contracts.source": (
         "CommittedBatch",
         "Message",
@@ -161,6 +176,7 @@ _NAMES = {
     "resources.object_stores": ("COS", "OSS", "S3", "Local", "Mirror", "ObjectStoreResource"),
     "resources.object_stores.archive_bytes": ("open_archive", "refuse_changed"),
     "resources.object_stores.keys": ("full_key",),
+    "resources.sinks.sql": ("SqlSink",),
     "resources.sources.embedded.source": ("EmbeddedQueue",),
     "resources.sources.rabbitmq.source": ("RabbitMQ",),
     "resources.states.redis": ("RedisState",),

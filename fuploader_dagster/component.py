@@ -30,6 +30,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),
     "former_stores": list[dict[str, Any]],
+    "sinks": dict[str, dict[str, Any]],
     "name_fields": list[str] | str,
     "headers": list[str] | str,
     "parquet_columns": dict[str, str],
@@ -91,8 +92,8 @@ class QueueToObjectStore(dg.Component):
     """Drains a queue into slots, packs each into a verified archive, stores it in object storage.
 
     Builds the assets queue, sealed_slot, packed_archive and uploaded_archive (with a processor also
-    processed_slot) with their partitions, jobs, sensors, schedules and store resource, all named
-    for the pipeline. The attributes are the settings of a pipeline.
+    processed_slot, with sinks also sink_NAME) with their partitions, jobs, sensors, schedules and
+    store resource, all named for the pipeline. The attributes are the settings of a pipeline.
     """
 
     def __init__(self, pipeline: Pipeline, *, running: bool = True) -> None:
@@ -164,9 +165,10 @@ def _attributes() -> type[BaseModel]:
 
 
 def _described(name: str, description: str) -> str:
-    if name not in KINDS:
+    role = "sink" if name == "sinks" else name
+    if role not in KINDS:
         return description
-    return f"{description} `kind` is {', '.join(KINDS[name])}, or `package.module:Class`."
+    return f"{description} `kind` is {', '.join(KINDS[role])}, or `package.module:Class`."
 
 
 _Attributes = _attributes()

@@ -21,6 +21,7 @@ from fuploader_dagster.assets.repack_job import build_repack_job
 from fuploader_dagster.assets.replay_job import build_replay_job
 from fuploader_dagster.assets.seal_job import build_seal_job
 from fuploader_dagster.assets.ship_job import build_ship_job
+from fuploader_dagster.assets.sink_assets import build_sink_assets
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.resource import as_resource
 from fuploader_dagster.sensors.alert_sensor import build_alert_sensor
@@ -64,8 +65,12 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
 
 def build_assets(pipeline: Pipeline) -> list[dg.AssetSpec | dg.AssetsDefinition]:
     """`queue`, `sealed_slot`, `packed_archive`, `uploaded_archive` and `dead_letters`; where the
-    pipeline has a processor, also `processed_slot`."""
-    return [*build_archive_assets(pipeline), build_dead_letter_asset(pipeline)]
+    pipeline has a processor, also `processed_slot`; and `sink_NAME` for each sink."""
+    return [
+        *build_archive_assets(pipeline),
+        *build_sink_assets(pipeline),
+        build_dead_letter_asset(pipeline),
+    ]
 
 
 def build_asset_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:

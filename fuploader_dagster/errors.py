@@ -7,6 +7,7 @@
     |   +-- StoreUnavailable     the object store does not answer, or asks to slow down
     |   |   +-- StoreAwaited         the same, while another process already waits for it
     |   +-- ProcessorUnavailable  the processor of a pipeline does not work for any item
+    |   +-- SinkUnavailable      a sink does not answer, or cannot at the moment
     |   +-- RetryItem            it did not work for one item, which is tried again
     |   +-- SlotInUse            another process is writing this slot
     |   +-- DiskFull             less space than the configured minimum, or the disk is full
@@ -19,6 +20,7 @@
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   |   +-- ColdObject           the object is stored, but must be restored to be read
+    |   +-- SinkRefused          a sink refuses us: login, rights, no such table, no such column
     |   +-- ObjectConflict       our key already has an object with other content
     |   +-- TooLarge             reading an archive needs more memory than allowed
     |   +-- StrategyError        a parser, name generator, packer or key function failed
@@ -91,6 +93,10 @@ class StoreAwaited(StoreUnavailable):
 
 class ProcessorUnavailable(TemporaryError):
     """No item can be processed: the handler is down, for example. Nothing became a dead letter."""
+
+
+class SinkUnavailable(TemporaryError):
+    """A sink does not answer, or cannot store anything at the moment."""
 
 
 class RetryItem(TemporaryError):
@@ -168,6 +174,10 @@ class StoreRefused(PermanentError):
 class ColdObject(StoreRefused):
     """The object is in a storage class that must be restored before it can be read (such as
     GLACIER). It is neither lost nor damaged."""
+
+
+class SinkRefused(PermanentError):
+    """A sink refuses us: login, rights, no such table, no such column."""
 
 
 class ObjectConflict(PermanentError):

@@ -26,10 +26,12 @@ from dataclasses import dataclass
 
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.all_rows import AllRows, stored_here
 from fuploader_dagster.delivery.attempts import Done, Outcome
 from fuploader_dagster.delivery.failures import all_failures, is_due
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
+from fuploader_dagster.delivery.sink_notes import kept_for_sinks
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import Supervisor
@@ -50,12 +52,15 @@ class Shipped:
     messages: int = 0
     failures: tuple[str, ...] = ()
     """Partition and reason; the data is kept and tried again, after longer and longer pauses."""
+    rows: int = 0
+    """Rows that sinks confirmed."""
 
     def __add__(self, other: Shipped) -> Shipped:
         return Shipped(
             self.archives + other.archives,
             self.messages + other.messages,
             self.failures + other.failures,
+            self.rows + other.rows,
         )
 
 
@@ -92,7 +97,7 @@ def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> N
 
 
 def ship_pipeline(pipeline: Pipeline) -> Shipped:
-    """Pack and upload all sealed slots, except those that wait after a failure."""
+    """Pack and upload all sealed slots and store their rows, except what waits after a failure."""
     refuse_leftovers(pipeline)
     return _ship_due(pipeline, pipeline.store.open())
 
@@ -147,13 +152,19 @@ def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
         for failure in all_failures(pipeline.layout)
         if not is_due(failure.attempts, failure.failed_at, pipeline, now)
     }
-    sealed = [key for key in sealed_partitions(pipeline.layout) if key not in waiting]
+    kept = kept_for_sinks(pipeline, stored_here(pipeline))
+    sealed = [k for k in sealed_partitions(pipeline.layout) if k not in waiting and k not in kept]
     partitions, idle = held_back(sealed, pipeline, now)
     if idle and len(partitions) < len(sealed):
         log.warning("%d slots wait: %s", len(sealed) - len(partitions), idle)
-    shipped = sum(map(_shipped, upload_partitions(partitions, pipeline, store)), Shipped())
-    again = replacements(pipeline, {*partitions, *waiting})
-    return sum(map(_shipped, upload_partitions(again, pipeline, store)), shipped)
+    rows = AllRows(pipeline, patient=True)
+    outcomes = upload_partitions(partitions, pipeline, store, first=rows.of)
+    shipped = sum(map(_shipped, outcomes), Shipped())
+    again = replacements(pipeline, {*partitions, *waiting, *kept})
+    outcomes = upload_partitions(again, pipeline, store, first=rows.of)
+    shipped = sum(map(_shipped, outcomes), shipped)
+    rows.of_owed()
+    return shipped + Shipped(failures=tuple(rows.failures), rows=rows.stored)
 
 
 def _shipped(outcome: Outcome) -> Shipped:

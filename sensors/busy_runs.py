@@ -39,6 +39,15 @@ class UnfinishedRun:
     keys: Sequence[str]
     works: bool
     """False: no process holds a lock of its slots, and nothing has happened in it for a while."""
+    selected: Collection[dg.AssetKey] = ()
+    """The assets that it makes; none: all of its job."""
+
+    def ships(self, names: Names) -> bool:
+        """Whether it does more than to store rows in sinks."""
+        return not self.selected or not all(map(names.is_sink, self.selected))
+
+    def stores_rows(self, sink: dg.AssetKey) -> bool:
+        return not self.selected or sink in self.selected
 
 
 def unfinished_runs(
@@ -54,10 +63,11 @@ def unfinished_runs(
         if keys := keys_of_run(run.tags, registered):
             works = (
                 run.status is dg.DagsterRunStatus.QUEUED
-                or any(is_held(layout.partition_lock(key)) for key in keys)
+                or any(is_held(lock) for key in keys for lock in layout.locks_of(key))
                 or now - _last_event(instance, record) < YOUNG_SECONDS
             )
-            found.append(UnfinishedRun(named(record), keys, works))
+            selected = frozenset(run.asset_selection or ())
+            found.append(UnfinishedRun(named(record), keys, works, selected))
     return found
 
 

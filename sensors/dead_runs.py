@@ -70,7 +70,7 @@ def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int |
 
 def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
     selected = run.asset_selection or set()  # a backfill's runs have no job of this pipeline's
-    return run.job_name in names.jobs or not selected.isdisjoint(names.made_by_runs)
+    return run.job_name in names.jobs or any(map(names.is_made_by_runs, selected))
 
 
 def _is_dead(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:

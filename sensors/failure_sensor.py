@@ -11,6 +11,7 @@ from fuploader_dagster.assets.partitions import Names, keys_of_run
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.sink_notes import all_sinks
 from fuploader_dagster.health.alert_look import WHAT_TO_DO
 from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -46,9 +47,8 @@ def build_failure_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sens
 def is_of(run: dg.DagsterRun, names: Names) -> bool:
     """Whether a run processes, packs or uploads slots of the pipeline."""
     selected = run.asset_selection or set()
-    return run.job_name in (names.ship_job, names.repack_job) or not selected.isdisjoint(
-        names.made_by_runs
-    )
+    ours = run.job_name in (names.ship_job, names.repack_job)
+    return ours or any(map(names.is_made_by_runs, selected))
 
 
 def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:
@@ -56,7 +56,11 @@ def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:
     failures = list(all_failures(pipeline.layout))
     damaged = [one for one in all_mended(pipeline.layout) if not one.told]
     lost = "".join(f" {one.sentence(pipeline.layout)}." for one in damaged[:LISTED_FAILURES])
+    owed = [(notes.sink, len(notes.owed())) for notes in all_sinks(pipeline)]
+    rows = "".join(
+        f" Sink {sink} is owed rows of {count:,} slots." for sink, count in owed if count
+    )
     return in_a_line(
         f"{pipeline.name}: run {run_id} failed: {reason} {len(failures)} slots wait for their "
-        f"next attempt; {WHAT_TO_DO}.{lost}"
+        f"next attempt; {WHAT_TO_DO}.{rows}{lost}"
     )

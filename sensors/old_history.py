@@ -75,7 +75,7 @@ def _old_runs(
         found += instance.get_runs(filters, limit=RUNS_PER_EVALUATION, ascending=True)
     filters = dg.RunsFilter(job_name=_ASSET_JOB, statuses=_ENDED, updated_before=before)
     for run in instance.get_runs(filters, limit=ASSET_RUNS_LOOKED_AT, ascending=True):
-        if run.asset_selection and run.asset_selection <= names.made_by_runs:
+        if run.asset_selection and all(map(names.is_made_by_runs, run.asset_selection)):
             found.append(run)
     return found
 

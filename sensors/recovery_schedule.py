@@ -1,8 +1,10 @@
-"""The recovery schedule: asks again for whatever is on the disk without a verified object.
+"""The recovery schedule: asks again for whatever is on the disk without a verified object, and for
+rows that sinks are owed.
 
 It needs no memory: it finds from the directories what failed, was interrupted or never registered,
 and leaves to a queued or working run what that is about to handle (`busy_runs`). While the object
-store does not answer, it asks for nothing and looks at the store until that is back.
+store does not answer, it asks for nothing but rows of slots on the disk, and looks at the store
+until that is back.
 """
 
 import logging
@@ -11,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
+from itertools import chain
 
 import dagster as dg
 
@@ -33,7 +36,13 @@ from fuploader_dagster.delivery.store_trouble import (
 )
 from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.sensors.busy_runs import busy_keys, given_up, unfinished_runs, what_blocks
+from fuploader_dagster.sensors.busy_runs import (
+    UnfinishedRun,
+    busy_keys,
+    given_up,
+    unfinished_runs,
+    what_blocks,
+)
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
@@ -55,7 +64,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=schedule_status(running=running),
-        description="Asks for runs of slots that are on the disk without a verified object.",
+        description="Asks for runs of slots without a verified object, and of rows that are owed.",
     )
     def recover(
         context: dg.ScheduleEvaluationContext,
@@ -63,12 +72,20 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         dry = is_dry_run(context)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         dead = [] if dry else end_dead_runs(context.instance, names)
-        runs = unfinished_runs(context.instance, names, pipeline.layout, registered)
+        every = unfinished_runs(context.instance, names, pipeline.layout, registered)
+        runs = [run for run in every if run.ships(names)]
         # Dead runs still count this time: Dagster may be about to start them again.
-        busy = busy_keys(runs).union(*(keys_of_run(run.tags, registered) for run in dead))
+        of_dead = {key for run in dead for key in keys_of_run(run.tags, registered)}
+        busy = busy_keys(runs) | of_dead
         trouble = _store_trouble(pipeline, dry=dry)
         found, now = recovery.look(pipeline), time.time()
-        plan = recovery.plan(found, pipeline, busy=busy, now=now)
+        busy_rows = {
+            name: busy_keys([run for run in every if run.stores_rows(names.sink(name))]) | of_dead
+            for name in pipeline.sinks
+        }
+        plan = recovery.plan(
+            found, pipeline, busy=busy, busy_rows=busy_rows, ships=trouble is None, now=now
+        )
         due = recovery.plan(found, pipeline, busy=(), now=now).ask
         for sentence in given_up(plan.ask, runs):
             context.log.warning(sentence)
@@ -76,24 +93,56 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         ranges = list(contiguous_ranges(asked, registered, slots_per_run(pipeline)))
         if trouble is not None:
             ranges = []
+        moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
+        requests = [
+            run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges
+        ]
+        requests += [
+            run_request(
+                names, keys, run_key=f"rows:{name}:{moment}:{keys[0]}", assets=[names.sink(name)]
+            )
+            for name, owed in _rows_to_store(plan, found, names, every).items()
+            for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
+        ]
         if not dry:
-            _do_what_needs_no_run(plan, ranges, registered, pipeline, context)
-        if not ranges:
+            _do_what_needs_no_run(plan, requests, registered, pipeline, context)
+        if not requests:
             summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
             told = [SAID if dry else "", str(trouble or ""), idle, summary, what_blocks(due, runs)]
+            told += [
+                f"sink {name}: {len(rows.owed):,} slots are owed"
+                + (f", {rows.trouble}" if rows.trouble else "")
+                for name, rows in found.rows.items()
+                if rows.owed
+            ]
             return dg.SkipReason("; ".join(filter(None, told)))
-        moment = f"{context.scheduled_execution_time:%Y%m%dT%H%M}"
-        return [run_request(names, keys, run_key=f"recovery:{moment}:{keys[0]}") for keys in ranges]
+        return requests
 
     return recover
 
 
+def _rows_to_store(
+    plan: recovery.Plan,
+    found: recovery.Found,
+    names: Names,
+    runs: Sequence[UnfinishedRun],
+) -> dict[str, Sequence[str]]:
+    """By sink, the partitions for runs of just that sink. While a sink takes nothing, at most one
+    such run tries."""
+    return {
+        name: owed
+        for name, owed in plan.rows.items()
+        if found.rows[name].trouble is None
+        or not any(run.works and set(run.selected) == {names.sink(name)} for run in runs)
+    }
+
+
 def _do_what_needs_no_run(
     plan: recovery.Plan,
-    ranges: Sequence[Sequence[str]],
+    requests: Sequence[dg.RunRequest],
     registered: Sequence[str],
     pipeline: Pipeline,
     context: dg.ScheduleEvaluationContext,
@@ -102,11 +151,11 @@ def _do_what_needs_no_run(
     recovery.apply(plan, pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)
-    forgotten += sorted(set(plan.ask) - set(registered))
+    forgotten += sorted({*plan.ask, *chain(*plan.rows.values())} - set(registered))
     try:
         _hand_to_sensor(pipeline, forgotten)
     except FuploaderError as error:
-        if not ranges:
+        if not requests:
             raise
         context.log.error(f"{len(forgotten):,} slots could not be queued for registration: {error}")
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:

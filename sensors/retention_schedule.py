@@ -3,26 +3,29 @@
 To fold a partition away is to delete its key from the partition set. Dagster lists all keys of the
 set for many things, so the set has to stay small (Dagster advises 100,000 at most). Deleting a key
 deletes no history; `old_history` removes what is old of that. Receipts stay. A partition without a
-receipt is never folded away, unless its slot was damaged and replaced (`mend`).
+receipt is never folded away, unless its slot was damaged and replaced (`mend`); nor is one whose
+rows are still owed to a sink.
 
 The schedule also reports what runs stored that ended without reporting it, canceled ones for
 example.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.mend import find_mended
+from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import find_receipts
+from fuploader_dagster.slots.sealing import sealed_partitions
 
 KEYS_PER_EVALUATION = 5_000
 _DAY_SECONDS = 86_400.0
@@ -44,7 +47,12 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         candidates = foldable(registered, pipeline, now=time.time())[:KEYS_PER_EVALUATION]
         receipts = find_receipts(pipeline.layout, candidates)
-        stored = [k for k in candidates if k in receipts or find_mended(pipeline.layout, k)]
+        owed = _owed(pipeline, receipts)
+        stored = [
+            key
+            for key in candidates
+            if (key in receipts or find_mended(pipeline.layout, key)) and key not in owed
+        ]
         if is_dry_run(context):
             return dg.SkipReason(
                 f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} partitions"
@@ -62,6 +70,12 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         )
 
     return fold
+
+
+def _owed(pipeline: Pipeline, stored: Collection[str]) -> set[str]:
+    """Partitions that a run still has to store rows of."""
+    here = set(stored) & set(sealed_partitions(pipeline.layout))
+    return kept_for_sinks(pipeline, here).union(*(one.owed() for one in all_sinks(pipeline)))
 
 
 def foldable(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> list[str]:

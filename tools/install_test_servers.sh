@@ -17,9 +17,15 @@ needed=(
     ceph-osd:ceph-osd
     radosgw:radosgw
     ceph-authtool:ceph-common
+    mariadbd:mariadb-server
+    initdb:postgresql
+    setpriv:util-linux
 )
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin
+for folder in /usr/lib/postgresql/*/bin; do  # Debian keeps the programs of each version apart
+    PATH=$PATH:$folder
+done
 packages=()
 for pair in "${needed[@]}"; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,18 +21,20 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from fuploader_dagster.contracts.functions import load_reference
 from fuploader_dagster.settings.loading import KINDS
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.takeover import Takeover
-from fuploader_dagster.settings.user_functions import load_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _ORDER = {"source": "Where messages come from", "state": "What counts and coordinates"}
 _ORDER["store"] = "Where archives go"
 _ORDER["process"] = "What works on files before they are packed"
+_ORDER["sink"] = "Where rows go"
 _COLUMNS = "| setting | takes | default | |\n|---|---|---|---|"
 _MIB = 1 << 20
-_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover", "process"}
+_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover", "process", "sinks"}
+_HEADINGS = {"sink": "each of `sinks`"}
 _LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 _HEAD = """# Every setting
 
@@ -62,7 +65,7 @@ def page() -> str:
         _table(Takeover.model_fields, "Takeover"),
     ]
     for part, title in _ORDER.items():
-        parts.append(f"\n## {title}: `{part}`\n")
+        parts.append(f"\n## {title}: {_HEADINGS.get(part, f'`{part}`')}\n")
         parts.append(
             "`kind` is one of the names below, or `package.module:Class` for one of your own "
             "([adding a backend](adding-a-backend.md)).\n"
@@ -95,7 +98,8 @@ def _table(fields: dict[str, FieldInfo], whose: str) -> str:
 
 def _takes(name: str, field: FieldInfo) -> str:
     if name in _OWN_ROWS:
-        return "a list, see below" if name == "former_stores" else "see below"
+        shapes = {"former_stores": "a list, see below", "sinks": "a mapping, see below"}
+        return shapes.get(name, "see below")
     annotation, metadata = _bare(field.annotation)
     limits = [
         f"{word} {_number(getattr(one, limit))}"
@@ -123,14 +127,15 @@ def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def _word(annotation: Any) -> str:  # noqa: PLR0911 - a word each
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(_word(_bare(one)[0]) for one in get_args(annotation))
+        kinds = (one for one in get_args(annotation) if one is not type(None))
+        return " or ".join(_word(_bare(one)[0]) for one in kinds)
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return ", ".join(f"`{one.value}`" for one in annotation)
-    if get_origin(annotation) is dict:
+    if get_origin(annotation) in (dict, Mapping):
         return "a mapping"
-    if get_origin(annotation) in (tuple, list):
+    if get_origin(annotation) in (tuple, list, Sequence):
         return "a list"
     if get_origin(annotation) is not None or annotation is Any:
         return "a function" if annotation is not Any else "a template or a function"

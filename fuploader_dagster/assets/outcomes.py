@@ -17,7 +17,7 @@ from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.store_trouble import ProgressOf
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import ProcessedSeal
-from fuploader_dagster.slots.receipts import Receipt
+from fuploader_dagster.slots.receipts import Receipt, RowsReceipt
 
 PROGRESS_SECONDS = 5.0
 MAX_LISTED_FAILURES = 10
@@ -85,7 +85,10 @@ def materialized(
 
 def metadata_of(asset: dg.AssetKey, done: Done, names: Names) -> dict[str, Any]:
     """What the UI shows of a partition of the asset."""
-    if done.processed is not None and asset == names.processed_slot:
+    if done.rows is not None and names.is_sink(asset):
+        metadata = rows_metadata(done.rows)
+        metadata |= {"note": done.note} if done.note else {}
+    elif done.processed is not None and asset == names.processed_slot:
         metadata = processing_metadata(done.processed)
     elif done.receipt is not None:
         metadata = receipt_metadata(done.receipt)
@@ -123,6 +126,17 @@ def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
         "seconds_p50": processed.seconds_p50,
         "seconds_p95": processed.seconds_p95,
         "processor": processed.processing.processor,
+    }
+
+
+def rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:
+    """What the UI shows of rows in a sink."""
+    return {
+        "rows": receipt.rows,
+        "rejected_items": receipt.rejected,
+        "address": receipt.address,
+        "stored_at": receipt.stored_at,
+        **({"redo": receipt.redo} if receipt.redo else {}),
     }
 
 

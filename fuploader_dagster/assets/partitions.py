@@ -37,6 +37,7 @@ _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
 
 _RANGE_KEPT_SECONDS = 60
 
+_SINK = "sink_"
 _MARKS = {"_": "u", "-": "d", ".": "p"}
 _MARKED = re.compile(r"(.*)_x([udp]+)")
 
@@ -89,10 +90,17 @@ class Names:
     def archives(self) -> tuple[dg.AssetKey, dg.AssetKey]:
         return self.packed_archive, self.uploaded_archive
 
-    @property
-    def made_by_runs(self) -> frozenset[dg.AssetKey]:
-        """The assets that runs make, of any pipeline."""
-        return frozenset((self.processed_slot, *self.archives))
+    def sink(self, name: str) -> dg.AssetKey:
+        """The rows in a sink of the pipeline."""
+        return self.asset(f"{_SINK}{name}")
+
+    def is_sink(self, asset: dg.AssetKey) -> bool:
+        """Whether it is a sink of the pipeline, or was one."""
+        return asset == self.asset(asset.path[-1]) and asset.path[-1].startswith(_SINK)
+
+    def is_made_by_runs(self, asset: dg.AssetKey) -> bool:
+        """Whether runs of the pipeline make this asset."""
+        return asset in (self.processed_slot, *self.archives) or self.is_sink(asset)
 
     @property
     def reachable_check(self) -> dg.AssetCheckKey:
@@ -189,7 +197,8 @@ def made_assets(pipeline: Pipeline) -> dg.AssetSelection:
     """The assets that runs of this pipeline make."""
     names = Names.of(pipeline)
     processed = (names.processed_slot,) if pipeline.process is not None else ()
-    return dg.AssetSelection.assets(*processed, *names.archives)
+    sinks = (names.sink(name) for name in pipeline.sinks)
+    return dg.AssetSelection.assets(*processed, *names.archives, *sinks)
 
 
 def slots_per_run(pipeline: Pipeline) -> int:
@@ -254,10 +263,13 @@ def contiguous_ranges(
         yield gathered
 
 
-def run_request(names: Names, keys: Sequence[str], *, run_key: str) -> dg.RunRequest:
-    """A run for neighbouring keys of the partition set."""
+def run_request(
+    names: Names, keys: Sequence[str], *, run_key: str, assets: Sequence[dg.AssetKey] | None = None
+) -> dg.RunRequest:
+    """A run for neighbouring keys of the partition set; of these assets, or of all in its job."""
     return dg.RunRequest(
         run_key=run_key,
+        asset_selection=assets,
         run_config=_QUIET_CONSOLE,
         tags={
             RANGE_START_TAG: keys[0],

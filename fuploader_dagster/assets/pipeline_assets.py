@@ -14,6 +14,7 @@ skips what comes after a step that failed, so that step ships its good partition
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -40,16 +41,24 @@ from fuploader_dagster.settings.pipeline import Pipeline
 FORMER_REPACK_TAG = "fuploader/repack"
 """Made a run of the assets re-pack, before that was a job."""
 REDO_TAG = "fuploader/redo"
-"""Makes a run of `processed_slot` process stored partitions again, with today's code."""
+"""Makes a run of `processed_slot` process stored partitions again, with today's code, and a run of
+a sink store their rows again."""
 ACCOUNT_CHECK = "items_accounted_for"
-_UNFINISHED = "what it did not finish is kept and will be asked for again"
+UNFINISHED = "what it did not finish is kept and will be asked for again"
 
 
 def build_archive_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
     """The assets of a pipeline, in one group that is named for it."""
-    with warnings.catch_warnings():  # its one warning, that it is in beta, is known
-        warnings.simplefilter("ignore", dg.BetaWarning)
+    with quietly():
         return _build_assets(pipeline)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Dagster's one warning about what is used here, that it is in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        yield
 
 
 def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefinition]:
@@ -71,7 +80,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
 
     processed_slot = _processed_slot(pipeline, sealed_slot) if pipeline.process else None
 
-    @_made(
+    @made(
         pipeline,
         names.packed_archive,
         made_of=processed_slot or sealed_slot,
@@ -80,14 +89,14 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)
-        with ended_by_interrupts(_UNFINISHED):
+        with ended_by_interrupts(UNFINISHED):
             outcomes = pack_partitions(context.partition_keys, pipeline)
             done, failed = sorted_outcomes(context.log, outcomes)
-            if _is_final(context, pipeline, failed):
+            if is_final(context, pipeline, failed):
                 yield from _shipped(context, pipeline, done, (names.uploaded_archive,))
-            yield from _report(context, pipeline, names.packed_archive, done, failed)
+            yield from report(context, pipeline, names.packed_archive, done, failed)
 
-    @_made(
+    @made(
         pipeline,
         names.uploaded_archive,
         made_of=packed_archive,
@@ -96,10 +105,10 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)
-        with ended_by_interrupts(_UNFINISHED):
+        with ended_by_interrupts(UNFINISHED):
             outcomes = _upload(context, pipeline, context.partition_keys)
             done, failed = sorted_outcomes(context.log, outcomes)
-            yield from _report(context, pipeline, names.uploaded_archive, done, failed)
+            yield from report(context, pipeline, names.uploaded_archive, done, failed)
 
     processed = [processed_slot] if processed_slot else []
     return [queue, sealed_slot, *processed, packed_archive, uploaded_archive]
@@ -110,7 +119,7 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
     names, settings = Names.of(pipeline), pipeline.process
     assert settings is not None  # noqa: S101 - else it is not called
 
-    @_made(
+    @made(
         pipeline,
         names.processed_slot,
         made_of=sealed_slot,
@@ -126,13 +135,13 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
         ],
     )
     def processed_slot(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        if context.run.tags.get(REDO_TAG, "").lower() in ("true", "1", "yes"):
+        if is_redo(context):
             yield from _redone(context, pipeline)
             return
-        with ended_by_interrupts(_UNFINISHED):
+        with ended_by_interrupts(UNFINISHED):
             outcomes = process_partitions(context.partition_keys, pipeline, log_items(context.log))
             done, failed = sorted_outcomes(context.log, outcomes)
-            if _is_final(context, pipeline, failed):
+            if is_final(context, pipeline, failed):
                 yield from _shipped(context, pipeline, done, names.archives)
             yield from _report_processed(context, pipeline, done, failed)
 
@@ -154,7 +163,7 @@ def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[A
             tell=context.log.warning,
         )
         done, failed = sorted_outcomes(context.log, outcomes)
-        if not failed or _is_final(context, pipeline, failed):
+        if not failed or is_final(context, pipeline, failed):
             yield from materialized(names.archives, done, names)
         yield from _report_processed(context, pipeline, done, failed)
 
@@ -177,7 +186,7 @@ def _report_processed(
         description="; ".join(wrong) or f"{items:,} items, {letters:,} of them dead letters",
         metadata={"items": items, "failed": letters, "results": sum(p.results for p in processed)},
     )
-    yield from _report(context, pipeline, asset, done, failed)
+    yield from report(context, pipeline, asset, done, failed)
 
 
 def _upload(
@@ -213,17 +222,21 @@ def _shipped(
     yield from materialized(assets, uploaded, names)
 
 
-def _made(
+def made(
     pipeline: Pipeline,
     key: dg.AssetKey,
     *,
-    made_of: dg.AssetSpec | dg.AssetsDefinition,
+    made_of: dg.AssetSpec | dg.AssetsDefinition | dg.AssetKey,
     kind: str,
     description: str,
     pool: str | None = None,
+    slots: int | None = None,
     check_specs: Sequence[dg.AssetCheckSpec] = (),
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """The decorator of an asset that a run makes, a partition for each slot."""
+    """The decorator of an asset that a run makes, a partition for each slot.
+
+    `slots`: how many a run of just this asset takes, if not as many as one that ships.
+    """
     names = Names.of(pipeline)
     automation = pipeline.runs_by == "automation"
     return dg.asset(
@@ -234,13 +247,18 @@ def _made(
         required_resource_keys={names.store},
         partitions_def=names.partitions(),
         group_name=names.scope,
-        backfill_policy=dg.BackfillPolicy.multi_run(slots_per_run(pipeline)),
+        backfill_policy=dg.BackfillPolicy.multi_run(slots or slots_per_run(pipeline)),
         pool=pool,
         check_specs=check_specs,
         retry_policy=retry_policy(pipeline),
         automation_condition=dg.AutomationCondition.on_missing() if automation else None,
         output_required=False,
     )
+
+
+def is_redo(context: dg.AssetExecutionContext) -> bool:
+    """Whether the run does again what is done."""
+    return context.run.tags.get(REDO_TAG, "").lower() in ("true", "1", "yes")
 
 
 def _refuse_former_tag(context: dg.AssetExecutionContext, names: Names) -> None:
@@ -252,7 +270,7 @@ def _refuse_former_tag(context: dg.AssetExecutionContext, names: Names) -> None:
         )
 
 
-def _is_final(
+def is_final(
     context: dg.AssetExecutionContext, pipeline: Pipeline, failed: Sequence[Failed]
 ) -> bool:
     """Whether the step fails for good: no attempt is left, or none could help."""
@@ -261,20 +279,21 @@ def _is_final(
     return context.retry_number >= pipeline.max_retries or all(one.permanent for one in failed)
 
 
-def _report(
+def report(
     context: dg.AssetExecutionContext,
     pipeline: Pipeline,
     asset: dg.AssetKey,
     done: Sequence[Done],
     failed: Sequence[Failed],
 ) -> Iterator[Any]:
+    """Report what got through, and fail for the others."""
     names = Names.of(pipeline)
     if not failed:
         for one in done:
             context.add_asset_metadata(metadata_of(asset, one, names), partition_key=one.partition)
         yield dg.MaterializeResult()
         return
-    final = _is_final(context, pipeline, failed)
+    final = is_final(context, pipeline, failed)
     if final:
         yield from materialized([asset], done, names)
     raise failure(failed, final=final)

@@ -33,6 +33,7 @@ from fuploader_dagster.dead_letters.letters import (
     requeued_ids,
 )
 from fuploader_dagster.delivery.reprocess import process_again
+from fuploader_dagster.delivery.stored_letters import sink_of, store_letters
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -114,8 +115,8 @@ def requeue_letters(
         bool,
         typer.Option(
             "--stage",
-            help="Process files that could not be processed again, instead of sending them to the "
-            "queue as messages.",
+            help="Do again what failed, instead of sending files to the queue as messages: process "
+            "them, or store their rows in the sink that did not take them.",
         ),
     ] = False,
 ) -> None:
@@ -133,7 +134,12 @@ def requeue_letters(
     if stage:
         if every:
             letters = [pair for pair in letters if pair[1].item is not None]
-        _process_again(letters, pipeline)
+        of_sinks = [pair for pair in letters if sink_of(pair[1])]
+        others = [pair for pair in letters if not sink_of(pair[1])]
+        if others or not of_sinks:
+            _process_again(others, pipeline)
+        if of_sinks:
+            _store_again(of_sinks, pipeline)
         return
     letters = [(key, as_message(one, pipeline.message_format)) for key, one in letters]
     sent, refused = 0, 0
@@ -156,6 +162,15 @@ def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline
         return
     hand_over(pipeline, [slot])
     say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
+
+
+def _store_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
+    done = store_letters(letters, pipeline)
+    for letter_id, error in done.refused:
+        complain(f"{letter_id} stays here: {error}")
+    say(f"stored {done.rows:,} rows of {done.letters:,} files")
+    if done.refused:
+        raise typer.Exit(REFUSED)
 
 
 @dead_letters.command()
@@ -181,7 +196,7 @@ def export(
 
 
 def _place(letter: DeadLetter) -> dict[str, Any]:
-    """Where a file was that could not be processed."""
+    """Where a file was that could not be processed, or that a sink has no rows of."""
     if (item := letter.item) is None:
         return {}
     return {"stage": item.stage, "partition": item.partition, "name": item.name}

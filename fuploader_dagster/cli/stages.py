@@ -17,6 +17,7 @@ from fuploader_dagster.cli.console import (
 )
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.ship import ship as ship_sealed
 from fuploader_dagster.intake.leftovers import refuse_leftovers
@@ -54,16 +55,21 @@ def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
 
 
 def ship(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
-    """Pack and upload all sealed slots now, without Dagster."""
+    """Pack and upload all sealed slots now, and store their rows in the sinks, without Dagster."""
     pipeline = one_pipeline(config, pipeline_name)
     refuse_leftovers(pipeline)
     failed = False
+    rows = AllRows(pipeline, patient=False)
     with counting() as progress:
         task = progress.add_task("shipping", total=len(sealed_partitions(pipeline.layout)))
-        for outcome in ship_sealed(pipeline, pipeline.store.open()):
+        for outcome in ship_sealed(pipeline, pipeline.store.open(), rows):
             progress.advance(task)
             if isinstance(outcome, Failed):
                 failed = True
                 complain(f"{outcome.partition} was not shipped and is kept: {outcome.error}")
-    if failed:
+    for sentence in rows.failures:
+        complain(f"not stored: {sentence}")
+    if pipeline.sinks:
+        say(f"stored {rows.stored:,} rows")
+    if failed or rows.failures:
         raise typer.Exit(REFUSED)

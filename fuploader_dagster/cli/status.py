@@ -16,6 +16,8 @@ from fuploader_dagster.cli.console import (
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.disk_space import DiskSpace
 
+_SINK_FIGURES = ("stored_slots", "rows", "rejected_items", "owed_slots", "failing_slots")
+
 
 def status(
     config: ConfigOption = None,
@@ -65,6 +67,18 @@ def _print_status(found: dict[str, Any]) -> None:
             for one in found["workers"]
         ),
     )
+    if found["sinks"]:
+        show_table(
+            ("sink", "stored slots", "rows", "rejected items", "owed slots", "failing", "problem"),
+            (
+                (
+                    one["sink"],
+                    *(f"{one[name]:,}" for name in _SINK_FIGURES),
+                    one["trouble"] or one["last_error"],
+                )
+                for one in found["sinks"]
+            ),
+        )
     for one in found["failures"]:
         say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:

@@ -5,7 +5,8 @@ raw bytes, the queue's headers and properties, and the reason.
 
 Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object per line; `body` is base64. A crash
 can leave a torn last line: its message was not acknowledged and comes again. Items that could not
-be processed are in `YYYYMMDD-process.jsonl`; `body` is then the item's content.
+be processed are in `YYYYMMDD-process.jsonl`, those that a sink has no rows of in
+`YYYYMMDD-sink-{name}.jsonl`; `body` is then the item's content.
 
 A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
 the queue stay where they are; their ids are in `dead-letters/requeued`, appended after the queue
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ from fuploader_dagster.dead_letters.counts import (
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
+from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.disk.own_files import file_mode, open_own
 from fuploader_dagster.errors import UNREADABLE_JSON, BadMessage, MessageRefused
 from fuploader_dagster.processing.envelope import message_of
@@ -53,23 +55,29 @@ SET_BACK_SECONDS = 60.0
 
 PROCESSING_WRITER = "process"
 """Writes the letters of all items that could not be processed."""
+SINK_STAGE = "sink:"
+"""How the stage of items begins that a sink has no rows of; its name follows."""
+_DAY = "[0-9]" * 8
 
 
 class FailedItem(msgspec.Struct, frozen=True, kw_only=True):
-    """An item of a sealed slot that could not be processed."""
+    """An item of a slot that could not be processed, or that a sink has no rows of."""
 
-    stage: Literal["process"] = "process"
+    stage: str = "process"
+    """`process`, or `sink:` and the sink's name."""
     partition: str
     position: int
-    """In the slot, from 0."""
+    """In the slot, from 0; of a sink that stores results, among the results."""
     name: str
     processing: str
-    """`Processing.id`: a later processing of the same slot has another."""
+    """`Processing.id`: a later processing of the same slot has another. Of a sink, the id of the
+    delivery."""
     headers: dict[str, str] = {}
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One message that could not become a file, or one file that could not be processed."""
+    """One message that could not become a file, or one file that could not be processed, or not be
+    stored as rows."""
 
     time: str
     """UTC, ISO 8601."""
@@ -82,13 +90,22 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """Where it was, if it was a file of a slot by then."""
 
 
+def sink_writer(sink: str) -> str:
+    """Writes the letters of all items that this sink has no rows of."""
+    return f"sink-{sink}"
+
+
 class DeadLetterBox:
-    """The dead letters that one writer writes: a worker, or whoever processes slots."""
+    """The dead letters that one writer writes: a worker, or whoever processes slots or stores their
+    rows in a sink."""
 
     def __init__(
         self, layout: Layout, writer: int | str, *, clock: Callable[[], float] = time.time
     ) -> None:
-        """`writer`: a worker's number, or `PROCESSING_WRITER`."""
+        """`writer`: a worker's number; or one that several processes may be at once,
+        `PROCESSING_WRITER` or that of a sink.
+        """
+        self._layout = layout
         self._folder = layout.dead_letters
         self._writer = f"w{writer}" if isinstance(writer, int) else writer
         self._counts_path = counts_path(layout, self._writer)
@@ -100,6 +117,13 @@ class DeadLetterBox:
         """Make the letters durable."""
         if not letters:
             return
+        if self._counts_are_ours:
+            self._keep(letters)
+            return
+        with waited_for(FileLock(self._layout.letters_lock(self._writer))):
+            self._keep(letters)
+
+    def _keep(self, letters: Sequence[DeadLetter]) -> None:
         make_dirs(self._folder)
         lines = b"".join(msgspec.json.encode(letter) + b"\n" for letter in letters)
         append_or_undo(self.path(), lines)
@@ -141,7 +165,7 @@ class DeadLetterBox:
         )
 
     def item_letter(self, item: FailedItem, reason: str, content: bytes) -> DeadLetter:
-        """A letter about an item that could not be processed."""
+        """A letter about an item."""
         return DeadLetter(
             time=self.now(),
             reason=_bounded(reason),
@@ -188,9 +212,9 @@ def read_dead_letters(layout: Layout) -> Iterator[DeadLetter]:
         yield letter
 
 
-def item_letters(layout: Layout) -> Iterator[FailedItem]:
-    """The items that could not be processed, by day; the letters of messages are not read."""
-    for _, letter in numbered_dead_letters(layout, f"*-{PROCESSING_WRITER}"):
+def item_letters(layout: Layout, writer: str = PROCESSING_WRITER) -> Iterator[FailedItem]:
+    """The items that could not be processed, by day, or those of another writer."""
+    for _, letter in numbered_dead_letters(layout, f"{_DAY}-{writer}"):
         if letter.item is not None:
             yield letter.item
 

@@ -24,12 +24,14 @@ from fuploader_dagster.errors import (
     FuploaderError,
     PermanentError,
     ProcessorUnavailable,
+    SinkRefused,
+    SinkUnavailable,
     StoreAwaited,
 )
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.secret import without_logins
 from fuploader_dagster.slots.processed import ProcessedSeal
-from fuploader_dagster.slots.receipts import Receipt
+from fuploader_dagster.slots.receipts import Receipt, RowsReceipt
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class Done:
     seconds: float = 0.0
     processed: ProcessedSeal | None = None
     """What came out of its items, if this step processed them."""
+    rows: RowsReceipt | None = None
+    """What a sink confirmed, if this step stores rows."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ class Failed:
     """Trying again in this run cannot help."""
     attempted: bool = True
     """False: nothing was tried, because another process waits for the store already, or because
-    the processor is unavailable."""
+    the processor or the sink is unavailable."""
     unavailable: bool = False
-    """The processor works for no item."""
+    """The processor works for no item, or the sink takes nothing."""
     seconds: float = 0.0
 
 
@@ -102,7 +106,7 @@ def failed(partition: str, error: Exception) -> Failed:
             text,
             permanent,
             attempted=not isinstance(error, StoreAwaited),
-            unavailable=isinstance(error, ProcessorUnavailable),
+            unavailable=isinstance(error, (ProcessorUnavailable, SinkUnavailable, SinkRefused)),
         )
     # a bug: the outcomes of the others must not go with it
     log.error("unexpected error for partition %s", partition, exc_info=error)

@@ -1,12 +1,14 @@
 """Failures: which slots could not be processed, packed or uploaded, and when to try them again.
 
-Each is noted in `archives/{partition}.failure.json`, until the slot gets through. Losing a note
-loses only the count: the slot is tried again sooner.
+Each is noted in `archives/{partition}.failure.json`, until the slot gets through; in the folder of
+a sink, if its rows could not be stored there. Losing a note loses only the count: the slot is tried
+again sooner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +24,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 FAILURE_SUFFIX = ".failure.json"
 MAX_ERROR_CHARACTERS = 2000
 
-Stage = Literal["process", "pack", "upload"]
+Stage = Literal["process", "pack", "upload", "store rows"]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,48 +37,75 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
+@dataclass(frozen=True)
+class FailureNotes:
+    """The failures that are noted in one folder."""
+
+    folder: Path
+
+    def note(self, partition: str, *, stage: Stage, error: str, now: float) -> Failure:
+        """Count a failure of the slot."""
+        before = self.find(partition)
+        failure = Failure(
+            partition=partition,
+            stage=stage,
+            attempts=before.attempts + 1 if before else 1,
+            failed_at=now,
+            error=error[:MAX_ERROR_CHARACTERS],
+        )
+        make_dirs(self.folder)
+        self._write(failure)
+        reached(CrashPoint.FAILURE_NOTED)
+        return failure
+
+    def find(self, partition: str) -> Failure | None:
+        """How the slot last failed, or None if it did not."""
+        return _read(self._path(partition))
+
+    def all(self) -> Iterator[Failure]:
+        """The slots that failed and have not got through since."""
+        for path in sorted(self.folder.glob(f"*{FAILURE_SUFFIX}")):
+            failure = _read(path)
+            if failure is not None:
+                yield failure
+
+    def forgive_since(self, stage: Stage, since: float) -> None:
+        """Start counting again what failed in this stage since then: what caused it is over."""
+        for failure in list(self.all()):
+            if failure.stage == stage and failure.failed_at >= since:
+                self._write(msgspec.structs.replace(failure, attempts=1))
+
+    def clear(self, partition: str) -> None:
+        """The slot got through."""
+        self._path(partition).unlink(missing_ok=True)
+
+    def _write(self, failure: Failure) -> None:
+        write_durably(self._path(failure.partition), msgspec.json.encode(failure))
+
+    def _path(self, partition: str) -> Path:
+        return self.folder / f"{partition}{FAILURE_SUFFIX}"
+
+
 def note_failure(
     layout: Layout, partition: str, *, stage: Stage, error: str, now: float
 ) -> Failure:
-    """Count a failure of the slot."""
-    before = find_failure(layout, partition)
-    failure = Failure(
-        partition=partition,
-        stage=stage,
-        attempts=before.attempts + 1 if before else 1,
-        failed_at=now,
-        error=error[:MAX_ERROR_CHARACTERS],
-    )
-    make_dirs(layout.archives)
-    write_durably(_path(layout, partition), msgspec.json.encode(failure))
-    reached(CrashPoint.FAILURE_NOTED)
-    return failure
+    """Count a failure of a slot that is to be shipped."""
+    return FailureNotes(layout.archives).note(partition, stage=stage, error=error, now=now)
 
 
 def find_failure(layout: Layout, partition: str) -> Failure | None:
-    """How the slot last failed, or None if it did not."""
-    return _read(_path(layout, partition))
+    """How a slot that is to be shipped last failed, or None if it did not."""
+    return FailureNotes(layout.archives).find(partition)
 
 
 def all_failures(layout: Layout) -> Iterator[Failure]:
-    """The slots that failed and have not got through since."""
-    for path in sorted(layout.archives.glob(f"*{FAILURE_SUFFIX}")):
-        failure = _read(path)
-        if failure is not None:
-            yield failure
-
-
-def forgive_since(layout: Layout, stage: Stage, since: float) -> None:
-    """Start counting again what failed in this stage since then: what caused it is over."""
-    for failure in list(all_failures(layout)):
-        if failure.stage == stage and failure.failed_at >= since:
-            again = msgspec.structs.replace(failure, attempts=1)
-            write_durably(_path(layout, failure.partition), msgspec.json.encode(again))
+    """The slots that failed to be shipped and have not got through since."""
+    return FailureNotes(layout.archives).all()
 
 
 def clear_failure(layout: Layout, partition: str) -> None:
-    """The slot got through."""
-    _path(layout, partition).unlink(missing_ok=True)
+    """The slot was shipped."""
+    FailureNotes(layout.archives).clear(partition)
 
 
 def is_due(attempts: int, failed_at: float, pipeline: Pipeline, now: float) -> bool:
@@ -109,7 +138,3 @@ def _read(path: Path) -> Failure | None:
         return msgspec.json.decode(read_own(path), type=Failure)
     except (FileNotFoundError, ForeignFile, *UNREADABLE_JSON):
         return None
-
-
-def _path(layout: Layout, partition: str) -> Path:
-    return layout.archives / f"{partition}{FAILURE_SUFFIX}"

@@ -20,6 +20,7 @@ from fuploader_dagster.archives.forms import Columns
 from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
+from fuploader_dagster.contracts.functions import name_of
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.delivery.archive_members import ArchiveMembers, members_of
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -38,7 +39,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, StrategyError
 from fuploader_dagster.settings.archive_formats import format_of
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.user_functions import call_packer, name_of
+from fuploader_dagster.settings.user_functions import call_packer
 from fuploader_dagster.slots.receipts import Content
 from fuploader_dagster.slots.sealing import SealedSlot
 

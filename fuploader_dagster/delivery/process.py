@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery.attempts import (
@@ -50,7 +51,6 @@ from fuploader_dagster.errors import (
     SlotInUse,
 )
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.slots.processed import (
     ProcessedSeal,
     ProcessedSlot,
@@ -180,7 +180,7 @@ class _Partitions(Step):
     @asynccontextmanager
     async def _locked(self, partition: str) -> AsyncIterator[Receipt | None]:
         """The partition's lock, waited for without holding up the others."""
-        lock = PartitionLock(self.pipeline.layout, partition, wait=False)
+        lock = PartitionLock(self.pipeline, partition, wait=False)
         while True:
             try:
                 stored_before = lock.__enter__()

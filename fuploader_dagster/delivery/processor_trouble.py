@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from fuploader_dagster.delivery.failures import is_due
-from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
+from fuploader_dagster.delivery.trouble_note import TriedNote, end_note, note_attempt, read_note
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -23,11 +23,10 @@ from fuploader_dagster.slots.sealing import SEAL_NAME
 ANSWERS_NOTED_EVERY_SECONDS = 1.0
 
 
-class ProcessorTrouble(TroubleNote, frozen=True, kw_only=True):
+class ProcessorTrouble(TriedNote, frozen=True, kw_only=True):
     """A processor that works for no item."""
 
     what = "nothing can be processed since"
-    attempts: int
 
 
 def find_processor_trouble(layout: Layout) -> ProcessorTrouble | None:
@@ -37,14 +36,7 @@ def find_processor_trouble(layout: Layout) -> ProcessorTrouble | None:
 
 def note_processor_trouble(layout: Layout, error: str) -> None:
     """Note that a run could not process anything; trouble that was noted before goes on."""
-    now, before = time.time(), find_processor_trouble(layout)
-    trouble = ProcessorTrouble(
-        since=before.since if before else now,
-        seen_at=now,
-        attempts=before.attempts + 1 if before else 1,
-        error=error,
-    )
-    keep_note(layout.processor_trouble, trouble)
+    note_attempt(layout.processor_trouble, ProcessorTrouble, error)
 
 
 def processor_trouble_of(pipeline: Pipeline) -> ProcessorTrouble | None:
@@ -68,6 +60,11 @@ def held_back(partitions: Sequence[str], pipeline: Pipeline, now: float) -> tupl
     is_tried = is_due(trouble.attempts, trouble.seen_at, pipeline, now)
     tried = others[: pipeline.process.partitions_per_run] if is_tried else []
     return sorted([*ready, *tried]), str(trouble)
+
+
+def is_ready_for_rows(partition: str, pipeline: Pipeline) -> bool:
+    """Whether a slot on this disk is processed, if it has to be."""
+    return pipeline.process is None or _is_processed(partition, pipeline.layout)
 
 
 def _is_processed(partition: str, layout: Layout) -> bool:

@@ -8,7 +8,7 @@ process uses is touched, and nothing that is not recognised is ever removed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,10 @@ from pathlib import Path
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, is_due
 from fuploader_dagster.delivery.mend import all_mended, find_mended
+from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
+from fuploader_dagster.delivery.processor_trouble import is_ready_for_rows
 from fuploader_dagster.delivery.redo import redos, remove_if_stored, stored_redos
+from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks, kept_for_sinks
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
@@ -55,6 +58,10 @@ class Found:
     """Partitions whose slots were damaged and replaced, which no run has reported yet."""
     redone: Sequence[str] = ()
     """Partitions that were processed again and stored; their folder below `redo/` is left."""
+    kept: Collection[str] = frozenset()
+    """Stored ones whose local data waits for a required sink."""
+    rows: Mapping[str, OwedRows] = field(default_factory=dict)
+    """By sink."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class Plan:
     remove: Sequence[Path] = ()
     finish_redo: Sequence[str] = ()
     """Stored after they were processed again, but the folder of the redo was not removed."""
+    rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By sink, partitions whose rows are to be stored by runs of just that sink."""
+    settle: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By sink, partitions whose rows are stored, but the notes about them were not removed."""
 
 
 def look(pipeline: Pipeline) -> Found:
@@ -79,18 +90,49 @@ def look(pipeline: Pipeline) -> Found:
     mended = [one.partition for one in all_mended(layout) if one.partition and not one.told]
     gone = tuple(key for key in mended if find_mended(layout, key))
     leftovers = _leftovers(pipeline)
-    return Found(sealed, receipts, failures, leftovers, gone, stored_redos(layout))
+    kept = kept_for_sinks(pipeline, receipts)
+    ready = [key for key in sealed if key not in receipts and is_ready_for_rows(key, pipeline)]
+    rows = {
+        notes.sink: look_at(notes, kept if pipeline.sinks[notes.sink].required else (), ready)
+        for notes in all_sinks(pipeline)
+    }
+    redone = stored_redos(layout)
+    return Found(sealed, receipts, failures, leftovers, gone, redone, kept, rows)
 
 
-def plan(found: Found, pipeline: Pipeline, *, busy: Collection[str], now: float) -> Plan:
-    """Decide. `busy` are partitions that a run is about to handle."""
+def plan(
+    found: Found,
+    pipeline: Pipeline,
+    *,
+    busy: Collection[str],
+    busy_rows: Mapping[str, Collection[str]] | None = None,
+    ships: bool = True,
+    now: float,
+) -> Plan:
+    """Decide. `busy` are partitions that a run is about to ship, `busy_rows` those, by sink, whose
+    rows a run is about to store. Unless it `ships`, nobody will be asked to ship anything now."""
     ask = [
         key
         for key in found.sealed
         if key not in found.receipts and key not in busy and _due(key, found, pipeline, now)
     ]
     ask += [key for key in found.mended if key not in busy]
-    return Plan(list(found.receipts), ask, found.leftovers, found.redone)
+    rows = {}
+    for sink, owed in found.rows.items():
+        others = set((busy_rows or {}).get(sink, ()))
+        if ships:
+            rows[sink] = due(owed, pipeline, busy=others.union(ask), now=now)
+        else:
+            alone = owed.while_nothing_ships(found.sealed, ask)
+            rows[sink] = due(alone, pipeline, busy=others, now=now)
+    return Plan(
+        [key for key in found.receipts if key not in found.kept],
+        ask,
+        found.leftovers,
+        found.redone,
+        rows,
+        {sink: owed.settled for sink, owed in found.rows.items()},
+    )
 
 
 def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
@@ -110,13 +152,16 @@ def _due(key: str, found: Found, pipeline: Pipeline, now: float) -> bool:
 def apply(plan: Plan, pipeline: Pipeline) -> None:
     """Do what needs no run: finish removals, remove leftovers."""
     for partition in plan.finish:
-        with PartitionLock(pipeline.layout, partition):
+        with PartitionLock(pipeline, partition):
             reached(CrashPoint.REMOVAL_FINISHED)
             log.info("removed the local data of %s, which the store has", partition)
     for partition in plan.finish_redo:
-        with PartitionLock(pipeline.layout, partition) as receipt:
+        with PartitionLock(pipeline, partition) as receipt:
             if receipt is not None and remove_if_stored(pipeline.layout, receipt):
                 log.info("removed the local data of the redo of %s, which is stored", partition)
+    for sink, partitions in plan.settle.items():
+        for partition in partitions:
+            SinkNotes(pipeline.layout, sink).settle(partition)
     for path in plan.remove:
         if remove_unless_held(path):
             reached(CrashPoint.LEFTOVER_REMOVED)
@@ -190,11 +235,12 @@ def _leftovers(pipeline: Intake) -> list[Path]:
     """What has one of our names, no live process holds, and no process will come back to."""
     layout = pipeline.layout
     folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
-    folders += [layout.root, layout.redo]
+    folders += [layout.root, layout.redo, *_in(layout.sinks)]
     for name in ("sealed", "active", "processed"):
         folders += layout.root.glob(f"{name}/slot-*")
     found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]
-    found += [path for path in _in(layout.workers) if path.suffix == ".lock"]
+    for folder in (layout.workers, *_in(layout.sinks)):
+        found += [path for path in _in(folder) if path.suffix == ".lock"]
     found += [path for path in _in(layout.locks) if _is_over(path, ".lock", layout)]
     found += [path for path in _in(layout.archives) if _is_over(path, FAILURE_SUFFIX, layout)]
     found += [

@@ -96,7 +96,7 @@ def _redo_one(
     layout, partition = pipeline.layout, str(key)
     if pipeline.process is None:
         raise ConfigError(f"pipeline {pipeline.name} has no processor (setting `process`)")
-    with naming_disk_trouble(layout.root), PartitionLock(layout, partition) as before:
+    with naming_disk_trouble(layout.root), PartitionLock(pipeline, partition) as before:
         if before is None:
             raise PermanentError(
                 f"partition {partition} has no stored archive whose messages could be processed "

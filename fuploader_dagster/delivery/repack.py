@@ -67,7 +67,7 @@ def _repack_one(
     progress: Progress,
 ) -> Done:
     layout, partition = pipeline.layout, str(key)
-    with naming_disk_trouble(layout.root), PartitionLock(layout, partition) as before:
+    with naming_disk_trouble(layout.root), PartitionLock(pipeline, partition) as before:
         if before is None:
             raise PermanentError(
                 f"partition {partition} has no stored archive that could be re-packed",

@@ -7,7 +7,7 @@ that nobody has processed yet is processed first.
 
 Whoever asks again for a damaged slot is told what became of it, and that it is done.
 
-Without Dagster: `ship(pipeline, store)` ships everything that is sealed on this disk.
+Without Dagster: `ship` ships everything that is sealed on this disk.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import (
     Done,
     Failed,
@@ -66,12 +67,14 @@ def upload_partitions(
     store: ObjectStore,
     progress: ProgressOf | None = None,
     *,
+    first: Callable[[Sequence[str]], object] | None = None,
     tell: Callable[[str], None] = log.warning,
 ) -> Iterator[Outcome]:
     """Upload side by side; a partition that is not packed yet is packed first.
 
-    `tell` gets a sentence for each attempt that is repeated. Outcomes come in the order of
-    `partitions`.
+    `first` is called with some partitions at a time, before these are uploaded and after they are
+    processed. `tell` gets a sentence for each attempt that is repeated. Outcomes come in the order
+    of `partitions`.
     """
 
     def upload_all(ready: Sequence[str]) -> Iterator[Outcome]:
@@ -80,10 +83,15 @@ def upload_partitions(
                 return upload(slot, packed, store, pipeline, progress=report)
 
         threads = ThreadPoolExecutor(pipeline.upload_threads, "upload")
+        size = pipeline.partitions_per_run if first and pipeline.sinks else len(ready)
         with Patience(pipeline.layout, store, tell) as patience, threads:
-            yield from threads.map(
-                lambda partition: _ship_one(partition, pipeline, "upload", deliver), ready
-            )
+            for start in range(0, len(ready), max(size, 1)):
+                some = ready[start : start + size]
+                if first is not None:
+                    first(some)
+                yield from threads.map(
+                    lambda partition: _ship_one(partition, pipeline, "upload", deliver), some
+                )
 
     return _processed_first(partitions, pipeline, upload_all)
 
@@ -112,12 +120,16 @@ def _processed_first(
             return
 
 
-def ship(pipeline: Pipeline, store: ObjectStore) -> Iterator[Outcome]:
-    """Pack and upload everything that is sealed on this disk now."""
+def ship(pipeline: Pipeline, store: ObjectStore, rows: AllRows | None = None) -> Iterator[Outcome]:
+    """Pack and upload everything that is sealed on this disk now, and store its rows and all that
+    are owed; `rows` says what became of these."""
+    rows = rows or AllRows(pipeline, patient=False)
     mend_unreadable(pipeline)
     partitions = sealed_partitions(pipeline.layout)
-    yield from upload_partitions(partitions, pipeline, store)
-    yield from upload_partitions(replacements(pipeline, partitions), pipeline, store)
+    yield from upload_partitions(partitions, pipeline, store, first=rows.of)
+    again = replacements(pipeline, partitions)
+    yield from upload_partitions(again, pipeline, store, first=rows.of)
+    rows.of_owed()
 
 
 def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
@@ -138,7 +150,7 @@ def _ship_one(
 def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> Done:
     """Lock the partition, pack its slot, deliver the archive."""
     layout, partition = pipeline.layout, str(key)
-    with naming_disk_trouble(layout.root), PartitionLock(layout, partition) as stored_before:
+    with naming_disk_trouble(layout.root), PartitionLock(pipeline, partition) as stored_before:
         if stored_before is not None:
             return Done(partition, receipt=stored_before)
         if mended := find_mended(layout, partition):

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.dead_letters.letters import (
     PROCESSING_WRITER,
@@ -35,14 +36,12 @@ from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process_step import Step, cancel, stored_results
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.errors import (
     BadItem,
     FuploaderError,
     ProcessorUnavailable,
     RetryItem,
 )
-from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.processed import FAILED, ProcessedSlot, ProcessedWriter
@@ -216,9 +215,7 @@ class SlotInWork:
                 headers = {"content-type": result.content_type} if result.content_type else {}
                 self._writer.add(result.name or finished.item.name, result.content, headers)
             counts.append(len(finished.results))
-        if letters:
-            with waited_for(FileLock(self._step.pipeline.layout.process_letters_lock)):
-                self._letters.keep(letters)
+        self._letters.keep(letters)
         self._writer.commit(
             counts,
             [int(finished.seconds * 1000) for finished in self._taken],

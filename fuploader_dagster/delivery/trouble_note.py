@@ -7,13 +7,14 @@ could have helped.
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import msgspec
 
-from fuploader_dagster.delivery.failures import Stage, forgive_since
+from fuploader_dagster.delivery.failures import FailureNotes, Stage
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
@@ -34,7 +35,14 @@ class TroubleNote(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.what} {since:%Y-%m-%d %H:%M:%S} UTC: {self.error}"
 
 
+class TriedNote(TroubleNote, frozen=True, kw_only=True):
+    """Trouble that runs try to end, one after each of its growing pauses."""
+
+    attempts: int
+
+
 _Note = TypeVar("_Note", bound=TroubleNote)
+_Tried = TypeVar("_Tried", bound=TriedNote)
 
 
 def read_note(path: Path, kind: type[_Note]) -> _Note | None:
@@ -50,8 +58,22 @@ def keep_note(path: Path, trouble: TroubleNote) -> None:
     write_durably(path, msgspec.json.encode(trouble))
 
 
+def note_attempt(path: Path, kind: type[_Tried], error: str) -> None:
+    """Note that a run tried and met the trouble; what was noted before goes on."""
+    now, before = time.time(), read_note(path, kind)
+    keep_note(
+        path,
+        kind(
+            since=before.since if before else now,
+            seen_at=now,
+            attempts=before.attempts + 1 if before else 1,
+            error=error,
+        ),
+    )
+
+
 def end_note(path: Path, trouble: TroubleNote | None, stage: Stage, layout: Layout) -> None:
     """Remove the note of this trouble, which made slots fail in this stage. May be repeated."""
     path.unlink(missing_ok=True)
     if trouble is not None:
-        forgive_since(layout, stage, trouble.since)
+        FailureNotes(layout.archives).forgive_since(stage, trouble.since)

@@ -21,6 +21,7 @@ from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, P
 from fuploader_dagster.delivery.archive_members import names_in
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
+from fuploader_dagster.delivery.sink_notes import keep_or_owe
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import remove_tree
 from fuploader_dagster.disk.layout import Layout, utc
@@ -57,7 +58,7 @@ def upload(
         names=lambda: names_of(slot, packed, pipeline, pipeline.layout),
         progress=progress,
     )
-    remove_local_data(pipeline.layout, receipt)
+    remove_local_data(pipeline, receipt)
     trim_shipped(pipeline.layout, pipeline.dedup_window_messages)
     return receipt
 
@@ -105,18 +106,22 @@ def store_archive(
     return receipt
 
 
-def remove_local_data(layout: Layout, receipt: Receipt) -> None:
+def remove_local_data(pipeline: Pipeline, receipt: Receipt) -> None:
     """Remove the archive of a receipt, its slot and what was processed of that. May be repeated;
     needs the partition's lock.
 
     The slot goes last: as long as it is there, recovery sees that something is left to remove. What
-    somebody else put into it is moved to `set-aside/`.
+    somebody else put into it is moved to `set-aside/`. A required sink keeps the slot until it has
+    its rows; what is owed to other sinks is noted first.
     """
+    layout = pipeline.layout
     clear_failure(layout, receipt.partition)
     reached(CrashPoint.FAILURE_CLEARED)
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
         forget_packed(layout, receipt.partition, slot.seal.archive)
+        if keep_or_owe(pipeline, receipt.partition):
+            return
         remove_processed(slot.seal.slot, slot.seal.number, layout)
         try:
             foreign = slot.unrecognised()
@@ -137,12 +142,12 @@ class PartitionLock:
     done. Use as a context manager, which gives the receipt if there is one by now.
     """
 
-    def __init__(self, layout: Layout, partition: str, *, wait: bool = True) -> None:
+    def __init__(self, pipeline: Pipeline, partition: str, *, wait: bool = True) -> None:
         """Without `wait`, entering raises `SlotInUse` if the lock is taken."""
-        self._layout = layout
+        self._pipeline = pipeline
         self._partition = partition
         self._wait = wait
-        self._lock = FileLock(layout.partition_lock(partition))
+        self._lock = FileLock(pipeline.layout.partition_lock(partition))
 
     def __enter__(self) -> Receipt | None:
         if self._wait:
@@ -150,9 +155,9 @@ class PartitionLock:
         else:
             self._lock.acquire()
         try:
-            receipt = find_receipt(self._layout, self._partition)
+            receipt = find_receipt(self._pipeline.layout, self._partition)
             if receipt is not None:  # and a crash may have come before the data was removed
-                remove_local_data(self._layout, receipt)
+                remove_local_data(self._pipeline, receipt)
         except BaseException:  # or the next attempt in this process would wait for ever
             self._lock.release()
             raise
@@ -160,7 +165,7 @@ class PartitionLock:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if find_receipt(self._layout, self._partition) is not None:
+            if find_receipt(self._pipeline.layout, self._partition) is not None:
                 self._lock.path.unlink(missing_ok=True)
         finally:
             self._lock.release()

@@ -79,6 +79,13 @@ class CrashPoint(Enum):
     INDEX_KEPT = "a stored slot's index kept for the dedup window, the slot still there"
     SLOT_REMOVED = "a stored slot removed"
 
+    # Rows of a slot: `delivery/rows.py`, `delivery/sink_notes.py`
+    OWED_NOTED = "a slot's rows noted as owed to a sink, the slot still there"
+    ROWS_STORED = "rows stored by a sink, without a receipt"
+    ROWS_RECEIPT_KEPT = "a receipt of rows durable, what was noted about them still there"
+    OWED_CLEARED = "the note that rows are owed removed"
+    LETTER_STORED = "the rows of a dead letter stored, the letter not noted as sent back"
+
     # A stored partition that is processed again: `delivery/redo.py`
     REDO_BEGUN = "the messages of a stored archive fetched, to be processed again"
     REDO_REMOVED = "what a redo needed on this disk removed"

@@ -7,6 +7,7 @@
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       processed/slot-0/dir-000001/   what came out of its items, where a pipeline has a processor
       redo/{partition}/              a stored archive that is processed again, in the same folders
+      sinks/{name}/                  of each sink: which rows it has, which it is owed, what failed
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
       shipped/                       indexes of recent slots that are in the object store
@@ -128,12 +129,11 @@ class Layout:
     processor_answered = _Below("processor-answered")
     redo = _Below("redo")
     """Has a folder for each stored partition that is being processed again."""
+    sinks = _Below("sinks")
     locks = _Below("locks")
     suspects_lock = _Below("locks/suspects.lock")
     store_wait_lock = _Below("locks/store-wait.lock")
     """Held by the one process that waits for an object store that does not answer."""
-    process_letters_lock = _Below("locks/process-letters.lock")
-    """Held while dead letters of processing are written."""
     look_lock = _Below("locks/commits-that-look.lock")
     """Held by a worker during a commit that looks for copies of redelivered messages."""
     redeliveries = _Below("locks/redeliveries")
@@ -150,8 +150,28 @@ class Layout:
         """The commit locks of all workers that ever ran."""
         return list(self.locks.glob("commit-w*.lock"))
 
+    def letters_lock(self, writer: str) -> Path:
+        """Held while one of several processes writes this writer's dead letters."""
+        return self.locks / f"{writer}-letters.lock"
+
+    def sink(self, name: str) -> Path:
+        return self.sinks / name
+
+    def sink_lock(self, name: str, partition: str) -> Path:
+        """Held while the partition's rows are stored in the sink."""
+        return self.sink(name) / f"{partition}.lock"
+
     def partition_lock(self, partition: str) -> Path:
         return self.locks / f"{partition}.lock"
+
+    def locks_of(self, partition: str) -> list[Path]:
+        """Locks that a process holds while it works on a partition."""
+        of_sinks = (self.sink_lock(name, partition) for name in self.sink_names())
+        return [self.partition_lock(partition), *of_sinks]
+
+    def sink_names(self) -> list[str]:
+        """Names of the sinks of which something is noted."""
+        return sorted(path.name for path in self.sinks.iterdir()) if self.sinks.is_dir() else []
 
     def active_slot(self, slot: int) -> Path:
         return self.root / "active" / f"slot-{slot}"

@@ -16,6 +16,7 @@ from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
 from fuploader_dagster.delivery.mend import damaged_aside
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
+from fuploader_dagster.delivery.sink_notes import all_sinks
 from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
@@ -33,6 +34,10 @@ WHAT_TO_DO = (
     "the recovery schedule"
 )
 """About slots that failed."""
+
+
+_FAIL_RUNS = ("failed_slots", "store", "processor", "sinks")
+"""A run that failed because of these is no trouble of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def look(
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),
         "store": lambda: store_trouble(pipeline),
         "processor": lambda: processor_trouble(pipeline),
+        "sinks": lambda: sink_trouble(pipeline),
         "disk": lambda: disk_trouble(pipeline, now, paused="disk" in going_on),
         "dead_letters": lambda: letter_trouble(pipeline, now),
         "failed_slots": lambda: slot_trouble(
@@ -84,7 +90,7 @@ def look(
             unknown.append(kind)
         else:
             found += [trouble] if trouble is not None else []
-    if not any(trouble.kind in ("failed_slots", "store", "processor") for trouble in found):
+    if not any(trouble.kind in _FAIL_RUNS for trouble in found):
         found += _failed_runs(runs, now)
     endings = {} if draining.wanted else {"drain": "was switched off: its drain is not watched"}
     return Findings(tuple(found), tuple(unknown), endings)
@@ -142,6 +148,25 @@ def processor_trouble(pipeline: Pipeline) -> Trouble | None:
         return None
     text = f"nothing can be processed: {found.error}; sealed slots wait on the disk"
     return Trouble("processor", text, found.since)
+
+
+def sink_trouble(pipeline: Pipeline) -> Trouble | None:
+    """Whether the pipeline's sinks take rows, and if not, what is owed to them."""
+    told: dict[str, str] = {}
+    since: list[float] = []
+    for notes in all_sinks(pipeline):
+        failures = list(notes.failures.all())
+        trouble = notes.trouble
+        if trouble is None and not failures:
+            continue
+        error = trouble.error if trouble is not None else failures[0].error
+        target = pipeline.sinks[notes.sink].describe()
+        told[notes.sink] = f"sink {notes.sink} ({target}): {error[:LISTED_CHARACTERS]}"
+        since += [trouble.since] if trouble is not None else [one.failed_at for one in failures]
+    if not told:
+        return None
+    text = f"rows could not be stored: {'; '.join(told.values())}. They are kept and tried again"
+    return Trouble("sinks", text, min(since), tuple(told))
 
 
 def _others(pipeline: Pipeline) -> list[Failure]:

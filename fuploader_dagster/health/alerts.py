@@ -29,6 +29,7 @@ Kind = Literal[
     "drain",
     "store",
     "processor",
+    "sinks",
     "disk",
     "dead_letters",
     "failed_slots",
@@ -41,14 +42,15 @@ MAX_CAUSES = 50
 REPEATED_SECONDS = 3600.0
 """A failed run that left no failed slot is reported at most once in this time per cause."""
 
-GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0}
-"""How long a trouble has to last, and to be over, before that is reported: a broker's restart
+GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0, "sinks": 60.0}
+"""How long a trouble has to last, and to be over, before that is reported: a server's restart
 alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 
 _ENDS: Mapping[str, str] = {
     "drain": "drains again",
     "store": "reaches its object store again",
     "processor": "processes its slots again",
+    "sinks": "stores rows in all its sinks again",
     "disk": "has enough disk space again",
     "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",

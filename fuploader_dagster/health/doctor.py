@@ -5,8 +5,8 @@ declares no queue, and it removes what it writes: a probe on the disk, a small o
 of its own, a probe in the state store that nobody else sees. A check that finds trouble does not
 stop the others, and nothing is retried: it reports how things are now.
 
-Queue and state store check themselves (`examine` of their settings). The object store is tried
-through its contract, the machine through `machine`.
+Queue, state store and sinks check themselves (`examine` of their settings). The object store is
+tried through its contract, the machine through `machine`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
+from fuploader_dagster.contracts.functions import name_of, reference_to
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health import machine
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
-from fuploader_dagster.settings.user_functions import key_prefix, name_of, reference_to
+from fuploader_dagster.settings.user_functions import key_prefix
 
 PROBE_PREFIX = "fuploader-doctor-"
 CLOCK_WARNING_SECONDS = 60.0
@@ -50,6 +52,11 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     if pipeline.process is not None:
         yield from _reported("processor", pipeline.process.examine())
         yield from _headers(pipeline, pipeline.process)
+    for name, sink in pipeline.sinks.items():
+        yield from _importable(f"sink {name}", sink.rows)
+        for found in _reported("sink", sink.examine()):
+            what = "" if found.check == "sink" else f": {found.check}"
+            yield replace(found, check=f"sink {name}{what}")
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))
@@ -82,14 +89,17 @@ def _headers(pipeline: Pipeline, process: ProcessorSettings) -> Iterator[Diagnos
 def strategies(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Whether each of the user's functions can be imported by its name, as a worker does."""
     for name in STRATEGIES:
-        function = getattr(pipeline, name)
-        if not callable(function):
-            continue
-        try:
-            yield Diagnosis(name, "good", f"{reference_to(function)} can be imported")
-        except ValueError as error:
-            hint = "workers are separate processes: put it into a module that they can import"
-            yield Diagnosis(name, "wrong", f"{name_of(function)}: {error}", hint)
+        yield from _importable(name, getattr(pipeline, name))
+
+
+def _importable(check: str, function: Any) -> Iterator[Diagnosis]:
+    if not callable(function):
+        return
+    try:
+        yield Diagnosis(check, "good", f"{reference_to(function)} can be imported")
+    except ValueError as error:
+        hint = "other processes import it by name: put it into a module that they can import"
+        yield Diagnosis(check, "wrong", f"{name_of(function)}: {error}", hint)
 
 
 def disk(pipeline: Pipeline) -> Iterator[Diagnosis]:

@@ -9,10 +9,13 @@ import msgspec
 
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
+from fuploader_dagster.delivery.all_rows import stored_here
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.owed_rows import look_at
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
+from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.intake.disk_space import Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -40,9 +43,28 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "dead_letters": snapshot.dead_letters,
         "failed_items": read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total,
         "processor_trouble": str(processor_trouble_of(pipeline) or ""),
+        "sinks": [_sink_status(notes, pipeline) for notes in all_sinks(pipeline)],
         "failures": list(all_failures(layout)),
         "mended": [
             {**msgspec.to_builtins(one), "sentence": one.sentence(layout)} for one in mended
         ],
         "set_aside": [str(path) for path in others],
+    }
+
+
+def _sink_status(notes: SinkNotes, pipeline: Pipeline) -> dict[str, Any]:
+    stored = notes.receipts.between()
+    kept = stored_here(pipeline) if pipeline.sinks[notes.sink].required else ()
+    found = look_at(notes, kept)
+    last = max(found.failures.values(), key=lambda one: one.failed_at, default=None)
+    return {
+        "sink": notes.sink,
+        "target": pipeline.sinks[notes.sink].describe(),
+        "stored_slots": len(stored),
+        "rows": sum(one.rows for one in stored.values()),
+        "rejected_items": sum(one.rejected for one in stored.values()),
+        "owed_slots": len(found.owed),
+        "failing_slots": len(found.failures),
+        "trouble": str(found.trouble or ""),
+        "last_error": last.error if last is not None else "",
     }

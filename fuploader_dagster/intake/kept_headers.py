@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.source import Message, MessageSource
 from fuploader_dagster.disk.header_text import MOST_BYTES, folded, to_text
 from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.processing.decoder import File
-from fuploader_dagster.settings.user_functions import raised
 
 
 class KeptHeaders:

@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Processor, Result
 from fuploader_dagster.errors import BadItem, FuploaderError, ProcessorUnavailable, StrategyError
 from fuploader_dagster.processing.child_messages import ASYNC, NOT_HERE, SYNC, Job, beat_of
 from fuploader_dagster.processing.child_process import Call, Child
-from fuploader_dagster.settings.user_functions import raised
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.errors import BadItem, FuploaderError, ProcessorUnavailable, RetryItem
 from fuploader_dagster.processing.child_messages import (
@@ -32,7 +33,6 @@ from fuploader_dagster.processing.child_messages import (
 )
 from fuploader_dagster.processing.results import Results
 from fuploader_dagster.processing.routes import Route, Routes
-from fuploader_dagster.settings.user_functions import raised
 
 FIRST_OWN_DESCRIPTOR = 100
 """Above the descriptors that shells and scripts use by number."""

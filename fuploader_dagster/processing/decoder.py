@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from fuploader_dagster.contracts.functions import USER_ERRORS, name_of, raised
 from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.processing.envelope import (
@@ -37,7 +38,6 @@ from fuploader_dagster.processing.envelope import (
 )
 from fuploader_dagster.processing.producer import serialize_file_payload
 from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.settings.user_functions import USER_ERRORS, name_of, raised
 
 
 class _OutOfMemory(BadMessage):

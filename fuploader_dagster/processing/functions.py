@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Processor, ProcessorSettings
 from fuploader_dagster.contracts.settings import Count
 from fuploader_dagster.errors import ConfigError
@@ -28,7 +29,6 @@ from fuploader_dagster.processing.child_messages import Job
 from fuploader_dagster.processing.child_pool import ChildPool
 from fuploader_dagster.processing.cores import available_cores
 from fuploader_dagster.processing.routes import BY_NAME
-from fuploader_dagster.settings.user_functions import raised
 from fuploader_dagster.subprocesses import import_path
 
 MIB = 1 << 20

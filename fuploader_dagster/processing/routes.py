@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
+from fuploader_dagster.contracts.functions import name_of
 from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import BadItem, ConfigError
-from fuploader_dagster.settings.user_functions import name_of
 
 BY_NAME = "name"
 """The value of the setting `route_by` that matches routes against the item's name."""

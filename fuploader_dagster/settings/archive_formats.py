@@ -6,9 +6,9 @@ sealed, so it is packed in the format of that moment, whatever the settings say 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 ArchiveFormat = Literal["tar.zst", "jsonl.zst", "zip", "parquet"]
 ColumnType = Literal["bool", "int64", "double", "string"]
@@ -38,9 +38,55 @@ def without_suffix(archive: str, *also: str) -> str:
     return archive.removesuffix(next(found, ""))
 
 
-def _suffix_problem(archive_format: ArchiveFormat, suffix: str, *, has_packer: bool) -> str:
+class _Chosen(Protocol):
+    """The settings that have to go together."""
+
+    @property
+    def archive_format(self) -> ArchiveFormat: ...
+    @property
+    def archive_suffix(self) -> str: ...
+    @property
+    def packer(self) -> Callable[..., Any] | None: ...
+    @property
+    def parquet_columns(self) -> Mapping[str, ColumnType]: ...
+    @property
+    def parquet_content(self) -> bool: ...
+
+
+def is_column(field: str) -> bool:
+    """Whether a field can be a column of Parquet: our own begin with `_name`, `_content` and
+    `_header_`."""
+    return bool(field) and field not in ("_name", "_content") and not field.startswith("_header_")
+
+
+def named_for_format(values: Any) -> Any:
+    """Settings as they are given, with the format's own extension unless they have one."""
+    if isinstance(values, dict) and "archive_suffix" not in values:
+        chosen = values.get("archive_format")
+        suffixes = [some for name, some in SUFFIXES.items() if name == chosen]
+        if suffixes:
+            values = {**values, "archive_suffix": suffixes[0][0]}
+    return values
+
+
+def check_format(chosen: _Chosen) -> None:
+    """Raise `ValueError` if these settings of a pipeline do not go together."""
+    problem = _suffix_problem(chosen) or _parquet_problem(chosen)
+    if problem:
+        raise ValueError(problem)
+
+
+def why_unreadable(chosen: _Chosen) -> str:
+    """Why files cannot be read back from the archives of a pipeline; empty if they can."""
+    if chosen.packer is not None and chosen.archive_suffix not in SUFFIXES["tar.zst"]:
+        return "because only your packer knows its form (archive_suffix)"
+    return "" if chosen.parquet_content else "which has only columns (parquet_content: false)"
+
+
+def _suffix_problem(chosen: _Chosen) -> str:
     """Why these settings do not go together; empty if they do."""
-    if has_packer:
+    archive_format, suffix = chosen.archive_format, chosen.archive_suffix
+    if chosen.packer is not None:
         return (
             f"packer and archive_format ({archive_format}) both say how an archive is made: remove "
             f"one of them"
@@ -56,33 +102,6 @@ def _suffix_problem(archive_format: ArchiveFormat, suffix: str, *, has_packer: b
         f"archive_suffix is {suffix}, but the built-in packer writes {archive_format} only as "
         f"{' or '.join(suffixes)}{advice}"
     )
-
-
-def is_column(field: str) -> bool:
-    """Whether a field can be a column of Parquet: our own begin with `_name`, `_content` and
-    `_header_`."""
-    return bool(field) and field not in ("_name", "_content") and not field.startswith("_header_")
-
-
-class _Chosen(Protocol):
-    """The settings that have to go together."""
-
-    @property
-    def archive_format(self) -> ArchiveFormat: ...
-    @property
-    def archive_suffix(self) -> str: ...
-    @property
-    def parquet_columns(self) -> Mapping[str, ColumnType]: ...
-    @property
-    def parquet_content(self) -> bool: ...
-
-
-def check_format(chosen: _Chosen, *, has_packer: bool) -> None:
-    """Raise `ValueError` if these settings of a pipeline do not go together."""
-    name, suffix = chosen.archive_format, chosen.archive_suffix
-    problem = _suffix_problem(name, suffix, has_packer=has_packer) or _parquet_problem(chosen)
-    if problem:
-        raise ValueError(problem)
 
 
 def _parquet_problem(chosen: _Chosen) -> str:

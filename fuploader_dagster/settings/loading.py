@@ -42,14 +42,15 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from fuploader_dagster.contracts.functions import load_reference, reference_to
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.contracts.sink import SinkSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.apart import refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
-from fuploader_dagster.settings.user_functions import load_reference, reference_to
 
 CONFIG_VARIABLE = "FUPLOADER_CONFIG"
 DEFAULT_FILE = "fuploader.yaml"
@@ -74,12 +75,16 @@ KINDS: dict[str, dict[str, str]] = {
         "functions": "fuploader_dagster.processing.functions:Functions",
         "http": "fuploader_dagster.processing.http:HttpHandler",
     },
+    "sink": {
+        "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
+    },
 }
 _BASES: dict[str, type] = {
     "source": SourceSettings,
     "state": StateSettings,
     "store": OpensObjectStore,
     "process": ProcessorSettings,
+    "sink": SinkSettings,
 }
 _FUPLOADER_VARIABLES = {
     "NODE_ID": "node_id",
@@ -168,8 +173,15 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     _check_names(values, where)
     backends = {
         role: load_backend(role, values.get(role), f"{where}.{role}")
-        for role in KINDS
+        for role in ("source", "state", "store", "process")
         if role != "process" or values.get(role) is not None
+    }
+    sinks = values.get("sinks") or {}
+    if not isinstance(sinks, Mapping):
+        raise ConfigError(f"{where}.sinks must be a mapping: a name for each sink")
+    _check_names(sinks, f"{where}.sinks")
+    backends["sinks"] = {
+        name: load_backend("sink", one, f"{where}.sinks.{name}") for name, one in sinks.items()
     }
     former = values.get("former_stores", [])
     if not isinstance(former, list):

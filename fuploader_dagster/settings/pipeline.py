@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from fuploader_dagster.contracts.functions import Strategy
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.settings import Count, Seconds, Settings
@@ -38,14 +39,16 @@ from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.archive_formats import (
-    SUFFIXES,
     ArchiveFormat,
     ColumnType,
     check_format,
+    named_for_format,
+    why_unreadable,
 )
 from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.sinks import Sinks, refuse_sinks_without_archives
 from fuploader_dagster.settings.takeover import Takeover
-from fuploader_dagster.settings.user_functions import KeyStrategy, Strategy, zone_name
+from fuploader_dagster.settings.user_functions import KeyStrategy, zone_name
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
@@ -229,13 +232,7 @@ class Intake(Settings):
     @model_validator(mode="before")
     @classmethod
     def _name_archives_for_their_format(cls, values: Any) -> Any:
-        """Unless set, the extension is that of the format."""
-        if isinstance(values, dict) and "archive_suffix" not in values:
-            chosen = values.get("archive_format")
-            suffixes = [some for name, some in SUFFIXES.items() if name == chosen]
-            if suffixes:
-                values = {**values, "archive_suffix": suffixes[0][0]}
-        return values
+        return named_for_format(values)
 
     @model_validator(mode="after")
     def _check_traps(self) -> Intake:
@@ -292,6 +289,9 @@ class Pipeline(Intake):
     process: SerializeAsAny[InstanceOf[ProcessorSettings]] | None = None
     """Work on the files of sealed slots, before they are packed: functions of your own, or a
     handler behind HTTP (see the page on processing)."""
+    sinks: Sinks = Field({})
+    """Where rows that are made of the files go, each sink by a name of yours: tables, for example
+    (see the page on sinks)."""
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
@@ -370,7 +370,8 @@ class Pipeline(Intake):
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
-        check_format(self, has_packer=self.packer is not None)
+        check_format(self)
+        refuse_sinks_without_archives(self.sinks, self.process, unreadable=why_unreadable(self))
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fuploader_dagster.disk.durable import fsync_file, syncfs
-from fuploader_dagster.disk.own_files import open_own, open_own_folder, read_own
-from fuploader_dagster.errors import DamagedSlot, ForeignFile
+from fuploader_dagster.disk.own_files import open_own, open_own_folder, opened_own, read_own
+from fuploader_dagster.errors import DamagedData, DamagedResults, DamagedSlot, ForeignFile
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.directory_writer import DirectoryWriter
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.plain_files import FILES_NAME, FilesWriter, is_committed
+from fuploader_dagster.slots.processed import ProcessedSlot
 from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content_of
 
@@ -73,19 +74,27 @@ def contents(slot: SealedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]
                 raise _damaged(path, entry)
             yield path.read_bytes()
         return
-    descriptor = open_own(slot.segment, os.O_RDONLY)
-    try:
+    yield from _in_segment(slot.segment, entries, DamagedSlot)
+
+
+def contents_of_results(slot: ProcessedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]:
+    """The contents of these results, each compared with its record. Raises `DamagedResults`."""
+    return _in_segment(slot.segment, entries, DamagedResults)
+
+
+def _in_segment(
+    path: Path, entries: Sequence[IndexEntry], damage: type[DamagedData]
+) -> Iterator[bytes]:
+    with opened_own(path, os.O_RDONLY) as descriptor:
         for entry in entries:
             content = content_of(descriptor, entry)
             if content is None:
-                raise _damaged(slot.segment, entry)
+                raise _damaged(path, entry, damage)
             yield content
-    finally:
-        os.close(descriptor)
 
 
-def _damaged(path: Path, entry: IndexEntry) -> DamagedSlot:
-    return DamagedSlot(
+def _damaged(path: Path, entry: IndexEntry, damage: type[DamagedData] = DamagedSlot) -> DamagedData:
+    return damage(
         f"message {entry.name!r} in {path} is not what was sealed",
         hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
     )

@@ -53,7 +53,7 @@ from fuploader_dagster.errors import (
     ForeignFile,
     OtherFormat,
 )
-from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, read_index
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit, read_index
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot
 from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter
@@ -156,6 +156,10 @@ class ProcessedSlot:
     def entries(self) -> Sequence[IndexEntry]:
         """All results, in the order of the inputs. Raises `DamagedResults`."""
         return read_index(self._sealed(INDEX_NAME, self.seal.index_sha256)).entries
+
+    def entries_by_commit(self) -> Iterator[Sequence[IndexEntry]]:
+        """The same in pieces, for whom the memory of a large slot would be too much."""
+        return entries_by_commit(self._sealed(INDEX_NAME, self.seal.index_sha256))
 
     def outcomes(self) -> Iterator[Outcomes]:
         """What became of the inputs. Raises `DamagedResults`."""

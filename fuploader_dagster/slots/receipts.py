@@ -1,11 +1,12 @@
-"""Receipts: what the object store has confirmed, kept after the local data is gone.
+"""Receipts: what the object store and the sinks have confirmed, kept after the local data is gone.
 
 What must always hold: a receipt is durable before any local data of its slot is removed, so at any
 moment a slot has its data, or its receipt, or both. Whoever finds both removes the data.
 
 Format: `receipts/YYYYMMDDTHH.jsonl` by the hour of sealing, one JSON object per line, appended in
 one write. A crash can leave a torn line; its slot still has its data and is uploaded again, and the
-store then answers with the object that is there.
+store then answers with the object that is there. A sink's receipts are in `sinks/{name}/`, in the
+same form. Of several lines about one partition the last one counts.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -55,12 +58,88 @@ class Receipt(Content, frozen=True, kw_only=True):
     """UTC, ISO 8601."""
 
 
+class RowsReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of one slot that a sink confirmed."""
+
+    partition: str
+    redo: int = 0
+    """How often a person asked to store them again."""
+    rows: int
+    rejected: int
+    """Items that became dead letters: they have no rows."""
+    address: str
+    stored_at: str
+    """UTC, ISO 8601."""
+
+
+class _OfPartition(Protocol):
+    @property
+    def partition(self) -> str: ...
+
+
+_Receipt = TypeVar("_Receipt", bound=_OfPartition)
+
+
+@dataclass(frozen=True)
+class ReceiptFiles(Generic[_Receipt]):
+    """A folder of receipts of one kind."""
+
+    folder: Path
+    kind: type[_Receipt]
+
+    def keep(self, receipt: _Receipt, point: CrashPoint) -> None:
+        """Make the receipt durable."""
+        path = self._path(receipt.partition)
+        make_dirs(path.parent)
+        append_durably(path, msgspec.json.encode(receipt) + b"\n")
+        reached(point)
+
+    def find(self, partitions: Iterable[str]) -> dict[str, _Receipt]:
+        """The receipts of those partitions that have one; each file is read once."""
+        wanted: dict[Path, set[str]] = {}
+        for partition in partitions:
+            wanted.setdefault(self._path(partition), set()).add(partition)
+        return {
+            receipt.partition: receipt
+            for path, keys in wanted.items()
+            for receipt in self._in(path)
+            if receipt.partition in keys
+        }
+
+    def between(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, _Receipt]:
+        """Receipts of slots sealed from `since` on and before `until`, in the order of sealing."""
+        found = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for receipt in self._in(path):
+                key = PartitionKey.parse(receipt.partition)
+                if key is None or (since and key.sealed_at < since):
+                    continue
+                if until is None or key.sealed_at < until:
+                    found[receipt.partition] = receipt
+        return dict(sorted(found.items()))
+
+    def _in(self, path: Path) -> Iterator[_Receipt]:
+        with suppress(FileNotFoundError), os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
+            for line in lines:
+                with suppress(*UNREADABLE_JSON):  # torn, see the module docstring
+                    yield msgspec.json.decode(line, type=self.kind)
+
+    def _path(self, partition: str) -> Path:
+        key = PartitionKey.parse(partition)
+        hour = f"{key.sealed_at:%Y%m%dT%H}" if key else "other"
+        return self.folder / f"{hour}.jsonl"
+
+
+def rows_receipts(layout: Layout, sink: str) -> ReceiptFiles[RowsReceipt]:
+    """The receipts of a sink."""
+    return ReceiptFiles(layout.sink(sink), RowsReceipt)
+
+
 def keep_receipt(layout: Layout, receipt: Receipt) -> None:
-    """Make the receipt durable."""
-    path = _path(layout, receipt.partition)
-    make_dirs(path.parent)
-    append_durably(path, msgspec.json.encode(receipt) + b"\n")
-    reached(CrashPoint.RECEIPT_KEPT)
+    """Make the receipt of an archive durable."""
+    _of_archives(layout).keep(receipt, CrashPoint.RECEIPT_KEPT)
 
 
 def find_receipt(layout: Layout, partition: str) -> Receipt | None:
@@ -69,41 +148,16 @@ def find_receipt(layout: Layout, partition: str) -> Receipt | None:
 
 
 def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
-    """The receipts of those partitions that have one; each file is read once."""
-    wanted: dict[Path, set[str]] = {}
-    for partition in partitions:
-        wanted.setdefault(_path(layout, partition), set()).add(partition)
-    return {
-        receipt.partition: receipt
-        for path, keys in wanted.items()
-        for receipt in _receipts_in(path)
-        if receipt.partition in keys
-    }
+    """The receipts of those partitions whose archive is stored; each file is read once."""
+    return _of_archives(layout).find(partitions)
 
 
 def receipts_between(
     layout: Layout, since: datetime | None = None, until: datetime | None = None
 ) -> dict[str, Receipt]:
-    """Receipts of slots sealed from `since` on and before `until`, in the order of sealing."""
-    found = {}
-    for path in sorted(layout.receipts.glob("*.jsonl")):
-        for receipt in _receipts_in(path):
-            key = PartitionKey.parse(receipt.partition)
-            if key is None or (since and key.sealed_at < since):
-                continue
-            if until is None or key.sealed_at < until:
-                found[receipt.partition] = receipt
-    return dict(sorted(found.items()))
+    """Receipts of archives whose slots were sealed in that time, in the order of sealing."""
+    return _of_archives(layout).between(since, until)
 
 
-def _receipts_in(path: Path) -> Iterator[Receipt]:
-    with suppress(FileNotFoundError), os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
-        for line in lines:
-            with suppress(*UNREADABLE_JSON):  # torn, see the module docstring
-                yield msgspec.json.decode(line, type=Receipt)
-
-
-def _path(layout: Layout, partition: str) -> Path:
-    key = PartitionKey.parse(partition)
-    hour = f"{key.sealed_at:%Y%m%dT%H}" if key else "other"
-    return layout.receipts / f"{hour}.jsonl"
+def _of_archives(layout: Layout) -> ReceiptFiles[Receipt]:
+    return ReceiptFiles(layout.receipts, Receipt)

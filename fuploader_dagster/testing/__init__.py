@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(  # a failed assert shows its values
     "fuploader_dagster.testing.message_source_contract",
     "fuploader_dagster.testing.object_store_contract",
     "fuploader_dagster.testing.processor_contract",
+    "fuploader_dagster.testing.sink_contract",
     "fuploader_dagster.testing.source_steps",
     "fuploader_dagster.testing.state_store_contract",
 )
@@ -30,6 +31,7 @@ from fuploader_dagster.testing.object_store_contract import (  # noqa: E402
     PartsContract,
 )
 from fuploader_dagster.testing.processor_contract import ProcessorContract  # noqa: E402
+from fuploader_dagster.testing.sink_contract import SinkContract  # noqa: E402
 from fuploader_dagster.testing.state_store_contract import StateStoreContract  # noqa: E402
 
 __all__ = [
@@ -38,5 +40,6 @@ __all__ = [
     "OpenStore",
     "PartsContract",
     "ProcessorContract",
+    "SinkContract",
     "StateStoreContract",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fuploader_dagster.contracts.functions import reference_to
 from fuploader_dagster.contracts.source import (
     CommittedBatch,
     Message,
@@ -28,7 +29,6 @@ from fuploader_dagster.contracts.source import (
 )
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.settings.user_functions import reference_to
 from fuploader_dagster.testing.limit_contract import LimitContract
 from fuploader_dagster.testing.source_steps import (
     bodies_of,
@@ -42,7 +42,7 @@ from fuploader_dagster.testing.source_steps import (
 CONSUMER = """
 import json, sys
 from fuploader_dagster.contracts.source import CommittedBatch
-from fuploader_dagster.settings.user_functions import load_reference
+from fuploader_dagster.contracts.functions import load_reference
 
 job = json.loads(sys.stdin.readline())
 sys.path[:] = job["sys_path"]

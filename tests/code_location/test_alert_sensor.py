@@ -39,7 +39,7 @@ from fuploader_dagster.sensors.drain_sensor import DrainTrouble
 from fuploader_dagster.settings import pipeline as config_module
 from fuploader_dagster.settings.loading import ConfigError, load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
-from tests.crashes import no_key
+from tests.lives import no_key
 from tests.servers.small_disks import MIB, fill, small_disk
 from tests.servers.webhook import Webhook
 from tests.settings import pipeline, sealed

@@ -54,7 +54,7 @@ def test_while_a_lock_of_its_slots_is_held_a_run_keeps_them_however_old_it_is(
     recovering = Recovering(tmp_path)
     keys = recovering.slots(2)
     run_id = unfinished(recovering, status, keys)
-    with PartitionLock(recovering.settings.layout, keys[1]) as receipt:
+    with PartitionLock(recovering.settings, keys[1]) as receipt:
         assert receipt is None
         assert run_id in said(recovering)
     assert recovering.tick(2) == [keys]

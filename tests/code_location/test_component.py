@@ -17,6 +17,7 @@ from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.processing.http import HttpHandler
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.settings import embedded_parts
+from tests.sinks_for_tests import RowsFile
 
 TYPE = "fuploader_dagster.QueueToObjectStore"
 
@@ -79,6 +80,13 @@ def test_a_processor_and_lists_are_written_as_in_a_file() -> None:
     assert component.pipeline.headers == ("cmd", "content-type")
     assert isinstance(component.pipeline.process, HttpHandler)
     assert component.pipeline.process.concurrency == 6
+
+
+def test_sinks_are_written_as_in_a_file() -> None:
+    kind = "tests.sinks_for_tests:RowsFile"
+    sinks = {"rows": {"kind": kind, "path": "rows.sqlite", "columns": ["id"], "required": True}}
+    made = load({**ATTRIBUTES, "sinks": sinks}).pipeline.sinks
+    assert made == {"rows": RowsFile(path=Path("rows.sqlite"), columns=["id"], required=True)}
 
 
 @pytest.mark.parametrize(

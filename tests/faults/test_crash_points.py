@@ -22,18 +22,9 @@ from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
-from tests.crashes import (
-    EVERY_HIT,
-    RESIDUE,
-    Kill,
-    Lives,
-    committed,
-    copied,
-    large_files,
-    settings_in,
-    unacknowledged,
-)
+from tests.crashes import EVERY_HIT, RESIDUE, Kill, Lives, copied
 from tests.drains import backlog, files, publish, publish_bodies
+from tests.lives import committed, large_files, settings_in, unacknowledged
 from tests.servers.queue_fixtures import new_queue
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
@@ -46,6 +37,8 @@ ELSEWHERE = {
     *(CrashPoint.PROCESSING_BEGUN, CrashPoint.OUTCOMES_KEPT),
     *(CrashPoint.OUTCOMES_CUT, CrashPoint.PROCESSED),
     *(CrashPoint.PROCESSED_REMOVED, CrashPoint.REDO_BEGUN, CrashPoint.REDO_REMOVED),
+    *(CrashPoint.OWED_NOTED, CrashPoint.ROWS_STORED, CrashPoint.ROWS_RECEIPT_KEPT),
+    *(CrashPoint.OWED_CLEARED, CrashPoint.LETTER_STORED),
 }
 """Steps that only a broker, a cloud, or a damaged or processed slot has: these have tests of
 their own."""

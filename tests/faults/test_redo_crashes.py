@@ -14,7 +14,8 @@ from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.disk.layout import REDO_MARK
 from fuploader_dagster.slots.receipts import receipts_between
-from tests.crashes import Lives, copied, scripted, settings_in, some_hits
+from tests.crashes import Lives, copied, some_hits
+from tests.lives import scripted, settings_in
 from tests.settings import archives_in
 
 OF_A_REDO = {"REDO_BEGUN", "REDO_REMOVED", "PROCESSED", "ARCHIVE_NOTED", "RECEIPT_KEPT"}

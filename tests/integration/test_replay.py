@@ -32,8 +32,8 @@ from fuploader_dagster.processing.envelope import content_type_of
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.settings.pipeline import Pipeline
-from tests.crashes import pack_by_hand
 from tests.integration.test_cli import configure, fuploader
+from tests.lives import pack_by_hand
 from tests.processors_for_tests import Script, script
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer

@@ -19,7 +19,7 @@ from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.repack import repack
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import DamagedArchive
-from tests.crashes import pack_by_hand
+from tests.lives import pack_by_hand
 from tests.settings import pipeline, sealed
 from tests.unit.archives.archives import InMemory
 

@@ -20,7 +20,7 @@ from fuploader_dagster.slots.dedup_window import DedupWindow
 from fuploader_dagster.slots.receipts import receipts_between
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed, sealed_partitions
 from fuploader_dagster.slots.slot import SlotOwner
-from tests.crashes import pack_by_hand
+from tests.lives import pack_by_hand
 from tests.settings import archived_files, pipeline, sealed
 
 FILES = {f"{number}.json": b"%d" % number * 700 for number in range(5)}

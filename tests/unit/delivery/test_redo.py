@@ -29,7 +29,7 @@ from fuploader_dagster.errors import BadItem
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from fuploader_dagster.slots.slot import SlotOwner
-from tests.crashes import pack_by_hand
+from tests.lives import pack_by_hand
 from tests.processors_for_tests import Script, Scripted, script
 from tests.settings import pipeline, sealed
 

@@ -29,7 +29,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import find_processed
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from fuploader_dagster.slots.sealing import SealedSlot
-from tests.crashes import pack_by_hand
+from tests.lives import pack_by_hand
 from tests.processors_for_tests import Script, script
 from tests.settings import archived_files, archives_in, pipeline, sealed
 from tests.unit.archives.archives import segment

@@ -16,6 +16,7 @@ from fuploader_dagster.delivery.processor_trouble import (
     end_processor_trouble,
     note_processor_trouble,
 )
+from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.errors import DiskFailed
@@ -38,6 +39,7 @@ from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.processors_for_tests import Script
 from tests.settings import pipeline
+from tests.sinks_for_tests import RowsFile
 
 NOW = 1_764_000_000.0
 MINUTE = 60.0
@@ -348,6 +350,22 @@ def test_a_processor_that_works_for_no_item_is_told_as_such_and_its_slots_are_no
     assert [one.kind for one in found.troubles] == ["processor", "failed_slots"]
     end_processor_trouble(settings.layout)
     assert "processor" not in [one.kind for one in look(settings, OFF, [], now=NOW).troubles]
+
+
+def test_a_sink_that_takes_nothing_is_told_with_its_error_and_ends_with_it(tmp_path: Path) -> None:
+    sinks = {name: RowsFile(path=tmp_path / f"{name}.sqlite") for name in ("rows", "more")}
+    settings = pipeline(tmp_path, min_free_bytes=0, min_free_inodes=0, sinks=sinks)
+    notes = SinkNotes(settings.layout, "rows")
+    notes.note_trouble("there is no such table")
+    (trouble,) = look(settings, OFF, [RUN], now=NOW).troubles
+    assert (trouble.kind, trouble.causes) == ("sinks", ("rows",))
+    assert "sink rows (rows in rows.sqlite): there is no such table" in trouble.sentence
+    SinkNotes(settings.layout, "more").failures.note("one", stage="store rows", error="e", now=NOW)
+    (trouble,) = look(settings, OFF, [], now=NOW).troubles
+    assert trouble.causes == ("rows", "more")
+    notes.end_trouble()
+    SinkNotes(settings.layout, "more").settle("one")
+    assert look(settings, OFF, [], now=NOW).troubles == ()
 
 
 def test_a_look_that_fails_hides_nothing_that_others_find(

@@ -13,16 +13,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
+from fuploader_dagster.contracts.functions import load_reference, reference_to
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import StrategyError
-from fuploader_dagster.settings.user_functions import (
-    as_key_strategy,
-    call,
-    call_packer,
-    load_reference,
-    object_key,
-    reference_to,
-)
+from fuploader_dagster.settings.user_functions import as_key_strategy, call, call_packer, object_key
 from tests.settings import intake, pipeline
 
 PARTITION = PartitionKey(datetime(2026, 11, 20, 23, 45, 1, tzinfo=timezone.utc), "n1", 2, 17)

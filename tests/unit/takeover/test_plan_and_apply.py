@@ -41,7 +41,7 @@ from fuploader_dagster.takeover.plan import (
 )
 from fuploader_dagster.takeover.run import examine, take_over
 from fuploader_dagster.takeover.staging import taken_over
-from tests.crashes import pack_by_hand
+from tests.lives import pack_by_hand
 from tests.settings import archived_files, pipeline
 
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(4) + (0).to_bytes(8, "little") + bytes(12)

@@ -1,0 +1,95 @@
+"""Items that a sink has no rows of: each becomes a dead letter, once for each delivery.
+
+What must always hold: the letters are durable before anything of the delivery is. Those that an
+earlier attempt at the same delivery wrote are not written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from fuploader_dagster.contracts.sink import Delivery, RejectedItem
+from fuploader_dagster.dead_letters.letters import (
+    SINK_STAGE,
+    DeadLetter,
+    DeadLetterBox,
+    FailedItem,
+    item_letters,
+    numbered_dead_letters,
+    requeued_ids,
+    sink_writer,
+)
+from fuploader_dagster.delivery.slot_items import SlotItems
+from fuploader_dagster.disk.layout import Layout
+
+MOST_LETTERS, MOST_BYTES = 2_000, 4 * 2**20
+"""Letters that are written at once, and bytes of the items in them."""
+
+
+def sent_back(layout: Layout, delivery: Delivery) -> set[str]:
+    """Names of the partition's items whose letters of this sink were sent back. Each has its rows
+    by a delivery of its own, or is in another slot by now."""
+    sent = requeued_ids(layout)
+    letters = numbered_dead_letters(layout, f"*-{sink_writer(delivery.sink)}") if sent else ()
+    return {
+        letter.item.name
+        for letter_id, letter in letters
+        if letter_id in sent and letter.item and letter.item.partition == delivery.partition
+    }
+
+
+class RejectedItems:
+    """Those of one delivery, in one attempt."""
+
+    def __init__(self, layout: Layout, delivery: Delivery, items: SlotItems) -> None:
+        self._layout = layout
+        self._delivery = delivery
+        self._items = items
+        self._writer = sink_writer(delivery.sink)
+        self._box = DeadLetterBox(layout, self._writer)
+        self.count = 0
+
+    def keep(self, rejected: Sequence[RejectedItem]) -> None:
+        """Write a letter for each that has none. The items are read once more: nobody holds them
+        in memory."""
+        if not rejected:
+            return
+        self.count += len(rejected)
+        reasons = {one.position: one.reason for one in rejected}
+        letters: list[DeadLetter] = []
+        size = 0
+        for position, item in self._items.read(reasons.keys()):
+            if item.name in self._lettered:
+                continue
+            failed = FailedItem(
+                stage=f"{SINK_STAGE}{self._delivery.sink}",
+                partition=self._delivery.partition,
+                position=position,
+                name=item.name,
+                processing=self._delivery.id,
+                headers=dict(item.headers),
+            )
+            letters.append(self._box.item_letter(failed, reasons[position], item.content))
+            size += len(item.content)
+            if size >= MOST_BYTES or len(letters) == MOST_LETTERS:
+                self._write(letters)
+                letters, size = [], 0
+        self._write(letters)
+
+    def count_before(self) -> int:
+        """How many have a letter of this delivery."""
+        return len(self._lettered)
+
+    def _write(self, letters: Sequence[DeadLetter]) -> None:
+        self._box.keep(letters)
+        self._lettered.update(letter.item.name for letter in letters if letter.item is not None)
+
+    @cached_property
+    def _lettered(self) -> set[str]:
+        """Names of the items with a letter: from disk and archive they come by the same names."""
+        return {
+            item.name
+            for item in item_letters(self._layout, self._writer)
+            if (item.partition, item.processing) == (self._delivery.partition, self._delivery.id)
+        }

@@ -1,0 +1,270 @@
+"""A table of a SQL database: PostgreSQL, MySQL, MariaDB or SQLite.
+
+What must always hold:
+
+- The rows of a delivery and its row in the ledger are one transaction. If the answer to its COMMIT
+  is lost, the next attempt finds the ledger's row, or nothing at all.
+- Two processes that store the same delivery write the same row of the ledger first: the second
+  waits, and finds it.
+- Nothing is stored that the database did not take as it was sent: sessions are strict.
+
+How it works: `sql_insertion` sends rows in chunks and finds bad ones, `sql_ledger` has the ledger,
+`sql_table` the statements, `sql_connection` the transactions; `sql_postgresql`, `sql_mysql` and
+`sql_sqlite` what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Annotated
+
+import sqlalchemy as sa
+from pydantic import Field, field_validator, model_validator
+from sqlalchemy.exc import SQLAlchemyError
+
+from fuploader_dagster.contracts.diagnosis import Diagnosis
+from fuploader_dagster.contracts.settings import Seconds
+from fuploader_dagster.contracts.sink import (
+    Delivery,
+    ItemRows,
+    Reject,
+    Sink,
+    SinkSettings,
+    StoredRows,
+)
+from fuploader_dagster.errors import SinkRefused
+from fuploader_dagster.resources.sinks.sql_connection import Database, Transaction
+from fuploader_dagster.resources.sinks.sql_dialect import Dialect
+from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN
+from fuploader_dagster.resources.sinks.sql_examination import Examined, examine
+from fuploader_dagster.resources.sinks.sql_insertion import Insertion
+from fuploader_dagster.resources.sinks.sql_ledger import Ledger
+from fuploader_dagster.resources.sinks.sql_mysql import Mysql
+from fuploader_dagster.resources.sinks.sql_postgresql import Postgresql
+from fuploader_dagster.resources.sinks.sql_sqlite import Sqlite
+from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe, full_name
+from fuploader_dagster.settings.secret import Secret
+
+DIALECTS: Sequence[type[Dialect]] = (Postgresql, Mysql, Sqlite)
+ENOUGH_ITEMS = 10
+"""If none of so many items is accepted, the table is to blame, and not the items."""
+
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class SqlSink(SinkSettings):
+    """A table of PostgreSQL, MySQL, MariaDB or SQLite. It must exist; rows are inserted or, with
+    `key`, replaced."""
+
+    url: Secret
+    """Address of the database: `postgresql://user:password@host/database`, `mysql://…`,
+    `mariadb://…`, or `sqlite:////path/of/the/file`."""
+    table: Name
+    """Name of the table."""
+    schema_name: Name | None = None
+    """Schema of the table and of the ledger; in MySQL, another database. By default, the one that
+    the database looks in."""
+    key: Sequence[Name] = ()
+    """Columns of a primary key or unique constraint. A row whose key is in the table already
+    replaces the values of that row. By default, its item becomes a dead letter."""
+    slot_column: Name | None = None
+    """A text column that gets the key of the partition. With it, a partition can be stored again
+    after its rows have changed: its earlier rows are deleted."""
+    ledger_table: Name = "fuploader_ledger"
+    """Table that says which partitions are stored; created if it is missing. Several sinks and
+    pipelines may share it."""
+    timeout_seconds: Seconds = 60.0
+    """Longest time that one call of the database may take: up to 1,000 rows, or a commit."""
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, url: Secret) -> Secret:
+        try:
+            scheme = sa.make_url(url.get_secret_value())
+            usable = _dialect_of(scheme) is not None and bool(scheme.database)
+        except (SQLAlchemyError, ValueError):  # not passed on, because it may quote the password
+            usable = False
+        if not usable:
+            raise ValueError(
+                "url must look like postgresql://user:password@host/database, mysql://..., "
+                "mariadb://... or sqlite:////path/of/the/file"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _check_names(self) -> SqlSink:
+        if self.table == self.ledger_table:
+            raise ValueError("ledger_table must be another table than table")
+        if len(set(self.key)) != len(self.key):
+            raise ValueError("key names a column twice")
+        return self
+
+    def sink(self) -> SqlTarget:
+        return SqlTarget(self)
+
+    def describe(self) -> str:
+        return f"table {full_name(self.table, self.schema_name)} at {self.database_address}"
+
+    @property
+    def database_address(self) -> str:
+        """Without login and options."""
+        url = self.parsed_url
+        dialect = _dialect_of(url)
+        assert dialect is not None  # noqa: S101 - the validator has seen to it
+        host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+        return f"{url.drivername.partition('+')[0]}://{host}/{url.database}"
+
+    @cached_property
+    def parsed_url(self) -> sa.URL:
+        return sa.make_url(self.url.get_secret_value())
+
+    def dialect(self) -> Dialect:
+        kind = _dialect_of(self.parsed_url)
+        assert kind is not None  # noqa: S101 - the validator has seen to it
+        return kind(self.timeout_seconds)
+
+    def examine(self) -> Iterator[Diagnosis]:
+        target = SqlTarget(self)
+        try:
+            yield from target.examine()
+        finally:
+            target.close()
+
+
+def _dialect_of(url: sa.URL) -> type[Dialect] | None:
+    return next((one for one in DIALECTS if url.drivername in one.schemes), None)
+
+
+class SqlTarget(Sink):
+    """The sink itself. Keeps a connection between deliveries."""
+
+    def __init__(self, settings: SqlSink) -> None:
+        self._settings = settings
+        self._database = Database(
+            settings.parsed_url, settings.dialect(), settings.database_address
+        )
+        self._ledger = Ledger(settings.ledger_table, settings.schema_name)
+        self._table: TargetTable | None = None
+
+    def store(self, delivery: Delivery, items: Iterable[ItemRows], reject: Reject) -> StoredRows:
+        self._refuse_redo(delivery)
+        table = self._table or self.open()
+        with self._database.transaction() as transaction:
+            noted = self._ledger.claim(transaction, delivery)
+            if noted is not None:
+                return StoredRows(noted.rows, self._address, already_there=True)
+            if delivery.redo:
+                self._delete_earlier(transaction, delivery)
+            insertion = Insertion(
+                transaction,
+                table,
+                delivery.partition,
+                look_again=lambda: self._look_again(transaction),
+            )
+            insertion.add(items)
+            self._refuse_if_table_is_to_blame(insertion)
+            if insertion.rejected:
+                reject(insertion.rejected)
+            self._ledger.note(transaction, delivery, insertion.rows)
+            transaction.commit()
+        return StoredRows(insertion.rows, self._address)
+
+    def examine(self) -> Iterator[Diagnosis]:
+        settings = self._settings
+        return examine(
+            Examined(
+                self._database,
+                self._ledger,
+                self.described,
+                tuple(settings.columns or ()),
+                settings.slot_column,
+            )
+        )
+
+    def close(self) -> None:
+        self._table = None
+        self._database.close()
+
+    def open(self) -> TargetTable:
+        """Look at the table, and make the ledger's if it is missing."""
+        with self._database.transaction() as transaction:
+            table = self.described(transaction)
+            there = self._ledger.exists(transaction)
+        if not there:
+            self._create_ledger()
+        self._table = table
+        return table
+
+    def _create_ledger(self) -> None:
+        failure = None
+        try:
+            with self._database.transaction() as transaction:
+                self._ledger.create(transaction)
+                transaction.commit()
+        except SinkRefused as error:
+            failure = error
+        if failure is None:
+            return
+        with self._database.transaction() as transaction:
+            if not self._ledger.exists(transaction):  # or another process was quicker
+                raise failure
+
+    def described(self, transaction: Transaction) -> TargetTable:
+        """What the table is like now. Raises `SinkRefused` if it does not fit the settings."""
+        settings = self._settings
+        table = TargetTable(
+            describe(transaction, settings.table, settings.schema_name),
+            sa.table(settings.table, schema=settings.schema_name),
+            transaction.dialect,
+            transaction.compiler,
+            key=settings.key,
+            slot_column=settings.slot_column,
+        )
+        table.refuse_unless_fitting(tuple(settings.columns or ()))
+        return table
+
+    def _look_again(self, transaction: Transaction) -> TargetTable:
+        self._table = self.described(transaction)
+        return self._table
+
+    def _refuse_redo(self, delivery: Delivery) -> None:
+        settings = self._settings
+        if delivery.redo and not settings.key and settings.slot_column is None:
+            raise SinkRefused(
+                f"cannot store {delivery.partition} again in {settings.describe()}: nothing tells "
+                "which of its rows came from that partition",
+                hint="set slot_column, or key, and make sure that earlier rows have it",
+            )
+
+    def _delete_earlier(self, transaction: Transaction, delivery: Delivery) -> None:
+        settings = self._settings
+        if settings.slot_column is None:
+            return
+        table = sa.table(
+            settings.table, sa.column(settings.slot_column), schema=settings.schema_name
+        )
+        transaction.run(
+            lambda connection: connection.execute(
+                table.delete().where(table.c[str(settings.slot_column)] == delivery.partition)
+            ),
+            f"could not delete the earlier rows of {delivery.partition} in {settings.describe()}",
+        )
+
+    def _refuse_if_table_is_to_blame(self, insertion: Insertion) -> None:
+        if insertion.items or not insertion.rejected:
+            return
+        if insertion.unknown_column:
+            raise SinkRefused(f"no row was accepted: {insertion.unknown_column}", hint=NO_COLUMN)
+        if len(insertion.rejected) >= ENOUGH_ITEMS:
+            raise SinkRefused(
+                f"no row was accepted by {self._settings.describe()}: "
+                f"{insertion.most_common_reason}",
+                hint="compare the rows with the table's columns",
+            )
+
+    @property
+    def _address(self) -> str:
+        settings = self._settings
+        name = full_name(settings.table, settings.schema_name)
+        return f"{settings.database_address}/{name}"

@@ -1,0 +1,123 @@
+"""What differs between databases: sessions, error codes, values, upserts. One subclass each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+
+from fuploader_dagster.resources.sinks.sql_errors import Meaning
+from fuploader_dagster.resources.sinks.sql_values import Conversion, Sort
+
+CONNECT_SECONDS = 10
+"""Longest time to wait for a connection."""
+GRACE_SECONDS = 2
+"""How much longer than the server we wait ourselves, so that the server can say what is wrong."""
+IDLE_SECONDS = 600
+"""The server gives up a transaction whose client has been silent for that long: its machine may be
+gone, and the next attempt would wait for the ledger's row until then."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Inserts rows that have the same columns."""
+
+    columns: Sequence[str]
+    sql: str
+    """With a place for each column, in their order."""
+    key: Sequence[int]
+    """Which of the columns are the key of an upsert."""
+    in_bulk: bool
+    """The table takes a load in bulk, which does the same as inserts."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What may lose rows that are stored."""
+
+    check: str
+    found: str
+    to_do: str
+
+
+class Dialect(ABC):
+    """One kind of database. Keeps nothing about a connection but what it says."""
+
+    name: ClassVar[str]
+    schemes: ClassVar[Sequence[str]]
+    """What a url may start with."""
+    driver: ClassVar[str]
+    """SQLAlchemy's name of dialect and driver."""
+    library: ClassVar[str] = ""
+    """What must be installed, and the extra of this package that has it."""
+    extra: ClassVar[str] = ""
+    replaces_by_any_key: ClassVar[bool] = False
+    """Whether an upsert also replaces a row that has another unique key in common."""
+    may_hang: ClassVar[bool] = False
+    """Whether the driver waits for an answer for ever, unless `cut` ends it."""
+    is_a_file: ClassVar[bool] = False
+    undoes_ddl: ClassVar[bool] = True
+    """Whether a transaction can create a table and roll it back."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+
+    @abstractmethod
+    def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
+        """More arguments of `create_engine`."""
+
+    def connected(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
+        """Set up a driver's new connection."""
+
+    def cut(self, connection: Any) -> None:  # noqa: B027 - a default, on purpose
+        """Break a driver's connection that has hung for too long, from another thread."""
+
+    @abstractmethod
+    def begin(self, connection: sa.Connection) -> None:
+        """Set up a transaction; nothing was sent in it yet."""
+
+    @abstractmethod
+    def meaning(self, error: BaseException) -> Meaning:
+        """What a driver's error means."""
+
+    def named(self, meaning: Meaning, error: BaseException, names: frozenset[str]) -> Meaning:
+        """With the column or constraint that the error is about, if it is one of `names`."""
+        return meaning
+
+    @abstractmethod
+    def conversion(self, sort: Sort) -> Conversion:
+        """Of the values of such a column."""
+
+    def check_row(self, values: Sequence[Any]) -> None:  # noqa: B027 - a default, on purpose
+        """Raises `Unfit` if the database cannot take a row because of its size."""
+
+    def insert(
+        self, connection: sa.Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Send rows: all are stored, or it raises an error."""
+        connection.exec_driver_sql(statement.sql, list(rows))
+
+    @abstractmethod
+    def upsert(
+        self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
+    ) -> sa.Insert:
+        """An insert that replaces the row that has the same key."""
+
+    def table_trouble(self, connection: sa.Connection, table: sa.TableClause) -> str:
+        """Why a transaction cannot undo what it does to the table; empty if it can."""
+        return ""
+
+    def takes_bulk(self, connection: sa.Connection, table: sa.TableClause) -> bool:
+        """Whether a load in bulk does the same to the table as inserts."""
+        return False
+
+    def findings(self, connection: sa.Connection, table: sa.TableClause) -> Sequence[Finding]:
+        """What may lose rows of the table that are stored."""
+        return ()
+
+    def may_create_tables(self, connection: sa.Connection, schema: str | None) -> bool:
+        """Asked only where `undoes_ddl` is false, so that it cannot be tried."""
+        return True

@@ -1,0 +1,130 @@
+"""SQLite: one file on this machine.
+
+Errors carry no code before Python 3.11, so they are told apart by their text, which has names in
+it and no values. Transactions begin with BEGIN IMMEDIATE: one that reads first and writes later
+fails at once if another process wrote in between, whatever the busy timeout is.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.pool import NullPool
+
+from fuploader_dagster.resources.sinks import sql_errors as words
+from fuploader_dagster.resources.sinks.sql_dialect import Dialect
+from fuploader_dagster.resources.sinks.sql_errors import Meaning
+from fuploader_dagster.resources.sinks.sql_values import (
+    AS_JSON,
+    Conversion,
+    Sort,
+    Unfit,
+    json_text,
+    text,
+)
+
+_ROW = re.compile(
+    r"(NOT NULL|UNIQUE|PRIMARY KEY|CHECK|FOREIGN KEY) constraint failed(: .*)?|datatype mismatch"
+    r"|cannot store \w+ value in \w+ column .*|string or blob too big"
+)
+_AWAY = {
+    r"is locked|is busy": words.SLOW,
+    r"disk is full|disk I/O error": "check the disk of the file and its free space",
+}
+_REFUSED = {
+    r"no such table": words.NO_TABLE,
+    r"no column named|no such column": words.NO_COLUMN,
+    r"ON CONFLICT clause does not match": words.NO_UNIQUE,
+    r"readonly|unable to open|authorization denied": "this user must be able to write to the file "
+    "and its folder",
+    r"not a database|malformed": "the file is damaged, or not a SQLite file",
+}
+_MOST_INTEGER = 1 << 63
+
+
+class Sqlite(Dialect):
+    """A SQLite file."""
+
+    name = "SQLite"
+    schemes = ("sqlite", "sqlite+pysqlite")
+    driver = "sqlite+pysqlite"
+    is_a_file = True
+
+    def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
+        return {"poolclass": NullPool, "connect_args": {"timeout": self.timeout_seconds}}
+
+    def connected(self, connection: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = EXTRA")
+
+    def begin(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def meaning(self, error: BaseException) -> Meaning:
+        said = words.shown(str(error))
+        row = _ROW.search(said)
+        if row is not None:
+            twice = said.startswith("UNIQUE")
+            return Meaning("row", row[0], twice=twice)
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError):
+            return Meaning("row", "refused by a trigger or a constraint")
+        if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+            return Meaning("row", words.NO_DRIVER_WORDS)
+        for pattern, hint in _AWAY.items():
+            if re.search(pattern, said):
+                return Meaning("away", said, hint)
+        for pattern, hint in _REFUSED.items():
+            if re.search(pattern, said):
+                return Meaning("refused", said, hint)
+        return Meaning("refused", "SQLite refused the statement", "look at the table's triggers")
+
+    def conversion(self, sort: Sort) -> Conversion:
+        return AS_JSON if sort == "json" else _OTHER
+
+    def upsert(
+        self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
+    ) -> sa.Insert:
+        insert = sqlite.insert(table)
+        others = {name: insert.excluded[name] for name in columns if name not in key}
+        if not others:
+            return insert.on_conflict_do_nothing(index_elements=list(key))
+        return insert.on_conflict_do_update(index_elements=list(key), set_=others)
+
+
+def _integer(value: int) -> int:
+    if not -_MOST_INTEGER <= value < _MOST_INTEGER:
+        raise Unfit("an integer of more than 64 bits")
+    return value
+
+
+def _float(value: float) -> float:
+    if value != value:  # noqa: PLR0124 - NaN, which SQLite would store as NULL
+        raise Unfit("a number that is not a number (NaN)")
+    return value
+
+
+_OTHER = Conversion(
+    {
+        str: text,
+        int: _integer,
+        float: _float,
+        bool: None,
+        type(None): None,
+        bytes: None,
+        Decimal: str,
+        dict: json_text,
+        list: json_text,
+        tuple: json_text,
+        datetime: lambda value: value.isoformat(" "),
+        date: date.isoformat,
+        time: time.isoformat,
+    }
+)

@@ -1,0 +1,254 @@
+"""The table that gets the rows, as the database describes it, and the statements for its rows.
+
+What must always hold: a row is stored with all its values, each in the column of its name, or its
+item is rejected. A column that a row does not have gets its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.exc import NoSuchTableError
+
+from fuploader_dagster.errors import SinkRefused
+from fuploader_dagster.resources.sinks.sql_connection import Transaction
+from fuploader_dagster.resources.sinks.sql_dialect import Dialect, Statement
+from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
+from fuploader_dagster.resources.sinks.sql_values import Conversion, Unfit, sort_of
+
+_MOST_SHAPES = 1_000
+_NAME_CHARACTERS = 60
+_ROW_BYTES = 64
+"""About what a row takes besides its texts."""
+_LARGE_BYTES = 1 << 16
+"""Every database takes a row up to that size."""
+_SIZED = {str, bytes}
+
+
+class UnknownColumn(Unfit):
+    """The table has no column of the name that a row has."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the database says about a table."""
+
+    name: str
+    """With its schema."""
+    conversions: Mapping[str, Conversion]
+    """By column."""
+    needed: frozenset[str]
+    """Columns that must be given: neither NULL nor a default."""
+    automatic: frozenset[str]
+    """Columns that the database numbers by itself."""
+    unique: frozenset[frozenset[str]]
+    """Columns of its primary key and of each unique constraint or index."""
+    in_bulk: bool
+    """The table takes a load in bulk."""
+    names: frozenset[str]
+    """Of its columns, constraints and indexes: what a reason may contain."""
+
+
+def full_name(table: str, schema: str | None) -> str:
+    return f"{schema}.{table}" if schema else table
+
+
+def describe(transaction: Transaction, table: str, schema: str | None) -> Description:
+    """Ask the database. Raises `SinkRefused` if there is no such table, or if it cannot be undone
+    what a transaction does to it."""
+    name = full_name(table, schema)
+
+    def look(connection: sa.Connection) -> Description | None:
+        try:
+            return _described(connection, sa.table(table, schema=schema), transaction.dialect)
+        except NoSuchTableError:
+            return None
+
+    found = transaction.run(look, f"could not read the columns of table {name}")
+    if found is None:
+        raise SinkRefused(f"there is no table {name}", hint=NO_TABLE)
+    clause = sa.table(table, schema=schema)
+    trouble = transaction.run(
+        lambda connection: transaction.dialect.table_trouble(connection, clause),
+        f"could not read the engine of table {name}",
+    )
+    if trouble:
+        raise SinkRefused(f"table {name} cannot be used: {trouble}", hint="alter table: InnoDB")
+    return found
+
+
+def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Dialect) -> Description:
+    inspector, table, schema = sa.inspect(connection), clause.name, clause.schema
+    columns = inspector.get_columns(table, schema)
+    primary = inspector.get_pk_constraint(table, schema)
+    indexes = [one for one in inspector.get_indexes(table, schema) if one["unique"]]
+    constraints = [
+        *inspector.get_unique_constraints(table, schema),
+        *inspector.get_foreign_keys(table, schema),
+        *inspector.get_check_constraints(table, schema),
+    ]
+    unique: list[Sequence[str | None]] = [
+        primary["constrained_columns"],
+        *(one["column_names"] for one in indexes),
+        *(one["column_names"] for one in inspector.get_unique_constraints(table, schema)),
+    ]
+    automatic = frozenset(
+        one["name"]
+        for one in columns
+        if one.get("autoincrement") is True
+        # SQLite numbers a primary key of one column, if it is an INTEGER.
+        or (
+            str(one.get("autoincrement")) == "auto"
+            and [one["name"]] == primary["constrained_columns"]
+        )
+    )
+    return Description(
+        name=full_name(table, schema),
+        conversions={one["name"]: dialect.conversion(sort_of(one["type"])) for one in columns},
+        needed=frozenset(
+            one["name"]
+            for one in columns
+            if not one["nullable"]
+            and one.get("default") is None
+            and one["name"] not in automatic
+            and "identity" not in one
+            and "computed" not in one
+        ),
+        automatic=automatic,
+        unique=frozenset(
+            frozenset(name for name in names if name is not None) for names in unique if names
+        ),
+        in_bulk=dialect.takes_bulk(connection, clause),
+        names=frozenset(
+            [
+                "PRIMARY",
+                *(one["name"] for one in columns),
+                *(str(one["name"]) for one in [*indexes, *constraints] if one["name"]),
+            ]
+        ),
+    )
+
+
+class PreparedRow(NamedTuple):
+    """A row as it is sent."""
+
+    statement: Statement
+    values: tuple[Any, ...]
+    size: int
+    """In bytes, about."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of rows that have the same columns."""
+
+    statement: Statement
+    conversions: Sequence[tuple[str, Conversion]]
+    """Of the columns that rows have themselves."""
+
+
+class TargetTable:
+    """Makes statements and their parameters from rows."""
+
+    def __init__(
+        self,
+        description: Description,
+        clause: sa.TableClause,
+        dialect: Dialect,
+        compiler: sa.Dialect,
+        *,
+        key: Sequence[str],
+        slot_column: str | None,
+    ) -> None:
+        self.description = description
+        self.key = tuple(key)
+        self.clause = clause
+        self._dialect, self._compiler = dialect, compiler
+        self._slot_column = slot_column
+        self._shapes: dict[tuple[str, ...], _Shape] = {}
+        self._by_columns: dict[frozenset[str], _Shape] = {}
+
+    def refuse_unless_fitting(self, columns: Sequence[str]) -> None:
+        """Raises `SinkRefused` if a column that settings name is missing, or a unique key is."""
+        wanted = [*columns, *self.key, *([self._slot_column] if self._slot_column else [])]
+        missing = [name for name in wanted if name not in self.description.conversions]
+        if missing:
+            names = ", ".join(dict.fromkeys(missing))
+            raise SinkRefused(
+                f"table {self.description.name} has no column {names}", hint=NO_COLUMN
+            )
+        if self.key and frozenset(self.key) not in self.description.unique:
+            names = ", ".join(self.key)
+            raise SinkRefused(
+                f"table {self.description.name} has no unique key ({names})", hint=NO_UNIQUE
+            )
+
+    def prepared(self, row: Mapping[str, Any], slot: str) -> PreparedRow:
+        """The row as it is sent. Raises `Unfit`."""
+        names = tuple(row)
+        shape = self._shapes.get(names)
+        if shape is None:
+            shape = self._shape(names)
+        values: list[Any] = []
+        size = _ROW_BYTES
+        name = ""
+        try:
+            for name, conversion in shape.conversions:
+                value = row[name]
+                # As `conversion(value)`, without a call for each value.
+                convert = conversion.by_type.get(type(value), conversion.otherwise)
+                if convert is not None:
+                    value = convert(value)
+                if type(value) in _SIZED:
+                    size += len(value)
+                values.append(value)
+        except Unfit as error:
+            reason = f"column {name}: {error}"
+        else:
+            reason = ""
+        for key in self.key:
+            if row.get(key) is None and key != self._slot_column:
+                reason = reason or f"column {key} of the key is missing or NULL"
+        if reason:
+            raise Unfit(reason)
+        if self._slot_column is not None:
+            values.append(slot)
+        if size > _LARGE_BYTES:
+            self._dialect.check_row(values)
+        return PreparedRow(shape.statement, tuple(values), size)
+
+    def _shape(self, names: tuple[str, ...]) -> _Shape:
+        known = self.description.conversions
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            name = shown(str(unknown[0]), _NAME_CHARACTERS)
+            raise UnknownColumn(f"table {self.description.name} has no column {name}")
+        if len(self._shapes) >= _MOST_SHAPES:
+            self._shapes.clear()
+            self._by_columns.clear()
+        columns = frozenset(names) - {self._slot_column}
+        shape = self._by_columns.get(columns)
+        if shape is None:
+            shape = self._new_shape([name for name in names if name != self._slot_column])
+            self._by_columns[columns] = shape
+        self._shapes[names] = shape
+        return shape
+
+    def _new_shape(self, columns: Sequence[str]) -> _Shape:
+        full = [*columns, *([self._slot_column] if self._slot_column else [])]
+        if not full:
+            raise Unfit("the row has no columns")
+        compiled = self.insert(full).compile(dialect=self._compiler, column_keys=full)
+        assert compiled.positiontup == full  # noqa: S101 - values are sent in this order
+        key = [full.index(name) for name in self.key if name in full]
+        conversions = [(name, self.description.conversions[name]) for name in columns]
+        in_bulk = self.description.in_bulk and not key
+        return _Shape(Statement(full, str(compiled), key, in_bulk), conversions)
+
+    def insert(self, columns: Sequence[str]) -> sa.Insert:
+        """Insert or, with a key, replace."""
+        clause = sa.table(self.clause.name, *map(sa.column, columns), schema=self.clause.schema)
+        return self._dialect.upsert(clause, columns, self.key) if self.key else clause.insert()
