@@ -264,7 +264,7 @@ def test_what_nothing_proves_is_said_with_an_exit_code_of_its_own(
 def test_a_stored_archive_without_checksums_is_proven_as_a_whole_by_its_receipt(
     fuploader: Fuploader, tmp_path: Path
 ) -> None:
-    configure(tmp_path, packer="tests.crashes:pack_by_hand")
+    configure(tmp_path, packer="tests.lives:pack_by_hand")
     one = shipped(tmp_path, {f"{n}.json": b"%d" % n * 50 for n in range(40)})
     answer = fuploader("verify", one.partition)
     assert answer.code == 0, answer.err
