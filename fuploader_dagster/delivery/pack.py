@@ -188,7 +188,7 @@ def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterat
         piece = members.read_piece(number, begin, end)
         digest.update(piece)
         yield memoryview(piece)
-    if member.sha256 is not None and digest.digest() != member.sha256:
+    if digest.digest() != member.sha256:
         raise members.damage(
             f"member {members.place(number)} is not what was committed",
             hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",
