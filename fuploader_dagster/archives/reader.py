@@ -336,7 +336,7 @@ class Archive:
 
     def restore(
         self,
-        folder: Path,
+        folder: Path | str,
         pattern: str | None = None,
         *,
         threads: int = 4,
@@ -348,7 +348,7 @@ class Archive:
         matches.
         """
         report = RestoreReport()
-        with RestoreFolder(folder) as target:
+        with RestoreFolder(Path(folder)) as target:
             members = self._indexed_members()
             if members is None:
                 restore_scanned(self._scan(), target, pattern, report, progress)

@@ -168,7 +168,7 @@ def test_restore_gives_back_the_files(tmp_path: Path, threads: int) -> None:
 def test_restore_takes_what_matches_the_pattern(tmp_path: Path) -> None:
     contents = payloads()
     with Archive.open(packed(tmp_path, contents)) as archive:
-        archive.restore(tmp_path / "out", "*.bin")
+        archive.restore(str(tmp_path / "out"), "*.bin")
     assert set(files_below(tmp_path / "out")) == {"large.bin", "very large.bin"}
 
 
