@@ -230,7 +230,7 @@ class _Attempt:
             self._settings.stream,
             self._ledger,
             f"{self._ledger}:ranges",
-            self._staged(token or self._token),
+            f"{self._ledger}:staged:{token or self._token}",
         ]
         try:
             return run(self._client, script, keys, *arguments)
@@ -238,11 +238,8 @@ class _Attempt:
             failure = explained(error, f"{self._settings.describe()} failed", asker=_ASKER)
         raise failure  # outside of `except`, so that it does not refer to redis-py's
 
-    def _staged(self, token: str) -> str:
-        return f"{self._ledger}:staged:{token}"
-
     def _committed(self, items: Iterable[ItemRows], reject: Reject) -> StoredRows:
-        """Stage, commit and move the rows. What is staged goes if that fails before the commit."""
+        """Stage, commit and move the rows. What is staged goes unless it is committed."""
         committed = False
         try:
             chunks = self._stage(items)
@@ -324,8 +321,8 @@ class _Attempt:
             )
 
     def _drop(self) -> None:
-        with suppress(redis.RedisError, OSError):  # it lapses by itself
-            self._client.delete(self._staged(self._token))
+        with suppress(SinkUnavailable, SinkRefused):  # it lapses by itself
+            self.run(scripts.DROP, self._token)
 
     def _full(self, length: int, added: str = "nothing was added") -> NoReturn:
         raise SinkUnavailable(

@@ -40,11 +40,15 @@ if earlier > 0 then
     redis.call('XRANGE', KEYS[1], '0-0', '0-0')
     redis.call('XDEL', KEYS[1], '0-0')
 end
-redis.call('HSET', KEYS[2], 'state', 'moving', 'redo', math.max(redo, noted_redo), 'rows', rows,
-    'added', 0, 'staged', ARGV[1], 'earlier', earlier)
 redis.call('LPOP', KEYS[4])
 for _, key in ipairs({KEYS[2], KEYS[3], KEYS[4]}) do redis.call('PERSIST', key) end
+redis.call('HSET', KEYS[2], 'state', 'moving', 'redo', math.max(redo, noted_redo), 'rows', rows,
+    'added', 0, 'staged', ARGV[1], 'earlier', earlier)
 return {'committed', length}
+"""
+# Argument: token. What was committed stays, though we may not have got the answer.
+DROP = """
+if redis.call('HGET', KEYS[2], 'staged') ~= ARGV[1] then redis.call('DEL', KEYS[4]) end
 """
 # Deletes one range of earlier entries. Returns how many are left.
 FORGET = """
@@ -60,7 +64,8 @@ if range then
     if #ids > 0 then redis.call('XDEL', KEYS[1], unpack(ids)) end
     redis.call('LPOP', KEYS[3])
 end
-return redis.call('HINCRBY', KEYS[2], 'earlier', -1)
+redis.call('HSET', KEYS[2], 'earlier', left - 1)
+return left - 1
 """
 # Arguments: token, most entries of the stream or -1, time to live of the ledger in milliseconds.
 MOVE = """
@@ -80,7 +85,8 @@ if chunk then
     end
     redis.call('RPUSH', KEYS[3], first .. ' ' .. last)
     redis.call('LPOP', KEYS[4])
-    added = redis.call('HINCRBY', KEYS[2], 'added', #entries)
+    added = added + #entries
+    redis.call('HSET', KEYS[2], 'added', added)
 elseif added < rows then
     redis.call('HSET', KEYS[2], 'state', 'lost', 'staged', '')
     return {'lost', added}
@@ -92,24 +98,22 @@ redis.call('PEXPIRE', KEYS[3], ARGV[3])
 return {'done', added}
 """
 # Does everything that a user needs a right for, and leaves nothing. An entry 0-0 is refused for its
-# id, after the user's rights were checked.
+# id, after rights and memory were checked. Comes first, because a server that is full, or cannot
+# save, checks only the first change of a script.
 PROVE = """
 local function try(...)
     local answer = redis.pcall(...)
     if type(answer) == 'table' and answer.err then return answer end
 end
-local failed = try('XLEN', KEYS[1]) or try('XRANGE', KEYS[1], '0-0', '0-0')
-    or try('XDEL', KEYS[1], '0-0')
-if failed then return failed end
-failed = try('XADD', KEYS[1], '0-0', 'field', 'value')
+local failed = try('XADD', KEYS[1], '0-0', 'field', 'value')
 if failed and not failed.err:find('must be greater than 0') then return failed end
-failed = try('DEL', KEYS[2], KEYS[3], KEYS[4])
+failed = try('XLEN', KEYS[1]) or try('XRANGE', KEYS[1], '0-0', '0-0')
+    or try('XDEL', KEYS[1], '0-0') or try('DEL', KEYS[2], KEYS[3], KEYS[4])
 if failed then return failed end
 failed = try('HSET', KEYS[2], 'state', 'proof') or try('HMGET', KEYS[2], 'state')
-    or try('HGET', KEYS[2], 'state') or try('HINCRBY', KEYS[2], 'added', 1)
-    or try('RPUSH', KEYS[3], 'range') or try('RPUSH', KEYS[4], 'staged') or try('LLEN', KEYS[3])
-    or try('LINDEX', KEYS[4], 0) or try('LPOP', KEYS[4])
-    or try('PEXPIRE', KEYS[3], 1000) or try('PERSIST', KEYS[3])
+    or try('HGET', KEYS[2], 'state') or try('RPUSH', KEYS[3], 'range')
+    or try('RPUSH', KEYS[4], 'staged') or try('LLEN', KEYS[3]) or try('LINDEX', KEYS[4], 0)
+    or try('LPOP', KEYS[4]) or try('PEXPIRE', KEYS[3], 1000) or try('PERSIST', KEYS[3])
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
 return failed
 """
