@@ -77,6 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
+        "redis_stream": "fuploader_dagster.resources.sinks.redis_stream:RedisStreamSink",
     },
 }
 _BASES: dict[str, type] = {
