@@ -16,7 +16,11 @@ import random
 import hypothesis
 import pytest
 
-pytest_plugins = ["tests.servers.queue_fixtures", "tests.servers.object_store_fixtures"]
+pytest_plugins = [
+    "tests.servers.queue_fixtures",
+    "tests.servers.object_store_fixtures",
+    "tests.servers.database_fixtures",
+]
 
 hypothesis.settings.register_profile(
     "any machine",

@@ -21,7 +21,7 @@ from typing import Any
 from uuid import UUID
 
 from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, Row
-from fuploader_dagster.resources.sinks.sql_values import Unfit, text
+from fuploader_dagster.resources.sql.values import Unfit, text
 from fuploader_dagster.resources.states.redis_errors import shown
 
 CHUNK_ENTRIES = 500

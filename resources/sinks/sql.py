@@ -9,8 +9,7 @@ What must always hold:
 - Nothing is stored that the database did not take as it was sent: sessions are strict.
 
 How it works: `sql_insertion` sends rows in chunks and finds bad ones, `sql_ledger` has the ledger,
-`sql_table` the statements, `sql_connection` the transactions; `sql_postgresql`, `sql_mysql` and
-`sql_sqlite` what differs.
+`sql_table` the statements. `resources/sql` has the transactions and what differs between databases.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import Annotated
 
 import sqlalchemy as sa
 from pydantic import Field, field_validator, model_validator
-from sqlalchemy.exc import SQLAlchemyError
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Seconds
@@ -34,19 +32,17 @@ from fuploader_dagster.contracts.sink import (
     StoredRows,
 )
 from fuploader_dagster.errors import SinkRefused
-from fuploader_dagster.resources.sinks.sql_connection import Database, Transaction
-from fuploader_dagster.resources.sinks.sql_dialect import Dialect
-from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN
 from fuploader_dagster.resources.sinks.sql_examination import Examined, examine
 from fuploader_dagster.resources.sinks.sql_insertion import Insertion
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
-from fuploader_dagster.resources.sinks.sql_mysql import Mysql
-from fuploader_dagster.resources.sinks.sql_postgresql import Postgresql
-from fuploader_dagster.resources.sinks.sql_sqlite import Sqlite
-from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe, full_name
+from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe
+from fuploader_dagster.resources.sql.address import dialect_of, shown_address, usable_url
+from fuploader_dagster.resources.sql.connection import Database, Transaction
+from fuploader_dagster.resources.sql.dialect import Dialect
+from fuploader_dagster.resources.sql.errors import NO_COLUMN
+from fuploader_dagster.resources.sql.own_table import full_name
 from fuploader_dagster.settings.secret import Secret
 
-DIALECTS: Sequence[type[Dialect]] = (Postgresql, Mysql, Sqlite)
 ENOUGH_ITEMS = 10
 """If none of so many items is accepted, the table is to blame, and not the items."""
 
@@ -80,17 +76,7 @@ class SqlSink(SinkSettings):
     @field_validator("url")
     @classmethod
     def _usable_url(cls, url: Secret) -> Secret:
-        try:
-            scheme = sa.make_url(url.get_secret_value())
-            usable = _dialect_of(scheme) is not None and bool(scheme.database)
-        except (SQLAlchemyError, ValueError):  # not passed on, because it may quote the password
-            usable = False
-        if not usable:
-            raise ValueError(
-                "url must look like postgresql://user:password@host/database, mysql://..., "
-                "mariadb://... or sqlite:////path/of/the/file"
-            )
-        return url
+        return usable_url(url)
 
     @model_validator(mode="after")
     def _check_names(self) -> SqlSink:
@@ -109,20 +95,14 @@ class SqlSink(SinkSettings):
     @property
     def database_address(self) -> str:
         """Without login and options."""
-        url = self.parsed_url
-        dialect = _dialect_of(url)
-        assert dialect is not None  # noqa: S101 - the validator has seen to it
-        host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
-        return f"{url.drivername.partition('+')[0]}://{host}/{url.database}"
+        return shown_address(self.parsed_url)
 
     @cached_property
     def parsed_url(self) -> sa.URL:
         return sa.make_url(self.url.get_secret_value())
 
     def dialect(self) -> Dialect:
-        kind = _dialect_of(self.parsed_url)
-        assert kind is not None  # noqa: S101 - the validator has seen to it
-        return kind(self.timeout_seconds)
+        return dialect_of(self.parsed_url)(self.timeout_seconds)
 
     def examine(self) -> Iterator[Diagnosis]:
         target = SqlTarget(self)
@@ -130,10 +110,6 @@ class SqlSink(SinkSettings):
             yield from target.examine()
         finally:
             target.close()
-
-
-def _dialect_of(url: sa.URL) -> type[Dialect] | None:
-    return next((one for one in DIALECTS if url.drivername in one.schemes), None)
 
 
 class SqlTarget(Sink):
@@ -190,25 +166,9 @@ class SqlTarget(Sink):
         """Look at the table, and make the ledger's if it is missing."""
         with self._database.transaction() as transaction:
             table = self.described(transaction)
-            there = self._ledger.exists(transaction)
-        if not there:
-            self._create_ledger()
+        self._ledger.make_sure(self._database)
         self._table = table
         return table
-
-    def _create_ledger(self) -> None:
-        failure = None
-        try:
-            with self._database.transaction() as transaction:
-                self._ledger.create(transaction)
-                transaction.commit()
-        except SinkRefused as error:
-            failure = error
-        if failure is None:
-            return
-        with self._database.transaction() as transaction:
-            if not self._ledger.exists(transaction):  # or another process was quicker
-                raise failure
 
     def described(self, transaction: Transaction) -> TargetTable:
         """What the table is like now. Raises `SinkRefused` if it does not fit the settings."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
-from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
-from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.resources.sinks.sql_connection import Database, Transaction
+from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
 from fuploader_dagster.resources.sinks.sql_table import TargetTable
+from fuploader_dagster.resources.sql.connection import Database, Transaction
+from fuploader_dagster.resources.sql.own_table import tried
 
 _TO_DO_COLUMNS = "give the column a default, or give it a value in columns"
 
@@ -41,11 +40,11 @@ def examine(what: Examined) -> Iterator[Diagnosis]:
     found = f"{table.description.name}: {len(table.description.conversions)} columns"
     yield Diagnosis("table", "good", found)
     yield from _columns(what, table)
-    yield _tried(what.database, "rows", "rows can be inserted", _insertion(what, table))
+    yield tried(what.database, "rows", "rows can be inserted", _insertion(what, table))
     if what.slot_column is not None:
         delete = table.clause.delete().where(sa.false())
-        yield _tried(what.database, "redo", "earlier rows can be deleted", [delete])
-    yield _ledger(what)
+        yield tried(what.database, "redo", "earlier rows can be deleted", [delete])
+    yield what.ledger.examined(what.database, "ledger")
     for one in lacking:
         yield Diagnosis(one.check, "warning", one.found, one.to_do)
 
@@ -72,41 +71,3 @@ def _insertion(what: Examined, table: TargetTable) -> Sequence[sa.Executable]:
     names = names or list(table.description.conversions)[:1]
     nothing = sa.select(*(sa.null().label(name) for name in names)).limit(0)
     return [table.insert(names).from_select(names, nothing)]
-
-
-def _ledger(what: Examined) -> Diagnosis:
-    ledger, database = what.ledger, what.database
-    try:
-        with database.transaction() as transaction:
-            there = ledger.exists(transaction)
-            creatable = there or transaction.may_create_tables(ledger.table.schema)
-    except FuploaderError as error:
-        return trouble("ledger", error)
-    if there:
-        return _tried(database, "ledger", f"table {ledger.name}", ledger.trials())
-    if not creatable:
-        found = f"there is no table {ledger.name}, and this user may not create one"
-        return Diagnosis("ledger", "warning", found, "let the user create tables, or create it")
-    if not database.dialect.undoes_ddl:
-        return Diagnosis("ledger", "good", f"table {ledger.name} will be created")
-    try:
-        with database.transaction() as transaction:
-            ledger.create(transaction)  # and rolled back
-    except FuploaderError as error:
-        return trouble("ledger", error)
-    return Diagnosis("ledger", "good", f"table {ledger.name} will be created")
-
-
-def _tried(
-    database: Database, check: str, found: str, statements: Sequence[sa.Executable]
-) -> Diagnosis:
-    def execute(connection: sa.Connection) -> Any:
-        for statement in statements:
-            connection.execute(statement)
-
-    try:
-        with database.transaction() as transaction:
-            transaction.run(execute, "a statement that changes nothing failed")
-    except FuploaderError as error:
-        return trouble(check, error)
-    return Diagnosis(check, "good", found)

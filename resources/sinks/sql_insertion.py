@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
-from fuploader_dagster.resources.sinks.sql_connection import Transaction
-from fuploader_dagster.resources.sinks.sql_dialect import Statement
-from fuploader_dagster.resources.sinks.sql_errors import BadRows
 from fuploader_dagster.resources.sinks.sql_table import PreparedRow, TargetTable, UnknownColumn
-from fuploader_dagster.resources.sinks.sql_values import Unfit
+from fuploader_dagster.resources.sql.connection import Transaction
+from fuploader_dagster.resources.sql.dialect import Statement
+from fuploader_dagster.resources.sql.errors import BadRows
+from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20

@@ -11,20 +11,19 @@ Format: pipeline, sink, partition_key (together the primary key), redo, stored_r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import sqlalchemy as sa
 
 from fuploader_dagster.contracts.sink import Delivery
 from fuploader_dagster.errors import SinkRefused, SinkUnavailable
-from fuploader_dagster.resources.sinks.sql_connection import Transaction
-from fuploader_dagster.resources.sinks.sql_errors import BadRows
-from fuploader_dagster.resources.sinks.sql_table import full_name
+from fuploader_dagster.resources.sql.connection import Transaction
+from fuploader_dagster.resources.sql.errors import BadRows
+from fuploader_dagster.resources.sql.own_table import OwnTable, name_column
 
 _MOST_CHARACTERS = {"pipeline": 190, "sink": 190, "partition_key": 255}
-"""MySQL's keys have at most 3,072 bytes, and a character up to 4."""
 _TRIES = 3
 
 
@@ -36,46 +35,17 @@ class Noted:
     rows: int
 
 
-class Ledger:
+class Ledger(OwnTable):
     """The table, and what is done with it in a transaction of its own or of a store."""
 
     def __init__(self, table: str, schema: str | None) -> None:
-        self.name = full_name(table, schema)
-        self._schema = schema
-        # Names differ by case and accents, which most collations of MySQL ignore.
-        self.table = sa.Table(
-            table,
-            sa.MetaData(),
-            *(
-                sa.Column(
-                    name,
-                    sa.String(most).with_variant(
-                        sa.String(most, collation="utf8mb4_bin"), "mysql", "mariadb"
-                    ),
-                    primary_key=True,
-                )
-                for name, most in _MOST_CHARACTERS.items()
-            ),
+        columns: list[sa.Column[Any]] = [
+            *(name_column(name, most, primary_key=True) for name, most in _MOST_CHARACTERS.items()),
             sa.Column("redo", sa.BigInteger, nullable=False),
             sa.Column("stored_rows", sa.BigInteger, nullable=False),
             sa.Column("stored_at", sa.String(32), nullable=False),
-            schema=schema,
-            mysql_engine="InnoDB",
-            mysql_charset="utf8mb4",
-        )
-
-    def exists(self, transaction: Transaction) -> bool:
-        return transaction.run(
-            lambda connection: sa.inspect(connection).has_table(self.table.name, self._schema),
-            f"could not look for the ledger table {self.name}",
-        )
-
-    def create(self, transaction: Transaction) -> None:
-        """Fails if another process creates it at the same moment."""
-        transaction.run(
-            lambda connection: self.table.create(connection, checkfirst=True),
-            f"could not create the ledger table {self.name}",
-        )
+        ]
+        super().__init__("ledger table", table, schema, columns)
 
     def noted(self, transaction: Transaction, delivery: Delivery) -> Noted | None:
         """What is noted about the delivery's partition."""
@@ -111,15 +81,6 @@ class Ledger:
         raise SinkUnavailable(
             f"another process stores {delivery.partition} at this moment", hint="try again"
         )
-
-    def trials(self) -> Sequence[sa.Executable]:
-        """Statements that need the rights that are needed, and change nothing."""
-        names = list(self.table.c.keys())
-        return [
-            self.table.select().limit(0),
-            self.table.insert().from_select(names, self.table.select().limit(0)),
-            self.table.update().where(sa.false()).values(stored_rows=0, stored_at="", redo=0),
-        ]
 
     def note(self, transaction: Transaction, delivery: Delivery, rows: int) -> None:
         """Note how many rows are stored of a delivery that was claimed."""

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
 
 from fuploader_dagster.errors import SinkRefused
-from fuploader_dagster.resources.sinks.sql_connection import Transaction
-from fuploader_dagster.resources.sinks.sql_dialect import Dialect, Statement
-from fuploader_dagster.resources.sinks.sql_errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
-from fuploader_dagster.resources.sinks.sql_values import Conversion, Unfit, sort_of
+from fuploader_dagster.resources.sql.connection import Transaction
+from fuploader_dagster.resources.sql.dialect import Dialect, Statement
+from fuploader_dagster.resources.sql.errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
+from fuploader_dagster.resources.sql.own_table import full_name
+from fuploader_dagster.resources.sql.values import Conversion, Unfit, sort_of
 
 _MOST_SHAPES = 1_000
 _NAME_CHARACTERS = 60
@@ -50,10 +51,6 @@ class Description:
     """The table takes a load in bulk."""
     names: frozenset[str]
     """Of its columns, constraints and indexes: what a reason may contain."""
-
-
-def full_name(table: str, schema: str | None) -> str:
-    return f"{schema}.{table}" if schema else table
 
 
 def describe(transaction: Transaction, table: str, schema: str | None) -> Description:

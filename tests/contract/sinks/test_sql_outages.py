@@ -16,7 +16,7 @@ import pytest
 
 from fuploader_dagster.contracts.sink import Delivery, ItemRows
 from fuploader_dagster.errors import SinkUnavailable
-from fuploader_dagster.resources.sinks import sql_mysql, sql_postgresql
+from fuploader_dagster.resources.sql import mysql, postgresql
 from fuploader_dagster.testing.sink_contract import chain, no_reject
 from tests.contract.sinks.attempts import (
     COLUMNS,
@@ -97,7 +97,7 @@ def test_a_transaction_whose_client_is_silent_is_given_up(
     database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its machine may be gone, and the next attempt waits for the ledger's row."""
-    for module in (sql_postgresql, sql_mysql):
+    for module in (postgresql, mysql):
         monkeypatch.setattr(module, "IDLE_SECONDS", 1)
     settings = table.settings()
     settings.sink().store(Delivery("shop", "rows", "before"), [], no_reject)

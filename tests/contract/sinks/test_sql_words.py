@@ -10,11 +10,11 @@ import psycopg
 import pymysql
 import pytest
 
-from fuploader_dagster.resources.sinks import sql_mysql, sql_postgresql
-from fuploader_dagster.resources.sinks.sql_mysql import Mysql
-from fuploader_dagster.resources.sinks.sql_postgresql import Postgresql
-from fuploader_dagster.resources.sinks.sql_sqlite import Sqlite
-from fuploader_dagster.resources.sinks.sql_values import Sort, Unfit, in_utc
+from fuploader_dagster.resources.sql import mysql, postgresql
+from fuploader_dagster.resources.sql.mysql import Mysql
+from fuploader_dagster.resources.sql.postgresql import Postgresql
+from fuploader_dagster.resources.sql.sqlite import Sqlite
+from fuploader_dagster.resources.sql.values import Sort, Unfit, in_utc
 from fuploader_dagster.testing.sink_contract import SECRET
 
 NAMES = frozenset({"PRIMARY", "amount", "code_key"})
@@ -78,10 +78,10 @@ def test_codes_of_mysql(code: int, kind: str) -> None:
 
 
 def test_each_code_of_mysql_has_one_meaning() -> None:
-    tables = (sql_mysql._ROW, sql_mysql._AWAY, sql_mysql._REFUSED)
+    tables = (mysql._ROW, mysql._AWAY, mysql._REFUSED)
     codes = [code for table in tables for code in table]
     assert len(codes) == len(set(codes))
-    assert set(sql_mysql._CANNOT_QUOTE) <= {*sql_mysql._AWAY, *sql_mysql._REFUSED}
+    assert set(mysql._CANNOT_QUOTE) <= {*mysql._AWAY, *mysql._REFUSED}
 
 
 @pytest.mark.parametrize(
@@ -190,5 +190,5 @@ def test_every_value_is_converted_or_unfit(dialect: Any, sort: Sort, value: Any)
 
 
 def test_codes_that_stand_alone_come_before_their_class() -> None:
-    assert "57P04" in sql_postgresql._REFUSED
-    assert "57" in sql_postgresql._AWAY
+    assert "57P04" in postgresql._REFUSED
+    assert "57" in postgresql._AWAY

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from fuploader_dagster.resources.sinks.sql_errors import Meaning
-from fuploader_dagster.resources.sinks.sql_values import Conversion, Sort
+from fuploader_dagster.resources.sql.errors import Meaning
+from fuploader_dagster.resources.sql.values import Conversion, Sort
 
 CONNECT_SECONDS = 10
 """Longest time to wait for a connection."""
@@ -19,6 +19,9 @@ GRACE_SECONDS = 2
 IDLE_SECONDS = 600
 """The server gives up a transaction whose client has been silent for that long: its machine may be
 gone, and the next attempt would wait for the ledger's row until then."""
+
+VANISHED_SECONDS = 120
+"""How long a server keeps the connection of a machine that is silent and holds a lock."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Dialect(ABC):
     may_hang: ClassVar[bool] = False
     """Whether the driver waits for an answer for ever, unless `cut` ends it."""
     is_a_file: ClassVar[bool] = False
+    has_row_values: ClassVar[bool] = True
+    """Whether it finds the place of `(a, b) > (1, 2)` in an index."""
+    has_snapshots: ClassVar[bool] = False
+    default_lag_seconds: ClassVar[float] = 0.0
+    """How long rows wait for those of transactions that began earlier."""
     undoes_ddl: ClassVar[bool] = True
     """Whether a transaction can create a table and roll it back."""
 
@@ -78,6 +86,25 @@ class Dialect(ABC):
     @abstractmethod
     def begin(self, connection: sa.Connection) -> None:
         """Set up a transaction; nothing was sent in it yet."""
+
+    def begin_reading(self, connection: sa.Connection) -> None:
+        """The same for a transaction that changes nothing."""
+        self.begin(connection)
+
+    def try_lock(self, connection: sa.Connection, name: str) -> bool:
+        """Take the lock of that name until the connection ends, unless another one has it.
+
+        A connection whose machine has vanished ends after some `VANISHED_SECONDS`."""
+        raise NotImplementedError
+
+    def unlock(self, connection: sa.Connection, name: str) -> None:
+        """Release a lock that was taken on this connection."""
+        raise NotImplementedError
+
+    def snapshot(self, connection: sa.Connection) -> tuple[int, int] | None:
+        """The number of the oldest transaction that may still change something, and the next
+        number; None if this database does not say."""
+        return None
 
     @abstractmethod
     def meaning(self, error: BaseException) -> Meaning:

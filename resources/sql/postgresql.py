@@ -7,6 +7,7 @@ loaded with COPY, which reads values in the same way.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -20,16 +21,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from fuploader_dagster.resources.sinks import sql_errors as words
-from fuploader_dagster.resources.sinks.sql_dialect import (
+from fuploader_dagster.resources.sql import errors as words
+from fuploader_dagster.resources.sql.dialect import (
     CONNECT_SECONDS,
     IDLE_SECONDS,
+    VANISHED_SECONDS,
     Dialect,
     Finding,
     Statement,
 )
-from fuploader_dagster.resources.sinks.sql_errors import Meaning
-from fuploader_dagster.resources.sinks.sql_values import (
+from fuploader_dagster.resources.sql.errors import Meaning
+from fuploader_dagster.resources.sql.values import (
     AS_JSON,
     Conversion,
     Convert,
@@ -97,6 +99,8 @@ class Postgresql(Dialect):
     driver = "postgresql+psycopg"
     library = "psycopg"
     extra = "postgresql"
+    has_snapshots = True
+    default_lag_seconds = 1.0
     may_hang = True
 
     def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
@@ -125,6 +129,11 @@ class Postgresql(Dialect):
             same.shutdown(socket.SHUT_RDWR)
 
     def begin(self, connection: sa.Connection) -> None:
+        self.begin_reading(connection)
+        # A deferred constraint would fail at COMMIT, when nobody can say which row it was.
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
+    def begin_reading(self, connection: sa.Connection) -> None:
         milliseconds = str(round(self.timeout_seconds * 1000))
         # For this transaction only, so that a pooler's next client does not inherit it.
         connection.execute(
@@ -137,8 +146,39 @@ class Postgresql(Dialect):
             ),
             {"limit": milliseconds, "idle": str(IDLE_SECONDS * 1000)},
         )
-        # A deferred constraint would fail at COMMIT, when nobody can say which row it was.
-        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
+    def try_lock(self, connection: sa.Connection, name: str) -> bool:
+        tries = 4
+        connection.execute(
+            sa.text(
+                "SELECT set_config('tcp_keepalives_idle', :half, false), "
+                "set_config('tcp_keepalives_interval', :part, false), "
+                "set_config('tcp_keepalives_count', :tries, false)"
+            ),
+            {
+                "half": str(VANISHED_SECONDS // 2),
+                "part": str(VANISHED_SECONDS // 2 // tries),
+                "tries": str(tries),
+            },
+        )
+        got = connection.execute(
+            sa.text("SELECT pg_try_advisory_lock(:number)"), {"number": _number_of(name)}
+        )
+        return bool(got.scalar())
+
+    def unlock(self, connection: sa.Connection, name: str) -> None:
+        connection.execute(
+            sa.text("SELECT pg_advisory_unlock(:number)"), {"number": _number_of(name)}
+        )
+
+    def snapshot(self, connection: sa.Connection) -> tuple[int, int] | None:
+        oldest, following = connection.execute(
+            sa.text(
+                "SELECT txid_snapshot_xmin(s), txid_snapshot_xmax(s) "
+                "FROM txid_current_snapshot() AS s"
+            )
+        ).one()
+        return oldest, following
 
     def meaning(self, error: BaseException) -> Meaning:
         state = getattr(error, "sqlstate", None)
@@ -217,6 +257,10 @@ class Postgresql(Dialect):
             said = "fsync is off: a power cut may lose stored rows"
             found.append(Finding("durability", said, "set fsync = on at the server"))
         return found
+
+
+def _number_of(lock: str) -> int:
+    return int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], "big", signed=True)
 
 
 def _copy(connection: sa.Connection, begin: str, rows: Sequence[tuple[Any, ...]]) -> None:

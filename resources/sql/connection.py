@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from fuploader_dagster.errors import ConfigError, FuploaderError, SinkRefused
-from fuploader_dagster.resources.sinks.sql_dialect import GRACE_SECONDS, Dialect, Finding
-from fuploader_dagster.resources.sinks.sql_errors import (
+from fuploader_dagster.errors import ConfigError, FuploaderError
+from fuploader_dagster.resources.sql.dialect import GRACE_SECONDS, Dialect, Finding
+from fuploader_dagster.resources.sql.errors import (
     LOST,
     NO_DRIVER_WORDS,
+    OF_A_SINK,
     BadRows,
+    Errors,
     Meaning,
     explained,
     original,
@@ -37,19 +39,31 @@ _CLIENT_SIDE = (TypeError, ValueError, OverflowError, LookupError, AssertionErro
 class Database:
     """Connects at the first transaction, and again if the connection was lost since the last."""
 
-    def __init__(self, url: sa.URL, dialect: Dialect, where: str) -> None:
-        """`where`: the database in messages, without a login."""
+    def __init__(
+        self,
+        url: sa.URL,
+        dialect: Dialect,
+        where: str,
+        *,
+        errors: Errors = OF_A_SINK,
+        reconnects: bool = True,
+        **more: Any,
+    ) -> None:
+        """`where`: the database in messages, without a login. `reconnects`: a connection that was
+        lost since the last transaction is not an error. `more`: arguments of `create_engine`."""
         self._url, self.dialect, self.where = url, dialect, where
+        self.errors, self._reconnects, self._more = errors, reconnects, more
         self._watch = _Watch(dialect)
         self._engine: sa.Engine | None = None
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Rolled back unless it was committed before the end."""
-        with Transaction(self._opened(), self.dialect, self._watch, self.where) as transaction:
+    def transaction(self, *, reading: bool = False) -> Iterator[Transaction]:
+        """Rolled back unless it was committed before the end. `reading`: it changes nothing."""
+        with Transaction(self._opened(), self, self._watch, reading=reading) as transaction:
             yield transaction
 
     def close(self) -> None:
+        self._watch.stop()
         engine, self._engine = self._engine, None
         if engine is not None:
             with suppress(SQLAlchemyError, OSError):
@@ -63,16 +77,17 @@ class Database:
     def _new_engine(self) -> sa.Engine:
         dialect = self.dialect
         if dialect.is_a_file and not Path(self._url.database or "").is_file():
-            raise SinkRefused(  # SQLite would make an empty one
+            raise self.errors.refused(  # SQLite would make an empty one
                 f"could not open {self.where}: no such file", hint="create it, with the table"
             )
         try:
             engine = sa.create_engine(
                 self._url.set(drivername=dialect.driver),
                 hide_parameters=True,
-                pool_pre_ping=True,
+                pool_pre_ping=self._reconnects,
                 pool_reset_on_return=None,  # a transaction rolls back what it did not commit
                 **dialect.engine_arguments(self._url),
+                **self._more,
             )
         except ImportError as error:
             raise ConfigError(
@@ -95,9 +110,12 @@ class Database:
 class Transaction:
     """One transaction. After an error of ours only its end is left."""
 
-    def __init__(self, engine: sa.Engine, dialect: Dialect, watch: _Watch, where: str) -> None:
-        self.dialect = dialect
-        self._engine, self._watch, self._where = engine, watch, where
+    def __init__(
+        self, engine: sa.Engine, database: Database, watch: _Watch, *, reading: bool
+    ) -> None:
+        self.dialect, self._where = database.dialect, database.where
+        self._engine, self._watch, self._reading = engine, watch, reading
+        self._kinds = database.errors
         self._connection: sa.Connection | None = None
         self._usable = True
         driver = engine.dialect.dbapi
@@ -114,19 +132,16 @@ class Transaction:
             connection = self._engine.connect()
             try:
                 connection.begin()
-                self.dialect.begin(connection)
+                begin = self.dialect.begin_reading if self._reading else self.dialect.begin
+                begin(connection)
             except BaseException:
                 connection.invalidate()
                 connection.close()
                 raise
             return connection
 
-        self._watch.begin()
-        try:
-            self._connection = self._call(begin, f"could not connect to {self._where}")
-        except BaseException:
-            self._watch.end()
-            raise
+        self._watch.start()
+        self._connection = self._call(begin, f"could not connect to {self._where}")
         return self
 
     def __exit__(
@@ -148,7 +163,6 @@ class Transaction:
                 if not self._usable:
                     connection.invalidate()
                 connection.close()
-        self._watch.end()
 
     @property
     def compiler(self) -> sa.Dialect:
@@ -169,8 +183,12 @@ class Transaction:
         )
 
     def run(self, action: Callable[[sa.Connection], Value], trying: str) -> Value:
-        """What `action` returns. Raises `SinkUnavailable` or `SinkRefused`, as all here do."""
+        """What `action` returns. Raises one of the kinds in `Errors`, as all here do."""
         return self._call(lambda: action(self._open()), trying)
+
+    def read(self, action: Callable[[sa.Connection], Value], trying: str) -> Value:
+        """The same, but raises `BadRows` if a value cannot be read. Then only the end is left."""
+        return self._call(lambda: action(self._open()), trying, names=frozenset())
 
     def attempt(
         self,
@@ -238,7 +256,7 @@ class Transaction:
             meaning = self.dialect.meaning(inner)
         if meaning.kind == "row" and names is not None:
             return BadRows(self.dialect.named(meaning, inner, names))
-        return explained(meaning, trying)
+        return explained(meaning, trying, self._kinds)
 
 
 class _Watch:
@@ -253,16 +271,19 @@ class _Watch:
         self._limit_seconds = dialect.timeout_seconds + GRACE_SECONDS
         self._lock = threading.Lock()
         self._deadline: float | None = None
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        """Watch the calls of a transaction."""
-        if self._dialect.may_hang:
-            self._ended = threading.Event()
-            threading.Thread(target=self._look, args=[self._ended], daemon=True).start()
+    def start(self) -> None:
+        """Watch calls until `stop`. May be repeated; in a fork, it starts again."""
+        if self._dialect.may_hang and not (self._thread and self._thread.is_alive()):
+            self._stopped = threading.Event()
+            self._thread = threading.Thread(target=self._look, args=[self._stopped], daemon=True)
+            self._thread.start()
 
-    def end(self) -> None:
-        self._ended.set()
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread = None
 
     @contextmanager
     def limit(self) -> Iterator[None]:
@@ -275,8 +296,8 @@ class _Watch:
             with self._lock:
                 self._deadline = None
 
-    def _look(self, ended: threading.Event) -> None:
-        while not ended.wait(min(1, self._limit_seconds / 4)):
+    def _look(self, stopped: threading.Event) -> None:
+        while not stopped.wait(min(1, self._limit_seconds / 4)):
             with self._lock:
                 late = self._deadline is not None and time.monotonic() > self._deadline
                 if late and self.connection is not None:

@@ -6,6 +6,7 @@ always strict. Only engines with transactions are taken (InnoDB): with MyISAM no
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,16 +17,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from fuploader_dagster.resources.sinks import sql_errors as words
-from fuploader_dagster.resources.sinks.sql_dialect import (
+from fuploader_dagster.resources.sql import errors as words
+from fuploader_dagster.resources.sql.dialect import (
     CONNECT_SECONDS,
     GRACE_SECONDS,
     IDLE_SECONDS,
+    VANISHED_SECONDS,
     Dialect,
     Finding,
 )
-from fuploader_dagster.resources.sinks.sql_errors import Meaning
-from fuploader_dagster.resources.sinks.sql_values import (
+from fuploader_dagster.resources.sql.errors import Meaning
+from fuploader_dagster.resources.sql.values import (
     AS_JSON,
     Conversion,
     Convert,
@@ -113,6 +115,8 @@ class Mysql(Dialect):
     driver = "mysql+pymysql"
     library = "PyMySQL"
     extra = "mysql"
+    has_row_values = False
+    default_lag_seconds = 10.0
     undoes_ddl = False
     replaces_by_any_key = True
 
@@ -146,6 +150,14 @@ class Mysql(Dialect):
 
     def begin(self, connection: sa.Connection) -> None:
         pass
+
+    def try_lock(self, connection: sa.Connection, name: str) -> bool:
+        connection.exec_driver_sql(f"SET SESSION wait_timeout = {VANISHED_SECONDS}")
+        got = connection.execute(sa.text("SELECT GET_LOCK(:name, 0)"), {"name": _short(name)})
+        return got.scalar() == 1
+
+    def unlock(self, connection: sa.Connection, name: str) -> None:
+        connection.execute(sa.text("SELECT RELEASE_LOCK(:name)"), {"name": _short(name)})
 
     def meaning(self, error: BaseException) -> Meaning:
         code = error.args[0] if error.args and isinstance(error.args[0], int) else None
@@ -225,6 +237,11 @@ class Mysql(Dialect):
             {"schema": schema},
         )
         return rights.first() is not None
+
+
+def _short(name: str) -> str:
+    """A lock's name has at most 64 characters, and counts for the whole server."""
+    return f"fuploader-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def _escaped_bytes(value: Any) -> int:

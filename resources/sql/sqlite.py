@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
-from fuploader_dagster.resources.sinks import sql_errors as words
-from fuploader_dagster.resources.sinks.sql_dialect import Dialect
-from fuploader_dagster.resources.sinks.sql_errors import Meaning
-from fuploader_dagster.resources.sinks.sql_values import (
+from fuploader_dagster.resources.sql import errors as words
+from fuploader_dagster.resources.sql.dialect import Dialect
+from fuploader_dagster.resources.sql.errors import Meaning
+from fuploader_dagster.resources.sql.values import (
     AS_JSON,
     Conversion,
     Sort,
@@ -67,6 +67,9 @@ class Sqlite(Dialect):
 
     def begin(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def begin_reading(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
     def meaning(self, error: BaseException) -> Meaning:
         said = words.shown(str(error))

@@ -1,4 +1,4 @@
-"""The servers of these tests: one PostgreSQL and one MariaDB a session.
+"""Fixtures for tests that need a SQL database: one PostgreSQL and one MariaDB a session.
 
 A test that kills or pauses one brings it back before it ends.
 """

@@ -34,7 +34,7 @@ Convert = Callable[[Any], Any]
 
 
 class Unfit(Exception):
-    """A value that the database cannot take. Never leaves `resources/sinks`."""
+    """A value that the database cannot take. Never leaves `resources`."""
 
 
 def sort_of(column_type: types.TypeEngine[Any]) -> Sort:

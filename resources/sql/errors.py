@@ -16,7 +16,13 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
 
-from fuploader_dagster.errors import FuploaderError, SinkRefused, SinkUnavailable
+from fuploader_dagster.errors import (
+    FuploaderError,
+    SinkRefused,
+    SinkUnavailable,
+    SourceRefused,
+    SourceUnavailable,
+)
 from fuploader_dagster.settings.secret import without_logins
 
 Kind = Literal["row", "away", "refused"]
@@ -49,7 +55,7 @@ class Meaning:
 
 
 class BadRows(Exception):
-    """The database does not take the rows of one statement. Never leaves `resources/sinks`."""
+    """The database does not take the rows of one statement. Never leaves `resources`."""
 
     def __init__(self, meaning: Meaning) -> None:
         super().__init__(meaning.words)
@@ -62,9 +68,21 @@ def original(error: BaseException) -> BaseException:
     return error if inner is None else inner
 
 
-def explained(meaning: Meaning, trying: str) -> FuploaderError:
+@dataclass(frozen=True)
+class Errors:
+    """The kinds of error that a sink raises, or a source."""
+
+    away: type[FuploaderError]
+    refused: type[FuploaderError]
+
+
+OF_A_SINK = Errors(SinkUnavailable, SinkRefused)
+OF_A_SOURCE = Errors(SourceUnavailable, SourceRefused)
+
+
+def explained(meaning: Meaning, trying: str, errors: Errors) -> FuploaderError:
     """Our error. `trying` starts its message."""
-    kind = SinkUnavailable if meaning.kind == "away" else SinkRefused
+    kind = errors.away if meaning.kind == "away" else errors.refused
     return kind(f"{trying}: {meaning.words}", hint=meaning.hint or SERVER_LOG)
 
 

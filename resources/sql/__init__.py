@@ -1,0 +1,1 @@
+"""SQL databases: transactions, and what differs between PostgreSQL, MySQL and SQLite."""

@@ -1,0 +1,48 @@
+"""Addresses of databases, as settings have them: which dialect, and what may be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
+
+from fuploader_dagster.resources.sql.dialect import Dialect
+from fuploader_dagster.resources.sql.mysql import Mysql
+from fuploader_dagster.resources.sql.postgresql import Postgresql
+from fuploader_dagster.resources.sql.sqlite import Sqlite
+
+DIALECTS: Sequence[type[Dialect]] = (Postgresql, Mysql, Sqlite)
+
+
+def usable_url(url: SecretStr) -> SecretStr:
+    """The same. Raises `ValueError`, which does not quote it."""
+    try:
+        parsed = sa.make_url(url.get_secret_value())
+        usable = _kind_of(parsed) is not None and bool(parsed.database)
+    except (SQLAlchemyError, ValueError):  # not passed on, because it may quote the password
+        usable = False
+    if not usable:
+        raise ValueError(
+            "url must look like postgresql://user:password@host/database, mysql://..., "
+            "mariadb://... or sqlite:////path/of/the/file"
+        )
+    return url
+
+
+def dialect_of(url: sa.URL) -> type[Dialect]:
+    """Of a url that was found usable."""
+    kind = _kind_of(url)
+    assert kind is not None  # noqa: S101 - the validator has seen to it
+    return kind
+
+
+def shown_address(url: sa.URL) -> str:
+    """Without login and options."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    return f"{url.drivername.partition('+')[0]}://{host}/{url.database}"
+
+
+def _kind_of(url: sa.URL) -> type[Dialect] | None:
+    return next((one for one in DIALECTS if url.drivername in one.schemes), None)
