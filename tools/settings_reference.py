@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fuploader_dagster.contracts.functions import load_reference
+from fuploader_dagster.contracts.object_store import OpensObjectStore
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.settings.loading import KINDS
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.takeover import Takeover
@@ -76,6 +78,7 @@ def page() -> str:
                 f"### `kind: {kind}`\n",
                 _sentence(model),
                 _table(model.model_fields, kind),
+                *_nested(model.model_fields, kind),
                 "",
             ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
@@ -94,6 +97,21 @@ def _table(fields: dict[str, FieldInfo], whose: str) -> str:
         what = " ".join(field.description.split()).replace("|", "\\|")
         rows.append(f"| `{name}` | {_takes(name, field)} | {_default(field)} | {what} |")
     return "\n".join(rows)
+
+
+def _nested(fields: dict[str, FieldInfo], whose: str) -> Iterator[str]:
+    """A table for each setting that has settings of its own."""
+    for name, field in fields.items():
+        model = _bare(field.annotation)[0]
+        if _has_settings(model):
+            yield f"\n`{name}` of `kind: {whose}`:\n"
+            yield _table(model.model_fields, f"{whose}.{name}")
+
+
+def _has_settings(annotation: Any) -> bool:
+    """Settings of a part, and not those of another store."""
+    is_one = isinstance(annotation, type) and issubclass(annotation, Settings)
+    return is_one and not issubclass(annotation, OpensObjectStore)
 
 
 def _takes(name: str, field: FieldInfo) -> str:
@@ -149,6 +167,8 @@ def _word(annotation: Any) -> str:  # noqa: PLR0911 - a word each
     }
     if annotation in words:
         return words[annotation]
+    if _has_settings(annotation):
+        return "see below"
     return "another store" if issubclass(annotation, BaseModel) else annotation.__name__
 
 

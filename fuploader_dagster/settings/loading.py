@@ -59,6 +59,7 @@ KINDS: dict[str, dict[str, str]] = {
     "source": {
         "rabbitmq": "fuploader_dagster.resources.sources.rabbitmq.source:RabbitMQ",
         "embedded": "fuploader_dagster.resources.sources.embedded.source:EmbeddedQueue",
+        "sql": "fuploader_dagster.resources.sources.sql.source:SqlTable",
     },
     "state": {
         "redis": "fuploader_dagster.resources.states.redis:RedisState",

@@ -62,6 +62,25 @@ def test_the_repositorys_configuration_loads(monkeypatch: pytest.MonkeyPatch) ->
     assert list(load_pipelines()) == ["documents"]
 
 
+def test_the_page_on_sql_tables_has_a_configuration_that_loads_and_python_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs" / "sql-source.md").read_text("utf-8")
+    (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.setenv("MYSQL_URL", "mysql://somebody:a-secret@db/shop")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "project_of_the_page.py").write_text("def rows(item):\n    return None\n")
+    configuration = configuration.replace("my_project", "project_of_the_page")
+    (tmp_path / "fuploader.yaml").write_text(configuration)
+    pipelines = load_pipelines(tmp_path / "fuploader.yaml")
+    assert pipelines["entities"].source.describe() == "table source_data at mysql://db/shop"
+    assert "a-secret" not in repr(pipelines)
+    names: dict[str, object] = {}
+    exec(compile(code, "sql-source.md", "exec", dont_inherit=True), names)
+    assert isinstance(names["at_night"], dg.ScheduleDefinition)
+
+
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
     commands = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"`fuploader ([a-z-]+)", README)) == commands

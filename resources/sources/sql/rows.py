@@ -1,0 +1,139 @@
+"""From a row to a message: its body is a JSON object, always the same for the same row.
+
+What must always hold: the bytes depend on the row and on `columns` alone, never on the server, the
+session or the time. Fields are in the order of `columns`, by default in that of the table.
+
+- NULL is null; whole numbers up to 64 bits and floating-point numbers are numbers (NaN and infinity
+  null), booleans are true and false.
+- NUMERIC and DECIMAL become text, as the database writes them: "12.50".
+- Bytes become base64.
+- Dates and times are written as ISO 8601 says. A time with a zone is in UTC, and ends with Z.
+- JSON columns are nested as they are, and arrays become lists. MariaDB's JSON is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import types
+
+from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.disk.header_text import folded
+from fuploader_dagster.errors import UNREADABLE_JSON
+from fuploader_dagster.resources.sources.sql.key_values import Key, encoded, in_a_word
+from fuploader_dagster.resources.sql.values import sort_of
+
+UNREADABLE = "the driver cannot read one of the row's values; the body has only its key"
+_MINUTE = 60
+_HOUR = 3_600
+
+Change = Callable[[Any], Any]
+
+
+class RowShape:
+    """What is selected of a row, and how its body is made."""
+
+    def __init__(
+        self, fields: Mapping[str, str], key: Sequence[str], column_types: Mapping[str, Any]
+    ) -> None:
+        """`fields`: the column of each field of the body."""
+        self.names = tuple(fields)
+        self.key = tuple(key)
+        self._columns = tuple(fields.values())
+        changes = [_change(column_types[column]) for column in self._columns]
+        self._changes = [(at, change) for at, change in enumerate(changes) if change is not None]
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
+
+    def selected(self) -> list[sa.ColumnClause[Any]]:
+        """The columns of the body, then those of the key."""
+        return [sa.column(name) for name in (*self._columns, *self.key)]
+
+    def selected_key(self) -> list[sa.ColumnClause[Any]]:
+        return [sa.column(name) for name in self.key]
+
+    def messages(self, rows: Sequence[Sequence[Any]], first: int, again: int) -> list[Message]:
+        """From rows of `selected`. `first`: the number of the first; so many of them come `again`.
+
+        Called for every row, so it does what can be done for all at once.
+        """
+        names, width, encode = self.names, len(self.names), self._encoder.encode
+        changes, alone = self._changes, len(self.key) == 1
+        until = first + again
+        found = []
+        for number, row in enumerate(rows, first):
+            values = row
+            if changes:
+                values = list(row)
+                for at, change in changes:
+                    values[at] = change(values[at])
+            body = encode(dict(zip(names, values)))  # noqa: B905 - the key comes after them
+            key = (row[width],) if alone else tuple(row[width:])
+            plain = alone and type(key[0]) is int
+            named = str(key[0]) if plain else in_a_word(key)
+            found.append(Message(body, number, number < until, named, key))
+        return found
+
+    def unreadable(self, key: Key, number: int, *, redelivered: bool) -> Message:
+        """For a row of which only the key can be read."""
+        body = self._encoder.encode(dict(zip(self.key, key, strict=True)))
+        return Message(body, number, redelivered, in_a_word(key), key, UNREADABLE)
+
+
+def described(message: Message, table: str) -> dict[str, Any]:
+    """For a dead letter; the rest is in the body."""
+    return {"table": table, "key": [text for _, text in encoded(message.attributes)]}
+
+
+def chosen(message: Message, wanted: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of the row, as headers to be kept. NULL is left out."""
+    try:
+        fields = msgspec.json.decode(message.body)
+    except UNREADABLE_JSON:  # a body that is not ours
+        return {}
+    named = {folded(name): value for name, value in reversed(fields.items())}
+    return {kept_as: named[name] for name, kept_as in wanted.items() if named.get(name) is not None}
+
+
+def json_as_it_is(text: bytes | str) -> msgspec.Raw:
+    """Given to a driver that would decode JSON, and change its numbers."""
+    return msgspec.Raw(text)
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """For SQLite, which does not check that text is UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _change(column_type: Any) -> Change | None:
+    if sort_of(column_type) == "json":
+        return _json
+    return _clock if isinstance(column_type, types.Time) else None
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    raw = value.encode()
+    try:
+        msgspec.json.decode(raw)
+    except UNREADABLE_JSON:
+        return value
+    return msgspec.Raw(raw)
+
+
+def _clock(value: Any) -> Any:
+    """MySQL's times, which may be negative and longer than a day."""
+    if not isinstance(value, timedelta):
+        return value
+    sign, size = ("-", -value) if value < timedelta() else ("", value)
+    seconds = size // timedelta(seconds=1)
+    fraction = f".{size.microseconds:06d}" if size.microseconds else ""
+    clock = f"{seconds // _HOUR:02d}:{seconds // _MINUTE % _MINUTE:02d}:{seconds % _MINUTE:02d}"
+    return f"{sign}{clock}{fraction}"

@@ -1,0 +1,159 @@
+"""Rows of transactions that commit late are not skipped: they wait for each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from fuploader_dagster.resources.sources.sql.source import SqlTable
+from fuploader_dagster.resources.sql.address import dialect_of
+from tests.contract.sinks.databases import Database
+from tests.contract.sources.sql_tables import (
+    NUMBERED,
+    SourceTable,
+    come,
+    ids_of,
+    none_comes,
+    opened,
+    settle,
+)
+
+SERVERS = ("postgresql", "mariadb")
+
+
+@pytest.fixture
+def table(database: Database, request: pytest.FixtureRequest) -> SourceTable:
+    kind = request.node.callspec.params["database"]
+    return SourceTable(database, f"id {NUMBERED[kind]}, note TEXT")
+
+
+@contextmanager
+def held_open(settings: SqlTable, *statements: str) -> Iterator[sa.Connection]:
+    """A transaction that has done this, and is over when the block says so."""
+    url = settings.parsed_url
+    engine = sa.create_engine(url.set(drivername=dialect_of(url).driver))
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+        yield connection
+    engine.dispose()
+
+
+def insert(table: SourceTable, note: str) -> str:
+    return f"INSERT INTO {table.name} (note) VALUES ('{note}')"  # noqa: S608 - our own names
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_on_postgresql_a_late_transaction_is_waited_for_however_long_it_takes(
+    table: SourceTable,
+) -> None:
+    settings = table.settings(cursor="id", lag_seconds=0)
+    source = opened(settings)
+    with held_open(settings, insert(table, "late")) as late:
+        table.insert("'early'", into="(note)")
+        assert none_comes(source, 1.0)
+        late.commit()
+    messages = come(source, 2)
+    assert ids_of(messages) == [1, 2]
+    settle(source, messages)
+    with held_open(settings, insert(table, "never")) as late:
+        table.insert("'early'", into="(note)")
+        assert none_comes(source)
+        late.rollback()
+    assert ids_of(come(source, 1)) == [4]
+    source.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_on_postgresql_a_transaction_that_only_reads_holds_nothing_up(table: SourceTable) -> None:
+    settings = table.settings(cursor="id", lag_seconds=0)
+    source = opened(settings)
+    look = f"SELECT * FROM {table.name}"  # noqa: S608 - our own names
+    with held_open(settings, look):
+        table.insert("'one'", into="(note)")
+        assert ids_of(come(source, 1)) == [1]
+    source.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_lag_covers_a_number_that_was_drawn_before_anything_was_written(
+    table: SourceTable,
+) -> None:
+    settings = table.settings(cursor="id", lag_seconds=1.5)
+    source = opened(settings)
+    draw = f"SELECT nextval('{table.name}_id_seq')"
+    with held_open(settings, draw) as late:  # to PostgreSQL, a transaction that only reads
+        table.insert("'early'", into="(note)")
+        assert none_comes(source, 0.2)
+        late.exec_driver_sql(f"INSERT INTO {table.name} VALUES (1, 'late')")  # noqa: S608
+        assert none_comes(source, 2.0)  # longer than the lag, but it writes now
+        late.commit()
+    assert ids_of(come(source, 2)) == [1, 2]
+    source.close()
+
+
+@pytest.mark.parametrize("database", SERVERS, indirect=True)
+def test_a_transaction_that_commits_within_the_lag_is_not_skipped(table: SourceTable) -> None:
+    settings = table.settings(cursor="id", lag_seconds=2.0)
+    source = opened(settings)
+    with held_open(settings, insert(table, "late")) as late:
+        table.insert("'early'", into="(note)")
+        begun = time.monotonic()
+        assert none_comes(source, 0.5)
+        late.commit()
+    messages = come(source, 2)
+    assert time.monotonic() - begun >= 1.9  # only then it is sure
+    assert ids_of(messages) == [1, 2]
+    source.close()
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_without_a_lag_it_would_be_skipped(table: SourceTable) -> None:
+    """So the tests above test something."""
+    settings = table.settings(cursor="id", lag_seconds=0)
+    source = opened(settings)
+    with held_open(settings, insert(table, "late")) as late:
+        table.insert("'early'", into="(note)")
+        messages = come(source, 1)
+        settle(source, messages)
+        late.commit()
+    assert ids_of(messages) == [2]
+    assert none_comes(source)
+    source.close()
+
+
+@pytest.mark.parametrize("database", SERVERS, indirect=True)
+def test_by_a_status_column_nothing_has_to_wait(database: Database) -> None:
+    columns = {"postgresql": "id BIGSERIAL", "mariadb": "id BIGINT AUTO_INCREMENT"}
+    kind = "postgresql" if "postgresql" in database.url() else "mariadb"
+    table = SourceTable(
+        database, f"{columns[kind]} PRIMARY KEY, note TEXT, state VARCHAR(9) DEFAULT 'ready'"
+    )
+    settings = table.settings(status={"column": "state"})
+    source = opened(settings)
+    with held_open(settings, insert(table, "late")) as late:
+        table.insert("'early'", into="(note)")
+        messages = come(source, 1)
+        assert ids_of(messages) == [2]
+        settle(source, messages)
+        late.commit()
+    assert ids_of(come(source, 1)) == [1]
+    source.close()
+
+
+def test_the_defaults_suit_the_database(database_urls: dict[str, str]) -> None:
+    lags = {
+        kind: SqlTable.model_validate({"url": url, "table": "t", "cursor": "id"}).lag
+        for kind, url in database_urls.items()
+    }
+    assert lags == {"sqlite": 0, "postgresql": 1, "mysql": 10, "mariadb": 10}
+
+
+@pytest.fixture
+def database_urls() -> dict[str, str]:
+    servers = {kind: f"{kind}://u@h/d" for kind in ("postgresql", "mysql", "mariadb")}
+    return {"sqlite": "sqlite:////tmp/x", **servers}
