@@ -67,7 +67,7 @@ def _ours(settings: dict[str, Any]) -> Run:
     pipelines = load_pipelines(Path(settings["config"]))
     (pipeline,) = pipelines.values()
     finder = ArchiveFinder(pipelines)
-    _connected().close()  # not the time to load the driver
+    connected().close()  # not the time to load the driver
 
     def run() -> None:
         for outcome in store_partitions(settings["partitions"], pipeline, "rows", finder.open):
@@ -79,7 +79,7 @@ def _ours(settings: dict[str, Any]) -> Run:
 
 def _executemany(settings: dict[str, Any]) -> Run:
     contents = _contents(settings)
-    connection = _connected()
+    connection = connected()
 
     def run() -> None:
         _insert(connection, map(_row, contents))
@@ -91,7 +91,7 @@ def _orm(settings: dict[str, Any]) -> Run:
     from sqlalchemy import orm  # noqa: PLC0415  the others do without
 
     contents = _contents(settings)
-    engine = sa.create_engine(_url())
+    engine = sa.create_engine(url_of(os.environ[DATABASE_VARIABLE]))
     registry = orm.registry()
     table = sa.Table(TABLE, registry.metadata, autoload_with=engine)
 
@@ -116,7 +116,7 @@ def _orm(settings: dict[str, Any]) -> Run:
 def _unpacked(settings: dict[str, Any]) -> Run:
     import zstandard  # noqa: PLC0415  the others do without
 
-    connection = _connected()
+    connection = connected()
 
     def run() -> None:
         for path in settings["archives"]:
@@ -137,15 +137,16 @@ _WAYS: dict[str, Callable[[dict[str, Any]], Run]] = {
 }
 
 
-def _url() -> sa.URL:
-    url = sa.make_url(os.environ[DATABASE_VARIABLE])
+def url_of(address: str) -> sa.URL:
+    """The address of a database, with the driver that we use."""
+    url = sa.make_url(address)
     drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
     return url.set(drivername=drivers.get(url.drivername, url.drivername))
 
 
-def _connected() -> Any:
+def connected() -> Any:
     """A connection of the driver's own, with `executemany` in a transaction."""
-    url = _url()
+    url = url_of(os.environ[DATABASE_VARIABLE])
     if url.drivername == "sqlite":
         return sqlite3.connect(str(url.database))
     login: dict[str, Any] = {

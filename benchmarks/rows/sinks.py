@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.databases import DIALECTS, Dialect
 from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
 from benchmarks.results import Row
-from benchmarks.storing import Dialect, How, Rows, StoringRun, stored
+from benchmarks.storing import How, Rows, StoringRun, stored
 
-DIALECTS: dict[Dialect, str] = {
-    "postgresql": "PostgreSQL",
-    "mariadb": "MariaDB",
-    "sqlite": "SQLite",
-}
 _MOST_GROWTH_MIB = 100
 _ROWS_OF_ORM = 5_000
 """It would need minutes for more, and its figure is the same."""
