@@ -77,6 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
+        "clickhouse": "fuploader_dagster.resources.sinks.clickhouse:ClickHouseSink",
     },
 }
 _BASES: dict[str, type] = {

@@ -1,0 +1,279 @@
+"""The rows of one delivery, on their way: checked, encoded as blocks, and kept until all are known.
+
+What must always hold: an item is kept with all its rows or with none. Memory holds one chunk of
+rows; the blocks are in a temporary file, in memory while it is small. Reading it again gives the
+same blocks, so an INSERT that is repeated has the same content.
+
+A block is what ClickHouse's format Native has: columns of rows that have the same columns. Within
+an INSERT blocks may have different columns; the server fills in defaults, and makes one part of
+them all. An INSERT takes up to `INSERT_ROWS` rows or `INSERT_BYTES`, which is one block to the
+server (max_insert_block_size is 1,048,449).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
+from fuploader_dagster.resources.sinks.clickhouse_table import Column, Table, UnknownColumn
+from fuploader_dagster.resources.sinks.sql_values import Unfit
+
+CHUNK_ROWS = 10_000
+CHUNK_BYTES = 2 << 20
+INSERT_ROWS = 1_000_000
+INSERT_BYTES = 64 << 20
+_IN_MEMORY_BYTES = 4 << 20
+_ROW_BYTES = 64
+_SIZED = {str, bytes, list, tuple, dict}
+_CANNOT_SEND = "the client cannot send one of the values"
+
+
+class Block(NamedTuple):
+    """Where an encoded block is in the file."""
+
+    start: int
+    length: int
+    columns: tuple[str, ...]
+    rows: int
+
+
+class _Waiting(NamedTuple):
+    """Rows of a chunk that have the same columns."""
+
+    columns: Sequence[Column]
+    items: list[int]
+    """Of each row: the position of its item."""
+    values: list[tuple[Any, ...]]
+
+
+class RowsToStore:
+    """Use as a context manager: the temporary file goes with it."""
+
+    def __init__(self, table: Table, look_again: Callable[[], Table]) -> None:
+        """`look_again`: asks the server for the table, which may have got a column since."""
+        self.table = table
+        self.rows = 0
+        self.items = 0
+        """Kept, with rows."""
+        self.rejected: list[RejectedItem] = []
+        self.unknown_column = ""
+        """The reason of the first item that was rejected because of one."""
+        self._look_again: Callable[[], Table] | None = look_again
+        self._reasons: Counter[str] = Counter()
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+        self._end = 0
+        self._blocks: list[Block] = []
+        self._shapes: dict[tuple[str, ...], Sequence[Column]] = {}
+        self._waiting: dict[tuple[str, ...], _Waiting] = {}
+        self._waiting_rows = self._waiting_bytes = 0
+        self._waiting_items = 0
+
+    def __enter__(self) -> RowsToStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def most_common_reason(self) -> str:
+        return self._reasons.most_common(1)[0][0]
+
+    def add(self, items: Iterable[ItemRows]) -> None:
+        """Take them all; those that are bad are in `rejected` afterwards."""
+        for item in items:
+            if item.rows:
+                self._take(item)
+            if self._waiting_rows >= CHUNK_ROWS or self._waiting_bytes >= CHUNK_BYTES:
+                self._encode()
+        self._encode()
+        self.rejected.sort(key=lambda one: one.position)
+
+    def inserts(self) -> Iterator[Sequence[Block]]:
+        """The blocks of each INSERT."""
+        some: list[Block] = []
+        rows = size = 0
+        for block in self._blocks:
+            if some and (rows + block.rows > INSERT_ROWS or size + block.length > INSERT_BYTES):
+                yield some
+                some, rows, size = [], 0, 0
+            some.append(block)
+            rows += block.rows
+            size += block.length
+        if some:
+            yield some
+
+    def encoded(self, blocks: Sequence[Block], slot: str) -> Iterator[bytes]:
+        """The blocks as they are sent, with the column that says whose rows they are."""
+        column = self.table.columns[self.table.slot_column]
+        slots: tuple[int, bytes] = (0, b"")
+        for block in blocks:
+            if slots[0] != block.rows:
+                slots = (block.rows, _encoded_column(column, [slot] * block.rows))
+            head = bytearray()
+            _number(len(block.columns) + 1, head)
+            _number(block.rows, head)
+            self._file.seek(block.start)
+            yield bytes(head)
+            yield self._file.read(block.length)
+            yield slots[1]
+
+    def _take(self, item: ItemRows) -> None:
+        try:
+            rows = [(self._shape(tuple(row)), row) for row in item.rows]
+        except UnknownColumn as error:
+            if self._look_again is not None:
+                self._encode()  # by what was known when they came
+                self.table, self._look_again = self._look_again(), None
+                self._shapes.clear()
+                self._take(item)
+                return
+            self.unknown_column = self.unknown_column or str(error)
+            self._reject(item.position, str(error))
+            return
+        except Unfit as error:
+            self._reject(item.position, str(error))
+            return
+        for columns, row in rows:
+            names = tuple(one.name for one in columns)
+            waiting = self._waiting.get(names)
+            if waiting is None:
+                waiting = self._waiting[names] = _Waiting(columns, [], [])
+            values = tuple([row[name] for name in names])
+            waiting.items.append(item.position)
+            waiting.values.append(values)
+            self._waiting_rows += 1
+            self._waiting_bytes += _ROW_BYTES + sum(
+                _size(one) for one in values if type(one) in _SIZED
+            )
+        self._waiting_items += 1
+
+    def _shape(self, names: tuple[str, ...]) -> Sequence[Column]:
+        shape = self._shapes.get(names)
+        if shape is None:
+            if len(self._shapes) >= 1_000:
+                self._shapes.clear()
+            shape = self._shapes[names] = self.table.shape(sorted(names))
+        return shape
+
+    def _encode(self) -> None:
+        """Turn what waits into blocks."""
+        bad: dict[int, str] = {}
+        made: list[tuple[_Waiting, list[Sequence[Any]]]] = []
+        for waiting in self._waiting.values():
+            columns: list[Sequence[Any]] = []
+            for column, values in zip(waiting.columns, zip(*waiting.values, strict=True)):  # noqa: B905
+                assert column.kind is not None  # noqa: S101 - `shape` has seen to it
+                fit, unfit = column.kind.column(values)
+                columns.append(fit)
+                for place, reason in unfit.items():
+                    bad.setdefault(waiting.items[place], f"column {column.name}: {reason}")
+            made.append((waiting, columns))
+        bodies: list[tuple[bytearray, _Waiting, int]] = []
+        while True:
+            known = len(bad)
+            bodies.clear()
+            for waiting, columns in made:
+                keep = [item not in bad for item in waiting.items] if bad else None
+                if keep is None or all(keep):
+                    chosen, positions = columns, waiting.items
+                else:
+                    chosen = [list(compress(one, keep)) for one in columns]
+                    positions = list(compress(waiting.items, keep))
+                body = bytearray()
+                for column, one in zip(waiting.columns, chosen, strict=True):
+                    for place in _append(column, one, body):
+                        bad.setdefault(positions[place], f"column {column.name}: {_CANNOT_SEND}")
+                bodies.append((body, waiting, len(positions)))
+            if len(bad) == known:  # else again, without those
+                break
+        for body, waiting, rows in bodies:
+            if rows:
+                self._write(body, tuple(one.name for one in waiting.columns), rows)
+        for position, reason in bad.items():
+            self._reject(position, reason)
+        self.items += self._waiting_items - len(bad)
+        self._waiting.clear()
+        self._waiting_rows = self._waiting_bytes = self._waiting_items = 0
+
+    def _write(self, body: bytearray, columns: tuple[str, ...], rows: int) -> None:
+        self._file.seek(self._end)
+        self._file.write(body)
+        self._blocks.append(Block(self._end, len(body), columns, rows))
+        self._end += len(body)
+        self.rows += rows
+
+    def _reject(self, position: int, reason: str) -> None:
+        self._reasons[reason] += 1
+        self.rejected.append(RejectedItem(position, reason))
+
+
+def _size(value: Any) -> int:
+    """In bytes, about."""
+    if type(value) not in _SIZED:
+        return 8
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return _ROW_BYTES + sum(_size(name) + _size(one) for name, one in value.items())
+    return _ROW_BYTES + sum(map(_size, value))
+
+
+def _append(column: Column, values: Sequence[Any], body: bytearray) -> Sequence[int]:
+    """Append the column to the block; or the places of values that the driver cannot send."""
+    if not values:
+        return ()
+    try:
+        body += _encoded_column(column, values)
+        return ()
+    except Exception as error:  # noqa: BLE001  whatever the driver raises about a value
+        if isinstance(error, MemoryError | OSError):
+            raise
+    if len(values) == 1:
+        return (0,)
+    half = len(values) // 2
+    first = _append(column, values[:half], bytearray())
+    return [*first, *(half + one for one in _append(column, values[half:], bytearray()))]
+
+
+def _encoded_column(column: Column, values: Sequence[Any]) -> bytes:
+    from clickhouse_connect.driver.insert import InsertContext  # noqa: PLC0415  an extra
+
+    data = bytearray()
+    for word in (column.name, column.type.insert_name):
+        encoded = word.encode()
+        _number(len(encoded), data)
+        data += encoded
+    context = InsertContext("", [column.name], [column.type])
+    context.start_column(column.name)
+    column.type.write_column(column_of_one_type(values), data, context)
+    return bytes(data)
+
+
+def column_of_one_type(values: Sequence[Any]) -> Sequence[Any]:
+    """Text as bytes if some of it is: the driver takes all of a column for what the first is."""
+    if bytes in set(map(type, values)):
+        return [one.encode() if isinstance(one, str) else one for one in values]
+    return values
+
+
+def _number(value: int, data: bytearray) -> None:
+    """In LEB128."""
+    while value >= 0x80:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+
+
+def columns_of(blocks: Sequence[Block]) -> Mapping[str, None]:
+    """All columns that one of the blocks has, in their order."""
+    return dict.fromkeys(name for block in blocks for name in block.columns)
