@@ -18,8 +18,8 @@ and a reader may see the first without the last. `slot_column` holds, for exampl
 What this cannot do: two processes that store the same delivery at the same moment, into a table
 that remembers no tokens, may both store it. `delivery/rows.py` has a lock for that.
 
-How it works: `clickhouse_rows` checks, encodes and keeps the rows, `clickhouse_values` knows what
-columns hold, `clickhouse_table` the table, `clickhouse_server` the calls.
+How it works: `clickhouse_rows` keeps the rows, `clickhouse_blocks` checks and encodes them by what
+`clickhouse_values` knows of columns, `clickhouse_table` the table, `clickhouse_server` the calls.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class ClickHouseTarget(Sink):
             self._server.insert(
                 rows.table.quoted,
                 [*columns_of(blocks), rows.table.slot_column],
-                lambda blocks=blocks: rows.encoded(blocks, mark),  # type: ignore[misc]
+                lambda blocks=blocks: rows.sent(blocks, mark),  # type: ignore[misc]
                 {
                     "query_id": f"fuploader-{name}-{number}",  # runs once at a time on a server
                     "insert_deduplicate": 1,

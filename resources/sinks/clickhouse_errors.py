@@ -87,12 +87,22 @@ _REFUSED = {
     516: ("the login was refused", LOGIN),
 }
 
+_OF_A_ROW = (6, 27, 38, 41, 43, 69, 70, 72, 117, 131, 153, 190, 321, 349, 395, 407)
+"""Raised by what the table computes of a row. Which row is not said."""
+for _code in _OF_A_ROW:
+    _REFUSED[_code] = (
+        "the table cannot compute something of a row: a default, a constraint, a partition, a view",
+        "leave such rows out (rows), or correct the table's expression",
+    )
 
-def meaning(code: int | None, name: str | None, *, tls: bool = False) -> Meaning:
-    """Of a server's error number and its name; None: there was no answer of ClickHouse's."""
-    if code is None:
-        words = "the TLS handshake failed" if tls else "no answer, or not one of ClickHouse's"
-        return Meaning(True, words, CERTIFICATE if tls else ASK_LATER)
+
+NO_ANSWER = Meaning(True, "no answer, or not one of ClickHouse's", ASK_LATER)
+NO_TLS = Meaning(True, "the TLS handshake failed", "does that port speak TLS? See port and scheme")
+NOT_TRUSTED = Meaning(False, "its certificate is not trusted", CERTIFICATE)
+
+
+def meaning(code: int, name: str | None) -> Meaning:
+    """Of a server's error number and its name."""
     known = name if name is not None and _NAME.fullmatch(name) else ""
     told = f"ClickHouse error {code}{f' {known}' if known else ''}"
     for table, passes in ((_AWAY, True), (_REFUSED, False)):

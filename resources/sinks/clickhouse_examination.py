@@ -48,10 +48,12 @@ def _trials(table: Table, columns: Sequence[str]) -> Sequence[str]:
     known = list(dict.fromkeys([*columns, table.slot_column]))
     names = ", ".join(map(quoted, known))
     types = [table.columns[name].type_name.replace("\\", "\\\\") for name in known]
-    values = ", ".join("defaultValueOfTypeName('{}')".format(one.replace("'", "\\'")) for one in types)
+    values = ", ".join(
+        "defaultValueOfTypeName('{}')".format(one.replace("'", "\\'")) for one in types
+    )
     return [
         f"SELECT {slot} FROM {table.quoted} LIMIT 0",  # noqa: S608
-        f"INSERT INTO {table.quoted} ({names}) SELECT {values} WHERE 0",  # noqa: S608
+        f"INSERT INTO {table.quoted} ({names}) SELECT {values} WHERE 0",
     ]
 
 

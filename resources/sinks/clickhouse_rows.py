@@ -15,11 +15,16 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import compress
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
+from fuploader_dagster.resources.sinks.clickhouse_blocks import (
+    Waiting,
+    encoded,
+    encoded_column,
+    number,
+)
 from fuploader_dagster.resources.sinks.clickhouse_table import Column, Table, UnknownColumn
 from fuploader_dagster.resources.sinks.sql_values import Unfit
 
@@ -30,7 +35,6 @@ INSERT_BYTES = 64 << 20
 _IN_MEMORY_BYTES = 4 << 20
 _ROW_BYTES = 64
 _SIZED = {str, bytes, list, tuple, dict}
-_CANNOT_SEND = "the client cannot send one of the values"
 
 
 class Block(NamedTuple):
@@ -40,15 +44,6 @@ class Block(NamedTuple):
     length: int
     columns: tuple[str, ...]
     rows: int
-
-
-class _Waiting(NamedTuple):
-    """Rows of a chunk that have the same columns."""
-
-    columns: Sequence[Column]
-    items: list[int]
-    """Of each row: the position of its item."""
-    values: list[tuple[Any, ...]]
 
 
 class RowsToStore:
@@ -69,7 +64,7 @@ class RowsToStore:
         self._end = 0
         self._blocks: list[Block] = []
         self._shapes: dict[tuple[str, ...], Sequence[Column]] = {}
-        self._waiting: dict[tuple[str, ...], _Waiting] = {}
+        self._waiting: dict[tuple[str, ...], Waiting] = {}
         self._waiting_rows = self._waiting_bytes = 0
         self._waiting_items = 0
 
@@ -112,16 +107,16 @@ class RowsToStore:
         if some:
             yield some
 
-    def encoded(self, blocks: Sequence[Block], slot: str) -> Iterator[bytes]:
+    def sent(self, blocks: Sequence[Block], slot: str) -> Iterator[bytes]:
         """The blocks as they are sent, with the column that says whose rows they are."""
         column = self.table.columns[self.table.slot_column]
         slots: tuple[int, bytes] = (0, b"")
         for block in blocks:
             if slots[0] != block.rows:
-                slots = (block.rows, _encoded_column(column, [slot] * block.rows))
+                slots = (block.rows, bytes(encoded_column(column, [slot] * block.rows)))
             head = bytearray()
-            _number(len(block.columns) + 1, head)
-            _number(block.rows, head)
+            number(len(block.columns) + 1, head)
+            number(block.rows, head)
             self._file.seek(block.start)
             yield bytes(head)
             yield self._file.read(block.length)
@@ -147,7 +142,7 @@ class RowsToStore:
             names = tuple(one.name for one in columns)
             waiting = self._waiting.get(names)
             if waiting is None:
-                waiting = self._waiting[names] = _Waiting(columns, [], [])
+                waiting = self._waiting[names] = Waiting(columns, [], [])
             values = tuple([row[name] for name in names])
             waiting.items.append(item.position)
             waiting.values.append(values)
@@ -167,38 +162,9 @@ class RowsToStore:
 
     def _encode(self) -> None:
         """Turn what waits into blocks."""
-        bad: dict[int, str] = {}
-        made: list[tuple[_Waiting, list[Sequence[Any]]]] = []
-        for waiting in self._waiting.values():
-            columns: list[Sequence[Any]] = []
-            for column, values in zip(waiting.columns, zip(*waiting.values, strict=True)):  # noqa: B905
-                assert column.kind is not None  # noqa: S101 - `shape` has seen to it
-                fit, unfit = column.kind.column(values)
-                columns.append(fit)
-                for place, reason in unfit.items():
-                    bad.setdefault(waiting.items[place], f"column {column.name}: {reason}")
-            made.append((waiting, columns))
-        bodies: list[tuple[bytearray, _Waiting, int]] = []
-        while True:
-            known = len(bad)
-            bodies.clear()
-            for waiting, columns in made:
-                keep = [item not in bad for item in waiting.items] if bad else None
-                if keep is None or all(keep):
-                    chosen, positions = columns, waiting.items
-                else:
-                    chosen = [list(compress(one, keep)) for one in columns]
-                    positions = list(compress(waiting.items, keep))
-                body = bytearray()
-                for column, one in zip(waiting.columns, chosen, strict=True):
-                    for place in _append(column, one, body):
-                        bad.setdefault(positions[place], f"column {column.name}: {_CANNOT_SEND}")
-                bodies.append((body, waiting, len(positions)))
-            if len(bad) == known:  # else again, without those
-                break
-        for body, waiting, rows in bodies:
-            if rows:
-                self._write(body, tuple(one.name for one in waiting.columns), rows)
+        blocks, bad = encoded(list(self._waiting.values()))
+        for columns, rows, body in blocks:
+            self._write(body, columns, rows)
         for position, reason in bad.items():
             self._reject(position, reason)
         self.items += self._waiting_items - len(bad)
@@ -226,52 +192,6 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return _ROW_BYTES + sum(_size(name) + _size(one) for name, one in value.items())
     return _ROW_BYTES + sum(map(_size, value))
-
-
-def _append(column: Column, values: Sequence[Any], body: bytearray) -> Sequence[int]:
-    """Append the column to the block; or the places of values that the driver cannot send."""
-    if not values:
-        return ()
-    try:
-        body += _encoded_column(column, values)
-        return ()
-    except Exception as error:  # noqa: BLE001  whatever the driver raises about a value
-        if isinstance(error, MemoryError | OSError):
-            raise
-    if len(values) == 1:
-        return (0,)
-    half = len(values) // 2
-    first = _append(column, values[:half], bytearray())
-    return [*first, *(half + one for one in _append(column, values[half:], bytearray()))]
-
-
-def _encoded_column(column: Column, values: Sequence[Any]) -> bytes:
-    from clickhouse_connect.driver.insert import InsertContext  # noqa: PLC0415  an extra
-
-    data = bytearray()
-    for word in (column.name, column.type.insert_name):
-        encoded = word.encode()
-        _number(len(encoded), data)
-        data += encoded
-    context = InsertContext("", [column.name], [column.type])
-    context.start_column(column.name)
-    column.type.write_column(column_of_one_type(values), data, context)
-    return bytes(data)
-
-
-def column_of_one_type(values: Sequence[Any]) -> Sequence[Any]:
-    """Text as bytes if some of it is: the driver takes all of a column for what the first is."""
-    if bytes in set(map(type, values)):
-        return [one.encode() if isinstance(one, str) else one for one in values]
-    return values
-
-
-def _number(value: int, data: bytearray) -> None:
-    """In LEB128."""
-    while value >= 0x80:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    data.append(value)
 
 
 def columns_of(blocks: Sequence[Block]) -> Mapping[str, None]:

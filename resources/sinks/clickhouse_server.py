@@ -1,4 +1,4 @@
-"""One client of a ClickHouse server, by HTTP, whose calls end with a result or with an error of ours.
+"""One client of a ClickHouse server, by HTTP. Calls end with a result or with an error of ours.
 
 What must always hold: each call ends within the timeout, and no error refers to the driver's, which
 may quote values. Nothing that changes data is sent twice by one call.
@@ -7,15 +7,23 @@ may quote values. Nothing that changes data is sent twice by one call.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, unquote
 
 import zstandard
 
 from fuploader_dagster.errors import ConfigError, FuploaderError
-from fuploader_dagster.resources.sinks.clickhouse_errors import Meaning, explained, meaning
+from fuploader_dagster.resources.sinks.clickhouse_errors import (
+    NO_ANSWER,
+    NO_TLS,
+    NOT_TRUSTED,
+    Meaning,
+    explained,
+    meaning,
+)
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -118,6 +126,11 @@ class Server:
                 f"ClickHouse needs clickhouse-connect, which cannot be imported: {error}",
                 hint="pip install 'fuploader-dagster[clickhouse]'",
             ) from error
+        if self._ca_file is not None and not Path(self._ca_file).is_file():
+            raise ConfigError(
+                f"could not read ca_file {self._ca_file}: no such file",
+                hint="it is the file of a certificate authority, in PEM format",
+            )
         url = self._url
         return clickhouse_connect.get_client(
             interface=url.scheme,
@@ -136,7 +149,7 @@ class Server:
         )
 
 
-def _compressed(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _compressed(blocks: Iterator[bytes]) -> Generator[bytes, None, None]:
     compressor = zstandard.ZstdCompressor(level=1).compressobj()
     for block in blocks:
         if piece := compressor.compress(block):
@@ -145,11 +158,19 @@ def _compressed(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _meaning_of(error: BaseException) -> Meaning:
-    code = getattr(error, "code", None)
+    code, name = getattr(error, "code", None), getattr(error, "name", None)
+    if isinstance(code, int):
+        return meaning(code, name)
+    causes: list[BaseException] = []
     one: BaseException | None = error
-    tls = False
-    while one is not None:
-        tls = tls or isinstance(one, ssl.SSLError)
-        one = one.__cause__ or one.__context__
-    name = getattr(error, "name", None)
-    return meaning(code if isinstance(code, int) else None, name, tls=tls)
+    while one is not None and one not in causes:
+        causes.append(one)
+        reason = getattr(one, "reason", None)  # of urllib3's errors
+        one = (
+            one.__cause__
+            or one.__context__
+            or (reason if isinstance(reason, BaseException) else None)
+        )
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in causes):
+        return NOT_TRUSTED
+    return NO_TLS if any(isinstance(one, ssl.SSLError) for one in causes) else NO_ANSWER

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal, InvalidOperation
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -41,6 +41,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIRST_MOMENT, _LAST_MOMENT = -2_208_988_800, 10_413_791_999
 """Of DateTime64: the years 1900 to 2299."""
 _LARGEST_FLOAT32 = 3.4028234663852886e38
+_LARGE = 10**80
+"""More than any column of whole numbers holds."""
 _EXACT = Context(prec=400)
 
 
@@ -97,13 +99,17 @@ def _bare_kind(column_type: Any) -> Kind | None:  # noqa: PLR0911 - a table of t
     if match := re.fullmatch(r"(U?)Int(\d+)", name):
         return _integers(int(match[2]), signed=not match[1])
     if name.startswith("Enum"):
-        return Kind(_member(dict(zip(column_type.type_def.keys, column_type.type_def.values, strict=True))))
+        return Kind(
+            _member(dict(zip(column_type.type_def.keys, column_type.type_def.values, strict=True)))
+        )
     if name.startswith("Decimal"):
         return Kind(_decimal(column_type.prec, column_type.scale))
     if name == "DateTime64":
         return Kind(_ticks(column_type.scale))
     if name == "FixedString":
         return Kind(_fixed(column_type.byte_size))
+    if name == "JSON":
+        return None if column_type.typed_paths else Kind(_object)
     if name == "Array":
         return _composed([column_type.element_type], _array)
     if name == "Map":
@@ -125,7 +131,7 @@ def _integers(bits: int, *, signed: bool) -> Kind:
     def convert(value: Any) -> int:
         if isinstance(value, int):
             number = int(value)
-        elif isinstance(value, float | Decimal) and value == value and abs(value) < 10**80:
+        elif isinstance(value, float | Decimal) and -_LARGE < value < _LARGE:
             number = int(value)
             if number != value:
                 raise Unfit("not a whole number")
@@ -264,7 +270,7 @@ def _moment(value: Any) -> tuple[int, int]:
         return (value.toordinal() - _EPOCH.toordinal()) * 86_400, 0
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value), 0
-    if isinstance(value, float | Decimal) and abs(value) <= _LAST_MOMENT:
+    if isinstance(value, float | Decimal) and _FIRST_MOMENT <= value <= _LAST_MOMENT:
         seconds, rest = divmod(Decimal(str(value)).scaleb(9), 10**9)
         return (int(seconds), int(rest)) if rest >= 0 else (int(seconds) - 1, int(rest) + 10**9)
     raise Unfit("not a time")
@@ -296,7 +302,7 @@ def _seconds(value: Any) -> int:
 def _ticks(scale: int) -> Convert:
     def convert(value: Any) -> int:
         seconds, nanoseconds = _moment(value)
-        ticks = seconds * 10**scale + nanoseconds // 10 ** (9 - scale)
+        ticks: int = seconds * 10**scale + nanoseconds // 10 ** (9 - scale)
         if not _FIRST_MOMENT <= seconds <= _LAST_MOMENT or not -(1 << 63) <= ticks < 1 << 63:
             raise Unfit("a time out of range")
         return ticks
@@ -340,6 +346,24 @@ def _ipv6(value: Any) -> IPv6Address:
         return IPv6Address(value)
     except (AddressValueError, ValueError, TypeError):
         raise Unfit("not an IP address") from None
+
+
+def _object(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        raise Unfit("not an object")
+    found = json_text(value)
+    paths = list(_paths(value, ""))
+    if len(set(paths)) != len(paths):  # {"a": {"b": 1}, "a.b": 2}
+        raise Unfit("an object with two values for one path")
+    return found
+
+
+def _paths(value: Mapping[str, Any], above: str) -> Iterator[str]:
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            yield from _paths(one, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 def _array(element: Kind) -> Convert:

@@ -1,7 +1,7 @@
 """Rows are stored exactly once in ClickHouse, whatever breaks, and at whatever moment.
 
 Each fault hits one delivery, which is then tried again until it is stored, as the engine does. The
-tests of random faults play 520 of them; FAULTS=500 plays ten times as many. `-s` shows the table.
+tests of random faults play 504 of them, FAULTS=5040 ten times as many. `-s` shows a table of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from tests.clickhouse.attempts import (
 from tests.clickhouse.tables import REMEMBERS, Table
 from tests.servers.clickhouse import ClickhouseServer
 
-FAULTS = int(os.environ.get("FAULTS", "52"))
+FAULTS = int(os.environ.get("FAULTS", "504"))
+SEEDS = 3
 TABLES = {
     "tokens": f"ORDER BY tuple() {REMEMBERS}",
     "no tokens": "ORDER BY tuple()",
@@ -67,10 +68,10 @@ def all_played() -> Iterator[Counter[tuple[str, str]]]:
     """Faults, and what the next attempt found."""
     played: Counter[tuple[str, str]] = Counter()
     yield played
-    print(f"\n{'fault':15}{'played':>8}{'found':>8}{'stored':>8}{'wrong':>8}")
+    print(f"\n{'fault':15}{'played':>8}{'found':>8}{'stored':>8}")
     for kind in dict.fromkeys(KINDS):
         found, stored = played[kind, "found"], played[kind, "stored"]
-        print(f"{kind:15}{found + stored:>8}{found:>8}{stored:>8}{0:>8}")
+        print(f"{kind:15}{found + stored:>8}{found:>8}{stored:>8}")
     print(f"{'all':15}{played.total():>8}")
 
 
@@ -85,13 +86,13 @@ def test_any_request_may_be_lost_with_or_without_its_answer(
     for at in range(requests):
         table.server.play(kind, at)
         found.append(until_it_is_stored(settings, at + 1))
-        assert table.server.played()["hit"]
+        assert table.server.hit()
         assert_stored_once(table, at + 1)
-    assert found[-1], "the answer to the last count was not lost"
+    assert found[-2] == (kind == "answer lost")  # the last INSERT, before the count
     assert len(table.rows("number", order="1")) == (requests + 1) * GOOD
 
 
-@pytest.mark.parametrize("table", TABLES, indirect=True)
+@pytest.mark.parametrize("table", ["tokens, partitions", "no tokens"], indirect=True)
 def test_a_process_may_be_killed_at_every_call(table: Table, inserts: int) -> None:
     settings = table.settings()
     for at in range(100):
@@ -103,7 +104,7 @@ def test_a_process_may_be_killed_at_every_call(table: Table, inserts: int) -> No
     assert 8 < at < 99
 
 
-@pytest.mark.parametrize("table", TABLES, indirect=True)
+@pytest.mark.parametrize("table", ["tokens", "no tokens, partitions"], indirect=True)
 def test_a_redo_may_be_killed_at_every_call(table: Table, inserts: int) -> None:
     settings = table.settings()
     for at in range(100):
@@ -116,19 +117,19 @@ def test_a_redo_may_be_killed_at_every_call(table: Table, inserts: int) -> None:
     assert 10 < at < 99
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("table", TABLES, indirect=True)
 def test_whatever_breaks_rows_are_stored_once(
     table: Table, inserts: int, seed: int, all_played: Counter[tuple[str, str]]
 ) -> None:
     server, settings, chance = table.server, table.settings(), random.Random(seed)
     requests = requests_of_a_store(table, settings, 0)
-    kinds = some(KINDS, max(1, FAULTS * 10 // 24))
+    kinds = some(KINDS, -(-FAULTS // (len(TABLES) * 2 * SEEDS)))
     chance.shuffle(kinds)
     deliveries = 1
 
     def mend() -> None:
-        if kind in KILLS and server.running and server.played()["hit"]:
+        if kind in KILLS and server.running and server.hit():
             server.wait_for_its_end()
         if not server.running:
             server.start()
@@ -140,10 +141,11 @@ def test_whatever_breaks_rows_are_stored_once(
             redo = 1
         at = chance.choice((requests - 2, chance.randrange(requests)))  # mostly at an INSERT
         if kind == "client killed":
-            assert kill_a_client(settings, number, chance.randrange(8), redo)
+            assert kill_a_client(settings, number, chance.randrange(10), redo)
         else:
             server.play(kind, at, chance.choice((0.0, 1.0, 5.0, 20.0)))
         there = until_it_is_stored(settings, number, redo=redo, mend=mend)
+        assert kind in (*KILLS, "client killed") or server.hit()
         all_played[kind, "found" if there else "stored"] += 1
         assert_stored_once(table, number)
         deliveries += 1

@@ -10,11 +10,12 @@ import base64
 import json
 import os
 import secrets
+import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -30,22 +31,34 @@ _FRONT = Path(__file__).with_name("clickhouse_front.py")
 class ClickhouseServer:
     """`start`, `kill`, `start` again: port, password and data stay the same."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
+        """`certificate`: with its key in one PEM file; the server then speaks TLS."""
         self.port, self.password = free_port(), secrets.token_urlsafe(12)
-        self._folder = folder
+        self._folder, self._certificate = folder, certificate
         self._process = ServerProcess("ClickHouse", folder / "console.log")
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._certificate else "http"
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext | None:
+        return (
+            ssl.create_default_context(cafile=str(self._certificate)) if self._certificate else None
+        )
 
     @property
     def running(self) -> bool:
         return self._process.running
 
     def url(self, database: str = "default") -> str:
-        return f"http://shop:{self.password}@{LOOPBACK}:{self.port}/{database}"
+        return f"{self._scheme}://shop:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def start(self) -> None:
         assert PYTHON.exists(), "the tests of ClickHouse need chdb: make test-clickhouse"
         self._process.start(
-            [str(PYTHON), str(_FRONT), str(self.port), str(self._folder / "data"), self.password],
+            [str(PYTHON), str(_FRONT), str(self.port), str(self._folder / "data"), self.password]
+            + ([str(self._certificate)] if self._certificate else []),
             env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TZ": "UTC"},
             cwd=self._folder,
             ready=self._answers,
@@ -68,9 +81,16 @@ class ClickhouseServer:
         fault = {"kind": kind, "at": at, "milliseconds": milliseconds} if kind else {}
         self._ask("/fault", json.dumps(fault).encode())
 
-    def played(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = json.loads(self._ask("/fault"))
-        return found
+    def requests(self) -> int:
+        """Since the last `play`."""
+        return int(json.loads(self._ask("/fault"))["requests"])
+
+    def hit(self) -> bool:
+        """Whether the fault was played; a server that does not answer is about to die of it."""
+        try:
+            return bool(json.loads(self._ask("/fault"))["hit"])
+        except (OSError, HTTPException):
+            return True
 
     def execute(self, *statements: str) -> None:
         """A plain client, to prepare tables."""
@@ -79,8 +99,10 @@ class ClickhouseServer:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """A plain client, to look at what the code under test left."""
-        answer = self._ask("/?" + urlencode({"output_format_json_quote_64bit_integers": 0}),
-                           f"{query} FORMAT JSONCompactEachRow".encode())
+        answer = self._ask(
+            "/?" + urlencode({"output_format_json_quote_64bit_integers": 0}),
+            f"{query} FORMAT JSONCompactEachRow".encode(),
+        )
         return [tuple(json.loads(line)) for line in answer.splitlines()]
 
     def _answers(self) -> bool:
@@ -91,12 +113,12 @@ class ClickhouseServer:
     def _ask(self, path: str, body: bytes | None = None) -> bytes:
         login = base64.b64encode(f"shop:{self.password}".encode()).decode()
         request = urllib.request.Request(  # noqa: S310 - our own server
-            f"http://{LOOPBACK}:{self.port}{path}",
+            f"{self._scheme}://{LOOPBACK}:{self.port}{path}",
             data=body,
             headers={"Authorization": f"Basic {login}", "Content-Type": "text/plain"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=120, context=self._tls) as answer:  # noqa: S310
                 data: bytes = answer.read()
                 return data
         except urllib.error.HTTPError as error:

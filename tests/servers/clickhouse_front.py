@@ -1,6 +1,7 @@
 """ClickHouse's HTTP interface around its engine (chdb), as far as clickhouse-connect needs it.
 
-A program of its own, for an interpreter that has chdb: `clickhouse_front.py PORT FOLDER PASSWORD`.
+A program of its own, for an interpreter that has chdb: `clickhouse_front.py PORT FOLDER PASSWORD`,
+with a fourth argument, a certificate and its key in one PEM file, by TLS.
 It imports nothing else that is not in Python. Statements run one after the other.
 
 `POST /fault` with `{"kind", "at", "milliseconds"}` breaks the request `at`, counted from 0 since
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import sys
 import tempfile
 import threading
@@ -124,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
     engine: Engine
     password: str
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -250,4 +252,9 @@ def _name(value: str) -> str:
 if __name__ == "__main__":
     port, folder, Handler.password = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     Handler.engine = Engine(folder)
-    Server(("127.0.0.1", port), Handler).serve_forever()
+    server = Server(("127.0.0.1", port), Handler)
+    if len(sys.argv) > 4:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[4])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.serve_forever()
