@@ -25,7 +25,7 @@ NO_ENGINE = "use a MergeTree table, and fill the other one from it by a material
 _PLAIN = re.compile(r"(Replicated|Shared)?MergeTree")
 _COMPUTED = ("MATERIALIZED", "ALIAS")
 _NAME_CHARACTERS = 60
-_WINDOW = re.compile(r"\bnon_replicated_deduplication_window = (\d+)")
+_WINDOW = re.compile(r"(?<!\w)non_replicated_deduplication_window = (\d+)")
 
 
 class UnknownColumn(Unfit):

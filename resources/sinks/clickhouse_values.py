@@ -343,7 +343,10 @@ def _ipv6(value: Any) -> IPv6Address:
     try:
         if isinstance(value, IPv4Address) or (isinstance(value, str) and ":" not in value):
             return IPv6Address(f"::ffff:{IPv4Address(value)}")
-        return IPv6Address(value)
+        found = IPv6Address(value)
+        if getattr(found, "scope_id", None):
+            raise Unfit("an IP address with a zone")
+        return found
     except (AddressValueError, ValueError, TypeError):
         raise Unfit("not an IP address") from None
 

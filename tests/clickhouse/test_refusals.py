@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,6 +202,18 @@ def _examined_with(table: Table, code: int, request: int) -> list[Diagnosis]:
     found = list(table.settings(columns=["number"]).examine())
     assert table.server.hit()
     return found
+
+
+def test_the_doctor_likes_the_table_of_the_page_on_sinks(clickhouse: ClickhouseServer) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text("utf-8")
+    (statement,) = re.findall(r"```sql\n(.*?)```", page, re.S)
+    clickhouse.execute("DROP TABLE IF EXISTS my_table", statement)
+    settings = ClickHouseSink.model_validate({"url": clickhouse.url(), "table": "default.my_table"})
+    assert wrong(settings) == []
+    sink = settings.sink()
+    rows = [ItemRows(0, [{"id": 1, "name": None}])]
+    assert sink.store(DELIVERY, rows, no_reject).address.endswith("/default.my_table")
+    sink.close()
 
 
 def test_hashes_outlive_rows_and_a_redo_is_stored_nevertheless(table: Table) -> None:
