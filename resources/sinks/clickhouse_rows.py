@@ -15,10 +15,11 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
+from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, Row
 from fuploader_dagster.resources.sinks.clickhouse_blocks import (
     Waiting,
     encoded,
@@ -34,7 +35,8 @@ INSERT_ROWS = 1_000_000
 INSERT_BYTES = 64 << 20
 _IN_MEMORY_BYTES = 4 << 20
 _ROW_BYTES = 64
-_SIZED = {str, bytes, list, tuple, dict}
+_LARGE_TYPES = {"String", "FixedString", "Array", "Map", "Tuple", "JSON"}
+_MOST_SHAPES = 1_000
 
 
 class Block(NamedTuple):
@@ -44,6 +46,26 @@ class Block(NamedTuple):
     length: int
     columns: tuple[str, ...]
     rows: int
+
+
+class _Shape:
+    """Of rows that have the same columns, in whatever order."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self.names = tuple(one.name for one in columns)
+        self.sized = [
+            place for place, one in enumerate(columns) if one.type.base_type in _LARGE_TYPES
+        ]
+        """Places of values that may be large."""
+        # Of a single name, `itemgetter` gives the value without a tuple around it.
+        self._values = itemgetter(*self.names) if len(columns) > 1 else None
+
+    def take(self, row: Row) -> tuple[_Shape, tuple[Any, ...]]:
+        """The values of a row."""
+        if self._values is None:
+            return self, (row[self.names[0]],)
+        return self, self._values(row)
 
 
 class RowsToStore:
@@ -63,7 +85,7 @@ class RowsToStore:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
         self._end = 0
         self._blocks: list[Block] = []
-        self._shapes: dict[tuple[str, ...], Sequence[Column]] = {}
+        self._shapes: dict[tuple[str, ...], _Shape] = {}
         self._waiting: dict[tuple[str, ...], Waiting] = {}
         self._waiting_rows = self._waiting_bytes = 0
         self._waiting_items = 0
@@ -124,7 +146,7 @@ class RowsToStore:
 
     def _take(self, item: ItemRows) -> None:
         try:
-            rows = [(self._shape(tuple(row)), row) for row in item.rows]
+            taken = [self._shape(tuple(row)).take(row) for row in item.rows]
         except UnknownColumn as error:
             if self._look_again is not None:
                 self._encode()  # by what was known when they came
@@ -138,26 +160,25 @@ class RowsToStore:
         except Unfit as error:
             self._reject(item.position, str(error))
             return
-        for columns, row in rows:
-            names = tuple(one.name for one in columns)
-            waiting = self._waiting.get(names)
+        for shape, values in taken:
+            waiting = self._waiting.get(shape.names)
             if waiting is None:
-                waiting = self._waiting[names] = Waiting(columns, [], [])
-            values = tuple([row[name] for name in names])
+                waiting = self._waiting[shape.names] = Waiting(shape.columns, [], [])
             waiting.items.append(item.position)
             waiting.values.append(values)
-            self._waiting_rows += 1
-            self._waiting_bytes += _ROW_BYTES + sum(
-                _size(one) for one in values if type(one) in _SIZED
-            )
+            self._waiting_bytes += _ROW_BYTES
+            for place in shape.sized:
+                one = values[place]
+                self._waiting_bytes += len(one) if type(one) is str else _size(one)
+        self._waiting_rows += len(taken)
         self._waiting_items += 1
 
-    def _shape(self, names: tuple[str, ...]) -> Sequence[Column]:
+    def _shape(self, names: tuple[str, ...]) -> _Shape:
         shape = self._shapes.get(names)
         if shape is None:
-            if len(self._shapes) >= 1_000:
+            if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
-            shape = self._shapes[names] = self.table.shape(sorted(names))
+            shape = self._shapes[names] = _Shape(self.table.shape(sorted(names)))
         return shape
 
     def _encode(self) -> None:
@@ -185,13 +206,13 @@ class RowsToStore:
 
 def _size(value: Any) -> int:
     """In bytes, about."""
-    if type(value) not in _SIZED:
-        return 8
     if isinstance(value, str | bytes):
         return len(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return _ROW_BYTES + sum(_size(name) + _size(one) for name, one in value.items())
-    return _ROW_BYTES + sum(map(_size, value))
+    if isinstance(value, list | tuple):
+        return _ROW_BYTES + sum(map(_size, value))
+    return 8
 
 
 def columns_of(blocks: Sequence[Block]) -> Mapping[str, None]:

@@ -19,8 +19,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timezone
 from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any
 from uuid import UUID
@@ -34,7 +35,7 @@ _NONE = type(None)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,80}")
 _MOMENT = re.compile(
     r"(\d{4}-\d\d-\d\d)"
-    r"(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?\s?(?:([Zz])|([+-])(\d\d):?(\d\d)?)?)?"
+    r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?\s?(?:([Zz])|([+-])(\d\d):?(\d\d)?)?)?"
 )
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -280,16 +281,25 @@ def _moment_of_text(value: str) -> tuple[int, int]:
     match = _MOMENT.fullmatch(value)
     if match is None:
         raise Unfit("not a time")
-    day, clock, seconds, fraction, _, sign, hours, minutes = match.groups()
-    try:
-        moment = datetime.fromisoformat(f"{day} {clock or '00:00'}:{seconds or '00'}+00:00")
-    except ValueError:
-        raise Unfit("not a time") from None
-    since = moment - _EPOCH
+    day, hours, minutes, seconds, fraction, _, sign, east_hours, east_minutes = match.groups()
+    hour, minute, second = int(hours or 0), int(minutes or 0), int(seconds or 0)
+    since = _start_of(day)
+    if since is None or hour > 23 or minute > 59 or second > 59:
+        raise Unfit("not a time")
+    since += hour * 3_600 + minute * 60 + second
     if sign:
-        offset = timedelta(hours=int(hours), minutes=int(minutes or 0))
-        since = since - offset if sign == "+" else since + offset
-    return since.days * 86_400 + since.seconds, int((fraction or "0").ljust(9, "0"))
+        east = int(east_hours) * 3_600 + int(east_minutes or 0) * 60
+        since += east if sign == "-" else -east
+    return since, int(fraction.ljust(9, "0")) if fraction else 0
+
+
+@lru_cache(maxsize=1_000)
+def _start_of(day: str) -> int | None:
+    """Of a day in UTC, in seconds since 1970; None if there is no such day."""
+    try:
+        return (date.fromisoformat(day).toordinal() - _EPOCH.toordinal()) * 86_400
+    except ValueError:
+        return None
 
 
 def _seconds(value: Any) -> int:

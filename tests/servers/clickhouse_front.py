@@ -123,6 +123,7 @@ class Engine:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is two writes, the second of which would wait 40 ms
     engine: Engine
     password: str
 
@@ -158,8 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         if "query" in arguments:
             statement = arguments["query"]
             data = body if statement.lstrip().upper().startswith("INSERT") and body else None
-        else:
-            statement = body.decode()
+        else:  # a statement, with the data of an INSERT after it
+            head, found, tail = body.partition(b" FORMAT Native\n")
+            is_insert = bool(found) and head.lstrip().upper().startswith(b"INSERT")
+            statement = (head + found if is_insert else body).decode()
+            data = tail if is_insert else None
         with self.engine.lock:
             self._play(statement, arguments, data)
 
