@@ -212,7 +212,7 @@ class ClickHouseTarget(Sink):
             f"stored {rows.rows} rows of {delivery.id} in {self._settings.describe()}, and counted "
             f"{counted}",
             hint="is there a TTL on the table, a row policy for the user, or a replica that is "
-            "behind? The next attempt counts again",
+            "behind? If somebody deleted these rows before, store the partition with a redo",
         )
 
     def _insert_once(self, rows: RowsToStore, mark: str, token: str) -> None:

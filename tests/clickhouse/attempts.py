@@ -12,6 +12,8 @@ from fuploader_dagster.resources.sinks.clickhouse import ClickHouseSink
 from fuploader_dagster.resources.sinks.clickhouse_server import Server
 from tests.clickhouse.tables import Table
 
+FAULTS_PLAYED = "faults played"
+"""What a test reports: kinds, what the next attempt found, how often."""
 ITEMS = 12
 BAD = (6,)
 GOOD = ITEMS - len(BAD)

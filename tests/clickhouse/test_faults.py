@@ -1,7 +1,8 @@
 """Rows are stored exactly once in ClickHouse, whatever breaks, and at whatever moment.
 
 Each fault hits one delivery, which is then tried again until it is stored, as the engine does. The
-tests of random faults play 504 of them, FAULTS=5040 ten times as many. `-s` shows a table of them.
+tests of random faults play 504 of them, FAULTS=5040 ten times as many. A table
+at the end of the run says what was played, and what the next attempt found.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 from fuploader_dagster.resources.sinks import clickhouse_rows
 from tests.clickhouse.attempts import (
     COLUMNS,
+    FAULTS_PLAYED,
     GOOD,
     assert_stored_once,
     kill_a_client,
@@ -63,18 +65,6 @@ def table(request: pytest.FixtureRequest, clickhouse: ClickhouseServer) -> Table
     return Table(clickhouse, COLUMNS, after=TABLES[request.param])
 
 
-@pytest.fixture(scope="module")
-def all_played() -> Iterator[Counter[tuple[str, str]]]:
-    """Faults, and what the next attempt found."""
-    played: Counter[tuple[str, str]] = Counter()
-    yield played
-    print(f"\n{'fault':15}{'played':>8}{'found':>8}{'stored':>8}")
-    for kind in dict.fromkeys(KINDS):
-        found, stored = played[kind, "found"], played[kind, "stored"]
-        print(f"{kind:15}{found + stored:>8}{found:>8}{stored:>8}")
-    print(f"{'all':15}{played.total():>8}")
-
-
 @pytest.mark.parametrize("table", TABLES, indirect=True)
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_any_request_may_be_lost_with_or_without_its_answer(
@@ -120,13 +110,14 @@ def test_a_redo_may_be_killed_at_every_call(table: Table, inserts: int) -> None:
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("table", TABLES, indirect=True)
 def test_whatever_breaks_rows_are_stored_once(
-    table: Table, inserts: int, seed: int, all_played: Counter[tuple[str, str]]
+    table: Table, inserts: int, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
     server, settings, chance = table.server, table.settings(), random.Random(seed)
     requests = requests_of_a_store(table, settings, 0)
     kinds = some(KINDS, -(-FAULTS // (len(TABLES) * 2 * SEEDS)))
     chance.shuffle(kinds)
     deliveries = 1
+    played: Counter[tuple[str, str]] = Counter()
 
     def mend() -> None:
         if kind in KILLS and server.running and server.hit():
@@ -146,7 +137,8 @@ def test_whatever_breaks_rows_are_stored_once(
             server.play(kind, at, chance.choice((0.0, 1.0, 5.0, 20.0)))
         there = until_it_is_stored(settings, number, redo=redo, mend=mend)
         assert kind in (*KILLS, "client killed") or server.hit()
-        all_played[kind, "found" if there else "stored"] += 1
+        played[kind, "found" if there else "stored"] += 1
         assert_stored_once(table, number)
         deliveries += 1
     assert len(table.rows("number", order="1")) == deliveries * GOOD
+    record_property(FAULTS_PLAYED, [[*one, times] for one, times in played.items()])
