@@ -37,8 +37,8 @@ def examine(
         yield Diagnosis(
             "tokens",
             "warning",
-            f"{table.name} does not remember the tokens of INSERTs: one that comes late may be "
-            "stored twice, until the next attempt counts the rows",
+            f"{table.name} does not remember the tokens of INSERTs: one that reaches the server "
+            "after the attempt that followed it is stored twice",
             f"ALTER TABLE {table.name} MODIFY SETTING {_WINDOW} = 1000",
         )
 
