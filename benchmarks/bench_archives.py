@@ -4,6 +4,8 @@
   (OpenStack Swift): HTTP requests as a proxy in front of it counts them, bytes, milliseconds.
 - `write`: an archive of messages beside one plain zstd frame of the same tar stream: size, and
   messages a second with and without frames, manifest, digests and reading back.
+- `formats`: each format of archives, of the same messages in one run: size, messages a second when
+  packed and when verified, milliseconds for one member.
 - `find`: one name of ten million in the catalog: milliseconds, bytes per name, time per archive.
 """
 
@@ -21,8 +23,10 @@ from typing import Annotated
 
 import typer
 import zstandard
+from xxhash import xxh3_128
 
-from benchmarks.documents import documents_of, name_of
+from benchmarks.documents import DISTINCT, Documents, documents_of, name_of
+from fuploader_dagster.archives.forms import FORMS
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.ranges import CountedReads, StoredArchive
 from fuploader_dagster.archives.reader import Archive
@@ -169,6 +173,43 @@ def _single_frame(segment: Path, path: Path, threads: int) -> int:
         file.write(zstandard.ZstdCompressor().compress(END))
     fsync_file(path)
     return path.stat().st_size
+
+
+@app.command()
+def formats(
+    messages: Annotated[int, typer.Option(help="Of about 1.5 KB, all different.")] = 10_000,
+    rounds: Annotated[int, typer.Option(help="Of each format, in turns.")] = 5,
+) -> None:
+    """The formats beside each other."""
+    kinds = [Documents(1500, seed=seed) for seed in range(-(-messages // DISTINCT))]
+    contents = {name_of(n): kinds[n // DISTINCT].content(n % DISTINCT) for n in range(messages)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with _segment(folder / "segment", contents.items()) as source:
+            source.xxh128 = xxh3_128((folder / "segment").read_bytes()).hexdigest()
+            spent: dict[str, list[tuple[float, ...]]] = {form: [] for form in FORMS}
+            for _ in range(rounds):
+                for form in FORMS:
+                    spent[form].append(_one_format(folder / f"a.{form}", form, source))
+    for form, times in spent.items():
+        size, pack, verify, one = (statistics.median(each) for each in zip(*times, strict=True))
+        typer.echo(
+            f"{form}: {size:,.0f} bytes, packed at {messages / pack:,.0f} messages/s, verified at "
+            f"{messages / verify:,.0f}, one member in {one * 1000:.1f} ms"
+        )
+
+
+def _one_format(path: Path, form: str, source: SegmentMembers) -> tuple[float, ...]:
+    """Bytes; seconds to pack, to verify, and to read one member."""
+    started = time.perf_counter()
+    size = write_archive(path, source, form=form, threads=2).size_bytes
+    packed = time.perf_counter()
+    with Archive.open(path) as archive:
+        archive.verify(threads=2).raise_if_damaged()
+    verified = time.perf_counter()
+    with Archive.open(path) as archive:
+        archive.read(source.members[len(source.members) // 2].name)
+    return size, packed - started, verified - packed, time.perf_counter() - verified
 
 
 @app.command()

@@ -25,6 +25,8 @@ from benchmarks.disk import Disk
 from benchmarks.documents import documents_of
 from benchmarks.results import Spread
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from tests.servers.mariadb import MariadbServer
+from tests.servers.postgresql import PostgresqlServer
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.radosgw import RadosGateway
@@ -126,6 +128,20 @@ class Ground:
     @cached_property
     def radosgw(self) -> RadosGateway:
         server = RadosGateway(self._server_folder("radosgw"))
+        self._stack.callback(server.stop)
+        server.start()
+        return server
+
+    @cached_property
+    def postgresql(self) -> PostgresqlServer:
+        server = PostgresqlServer(self._server_folder("postgresql") / "log")
+        self._stack.callback(server.remove)
+        server.start()
+        return server
+
+    @cached_property
+    def mariadb(self) -> MariadbServer:
+        server = MariadbServer(self._server_folder("mariadb"))
         self._stack.callback(server.stop)
         server.start()
         return server

@@ -18,11 +18,10 @@ from typing import Any, Literal
 
 from benchmarks import processes
 from benchmarks.contenders import REPOSITORY, Ours
-from benchmarks.documents import documents_of
 from benchmarks.ground import Ground
 from benchmarks.processes import Program
 from benchmarks.programs.work import BROKER_VARIABLE
-from fuploader_dagster.slots.slot import SlotOwner
+from benchmarks.sealed_slots import sealed
 
 CONCURRENCY = 64
 SLOTS = 4
@@ -93,7 +92,9 @@ def start(ground: Ground, work: Work, folder: Path, workers: int) -> Program:
     }
     if work.how == "ours":
         ours = Ours(ground, folder, "never-opened", {"process": work.process})
-        settings["partitions"] = list(_sealed(ours, work))
+        settings["partitions"] = list(
+            sealed(ours, work.items, work.slots, work.function or "document")
+        )
         settings["config"] = str(ours.configuration)
     env = {"BENCH_SETTINGS": json.dumps(settings), BROKER_VARIABLE: ground.rabbitmq.url}
     return Program(
@@ -102,21 +103,6 @@ def start(ground: Ground, work: Work, folder: Path, workers: int) -> Program:
         cwd=REPOSITORY,
         log=folder / "processing.log",
     )
-
-
-def _sealed(ours: Ours, work: Work) -> Iterator[str]:
-    """The partitions of new slots, which have all items together."""
-    documents, intake = documents_of(2000), ours.pipeline.intake()
-    kind = work.function or "document"
-    with SlotOwner(intake, 0) as slot:
-        for part in range(work.slots):
-            for number in range(part, work.items, work.slots):
-                slot.add(f"{kind}-{number:09d}.json", documents.content(number))
-                if slot.count.messages % intake.commit_messages == 0:
-                    slot.commit()
-            sealed = slot.seal("count")
-            assert sealed is not None
-            yield str(sealed.partition)
 
 
 @dataclass(frozen=True)

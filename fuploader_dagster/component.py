@@ -33,6 +33,7 @@ _IN_YAML: dict[str, Any] = {
     "sinks": dict[str, dict[str, Any]],
     "name_fields": list[str] | str,
     "headers": list[str] | str,
+    "parquet_columns": dict[str, str],
     "alert_webhook": dict[str, str] | str | None,
 }
 """Settings that YAML writes in another form. Functions and paths are written as their names."""
@@ -141,7 +142,8 @@ def _in_yaml(name: str, annotation: Any) -> Any:
 def _default(field: FieldInfo) -> Any:
     if field.is_required():
         return ...
-    return str(field.default) if isinstance(field.default, Path) else field.default
+    default = field.get_default(call_default_factory=True)
+    return str(default) if isinstance(default, Path) else default
 
 
 def _attributes() -> type[BaseModel]:

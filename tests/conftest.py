@@ -27,6 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 _LONG_FIRST = (
+    "integration/test_sinks_whole_way",
     "faults/test_soak",
     "faults/test_object_store_faults",
     "integration/test_whole_way",

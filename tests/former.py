@@ -37,7 +37,8 @@ from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
-from fuploader_dagster.settings.pipeline import Pipeline, Takeover
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.standalone import ship_pipeline
 from fuploader_dagster.takeover.staging import taken_over
 from tests import fuploader_app

@@ -23,7 +23,8 @@ from pydantic_core import PydanticUndefined
 
 from fuploader_dagster.contracts.functions import load_reference
 from fuploader_dagster.settings.loading import KINDS
-from fuploader_dagster.settings.pipeline import Intake, Pipeline, Takeover
+from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.takeover import Takeover
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _ORDER = {"source": "Where messages come from", "state": "What counts and coordinates"}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.documents import documents_of
+from benchmarks.programs.resident import resident_bytes
 
 CHUNK = 16
 """Items that the pool hands over at once."""
@@ -35,7 +36,7 @@ Run = Callable[[], float]
 def main() -> None:
     settings = json.loads(os.environ["BENCH_SETTINGS"])
     run = _WAYS[settings["how"]](settings)
-    resident = _resident_bytes("VmRSS")
+    resident = resident_bytes("VmRSS")
     cpu, started = _cpu_seconds(), time.monotonic()
     ended = run()
     print(
@@ -43,7 +44,7 @@ def main() -> None:
             {
                 "seconds": ended - started,
                 "cpu_seconds": _cpu_seconds() - cpu,
-                "grown_bytes": _resident_bytes("VmHWM") - resident,
+                "grown_bytes": resident_bytes("VmHWM") - resident,
             }
         )
     )
@@ -151,13 +152,6 @@ def _check(results: int, settings: dict[str, Any]) -> None:
 def _cpu_seconds() -> float:
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
-
-
-def _resident_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Archives: writing, reading, checking and restoring `.tar.zst` files. Knows nothing of slots."""
+"""Archives of all formats: writing, reading, checking and restoring. Knows nothing of slots."""

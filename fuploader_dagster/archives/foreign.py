@@ -1,7 +1,8 @@
 """Archives of other formats, which custom packers make: 7z, zip, tar with another compression.
 
 They are shipped and verified as a whole. Only their own programs can read their members, so reading
-one raises `ForeignArchive`, which says what the archive is and how to unpack it.
+one raises `ForeignArchive`, which says what the archive is and how to unpack it. (A zip of our own
+has a manifest, and is none of them.)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fuploader_dagster.archives.ranges import RangeSource
 from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive, PermanentError
 
+_PARQUET = b"PAR1"
 _READ_BYTES = 4 * 2**20
 _7Z_START_BYTES = 32
 
@@ -36,6 +38,7 @@ _KINDS = (
     _Kind(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
     _Kind(0, b"PK\x03\x04", "a zip archive", "unzip"),
     _Kind(0, b"PK\x05\x06", "an empty zip archive", "unzip"),
+    _Kind(0, _PARQUET, "a Parquet file", "parquet-tools show"),
     _Kind(0, b"Rar!\x1a\x07", "a rar archive", "unrar x"),
     _Kind(0, b"\x1f\x8b", "compressed with gzip", "tar -xzf"),
     _Kind(0, b"\xfd7zXZ\0", "compressed with xz", "tar -xJf"),
@@ -44,6 +47,8 @@ _KINDS = (
     _Kind(257, b"ustar", "a tar without compression", "tar -xf"),
 )
 _HEAD_BYTES = 262
+_ZIP_END = struct.Struct("<20sH")  # the rest, length of the comment
+_LONGEST_ZIP_END = _ZIP_END.size + 2**16
 
 
 class ForeignArchive(PermanentError):
@@ -52,14 +57,50 @@ class ForeignArchive(PermanentError):
 
 def refuse_foreign(source: RangeSource) -> None:
     """Raise `ForeignArchive` if the first bytes are those of another format."""
+    kind = _kind_of(source)
+    if kind is not None:
+        raise ForeignArchive(
+            f"{source.address} is {kind.name} of another program; members can only be read from "
+            f".tar.zst, and from .jsonl.zst, .zip and .parquet of this package",
+            hint=f"get it whole with `fuploader cat {source.address} > FILE`, then "
+            f"`{kind.unpack} FILE`; `fuploader verify` compares it as a whole",
+        )
+
+
+def refuse_cut_off(source: RangeSource) -> None:
+    """Raise `DamagedArchive` for a zip or Parquet file without its end, whoever made it."""
+    head = source.read(0, 4)
+    if head == _PARQUET and source.read(max(source.size_bytes - 4, 4), 4) != _PARQUET:
+        raise DamagedArchive(
+            f"{source.address} is cut off at offset {source.size_bytes}: it is a Parquet file "
+            f"without its end"
+        )
+    if head != b"PK\x03\x04":
+        return
+    start = max(source.size_bytes - _LONGEST_ZIP_END, 0)
+    tail = source.read(start, source.size_bytes - start)
+    end = tail.rfind(b"PK\x05\x06")
+    comment = tail[end + _ZIP_END.size :]
+    if (
+        end < 0
+        or len(tail) - end < _ZIP_END.size
+        or _ZIP_END.unpack_from(tail, end)[1] > len(comment)
+    ):
+        raise DamagedArchive(
+            f"{source.address} is cut off at offset {source.size_bytes}: it is a zip without a "
+            f"whole end record",
+            hint="`zip -FF` or `bsdtar` may find members in what is left",
+        )
+
+
+def needs_manifest(source: RangeSource) -> bool:
+    """Whether members of an archive of ours in this format are found by the manifest alone."""
+    return _kind_of(source) is not None
+
+
+def _kind_of(source: RangeSource) -> _Kind | None:
     head = source.read(0, _HEAD_BYTES)
-    for kind in _KINDS:
-        if head.startswith(kind.magic, kind.offset):
-            raise ForeignArchive(
-                f"{source.address} is {kind.name}; members can only be read from .tar.zst",
-                hint=f"get it whole with `fuploader cat {source.address} > FILE`, then "
-                f"`{kind.unpack} FILE`; `fuploader verify` compares it as a whole",
-            )
+    return next((kind for kind in _KINDS if head.startswith(kind.magic, kind.offset)), None)
 
 
 def is_complete(path: Path) -> bool | None:

@@ -20,15 +20,24 @@ needed. Any other `.tar.zst`, and one of ours whose end is damaged, is read from
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from fuploader_dagster.archives.foreign import refuse_foreign, verify_whole
+from fuploader_dagster.archives.entries import FrameEntry, MemberEntry
+from fuploader_dagster.archives.foreign import (
+    needs_manifest,
+    refuse_cut_off,
+    refuse_foreign,
+    verify_whole,
+)
+from fuploader_dagster.archives.forms import closing_damages, find_manifest, reader_for
 from fuploader_dagster.archives.frame_reader import FrameReader, Stretch, stretches
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import FrameEntry, Manifest, MemberEntry
+from fuploader_dagster.archives.line_frames import ScannedLine, is_lines, scan_lines
+from fuploader_dagster.archives.listed_members import read_names, read_page, read_pages
+from fuploader_dagster.archives.manifest import Manifest
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
 from fuploader_dagster.archives.reports import (
@@ -43,13 +52,6 @@ from fuploader_dagster.archives.reports import (
 )
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.archives.scanned_members import matches, restore_scanned, stream_last
-from fuploader_dagster.archives.seek_table import (
-    closing_damages,
-    find_manifest,
-    read_names,
-    read_page,
-    read_pages,
-)
 from fuploader_dagster.archives.tar_scan import ScannedMember, scan
 from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive, StoreRefused, TooLarge
@@ -83,6 +85,8 @@ class Archive:
             self.closing_damage = Damage(e.message)
         self.unproven = Unproven()
         """Members of the last scan whose bytes nothing proves."""
+        self._found = self.manifest
+        """Stays, as readers of other threads need it, when its pages turn out to be damaged."""
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._pages: dict[int, dict[str, MemberEntry]] = {}
@@ -191,7 +195,10 @@ class Archive:
             raise DamagedArchive(f"{name!r}: {e.message}", hint=e.hint) from e
 
     def _reader(self, start: int, stop: int) -> FrameReader:
-        return FrameReader(self._source, self._frames, start, stop, self._memory_bytes)
+        assert self._found is not None  # noqa: S101 - or there would be no places to read
+        reader = reader_for(self._found)
+        frames, memory = self._frames, self._memory_bytes
+        return reader(self._source, self._found, frames, start, stop, memory_bytes=memory)
 
     def _find(self, name: str) -> MemberEntry | None:
         """A member, found by its page; None if there is no usable manifest."""
@@ -216,16 +223,21 @@ class Archive:
             f"{self.address} has no member {name!r}", hint="fuploader ls lists the members"
         )
 
-    def _scan(self) -> Iterator[ScannedMember | Damage]:
+    def _scan(self) -> Iterator[ScannedMember | ScannedLine | Damage]:
         self.unproven = Unproven()
+        source, memory = self._source, self._memory_bytes
+        doubted = self.closing_damage is not None
         if self.closing_damage:
             yield self.closing_damage
+            if needs_manifest(source):
+                return
         else:
-            refuse_foreign(self._source)
-        doubted = self.closing_damage is not None
-        for item in scan(self._source, manifest_doubted=doubted, memory_bytes=self._memory_bytes):
+            refuse_cut_off(source)
+            refuse_foreign(source)
+        scanned = scan_lines if is_lines(source, memory) else scan
+        for item in scanned(source, manifest_doubted=doubted, memory_bytes=memory):
             yield item
-            if isinstance(item, ScannedMember) and item.kind == "file" and item.is_unproven:
+            if not isinstance(item, Damage) and item.kind == "file" and item.is_unproven:
                 self.unproven.add(item.name)
 
     def payloads(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -256,7 +268,7 @@ class Archive:
                 content = b"".join(reader.payload(member))
                 yield ArchivedFile(member.name, content, member.headers)
 
-    def _check_size(self, member: MemberEntry | ScannedMember) -> None:
+    def _check_size(self, member: MemberEntry | ScannedMember | ScannedLine) -> None:
         if member.size_bytes > self._memory_bytes:
             what = f"the member {member.name!r} of {self.address}"
             raise too_large(what, member.size_bytes, self._memory_bytes)
@@ -279,7 +291,7 @@ class Archive:
                 elif item.read_to_end() and item.kind == "file":
                     count.add(item.size_bytes)
         else:
-            for found in self._in_threads(_read_through, members, threads, count):
+            for found in self._in_threads(_check, members, threads, count):
                 damages += found.damages
                 if found.refused:
                     raise TooLarge(found.refused[0])
@@ -289,7 +301,7 @@ class Archive:
 
     def _in_threads(
         self,
-        take: Callable[[MemberEntry, Iterator[memoryview]], None],
+        take: Callable[[FrameReader, MemberEntry], None],
         members: Sequence[MemberEntry],
         threads: int,
         count: WholeMembers,
@@ -301,7 +313,7 @@ class Archive:
             trouble = _Trouble([], [])
             for member in stretch.members:
                 try:
-                    take(member, reader.payload(member))
+                    take(reader, member)
                 except DamagedArchive as e:
                     trouble.damages.append(Damage(e.message, member.name))
                 except (Refused, TooLarge) as e:
@@ -324,7 +336,7 @@ class Archive:
 
     def restore(
         self,
-        folder: Path,
+        folder: Path | str,
         pattern: str | None = None,
         *,
         threads: int = 4,
@@ -336,7 +348,7 @@ class Archive:
         matches.
         """
         report = RestoreReport()
-        with RestoreFolder(folder) as target:
+        with RestoreFolder(Path(folder)) as target:
             members = self._indexed_members()
             if members is None:
                 restore_scanned(self._scan(), target, pattern, report, progress)
@@ -359,8 +371,8 @@ class Archive:
         count = WholeMembers(progress, sum(m.size_bytes for m in members))
         unchanged: list[str] = []
 
-        def take(member: MemberEntry, payload: Iterator[memoryview]) -> None:
-            if not target.write(member.name, payload):
+        def take(reader: FrameReader, member: MemberEntry) -> None:
+            if not target.write(member.name, reader.payload(member)):
                 unchanged.append(member.name)
 
         for trouble in self._in_threads(take, members, threads, count):
@@ -382,6 +394,5 @@ class _Trouble(NamedTuple):
     refused: list[str]
 
 
-def _read_through(_: MemberEntry, payload: Iterable[memoryview]) -> None:
-    for _piece in payload:
-        pass
+def _check(reader: FrameReader, member: MemberEntry) -> None:
+    reader.check(member)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fuploader_dagster.archives.entries import MemberEntry
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import MemberEntry
 from fuploader_dagster.contracts.object_store import Progress
 from fuploader_dagster.errors import DamagedArchive
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 
 from fuploader_dagster.archives.frame_walk import Damage
+from fuploader_dagster.archives.line_frames import ScannedLine
 from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.archives.tar_scan import ScannedMember
@@ -21,7 +22,8 @@ _HELD_BYTES = 2**26
 """A member up to this size is held in memory until the archive's end; for a longer one the archive
 is read again."""
 
-Scanned = Iterable[ScannedMember | Damage]
+Found = ScannedMember | ScannedLine
+Scanned = Iterable[Found | Damage]
 
 
 def matches(name: str, pattern: str | None) -> bool:
@@ -38,7 +40,7 @@ def stream_last(
     link or anything else without content of its own.
     """
     damage: Damage | None = None
-    last: ScannedMember | None = None
+    last: Found | None = None
     held: list[bytes] = []
     for item in scan():
         if isinstance(item, Damage):
@@ -61,7 +63,7 @@ def stream_last(
         yield memoryview(piece)
     if last.size_bytes > _HELD_BYTES:
         for item in scan():
-            if isinstance(item, ScannedMember) and item.offset == last.offset:
+            if not isinstance(item, Damage) and item.offset == last.offset:
                 yield from item.chunks()
     return True
 
@@ -90,7 +92,7 @@ def restore_scanned(
 
 
 def _restore(
-    item: ScannedMember,
+    item: Found,
     target: RestoreFolder,
     report: RestoreReport,
     written: set[str],

@@ -27,7 +27,8 @@ from fuploader_dagster.contracts.object_store import ObjectInfo, ObjectStore, Pr
 from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey
 from fuploader_dagster.disk.sqlite_files import TROUBLE, remove_database
 from fuploader_dagster.errors import DamagedArchive, FuploaderError
-from fuploader_dagster.settings.pipeline import BUILT_IN_SUFFIXES, Pipeline
+from fuploader_dagster.settings.archive_formats import ALL_SUFFIXES, without_suffix
+from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import key_prefix
 from fuploader_dagster.slots.receipts import Receipt, receipts_between
 
@@ -94,7 +95,7 @@ def rebuild(
     but was not listed: it has a key of an earlier template, or is gone. `progress` counts archives.
     """
     report = RebuildReport()
-    endings = (pipeline.archive_suffix, *BUILT_IN_SUFFIXES)
+    endings = (pipeline.archive_suffix, *ALL_SUFFIXES)
     prefix = key_prefix(pipeline.key, pipeline=pipeline.name)
     there = {
         store.address(info.key): info for info in store.list(prefix) if info.key.endswith(endings)
@@ -120,7 +121,7 @@ def rebuild(
                 report.unreadable.append(str(found))
                 report.damaged |= isinstance(found, DamagedArchive)
             else:
-                stem = PurePosixPath(info.key).name.partition(".tar")[0]
+                stem = without_suffix(PurePosixPath(info.key).name, pipeline.archive_suffix)
                 partition = stem.partition(REDO_MARK)[0]
                 address = store.address(info.key)
                 catalog.add(_cataloged(info, address, partition, len(found)), found)

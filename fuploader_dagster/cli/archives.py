@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fuploader_dagster.archives.entries import MemberEntry
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import MemberEntry
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.archives.ranges import ReadAhead
 from fuploader_dagster.archives.reader import Archive, no_match

@@ -31,6 +31,7 @@ from fuploader_dagster.contracts.object_store import (
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import ConfigError, StoreRefused
+from fuploader_dagster.settings.archive_formats import ALL_SUFFIXES
 from fuploader_dagster.settings.loading import load_backend
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import object_key
@@ -162,10 +163,19 @@ class ArchiveFinder:
         parsed = PartitionKey.parse(partition)
         if not isinstance(pipeline.key, str) or parsed is None:
             return None
-        archive = f"{partition}{pipeline.archive_suffix}"
-        key = object_key(pipeline.key, pipeline=pipeline.name, partition=parsed, archive=archive)
         store = self._open(pipeline.store)
-        return _stored(store, key) if store.head(key) else None
+        keys = (
+            object_key(
+                pipeline.key,
+                pipeline=pipeline.name,
+                partition=parsed,
+                archive=f"{partition}{suffix}",
+                zone=pipeline.zone,
+            )
+            for suffix in (pipeline.archive_suffix, *ALL_SUFFIXES)  # it may be of an earlier format
+        )
+        found = (key for key in dict.fromkeys(keys) if store.head(key))
+        return next((_stored(store, key) for key in found), None)
 
 
 def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:

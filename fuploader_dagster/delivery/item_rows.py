@@ -50,13 +50,13 @@ def _without_values(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
 
 
-def _field(row: Mapping[str, Any], field: str, path: Sequence[str]) -> Any:
+def _field(row: dict[str, Any], field: str, path: Sequence[str]) -> Any:
     """The value of a field, or of one inside it; None if there is no such field."""
     if field in row or len(path) == 1:
         return row.get(field)
     found: Any = row
     for part in path:
-        if not isinstance(found, Mapping):
+        if not isinstance(found, dict):
             return None
         found = found.get(part)
     return found

@@ -1,6 +1,6 @@
 """Packing: a sealed slot, with what came out of its processing, becomes one archive.
 
-What must always hold: packing the same slot twice gives the same bytes (with the built-in packer).
+What must always hold: packing the same slot twice gives the same bytes (with the built-in formats).
 An archive counts only after it was read back and its `.packed.json` is beside it. Nothing in the
 slot changes; a custom packer works on a copy with real files and can spoil nothing. What goes into
 an archive: `archive_members`.
@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.archives.forms import Columns
 from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.archives.writer import write_archive
@@ -36,6 +37,7 @@ from fuploader_dagster.disk.tar_headers import header_bytes
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, StrategyError
+from fuploader_dagster.settings.archive_formats import format_of
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.user_functions import call_packer
 from fuploader_dagster.slots.receipts import Content
@@ -87,9 +89,11 @@ def pack_members(
         written = write_archive(
             target,
             *members.sources,
+            form=format_of(archive),
             level=pipeline.compression_level,
             threads=pipeline.pack_threads,
             metadata=members.metadata,
+            columns=Columns(pipeline.parquet_columns, pipeline.parquet_content),
         )
     else:
         written = _pack_custom(partition, members, target, pipeline.packer, pipeline)
@@ -184,7 +188,7 @@ def _payload(members: MemberSource, number: int, member: MemberToPack) -> Iterat
         piece = members.read_piece(number, begin, end)
         digest.update(piece)
         yield memoryview(piece)
-    if member.sha256 is not None and digest.digest() != member.sha256:
+    if digest.digest() != member.sha256:
         raise members.damage(
             f"member {members.place(number)} is not what was committed",
             hint="the disk is failing, or something changed the sealed slot (dmesg, SMART)",

@@ -27,6 +27,7 @@ from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.disk.temporaries import is_held, is_temporary, remove_unless_held
 from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
+from fuploader_dagster.settings.archive_formats import without_suffix
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipts
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
@@ -177,7 +178,8 @@ def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime
     aborted = 0
     for upload in store.unfinished():
         name = upload.key.rpartition("/")[2]
-        partition, mark, _ = name.removesuffix(pipeline.archive_suffix).partition(REDO_MARK)
+        stem = without_suffix(name, pipeline.archive_suffix)
+        partition, mark, _ = stem.partition(REDO_MARK)
         needed = bool(mark) and partition in redos(pipeline.layout)
         old = now - upload.begun_at > UNNEEDED_AFTER
         if old and not needed and find_receipts(pipeline.layout, [partition]):

@@ -128,7 +128,7 @@ def _redo_one(
             packed,
             store,
             pipeline,
-            key=slot.object_key(pipeline.key),
+            key=slot.object_key(pipeline.key, pipeline.zone),
             names=lambda: names_of(slot, packed, pipeline, work),
             progress=report,
             file=packed.file(work),
@@ -240,7 +240,9 @@ def _names(key: PartitionKey, pipeline: Pipeline) -> tuple[str, str]:
     archive = f"{key}{mark}{suffix}"
 
     def made(template: object) -> str:
-        return object_key(template, pipeline=pipeline.name, partition=key, archive=archive)
+        return object_key(
+            template, pipeline=pipeline.name, partition=key, archive=archive, zone=pipeline.zone
+        )
 
     name = made(pipeline.key)
     if mark in name:

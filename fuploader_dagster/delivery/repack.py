@@ -81,7 +81,11 @@ def _repack_one(
             store,
             pipeline,
             key=object_key(
-                pipeline.key, pipeline=pipeline.name, partition=key, archive=packed.archive
+                pipeline.key,
+                pipeline=pipeline.name,
+                partition=key,
+                archive=packed.archive,
+                zone=pipeline.zone,
             ),
             names=None if pipeline.packer else lambda: _names(path),
             progress=progress,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fuploader_dagster.archives.foreign import ForeignArchive, refuse_foreign
+from fuploader_dagster.archives.parquet_end import ContentNotKept
 from fuploader_dagster.archives.ranges import CountedReads, RangeSource
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.errors import ColdObject, DamagedArchive, PermanentError
@@ -66,6 +67,8 @@ def scrub(receipt: Receipt, source: RangeSource, rng: random.Random, *, members:
                     for _ in archive.stream(name):
                         pass
                     read += 1
+    except ContentNotKept:
+        note = "it has only columns (parquet_content: false): its members cannot be read back"
     except ForeignArchive:
         note = _NOT_READ.format(why="a packer of your own made it")
     except ColdObject:

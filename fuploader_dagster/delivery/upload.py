@@ -54,7 +54,7 @@ def upload(
         packed,
         store,
         pipeline,
-        key=slot.object_key(pipeline.key),
+        key=slot.object_key(pipeline.key, pipeline.zone),
         names=lambda: names_of(slot, packed, pipeline, pipeline.layout),
         progress=progress,
     )

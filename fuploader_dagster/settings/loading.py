@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
         "clickhouse": "fuploader_dagster.resources.sinks.clickhouse:ClickHouseSink",
+        "redis_stream": "fuploader_dagster.resources.sinks.redis_stream:RedisStreamSink",
     },
 }
 _BASES: dict[str, type] = {
@@ -126,12 +127,12 @@ class _File(BaseSettings):
         return (env_settings, init_settings)
 
 
-def load_pipelines(path: Path | None = None) -> dict[str, Pipeline]:
+def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
     """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
 
     Raises `ConfigError`, which names every wrong setting and never contains a secret.
     """
-    path = path or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    path = Path(path or os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     raw = _read(path)
     _make_importable(path.absolute().parent)
     of_fuploader = _fuploader_environment(os.environ)

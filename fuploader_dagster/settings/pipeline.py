@@ -15,10 +15,10 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -38,13 +38,20 @@ from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
+from fuploader_dagster.settings.archive_formats import (
+    ArchiveFormat,
+    ColumnType,
+    check_format,
+    named_for_format,
+    why_unreadable,
+)
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.sinks import Sinks, refuse_sinks_without_archives
-from fuploader_dagster.settings.user_functions import KeyStrategy
+from fuploader_dagster.settings.takeover import Takeover
+from fuploader_dagster.settings.user_functions import KeyStrategy, zone_name
 
 MIB = 1024 * 1024
 DEFAULT_PREFETCH = 2000
-BUILT_IN_SUFFIXES = (".tar.zst", ".tzst")
 DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
 
 FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
@@ -126,8 +133,18 @@ class Intake(Settings):
     key: KeyStrategy = DEFAULT_KEY
     """Object key: a template with {pipeline} {node} {slot} {number} {sealed_at:%Y%m%d} {partition}
     {archive}, or a function `(archive name) -> key`. A slot's key is fixed when it is sealed."""
+    timezone: Annotated[str, BeforeValidator(zone_name)] = "UTC"
+    """Time zone of {sealed_at} in `key`, by its IANA name: `Europe/Berlin`. An hour that comes
+    twice, where clocks go back, has the same digits both times; archive names still differ.
+    Everything else is UTC: partition keys, archive names, receipts, `replay --since`."""
+    archive_format: ArchiveFormat = "tar.zst"
+    """What archives are, unless you have a `packer`. `jsonl.zst`: an object of JSON per file, for
+    queries. `zip`: opens everywhere. `parquet`: a row per file, its fields as columns (needs the
+    extra `parquet`). A slot's archive keeps the format of the moment when the slot
+    was sealed."""
     archive_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]{1,10}){1,3}$")] = ".tar.zst"
-    """File extension of archives. A custom packer must write files with this extension."""
+    """File extension of archives. Where this is not set, that of `archive_format`. A custom packer
+    must write files with this extension."""
 
     slot_format: Literal["segment", "files"] = "segment"
     """`segment`: one append-only tar per directory, fast. `files`: one file per message."""
@@ -194,6 +211,10 @@ class Intake(Settings):
     def node(self) -> str:
         return self.node_id or NO_NODE
 
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
     def slots_of(self, worker: int) -> range:
         """Slot numbers that a worker owns."""
         return range(worker * self.slots_per_worker, (worker + 1) * self.slots_per_worker)
@@ -207,6 +228,11 @@ class Intake(Settings):
             if str(prefetch).isdecimal():
                 values = {**values, "commit_messages": max(1, min(500, int(prefetch) // 2))}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_archives_for_their_format(cls, values: Any) -> Any:
+        return named_for_format(values)
 
     @model_validator(mode="after")
     def _check_traps(self) -> Intake:
@@ -251,32 +277,6 @@ class Intake(Settings):
         return self
 
 
-class Takeover(BaseModel):
-    """Where FUploader kept the data to take over. The defaults fit a pipeline that uses the same
-    storage root and Redis, and has the name of FUploader's task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    enabled: bool = True
-    """If true, the pipeline refuses to start while FUploader's data is in its folder or Redis,
-    until `fuploader migrate` has taken it over. If false, it does not check."""
-    root: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
-    """FUploader's `storage_root`. By default, that of this pipeline."""
-    task_name: str | None = None
-    """FUploader's `task_name`, which starts its keys of style `legacy_meta`. By default, the name
-    of this pipeline."""
-    node_id: str | None = None
-    """FUploader's `node_id`. By default that of this pipeline, or else the one that FUploader makes
-    from the machine's address."""
-    key_prefix: str = "file_uploader:"
-    """FUploader's `key_prefix`, which starts its keys of style `default`."""
-    redis_url: Secret | None = None
-    """FUploader's Redis, if it is not the one that holds this pipeline's state."""
-    stored_below: str | None = None
-    """Prefix of the object keys of FUploader's archives. By default, that of this pipeline's
-    keys."""
-
-
 class Pipeline(Intake):
     """The whole way from one queue to one object store."""
 
@@ -295,6 +295,13 @@ class Pipeline(Intake):
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
+    parquet_columns: dict[str, ColumnType] = Field(default_factory=dict)
+    """Fields of your JSON that are columns of `archive_format: parquet`, each with its type:
+    `bool`, `int64`, `double` or `string`. What does not fit is NULL. Without any, each archive has
+    the columns that its files have."""
+    parquet_content: bool = True
+    """If false, a Parquet archive has only the columns, for queries: half the size, but the files
+    are gone. No `cat`, `restore`, `replay`, re-packing or processing again."""
     compression_level: Annotated[int, Field(ge=1, le=19)] = 3
     """Compression level of zstd: a higher one is slower and gives smaller archives."""
     pack_threads: Count = 2
@@ -363,13 +370,8 @@ class Pipeline(Intake):
 
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
-        if self.packer is None and self.archive_suffix not in BUILT_IN_SUFFIXES:
-            raise ValueError(
-                f"archive_suffix is {self.archive_suffix}, but the built-in packer writes only "
-                f"{' or '.join(BUILT_IN_SUFFIXES)}"
-            )
-        readable = self.archive_suffix in BUILT_IN_SUFFIXES
-        refuse_sinks_without_archives(self.sinks, self.process, readable=readable)
+        check_format(self)
+        refuse_sinks_without_archives(self.sinks, self.process, unreadable=why_unreadable(self))
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

@@ -15,18 +15,16 @@ Sinks = dict[SinkName, SerializeAsAny[InstanceOf[SinkSettings]]]
 
 
 def refuse_sinks_without_archives(
-    sinks: Mapping[str, SinkSettings], process: ProcessorSettings | None, *, readable: bool
+    sinks: Mapping[str, SinkSettings], process: ProcessorSettings | None, *, unreadable: str
 ) -> None:
-    """Raise `ValueError` if rows may have to be made of archives that have no items of them, or are
-    not `readable`."""
+    """Raise `ValueError` if rows may have to be made of archives that have no items of them, or
+    whose files cannot be read back. `unreadable` says why; empty if they can."""
     late = [name for name, sink in sinks.items() if not sink.required]
     if process is not None and process.keep == "originals":
         why = "which has no results with process.keep: originals"
-    elif not readable:
-        why = "because only your packer knows its form (archive_suffix)"
     else:
-        return
-    if late:
+        why = unreadable
+    if late and why:
         raise ValueError(
             f"sinks: rows for {late[0]} could not be made of an archive, {why}; set required: true "
             f"for the sink, so that slots wait for it"

@@ -15,9 +15,10 @@ import asyncio
 import inspect
 import string
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -55,7 +56,8 @@ def as_key_strategy(key: Any) -> Any:
             "otherwise several archives would get the same key"
         )
     try:  # a template that fails here would fail at every seal
-        made = _fill(key, pipeline="p", partition=_SAMPLE, archive=f"{_SAMPLE}.tar.zst")
+        archive = f"{_SAMPLE}.tar.zst"
+        made = _fill(key, pipeline="p", partition=_SAMPLE, archive=archive, zone=timezone.utc)
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"key template cannot be filled in: {error}") from error
     if problem := _problem_of_key(made):
@@ -75,12 +77,27 @@ KeyStrategy = Annotated[
 """A key template or a key function `(archive name) -> key`."""
 
 
-def object_key(key: Any, *, pipeline: str, partition: PartitionKey, archive: str) -> str:
-    """The key for a slot's archive. Raises `StrategyError` if the key function raises, or the key
-    cannot be used.
+def zone_name(name: Any) -> Any:
+    """A name of the IANA time zone database, checked. Raises `ValueError`."""
+    try:
+        ZoneInfo(name)
+    except (LookupError, ValueError, TypeError, OSError) as error:
+        raise ValueError(
+            f"there is no time zone {name!r}: give a name of the IANA database, such as UTC, "
+            f"Europe/Berlin or Asia/Shanghai"
+        ) from error
+    return name
+
+
+def object_key(
+    key: Any, *, pipeline: str, partition: PartitionKey, archive: str, zone: tzinfo
+) -> str:
+    """The key for a slot's archive; a template's `{sealed_at}` is the time in this zone.
+
+    Raises `StrategyError` if the key function raises, or the key cannot be used.
     """
     if isinstance(key, str):
-        made: Any = _fill(key, pipeline=pipeline, partition=partition, archive=archive)
+        made: Any = _fill(key, pipeline=pipeline, partition=partition, archive=archive, zone=zone)
     else:
         made = call(key, archive, what="key generator")
     problem = _problem_of_key(made)
@@ -106,13 +123,15 @@ def key_prefix(key: Any, *, pipeline: str) -> str:
     return prefix
 
 
-def _fill(template: str, *, pipeline: str, partition: PartitionKey, archive: str) -> str:
+def _fill(
+    template: str, *, pipeline: str, partition: PartitionKey, archive: str, zone: tzinfo
+) -> str:
     return template.format(
         pipeline=pipeline,
         node=partition.node,
         slot=partition.slot,
         number=partition.number,
-        sealed_at=partition.sealed_at,
+        sealed_at=partition.sealed_at.astimezone(zone),
         partition=str(partition),
         archive=archive,
     )

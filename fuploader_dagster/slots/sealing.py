@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -115,7 +116,13 @@ def make_seal(
     archive = f"{partition}{pipeline.archive_suffix}"
     key, problem = None, ""
     try:
-        key = object_key(pipeline.key, pipeline=pipeline.name, partition=partition, archive=archive)
+        key = object_key(
+            pipeline.key,
+            pipeline=pipeline.name,
+            partition=partition,
+            archive=archive,
+            zone=pipeline.zone,
+        )
     except StrategyError as error:
         problem = str(error)
         log.error(
@@ -272,7 +279,7 @@ class SealedSlot:
             )
         return content
 
-    def object_key(self, key: Any) -> str:
+    def object_key(self, key: Any, zone: tzinfo) -> str:
         """The object key from the seal; if the generator failed then, it is called and stored now.
 
         Raises `StrategyError` if it fails again.
@@ -286,6 +293,7 @@ class SealedSlot:
                 pipeline=self.seal.pipeline,
                 partition=self.partition,
                 archive=self.seal.archive,
+                zone=zone,
             )
             write_durably(late, made.encode("utf-8"))
             reached(CrashPoint.OBJECT_KEY_KEPT)

@@ -100,6 +100,7 @@ def _prefix(pipeline: Pipeline, moment: datetime, now: datetime, *, undated: boo
             pipeline=pipeline.name,
             partition=PartitionKey(moment, pipeline.node, slot, number),
             archive=f"{moment:%Y%m%d}_{rest}.tar.zst",
+            zone=pipeline.zone,
         )
         for slot, number, rest in (
             (0, 1, "000000_000000_00000000"),
@@ -109,7 +110,7 @@ def _prefix(pipeline: Pipeline, moment: datetime, now: datetime, *, undated: boo
     prefix = os.path.commonprefix(keys)  # noqa: RUF071  cut at a "/" just below
     prefix = prefix[: prefix.rfind("/") + 1]
     for form in _DATES:
-        for day in (moment, now, now.astimezone()):
+        for day in (moment.astimezone(pipeline.zone), now, now.astimezone()):
             start = prefix.find(day.strftime(form))
             if start >= 0:  # hours and minutes may follow
                 return prefix[:start] + ("" if undated else moment.strftime(form))

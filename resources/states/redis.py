@@ -21,13 +21,10 @@ Format: five keys per pipeline and node, with a hash tag so that a cluster keeps
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from pydantic import Field, SecretStr, field_validator
@@ -46,7 +43,7 @@ from fuploader_dagster.contracts.state import (
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
-from fuploader_dagster.resources.states.redis_connection import connect
+from fuploader_dagster.resources.states.redis_connection import address, connect, run, usable
 from fuploader_dagster.resources.states.redis_errors import explained, shown
 from fuploader_dagster.resources.states.redis_examination import judge
 from fuploader_dagster.settings.secret import Secret
@@ -70,14 +67,7 @@ class RedisState(StateSettings):
     @field_validator("url")
     @classmethod
     def _usable_url(cls, url: SecretStr) -> SecretStr:
-        try:
-            redis.ConnectionPool.from_url(url.get_secret_value())
-            usable = True
-        except (ValueError, TypeError):  # not passed on, because it may quote the password
-            usable = False
-        if not usable:
-            raise ValueError("url must look like redis://user:password@host:6379/0, or rediss://")
-        return url
+        return usable(url)
 
     def store(self, *, pipeline: str, node: str) -> RedisStateStore:
         return RedisStateStore(self, pipeline, node)
@@ -118,9 +108,7 @@ class RedisState(StateSettings):
         return self.model_copy(update={"timeout_seconds": seconds})
 
     def describe(self) -> str:
-        parts = urlsplit(self.url.get_secret_value())
-        where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
-        return f"Redis at {parts.scheme}://{where}{parts.path}"
+        return f"Redis at {address(self.url)}"
 
 
 class RedisStateStore(StateStore):
@@ -233,13 +221,8 @@ class RedisStateStore(StateStore):
             return None
 
     def _run(self, script: str, *arguments: Any) -> Any:
-        """One round trip, or two if the server does not have the script yet."""
-        sent = (len(self._keys), *self._keys, *arguments)
         with self._explaining():
-            try:
-                return self._client.evalsha(_digest(script), *sent)
-            except redis.exceptions.NoScriptError:
-                return self._client.eval(script, *sent)
+            return run(self._client, script, self._keys, *arguments)
 
     def _raise_if_held(self, refused: Sequence[str] | None) -> None:
         if refused:
@@ -288,12 +271,6 @@ def _about(nonsense: Sequence[str]) -> Diagnosis:
 def _warn(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         warn_once(sentence)
-
-
-@lru_cache(maxsize=16)
-def _digest(script: str) -> str:
-    """The name that Redis has for a script."""
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -7,8 +7,12 @@ what its user asks for. Managed servers, and servers for users with few rights, 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from pydantic import SecretStr
@@ -32,6 +36,40 @@ def connect(url: SecretStr, timeout_seconds: float) -> redis.Redis:
         protocol=2,  # 3 starts with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
         **_unintroduced(),
     )
+
+
+def usable(url: SecretStr) -> SecretStr:
+    """The same url. Raises `ValueError`, which does not quote it, if nothing can be made of it."""
+    try:
+        redis.ConnectionPool.from_url(url.get_secret_value())
+        good = True
+    except (ValueError, TypeError):  # not passed on, because it may quote the password
+        good = False
+    if not good:
+        raise ValueError("url must look like redis://user:password@host:6379/0, or rediss://")
+    return url
+
+
+def address(url: SecretStr) -> str:
+    """The url without login and options."""
+    parts = urlsplit(url.get_secret_value())
+    where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
+    return f"{parts.scheme}://{where}{parts.path}"
+
+
+def run(client: redis.Redis, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    """What a script returns: one round trip, or two if the server does not have it yet."""
+    sent = (len(keys), *keys, *arguments)
+    try:
+        return client.evalsha(_digest(script), *sent)
+    except redis.exceptions.NoScriptError:
+        return client.eval(script, *sent)
+
+
+@lru_cache(maxsize=32)
+def _digest(script: str) -> str:
+    """The name that Redis has for a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _unintroduced() -> dict[str, Any]:

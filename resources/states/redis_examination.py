@@ -20,20 +20,22 @@ def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
     if info is None:
         found = "memory and persistence are unknown: the user may not ask for INFO"
         return [Diagnosis("state server", "good", found)]
-    return [_role(info), _eviction(info), _persistence(info, save)]
+    return [role(info), eviction(info), _persistence(info, save)]
 
 
-def _role(info: Mapping[str, Any]) -> Diagnosis:
+def role(info: Mapping[str, Any], check: str = "state server") -> Diagnosis:
+    """Which server it is, and whether it takes changes."""
     cluster = ", node of a cluster" if info.get("cluster_enabled") else ""
     found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}{cluster}"
     if info.get("role") == "slave":
         return Diagnosis(
-            "state server", "wrong", found, "name the master in the url: a replica refuses writes"
+            check, "wrong", found, "name the master in the url: a replica refuses writes"
         )
-    return Diagnosis("state server", "good", found)
+    return Diagnosis(check, "good", found)
 
 
-def _eviction(info: Mapping[str, Any]) -> Diagnosis:
+def eviction(info: Mapping[str, Any]) -> Diagnosis:
+    """Whether memory may become short, and what then happens to our keys."""
     policy, limit = str(info.get("maxmemory_policy", "?")), int(info.get("maxmemory", 0))
     found = f"maxmemory-policy {policy}, maxmemory {f'{limit:,} bytes' if limit else 'not limited'}"
     if limit and policy.startswith("allkeys"):
@@ -56,18 +58,8 @@ def _eviction(info: Mapping[str, Any]) -> Diagnosis:
 
 def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
     appending = bool(int(info.get("aof_enabled", 0)))
-    failed = [
-        name
-        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
-        if info.get(name, "ok") != "ok"
-    ]
-    if failed:
-        return Diagnosis(
-            "persistence",
-            "wrong",
-            f"the last write to its disk failed ({', '.join(failed)}); it may refuse our writes",
-            "check the server's log and its disk",
-        )
+    if failed := failed_saves(info):
+        return failed
     if appending:
         return Diagnosis("persistence", "good", "append-only file")
     if save:
@@ -79,4 +71,21 @@ def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
         "warning",
         "none: the server is empty after a restart",
         "no message is lost, but counts start again at zero; set appendonly yes to keep them",
+    )
+
+
+def failed_saves(info: Mapping[str, Any]) -> Diagnosis | None:
+    """A server that could not write to its disk, if it could not."""
+    failed = [
+        name
+        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+        if info.get(name, "ok") != "ok"
+    ]
+    if not failed:
+        return None
+    return Diagnosis(
+        "persistence",
+        "wrong",
+        f"the last write to its disk failed ({', '.join(failed)}); it may refuse our writes",
+        "check the server's log and its disk",
     )

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import zstandard
 
-from fuploader_dagster.archives import manifest
+from fuploader_dagster.archives import manifest, manifest_pages
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.tar_scan import scan
 from fuploader_dagster.archives.writer import write_archive
@@ -75,7 +75,7 @@ class ArchiveTarget(Target):
     def _other_manifest(self, changes: Sequence[Edit]) -> bytes:
         def change(fields: dict[str, Any], page: dict[str, Any]) -> None:
             for kind, place, value in changes:
-                _change(page if kind % 2 else fields, place, value)
+                change_one(page if kind % 2 else fields, place, value)
 
         return self.with_other_manifest(change, digests=len(changes) % 2 == 1)
 
@@ -110,7 +110,7 @@ class ArchiveTarget(Target):
         ]
         body = b"".join(struct.pack("<II", *entry) for entry in table)
         body += struct.pack("<IBI", len(table), 0, 0x8F92EAB1)
-        closing = manifest.pages_frame([packed]) + changed + end
+        closing = manifest_pages.pages_frame([packed]) + changed + end
         return frames + closing + struct.pack("<II", 0x184D2A5E, len(body)) + body
 
     def put(self, data: bytes) -> bool:
@@ -160,7 +160,7 @@ def _with_tar_checksums(tar: bytes) -> bytes:
     return b"".join(blocks)
 
 
-def _change(fields: dict[str, Any], place: int, value: int) -> None:
+def change_one(fields: dict[str, Any], place: int, value: int) -> None:
     """Change one value, or one value in a list, to an unlikely one."""
     name = sorted(fields)[place % len(fields)]
     numbers = (0, -1, 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, value, value % 4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.archive_targets import ArchiveTarget
+from tests.fuzz.form_targets import LinesTarget, LineTarget, ParquetTarget, ZipTarget
 from tests.fuzz.former_targets import (
     FormerArchiveTarget,
     FormerKeysTarget,
@@ -21,6 +22,10 @@ TARGETS: dict[str, type[Target]] = {
         IndexTarget,
         SlotTarget,
         ArchiveTarget,
+        LinesTarget,
+        LineTarget,
+        ZipTarget,
+        ParquetTarget,
         SealTarget,
         RecordsTarget,
         ConfigTarget,

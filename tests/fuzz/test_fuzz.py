@@ -27,7 +27,10 @@ from tests.fuzz.targets import TARGETS
 ROOT = Path(__file__).parents[2]
 INPUTS = 1_600
 FEW_INPUTS = 320
-SLOW = ("archive", "config", "segment", "former-names", "former-archive", "former-notes")
+SLOW = (
+    *("archive", "archive-jsonl", "archive-zip", "archive-parquet", "config", "segment"),
+    *("former-names", "former-archive", "former-notes"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,9 @@ from fuploader_dagster.settings.secret import Secret
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
 _PAUSE_OF_ARRIVALS_SECONDS = 0.1
-_LONGEST_ARRIVAL_SECONDS = 0.5
+_LONGEST_ARRIVAL_SECONDS = 3.0
+"""Reached only where the queue has messages and gives us none: a broker whose disk is very slow, or
+another consumer that is the only active one."""
 _NOT_OF_A_STREAM = {"x-priority": 0}
 """The priority that every consumer has anyway. A stream refuses the argument; without it, a stream
 would silently deliver none of its messages. AMQP has no way to ask for a queue's type."""
@@ -321,14 +323,26 @@ class RabbitMQSource(MessageSource):
     def _let_arrive(self) -> None:
         """Receive what is on its way: nothing is settled meanwhile, so the prefetch limits it.
 
-        A quorum queue sends more only after it has made an acknowledgement durable, so a short
-        pause means nothing, unless no message is in hand.
+        A quorum queue sends more only after it has made an acknowledgement durable, which takes as
+        long as the broker's disk takes. So a pause alone means nothing: it must also have nothing
+        more to send.
         """
         until = time.monotonic() + _LONGEST_ARRIVAL_SECONDS
         while not self._nothing_may_come() and time.monotonic() < until:
+            before = self._in_hand()
             self._process_io(_PAUSE_OF_ARRIVALS_SECONDS)
-            if not self._in_hand():
+            if self._in_hand() == before and not self._ready():
                 return
+
+    def _ready(self) -> int:
+        """How many messages the queue has that it has sent to no consumer."""
+        if self._channel is None:
+            return 0
+        try:
+            answer = self._channel.queue_declare(self._settings.queue, passive=True)
+        except PIKA_ERRORS as error:
+            self._give_up("ask for the length of", error)
+        return int(answer.method.message_count)
 
     def _end_consumer(self) -> None:
         """End the consumer; what is delivered before the broker's answer goes to the surplus."""

@@ -11,9 +11,8 @@ import pymysql
 import pytest
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.sink import Delivery, ItemRows
+from fuploader_dagster.contracts.sink import Delivery, ItemRows, SinkSettings
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.resources.sinks.sql import SqlSink
 from fuploader_dagster.testing.sink_contract import chain, no_reject
 from tests.contract.sinks.databases import Database
 from tests.servers.mariadb import MariadbServer
@@ -30,7 +29,7 @@ def items(count: int = 3) -> Iterator[ItemRows]:
         yield ItemRows(number, [{"id": number, "name": "n"}])
 
 
-def failure(settings: SqlSink, delivery: Delivery = DELIVERY) -> FuploaderError:
+def failure(settings: SinkSettings, delivery: Delivery = DELIVERY) -> FuploaderError:
     """What storing three good rows fails with."""
     sink = settings.sink()
     try:
@@ -43,7 +42,7 @@ def failure(settings: SqlSink, delivery: Delivery = DELIVERY) -> FuploaderError:
     return caught.value
 
 
-def wrong(settings: SqlSink) -> list[Diagnosis]:
+def wrong(settings: SinkSettings) -> list[Diagnosis]:
     return [one for one in settings.examine() if one.verdict != "good"]
 
 

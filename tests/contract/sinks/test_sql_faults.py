@@ -25,7 +25,7 @@ from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 
-FAULTS = int(os.environ.get("FAULTS", "40"))
+FAULTS = int(os.environ.get("FAULTS", "25"))
 ITEMS = 12
 BAD = (6,)
 COLUMNS = "number INTEGER NOT NULL, amount INTEGER CHECK (amount < 1000), slot VARCHAR(100)"

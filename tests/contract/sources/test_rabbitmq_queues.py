@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pika
@@ -26,7 +29,7 @@ from tests.properties_for_tests import (
     with_headers,
     with_message_id,
 )
-from tests.servers.ports import LOOPBACK
+from tests.servers.ports import LOOPBACK, wait_until
 from tests.servers.queue_fixtures import channel, new_queue, waiting
 from tests.servers.rabbitmq import RabbitMQServer
 
@@ -220,6 +223,61 @@ def test_a_consumer_that_starts_with_a_limit_of_one_does_not_use_up_the_deliveri
     source.open()
     source.close()
     assert waiting(rabbitmq, queue) == 50
+
+
+def test_what_a_slow_broker_has_yet_to_send_is_waited_for_before_a_consumer_ends(
+    rabbitmq: RabbitMQServer, tmp_path: Path
+) -> None:
+    queue = new_queue(rabbitmq, "quorum")
+    publish(rabbitmq, queue, 50)
+    source = on(rabbitmq, queue).source(prefetch=10)
+    source.open()
+    first = collect(source, 10)
+    go_on = tmp_path / "go on"
+    with disk_of_quorum_queues_held(rabbitmq, go_on):
+        settle(source, first)
+        timer = threading.Timer(1.0, go_on.touch)
+        timer.start()
+        source.limit_in_hand(0)
+        timer.join()
+        settle(source, collect(source, 10))
+    source.close()
+    with channel(rabbitmq) as open_channel:
+        next_one, _, _ = open_channel.basic_get(queue)  # type: ignore[attr-defined]
+    assert not next_one.redelivered
+
+
+@contextmanager
+def disk_of_quorum_queues_held(rabbitmq: RabbitMQServer, go_on: Path) -> Iterator[None]:
+    """Nothing is made durable inside the block until the file `go_on` is there."""
+    held = go_on.with_name("held")
+    # Ra, which keeps quorum queues, has one process per system that writes the log of all of them.
+    writers = '[Name || Name <- registered(), lists:suffix("log_wal", atom_to_list(Name))]'
+    rabbitmq.ctl(
+        "eval",
+        f"""spawn(fun() ->
+            [ok = sys:suspend(Name) || Name <- {writers}],
+            ok = file:write_file("{held}", <<>>),
+            Wait = fun(Again) ->
+                case filelib:is_file("{go_on}") of
+                    true -> ok;
+                    false -> timer:sleep(20), Again(Again)
+                end
+            end,
+            Wait(Wait),
+            [ok = sys:resume(Name) || Name <- {writers}]
+        end).""",
+    )
+    try:
+        wait_until(
+            held.exists,
+            seconds=30,
+            what="the hold of the quorum queues",
+            diagnose=lambda: rabbitmq.log.read_text()[-2000:],
+        )
+        yield
+    finally:
+        go_on.touch()
 
 
 @pytest.mark.parametrize(

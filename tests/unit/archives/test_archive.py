@@ -19,8 +19,9 @@ from ratarmountcore.mountsource.factory import open_mount_source
 from xxhash import xxh3_128
 
 from fuploader_dagster.archives import writer as archive_module
+from fuploader_dagster.archives.checked_members import cut_frames
 from fuploader_dagster.archives.members import MemberSource, PlainMember
-from fuploader_dagster.archives.writer import cut_frames, write_archive
+from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.delivery.slot_members import FolderMembers, SegmentMembers
 from fuploader_dagster.disk.tar_headers import END, member_header, padding

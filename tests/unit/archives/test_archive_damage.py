@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuploader_dagster.archives.foreign import ForeignArchive
-from fuploader_dagster.archives.manifest import Manifest, digest, encode, encode_pages, pages_frame
+from fuploader_dagster.archives.manifest import Manifest, digest, encode
+from fuploader_dagster.archives.manifest_pages import encode_pages, pages_frame
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.reports import RestoreReport
 from fuploader_dagster.archives.seek_table import seek_table
@@ -289,7 +290,7 @@ def test_a_manifest_that_contradicts_itself_is_damage(
 
 def test_a_newer_version_of_the_format_is_named(sound: Sound) -> None:
     content = bytearray(sound.bytes)
-    content[sound.manifest.offset + 15] = 3
-    assert "format version 3, this program reads 1 and 2" in damage_of(bytes(content))
+    content[sound.manifest.offset + 15] = 4
+    assert "format version 4, this program reads 1 to 3" in damage_of(bytes(content))
     content[sound.manifest.offset + 15] = 3 - sound.bytes[sound.manifest.offset + 15]
     assert "does not match its own digest" in damage_of(bytes(content))

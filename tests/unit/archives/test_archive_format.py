@@ -13,7 +13,8 @@ import msgspec
 import pytest
 import zstandard
 
-from fuploader_dagster.archives.manifest import Manifest, Page
+from fuploader_dagster.archives.manifest import Manifest
+from fuploader_dagster.archives.manifest_pages import Page
 from fuploader_dagster.archives.writer import write_archive
 from tests.unit.archives.archives import headers_for, payloads, segment
 

@@ -20,7 +20,9 @@ from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.ship import ship, upload_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
+from fuploader_dagster.delivery.slot_items import ItemsStored, items_here
 from fuploader_dagster.delivery.stored_letters import store_letters
+from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
@@ -79,6 +81,29 @@ def test_rows_of_a_slot_that_is_gone_are_made_of_its_archive(
     assert isinstance(store(settings, [key])[0], Done)
     assert table(tmp_path) == [{"n": n} for n in range(9)]
     assert notes(settings).owed() == []
+
+
+@pytest.mark.parametrize("archive_format", SUFFIXES)
+def test_rows_are_the_same_from_an_archive_of_any_format(
+    tmp_path: Path, archive_format: ArchiveFormat
+) -> None:
+    settings = made(tmp_path, {"archive_format": archive_format})
+    content = items(0, 40) | {
+        "bad.json": b"no",
+        "large.json": b'{"n": 40, "_": "%b"}' % (b"x" * 2**22),
+    }
+    here = sealed(settings, content)
+    slot = items_here(here.seal.partition, settings)
+    assert slot is not None
+    expected = list(slot.read())
+    upload(settings, [here.seal.partition])
+    open_archive = ArchiveFinder({settings.name: settings}).open
+    stored = ItemsStored(here.seal.partition, settings, open_archive)
+    assert list(stored.read()) == expected
+    assert list(stored.read({3, 41})) == [expected[3], expected[41]]
+    assert isinstance(store(settings, [here.seal.partition])[0], Done)
+    assert [row["n"] for row in table(tmp_path)].count(40) == 1
+    assert len(table(tmp_path)) == 41
 
 
 @pytest.mark.parametrize("slot_format", ["segment", "files"])

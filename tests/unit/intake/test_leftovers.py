@@ -12,7 +12,7 @@ from pydantic import Field
 from fuploader_dagster.errors import MigrationNeeded, StateUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.resources.states.sqlite import SqliteState
-from fuploader_dagster.settings.pipeline import Takeover
+from fuploader_dagster.settings.takeover import Takeover
 from tests.settings import pipeline
 
 NODE = "box1"

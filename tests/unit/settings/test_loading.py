@@ -56,7 +56,7 @@ def values_of(**changes: Any) -> dict[str, Any]:
 def load(folder: Path, content: Any) -> dict[str, Pipeline]:
     path = folder / "fuploader.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    return load_pipelines(path)
+    return load_pipelines(str(path))
 
 
 def load_one(folder: Path, **changes: Any) -> Pipeline:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fuploader_dagster.archives.forms import FORMS
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from fuploader_dagster.settings.archive_formats import SUFFIXES, format_of
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from tests.settings import intake, pipeline
 
@@ -41,11 +43,34 @@ def refusal(folder: Path, values: dict[str, Any]) -> str:
         ({"seal_messages": 0}, "greater than or equal to 1"),
         ({"name_fields": ("id", "payload")}, "name_fields cannot contain payload"),
         ({"file_name": async_name}, "file_name must be a plain function"),
-        ({"archive_suffix": ".7z"}, "the built-in packer writes only .tar.zst or .tzst"),
+        ({"archive_suffix": ".7z"}, "the built-in packer writes tar.zst only as .tar.zst or .tzst"),
+        ({"archive_suffix": ".zip"}, "set archive_format: zip"),
+        ({"archive_format": "zip", "archive_suffix": ".tar.zst"}, "zip only as .zip; set"),
+        ({"archive_format": "zip", "archive_suffix": ".zipped"}, "zip only as .zip"),
+        ({"parquet_columns": {"id": "int64"}}, "need archive_format: parquet"),
+        ({"parquet_content": False}, "need archive_format: parquet"),
+        (
+            {"archive_format": "parquet", "parquet_columns": {"id": "decimal"}},
+            "'bool', 'int64', 'double' or 'string'",
+        ),
+        (
+            {"archive_format": "parquet", "parquet_columns": {"_content": "string"}},
+            "_content cannot be a column",
+        ),
+        ({"archive_format": "7z"}, "'tar.zst', 'jsonl.zst', 'zip' or 'parquet'"),
+        (
+            {"archive_format": "zip", "packer": packer_of_a_user},
+            "packer and archive_format (zip) both say how an archive is made",
+        ),
         ({"archive_suffix": "7z"}, "should match pattern"),
         ({"recovery_base_seconds": 60, "recovery_cap_seconds": 30}, "must not be more than"),
         ({"name": "Docs"}, "should match pattern"),
         ({"name": "../docs"}, "should match pattern"),
+        ({"timezone": "Mars/Olympus"}, "there is no time zone 'Mars/Olympus'"),
+        ({"timezone": "Europe"}, "there is no time zone 'Europe'"),
+        ({"timezone": "../../etc/passwd"}, "there is no time zone"),
+        ({"timezone": ""}, "there is no time zone ''"),
+        ({"timezone": 8}, "there is no time zone 8"),
         ({"node_id": "a/b"}, "should match pattern"),
         ({"node_id": ""}, "should match pattern"),
         ({"compression_level": 20}, "less than or equal to 19"),
@@ -91,6 +116,20 @@ def test_without_a_node_name_partition_keys_say_local(tmp_path: Path) -> None:
 def test_a_custom_packer_may_have_its_own_suffix(tmp_path: Path) -> None:
     settings = pipeline(tmp_path, packer=packer_of_a_user, archive_suffix=".7z")
     assert settings.archive_suffix == ".7z"
+
+
+def test_the_extension_of_archives_follows_their_format(tmp_path: Path) -> None:
+    assert pipeline(tmp_path).archive_suffix == ".tar.zst"
+    assert pipeline(tmp_path, archive_format="zip").archive_suffix == ".zip"
+    assert intake(tmp_path, archive_format="jsonl.zst").archive_suffix == ".jsonl.zst"
+    assert pipeline(tmp_path, archive_suffix=".tzst").archive_suffix == ".tzst"
+
+
+def test_every_format_in_the_settings_can_be_written_and_its_names_say_which_it_is() -> None:
+    assert tuple(SUFFIXES) == FORMS
+    for name, suffixes in SUFFIXES.items():
+        for suffix in suffixes:
+            assert format_of(f"20261120T234501123Z-a.zip.b-s0-000017{suffix}") == name
 
 
 def test_name_fields_may_be_a_list_or_one_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.contracts.sink import SinkSettings
 from fuploader_dagster.delivery.item_rows import rows_of
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat
 from fuploader_dagster.settings.loading import dump_intake, load_intake, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.lives import pack_by_hand
@@ -107,8 +108,20 @@ def test_archives_that_nobody_can_read_back_need_sinks_that_slots_wait_for(tmp_p
     packed = {"packer": pack_by_hand, "archive_suffix": ".zip"}
     with pytest.raises(ValueError, match="only your packer knows its form"):
         pipeline(tmp_path, sinks={"late": RowsFile(path=tmp_path / "rows.sqlite")}, **packed)
+    columns = {"archive_format": "parquet", "parquet_content": False}
+    with pytest.raises(ValueError, match="only columns"):
+        pipeline(tmp_path, sinks={"late": RowsFile(path=tmp_path / "rows.sqlite")}, **columns)
     required = {"rows": RowsFile(path=tmp_path / "rows.sqlite", required=True)}
     assert pipeline(tmp_path, sinks=required, **packed).sinks
+    assert pipeline(tmp_path, sinks=required, **columns).sinks
+
+
+@pytest.mark.parametrize("archive_format", SUFFIXES)
+def test_rows_can_be_made_later_of_every_format_that_has_the_files(
+    archive_format: ArchiveFormat, tmp_path: Path
+) -> None:
+    late = {"late": RowsFile(path=tmp_path / "rows.sqlite")}
+    assert pipeline(tmp_path, sinks=late, archive_format=archive_format).sinks
 
 
 def test_rows_of_results_need_archives_that_hold_results(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import ValidationError
@@ -141,9 +142,57 @@ def test_objects_and_references_are_the_same_setting(tmp_path: Path) -> None:
 )
 def test_a_key_template_is_filled_with_the_slots_values(template: str, key: str) -> None:
     made = object_key(
-        as_key_strategy(template), pipeline="docs", partition=PARTITION, archive="a.tar.zst"
+        as_key_strategy(template),
+        pipeline="docs",
+        partition=PARTITION,
+        archive="a.tar.zst",
+        zone=timezone.utc,
     )
     assert made == key
+
+
+@pytest.mark.parametrize(
+    ("moment", "zone", "key"),
+    [
+        ((2026, 11, 20, 23, 45), "UTC", "20261120/23:45+0000"),
+        ((2026, 11, 20, 23, 45), "Asia/Shanghai", "20261121/07:45+0800"),
+        ((2026, 11, 20, 3, 0), "America/Los_Angeles", "20261119/19:00-0800"),
+        # Where clocks go back, 02:30 comes twice; where they go forward, it does not come at all.
+        ((2026, 10, 25, 0, 30), "Europe/Berlin", "20261025/02:30+0200"),
+        ((2026, 10, 25, 1, 30), "Europe/Berlin", "20261025/02:30+0100"),
+        ((2026, 3, 29, 0, 59), "Europe/Berlin", "20260329/01:59+0100"),
+        ((2026, 3, 29, 1, 0), "Europe/Berlin", "20260329/03:00+0200"),
+    ],
+)
+def test_the_time_in_a_key_is_that_of_its_zone(
+    moment: tuple[int, int, int, int, int], zone: str, key: str
+) -> None:
+    partition = PartitionKey(datetime(*moment, tzinfo=timezone.utc), "n1", 2, 17)
+    made = object_key(
+        "{sealed_at:%Y%m%d/%H:%M%z}/{archive}",
+        pipeline="docs",
+        partition=partition,
+        archive=f"{partition}.tar.zst",
+        zone=ZoneInfo(zone),
+    )
+    assert made == f"{key}/{partition}.tar.zst"
+
+
+def test_both_hours_where_clocks_go_back_give_different_keys() -> None:
+    first = datetime(2026, 10, 25, 0, 30, tzinfo=timezone.utc)
+    partitions = [PartitionKey(first + timedelta(hours=hour), "n1", 2, 17) for hour in range(3)]
+    keys = {
+        object_key(
+            "{sealed_at:%Y%m%d/%H%M}/{archive}",
+            pipeline="docs",
+            partition=partition,
+            archive=f"{partition}.tar.zst",
+            zone=ZoneInfo("Europe/Berlin"),
+        )
+        for partition in partitions
+    }
+    assert len(keys) == 3
+    assert {key.rpartition("/")[0] for key in keys} == {"20261025/0230", "20261025/0330"}
 
 
 @pytest.mark.parametrize(
@@ -181,17 +230,23 @@ def test_a_key_template_that_cannot_work_is_refused_before_anything_is_sealed(
 def test_an_unusable_key_is_a_strategy_error_that_keeps_the_slot(made: Any) -> None:
     KEYS["a.7z"] = made
     with pytest.raises(StrategyError, match=r"key for a\.7z is unusable.*the slot is kept"):
-        object_key(key_of_a_user, pipeline="docs", partition=PARTITION, archive="a.7z")
+        object_key(
+            key_of_a_user, pipeline="docs", partition=PARTITION, archive="a.7z", zone=timezone.utc
+        )
 
 
 def test_a_key_generator_that_raises_is_named() -> None:
     with pytest.raises(StrategyError, match=f"{HERE}:key_of_a_user raised KeyError: 'b.7z'"):
-        object_key(key_of_a_user, pipeline="docs", partition=PARTITION, archive="b.7z")
+        object_key(
+            key_of_a_user, pipeline="docs", partition=PARTITION, archive="b.7z", zone=timezone.utc
+        )
 
 
 def test_a_key_of_1023_bytes_is_the_longest() -> None:
     KEYS["a.7z"] = "ü" * 511 + "k"
-    made = object_key(key_of_a_user, pipeline="docs", partition=PARTITION, archive="a.7z")
+    made = object_key(
+        key_of_a_user, pipeline="docs", partition=PARTITION, archive="a.7z", zone=timezone.utc
+    )
     assert len(made.encode()) == 1023
 
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -367,9 +368,22 @@ def test_a_key_generator_that_fails_delays_the_key_and_loses_nothing(tmp_path: P
     assert sealed.seal.object_key is None
     assert "FileNotFoundError" in sealed.seal.key_problem
     switch.write_text("late/{}")
-    assert sealed.object_key(settings.key) == f"late/{sealed.seal.archive}"
+    assert sealed.object_key(settings.key, settings.zone) == f"late/{sealed.seal.archive}"
     switch.write_text("other/{}")
-    assert sealed.object_key(settings.key) == f"late/{sealed.seal.archive}"
+    assert sealed.object_key(settings.key, settings.zone) == f"late/{sealed.seal.archive}"
+
+
+def test_a_change_of_the_time_zone_leaves_keys_of_sealed_slots_alone(tmp_path: Path) -> None:
+    at = datetime(2026, 11, 20, 23, 30, tzinfo=timezone.utc).timestamp()
+    settings = intake(tmp_path, timezone="Asia/Shanghai")
+    with SlotOwner(settings, 0, clock=lambda: at) as slot:
+        slot.add("a.json", b"a")
+        sealed = slot.seal("request")
+    assert sealed is not None
+    assert sealed.seal.partition.startswith("20261120T233000")
+    assert sealed.seal.object_key == f"docs/20261121/{sealed.seal.archive}"
+    later = intake(tmp_path, timezone="UTC")
+    assert sealed.object_key(later.key, later.zone) == sealed.seal.object_key
 
 
 def test_the_digest_in_the_index_is_the_payloads(tmp_path: Path) -> None:

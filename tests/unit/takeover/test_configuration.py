@@ -19,7 +19,8 @@ import fuploader_dagster
 from fuploader_dagster.cli import app
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import load_pipelines
-from fuploader_dagster.settings.pipeline import Pipeline, Takeover
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.takeover import Takeover
 
 GUIDE = Path(__file__).parents[3] / "docs" / "migrating-from-fuploader.md"
 CONFIGURATION = """

@@ -25,7 +25,8 @@ from fuploader_dagster.disk import crash_points
 from fuploader_dagster.disk.crash_points import CrashPoint
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import key_prefixes, left_in_folder
-from fuploader_dagster.settings.pipeline import Pipeline, Takeover
+from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.slots.dedup_window import DedupWindow
 from fuploader_dagster.takeover.former_redis import FormerKeys, read_keys
 from fuploader_dagster.takeover.plan import (
