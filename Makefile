@@ -19,10 +19,10 @@ INPUTS ?= 100000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench soak fuzz lock clean
+.PHONY: help run test test-clickhouse check bench soak fuzz lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
 run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-C stops it
 	@exec $(BIN)/fuploader dev
@@ -31,6 +31,10 @@ test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" selects; SEED
 	@tools/install_test_servers.sh
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--durations 20 --randomly-seed $(or $(SEED),$$(date +%s)) $(PYTEST)
+
+test-clickhouse: $(VENV)/.dev $(VENV)/clickhouse/.ready ## Tests of the ClickHouse sink, on its engine (600 MB to install)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
+		--durations 10 --randomly-seed $(or $(SEED),$$(date +%s)) tests/clickhouse $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .
@@ -73,3 +77,10 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml $(VENV)/.build
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	@$(PIP_INSTALL) --editable .
 	@touch $@ $(VENV)/.run
+
+$(VENV)/clickhouse/.ready: requirements/clickhouse.txt $(VENV)/.build
+	@echo "Installing what requirements/clickhouse.txt lists, about a minute"
+	@$(BIN)/python -m venv --clear $(VENV)/clickhouse
+	@$(VENV)/clickhouse/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+		--require-hashes -r requirements/clickhouse.txt
+	@touch $@

@@ -82,6 +82,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
         refuse_changed as refuse_changed,
     )
     from fuploader_dagster.resources.object_stores.keys import full_key as full_key
+    from fuploader_dagster.resources.sinks.clickhouse import ClickHouseSink as ClickHouseSink
     from fuploader_dagster.resources.sinks.redis_stream import RedisStreamSink as RedisStreamSink
     from fuploader_dagster.resources.sinks.sql import SqlSink as SqlSink
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
@@ -178,6 +179,7 @@ _NAMES = {
     "resources.object_stores": ("COS", "OSS", "S3", "Local", "Mirror", "ObjectStoreResource"),
     "resources.object_stores.archive_bytes": ("open_archive", "refuse_changed"),
     "resources.object_stores.keys": ("full_key",),
+    "resources.sinks.clickhouse": ("ClickHouseSink",),
     "resources.sinks.redis_stream": ("RedisStreamSink",),
     "resources.sinks.sql": ("SqlSink",),
     "resources.sources.embedded.source": ("EmbeddedQueue",),

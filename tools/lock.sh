@@ -17,3 +17,4 @@ compile "$@" pyproject.toml --all-extras \
 compile "$@" pyproject.toml --all-extras --group test --group check --group bench \
     --constraint requirements/build.txt --constraint requirements/run.txt \
     --output-file requirements/dev.txt
+compile "$@" --no-deps requirements/clickhouse.in --output-file requirements/clickhouse.txt

@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
+        "clickhouse": "fuploader_dagster.resources.sinks.clickhouse:ClickHouseSink",
         "redis_stream": "fuploader_dagster.resources.sinks.redis_stream:RedisStreamSink",
     },
 }

@@ -92,6 +92,11 @@ class ServerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(120)
 
+    def wait(self, seconds: float = 60) -> None:
+        """Wait until it has ended by itself."""
+        assert self._process is not None, f"{self.name} was not started"
+        self._process.wait(seconds)
+
     def pause(self) -> None:
         """Freeze it: connections stay open and nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)

@@ -40,6 +40,8 @@ OTHER_NAMES = {
     *("binlog_format", "innodb_flush_log_at_trx_commit", "innodb_lock_wait_timeout"),  # of MySQL
     *("max_allowed_packet", "sql_mode", "time_zone", "wait_timeout"),
     "pg_hba",  # of PostgreSQL
+    *("max_memory_usage", "insert_quorum", "query_log"),  # of ClickHouse
+    *("lightweight_mutation_projection_mode", "non_replicated_deduplication_window"),
     "dev_command",  # of Dagster, whose warning is silenced
 }
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fuploader_dagster.contracts.processor import Item
+from fuploader_dagster.contracts.sink import SinkSettings
 from fuploader_dagster.delivery.item_rows import rows_of
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat
@@ -75,20 +76,24 @@ def test_the_examples_of_the_page_on_sinks_load(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_project.py").write_text(python)
     schemes = {"DATABASE": "postgresql", "MYSQL": "mysql", "RABBITMQ": "amqp", "REDIS": "redis"}
+    schemes["CLICKHOUSE"] = "https"
     for name, scheme in schemes.items():
         path = "0" if name == "REDIS" else "name"
         monkeypatch.setenv(f"{name}_URL", f"{scheme}://user:password@host/{path}")
     file = tmp_path / "fuploader.yaml"
+    sinks: dict[str, SinkSettings] = {}
     described = []
     for example in re.findall(r"```yaml\n(.*?)```", page, re.S):
         file.write_text(example)
         (settings,) = load_pipelines(file).values()
         described += [sink.describe() for sink in settings.sinks.values()]
-    made = rows_of(settings.sinks["results"])(Item("a", b'{"doc_id": 7, "ent_list": ["x", "y"]}'))
+        sinks |= settings.sinks
+    made = rows_of(sinks["results"])(Item("a", b'{"doc_id": 7, "ent_list": ["x", "y"]}'))
     assert made == [{"doc_id": 7, "ent_list_str": "x,y"}]
     assert described == [
         "table my_table at postgresql://host/name",
         "table doc_ent_map at mysql://host/name",
+        "table my_table at https://host",
     ]
 
 
