@@ -27,7 +27,7 @@ from fuploader_dagster.resources.sinks.clickhouse_blocks import (
     number,
 )
 from fuploader_dagster.resources.sinks.clickhouse_table import Column, Table, UnknownColumn
-from fuploader_dagster.resources.sinks.sql_values import Unfit
+from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 10_000
 CHUNK_BYTES = 2 << 20

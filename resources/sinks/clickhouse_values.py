@@ -26,7 +26,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any
 from uuid import UUID
 
-from fuploader_dagster.resources.sinks.sql_values import Unfit, json_text, text
+from fuploader_dagster.resources.sql.values import Unfit, json_text, text
 
 Convert = Callable[[Any], Any]
 Fits = Callable[[Sequence[Any]], bool]

@@ -18,7 +18,7 @@ from fuploader_dagster.resources.sinks.clickhouse import ClickHouseSink
 from fuploader_dagster.resources.sinks.clickhouse_blocks import Waiting, encoded
 from fuploader_dagster.resources.sinks.clickhouse_table import Column
 from fuploader_dagster.resources.sinks.clickhouse_values import Kind, kind_of
-from fuploader_dagster.resources.sinks.sql_values import Unfit
+from fuploader_dagster.resources.sql.values import Unfit
 from fuploader_dagster.testing.sink_contract import no_reject
 from tests.servers.ports import free_port
 
