@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
         "rabbitmq": "fuploader_dagster.resources.sources.rabbitmq.source:RabbitMQ",
         "embedded": "fuploader_dagster.resources.sources.embedded.source:EmbeddedQueue",
         "sql": "fuploader_dagster.resources.sources.sql.source:SqlTable",
+        "redis_stream": "fuploader_dagster.resources.sources.redis_stream.source:RedisStream",
     },
     "state": {
         "redis": "fuploader_dagster.resources.states.redis:RedisState",

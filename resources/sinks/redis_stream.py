@@ -56,9 +56,9 @@ from fuploader_dagster.contracts.sink import (
 from fuploader_dagster.errors import SinkRefused, SinkUnavailable
 from fuploader_dagster.resources.sinks import redis_stream_scripts as scripts
 from fuploader_dagster.resources.sinks.redis_stream_entries import Chunks, Encode, as_json, flat
-from fuploader_dagster.resources.sinks.redis_stream_examination import judge
 from fuploader_dagster.resources.states.redis_connection import address, connect, run, usable
 from fuploader_dagster.resources.states.redis_errors import Asker, explained
+from fuploader_dagster.resources.states.redis_examination import judge_stream
 from fuploader_dagster.settings.secret import Secret
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,8 @@ class RedisStreamTarget(Sink):
                 f"the stream has {noted.length:,} entries, max_length {settings.max_length:,}",
                 "find out why nobody deletes entries that were read, or raise max_length",
             )
-        yield from judge(self._asked(self._client.info))
+        info = self._asked(self._client.info)
+        yield from judge_stream(info, "sink server", "nothing adds them again")
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         try:

@@ -20,14 +20,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 
-def connect(url: SecretStr, timeout_seconds: float) -> redis.Redis:
+def connect(
+    url: SecretStr, timeout_seconds: float, *, decode: bool = True, client_name: str | None = None
+) -> redis.Redis:
     """A client that has not connected yet. It retries nothing: that is up to the caller.
 
-    Bytes that are not UTF-8 become lone surrogates, and are sent back as the same bytes.
+    Answers are text, where bytes that are not UTF-8 become lone surrogates, and are sent back as
+    the same bytes; without `decode`, they are bytes. `client_name`: what the server calls each of
+    its connections, with CLIENT SETNAME.
     """
     return redis.Redis.from_url(
         url.get_secret_value(),
-        decode_responses=True,
+        decode_responses=decode,
+        client_name=client_name,
         encoding_errors="surrogateescape",
         socket_timeout=timeout_seconds,
         socket_connect_timeout=timeout_seconds,

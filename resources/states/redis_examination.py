@@ -1,12 +1,13 @@
 """Examines a Redis server for `fuploader doctor`: what may happen to our keys.
 
-If the keys are lost, no message is: counts and the list of sealed slots are rebuilt from the disk.
-But until then a tick registers nothing, and two machines with one name would not notice each other.
+If the keys of a state are lost, no message is: counts and the list of sealed slots are rebuilt from
+the disk. But until then a tick registers nothing, and two machines with one name would not notice
+each other. Entries that a stream loses are lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
@@ -20,11 +21,32 @@ def judge(info: Mapping[str, Any] | None, save: str | None) -> list[Diagnosis]:
     if info is None:
         found = "memory and persistence are unknown: the user may not ask for INFO"
         return [Diagnosis("state server", "good", found)]
-    return [role(info), eviction(info), _persistence(info, save)]
+    return [_role(info, "state server"), _eviction(info), _persistence(info, save)]
 
 
-def role(info: Mapping[str, Any], check: str = "state server") -> Diagnosis:
-    """Which server it is, and whether it takes changes."""
+def judge_stream(info: Mapping[str, Any] | None, check: str, lost: str) -> Iterator[Diagnosis]:
+    """Findings about a server that has a stream. `lost`: what becomes of entries that it loses."""
+    if info is None:
+        found = "memory and persistence are unknown: the user may not ask for INFO"
+        yield Diagnosis(check, "good", found)
+        return
+    yield _role(info, check)
+    yield _eviction(info)
+    if failed := _failed_saves(info):
+        yield failed
+    elif int(info.get("aof_enabled", 0)):
+        yield Diagnosis("persistence", "good", "append-only file")
+    else:
+        yield Diagnosis(
+            "persistence",
+            "warning",
+            "appendonly no: if the server ends, entries that were added since its last snapshot "
+            f"are lost, and {lost}",
+            "set appendonly yes",
+        )
+
+
+def _role(info: Mapping[str, Any], check: str) -> Diagnosis:
     cluster = ", node of a cluster" if info.get("cluster_enabled") else ""
     found = f"Redis {info.get('redis_version', '?')}, {info.get('role', 'master')}{cluster}"
     if info.get("role") == "slave":
@@ -34,8 +56,7 @@ def role(info: Mapping[str, Any], check: str = "state server") -> Diagnosis:
     return Diagnosis(check, "good", found)
 
 
-def eviction(info: Mapping[str, Any]) -> Diagnosis:
-    """Whether memory may become short, and what then happens to our keys."""
+def _eviction(info: Mapping[str, Any]) -> Diagnosis:
     policy, limit = str(info.get("maxmemory_policy", "?")), int(info.get("maxmemory", 0))
     found = f"maxmemory-policy {policy}, maxmemory {f'{limit:,} bytes' if limit else 'not limited'}"
     if limit and policy.startswith("allkeys"):
@@ -58,7 +79,7 @@ def eviction(info: Mapping[str, Any]) -> Diagnosis:
 
 def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
     appending = bool(int(info.get("aof_enabled", 0)))
-    if failed := failed_saves(info):
+    if failed := _failed_saves(info):
         return failed
     if appending:
         return Diagnosis("persistence", "good", "append-only file")
@@ -74,8 +95,7 @@ def _persistence(info: Mapping[str, Any], save: str | None) -> Diagnosis:
     )
 
 
-def failed_saves(info: Mapping[str, Any]) -> Diagnosis | None:
-    """A server that could not write to its disk, if it could not."""
+def _failed_saves(info: Mapping[str, Any]) -> Diagnosis | None:
     failed = [
         name
         for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
