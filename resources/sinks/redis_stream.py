@@ -253,8 +253,9 @@ class _Attempt:
         noted = self._finished(self.look())
         if noted.state != "done" or noted.redo < self._delivery.redo:
             raise SinkUnavailable(
-                f"another process stores {self._delivery.partition} at this moment",
-                hint="try again",
+                f"{self._delivery.partition} is not yet in {self._settings.describe()}: another "
+                "process stores it at this moment, or its staged rows are gone",
+                hint="it is tried again",
             )
         return self._stored(noted.rows, already_there=not committed)
 

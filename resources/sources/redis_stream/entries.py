@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.resources.sources.embedded.rows import row_of
 
 MESSAGE_ID, HEADERS = b"message_id", b"headers"
@@ -119,6 +120,6 @@ def _object(raw: bytes) -> dict[str, Any] | None:
         if not isinstance(found, dict):
             return None
         row_of(b"", found)
-    except Exception:  # noqa: BLE001
+    except (ValueError, RecursionError, BadMessage):
         return None
     return found
