@@ -146,7 +146,6 @@ class RedisStreamTarget(Sink):
         self._settings = settings
         self._client = connect(settings.url, settings.timeout_seconds)
         self._encode: Encode = flat if settings.json_field is None else as_json(settings.json_field)
-        self._most = -1 if settings.max_length is None else settings.max_length
 
     def store(self, delivery: Delivery, items: Iterable[ItemRows], reject: Reject) -> StoredRows:
         attempt = _Attempt(self._settings, self._client, self._encode, delivery)

@@ -26,9 +26,9 @@ from tests.drains import (
 from tests.servers.redis import RedisServer, redis_configured
 from tests.settings import intake
 
-KILLS = int(os.environ.get("KILLS", "8"))
+KILLS = int(os.environ.get("KILLS", "6"))
 """Of workers, per test; more of them by this variable."""
-SERVER_EVERY = 4
+SERVER_EVERY = 3
 MESSAGES = 1_000
 
 
