@@ -87,8 +87,8 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.resources.sinks.sql import SqlSink as SqlSink
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ as RabbitMQ
-    from fuploader_dagster.resources.sources.sql.source import SqlTable as SqlTable
     from fuploader_dagster.resources.sources.redis_stream.source import RedisStream as RedisStream
+    from fuploader_dagster.resources.sources.sql.source import SqlTable as SqlTable
     from fuploader_dagster.resources.states.redis import RedisState as RedisState
     from fuploader_dagster.resources.states.sqlite import SqliteState as SqliteState
     from fuploader_dagster.sensors.alert_sensor import build_alert_sensor as build_alert_sensor
