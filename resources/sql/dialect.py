@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -90,6 +90,20 @@ class Dialect(ABC):
     def begin_reading(self, connection: sa.Connection) -> None:
         """The same for a transaction that changes nothing."""
         self.begin(connection)
+
+    def read_as_it_is(  # noqa: B027 - a default, on purpose
+        self,
+        connection: Any,
+        json: Callable[[bytes | str], Any],
+        text: Callable[[bytes], Any],
+    ) -> None:
+        """From now on a driver's connection gives what `json` and `text` make of such values. Not
+        before: SQLAlchemy asks for columns with JSON of its own."""
+
+    def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
+        """Why a row is not found again by the value of such a column; empty if it is. `ordered`:
+        it also has to be compared with others in their order."""
+        return ""
 
     def try_lock(self, connection: sa.Connection, name: str) -> bool:
         """Take the lock of that name until the connection ends, unless another one has it.

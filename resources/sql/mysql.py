@@ -151,6 +151,15 @@ class Mysql(Dialect):
     def begin(self, connection: sa.Connection) -> None:
         pass
 
+    def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
+        if isinstance(column_type, mysql.FLOAT):
+            return "a 32-bit floating-point number, which is written with six digits"
+        if isinstance(column_type, mysql.BIT):
+            return "bits, which are compared as a number"
+        if ordered and isinstance(column_type, mysql.ENUM | mysql.SET):
+            return "ordered by the number of its value, but compared as text"
+        return ""
+
     def try_lock(self, connection: sa.Connection, name: str) -> bool:
         connection.exec_driver_sql(f"SET SESSION wait_timeout = {VANISHED_SECONDS}")
         got = connection.execute(sa.text("SELECT GET_LOCK(:name, 0)"), {"name": _short(name)})

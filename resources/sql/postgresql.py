@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
@@ -146,6 +146,23 @@ class Postgresql(Dialect):
             ),
             {"limit": milliseconds, "idle": str(IDLE_SECONDS * 1000)},
         )
+
+    def read_as_it_is(
+        self,
+        connection: Any,
+        json: Callable[[bytes | str], Any],
+        text: Callable[[bytes], Any],
+    ) -> None:
+        from psycopg.types.json import set_json_loads  # noqa: PLC0415 - an extra
+
+        set_json_loads(json, connection)
+
+    def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
+        if isinstance(column_type, sa.REAL):
+            return "a 32-bit floating-point number, which is not equal to what it is written as"
+        if isinstance(column_type, postgresql.INTERVAL):
+            return "an interval, whose months have no fixed number of days"
+        return ""
 
     def try_lock(self, connection: sa.Connection, name: str) -> bool:
         tries = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -70,6 +70,14 @@ class Sqlite(Dialect):
 
     def begin_reading(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN")
+
+    def read_as_it_is(
+        self,
+        connection: Any,
+        json: Callable[[bytes | str], Any],
+        text: Callable[[bytes], Any],
+    ) -> None:
+        connection.text_factory = text
 
     def meaning(self, error: BaseException) -> Meaning:
         said = words.shown(str(error))

@@ -3,8 +3,8 @@
 What must always hold: a value comes back from JSON as it was read from the database, so that the
 database compares it in the same way. A key has no NULL.
 
-Format: a list of [type, text] for each column; types are int, float, decimal, str, bytes (as hex),
-datetime, date, time, seconds (a time of MySQL's) and uuid.
+Format: a list of [type, text] for each column; types are bool, int, float, decimal, str, bytes (as
+hex), datetime, date, time, seconds (a time of MySQL's) and uuid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fuploader_dagster.errors import SourceRefused
 Key = tuple[Any, ...]
 
 _TYPES: Mapping[type, tuple[str, Callable[[Any], str], Callable[[str], Any]]] = {
+    bool: ("bool", lambda value: str(int(value)), lambda text: bool(int(text))),
     int: ("int", str, int),
     float: ("float", repr, float),
     Decimal: ("decimal", str, Decimal),

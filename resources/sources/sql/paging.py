@@ -25,6 +25,7 @@ from fuploader_dagster.resources.sources.sql.rows import (
     RowShape,
     chosen,
     described,
+    json_as_it_is,
     text_or_bytes,
 )
 from fuploader_dagster.resources.sql.connection import Database, Transaction
@@ -193,8 +194,9 @@ class PagedSource(MessageSource):
         rows, trying = min(most, self._page_rows), f"could not read table {self._table_name}"
 
         def read(connection: sa.Connection) -> Sequence[Sequence[Any]]:
-            if transaction.dialect.is_a_file:
-                connection.connection.driver_connection.text_factory = text_or_bytes  # type: ignore[union-attr]
+            transaction.dialect.read_as_it_is(
+                connection.connection.driver_connection, json_as_it_is, text_or_bytes
+            )
             return connection.execute(page(shape.selected(), rows)).all()
 
         while True:

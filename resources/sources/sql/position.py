@@ -115,10 +115,10 @@ def from_json(raw: bytes | str, columns: Sequence[str], whose: str) -> State:
         key = None if written.position is None else decoded(written.position)
         until = None if written.again_until is None else decoded(written.again_until)
     except (*UNREADABLE_JSON, LookupError, TypeError, ArithmeticError):
-        raise SourceRefused(
-            f"the position of {whose} cannot be read",
-            hint="was it changed by hand? Remove it to read the table from its beginning",
-        ) from None
+        raise _unreadable(whose) from None
+    places = [place for place in (key, until) if place is not None]
+    if any(len(place) != len(written.columns) for place in places):
+        raise _unreadable(whose)
     if written.columns != list(columns):
         raise SourceRefused(
             f"the position of {whose} is one of the columns {', '.join(written.columns)}, but now "
@@ -126,6 +126,13 @@ def from_json(raw: bytes | str, columns: Sequence[str], whose: str) -> State:
             hint="set `reader` to a new name, which reads the table from its beginning",
         )
     return State(tuple(columns), key, written.in_hand, until, written.pass_began)
+
+
+def _unreadable(whose: str) -> SourceRefused:
+    return SourceRefused(
+        f"the position of {whose} cannot be read",
+        hint="was it changed by hand? Remove it to read the table from its beginning",
+    )
 
 
 class TablePosition(Position):
@@ -273,10 +280,7 @@ class FilePosition(Position):
         try:
             written = msgspec.json.decode(raw, type=_File)
         except UNREADABLE_JSON:
-            raise SourceRefused(
-                f"the position of {self._whose} cannot be read",
-                hint="was it changed by hand? Remove it to read the table from its beginning",
-            ) from None
+            raise _unreadable(self._whose) from None
         if written.reader != self._reader:
             raise SourceRefused(
                 f"{self._path} has the position of another reader",

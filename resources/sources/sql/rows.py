@@ -5,7 +5,7 @@ session or the time. Fields are in the order of `columns`, by default in that of
 
 - NULL is null; whole numbers up to 64 bits and floating-point numbers are numbers (NaN and infinity
   null), booleans are true and false.
-- NUMERIC and DECIMAL become text, as the database writes them: "12.50".
+- NUMERIC and DECIMAL become text, all digits as the database writes them: "12.50".
 - Bytes become base64.
 - Dates and times are written as ISO 8601 says. A time with a zone is in UTC, and ends with Z.
 - JSON columns are nested as they are, and arrays become lists. MariaDB's JSON is text.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -46,7 +47,7 @@ class RowShape:
         self._columns = tuple(fields.values())
         changes = [_change(column_types[column]) for column in self._columns]
         self._changes = [(at, change) for at, change in enumerate(changes) if change is not None]
-        self._encoder = msgspec.json.Encoder(enc_hook=str)
+        self._encoder = msgspec.json.Encoder(enc_hook=_otherwise)
 
     def selected(self) -> list[sa.ColumnClause[Any]]:
         """The columns of the body, then those of the key."""
@@ -103,17 +104,28 @@ def json_as_it_is(text: bytes | str) -> msgspec.Raw:
     return msgspec.Raw(text)
 
 
-def text_or_bytes(raw: bytes) -> str | bytes:
+class NotText(bytes):
+    """Text of SQLite that is not UTF-8. It cannot be a key: as bytes it is compared otherwise."""
+
+
+def text_or_bytes(raw: bytes) -> str | NotText:
     """For SQLite, which does not check that text is UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        return raw
+        return NotText(raw)
+
+
+def _otherwise(value: Any) -> str | bytes:
+    return bytes(value) if isinstance(value, NotText) else str(value)
 
 
 def _change(column_type: Any) -> Change | None:
     if sort_of(column_type) == "json":
         return _json
+    item_type = getattr(column_type, "item_type", column_type)
+    if isinstance(item_type, types.Numeric) and not isinstance(item_type, types.Float):
+        return _digits
     return _clock if isinstance(column_type, types.Time) else None
 
 
@@ -126,6 +138,13 @@ def _json(value: Any) -> Any:
     except UNREADABLE_JSON:
         return value
     return msgspec.Raw(raw)
+
+
+def _digits(value: Any) -> Any:
+    """All digits: `str` would write 0E-10."""
+    if isinstance(value, list):
+        return [_digits(one) for one in value]
+    return format(value, "f") if isinstance(value, Decimal) else value
 
 
 def _clock(value: Any) -> Any:

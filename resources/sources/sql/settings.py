@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, StrictStr, model_validator
 
 from fuploader_dagster.contracts.settings import Seconds, Settings
 from fuploader_dagster.resources.sources.sql.table import plain
@@ -63,6 +64,16 @@ class Status(Settings):
     """Value of rows that are stored durably here, ready to be packed."""
     failed: Value | None = None
     """Value of rows that became dead letters; by default that of `done`."""
+
+    @model_validator(mode="after")
+    def _tell_rows_apart(self) -> Status:
+        values = [("ready", self.ready), ("claimed", self.claimed), ("done", self.done)]
+        for (one, value), (other, same) in combinations(values, 2):
+            if str(value) == str(same):
+                raise ValueError(f"{one} and {other} must differ: both are {value}")
+        if self.failed is not None and str(self.failed) in map(str, (self.ready, self.claimed)):
+            raise ValueError("failed must differ from ready and claimed: rows would come again")
+        return self
 
     def is_ready(self) -> sa.ColumnElement[bool]:
         column: sa.ColumnClause[Any] = sa.column(self.column)

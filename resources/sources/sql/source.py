@@ -37,13 +37,14 @@ from fuploader_dagster.resources.sources.sql.position import (
 )
 from fuploader_dagster.resources.sources.sql.reader_lock import ReaderLock
 from fuploader_dagster.resources.sources.sql.reading import ReadingSource
-from fuploader_dagster.resources.sources.sql.rows import RowShape, json_as_it_is
+from fuploader_dagster.resources.sources.sql.rows import RowShape
 from fuploader_dagster.resources.sources.sql.settings import Name, Names, SkipDone, Status
 from fuploader_dagster.resources.sources.sql.table import (
     Described,
     Keyset,
     condition,
     describe,
+    refuse_inexact,
     refuse_missing,
     refuse_unless_unique,
 )
@@ -54,6 +55,8 @@ from fuploader_dagster.resources.sql.own_table import OwnTable, full_name
 from fuploader_dagster.settings.secret import Secret
 
 _WAYS = ("cursor", "skip_done", "status")
+_CLOCK_SECONDS = 2.0
+"""A clock of seconds gives one value for that long, and its rows come in any order."""
 
 
 class SqlTable(SourceSettings):
@@ -87,7 +90,8 @@ class SqlTable(SourceSettings):
     """How long rows wait, once they were seen, for those of transactions that began earlier and
     have lower keys. Must be longer than the longest transaction that writes to the table; on
     PostgreSQL, only longer than one takes from drawing a number to writing. By default 10 with
-    MySQL and MariaDB, 1 with PostgreSQL, 0 with SQLite; `status` needs none."""
+    MySQL and MariaDB, 1 with PostgreSQL, 0 with SQLite, and at least 2 if `cursor` has several
+    columns: the first may be a time in seconds. `status` needs none."""
     reader: Annotated[str, Field(min_length=1, max_length=190)] | None = None
     """Name of this reader. Workers of one reader share the rows; another reader gets all of them
     too. By default the name of the table."""
@@ -174,8 +178,10 @@ class SqlTable(SourceSettings):
 
     @property
     def lag(self) -> float:
-        default = self._dialect.default_lag_seconds
-        return default if self.lag_seconds is None else self.lag_seconds
+        if self.lag_seconds is not None:
+            return self.lag_seconds
+        default: float = self._dialect.default_lag_seconds
+        return max(default, _CLOCK_SECONDS) if len(self.cursor) > 1 else default
 
     @cached_property
     def clause(self) -> sa.TableClause:
@@ -184,15 +190,12 @@ class SqlTable(SourceSettings):
         return sa.table(self.table, *map(sa.column, named), schema=self.schema_name)
 
     def database(self, *, reconnects: bool) -> Database:
-        kind = self._dialect
-        more = {"json_deserializer": json_as_it_is} if kind.name == "PostgreSQL" else {}
         return Database(
             self.parsed_url,
-            kind(self.timeout_seconds),
+            self._dialect(self.timeout_seconds),
             self.address,
             errors=OF_A_SOURCE,
             reconnects=reconnects,
-            **more,
         )
 
     def described(self, transaction: Transaction) -> Described:
@@ -217,6 +220,8 @@ class SqlTable(SourceSettings):
                 hint="name unique columns in `key`",
             )
         refuse_unless_unique(described, key, "cursor" if self.cursor else "key")
+        dialect = self._dialect(self.timeout_seconds)
+        refuse_inexact(described, key, dialect, ordered=self.status is None)
         return key
 
     def shape(self, described: Described, key: Sequence[str]) -> RowShape:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import NoSuchTableError
 from fuploader_dagster.errors import SourceRefused
 from fuploader_dagster.resources.sources.sql.key_values import Key
 from fuploader_dagster.resources.sql.connection import Transaction
+from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.errors import NO_TABLE
 from fuploader_dagster.resources.sql.own_table import full_name
 
@@ -79,6 +80,22 @@ def refuse_unless_unique(described: Described, key: Sequence[str], setting: str)
         "between two pages",
         hint=f"add the columns of a unique key at its end{primary}",
     )
+
+
+def refuse_inexact(
+    described: Described, key: Sequence[str], dialect: Dialect, *, ordered: bool
+) -> None:
+    """Raises `SourceRefused` if the rows after a key, or with a key, would not be found by it."""
+    for name in key:
+        column_type = described.types[name]
+        domain = getattr(column_type, "data_type", column_type)
+        trouble = dialect.key_trouble(domain, ordered=ordered)
+        if trouble:
+            raise SourceRefused(
+                f"column {name} of table {described.name} cannot be part of the key: it is "
+                f"{trouble}, so rows would be lost or come again",
+                hint="name other unique columns, with whole numbers, texts, dates or UUIDs",
+            )
 
 
 class Keyset:
@@ -160,8 +177,8 @@ def plain(value: Any) -> sa.BindParameter[Any]:
 
 
 def condition(sql: str | None) -> list[sa.ColumnElement[bool]]:
-    """The user's own."""
-    return [] if sql is None else [sa.literal_column(f"({sql})", sa.Boolean())]
+    """The user's own, which may end with a comment."""
+    return [] if sql is None else [sa.literal_column(f"({sql}\n)", sa.Boolean())]
 
 
 def _described(inspector: sa.Inspector, table: str, schema: str | None) -> Described:

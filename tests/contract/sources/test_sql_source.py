@@ -196,6 +196,8 @@ KEYS = [
     ("postgresql", "TIMESTAMPTZ", *(f"'2026-01-01 0{n}:00+05'" for n in (1, 2, 3))),
     ("postgresql", "NUMERIC", "1", "1.0000000000000000000001", "1e30"),
     ("postgresql", "UUID", *(f"'00000000-0000-0000-0000-00000000000{n}'" for n in (1, 2, 3))),
+    ("postgresql", "BOOLEAN", "false", "false", "true"),
+    ("postgresql", 'TEXT COLLATE "C"', "'B'", "'a'", "'ä'"),
     ("postgresql", "DATE", "'2026-01-01'", "'2026-01-02'", "'2026-01-03'"),
     ("mariadb", "DATETIME(6)", *(f"'2026-01-01 00:00:00.00000{n}'" for n in (1, 2, 3))),
     ("mariadb", "TIME(6)", "'-30:00:00.5'", "'01:00:00'", "'30:00:00'"),
@@ -235,6 +237,97 @@ def test_a_key_of_any_type_is_found_again(
     publisher = settings.publisher()
     assert publisher.backlog() == 0
     publisher.close()
+
+
+INEXACT = [
+    ("postgresql", "REAL", "32-bit"),
+    ("postgresql", "INTERVAL", "months"),
+    ("mariadb", "FLOAT", "six digits"),
+    ("mariadb", "BIT(9)", "as a number"),
+    ("mariadb", "ENUM('z', 'a')", "compared as text"),
+    ("mariadb", "SET('z', 'a')", "compared as text"),
+]
+"""Types whose values the driver gives in another form than the database compares them in."""
+
+
+@pytest.mark.parametrize(
+    ("database", "column", "said"),
+    INEXACT,
+    indirect=["database"],
+    ids=[f"{database}-{column}" for database, column, _ in INEXACT],
+)
+def test_a_key_by_which_rows_would_be_lost_is_refused(
+    database: Database, column: str, said: str
+) -> None:
+    table = SourceTable(
+        database, f"k {column} NOT NULL, id INTEGER, state VARCHAR(9), PRIMARY KEY (k, id)"
+    )
+    with pytest.raises(SourceRefused, match=said):
+        opened(table.settings(cursor=["k", "id"]))
+    claiming = table.settings(status=STATUS)  # which only has to find the same rows again
+    if column.startswith(("ENUM", "SET")):
+        opened(claiming).close()
+    else:
+        with pytest.raises(SourceRefused, match=said):
+            opened(claiming)
+
+
+@pytest.mark.parametrize("way", [{"cursor": "k"}, {"status": {"column": "state"}}])
+def test_a_key_of_sqlite_that_is_no_text_is_refused(
+    sqlite: SqliteFile, way: dict[str, Any]
+) -> None:
+    table = SourceTable(sqlite, "k TEXT PRIMARY KEY, state TEXT DEFAULT 'ready'")
+    table.insert("CAST(x'41ff' AS TEXT)", "'é'", into="(k)")
+    with pytest.raises(SourceRefused, match="NotText"):
+        opened(table.settings(**way)).receive(10, 1)
+
+
+@pytest.mark.parametrize("database", DIALECTS[1:], indirect=True)
+def test_decimals_have_all_digits(database: Database, kind: str) -> None:
+    table = numbered(database, kind, "price NUMERIC(30,10)")
+    table.insert("0", "0.0000001", "12345678901234567890.5", into="(price)")
+    prices = [row["price"] for row in rows_of(read_at_once(table.settings(cursor="id"), 3))]
+    assert prices == ["0.0000000000", "0.0000001000", "12345678901234567890.5000000000"]
+
+
+def test_decimals_in_an_array_have_all_digits(postgresql: Database) -> None:
+    table = numbered(postgresql, "postgresql", "prices NUMERIC(9,8)[]")
+    table.insert("'{{0,NULL},{0.1,1}}'", into="(prices)")
+    (row,) = rows_of(read_at_once(table.settings(cursor="id"), 1))
+    assert row["prices"] == [["0.00000000", None], ["0.10000000", "1.00000000"]]
+
+
+def test_a_row_that_changes_in_the_second_of_the_position_is_read(sqlite: SqliteFile) -> None:
+    table = numbered(sqlite, "sqlite", "at TEXT NOT NULL")
+    table.insert("'2026-01-01 12:00:00'", "'2026-01-01 12:00:01'", into="(at)")
+    source = opened(table.settings(cursor=["at", "id"], lag_seconds=None))
+    assert none_comes(source)
+    table.update("at = '2026-01-01 12:00:01'", "id = 1")
+    messages = come(source, 2)
+    assert ids_of(messages) == [1, 2]
+    settle(source, messages)
+    source.close()
+
+
+@pytest.mark.parametrize("database", DIALECTS, indirect=True)
+def test_a_condition_may_end_with_a_comment(database: Database, kind: str) -> None:
+    table = numbered(database, kind)
+    table.insert("'a'", "'b'", into="(note)")
+    settings = table.settings(cursor="id", where="note = 'b' -- nothing else")
+    assert ids_of(read_at_once(settings, 1)) == [2]
+
+
+@pytest.mark.parametrize("position", ["[]", '[["int","1"],["int","2"]]'])
+def test_a_position_of_another_length_cannot_be_read(
+    sqlite: SqliteFile, tmp_path: Path, position: str
+) -> None:
+    table = numbered(sqlite, "sqlite")
+    file = tmp_path / "position.json"
+    state = f'{{"columns":["id"],"position":{position},"in_hand":0}}'
+    file.write_text(f'{{"reader":"{table.name}","state":{state}}}')
+    source = opened(table.settings(cursor="id", position_file=file))
+    with pytest.raises(SourceRefused, match="cannot be read"):
+        source.receive(1, 0)
 
 
 @pytest.mark.parametrize("database", DIALECTS, indirect=True)
@@ -436,6 +529,9 @@ def test_a_view_can_be_read(database: Database, kind: str) -> None:
         ({"cursor": "id", "key": "id"}, "key is for skip_done and status"),
         ({"status": {"column": "s"}, "columns": ["id", "s"]}, "must not name the column of status"),
         ({"status": {"column": "s"}, "lag_seconds": 1}, "neither position_file nor lag_seconds"),
+        ({"status": {"column": "s", "done": "ready"}}, "ready and done must differ"),
+        ({"status": {"column": "s", "ready": 1, "claimed": "1"}}, "ready and claimed must differ"),
+        ({"status": {"column": "s", "failed": "ready"}}, "failed must differ"),
         ({"cursor": "id", "position_table": "t"}, "other tables than table"),
         ({"skip_done": {"table": "r", "match": {}}}, "match"),
         ({"cursor": "id", "url": "redis://x"}, "url must look like"),
