@@ -23,6 +23,8 @@ from fuploader_dagster.settings.archive_formats import is_column
 NAME, CONTENT, HEADER = "_name", "_content", "_header_"
 MOST_COLUMNS = 500
 """Found by looking. Fields beyond that are in the content alone."""
+MOST_NAME_BYTES = 255
+"""So are fields with longer names: the footer repeats all names for each row group."""
 _INT64 = 2**63
 
 
@@ -52,7 +54,7 @@ class FoundColumns:
         for field, value in fields_of(content).items():
             kinds = self._kinds.get(field)
             if kinds is None:
-                if len(self._kinds) >= MOST_COLUMNS or not is_column(field):
+                if len(self._kinds) >= MOST_COLUMNS or not _is_column(field):
                     self.left_out += 1
                     continue
                 kinds = self._kinds[field] = set()
@@ -61,6 +63,10 @@ class FoundColumns:
 
     def columns(self) -> dict[str, str]:
         return {field: _type_for(kinds) for field, kinds in self._kinds.items()}
+
+
+def _is_column(field: str) -> bool:
+    return is_column(field) and len(field.encode()) <= MOST_NAME_BYTES
 
 
 def _kind(value: Any) -> type:

@@ -23,8 +23,8 @@ KEEPS_KEY = "keeps"
 """In the manifest's metadata of archives whose content was left out: `columns`."""
 END = struct.Struct("<L4s")  # length of the footer, magic
 MOST_FOOTER_BYTES = 2**28
-_KEY_BYTES = 2**16
-"""The key is that near to the end."""
+_KEY_BYTES = 2**18
+"""The key is that near to the end, with as many columns as are found, and the longest names."""
 
 
 class ContentNotKept(PermanentError):

@@ -54,9 +54,11 @@ class _Chosen(Protocol):
 
 
 def is_column(field: str) -> bool:
-    """Whether a field can be a column of Parquet: our own begin with `_name`, `_content` and
-    `_header_`."""
-    return bool(field) and field not in ("_name", "_content") and not field.startswith("_header_")
+    """Whether a field can be a column of Parquet. Ours are `_name`, `_content` and `_header_...`,
+    in any case: many programs that read Parquet make no difference."""
+    folded = field.lower()
+    ours = folded in ("_name", "_content") or folded.startswith("_header_")
+    return bool(field) and not ours
 
 
 def named_for_format(values: Any) -> Any:

@@ -254,6 +254,24 @@ def test_columns_have_the_types_of_what_is_in_them(tmp_path: Path) -> None:
     assert noted["found"] is True
 
 
+def test_no_field_is_taken_for_a_column_of_ours(tmp_path: Path) -> None:
+    content = b'{"_Content":"no","_NAME":"no","_HEADER_cmd":"no","_Header_x":"no","id":1}'
+    headers = {"a.json": '{"cmd":"thumb"}'}
+    path = packed(tmp_path, "parquet", {"a.json": content}, headers).path
+    found = queried("select _name, _header_cmd, _content from FILE", path)
+    assert found == [("a.json", "thumb", content)]
+    assert pq.read_schema(path).names == ["_name", "_header_cmd", "id", "_content"]
+
+
+def test_long_names_of_fields_do_not_fill_the_footer(tmp_path: Path) -> None:
+    fields = {f"{n}{'x' * 5_000}": n for n in range(400)} | {"ü" * 127: 1, "ü" * 128: 2}
+    contents = {f"{n}.json": json.dumps(fields).encode() for n in range(10)}
+    file = packed(tmp_path, "parquet", contents, {}, frame_bytes=1)
+    assert pq.read_schema(file.path).names == ["_name", "ü" * 127, "_content"]
+    with Archive.open(file.path) as archive:
+        assert archive.read("3.json") == contents["3.json"]
+
+
 def test_given_columns_are_all_there_are_and_what_does_not_fit_is_null(tmp_path: Path) -> None:
     contents = {
         "1.json": b'{"id":1,"score":2,"other":1}',
