@@ -14,13 +14,14 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
-from fuploader_dagster.errors import FuploaderError, SourceUnavailable
+from fuploader_dagster.errors import FuploaderError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.sql.rows import (
     RowShape,
     chosen,
@@ -29,7 +30,7 @@ from fuploader_dagster.resources.sources.sql.rows import (
     text_or_bytes,
 )
 from fuploader_dagster.resources.sql.connection import Database, Transaction
-from fuploader_dagster.resources.sql.errors import BadRows
+from fuploader_dagster.resources.sql.errors import BadRows, explained
 
 PAGE_ROWS = 1_000
 PAGE_BYTES = 4 << 20
@@ -199,26 +200,37 @@ class PagedSource(MessageSource):
             )
             return connection.execute(page(shape.selected(), rows)).all()
 
-        while True:
-            try:
-                selected = transaction.read(read, trying)
-            except BadRows:
-                if rows == 1:
-                    break
-                rows = 1
-                continue
-            found = shape.messages(selected, self._last_number + 1, again)
-            self._last_number += len(found)
-            self._learn(found, rows)
-            return Page(found, len(found) == rows)
-        keys = transaction.run(
-            lambda connection: connection.execute(page(shape.selected_key(), 1)).all(), trying
-        )
-        for key in keys:
-            self._last_number += 1
-            damaged = shape.unreadable(tuple(key), self._last_number, redelivered=again > 0)
-            return Page([damaged], True)
-        return Page([], False)
+        bad: BadRows | None = None
+        try:
+            while True:
+                try:
+                    selected = transaction.read(read, trying)
+                except BadRows as error:
+                    bad = error
+                    if rows == 1:
+                        break
+                    rows = 1
+                    continue
+                found = shape.messages(selected, self._last_number + 1, again)
+                self._last_number += len(found)
+                self._learn(found, rows)
+                return Page(found, len(found) == rows)
+            keys = transaction.run(
+                lambda connection: connection.execute(page(shape.selected_key(), 1)).all(), trying
+            )
+        except SourceRefused:
+            if bad is None:
+                raise
+        else:
+            for key in keys:
+                self._last_number += 1
+                damaged = shape.unreadable(tuple(key), self._last_number, redelivered=again > 0)
+                return Page([damaged], True)
+            return Page([], False)
+        # It was no driver that could not read a value: the server failed, and the transaction is
+        # over. So there is no telling which row it was.
+        meaning = replace(bad.meaning, hint="correct the condition `where`, the view, or the row")
+        raise explained(meaning, trying, self._database.errors)
 
     def _learn(self, found: Sequence[Message], asked: int) -> None:
         """How many rows the next page should have."""

@@ -317,6 +317,19 @@ def test_a_condition_may_end_with_a_comment(database: Database, kind: str) -> No
     assert ids_of(read_at_once(settings, 1)) == [2]
 
 
+@pytest.mark.parametrize("way", [{"cursor": "id"}, {"status": {"column": "state"}}])
+def test_a_condition_that_fails_at_a_row_is_refused_with_the_reason(
+    postgresql: Database, way: dict[str, Any]
+) -> None:
+    table = numbered(postgresql, "postgresql", "note TEXT, state TEXT DEFAULT 'ready'")
+    table.insert("'1'", "'secret'", into="(note)")
+    source = opened(table.settings(where="CAST(note AS INTEGER) > 0", **way))
+    with pytest.raises(SourceRefused, match="invalid text representation") as caught:
+        source.receive(10, 1)
+    assert "where" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("position", ["[]", '[["int","1"],["int","2"]]'])
 def test_a_position_of_another_length_cannot_be_read(
     sqlite: SqliteFile, tmp_path: Path, position: str
