@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timezone
 from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -170,8 +171,9 @@ class ArchiveFinder:
                 pipeline=pipeline.name,
                 partition=parsed,
                 archive=f"{partition}{suffix}",
-                zone=pipeline.zone,
+                zone=zone,
             )
+            for zone in (pipeline.zone, timezone.utc)  # the latter before `timezone` was set
             for suffix in (pipeline.archive_suffix, *ALL_SUFFIXES)  # it may be of an earlier format
         )
         found = (key for key in dict.fromkeys(keys) if store.head(key))

@@ -350,12 +350,15 @@ def test_an_archive_that_is_not_there_does_not_hide_the_others(
 def test_another_nodes_partition_is_found_by_the_key_template(
     fuploader: Fuploader, tmp_path: Path
 ) -> None:
-    configure(tmp_path)
+    key = "{sealed_at:%Y%m%d%H}/{archive}"
+    configure(tmp_path, key=key)
     one = shipped(tmp_path, {"a.json": b"alpha"})
     for path in (tmp_path / "data" / "docs" / "receipts").iterdir():
         path.unlink()
     assert fuploader("cat", one.partition, "a.json").out == b"alpha"
-    configure(tmp_path, archive_format="zip")  # that node packs so, or did once
+    configure(tmp_path, key=key, archive_format="zip")  # that node packs so, or did once
+    assert fuploader("cat", one.partition, "a.json").out == b"alpha"
+    configure(tmp_path, key=key, timezone="Asia/Shanghai")  # it had none then
     assert fuploader("cat", one.partition, "a.json").out == b"alpha"
 
 
