@@ -100,9 +100,10 @@ def _as_double(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
-        return float(value)
+        made = float(value)
     except OverflowError:
         return None
+    return made if made == value else None  # whole numbers beyond 2**53 may be others as doubles
 
 
 def _as_int64(value: Any) -> int | None:

@@ -254,6 +254,17 @@ def test_columns_have_the_types_of_what_is_in_them(tmp_path: Path) -> None:
     assert noted["found"] is True
 
 
+def test_a_whole_number_that_no_double_holds_is_null_in_a_column_of_doubles(tmp_path: Path) -> None:
+    numbers = [2**53, 2**53 + 1, 0.5]
+    contents = {f"{n}.json": b'{"n":%s}' % str(n).encode() for n in numbers}
+    found = pq.read_table(packed(tmp_path, "parquet", contents, {}).path).to_pydict()
+    assert dict(zip(found["_name"], found["n"], strict=True)) == {
+        f"{2**53}.json": 2.0**53,
+        f"{2**53 + 1}.json": None,
+        "0.5.json": 0.5,
+    }
+
+
 def test_no_field_is_taken_for_a_column_of_ours(tmp_path: Path) -> None:
     content = b'{"_Content":"no","_NAME":"no","_HEADER_cmd":"no","_Header_x":"no","id":1}'
     headers = {"a.json": '{"cmd":"thumb"}'}
