@@ -47,15 +47,12 @@ class FoundColumns:
 
     def __init__(self) -> None:
         self._kinds: dict[str, set[type]] = {}
-        self.left_out = 0
-        """Number of values whose fields got no column."""
 
     def look_at(self, content: bytes) -> None:
         for field, value in fields_of(content).items():
             kinds = self._kinds.get(field)
             if kinds is None:
                 if len(self._kinds) >= MOST_COLUMNS or not _is_column(field):
-                    self.left_out += 1
                     continue
                 kinds = self._kinds[field] = set()
             if value is not None:
