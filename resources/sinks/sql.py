@@ -33,7 +33,7 @@ from fuploader_dagster.contracts.sink import (
 )
 from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sinks.sql_examination import Examined, examine
-from fuploader_dagster.resources.sinks.sql_insertion import Insertion
+from fuploader_dagster.resources.sinks.sql_insertion import ENOUGH_ITEMS, Insertion
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
 from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe
 from fuploader_dagster.resources.sql.address import dialect_of, shown_address, usable_url
@@ -42,9 +42,6 @@ from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.errors import NO_COLUMN
 from fuploader_dagster.resources.sql.own_table import full_name
 from fuploader_dagster.settings.secret import Secret
-
-ENOUGH_ITEMS = 10
-"""If none of so many items is accepted, the table is to blame, and not the items."""
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -216,6 +213,7 @@ class SqlTarget(Sink):
             return
         if insertion.unknown_column:
             raise SinkRefused(f"no row was accepted: {insertion.unknown_column}", hint=NO_COLUMN)
+        insertion.refuse_if_unknown()
         if len(insertion.rejected) >= ENOUGH_ITEMS:
             raise SinkRefused(
                 f"no row was accepted by {self._settings.describe()}: "

@@ -30,7 +30,7 @@ _SIZED = {str, bytes}
 
 
 class UnknownColumn(Unfit):
-    """The table has no column of the name that a row has."""
+    """The table has no column of the name that a row has, or none that takes a value."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Description:
     """By column."""
     needed: frozenset[str]
     """Columns that must be given: neither NULL nor a default."""
+    computed: frozenset[str]
+    """Columns that the database fills itself, always."""
     automatic: frozenset[str]
     """Columns that the database numbers by itself."""
     unique: frozenset[frozenset[str]]
@@ -114,6 +116,7 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
             and "identity" not in one
             and "computed" not in one
         ),
+        computed=frozenset(one["name"] for one in columns if "computed" in one),
         automatic=automatic,
         unique=frozenset(
             frozenset(name for name in names if name is not None) for names in unique if names
@@ -223,6 +226,10 @@ class TargetTable:
         if unknown:
             name = shown(str(unknown[0]), _NAME_CHARACTERS)
             raise UnknownColumn(f"table {self.description.name} has no column {name}")
+        computed = [name for name in names if name in self.description.computed]
+        if computed:
+            name = shown(computed[0], _NAME_CHARACTERS)
+            raise UnknownColumn(f"table {self.description.name} computes column {name} itself")
         if len(self._shapes) >= _MOST_SHAPES:
             self._shapes.clear()
             self._by_columns.clear()

@@ -46,8 +46,10 @@ from fuploader_dagster.resources.sql.values import (
 _ROW = ("21", "22", "23", "27", "44")
 """SQLSTATE classes: cardinality, data, constraint, trigger, check option of a view."""
 _ROW_CODES = {
+    "428C9": "",  # a value for a column that is always generated
     "42804": "",  # datatype mismatch
     "54000": "",  # an index entry is too large
+    "54001": "",  # nested too deeply
     "P0001": "",  # raised by a trigger
     "P0004": "",  # asserted by one
 }
@@ -81,6 +83,12 @@ _AT_LOGIN = {
     r"does not support SSL|certificate|SSL error": "check sslmode and sslrootcert in the url",
 }
 """What the driver says without a code, while it connects. Anything else may pass."""
+_ABOUT_A_ROW = {
+    "exec_stmt_raise": "refused by a trigger",
+    "ExecWithCheckOptions": "refused by a row security policy or the check option of a view",
+}
+"""Places in the server that refuse rows, with any code: a trigger chooses code and words itself,
+and may quote a value."""
 _TYPE = re.compile(
     r"for type (smallint|integer|bigint|numeric|real|double precision|boolean|date|json|jsonb|uuid"
     r"|time(?:stamp)? with(?:out)? time zone|interval|bytea|inet|character(?: varying)?\(\d+\))"
@@ -185,6 +193,9 @@ class Postgresql(Dialect):
         if not isinstance(state, str):
             return _without_code(error)
         said = f"{words.spoken(type(error).__name__)} (SQLSTATE {state})"
+        raised_in = getattr(getattr(error, "diag", None), "source_function", None)
+        if raised_in in _ABOUT_A_ROW:
+            return Meaning("row", f"{_ABOUT_A_ROW[raised_in]} (SQLSTATE {state})")
         for codes, kind in ((_REFUSED, "refused"), (_AWAY, "away")):
             hint = codes.get(state) or codes.get(state[:2])
             if hint is not None and not (state == "57P04" and kind == "away"):
@@ -193,7 +204,7 @@ class Postgresql(Dialect):
                 return Meaning("refused" if kind == "refused" else "away", told, hint)
         if state in _ROW_CODES or state[:2] in _ROW:
             return Meaning("row", _row_words(error, state), twice=state == "23505")
-        return Meaning("refused", said)
+        return Meaning("unknown", said)
 
     def conversion(self, sort: Sort) -> Conversion:
         return _CONVERSIONS[sort]
@@ -346,6 +357,7 @@ _BY_TYPE: Mapping[type, Convert | None] = {
 }
 _CONVERSIONS: Mapping[Sort, Conversion] = {
     "json": AS_JSON,
+    "integer": Conversion(_BY_TYPE),
     "array": Conversion({**_BY_TYPE, list: None, tuple: list}),
     "moment": Conversion(
         {
