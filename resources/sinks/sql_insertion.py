@@ -11,6 +11,7 @@ wins, so the order is kept exactly.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -152,5 +153,6 @@ class Insertion:
         return groups
 
     def _reject(self, position: int, reason: str) -> None:
+        reason = sys.intern(reason)  # often the same
         self._reasons[reason] += 1
         self.rejected.append(RejectedItem(position, reason))

@@ -89,7 +89,7 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
         *inspector.get_foreign_keys(table, schema),
         *inspector.get_check_constraints(table, schema),
     ]
-    unique: list[Sequence[str | None]] = [
+    unique: list[Sequence[str | None]] = [  # None: of an expression
         primary["constrained_columns"],
         *(one["column_names"] for one in indexes),
         *(one["column_names"] for one in inspector.get_unique_constraints(table, schema)),
@@ -119,7 +119,9 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
         computed=frozenset(one["name"] for one in columns if "computed" in one),
         automatic=automatic,
         unique=frozenset(
-            frozenset(name for name in names if name is not None) for names in unique if names
+            frozenset(name for name in names if name is not None)
+            for names in unique
+            if names and None not in names
         ),
         in_bulk=dialect.takes_bulk(connection, clause),
         names=frozenset(

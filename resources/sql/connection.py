@@ -119,7 +119,7 @@ class Transaction:
     ) -> None:
         self.dialect, self._where = database.dialect, database.where
         self._engine, self._watch, self._reading = engine, watch, reading
-        self._kinds = database.errors
+        self.kinds = database.errors
         self._connection: sa.Connection | None = None
         self._usable = True
         driver = engine.dialect.dbapi
@@ -265,7 +265,7 @@ class Transaction:
             meaning = self.dialect.meaning(inner)
         if meaning.kind in of_rows:
             return BadRows(self.dialect.named(meaning, inner, names))
-        return explained(meaning, trying, self._kinds)
+        return explained(meaning, trying, self.kinds)
 
 
 class _Watch:

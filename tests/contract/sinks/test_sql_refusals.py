@@ -72,6 +72,15 @@ def test_a_key_needs_a_unique_constraint(table: Table) -> None:
     assert "no unique key (name)" in str(error)
 
 
+def test_an_index_of_an_expression_is_no_unique_key_of_its_columns(
+    postgresql: PostgresqlServer,
+) -> None:
+    table = Table(postgresql, "id INTEGER, name VARCHAR(100)")
+    postgresql.execute(f"CREATE UNIQUE INDEX ON {table.name} (id, lower(name))")
+    error = failure(table.settings(key=["id"]))
+    assert "no unique key (id)" in str(error)
+
+
 @on_each
 def test_a_redo_needs_a_key_or_a_slot_column(table: Table) -> None:
     sink = table.settings().sink()
@@ -184,6 +193,20 @@ def test_tables_without_transactions_are_refused(mariadb: MariadbServer) -> None
     error = failure(table.settings())
     assert isinstance(error, SinkRefused)
     assert "MyISAM" in str(error)
+
+
+def test_a_ledger_without_transactions_is_refused(mariadb: MariadbServer) -> None:
+    table = Table(mariadb, COLUMNS)
+    mariadb.execute(
+        f"CREATE TABLE {table.ledger} (pipeline VARCHAR(50), sink VARCHAR(50), "
+        "partition_key VARCHAR(100), redo BIGINT, stored_rows BIGINT, stored_at VARCHAR(32), "
+        "PRIMARY KEY (pipeline, sink, partition_key)) COLLATE utf8mb4_bin ENGINE = MyISAM"
+    )
+    error = failure(table.settings())
+    assert isinstance(error, SinkRefused)
+    assert table.ledger in str(error) and "MyISAM" in str(error)
+    assert table.noted() == []  # what it noted could not be undone if storing failed then
+    assert "MyISAM" in str(wrong(table.settings()))
 
 
 def test_doctor_finds_another_unique_key_where_rows_are_replaced(mariadb: MariadbServer) -> None:
