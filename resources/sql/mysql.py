@@ -130,6 +130,8 @@ class Mysql(Dialect):
 
     def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
         seconds = round(self.timeout_seconds) + GRACE_SECONDS
+        # The driver would send a text as Latin-1.
+        login = {} if url.password is None else {"password": url.password.encode()}
         return {
             "paramstyle": "format",
             "isolation_level": "READ COMMITTED",
@@ -138,6 +140,7 @@ class Mysql(Dialect):
                 "read_timeout": seconds,
                 "write_timeout": seconds,
                 "charset": "utf8mb4",
+                **login,
             },
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -299,3 +300,27 @@ def _tables_like(database: Database, name: str) -> str:
     if isinstance(database, SqliteFile):
         return f"SELECT 1 FROM sqlite_master WHERE name = '{name}'"  # noqa: S608
     return f"SELECT 1 FROM information_schema.tables WHERE table_name = '{name}'"  # noqa: S608
+
+
+@on_each_server
+@pytest.mark.parametrize("password", ["p@:/?#[]%' \"w\\", "äö€"])
+def test_a_password_may_have_any_characters(
+    database: PostgresqlServer | MariadbServer, table: Table, password: str
+) -> None:
+    name = f"user_{secrets.token_hex(4)}"
+    if isinstance(database, MariadbServer):
+        escaped = password.replace("\\", "\\\\").replace("'", "''")
+        name_of = f"{name}@'%'"
+        database.execute(f"CREATE USER {name_of} IDENTIFIED BY '{escaped}'")
+    else:
+        escaped, name_of = password.replace("'", "''"), name
+        database.execute(
+            f"CREATE ROLE {name} LOGIN PASSWORD '{escaped}'",
+            f"GRANT CREATE ON SCHEMA public TO {name}",
+        )
+    database.execute(f"GRANT ALL ON {table.name} TO {name_of}")
+    if isinstance(database, MariadbServer):
+        database.execute(f"GRANT ALL ON {table.ledger} TO {name_of}")
+    sink = table.settings(url=database.url_of(name, quote(password, safe=""))).sink()
+    assert sink.store(DELIVERY, items(), no_reject).rows == 3
+    sink.close()
