@@ -89,6 +89,9 @@ _ABOUT_A_ROW = {
 }
 """Places in the server that refuse rows, with any code: a trigger chooses code and words itself,
 and may quote a value."""
+_FUNCTION = re.compile(r"^(PL/\w+|SQL) function ", re.MULTILINE)
+"""In the context of an error in a trigger's function. What that lacks may depend on the row, as the
+name of a table does that it makes of a value."""
 _TYPE = re.compile(
     r"for type (smallint|integer|bigint|numeric|real|double precision|boolean|date|json|jsonb|uuid"
     r"|time(?:stamp)? with(?:out)? time zone|interval|bytea|inet|character(?: varying)?\(\d+\))"
@@ -193,13 +196,17 @@ class Postgresql(Dialect):
         if not isinstance(state, str):
             return _without_code(error)
         said = f"{words.spoken(type(error).__name__)} (SQLSTATE {state})"
-        raised_in = getattr(getattr(error, "diag", None), "source_function", None)
+        diag = getattr(error, "diag", None)
+        raised_in = getattr(diag, "source_function", None)
         if raised_in in _ABOUT_A_ROW:
             return Meaning("row", f"{_ABOUT_A_ROW[raised_in]} (SQLSTATE {state})")
+        in_a_function = _FUNCTION.search(getattr(diag, "context", None) or "") is not None
         for codes, kind in ((_REFUSED, "refused"), (_AWAY, "away")):
             hint = codes.get(state) or codes.get(state[:2])
             if hint is not None and not (state == "57P04" and kind == "away"):
-                primary = getattr(getattr(error, "diag", None), "message_primary", None)
+                if in_a_function and kind == "refused":
+                    return Meaning("unknown", f"{said}, in a function of the database")
+                primary = None if in_a_function else getattr(diag, "message_primary", None)
                 told = f"{words.shown(primary)} (SQLSTATE {state})" if primary else said
                 return Meaning("refused" if kind == "refused" else "away", told, hint)
         if state in _ROW_CODES or state[:2] in _ROW:

@@ -54,6 +54,23 @@ def test_what_a_trigger_of_postgresql_raises_with_any_code_is_about_a_row(
     assert "trigger" in only_the_middle(table, stored(table, ROWS))
 
 
+def test_what_a_function_of_postgresql_lacks_for_a_row_is_about_that_row(
+    postgresql: PostgresqlServer,
+) -> None:
+    table = Table(postgresql, COLUMNS)
+    postgresql.execute(
+        f"CREATE FUNCTION f_{table.name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.id > 10 THEN EXECUTE format('TABLE %I', NEW.name); END IF; "
+        "RETURN NEW; END $$",
+        f"CREATE TRIGGER t BEFORE INSERT ON {table.name} FOR EACH ROW "
+        f"EXECUTE FUNCTION f_{table.name}()",
+    )
+    assert "in a function" in only_the_middle(table, stored(table, ROWS))
+    with pytest.raises(SinkRefused, match="undefined table") as caught:
+        stored(table, ROWS[1:2], ledger_table=f"{table.name}_another")
+    assert SECRET not in str(list(chain(caught.value)))
+
+
 def test_a_row_that_a_policy_of_postgresql_forbids_is_rejected(
     postgresql: PostgresqlServer,
 ) -> None:
