@@ -121,6 +121,7 @@ class SqlTarget(Sink):
         self._table: TargetTable | None = None
 
     def store(self, delivery: Delivery, items: Iterable[ItemRows], reject: Reject) -> StoredRows:
+        settings = self._settings
         self._refuse_redo(delivery)
         table = self._table or self.open()
         with self._database.transaction() as transaction:
@@ -129,6 +130,14 @@ class SqlTarget(Sink):
                 return StoredRows(noted.rows, self._address, already_there=True)
             if delivery.redo:
                 self._delete_earlier(transaction, delivery)
+            if not table.takes_slot(delivery.partition):
+                table = self._look_again(transaction)
+                if not table.takes_slot(delivery.partition):
+                    raise SinkRefused(
+                        f"column {settings.slot_column} of {settings.describe()} is too short for "
+                        f"{delivery.partition}",
+                        hint="make it 100 characters long",
+                    )
             insertion = Insertion(
                 transaction,
                 table,

@@ -41,6 +41,8 @@ class Description:
     """With its schema."""
     conversions: Mapping[str, Conversion]
     """By column."""
+    lengths: Mapping[str, int]
+    """Most characters of columns that have such a limit."""
     needed: frozenset[str]
     """Columns that must be given: neither NULL nor a default."""
     computed: frozenset[str]
@@ -107,6 +109,12 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
     return Description(
         name=full_name(table, schema),
         conversions={one["name"]: dialect.conversion(sort_of(one["type"])) for one in columns},
+        lengths={
+            one["name"]: one["type"].length
+            for one in columns
+            # SQLite has no limit, whatever the type says.
+            if isinstance(one["type"], sa.String) and one["type"].length and not dialect.is_a_file
+        },
         needed=frozenset(
             one["name"]
             for one in columns
@@ -187,6 +195,11 @@ class TargetTable:
             raise SinkRefused(
                 f"table {self.description.name} has no unique key ({names})", hint=NO_UNIQUE
             )
+
+    def takes_slot(self, slot: str) -> bool:
+        """Whether `slot_column` is long enough."""
+        most = self.description.lengths.get(self._slot_column or "")
+        return most is None or len(slot) <= most
 
     def prepared(self, row: Mapping[str, Any], slot: str) -> PreparedRow:
         """The row as it is sent. Raises `Unfit`."""

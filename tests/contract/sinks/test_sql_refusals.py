@@ -303,6 +303,23 @@ def _tables_like(database: Database, name: str) -> str:
 
 
 @on_each_server
+def test_a_slot_column_that_is_too_short_is_no_fault_of_the_items(
+    database: PostgresqlServer | MariadbServer,
+) -> None:
+    table = Table(database, "id INTEGER, name VARCHAR(100), slot VARCHAR(10)")
+    settings = table.settings(slot_column="slot")
+    assert "column slot" in str(failure(settings)) and "too short" in str(failure(settings))
+    sink = settings.sink()
+    with pytest.raises(SinkRefused):
+        sink.store(DELIVERY, items(), no_reject)
+    kind = "TYPE" if isinstance(database, PostgresqlServer) else ""
+    verb = "ALTER" if kind else "MODIFY"
+    database.execute(f"ALTER TABLE {table.name} {verb} COLUMN slot {kind} VARCHAR(100)")
+    assert sink.store(DELIVERY, items(), no_reject).rows == 3  # the same sink sees it
+    sink.close()
+
+
+@on_each_server
 @pytest.mark.parametrize("password", ["p@:/?#[]%' \"w\\", "äö€"])
 def test_a_password_may_have_any_characters(
     database: PostgresqlServer | MariadbServer, table: Table, password: str
