@@ -39,6 +39,8 @@ class RowsFile(SinkSettings):
     path: Path
     takes_refused: bool = False
     fails: bool = False
+    fails_late: bool = False
+    """It is away when it commits."""
     switch: Path | None = None
     """The sink is away while this is not there."""
     forbidden: Path | None = None
@@ -87,6 +89,8 @@ class _RowsFile(Sink):
                     [(delivery.id, delivery.partition, json.dumps(row)) for row in item.rows],
                 )
             reject(rejected)
+            if settings.fails_late:
+                raise SinkUnavailable("the connection was lost")
             database.execute("INSERT INTO ledger VALUES (?, ?)", (delivery.id, rows))
         return StoredRows(rows, settings.describe())
 

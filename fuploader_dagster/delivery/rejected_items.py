@@ -1,7 +1,8 @@
 """Items that a sink has no rows of: each becomes a dead letter, once for each delivery.
 
-What must always hold: the letters are durable before anything of the delivery is. Those that an
-earlier attempt at the same delivery wrote are not written again.
+What must always hold: the letters are durable before anything of the delivery is. An item with a
+letter of an earlier attempt at the same delivery keeps just that letter: it gets no second one, and
+no rows, though they might be taken by now. Whoever stores the letter would store them twice.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fuploader_dagster.dead_letters.letters import (
     requeued_ids,
     sink_writer,
 )
+from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.slot_items import SlotItems
 from fuploader_dagster.disk.layout import Layout
 
@@ -48,7 +50,10 @@ class RejectedItems:
         self._items = items
         self._writer = sink_writer(delivery.sink)
         self._box = DeadLetterBox(layout, self._writer)
-        self.count = 0
+        self._notes = SinkNotes(layout, delivery.sink)
+        self.before = self._of_earlier_attempts()
+        """Names of the items that have a letter already."""
+        self.count = len(self.before)
 
     def keep(self, rejected: Sequence[RejectedItem]) -> None:
         """Write a letter for each that has none. The items are read once more: nobody holds them
@@ -81,7 +86,15 @@ class RejectedItems:
         """How many have a letter of this delivery."""
         return len(self._lettered)
 
+    def _of_earlier_attempts(self) -> frozenset[str]:
+        # All letters of the sink are read, so only if there may be any.
+        if not self._notes.has_letters(self._delivery.partition):
+            return frozenset()
+        return frozenset(self._lettered)
+
     def _write(self, letters: Sequence[DeadLetter]) -> None:
+        if letters:
+            self._notes.note_letters(self._delivery.partition)
         self._box.keep(letters)
         self._lettered.update(letter.item.name for letter in letters if letter.item is not None)
 

@@ -51,6 +51,8 @@ from fuploader_dagster.slots.sealing import find_sealed
 
 log = logging.getLogger(__name__)
 
+MOST_REDOS = 100
+"""Of a partition whose receipt is lost, redos that are looked for."""
 NOTHING_LEFT = "stored before; nothing was left to do"
 
 
@@ -173,7 +175,11 @@ class _Step:
             partition=partition,
             redo=before.redo + 1 if before is not None else 0,
         )
-        receipt = self._delivered(delivery)
+        receipt, already_there = self._delivered(delivery)
+        while self._redo and before is None and already_there and delivery.redo < MOST_REDOS:
+            # It was stored, and its receipt is lost: nobody knows which redo was the last one.
+            delivery = replace(delivery, redo=delivery.redo + 1)
+            receipt, already_there = self._delivered(delivery)
         self._keep(receipt)
         return Done(partition, rows=receipt)
 
@@ -184,7 +190,8 @@ class _Step:
         damaged = [one.partition for one in all_mended(self._layout) if one.stored_as == str(key)]
         return next(iter(self._notes.receipts.find(damaged).values()), None)
 
-    def _delivered(self, delivery: Delivery) -> RowsReceipt:
+    def _delivered(self, delivery: Delivery) -> tuple[RowsReceipt, bool]:
+        """Also, whether it was there already."""
         items: SlotItems | None = items_here(delivery.partition, self._pipeline)
         if items is not None:
             try:
@@ -199,15 +206,15 @@ class _Step:
         stored = ItemsStored(delivery.partition, self._pipeline, self._open_archive)
         return self._deliver(delivery, stored)
 
-    def _deliver(self, delivery: Delivery, items: SlotItems) -> RowsReceipt:
+    def _deliver(self, delivery: Delivery, items: SlotItems) -> tuple[RowsReceipt, bool]:
         rejected = RejectedItems(self._layout, delivery, items)
         elsewhere = sent_back(self._layout, delivery) if delivery.redo else set()
-        made = self._made(items, elsewhere, rejected)
+        made = self._made(items, elsewhere | rejected.before, rejected)
         with told_without_text(self._notes.sink):
             stored = self._sink.store(delivery, made, rejected.keep)
         reached(CrashPoint.ROWS_STORED)
         self._notes.end_trouble()
-        return RowsReceipt(
+        receipt = RowsReceipt(
             partition=delivery.partition,
             redo=delivery.redo,
             rows=stored.rows,
@@ -215,12 +222,13 @@ class _Step:
             address=stored.address,
             stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
         )
+        return receipt, stored.already_there
 
     def _made(
         self, items: SlotItems, elsewhere: Collection[str], rejected: RejectedItems
     ) -> Iterator[ItemRows]:
         """The rows of the items; at their end, those without any are dead letters. The rows of
-        some are elsewhere."""
+        some are elsewhere, or come with their letters."""
         bad: list[RejectedItem] = []
         for position, item in items.read():
             if item.name in elsewhere:

@@ -2,6 +2,7 @@
 
     sinks/{name}/YYYYMMDDTHH.jsonl          receipts: what the sink confirmed
     sinks/{name}/{partition}.owed           the slot's rows are still to be stored
+    sinks/{name}/{partition}.letters        an attempt that has not ended wrote dead letters
     sinks/{name}/{partition}.failure.json   how often that failed, and why
     sinks/{name}/trouble.json               since when the sink takes nothing
 
@@ -29,6 +30,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import ReceiptFiles, RowsReceipt, rows_receipts
 
 OWED_SUFFIX = ".owed"
+LETTERS_SUFFIX = ".letters"
 
 
 class SinkTrouble(TriedNote, frozen=True, kw_only=True):
@@ -73,9 +75,19 @@ class SinkNotes:
         if create_durably(self._owed(partition), b""):
             reached(CrashPoint.OWED_NOTED)
 
+    def has_letters(self, partition: str) -> bool:
+        """Whether an attempt that has not ended may have written dead letters."""
+        return self._letters(partition).exists()
+
+    def note_letters(self, partition: str) -> None:
+        """Note it, before the first one is written. May be repeated."""
+        make_dirs(self.folder)
+        create_durably(self._letters(partition), b"")
+
     def settle(self, partition: str) -> None:
         """Nothing is owed for the partition any more. May be repeated."""
         self.failures.clear(partition)
+        self._letters(partition).unlink(missing_ok=True)
         if self._owed(partition).exists():
             remove_file(self._owed(partition))
             reached(CrashPoint.OWED_CLEARED)
@@ -95,6 +107,9 @@ class SinkNotes:
     @property
     def _trouble(self) -> Path:
         return self.folder / "trouble.json"
+
+    def _letters(self, partition: str) -> Path:
+        return self.folder / f"{partition}{LETTERS_SUFFIX}"
 
     def _owed(self, partition: str) -> Path:
         return self.folder / f"{partition}{OWED_SUFFIX}"

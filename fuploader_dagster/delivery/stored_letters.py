@@ -2,7 +2,8 @@
 
 What must always hold: each letter is a delivery of its own, whose id is made of the letter's. So it
 is stored once, whatever dies, and whichever letters are chosen together. A letter that still has no
-rows stays where it is.
+rows stays where it is; so does one from before a redo, which has stored its item, or lettered it
+again.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from fuploader_dagster.dead_letters.letters import (
     note_requeued,
 )
 from fuploader_dagster.delivery.item_rows import RowsOf, rows_of
+from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.unforeseen import told_without_text
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import BadItem, ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import RowsReceipt
 
 LETTER_MARK = "letter:"
 NOTED_AT_ONCE = 100
@@ -81,10 +84,13 @@ class _Storing:
     def store(self, letters: Sequence[tuple[str, DeadLetter]]) -> None:
         """Store these, and note together that they were."""
         stored: list[str] = []
+        partitions = [letter.item.partition for _, letter in letters if letter.item is not None]
+        receipts = SinkNotes(self._pipeline.layout, self._name).receipts.find(partitions)
         try:
             for letter_id, letter in letters:
                 assert letter.item is not None  # noqa: S101 - or it would be of no sink
                 try:
+                    self._refuse_older(letter.item, receipts.get(letter.item.partition))
                     self._done.rows += self._store_one(letter_id, letter.item, letter.body)
                 except BadItem as error:
                     self._done.refused.append((letter_id, error))
@@ -94,6 +100,16 @@ class _Storing:
             if stored:
                 note_requeued(self._pipeline.layout, stored)
                 self._done.letters += len(stored)
+
+    def _refuse_older(self, item: FailedItem, receipt: RowsReceipt | None) -> None:
+        """Raise `BadItem` if the letter is not of the delivery that is stored."""
+        if receipt is None:
+            return
+        stored = Delivery(self._pipeline.name, self._name, item.partition, receipt.redo)
+        if item.processing != stored.id:
+            raise BadItem(
+                f"{item.partition} was stored again since, so its item has rows or a newer letter"
+            )
 
     def _store_one(self, letter_id: str, item: FailedItem, content: bytes) -> int:
         partition = f"{LETTER_MARK}{letter_id}"

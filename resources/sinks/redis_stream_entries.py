@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
@@ -66,7 +67,7 @@ class Chunks:
             return [self._encode(row) for row in item.rows]
         except Unfit as error:
             reason = str(error)
-        self.rejected.append(RejectedItem(item.position, reason))
+        self.rejected.append(RejectedItem(item.position, sys.intern(reason)))  # often the same
         return ()
 
     def _packed(self, chunk: Sequence[Entry]) -> bytes:

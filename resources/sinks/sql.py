@@ -33,7 +33,7 @@ from fuploader_dagster.contracts.sink import (
 )
 from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sinks.sql_examination import Examined, examine
-from fuploader_dagster.resources.sinks.sql_insertion import Insertion
+from fuploader_dagster.resources.sinks.sql_insertion import ENOUGH_ITEMS, Insertion
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
 from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe
 from fuploader_dagster.resources.sql.address import dialect_of, shown_address, usable_url
@@ -42,9 +42,6 @@ from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.errors import NO_COLUMN
 from fuploader_dagster.resources.sql.own_table import full_name
 from fuploader_dagster.settings.secret import Secret
-
-ENOUGH_ITEMS = 10
-"""If none of so many items is accepted, the table is to blame, and not the items."""
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -124,6 +121,7 @@ class SqlTarget(Sink):
         self._table: TargetTable | None = None
 
     def store(self, delivery: Delivery, items: Iterable[ItemRows], reject: Reject) -> StoredRows:
+        settings = self._settings
         self._refuse_redo(delivery)
         table = self._table or self.open()
         with self._database.transaction() as transaction:
@@ -132,6 +130,14 @@ class SqlTarget(Sink):
                 return StoredRows(noted.rows, self._address, already_there=True)
             if delivery.redo:
                 self._delete_earlier(transaction, delivery)
+            if not table.takes_slot(delivery.partition):
+                table = self._look_again(transaction)
+                if not table.takes_slot(delivery.partition):
+                    raise SinkRefused(
+                        f"column {settings.slot_column} of {settings.describe()} is too short for "
+                        f"{delivery.partition}",
+                        hint="make it 100 characters long",
+                    )
             insertion = Insertion(
                 transaction,
                 table,
@@ -216,6 +222,7 @@ class SqlTarget(Sink):
             return
         if insertion.unknown_column:
             raise SinkRefused(f"no row was accepted: {insertion.unknown_column}", hint=NO_COLUMN)
+        insertion.refuse_if_unknown()
         if len(insertion.rejected) >= ENOUGH_ITEMS:
             raise SinkRefused(
                 f"no row was accepted by {self._settings.describe()}: "

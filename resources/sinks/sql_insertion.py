@@ -11,6 +11,7 @@ wins, so the order is kept exactly.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +22,13 @@ from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
 from fuploader_dagster.resources.sinks.sql_table import PreparedRow, TargetTable, UnknownColumn
 from fuploader_dagster.resources.sql.connection import Transaction
 from fuploader_dagster.resources.sql.dialect import Statement
-from fuploader_dagster.resources.sql.errors import BadRows
+from fuploader_dagster.resources.sql.errors import OF_A_SINK, BadRows, Meaning, explained
 from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20
+ENOUGH_ITEMS = 10
+"""If none of so many items is accepted, the table is to blame, and not the items."""
 
 
 class _Prepared(NamedTuple):
@@ -53,6 +56,8 @@ class Insertion:
         self.rejected: list[RejectedItem] = []
         self.unknown_column = ""
         """The reason of the first item that was rejected because of one."""
+        self.unknown: Meaning | None = None
+        """The first error of which nobody knows whether an item is to blame."""
         self._reasons: Counter[str] = Counter()
         self._transaction, self._table, self._slot = transaction, table, slot
         self._look_again: Callable[[], TargetTable] | None = look_again
@@ -111,16 +116,25 @@ class Insertion:
         try:
             self._transaction.attempt(insert, self._trying, names=self._table.description.names)
         except BadRows as error:
-            bad = error.meaning.words
+            bad = error.meaning
         if bad is None:
             self.rows += sum(len(rows) for _, rows in groups)
             self.items += len(items)
         elif len(items) == 1:
-            self._reject(items[0].position, bad)
+            self._reject(items[0].position, bad.words)
+            if bad.kind == "unknown":
+                self.unknown = self.unknown or bad
+                if len(self.rejected) >= ENOUGH_ITEMS:
+                    self.refuse_if_unknown()
         else:
             half = len(items) // 2
             self._store(items[:half])
             self._store(items[half:])
+
+    def refuse_if_unknown(self) -> None:
+        """Raise `SinkRefused` if no item was stored, and nobody knows whose fault it is."""
+        if self.unknown is not None and not self.items:
+            raise explained(self.unknown, self._trying, OF_A_SINK)
 
     def _groups(
         self, items: Sequence[_Prepared]
@@ -139,5 +153,6 @@ class Insertion:
         return groups
 
     def _reject(self, position: int, reason: str) -> None:
+        reason = sys.intern(reason)  # often the same
         self._reasons[reason] += 1
         self.rejected.append(RejectedItem(position, reason))

@@ -30,7 +30,7 @@ _SIZED = {str, bytes}
 
 
 class UnknownColumn(Unfit):
-    """The table has no column of the name that a row has."""
+    """The table has no column of the name that a row has, or none that takes a value."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ class Description:
     """With its schema."""
     conversions: Mapping[str, Conversion]
     """By column."""
+    lengths: Mapping[str, int]
+    """Most characters of columns that have such a limit."""
     needed: frozenset[str]
     """Columns that must be given: neither NULL nor a default."""
+    computed: frozenset[str]
+    """Columns that the database fills itself, always."""
     automatic: frozenset[str]
     """Columns that the database numbers by itself."""
     unique: frozenset[frozenset[str]]
@@ -87,7 +91,7 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
         *inspector.get_foreign_keys(table, schema),
         *inspector.get_check_constraints(table, schema),
     ]
-    unique: list[Sequence[str | None]] = [
+    unique: list[Sequence[str | None]] = [  # None: of an expression
         primary["constrained_columns"],
         *(one["column_names"] for one in indexes),
         *(one["column_names"] for one in inspector.get_unique_constraints(table, schema)),
@@ -105,6 +109,12 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
     return Description(
         name=full_name(table, schema),
         conversions={one["name"]: dialect.conversion(sort_of(one["type"])) for one in columns},
+        lengths={
+            one["name"]: one["type"].length
+            for one in columns
+            # SQLite has no limit, whatever the type says.
+            if isinstance(one["type"], sa.String) and one["type"].length and not dialect.is_a_file
+        },
         needed=frozenset(
             one["name"]
             for one in columns
@@ -114,9 +124,12 @@ def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Diale
             and "identity" not in one
             and "computed" not in one
         ),
+        computed=frozenset(one["name"] for one in columns if "computed" in one),
         automatic=automatic,
         unique=frozenset(
-            frozenset(name for name in names if name is not None) for names in unique if names
+            frozenset(name for name in names if name is not None)
+            for names in unique
+            if names and None not in names
         ),
         in_bulk=dialect.takes_bulk(connection, clause),
         names=frozenset(
@@ -183,6 +196,11 @@ class TargetTable:
                 f"table {self.description.name} has no unique key ({names})", hint=NO_UNIQUE
             )
 
+    def takes_slot(self, slot: str) -> bool:
+        """Whether `slot_column` is long enough."""
+        most = self.description.lengths.get(self._slot_column or "")
+        return most is None or len(slot) <= most
+
     def prepared(self, row: Mapping[str, Any], slot: str) -> PreparedRow:
         """The row as it is sent. Raises `Unfit`."""
         names = tuple(row)
@@ -223,6 +241,10 @@ class TargetTable:
         if unknown:
             name = shown(str(unknown[0]), _NAME_CHARACTERS)
             raise UnknownColumn(f"table {self.description.name} has no column {name}")
+        computed = [name for name in names if name in self.description.computed]
+        if computed:
+            name = shown(computed[0], _NAME_CHARACTERS)
+            raise UnknownColumn(f"table {self.description.name} computes column {name} itself")
         if len(self._shapes) >= _MOST_SHAPES:
             self._shapes.clear()
             self._by_columns.clear()

@@ -26,6 +26,7 @@ from fuploader_dagster.resources.sql.errors import (
     OF_A_SINK,
     BadRows,
     Errors,
+    Kind,
     Meaning,
     explained,
     original,
@@ -34,6 +35,9 @@ from fuploader_dagster.resources.sql.errors import (
 Value = TypeVar("Value")
 _CLIENT_SIDE = (TypeError, ValueError, OverflowError, LookupError, AssertionError)
 """What drivers raise, besides their own errors, about a value or about bytes that make no sense."""
+_OF_A_VALUE: frozenset[Kind] = frozenset({"row"})
+_OF_A_ROW: frozenset[Kind] = frozenset({"row", "unknown"})
+"""Errors that `read` and `attempt` raise as `BadRows`."""
 
 
 class Database:
@@ -115,7 +119,7 @@ class Transaction:
     ) -> None:
         self.dialect, self._where = database.dialect, database.where
         self._engine, self._watch, self._reading = engine, watch, reading
-        self._kinds = database.errors
+        self.kinds = database.errors
         self._connection: sa.Connection | None = None
         self._usable = True
         driver = engine.dialect.dbapi
@@ -188,7 +192,7 @@ class Transaction:
 
     def read(self, action: Callable[[sa.Connection], Value], trying: str) -> Value:
         """The same, but raises `BadRows` if a value cannot be read. Then only the end is left."""
-        return self._call(lambda: action(self._open()), trying, names=frozenset())
+        return self._call(lambda: action(self._open()), trying, of_rows=_OF_A_VALUE)
 
     def attempt(
         self,
@@ -209,7 +213,7 @@ class Transaction:
 
         bad: BadRows
         try:
-            return self._call(nested, trying, names=names)
+            return self._call(nested, trying, of_rows=_OF_A_ROW, names=names)
         except BadRows as error:
             bad = error
         # After other errors there may be no savepoint left: a deadlock rolls back everything.
@@ -225,21 +229,26 @@ class Transaction:
         return self._connection
 
     def _call(
-        self, action: Callable[[], Value], trying: str, *, names: frozenset[str] | None = None
+        self,
+        action: Callable[[], Value],
+        trying: str,
+        *,
+        of_rows: frozenset[Kind] = frozenset(),
+        names: frozenset[str] = frozenset(),
     ) -> Value:
         failure: Exception
         try:
             with self._watch.limit():
                 return action()
         except self._errors as error:
-            failure = self._meant(error, trying, names)
+            failure = self._meant(error, trying, of_rows, names)
         # Outside of `except`, so that the error does not refer to the driver's.
         if not isinstance(failure, BadRows):
             self._usable = False
         raise failure
 
     def _meant(
-        self, error: Exception, trying: str, names: frozenset[str] | None
+        self, error: Exception, trying: str, of_rows: frozenset[Kind], names: frozenset[str]
     ) -> FuploaderError | BadRows:
         inner = original(error)
         meaning: Meaning
@@ -250,13 +259,13 @@ class Transaction:
         elif isinstance(inner, SQLAlchemyError):
             meaning = Meaning("refused", f"SQLAlchemy cannot do it ({type(inner).__name__})")
         elif isinstance(inner, _CLIENT_SIDE):
-            kind: Any = "refused" if names is None else "row"
+            kind: Kind = "row" if of_rows else "refused"
             meaning = Meaning(kind, f"{NO_DRIVER_WORDS} ({type(inner).__name__})")
         else:
             meaning = self.dialect.meaning(inner)
-        if meaning.kind == "row" and names is not None:
+        if meaning.kind in of_rows:
             return BadRows(self.dialect.named(meaning, inner, names))
-        return explained(meaning, trying, self._kinds)
+        return explained(meaning, trying, self.kinds)
 
 
 class _Watch:

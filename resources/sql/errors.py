@@ -25,7 +25,8 @@ from fuploader_dagster.errors import (
 )
 from fuploader_dagster.settings.secret import without_logins
 
-Kind = Literal["row", "away", "refused"]
+Kind = Literal["row", "away", "refused", "unknown"]
+"""`unknown`: nobody knows whether a row is to blame or the table."""
 _MOST_CHARACTERS = 300
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

@@ -1,7 +1,8 @@
 """MySQL and MariaDB, with PyMySQL.
 
 Outside of its strict mode the server cuts and replaces values without an error, so our sessions are
-always strict. Only engines with transactions are taken (InnoDB): with MyISAM nothing can be undone.
+always strict. It rounds 1.5 for an integer in that mode too, so we refuse that ourselves. Only
+engines with transactions are taken (InnoDB): with MyISAM nothing can be undone.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, DecimalException
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +27,7 @@ from fuploader_dagster.resources.sql.dialect import (
     VANISHED_SECONDS,
     Dialect,
     Finding,
+    Statement,
 )
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
@@ -50,6 +53,7 @@ _ROW = {
     1366: "incorrect value",
     1367: "illegal value",
     1406: "data is too long",
+    1369: "check option of a view fails",
     1411: "incorrect value",
     1416: "not a geometry",
     1452: "foreign key constraint fails",
@@ -126,6 +130,8 @@ class Mysql(Dialect):
 
     def engine_arguments(self, url: sa.URL) -> Mapping[str, Any]:
         seconds = round(self.timeout_seconds) + GRACE_SECONDS
+        # The driver would send a text as Latin-1.
+        login = {} if url.password is None else {"password": url.password.encode()}
         return {
             "paramstyle": "format",
             "isolation_level": "READ COMMITTED",
@@ -134,6 +140,7 @@ class Mysql(Dialect):
                 "read_timeout": seconds,
                 "write_timeout": seconds,
                 "charset": "utf8mb4",
+                **login,
             },
         }
 
@@ -141,7 +148,8 @@ class Mysql(Dialect):
         with connection.cursor() as cursor:
             cursor.execute(
                 "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), "
-                "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'), time_zone = '+00:00', "
+                "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO'), "
+                "time_zone = '+00:00', "
                 f"innodb_lock_wait_timeout = {max(1, round(self.timeout_seconds))}, "
                 f"wait_timeout = {IDLE_SECONDS}"
             )
@@ -183,8 +191,10 @@ class Mysql(Dialect):
         if code in _AWAY:
             told = told or (words.LOST if code in (0, 2006, 2013, 2014, 2055) else _AWAY[code])
             return Meaning("away", f"{told} (error {code})", _AWAY[code])
-        hint = _REFUSED.get(code, "")
-        return Meaning("refused", f"{told or hint or 'the server refused'} (error {code})", hint)
+        if code in _REFUSED:
+            hint = _REFUSED[code]
+            return Meaning("refused", f"{told or hint} (error {code})", hint)
+        return Meaning("unknown", f"the server refused (error {code})")
 
     def named(self, meaning: Meaning, error: BaseException, names: frozenset[str]) -> Meaning:
         said = str(error.args[1]) if len(error.args) > 1 else ""
@@ -214,7 +224,20 @@ class Mysql(Dialect):
     ) -> sa.Insert:
         insert = mysql.insert(table)
         others = [name for name in columns if name not in key] or list(key)
-        return insert.on_duplicate_key_update({name: insert.inserted[name] for name in others})
+        # Not `insert.inserted`: SQLAlchemy doubles a % there once more than elsewhere.
+        return insert.on_duplicate_key_update(
+            {name: sa.func.VALUES(sa.column(name)) for name in others}
+        )
+
+    def insert(
+        self, connection: sa.Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        if statement.key and "%%" in statement.sql:
+            # A name has a %, and the driver's bulk insert leaves it doubled after the values.
+            for row in rows:
+                connection.exec_driver_sql(statement.sql, row)
+        else:
+            super().insert(connection, statement, rows)
 
     def table_trouble(self, connection: sa.Connection, table: sa.TableClause) -> str:
         engine = connection.execute(
@@ -268,6 +291,20 @@ def _finite(value: float | Decimal) -> float | Decimal:
     return value
 
 
+def _whole(value: float | Decimal) -> float | Decimal:
+    # `int(value)` would take hours for Decimal("1e999999999").
+    number = _finite(value)
+    if number != (number.to_integral_value() if isinstance(number, Decimal) else int(number)):
+        raise Unfit("a number with a fraction, for a column of whole numbers")
+    return value
+
+
+def _whole_text(value: str) -> str:
+    with suppress(DecimalException):  # it is no number: the server says so
+        _whole(Decimal(text(value)))
+    return value
+
+
 _BY_TYPE: Mapping[type, Convert | None] = {
     str: text,
     int: None,
@@ -288,6 +325,7 @@ _OTHER = Conversion(_BY_TYPE)
 _CONVERSIONS: Mapping[Sort, Conversion] = {
     "json": AS_JSON,
     "array": _OTHER,
+    "integer": Conversion({**_BY_TYPE, str: _whole_text, float: _whole, Decimal: _whole}),
     "moment": Conversion({**_BY_TYPE, str: lambda value: in_utc(text(value))}),
     "other": _OTHER,
 }

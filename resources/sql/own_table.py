@@ -64,10 +64,19 @@ class OwnTable:
         self._deletes = deletes
 
     def exists(self, transaction: Transaction) -> bool:
-        return transaction.run(
-            lambda connection: sa.inspect(connection).has_table(self.table.name, self.table.schema),
-            f"could not look for {self.called}",
-        )
+        """Raises an error of ours if it is there, and what is done to it cannot be undone."""
+        clause = sa.table(self.table.name, schema=self.table.schema)
+
+        def look(connection: sa.Connection) -> tuple[bool, str]:
+            there = sa.inspect(connection).has_table(clause.name, clause.schema)
+            return there, transaction.dialect.table_trouble(connection, clause) if there else ""
+
+        there, trouble = transaction.run(look, f"could not look for {self.called}")
+        if trouble:
+            raise transaction.kinds.refused(
+                f"{self.called} cannot be used: {trouble}", hint="alter table: InnoDB"
+            )
+        return there
 
     def create(self, transaction: Transaction) -> None:
         """Fails if another process creates it at the same moment."""

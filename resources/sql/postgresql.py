@@ -46,8 +46,10 @@ from fuploader_dagster.resources.sql.values import (
 _ROW = ("21", "22", "23", "27", "44")
 """SQLSTATE classes: cardinality, data, constraint, trigger, check option of a view."""
 _ROW_CODES = {
+    "428C9": "",  # a value for a column that is always generated
     "42804": "",  # datatype mismatch
     "54000": "",  # an index entry is too large
+    "54001": "",  # nested too deeply
     "P0001": "",  # raised by a trigger
     "P0004": "",  # asserted by one
 }
@@ -81,6 +83,15 @@ _AT_LOGIN = {
     r"does not support SSL|certificate|SSL error": "check sslmode and sslrootcert in the url",
 }
 """What the driver says without a code, while it connects. Anything else may pass."""
+_ABOUT_A_ROW = {
+    "exec_stmt_raise": "refused by a trigger",
+    "ExecWithCheckOptions": "refused by a row security policy or the check option of a view",
+}
+"""Places in the server that refuse rows, with any code: a trigger chooses code and words itself,
+and may quote a value."""
+_FUNCTION = re.compile(r"^(PL/\w+|SQL) function ", re.MULTILINE)
+"""In the context of an error in a trigger's function. What that lacks may depend on the row, as the
+name of a table does that it makes of a value."""
 _TYPE = re.compile(
     r"for type (smallint|integer|bigint|numeric|real|double precision|boolean|date|json|jsonb|uuid"
     r"|time(?:stamp)? with(?:out)? time zone|interval|bytea|inet|character(?: varying)?\(\d+\))"
@@ -202,15 +213,22 @@ class Postgresql(Dialect):
         if not isinstance(state, str):
             return _without_code(error)
         said = f"{words.spoken(type(error).__name__)} (SQLSTATE {state})"
+        diag = getattr(error, "diag", None)
+        raised_in = getattr(diag, "source_function", None)
+        if raised_in in _ABOUT_A_ROW:
+            return Meaning("row", f"{_ABOUT_A_ROW[raised_in]} (SQLSTATE {state})")
+        in_a_function = _FUNCTION.search(getattr(diag, "context", None) or "") is not None
         for codes, kind in ((_REFUSED, "refused"), (_AWAY, "away")):
             hint = codes.get(state) or codes.get(state[:2])
             if hint is not None and not (state == "57P04" and kind == "away"):
-                primary = getattr(getattr(error, "diag", None), "message_primary", None)
+                if in_a_function and kind == "refused":
+                    return Meaning("unknown", f"{said}, in a function of the database")
+                primary = None if in_a_function else getattr(diag, "message_primary", None)
                 told = f"{words.shown(primary)} (SQLSTATE {state})" if primary else said
                 return Meaning("refused" if kind == "refused" else "away", told, hint)
         if state in _ROW_CODES or state[:2] in _ROW:
             return Meaning("row", _row_words(error, state), twice=state == "23505")
-        return Meaning("refused", said)
+        return Meaning("unknown", said)
 
     def conversion(self, sort: Sort) -> Conversion:
         return _CONVERSIONS[sort]
@@ -363,6 +381,7 @@ _BY_TYPE: Mapping[type, Convert | None] = {
 }
 _CONVERSIONS: Mapping[Sort, Conversion] = {
     "json": AS_JSON,
+    "integer": Conversion(_BY_TYPE),
     "array": Conversion({**_BY_TYPE, list: None, tuple: list}),
     "moment": Conversion(
         {

@@ -95,7 +95,7 @@ class Sqlite(Dialect):
         for pattern, hint in _REFUSED.items():
             if re.search(pattern, said):
                 return Meaning("refused", said, hint)
-        return Meaning("refused", "SQLite refused the statement", "look at the table's triggers")
+        return Meaning("unknown", "SQLite refused the statement", "look at the table's triggers")
 
     def conversion(self, sort: Sort) -> Conversion:
         return AS_JSON if sort == "json" else _OTHER

@@ -22,7 +22,7 @@ from uuid import UUID
 
 from sqlalchemy import types
 
-Sort = Literal["json", "array", "moment", "other"]
+Sort = Literal["json", "array", "integer", "moment", "other"]
 """What matters about a column's type; `moment`: date and time without a time zone."""
 
 _WITH_OFFSET = re.compile(
@@ -43,6 +43,8 @@ def sort_of(column_type: types.TypeEngine[Any]) -> Sort:
         return "json"
     if isinstance(column_type, types.ARRAY):
         return "array"
+    if isinstance(column_type, types.Integer):
+        return "integer"
     if isinstance(column_type, types.DateTime) and not getattr(column_type, "timezone", False):
         return "moment"
     return "other"
@@ -60,7 +62,7 @@ def text(value: str) -> str:
 
 def json_text(value: Any) -> str:
     try:
-        return text(json.dumps(value, ensure_ascii=False, default=_json_of))
+        return text(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_json_of))
     except (TypeError, ValueError, RecursionError):
         raise Unfit("what cannot be written as JSON") from None
 

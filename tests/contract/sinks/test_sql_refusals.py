@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -70,6 +71,15 @@ def test_a_key_needs_a_unique_constraint(table: Table) -> None:
     error = failure(table.settings(key=["name"]))
     assert isinstance(error, SinkRefused)
     assert "no unique key (name)" in str(error)
+
+
+def test_an_index_of_an_expression_is_no_unique_key_of_its_columns(
+    postgresql: PostgresqlServer,
+) -> None:
+    table = Table(postgresql, "id INTEGER, name VARCHAR(100)")
+    postgresql.execute(f"CREATE UNIQUE INDEX ON {table.name} (id, lower(name))")
+    error = failure(table.settings(key=["id"]))
+    assert "no unique key (id)" in str(error)
 
 
 @on_each
@@ -186,6 +196,20 @@ def test_tables_without_transactions_are_refused(mariadb: MariadbServer) -> None
     assert "MyISAM" in str(error)
 
 
+def test_a_ledger_without_transactions_is_refused(mariadb: MariadbServer) -> None:
+    table = Table(mariadb, COLUMNS)
+    mariadb.execute(
+        f"CREATE TABLE {table.ledger} (pipeline VARCHAR(50), sink VARCHAR(50), "
+        "partition_key VARCHAR(100), redo BIGINT, stored_rows BIGINT, stored_at VARCHAR(32), "
+        "PRIMARY KEY (pipeline, sink, partition_key)) COLLATE utf8mb4_bin ENGINE = MyISAM"
+    )
+    error = failure(table.settings())
+    assert isinstance(error, SinkRefused)
+    assert table.ledger in str(error) and "MyISAM" in str(error)
+    assert table.noted() == []  # what it noted could not be undone if storing failed then
+    assert "MyISAM" in str(wrong(table.settings()))
+
+
 def test_doctor_finds_another_unique_key_where_rows_are_replaced(mariadb: MariadbServer) -> None:
     table = Table(mariadb, "id INTEGER PRIMARY KEY, name VARCHAR(100) UNIQUE")
     (found,) = wrong(table.settings(key=["id"]))
@@ -276,3 +300,44 @@ def _tables_like(database: Database, name: str) -> str:
     if isinstance(database, SqliteFile):
         return f"SELECT 1 FROM sqlite_master WHERE name = '{name}'"  # noqa: S608
     return f"SELECT 1 FROM information_schema.tables WHERE table_name = '{name}'"  # noqa: S608
+
+
+@on_each_server
+def test_a_slot_column_that_is_too_short_is_no_fault_of_the_items(
+    database: PostgresqlServer | MariadbServer,
+) -> None:
+    table = Table(database, "id INTEGER, name VARCHAR(100), slot VARCHAR(10)")
+    settings = table.settings(slot_column="slot")
+    assert "column slot" in str(failure(settings)) and "too short" in str(failure(settings))
+    sink = settings.sink()
+    with pytest.raises(SinkRefused):
+        sink.store(DELIVERY, items(), no_reject)
+    kind = "TYPE" if isinstance(database, PostgresqlServer) else ""
+    verb = "ALTER" if kind else "MODIFY"
+    database.execute(f"ALTER TABLE {table.name} {verb} COLUMN slot {kind} VARCHAR(100)")
+    assert sink.store(DELIVERY, items(), no_reject).rows == 3  # the same sink sees it
+    sink.close()
+
+
+@on_each_server
+@pytest.mark.parametrize("password", ["p@:/?#[]%' \"w\\", "äö€"])
+def test_a_password_may_have_any_characters(
+    database: PostgresqlServer | MariadbServer, table: Table, password: str
+) -> None:
+    name = f"user_{secrets.token_hex(4)}"
+    if isinstance(database, MariadbServer):
+        escaped = password.replace("\\", "\\\\").replace("'", "''")
+        name_of = f"{name}@'%'"
+        database.execute(f"CREATE USER {name_of} IDENTIFIED BY '{escaped}'")
+    else:
+        escaped, name_of = password.replace("'", "''"), name
+        database.execute(
+            f"CREATE ROLE {name} LOGIN PASSWORD '{escaped}'",
+            f"GRANT CREATE ON SCHEMA public TO {name}",
+        )
+    database.execute(f"GRANT ALL ON {table.name} TO {name_of}")
+    if isinstance(database, MariadbServer):
+        database.execute(f"GRANT ALL ON {table.ledger} TO {name_of}")
+    sink = table.settings(url=database.url_of(name, quote(password, safe=""))).sink()
+    assert sink.store(DELIVERY, items(), no_reject).rows == 3
+    sink.close()

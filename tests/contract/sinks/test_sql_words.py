@@ -36,7 +36,9 @@ NAMES = frozenset({"PRIMARY", "amount", "code_key"})
         ("42501", "refused"),  # rights
         ("42P01", "refused"),  # no such table
         ("25006", "refused"),  # a replica
-        ("0A000", "refused"),  # not supported
+        ("0A000", "unknown"),  # not supported
+        ("428C9", "row"),  # a value for a column that is always generated
+        ("54001", "row"),  # nested too deeply
         ("22P02", "row"),
         ("23514", "row"),
         ("P0001", "row"),  # a trigger's own words
@@ -64,8 +66,9 @@ def test_codes_of_postgresql(code: str, kind: str) -> None:
         (1142, "refused"),  # rights
         (1146, "refused"),  # no such table
         (1290, "refused"),  # a replica
-        (1064, "refused"),  # syntax: the message quotes the statement
-        (9999, "refused"),  # nobody knows
+        (1064, "unknown"),  # syntax: the message quotes the statement
+        (9999, "unknown"),
+        (1369, "row"),  # the check option of a view
         (1366, "row"),
         (3819, "row"),
     ],
@@ -150,7 +153,7 @@ def test_times_with_an_offset_become_utc(given: str, utc: str | None) -> None:
 @pytest.mark.parametrize(
     "dialect", [Postgresql(60), Mysql(60), Sqlite(60)], ids=lambda one: one.name
 )
-@pytest.mark.parametrize("sort", ["json", "array", "moment", "other"])
+@pytest.mark.parametrize("sort", ["json", "array", "integer", "moment", "other"])
 @pytest.mark.parametrize(
     "value",
     [

@@ -329,3 +329,45 @@ def test_archives_of_unprocessed_messages_have_no_rows_of_results(tmp_path: Path
     (outcome,) = store(settings, [key])
     assert isinstance(outcome, Failed) and "were not processed" in outcome.error
     assert notes(settings).owed() == []
+
+
+def test_an_item_that_got_a_letter_is_not_stored_by_a_later_attempt_too(tmp_path: Path) -> None:
+    settings = made(tmp_path, fails_late=True)
+    key = sealed(settings, items(0, 2) | {"r": b'{"refused": 1}'}).seal.partition
+    assert isinstance(store(settings, [key])[0], Failed)
+    assert len(list(numbered_dead_letters(settings.layout))) == 1
+    taken = made(tmp_path, takes_refused=True)
+    (outcome,) = store(taken, [key])
+    assert isinstance(outcome, Done) and outcome.rows is not None
+    assert (outcome.rows.rows, outcome.rows.rejected) == (2, 1)
+    assert len(list(notes(settings).folder.iterdir())) == 1
+    store_letters(list(numbered_dead_letters(settings.layout)), taken)
+    assert table(tmp_path) == [{"n": 0}, {"n": 1}, {"refused": 1}]
+
+
+def test_letters_from_before_a_redo_are_not_stored_beside_it(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 2) | {"r": b'{"refused": 1}', "b": b"{"}).seal.partition
+    store(settings, [key])
+    taken = made(tmp_path, takes_refused=True)
+    store(taken, [key], redo=True)
+    rows = table(tmp_path)
+    assert rows == [{"n": 0}, {"n": 1}, {"refused": 1}]
+    done = store_letters(list(numbered_dead_letters(settings.layout)), taken)
+    assert done.letters == 0 and len(done.refused) == 3
+    assert ["stored again" in str(error) for _, error in done.refused] == [True, True, False]
+    assert table(tmp_path) == rows
+
+
+def test_a_redo_is_done_though_the_receipt_of_the_first_store_is_lost(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    key = sealed(settings, items(0, 2)).seal.partition
+    again = made(tmp_path, rows=two_rows)
+    store(settings, [key])
+    for redo in (1, 2):
+        for receipts in notes(settings).folder.glob("*.jsonl"):
+            receipts.unlink()
+        (outcome,) = store(again, [key], redo=True)
+        assert isinstance(outcome, Done) and outcome.rows is not None
+        assert (outcome.rows.rows, outcome.rows.redo) == (4, redo)
+    assert len(table(tmp_path)) == 4
