@@ -66,14 +66,14 @@ def test_a_server_that_is_down_or_loses_its_data_to_another_may_come_back(
 
 
 def test_a_server_that_hangs_is_given_up(server: RedisServer) -> None:
-    sink = settings_of(server.url(), timeout_seconds=0.5).sink()
+    sink = settings_of(server.url(), timeout_seconds=3).sink()
     sink.store(AGAIN, items(), no_reject)
     server.pause()
     try:
         begun = time.monotonic()
         with pytest.raises(SinkUnavailable):
             sink.store(DELIVERY, items(), no_reject)
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 60
     finally:
         server.resume()
 

@@ -48,10 +48,10 @@ def table(database: Database) -> Table:
 def test_another_transaction_that_holds_the_row_is_waited_for_no_longer_than_set(
     table: Table,
 ) -> None:
-    settings = table.settings(timeout_seconds=1)
+    settings = table.settings()
     settings.sink().store(Delivery("shop", "rows", "before"), [], no_reject)
     with _holding_row_of(table):
-        error = failure(settings)
+        error = failure(table.settings(timeout_seconds=1))
     assert isinstance(error, SinkUnavailable)
     assert table.rows("id") == []
     settings.sink().store(DELIVERY, items(), no_reject)
@@ -70,7 +70,7 @@ def test_a_server_that_is_down_may_come_back(table: Table) -> None:
 @on_each_server
 def test_a_server_that_hangs_is_given_up(database: Database, table: Table) -> None:
     assert isinstance(database, PostgresqlServer | MariadbServer)
-    sink = table.settings(timeout_seconds=0.5).sink()
+    sink = table.settings(timeout_seconds=3).sink()
     sink.store(Delivery("shop", "rows", "before"), [], no_reject)
 
     def hanging() -> Iterator[ItemRows]:
@@ -83,7 +83,7 @@ def test_a_server_that_hangs_is_given_up(database: Database, table: Table) -> No
             sink.store(DELIVERY, hanging(), no_reject)
     finally:
         database.resume()
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert len(list(chain(caught.value))) == 1
     sink.close()
     again = table.settings().sink()
