@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
+from fuploader_dagster.resources.sources.sql import reading
 from fuploader_dagster.resources.sources.sql.source import SqlTable
 from fuploader_dagster.resources.sql.address import dialect_of
 from tests.contract.sinks.databases import Database
@@ -23,6 +24,26 @@ from tests.contract.sources.sql_tables import (
 )
 
 SERVERS = ("postgresql", "mariadb")
+LAG_SECONDS = 3_600.0
+
+
+class Clock:
+    """The monotone clock of the source, which can be put forward."""
+
+    time = staticmethod(time.time)
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(reading, "time", made)
+    return made
 
 
 @pytest.fixture
@@ -81,33 +102,35 @@ def test_on_postgresql_a_transaction_that_only_reads_holds_nothing_up(table: Sou
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_the_lag_covers_a_number_that_was_drawn_before_anything_was_written(
-    table: SourceTable,
+    table: SourceTable, clock: Clock
 ) -> None:
-    settings = table.settings(cursor="id", lag_seconds=1.5)
+    settings = table.settings(cursor="id", lag_seconds=LAG_SECONDS)
     source = opened(settings)
     draw = f"SELECT nextval('{table.name}_id_seq')"
     with held_open(settings, draw) as late:  # to PostgreSQL, a transaction that only reads
         table.insert("'early'", into="(note)")
-        assert none_comes(source, 0.2)
+        assert none_comes(source)
         late.exec_driver_sql(f"INSERT INTO {table.name} VALUES (1, 'late')")  # noqa: S608
-        assert none_comes(source, 2.0)  # longer than the lag, but it writes now
+        clock.passed += LAG_SECONDS
+        assert none_comes(source)  # the lag is over, but it writes now
         late.commit()
     assert ids_of(come(source, 2)) == [1, 2]
     source.close()
 
 
 @pytest.mark.parametrize("database", SERVERS, indirect=True)
-def test_a_transaction_that_commits_within_the_lag_is_not_skipped(table: SourceTable) -> None:
-    settings = table.settings(cursor="id", lag_seconds=2.0)
+def test_a_transaction_that_commits_within_the_lag_is_not_skipped(
+    table: SourceTable, clock: Clock
+) -> None:
+    settings = table.settings(cursor="id", lag_seconds=LAG_SECONDS)
     source = opened(settings)
     with held_open(settings, insert(table, "late")) as late:
         table.insert("'early'", into="(note)")
-        begun = time.monotonic()
-        assert none_comes(source, 0.5)
+        assert none_comes(source)
         late.commit()
-    messages = come(source, 2)
-    assert time.monotonic() - begun >= 1.9  # only then it is sure
-    assert ids_of(messages) == [1, 2]
+    assert none_comes(source)  # it is not sure yet
+    clock.passed += LAG_SECONDS
+    assert ids_of(come(source, 2)) == [1, 2]
     source.close()
 
 
