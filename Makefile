@@ -16,10 +16,17 @@ QUICK ?=
 SECONDS ?= 60
 SEED ?=
 INPUTS ?= 100000
+PYTEST_IN_ORDER = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+	--durations 20 --randomly-seed $(or $(SEED),$$(date +%s))
+DATABASE_TESTS := $(sort $(wildcard \
+	tests/contract/sinks/test_*.py tests/contract/sources/test_sql_*.py \
+	tests/contract/sources/test_redis_*.py tests/faults/test_rows_*.py tests/faults/test_sql_*.py \
+	tests/faults/test_redis_*.py tests/integration/test_sinks_*.py tests/integration/test_sql_*.py \
+	tests/integration/test_stream_*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-clickhouse check bench soak fuzz lock clean
+.PHONY: help run test test-databases test-clickhouse check bench soak fuzz lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -27,14 +34,16 @@ help: ## Show this list
 run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-C stops it
 	@exec $(BIN)/fuploader dev
 
-test: $(VENV)/.dev ## All tests, on real servers; PYTEST="-k name" selects; SEED=n repeats an order
+test: $(VENV)/.dev ## Tests on real servers; PYTEST="-k name" selects; SEED=n repeats an order
 	@tools/install_test_servers.sh
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-		--durations 20 --randomly-seed $(or $(SEED),$$(date +%s)) $(PYTEST)
+	$(PYTEST_IN_ORDER) $(addprefix --ignore=,$(DATABASE_TESTS)) $(PYTEST)
+
+test-databases: $(VENV)/.dev ## Tests of rows in and out of PostgreSQL, MariaDB, SQLite and streams
+	@tools/install_test_servers.sh
+	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
 
 test-clickhouse: $(VENV)/.dev $(VENV)/clickhouse/.ready ## Tests of the ClickHouse sink, on its engine (600 MB to install)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
-		--durations 10 --randomly-seed $(or $(SEED),$$(date +%s)) tests/clickhouse $(PYTEST)
+	$(PYTEST_IN_ORDER) tests/clickhouse $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .
