@@ -202,11 +202,12 @@ def test_a_consumer_of_another_program_is_gone_after_a_long_silence(stream: Stre
 @pytest.mark.parametrize("kind", ["request lost", "answer lost"])
 def test_a_connection_that_breaks_at_settling_loses_nothing(stream: Stream, kind: Kind) -> None:
     publisher = stream.settings().publisher()
-    bodies = publish(publisher, 5)
+    bodies = publish(publisher, 6)[1:]
     with CuttingProxy(stream.server.port, lambda: None) as proxy:
         url = stream.server.url().replace(f":{stream.server.port}/", f":{proxy.port}/")
         source = stream.settings(url=url).source(prefetch=10)
         source.open()
+        settle(source, collect(source, 1))  # so that the server knows the script
         messages = collect(source, 5)
         proxy.play(kind, 0)
         with pytest.raises(SourceUnavailable):
