@@ -45,15 +45,12 @@ from fuploader_dagster.contracts.sink import (
     StoredRows,
 )
 from fuploader_dagster.errors import SinkRefused, SinkUnavailable
-from fuploader_dagster.resources.sinks.clickhouse_errors import NO_COLUMN
 from fuploader_dagster.resources.sinks.clickhouse_examination import examine
 from fuploader_dagster.resources.sinks.clickhouse_rows import RowsToStore, columns_of
 from fuploader_dagster.resources.sinks.clickhouse_server import Server
 from fuploader_dagster.resources.sinks.clickhouse_table import Table, described, quoted
 from fuploader_dagster.settings.secret import Secret
 
-ENOUGH_ITEMS = 10
-"""If none of so many items is accepted, the table is to blame, and not the items."""
 MOST_ATTEMPTS = 4
 """Tokens that are tried in one attempt of the engine."""
 
@@ -172,9 +169,11 @@ class ClickHouseTarget(Sink):
             return StoredRows(newest.rows, self._address(table), already_there=True)
         with RowsToStore(table, self.open) as rows:
             rows.add(items)
-            self._refuse_if_table_is_to_blame(rows)
-            if rows.rejected:
-                reject(rows.rejected)
+            if not rows.items:  # then the table may be to blame
+                rows.rejections.refuse_unknown_column()
+                rows.rejections.refuse_if_enough(self._settings.describe())
+            if rows.rejections:
+                reject(rows.rejections.in_order())
             self._insert(rows, delivery, there)
             return StoredRows(rows.rows, self._address(table))
 
@@ -263,17 +262,6 @@ class ClickHouseTarget(Sink):
             f"could not delete earlier rows of a slot in {self._settings.describe()}",
             marks,
         )
-
-    def _refuse_if_table_is_to_blame(self, rows: RowsToStore) -> None:
-        if rows.items or not rows.rejected:
-            return
-        if rows.unknown_column:
-            raise SinkRefused(f"no row was accepted: {rows.unknown_column}", hint=NO_COLUMN)
-        if len(rows.rejected) >= ENOUGH_ITEMS:
-            raise SinkRefused(
-                f"no row was accepted by {self._settings.describe()}: {rows.most_common_reason}",
-                hint="compare the rows with the table's columns",
-            )
 
     def _address(self, table: Table) -> str:
         return f"{self._settings.server_address}/{table.name}"

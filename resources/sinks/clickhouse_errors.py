@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 
 from fuploader_dagster.errors import FuploaderError, SinkRefused, SinkUnavailable
+from fuploader_dagster.resources.sql.errors import NO_COLUMN
 
 ASK_LATER = "is ClickHouse running, and can this machine reach its HTTP port?"
 NO_TABLE = "create it, or correct table and url"
-NO_COLUMN = "add the column to the table, or leave it out (columns, or rows)"
 NO_SLOT = "ALTER TABLE {table} ADD COLUMN {column} LowCardinality(String)"
 LOGIN = "check user, password and database in the url, and from where the server lets that user in"
 ALLOW = "grant the user of the url SELECT, INSERT and ALTER DELETE on the table"

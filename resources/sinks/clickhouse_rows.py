@@ -13,13 +13,12 @@ server (max_insert_block_size is 1,048,449).
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, Row
+from fuploader_dagster.contracts.sink import ItemRows, Row
 from fuploader_dagster.resources.sinks.clickhouse_blocks import (
     Waiting,
     encoded,
@@ -27,6 +26,7 @@ from fuploader_dagster.resources.sinks.clickhouse_blocks import (
     number,
 )
 from fuploader_dagster.resources.sinks.clickhouse_table import Column, Table, UnknownColumn
+from fuploader_dagster.resources.sinks.rejections import Rejections
 from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 10_000
@@ -77,11 +77,8 @@ class RowsToStore:
         self.rows = 0
         self.items = 0
         """Kept, with rows."""
-        self.rejected: list[RejectedItem] = []
-        self.unknown_column = ""
-        """The reason of the first item that was rejected because of one."""
+        self.rejections = Rejections()
         self._look_again: Callable[[], Table] | None = look_again
-        self._reasons: Counter[str] = Counter()
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
         self._end = 0
         self._blocks: list[Block] = []
@@ -101,19 +98,14 @@ class RowsToStore:
     ) -> None:
         self._file.close()
 
-    @property
-    def most_common_reason(self) -> str:
-        return self._reasons.most_common(1)[0][0]
-
     def add(self, items: Iterable[ItemRows]) -> None:
-        """Take them all; those that are bad are in `rejected` afterwards."""
+        """Take them all; those that are bad are in `rejections` afterwards."""
         for item in items:
             if item.rows:
                 self._take(item)
             if self._waiting_rows >= CHUNK_ROWS or self._waiting_bytes >= CHUNK_BYTES:
                 self._encode()
         self._encode()
-        self.rejected.sort(key=lambda one: one.position)
 
     def inserts(self) -> Iterator[Sequence[Block]]:
         """The blocks of each INSERT."""
@@ -154,11 +146,10 @@ class RowsToStore:
                 self._shapes.clear()
                 self._take(item)
                 return
-            self.unknown_column = self.unknown_column or str(error)
-            self._reject(item.position, str(error))
+            self.rejections.add_unknown_column(item.position, str(error))
             return
         except Unfit as error:
-            self._reject(item.position, str(error))
+            self.rejections.add(item.position, str(error))
             return
         for shape, values in taken:
             waiting = self._waiting.get(shape.names)
@@ -187,7 +178,7 @@ class RowsToStore:
         for columns, rows, body in blocks:
             self._write(body, columns, rows)
         for position, reason in bad.items():
-            self._reject(position, reason)
+            self.rejections.add(position, reason)
         self.items += self._waiting_items - len(bad)
         self._waiting.clear()
         self._waiting_rows = self._waiting_bytes = self._waiting_items = 0
@@ -198,10 +189,6 @@ class RowsToStore:
         self._blocks.append(Block(self._end, len(body), columns, rows))
         self._end += len(body)
         self.rows += rows
-
-    def _reject(self, position: int, reason: str) -> None:
-        self._reasons[reason] += 1
-        self.rejected.append(RejectedItem(position, reason))
 
 
 def _size(value: Any) -> int:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuploader_dagster.errors import FuploaderError, SinkRefused
-from fuploader_dagster.resources.sinks.clickhouse_errors import NO_COLUMN, NO_SLOT, NO_TABLE
+from fuploader_dagster.resources.sinks.clickhouse_errors import NO_SLOT, NO_TABLE
 from fuploader_dagster.resources.sinks.clickhouse_server import Server
 from fuploader_dagster.resources.sinks.clickhouse_values import Kind, kind_of
-from fuploader_dagster.resources.sql.errors import shown
+from fuploader_dagster.resources.sql.errors import NO_COLUMN, shown
 from fuploader_dagster.resources.sql.values import Unfit
 
 NO_ENGINE = "use a MergeTree table, and fill the other one from it by a materialized view"

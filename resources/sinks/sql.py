@@ -33,13 +33,12 @@ from fuploader_dagster.contracts.sink import (
 )
 from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sinks.sql_examination import Examined, examine
-from fuploader_dagster.resources.sinks.sql_insertion import ENOUGH_ITEMS, Insertion
+from fuploader_dagster.resources.sinks.sql_insertion import Insertion
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
 from fuploader_dagster.resources.sinks.sql_table import TargetTable, describe
 from fuploader_dagster.resources.sql.address import dialect_of, shown_address, usable_url
 from fuploader_dagster.resources.sql.connection import Database, Transaction
 from fuploader_dagster.resources.sql.dialect import Dialect
-from fuploader_dagster.resources.sql.errors import NO_COLUMN
 from fuploader_dagster.resources.sql.own_table import full_name
 from fuploader_dagster.settings.secret import Secret
 
@@ -145,9 +144,12 @@ class SqlTarget(Sink):
                 look_again=lambda: self._look_again(transaction),
             )
             insertion.add(items)
-            self._refuse_if_table_is_to_blame(insertion)
-            if insertion.rejected:
-                reject(insertion.rejected)
+            if not insertion.items:  # then the table may be to blame
+                insertion.rejections.refuse_unknown_column()
+                insertion.refuse_if_unknown()
+                insertion.rejections.refuse_if_enough(settings.describe())
+            if insertion.rejections:
+                reject(insertion.rejections.in_order())
             self._ledger.note(transaction, delivery, insertion.rows)
             transaction.commit()
         return StoredRows(insertion.rows, self._address)
@@ -216,19 +218,6 @@ class SqlTarget(Sink):
             ),
             f"could not delete the earlier rows of {delivery.partition} in {settings.describe()}",
         )
-
-    def _refuse_if_table_is_to_blame(self, insertion: Insertion) -> None:
-        if insertion.items or not insertion.rejected:
-            return
-        if insertion.unknown_column:
-            raise SinkRefused(f"no row was accepted: {insertion.unknown_column}", hint=NO_COLUMN)
-        insertion.refuse_if_unknown()
-        if len(insertion.rejected) >= ENOUGH_ITEMS:
-            raise SinkRefused(
-                f"no row was accepted by {self._settings.describe()}: "
-                f"{insertion.most_common_reason}",
-                hint="compare the rows with the table's columns",
-            )
 
     @property
     def _address(self) -> str:

@@ -11,14 +11,13 @@ wins, so the order is kept exactly.
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from fuploader_dagster.contracts.sink import ItemRows, RejectedItem
+from fuploader_dagster.contracts.sink import ItemRows
+from fuploader_dagster.resources.sinks.rejections import ENOUGH_ITEMS, Rejections
 from fuploader_dagster.resources.sinks.sql_table import PreparedRow, TargetTable, UnknownColumn
 from fuploader_dagster.resources.sql.connection import Transaction
 from fuploader_dagster.resources.sql.dialect import Statement
@@ -27,8 +26,6 @@ from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20
-ENOUGH_ITEMS = 10
-"""If none of so many items is accepted, the table is to blame, and not the items."""
 
 
 class _Prepared(NamedTuple):
@@ -53,25 +50,17 @@ class Insertion:
         self.rows = 0
         self.items = 0
         """Stored, with rows."""
-        self.rejected: list[RejectedItem] = []
-        self.unknown_column = ""
-        """The reason of the first item that was rejected because of one."""
+        self.rejections = Rejections()
         self.unknown: Meaning | None = None
         """The first error of which nobody knows whether an item is to blame."""
-        self._reasons: Counter[str] = Counter()
         self._transaction, self._table, self._slot = transaction, table, slot
         self._look_again: Callable[[], TargetTable] | None = look_again
         self._trying = f"could not insert into table {table.description.name}"
 
-    @property
-    def most_common_reason(self) -> str:
-        return self._reasons.most_common(1)[0][0]
-
     def add(self, items: Iterable[ItemRows]) -> None:
-        """Store them all; those that are bad are in `rejected` afterwards."""
+        """Store them all; those that are bad are in `rejections` afterwards."""
         for chunk in self._chunks(items):
             self._store(chunk)
-        self.rejected.sort(key=lambda one: one.position)
 
     def _chunks(self, items: Iterable[ItemRows]) -> Iterator[list[_Prepared]]:
         chunk: list[_Prepared] = []
@@ -99,10 +88,9 @@ class Insertion:
             if self._look_again is not None:
                 self._table, self._look_again = self._look_again(), None
                 return self._prepared(item)
-            self.unknown_column = self.unknown_column or str(error)
-            self._reject(item.position, str(error))
+            self.rejections.add_unknown_column(item.position, str(error))
         except Unfit as error:
-            self._reject(item.position, str(error))
+            self.rejections.add(item.position, str(error))
         return None
 
     def _store(self, items: Sequence[_Prepared]) -> None:
@@ -121,10 +109,10 @@ class Insertion:
             self.rows += sum(len(rows) for _, rows in groups)
             self.items += len(items)
         elif len(items) == 1:
-            self._reject(items[0].position, bad.words)
+            self.rejections.add(items[0].position, bad.words)
             if bad.kind == "unknown":
                 self.unknown = self.unknown or bad
-                if len(self.rejected) >= ENOUGH_ITEMS:
+                if len(self.rejections) >= ENOUGH_ITEMS:
                     self.refuse_if_unknown()
         else:
             half = len(items) // 2
@@ -151,8 +139,3 @@ class Insertion:
                     groups.append((statement, rows))
                 rows.append(values)
         return groups
-
-    def _reject(self, position: int, reason: str) -> None:
-        reason = sys.intern(reason)  # often the same
-        self._reasons[reason] += 1
-        self.rejected.append(RejectedItem(position, reason))

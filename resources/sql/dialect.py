@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import Conversion, Sort
@@ -162,3 +163,13 @@ class Dialect(ABC):
     def may_create_tables(self, connection: sa.Connection, schema: str | None) -> bool:
         """Asked only where `undoes_ddl` is false, so that it cannot be tried."""
         return True
+
+
+def replaced_on_conflict(
+    insert: postgresql.Insert | sqlite.Insert, columns: Sequence[str], key: Sequence[str]
+) -> sa.Insert:
+    """An upsert, which SQLite says as PostgreSQL does."""
+    others = {name: insert.excluded[name] for name in columns if name not in key}
+    if not others:
+        return insert.on_conflict_do_nothing(index_elements=list(key))
+    return insert.on_conflict_do_update(index_elements=list(key), set_=others)

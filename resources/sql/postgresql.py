@@ -29,6 +29,7 @@ from fuploader_dagster.resources.sql.dialect import (
     Dialect,
     Finding,
     Statement,
+    replaced_on_conflict,
 )
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
@@ -272,11 +273,7 @@ class Postgresql(Dialect):
     def upsert(
         self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
     ) -> sa.Insert:
-        insert = postgresql.insert(table)
-        others = {name: insert.excluded[name] for name in columns if name not in key}
-        if not others:
-            return insert.on_conflict_do_nothing(index_elements=list(key))
-        return insert.on_conflict_do_update(index_elements=list(key), set_=others)
+        return replaced_on_conflict(postgresql.insert(table), columns, key)
 
     def findings(self, connection: sa.Connection, table: sa.TableClause) -> Sequence[Finding]:
         found = []

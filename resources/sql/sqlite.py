@@ -19,7 +19,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
 from fuploader_dagster.resources.sql import errors as words
-from fuploader_dagster.resources.sql.dialect import Dialect
+from fuploader_dagster.resources.sql.dialect import Dialect, replaced_on_conflict
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
     AS_JSON,
@@ -103,11 +103,7 @@ class Sqlite(Dialect):
     def upsert(
         self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
     ) -> sa.Insert:
-        insert = sqlite.insert(table)
-        others = {name: insert.excluded[name] for name in columns if name not in key}
-        if not others:
-            return insert.on_conflict_do_nothing(index_elements=list(key))
-        return insert.on_conflict_do_update(index_elements=list(key), set_=others)
+        return replaced_on_conflict(sqlite.insert(table), columns, key)
 
 
 def _integer(value: int) -> int:
