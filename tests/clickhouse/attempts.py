@@ -6,22 +6,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
-from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, StoredRows
-from fuploader_dagster.errors import SinkUnavailable
+from fuploader_dagster.contracts.sink import ItemRows, StoredRows
 from fuploader_dagster.resources.sinks.clickhouse import ClickHouseSink
 from fuploader_dagster.resources.sinks.clickhouse_server import Server
 from tests.clickhouse.tables import Table
+from tests.contract.sinks import broken_attempts
+from tests.contract.sinks.broken_attempts import (
+    BAD,
+    ITEMS,
+    attempted,
+    delivery_of,
+    is_killed,
+)
 
 FAULTS_PLAYED = "faults played"
 """What a test reports: kinds, what the next attempt found, how often."""
-ITEMS = 12
-BAD = (6,)
-GOOD = ITEMS - len(BAD)
 COLUMNS = "number Int64, amount Nullable(Int32)"
-
-
-def delivery_of(number: int, redo: int = 0) -> Delivery:
-    return Delivery("shop", "rows", f"partition-{number}", redo)
 
 
 def items_of(number: int) -> Iterator[ItemRows]:
@@ -31,14 +31,7 @@ def items_of(number: int) -> Iterator[ItemRows]:
 
 
 def store(settings: ClickHouseSink, number: int, redo: int = 0) -> tuple[StoredRows, list[int]]:
-    """One attempt with a sink of its own, and the positions that it rejected."""
-    rejected: list[RejectedItem] = []
-    sink = settings.sink()
-    try:
-        stored = sink.store(delivery_of(number, redo), items_of(number), rejected.extend)
-    finally:
-        sink.close()
-    return stored, [one.position for one in rejected]
+    return attempted(settings, delivery_of(number, redo), items_of(number))
 
 
 def until_it_is_stored(
@@ -48,19 +41,9 @@ def until_it_is_stored(
     redo: int = 0,
     mend: Callable[[], None] = lambda: None,
 ) -> bool:
-    """As the engine does. Whether an attempt that seemed to fail had stored it. `mend` brings back
-    what broke."""
-    for _ in range(6):
-        try:
-            stored, rejected = store(settings, number, redo)
-        except SinkUnavailable:
-            continue
-        finally:
-            mend()
-        assert rejected == ([] if stored.already_there else list(BAD))
-        assert stored.rows == GOOD
-        return stored.already_there
-    raise AssertionError(f"delivery {number} could not be stored in six attempts")
+    return broken_attempts.until_it_is_stored(
+        lambda: store(settings, number, redo), attempts=6, mend=mend
+    )
 
 
 def assert_stored_once(table: Table, number: int) -> None:
@@ -73,15 +56,7 @@ def assert_stored_once(table: Table, number: int) -> None:
 def kill_a_client(settings: ClickHouseSink, number: int, at: int, redo: int = 0) -> bool:
     """Store in a process that kills itself before (an even number) or after its call `at // 2` of
     the server. Whether it died of that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_at(at)
-            store(settings, number, redo)
-        finally:
-            os._exit(3)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
+    return is_killed(lambda: _die_at(at), lambda: store(settings, number, redo))
 
 
 def _die_at(at: int) -> None:

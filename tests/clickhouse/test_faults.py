@@ -18,7 +18,6 @@ from fuploader_dagster.resources.sinks import clickhouse_rows
 from tests.clickhouse.attempts import (
     COLUMNS,
     FAULTS_PLAYED,
-    GOOD,
     assert_stored_once,
     kill_a_client,
     requests_of_a_store,
@@ -27,6 +26,7 @@ from tests.clickhouse.attempts import (
     until_it_is_stored,
 )
 from tests.clickhouse.tables import REMEMBERS, Table
+from tests.contract.sinks.broken_attempts import GOOD
 from tests.servers.clickhouse import ClickhouseServer
 
 FAULTS = int(os.environ.get("FAULTS", "504"))

@@ -8,12 +8,11 @@ from typing import Any
 
 import psycopg
 import pymysql
-import pytest
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.sink import Delivery, ItemRows, SinkSettings
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.testing.sink_contract import chain, no_reject
+from tests.contract.sinks.broken_attempts import failure_of
 from tests.contract.sinks.databases import Database
 from tests.servers.mariadb import MariadbServer
 from tests.servers.ports import LOOPBACK
@@ -31,15 +30,7 @@ def items(count: int = 3) -> Iterator[ItemRows]:
 
 def failure(settings: SinkSettings, delivery: Delivery = DELIVERY) -> FuploaderError:
     """What storing three good rows fails with."""
-    sink = settings.sink()
-    try:
-        with pytest.raises(FuploaderError) as caught:
-            sink.store(delivery, items(), no_reject)
-    finally:
-        sink.close()
-    assert len(list(chain(caught.value))) == 1  # no error of the driver's, which may quote values
-    assert caught.value.hint
-    return caught.value
+    return failure_of(settings, delivery, items())
 
 
 def wrong(settings: SinkSettings) -> list[Diagnosis]:

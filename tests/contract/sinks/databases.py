@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pytest
+
 from fuploader_dagster.resources.sinks.sql import SqlSink
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
+SERVERS = ("postgresql", "mariadb")
+
+on_each = pytest.mark.parametrize("database", DIALECTS, indirect=True)
+on_each_server = pytest.mark.parametrize("database", SERVERS, indirect=True)
 Dialect = Literal["sqlite", "postgresql", "mariadb"]
 
 

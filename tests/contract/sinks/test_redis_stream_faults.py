@@ -19,17 +19,23 @@ from typing import Any
 import pytest
 import redis
 
-from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, StoredRows
-from fuploader_dagster.errors import SinkUnavailable
+from fuploader_dagster.contracts.sink import ItemRows, StoredRows
 from fuploader_dagster.resources.sinks import redis_stream_entries
 from fuploader_dagster.resources.sinks.redis_stream import RedisStreamSink
+from tests.contract.sinks.broken_attempts import (
+    BAD,
+    GOOD,
+    ITEMS,
+    attempted,
+    delivery_of,
+    is_killed,
+    until_it_is_stored,
+)
 from tests.contract.sinks.cutting_proxy import CuttingProxy, Kind
 from tests.servers.ports import LOOPBACK
 from tests.servers.redis import RedisServer, redis_configured
 
 FAULTS = int(os.environ.get("FAULTS", "60"))
-ITEMS = 12
-BAD = (6,)
 KINDS: Sequence[Kind] = ("request lost", "answer lost", "server killed")
 
 
@@ -103,7 +109,7 @@ def test_whatever_breaks_entries_are_added_once(
             redone += 1
     print(f"{FAULTS} faults: {dict(sorted(played.items()))}, {redone} redone")
     with server.client() as client:
-        assert client.xlen("orders") == (FAULTS + 2) * (ITEMS - len(BAD))
+        assert client.xlen("orders") == (FAULTS + 2) * GOOD
         assert not caplog.records  # nothing that was committed vanished
         assert not [key for key in client.scan_iter() if "staged" in key and client.ttl(key) < 0]
 
@@ -135,7 +141,7 @@ _attempts = itertools.count()
 def store(
     settings: RedisStreamSink, number: int, *, with_redo: int
 ) -> tuple[StoredRows, list[int]]:
-    """One attempt with a sink of its own, and the positions that it rejected."""
+    """One attempt."""
     attempt = next(_attempts)
 
     def items() -> Iterator[ItemRows]:
@@ -143,14 +149,7 @@ def store(
             row: dict[str, Any] = {"number": number * 100 + position, "attempt": attempt}
             yield ItemRows(position, [{**row, "x": "\ud800"} if position in BAD else row])
 
-    rejected: list[RejectedItem] = []
-    sink = settings.sink()
-    try:
-        delivery = Delivery("shop", "rows", f"partition-{number}", with_redo)
-        stored = sink.store(delivery, items(), rejected.extend)
-    finally:
-        sink.close()
-    return stored, [one.position for one in rejected]
+    return attempted(settings, delivery_of(number, with_redo), items())
 
 
 def broken_and_tried_again(
@@ -160,18 +159,7 @@ def broken_and_tried_again(
     redo: int = 0,
     mend: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Store it until it is stored. Whether an attempt that seemed to fail had committed it."""
-    for _ in range(5):
-        try:
-            stored, rejected = store(settings, number, with_redo=redo)
-        except SinkUnavailable:
-            continue
-        finally:
-            mend()
-        assert rejected == ([] if stored.already_there else list(BAD))
-        assert stored.rows == ITEMS - len(BAD)
-        return stored.already_there
-    raise AssertionError(f"delivery {number} could not be stored in five attempts")
+    return until_it_is_stored(lambda: store(settings, number, with_redo=redo), mend=mend)
 
 
 def assert_stored_once(server: RedisServer, number: int) -> None:
@@ -188,15 +176,7 @@ def assert_stored_once(server: RedisServer, number: int) -> None:
 def kill_a_client(settings: RedisStreamSink, number: int, at: int) -> bool:
     """Store in a process that kills itself before or after it sends a command: at the moment `at`
     of these. Whether it died there."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_at_command(at)
-            store(settings, number, with_redo=0)
-        finally:
-            os._exit(3)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
+    return is_killed(lambda: _die_at_command(at), lambda: store(settings, number, with_redo=0))
 
 
 def _die_at_command(at: int) -> None:

@@ -15,22 +15,27 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import sqlalchemy as sa
 
-from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, StoredRows
-from fuploader_dagster.errors import SinkUnavailable
+from fuploader_dagster.contracts.sink import ItemRows, RejectedItem, StoredRows
 from fuploader_dagster.resources.sinks import sql_insertion
 from fuploader_dagster.resources.sinks.sql import SqlSink
 from fuploader_dagster.testing.sink_contract import no_reject
+from tests.contract.sinks.broken_attempts import (
+    BAD,
+    GOOD,
+    ITEMS,
+    attempted,
+    delivery_of,
+    is_killed,
+    until_it_is_stored,
+)
 from tests.contract.sinks.cutting_proxy import CuttingProxy, Kind
-from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
+from tests.contract.sinks.databases import DIALECTS, SERVERS, Database, SqliteFile, Table
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 
 FAULTS = int(os.environ.get("FAULTS", "25"))
-ITEMS = 12
-BAD = (6,)
 COLUMNS = "number INTEGER NOT NULL, amount INTEGER CHECK (amount < 1000), slot VARCHAR(100)"
 KINDS: Sequence[Kind] = ("request lost", "answer lost", "server killed")
-SERVERS = ("postgresql", "mariadb")
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +108,7 @@ def test_whatever_breaks_rows_are_stored_once(table: Table, proxy: CuttingProxy)
             assert_stored_once(table, number)
     assert any("found" in one for one in played), "the answer to a COMMIT was never lost"
     print(f"{FAULTS} faults: {dict(sorted(played.items()))}")
-    assert len(table.rows()) == (FAULTS + 1) * (ITEMS - len(BAD))
+    assert len(table.rows()) == (FAULTS + 1) * GOOD
 
 
 @pytest.mark.parametrize("database", DIALECTS, indirect=True)
@@ -129,7 +134,7 @@ def test_processes_killed_at_random_leave_a_file_with_each_row_once(sqlite: Sqli
         kill_a_client(settings, number, chance.randrange(80))
         broken_and_tried_again(settings, number)
         assert_stored_once(table, number)
-    assert len(table.rows()) == (FAULTS + 1) * (ITEMS - len(BAD))
+    assert len(table.rows()) == (FAULTS + 1) * GOOD
 
 
 def pieces_of_a_store(settings: SqlSink, proxy: CuttingProxy) -> int:
@@ -144,10 +149,6 @@ def pieces_of_a_store(settings: SqlSink, proxy: CuttingProxy) -> int:
     return pieces
 
 
-def delivery_of(number: int, redo: int = 0) -> Delivery:
-    return Delivery("shop", "rows", f"partition-{number}", redo)
-
-
 def items_of(number: int) -> Iterator[ItemRows]:
     for position in range(ITEMS):
         amount = 5_000 if position in BAD else 1
@@ -155,32 +156,13 @@ def items_of(number: int) -> Iterator[ItemRows]:
 
 
 def store(settings: SqlSink, number: int, *, with_redo: int) -> tuple[StoredRows, list[int]]:
-    """One attempt with a sink of its own, and the positions that it rejected."""
-    rejected: list[RejectedItem] = []
-    sink = settings.sink()
-    try:
-        stored = sink.store(delivery_of(number, with_redo), items_of(number), rejected.extend)
-    finally:
-        sink.close()
-    return stored, [one.position for one in rejected]
+    return attempted(settings, delivery_of(number, with_redo), items_of(number))
 
 
 def broken_and_tried_again(
     settings: SqlSink, number: int, *, redo: int = 0, mend: Callable[[], None] = lambda: None
 ) -> bool:
-    """Store it until it is stored. Whether an attempt that seemed to fail had stored it. `mend`
-    brings back what broke."""
-    for _ in range(5):
-        try:
-            stored, rejected = store(settings, number, with_redo=redo)
-        except SinkUnavailable:
-            continue
-        finally:
-            mend()
-        assert rejected == ([] if stored.already_there else list(BAD))
-        assert stored.rows == ITEMS - len(BAD)
-        return stored.already_there
-    raise AssertionError(f"delivery {number} could not be stored in five attempts")
+    return until_it_is_stored(lambda: store(settings, number, with_redo=redo), mend=mend)
 
 
 def assert_stored_once(table: Table, number: int) -> None:
@@ -192,15 +174,7 @@ def assert_stored_once(table: Table, number: int) -> None:
 def kill_a_client(settings: SqlSink, number: int, at: int) -> bool:
     """Store in a process that kills itself before or after its statement `at`; an odd number after
     the last one means that it dies with everything stored. Whether it died at a statement."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_at_statement(at)
-            store(settings, number, with_redo=0)
-        finally:
-            os._exit(3)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
+    return is_killed(lambda: _die_at_statement(at), lambda: store(settings, number, with_redo=0))
 
 
 def _die_at_statement(at: int) -> None:

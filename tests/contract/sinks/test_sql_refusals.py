@@ -26,15 +26,16 @@ from tests.contract.sinks.attempts import (
     user_of,
     wrong,
 )
-from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile, Table
+from tests.contract.sinks.databases import (
+    Database,
+    SqliteFile,
+    Table,
+    on_each,
+    on_each_server,
+)
 from tests.servers.mariadb import MariadbServer
 from tests.servers.ports import LOOPBACK
 from tests.servers.postgresql import PostgresqlServer
-
-SERVERS = ("postgresql", "mariadb")
-
-on_each = pytest.mark.parametrize("database", DIALECTS, indirect=True)
-on_each_server = pytest.mark.parametrize("database", SERVERS, indirect=True)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
 from fuploader_dagster.resources.sources.sql.source import SqlTable
+from fuploader_dagster.testing.source_steps import collect
 from tests.contract.sinks.databases import Database
 
 NUMBERED = {
@@ -55,16 +55,6 @@ def opened(settings: SqlTable, *, prefetch: int = 100) -> MessageSource:
     return source
 
 
-def come(source: MessageSource, count: int, seconds: float = 60) -> list[Message]:
-    """Exactly so many."""
-    found: list[Message] = []
-    deadline = time.monotonic() + seconds
-    while len(found) < count:
-        assert time.monotonic() < deadline, f"only {len(found)} of {count} rows came"
-        found += source.receive(count - len(found), 0.2)
-    return found
-
-
 def none_comes(source: MessageSource, seconds: float = 0.3) -> bool:
     return not source.receive(100, seconds)
 
@@ -86,7 +76,7 @@ def ids_of(messages: Sequence[Message]) -> list[int]:
 def read_at_once(settings: SqlTable, count: int) -> list[Message]:
     source = opened(settings)
     try:
-        messages = come(source, count)
+        messages = collect(source, count)
         settle(source, messages)
     finally:
         source.close()

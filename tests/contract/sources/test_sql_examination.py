@@ -12,11 +12,11 @@ import pytest
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.errors import FuploaderError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.sql.source import SqlTable
-from tests.contract.sinks.databases import DIALECTS, Database
+from fuploader_dagster.testing.source_steps import collect
+from tests.contract.sinks.databases import DIALECTS, SERVERS, Database
 from tests.contract.sources.sql_tables import (
     NUMBERED,
     SourceTable,
-    come,
     ids_of,
     opened,
     settle,
@@ -24,7 +24,6 @@ from tests.contract.sources.sql_tables import (
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 
-SERVERS = ("postgresql", "mariadb")
 Server = PostgresqlServer | MariadbServer
 
 
@@ -77,7 +76,7 @@ def test_a_doctor_finds_nothing_wrong_and_changes_nothing(table: SourceTable) ->
         own = "claims" if "status" in way else "position"
         assert "will be created" in before[own].found
         source = opened(settings)
-        come(source, waiting)
+        collect(source, waiting)
         source.close()
         assert {one.verdict for one in findings(settings).values()} == {"good"}
 
@@ -208,7 +207,7 @@ def test_rights_that_are_missing_are_said_and_a_position_file_needs_none(
     settings = table.settings(cursor="id", url=reader, position_file=tmp_path / "position")
     assert {one.verdict for one in findings(settings).values()} <= {"good", "warning"}
     source = opened(settings)
-    assert ids_of(come(source, 2)) == [1, 2]
+    assert ids_of(collect(source, 2)) == [1, 2]
     source.close()
 
 
@@ -226,7 +225,7 @@ def test_the_documented_rights_are_enough(table: SourceTable, reader: str) -> No
         settings = table.settings(url=reader, **way)
         assert {one.verdict for one in findings(settings).values()} <= {"good", "warning"}
         source = opened(settings)
-        messages = come(source, 1)
+        messages = collect(source, 1)
         settle(source, messages)
         source.close()
 
@@ -242,7 +241,7 @@ def test_after_a_killed_server_is_back_everything_unsettled_comes_again(
     table.insert(*["3, 3, 'ready'"] * 28, into="(at, mid, state)")
     settings = table.settings(**way)
     source, publisher = opened(settings), settings.publisher()
-    messages = come(source, 30)
+    messages = collect(source, 30)
     settle(source, messages[:10])
     server.kill()
     try:
@@ -258,7 +257,7 @@ def test_after_a_killed_server_is_back_everything_unsettled_comes_again(
     finally:
         server.start()
     source.open()
-    again = come(source, 20)
+    again = collect(source, 20)
     assert [one.body for one in again] == [one.body for one in messages[10:]]
     assert all(one.redelivered for one in again)
     settle(source, again)

@@ -12,18 +12,17 @@ import sqlalchemy as sa
 from fuploader_dagster.resources.sources.sql import reading
 from fuploader_dagster.resources.sources.sql.source import SqlTable
 from fuploader_dagster.resources.sql.address import dialect_of
-from tests.contract.sinks.databases import Database
+from fuploader_dagster.testing.source_steps import collect
+from tests.contract.sinks.databases import SERVERS, Database
 from tests.contract.sources.sql_tables import (
     NUMBERED,
     SourceTable,
-    come,
     ids_of,
     none_comes,
     opened,
     settle,
 )
 
-SERVERS = ("postgresql", "mariadb")
 LAG_SECONDS = 3_600.0
 
 
@@ -78,14 +77,14 @@ def test_on_postgresql_a_late_transaction_is_waited_for_however_long_it_takes(
         table.insert("'early'", into="(note)")
         assert none_comes(source, 1.0)
         late.commit()
-    messages = come(source, 2)
+    messages = collect(source, 2)
     assert ids_of(messages) == [1, 2]
     settle(source, messages)
     with held_open(settings, insert(table, "never")) as late:
         table.insert("'early'", into="(note)")
         assert none_comes(source)
         late.rollback()
-    assert ids_of(come(source, 1)) == [4]
+    assert ids_of(collect(source, 1)) == [4]
     source.close()
 
 
@@ -96,7 +95,7 @@ def test_on_postgresql_a_transaction_that_only_reads_holds_nothing_up(table: Sou
     look = f"SELECT * FROM {table.name}"  # noqa: S608 - our own names
     with held_open(settings, look):
         table.insert("'one'", into="(note)")
-        assert ids_of(come(source, 1)) == [1]
+        assert ids_of(collect(source, 1)) == [1]
     source.close()
 
 
@@ -114,7 +113,7 @@ def test_the_lag_covers_a_number_that_was_drawn_before_anything_was_written(
         clock.passed += LAG_SECONDS
         assert none_comes(source)  # the lag is over, but it writes now
         late.commit()
-    assert ids_of(come(source, 2)) == [1, 2]
+    assert ids_of(collect(source, 2)) == [1, 2]
     source.close()
 
 
@@ -130,7 +129,7 @@ def test_a_transaction_that_commits_within_the_lag_is_not_skipped(
         late.commit()
     assert none_comes(source)  # it is not sure yet
     clock.passed += LAG_SECONDS
-    assert ids_of(come(source, 2)) == [1, 2]
+    assert ids_of(collect(source, 2)) == [1, 2]
     source.close()
 
 
@@ -141,7 +140,7 @@ def test_without_a_lag_it_would_be_skipped(table: SourceTable) -> None:
     source = opened(settings)
     with held_open(settings, insert(table, "late")) as late:
         table.insert("'early'", into="(note)")
-        messages = come(source, 1)
+        messages = collect(source, 1)
         settle(source, messages)
         late.commit()
     assert ids_of(messages) == [2]
@@ -160,11 +159,11 @@ def test_by_a_status_column_nothing_has_to_wait(database: Database) -> None:
     source = opened(settings)
     with held_open(settings, insert(table, "late")) as late:
         table.insert("'early'", into="(note)")
-        messages = come(source, 1)
+        messages = collect(source, 1)
         assert ids_of(messages) == [2]
         settle(source, messages)
         late.commit()
-    assert ids_of(come(source, 1)) == [1]
+    assert ids_of(collect(source, 1)) == [1]
     source.close()
 
 

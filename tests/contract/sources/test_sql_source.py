@@ -15,11 +15,11 @@ from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailab
 from fuploader_dagster.resources.sources.sql import paging
 from fuploader_dagster.resources.sources.sql.source import SqlTable
 from fuploader_dagster.settings.loading import load_backend
+from fuploader_dagster.testing.source_steps import collect
 from tests.contract.sinks.databases import DIALECTS, Database, SqliteFile
 from tests.contract.sources.sql_tables import (
     NUMBERED,
     SourceTable,
-    come,
     ids_of,
     none_comes,
     opened,
@@ -111,7 +111,7 @@ def test_columns_choose_and_rename_and_a_condition_chooses_rows(
         cursor="id", columns={"text": "note", "nr": "id"}, where="note LIKE '5%' OR kind = 1"
     )
     source = opened(settings)
-    messages = come(source, 2)
+    messages = collect(source, 2)
     assert rows_of(messages) == [{"text": "5%", "nr": 1}, {"text": "c", "nr": 3}]
     wanted = {folded(name): name for name in ("Text", "nr", "missing")}
     assert source.headers_of(messages[0], wanted) == {"Text": "5%", "nr": 1}
@@ -140,7 +140,7 @@ def test_a_cursor_of_two_columns_reads_rows_that_change_again(
         ids += ids_of(messages)
     assert ids == list(range(1, 31))
     table.update("at = 100, note = 'y'", "id IN (3, 20)")
-    messages = come(source, 2)
+    messages = collect(source, 2)
     assert rows_of(messages) == [{"id": n, "at": 100, "note": "y"} for n in (3, 20)]
     source.close()
 
@@ -170,11 +170,11 @@ def test_the_position_outlives_the_reader_and_another_reader_gets_everything(
     table.insert(*["'x'"] * 10, into="(note)")
     settings = table.settings(cursor="id")
     source = opened(settings)
-    messages = come(source, 10)
+    messages = collect(source, 10)
     settle(source, messages[:6])
     source.close()
     source = opened(settings)
-    again = come(source, 4)
+    again = collect(source, 4)
     assert ids_of(again) == [7, 8, 9, 10]
     assert all(one.redelivered for one in again)
     settle(source, again)
@@ -229,7 +229,7 @@ def test_a_key_of_any_type_is_found_again(
     ids: list[int] = []
     for _ in range(4):
         source = opened(settings)
-        messages = come(source, 4 - len(ids))  # and again what was given back
+        messages = collect(source, 4 - len(ids))  # and again what was given back
         settle(source, messages[:1])
         ids += ids_of(messages[:1])
         source.close()
@@ -303,7 +303,7 @@ def test_a_row_that_changes_in_the_second_of_the_position_is_read(sqlite: Sqlite
     source = opened(table.settings(cursor=["at", "id"], lag_seconds=None))
     assert none_comes(source)
     table.update("at = '2026-01-01 12:00:01'", "id = 1")
-    messages = come(source, 2)
+    messages = collect(source, 2)
     assert ids_of(messages) == [1, 2]
     settle(source, messages)
     source.close()
@@ -364,11 +364,11 @@ def test_one_reads_and_another_takes_over_when_it_ends(database: Database, kind:
     table.insert(*["'x'"] * 10, into="(note)")
     settings = table.settings(cursor="id")
     one, two = opened(settings), opened(settings)
-    messages = come(one, 4)
+    messages = collect(one, 4)
     assert none_comes(two)
     settle(one, messages[:2])
     one.close()
-    assert ids_of(come(two, 8)) == list(range(3, 11))
+    assert ids_of(collect(two, 8)) == list(range(3, 11))
     two.close()
 
 
@@ -378,12 +378,12 @@ def test_who_was_taken_for_dead_can_settle_nothing(database: Database, kind: str
     table.insert(*["'x'"] * 4, into="(note)")
     settings = table.settings(cursor="id")
     source = opened(settings)
-    messages = come(source, 4)
+    messages = collect(source, 4)
     database.execute(f"UPDATE {table.name}_positions SET epoch = epoch + 1")  # noqa: S608
     with pytest.raises(SourceUnavailable, match="another process"):
         settle(source, messages)
     source.open()
-    assert ids_of(come(source, 4)) == [1, 2, 3, 4]
+    assert ids_of(collect(source, 4)) == [1, 2, 3, 4]
     source.close()
 
 
@@ -398,12 +398,12 @@ def test_a_database_that_may_only_be_read_has_its_position_in_a_file(
     if os.geteuid() != 0:
         sqlite.path.chmod(stat.S_IRUSR)
     source = opened(settings)
-    messages = come(source, 5)
+    messages = collect(source, 5)
     settle(source, messages[:3])
     other = opened(settings)
     assert none_comes(other)
     source.close()
-    assert [one.redelivered for one in come(other, 2)] == [True, True]
+    assert [one.redelivered for one in collect(other, 2)] == [True, True]
     other.close()
     assert sqlite.rows("SELECT name FROM sqlite_master") == tables
     assert json.loads(position.read_text())["state"]["position"] == [["int", "3"]]
@@ -424,12 +424,12 @@ def test_rows_that_have_a_result_are_skipped_and_nulls_do_no_harm(
     results.insert("20, 'done'", "NULL, 'bad'")
     settings = table.settings(skip_done={"table": results.name, "match": {"doc_id": "mid"}})
     source = opened(settings)
-    messages = come(source, 3)
+    messages = collect(source, 3)
     assert [row["mid"] for row in rows_of(messages)] == [10, None, 30]
     settle(source, messages)
     assert none_comes(source)
     table.insert("40", into="(mid)")
-    assert [row["mid"] for row in rows_of(come(source, 1))] == [40]
+    assert [row["mid"] for row in rows_of(collect(source, 1))] == [40]
     source.close()
 
 
@@ -442,19 +442,19 @@ def test_a_later_pass_gives_rows_again_that_still_have_no_result(
     results = SourceTable(database, "doc_id INTEGER")
     again = {"table": results.name, "match": {"doc_id": "mid"}, "again_seconds": 0.2}
     source = opened(table.settings(skip_done=again))
-    messages = come(source, 3)
+    messages = collect(source, 3)
     assert not any(one.redelivered for one in messages)
     assert none_comes(source)  # while they are in hand, no pass begins
     settle(source, messages)
     results.insert("10", "30")
     database.execute(f"INSERT INTO {table.name} VALUES (-5, 5)")  # noqa: S608 - it came late
-    messages = come(source, 2)
+    messages = collect(source, 2)
     assert [row["mid"] for row in rows_of(messages)] == [5, 20]
     assert all(one.redelivered for one in messages)
     settle(source, messages)
     results.insert("20", "5")
     table.insert("40", into="(mid)")
-    (new,) = come(source, 1)
+    (new,) = collect(source, 1)
     assert (rows_of([new])[0]["mid"], new.redelivered) == (40, False)
     source.close()
 
@@ -466,7 +466,7 @@ def test_a_status_says_how_far_a_row_is(database: Database, kind: str) -> None:
     status = {"column": "state", "ready": None, "claimed": 1, "done": 2, "failed": 3}
     settings = table.settings(status=status)
     source = opened(settings)
-    messages = come(source, 5)
+    messages = collect(source, 5)
     assert "state" not in rows_of(messages)[0]
     states = f"SELECT state FROM {table.name} ORDER BY id"  # noqa: S608 - our own names
     assert database.rows(states) == [(1,)] * 5 + [(7,)]
@@ -475,7 +475,7 @@ def test_a_status_says_how_far_a_row_is(database: Database, kind: str) -> None:
     table.update("state = 9", "id = 4")  # a person takes it back
     source.close()
     source = opened(settings)
-    again = come(source, 1)
+    again = collect(source, 1)
     assert (ids_of(again), again[0].redelivered, again[0].body) == ([5], True, messages[4].body)
     assert none_comes(source)
     settle(source, again)
@@ -492,7 +492,7 @@ def test_workers_claim_rows_that_no_other_has(database: Database, kind: str) -> 
     workers = [opened(settings, prefetch=10) for _ in range(3)]
     ids: list[int] = []
     for _ in range(2):
-        batches = [come(worker, 10) for worker in workers]
+        batches = [collect(worker, 10) for worker in workers]
         for worker, batch in zip(workers, batches, strict=True):
             ids += ids_of(batch)
             settle(worker, batch)
@@ -509,7 +509,7 @@ def test_a_row_that_the_driver_cannot_read_comes_alone_with_its_damage(
     table = numbered(database, kind, "at TIMESTAMP, state TEXT DEFAULT 'ready'")
     table.insert("'2026-01-01'", "'infinity'", "'2026-01-02'", into="(at)")
     source = opened(table.settings(**way))
-    messages = come(source, 3)
+    messages = collect(source, 3)
     assert [bool(one.damage) for one in messages] == [False, True, False]
     assert rows_of(messages)[1] == {"id": 2}
     settle(source, messages)
