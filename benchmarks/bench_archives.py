@@ -27,7 +27,7 @@ from xxhash import xxh3_128
 
 from benchmarks.documents import DISTINCT, Documents, documents_of, name_of
 from fuploader_dagster.archives.forms import FORMS
-from fuploader_dagster.archives.members import PlainMember
+from fuploader_dagster.archives.members import MemberSource, PlainMember
 from fuploader_dagster.archives.ranges import CountedReads, StoredArchive
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
@@ -199,7 +199,7 @@ def formats(
         )
 
 
-def _one_format(path: Path, form: str, source: SegmentMembers) -> tuple[float, ...]:
+def _one_format(path: Path, form: str, source: MemberSource) -> tuple[float, ...]:
     """Bytes; seconds to pack, to verify, and to read one member."""
     started = time.perf_counter()
     size = write_archive(path, source, form=form, threads=2).size_bytes

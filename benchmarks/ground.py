@@ -14,7 +14,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.disk import Disk
 from benchmarks.documents import documents_of
-from benchmarks.results import Spread
+from benchmarks.results import Row, Spread
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
@@ -77,6 +77,24 @@ def ratio_of_rounds(ratios: Spread | None) -> str:
     """For the note of a row whose sides were measured in turns: it hides that the machine becomes
     slower or faster meanwhile."""
     return f"median of the rounds' own ratios {ratios.median:.2f}" if ratios else ""
+
+
+def row_of_rounds(
+    row: Row,
+    sides: Runs[dict[str, Run]],
+    other: str,
+    figure: Callable[[Run], float],
+    said: str = "",
+) -> Row:
+    """The row with a figure of `ours` beside that of another side, which were measured in turns."""
+    ratios = sides.spread(lambda one: figure(one["ours"]) / figure(one[other]))
+    return replace(
+        row,
+        ours=sides.spread(lambda one: figure(one["ours"])),
+        bare=sides.spread(lambda one: figure(one[other])),
+        against="bare",
+        note=note(said, ratio_of_rounds(ratios), sides),
+    )
 
 
 def note(*parts: str | Runs[Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.drains import Case, DrainRun, drain
-from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
+from benchmarks.ground import Ground, Runs, note, ratio_of_rounds, row_of_rounds
 from benchmarks.processing import CONCURRENCY, ProcessingRun, Work, handler, processed, start
 from benchmarks.results import Row
 
@@ -136,12 +136,4 @@ def _row(
     row: str, sides: Sides, other: str, figure: Callable[[ProcessingRun], float], said: str
 ) -> Row:
     """A figure of ours beside that of another side."""
-    ratios = sides.spread(lambda one: figure(one["ours"]) / figure(one[other]))
-    return Row(
-        row=f"processing, {row}",
-        unit="",
-        ours=sides.spread(lambda one: figure(one["ours"])),
-        bare=sides.spread(lambda one: figure(one[other])),
-        against="bare",
-        note=note(said, ratio_of_rounds(ratios), sides),
-    )
+    return row_of_rounds(Row(row=f"processing, {row}", unit=""), sides, other, figure, said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.databases import DIALECTS, Dialect
-from benchmarks.ground import Ground, Runs, note, ratio_of_rounds
+from benchmarks.ground import Ground, Runs, note, row_of_rounds
 from benchmarks.results import Row
 from benchmarks.storing import How, Rows, StoringRun, stored
 
@@ -78,13 +78,5 @@ def _memory(ground: Ground) -> Iterator[Row]:
 
 
 def _row(row: str, sides: Sides, other: str, least: float) -> Row:
-    ratios = sides.spread(lambda one: one["ours"].rows_per_second / one[other].rows_per_second)
-    return Row(
-        row=row,
-        unit="rows/s",
-        ours=sides.spread(lambda one: one["ours"].rows_per_second),
-        bare=sides.spread(lambda one: one[other].rows_per_second),
-        against="bare",
-        least=least,
-        note=note(ratio_of_rounds(ratios), sides),
-    )
+    made = Row(row=row, unit="rows/s", least=least)
+    return row_of_rounds(made, sides, other, lambda run: run.rows_per_second)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.databases import DIALECTS, Database, Dialect
 from benchmarks.documents import documents_of
-from benchmarks.ground import Ground, note, ratio_of_rounds
+from benchmarks.ground import Ground, row_of_rounds
 from benchmarks.results import Row
 
 COMMIT = 1_000
@@ -29,15 +29,8 @@ def _row(ground: Ground, dialect: Dialect, name: str) -> Row:
         },
         ground.sizes.times(),
     )
-    return Row(
-        row=f"rows of a table of {name} read by its key, against a bare keyset loop",
-        unit="rows/s",
-        ours=sides.spread(lambda one: one["ours"]),
-        bare=sides.spread(lambda one: one["loop"]),
-        against="bare",
-        least=0.6,
-        note=note(ratio_of_rounds(sides.spread(lambda one: one["ours"] / one["loop"])), sides),
-    )
+    what = f"rows of a table of {name} read by its key, against a bare keyset loop"
+    return row_of_rounds(Row(row=what, unit="rows/s", least=0.6), sides, "loop", float)
 
 
 def _rows_per_second(

@@ -53,13 +53,8 @@ class _Claim:
 
 class ClaimingSource(PagedSource):
     def __init__(self, settings: SqlTable, prefetch: int) -> None:
-        super().__init__(
-            settings.database(reconnects=False),
-            prefetch,
-            table=settings.full_name,
-            poll_seconds=settings.poll_seconds,
-        )
-        self._settings, self._status = settings, settings.required_status
+        super().__init__(settings, prefetch)
+        self._status = settings.required_status
         self._own = settings.claims()
         self._claims: list[_Claim] = []
         self._owner = ""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -29,8 +29,11 @@ from fuploader_dagster.resources.sources.sql.rows import (
     json_as_it_is,
     text_or_bytes,
 )
-from fuploader_dagster.resources.sql.connection import Database, Transaction
+from fuploader_dagster.resources.sql.connection import Transaction
 from fuploader_dagster.resources.sql.errors import BadRows, explained
+
+if TYPE_CHECKING:
+    from fuploader_dagster.resources.sources.sql.source import SqlTable
 
 PAGE_ROWS = 1_000
 PAGE_BYTES = 4 << 20
@@ -52,9 +55,9 @@ class Page(NamedTuple):
 class PagedSource(MessageSource):
     """One consumer. Subclasses look for rows, and settle them."""
 
-    def __init__(self, database: Database, prefetch: int, *, table: str, poll_seconds: float):
-        """`table`: its name, for messages."""
-        self._database, self._table_name, self._poll_seconds = database, table, poll_seconds
+    def __init__(self, settings: SqlTable, prefetch: int) -> None:
+        self._settings, self._table_name = settings, settings.full_name
+        self._database = settings.database(reconnects=False)
         self._prefetch = self._most_in_hand = prefetch
         self._is_open = False
         self._waiting: deque[Message] = deque()
@@ -166,7 +169,7 @@ class PagedSource(MessageSource):
         self._called_at = now
         rows, more = self._look(self._most_in_hand - len(self._out))
         self._waiting.extend(rows)
-        self._look_at = now if more else now + self._poll_seconds
+        self._look_at = now if more else now + self._settings.poll_seconds
 
     def _hand_out(self, room: int) -> list[Message]:
         waiting = self._waiting
@@ -192,7 +195,10 @@ class PagedSource(MessageSource):
 
         A row that the driver cannot read comes alone, with its damage: the others go on.
         """
-        rows, trying = min(most, self._page_rows), f"could not read table {self._table_name}"
+        rows, trying = (
+            min(most, self._page_rows),
+            f"could not read table {self._table_name}",
+        )
 
         def read(connection: sa.Connection) -> Sequence[Sequence[Any]]:
             transaction.dialect.read_as_it_is(

@@ -37,13 +37,7 @@ if TYPE_CHECKING:
 
 class ReadingSource(PagedSource):
     def __init__(self, settings: SqlTable, prefetch: int) -> None:
-        super().__init__(
-            settings.database(reconnects=False),
-            prefetch,
-            table=settings.full_name,
-            poll_seconds=settings.poll_seconds,
-        )
-        self._settings = settings
+        super().__init__(settings, prefetch)
         self._state: State | None = None
         """What is settled; None while another process reads."""
         self._read_to: Key | None = None
