@@ -40,9 +40,11 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.sink import SinkSettings as SinkSettings
     from fuploader_dagster.contracts.sink import StoredRows as StoredRows
     from fuploader_dagster.contracts.source import CommittedBatch as CommittedBatch
+    from fuploader_dagster.contracts.source import Depth as Depth
     from fuploader_dagster.contracts.source import Message as Message
     from fuploader_dagster.contracts.source import MessagePublisher as MessagePublisher
     from fuploader_dagster.contracts.source import MessageSource as MessageSource
+    from fuploader_dagster.contracts.source import PartDepth as PartDepth
     from fuploader_dagster.contracts.source import SourceSettings as SourceSettings
     from fuploader_dagster.contracts.state import Commit as Commit
     from fuploader_dagster.contracts.state import SlotCount as SlotCount
@@ -148,9 +150,11 @@ _NAMES = {
     ),
     "contracts.source": (
         "CommittedBatch",
+        "Depth",
         "Message",
         "MessagePublisher",
         "MessageSource",
+        "PartDepth",
         "SourceSettings",
     ),
     "contracts.state": ("Commit", "SlotCount", "Snapshot", "StateSettings", "StateStore"),

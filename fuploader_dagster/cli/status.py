@@ -13,6 +13,7 @@ from fuploader_dagster.cli.console import (
     say,
     show_table,
 )
+from fuploader_dagster.contracts.source import Depth
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.disk_space import DiskSpace
 
@@ -33,12 +34,34 @@ def status(
         _print_status(one)
 
 
+def _print_queue(found: dict[str, Any]) -> None:
+    depth: Depth | None = found["depth"]
+    if depth is None:
+        say(f"the queue cannot be asked how much waits: {found['trouble']}")
+        return
+    in_hand = "" if depth.in_hand is None else f", {depth.in_hand:,} are in hand"
+    say(f"{found['queue']}: {depth.waiting:,} messages wait{in_hand}")
+    if depth.parts:
+        show_table(
+            ("part of the queue", "waiting", "next", "end"),
+            (
+                (one.name, f"{one.waiting:,}", _number(one.next), _number(one.end))
+                for one in depth.parts
+            ),
+        )
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
 def _print_status(found: dict[str, Any]) -> None:
     say(
         f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    _print_queue(found["queue"])
     if found["failed_items"]:
         say(f"{found['failed_items']:,} files could not be processed and are dead letters")
     if found["processor_trouble"]:

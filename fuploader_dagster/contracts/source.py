@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Settings
@@ -53,6 +53,29 @@ class CommittedBatch:
     """Those of them that became dead letters."""
 
 
+class PartDepth(NamedTuple):
+    """What waits in one part of a queue that counts its parts apart: a partition of a topic."""
+
+    name: str
+    waiting: int
+    """Messages that are not settled yet: the lag of the consumers."""
+    next: int | None = None
+    """Number, in this part, of the first message that is not settled: the committed offset."""
+    end: int | None = None
+    """Number that the next message to be published gets."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is in a queue, as far as the queue can say."""
+
+    waiting: int
+    """What `MessagePublisher.backlog` returns."""
+    in_hand: int | None = None
+    """Messages that consumers have, and have not settled. None if the queue does not say."""
+    parts: Sequence[PartDepth] = ()
+
+
 class MessageSource(ABC):
     """A queue that one worker consumes.
 
@@ -80,8 +103,8 @@ class MessageSource(ABC):
         With 0 it hands out no more; messages already handed out can still be received and settled.
         May be called at any time; `open` keeps the limit. At first the limit is the `prefetch` that
         the source was built with, and it cannot be raised above that. For queues that drop a
-        message after some number of deliveries (RabbitMQ's quorum queues): all that a consumer has
-        in hand when it dies counts as delivered once more. The default does nothing.
+        message after some number of deliveries: all that a consumer has in hand when it dies counts
+        as delivered once more. The default does nothing.
         """
 
     @abstractmethod
@@ -122,6 +145,10 @@ class MessageSource(ABC):
 class MessagePublisher(ABC):
     """Publishes messages to a queue, and confirms that they arrived."""
 
+    keeps_headers: ClassVar[bool] = True
+    """Whether the queue has a place for headers and ids. If not, a message with any is refused with
+    `MessageRefused`, so that none is lost unseen."""
+
     @abstractmethod
     def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
         """Publish (body, headers) pairs; return how many the queue confirmed as durable.
@@ -142,6 +169,10 @@ class MessagePublisher(ABC):
     @abstractmethod
     def backlog(self) -> int:
         """Number of messages waiting in the queue, as the queue counts them."""
+
+    def depth(self) -> Depth:
+        """The same with what else the queue can say, for `fuploader status`."""
+        return Depth(self.backlog())
 
     @abstractmethod
     def close(self) -> None:

@@ -16,6 +16,7 @@ from fuploader_dagster.delivery.owed_rows import look_at
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.disk_space import Unshipped, space_of
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -33,6 +34,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "pipeline": pipeline.name,
         "node": pipeline.node,
         "workers": read_statuses(layout),
+        "queue": _queue_status(pipeline),
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(layout)),
         "processed": len(layout.processed_numbers()),
@@ -50,6 +52,16 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         ],
         "set_aside": [str(path) for path in others],
     }
+
+
+def _queue_status(pipeline: Pipeline) -> dict[str, Any]:
+    """What waits in the queue. A queue that does not answer is named, and the rest still shown."""
+    found = {"queue": pipeline.source.describe(), "depth": None, "trouble": ""}
+    try:
+        with closing(pipeline.source.publisher()) as publisher:
+            return {**found, "depth": publisher.depth()}
+    except FuploaderError as error:
+        return {**found, "trouble": str(error)}
 
 
 def _sink_status(notes: SinkNotes, pipeline: Pipeline) -> dict[str, Any]:

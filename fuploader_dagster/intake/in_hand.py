@@ -1,8 +1,8 @@
 """In hand: the messages that the queue delivered to a worker and that the worker has not settled.
 
 The trouble: whatever a worker has in hand when it ends, in whatever way, counts as delivered once
-more, and a quorum queue drops a message after a limit of deliveries (20 by default since RabbitMQ
-4). A few messages that crash the parser, ahead of some thousand good ones, are enough to lose
+more, and some queues drop a message after a limit of deliveries (a quorum queue of RabbitMQ 4 after
+20). A few messages that crash the parser, ahead of some thousand good ones, are enough to lose
 those.
 
 What must always hold:
