@@ -95,25 +95,26 @@ def _with_pax(name: str, size: int, headers: str) -> bytes:
             f"file name {name!r} cannot be written as UTF-8: {e.reason}",
             hint="the file name generator must return valid Unicode text",
         ) from e
+    fits = len(raw) <= _NAME_LIMIT and name.isascii()
+    long_name = b"" if fits else _pax_record(b"path", raw)
+    short = raw if fits else name.encode("ascii", "replace")[:_NAME_LIMIT]
+    large = size if size >= _SIZE_LIMIT else 0
+    return _pax_member(long_name, large, headers) + _ustar(short, 0 if large else size, _FILE_TAIL)
+
+
+@lru_cache(maxsize=128)  # a content type is that of thousands of members
+def _pax_member(long_name: bytes, large_size: int, headers: str) -> bytes:
     try:
         comment = headers.encode()
     except UnicodeEncodeError as e:
         raise BadMessage(
             f"message headers {headers!r} cannot be written as UTF-8: {e.reason}"
         ) from e
-    records = b""
-    if len(raw) > _NAME_LIMIT or not name.isascii():
-        records += _pax_record(b"path", raw)
-    if size >= _SIZE_LIMIT:
-        records += _pax_record(b"size", b"%d" % size)
+    records = long_name
+    if large_size:
+        records += _pax_record(b"size", b"%d" % large_size)
     if comment:
         records += _pax_record(b"comment", comment)
-    short = name.encode("ascii", "replace")[:_NAME_LIMIT]
-    return _pax_member(records) + _ustar(short, size if size < _SIZE_LIMIT else 0, _FILE_TAIL)
-
-
-@lru_cache(maxsize=128)  # a content type is that of thousands of members
-def _pax_member(records: bytes) -> bytes:
     return _ustar(_PAX_NAME, len(records), _PAX_TAIL) + records + padding(len(records))
 
 

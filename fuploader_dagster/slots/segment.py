@@ -23,6 +23,8 @@ from fuploader_dagster.slots.index import IndexEntry
 
 SEGMENT_NAME = "segment.tar"
 _BLOCK_BYTES = 2**20
+_LARGEST_OFFSET = 2**62
+"""A larger one is damage, and nothing that the system reads from."""
 
 
 class SegmentWriter(DirectoryWriter):
@@ -111,16 +113,36 @@ def _check_entries(descriptor: int, entries: Sequence[IndexEntry]) -> int:
 
 def content_of(descriptor: int, entry: IndexEntry) -> bytes | None:
     """A message's content, or None unless header, content and padding are as its record says."""
-    start = entry.offset + entry.header_bytes
-    if start + entry.size_bytes > os.fstat(descriptor).st_size:
-        return None  # else a damaged record could ask for any amount of memory
+    head = member_header(entry.name, entry.size_bytes, entry.headers)
+    if len(head) != entry.header_bytes:
+        return None
     tail = padding(entry.size_bytes)
-    head = os.pread(descriptor, entry.header_bytes, entry.offset)
+    end = len(head) + entry.size_bytes
+    if end > _BLOCK_BYTES or entry.offset > _LARGEST_OFFSET:
+        return _large_content_of(descriptor, entry, head, tail)
+    member = os.pread(descriptor, end + len(tail), entry.offset)
+    content = member[len(head) : end]
+    if (
+        len(member) != end + len(tail)
+        or not member.startswith(head)
+        or not member.endswith(tail)
+        or hashlib.sha256(content).digest() != entry.sha256
+    ):
+        return None
+    return content
+
+
+def _large_content_of(descriptor: int, entry: IndexEntry, head: bytes, tail: bytes) -> bytes | None:
+    """The same, without a second copy of the content in memory."""
+    start = entry.offset + len(head)
+    end = start + entry.size_bytes
+    if end > os.fstat(descriptor).st_size:
+        return None  # else a damaged record could ask for any amount of memory
     content = os.pread(descriptor, entry.size_bytes, start)
     if (
-        head != member_header(entry.name, entry.size_bytes, entry.headers)
+        os.pread(descriptor, len(head), entry.offset) != head
+        or os.pread(descriptor, len(tail), end) != tail
         or hashlib.sha256(content).digest() != entry.sha256
-        or os.pread(descriptor, len(tail), start + entry.size_bytes) != tail
     ):
         return None
     return content
