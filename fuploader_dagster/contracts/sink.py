@@ -136,6 +136,11 @@ class SinkSettings(Settings):
         """The target, for people, without secrets."""
         raise NotImplementedError
 
+    def replaced_by_redo(self) -> str:
+        """Where a redo deletes all rows of the partition, whichever sink of the pipeline stored
+        them: for people, and the same for two sinks that do so in one place. Empty: nowhere."""
+        return ""
+
     def examine(self) -> Iterator[Diagnosis]:
         """Check the sink for `fuploader doctor`: reachable, table and columns there, rights.
 

@@ -46,7 +46,7 @@ from fuploader_dagster.settings.archive_formats import (
     why_unreadable,
 )
 from fuploader_dagster.settings.secret import Secret
-from fuploader_dagster.settings.sinks import Sinks, refuse_sinks_without_archives
+from fuploader_dagster.settings.sinks import Sinks, check_sinks
 from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import KeyStrategy, zone_name
 
@@ -371,7 +371,7 @@ class Pipeline(Intake):
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
         check_format(self)
-        refuse_sinks_without_archives(self.sinks, self.process, unreadable=why_unreadable(self))
+        check_sinks(self.sinks, self.process, unreadable=why_unreadable(self))
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(
                 f"recovery_base_seconds ({self.recovery_base_seconds:g}) must not be more than "

@@ -14,11 +14,32 @@ SinkName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Sinks = dict[SinkName, SerializeAsAny[InstanceOf[SinkSettings]]]
 
 
-def refuse_sinks_without_archives(
+def check_sinks(
     sinks: Mapping[str, SinkSettings], process: ProcessorSettings | None, *, unreadable: str
 ) -> None:
-    """Raise `ValueError` if rows may have to be made of archives that have no items of them, or
-    whose files cannot be read back. `unreadable` says why; empty if they can."""
+    """Raise `ValueError` if a sink could not make its rows again, or would delete another's.
+
+    `unreadable`: why files cannot be read back from archives; empty if they can.
+    """
+    _refuse_redoes_of_others(sinks)
+    _refuse_missing_archives(sinks, process, unreadable)
+
+
+def _refuse_redoes_of_others(sinks: Mapping[str, SinkSettings]) -> None:
+    found: dict[str, str] = {}
+    for name, sink in sinks.items():
+        replaced = sink.replaced_by_redo()
+        if replaced and replaced in found:
+            raise ValueError(
+                f"sinks: {found[replaced]} and {name} both fill {replaced}, and a redo of one "
+                f"would delete the rows of the other; give each a column of its own"
+            )
+        found[replaced] = name
+
+
+def _refuse_missing_archives(
+    sinks: Mapping[str, SinkSettings], process: ProcessorSettings | None, unreadable: str
+) -> None:
     late = [name for name, sink in sinks.items() if not sink.required]
     if process is not None and process.keep == "originals":
         why = "which has no results with process.keep: originals"

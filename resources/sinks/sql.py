@@ -88,6 +88,9 @@ class SqlSink(SinkSettings):
     def describe(self) -> str:
         return f"table {full_name(self.table, self.schema_name)} at {self.database_address}"
 
+    def replaced_by_redo(self) -> str:
+        return f"{self.describe()}, slot_column {self.slot_column}" if self.slot_column else ""
+
     @property
     def database_address(self) -> str:
         """Without login and options."""

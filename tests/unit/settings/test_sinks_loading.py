@@ -131,3 +131,21 @@ def test_rows_of_results_need_archives_that_hold_results(tmp_path: Path) -> None
     for keep, required in (("both", False), ("results", False), ("originals", True)):
         sink = RowsFile(path=tmp_path / "rows.sqlite", required=required)
         assert pipeline(tmp_path, sinks={"rows": sink}, process=Script(keep=keep)).sinks
+
+
+def test_sinks_whose_redo_would_delete_each_others_rows_are_refused(tmp_path: Path) -> None:
+    def sql(database: str = "rows.sqlite", **values: Any) -> dict[str, Any]:
+        url = f"sqlite:///{tmp_path / database}"
+        return {"kind": "sql", "url": url, "table": "t", "slot_column": "slot", **values}
+
+    with pytest.raises(ConfigError, match=r"a and c both fill table t .*, slot_column slot"):
+        loaded(tmp_path, {"a": sql(), "b": sql(slot_column="other"), "c": sql(columns=["x"])})
+    apart = {
+        "a": sql(),
+        "b": sql(slot_column="other"),
+        "c": sql(table="u"),
+        "d": sql("other.sqlite"),
+        "e": sql(slot_column=None),
+        "f": sql(slot_column=None),
+    }
+    assert list(loaded(tmp_path, apart).sinks) == list(apart)
