@@ -89,6 +89,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.resources.sinks.sql import SqlSink as SqlSink
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ as RabbitMQ
+    from fuploader_dagster.resources.sources.redis_list.source import RedisList as RedisList
     from fuploader_dagster.resources.sources.redis_stream.source import RedisStream as RedisStream
     from fuploader_dagster.resources.sources.sql.source import SqlTable as SqlTable
     from fuploader_dagster.resources.states.redis import RedisState as RedisState
@@ -191,6 +192,7 @@ _NAMES = {
     "resources.sources.rabbitmq.source": ("RabbitMQ",),
     "resources.sources.sql.source": ("SqlTable",),
     "resources.sources.redis_stream.source": ("RedisStream",),
+    "resources.sources.redis_list.source": ("RedisList",),
     "resources.states.redis": ("RedisState",),
     "resources.states.sqlite": ("SqliteState",),
     "sensors.alert_sensor": ("build_alert_sensor",),

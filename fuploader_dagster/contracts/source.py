@@ -191,6 +191,10 @@ class SourceSettings(Settings):
     Neither `source` nor `publisher` connects: they only construct.
     """
 
+    queue_field: ClassVar[str | None] = None
+    """The setting that names the queue at its server, for a replay into another one. By default
+    that is `queue`, `stream`, `topic` or `path`, if there is one."""
+
     def source(self, *, prefetch: int) -> MessageSource:
         """A consumer that has at most `prefetch` unsettled messages. Not yet connected."""
         raise NotImplementedError

@@ -201,7 +201,8 @@ def progress_path(layout: Layout, selection: Selection) -> Path:
 def another_queue(source: SourceSettings, queue: str) -> SourceSettings:
     """The same broker with another queue. Raises `ConfigError` if the source has no queue name."""
     fields = type(source).model_fields
-    name = next((name for name in _FIELDS_OF_QUEUES if name in fields), None)
+    usual = next((name for name in _FIELDS_OF_QUEUES if name in fields), None)
+    name = source.queue_field or usual
     if name is None:
         raise ConfigError(
             f"{source.describe()} cannot be replayed to another queue: it has no queue name",

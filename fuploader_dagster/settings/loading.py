@@ -61,6 +61,7 @@ KINDS: dict[str, dict[str, str]] = {
         "embedded": "fuploader_dagster.resources.sources.embedded.source:EmbeddedQueue",
         "sql": "fuploader_dagster.resources.sources.sql.source:SqlTable",
         "redis_stream": "fuploader_dagster.resources.sources.redis_stream.source:RedisStream",
+        "redis_list": "fuploader_dagster.resources.sources.redis_list.source:RedisList",
     },
     "state": {
         "redis": "fuploader_dagster.resources.states.redis:RedisState",

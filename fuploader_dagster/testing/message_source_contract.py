@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from fuploader_dagster.contracts.functions import reference_to
+from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import (
     CommittedBatch,
     Message,
@@ -69,6 +70,13 @@ ODD_HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+def taking_headers(publisher: MessagePublisher) -> MessagePublisher:
+    """The publisher, if its queue has a place for headers."""
+    if not publisher.keeps_headers:
+        pytest.skip("this queue has no place for headers")
+    return publisher
+
+
 class MessageSourceContract(LimitContract):
     """Needs a fixture `settings`: a `SourceSettings` with an empty queue."""
 
@@ -107,7 +115,7 @@ class MessageSourceContract(LimitContract):
         self, publisher: MessagePublisher, source: MessageSource
     ) -> None:
         headers = {"origin": "crawler", "tries": 3, "nested": {"a": [1, None]}, "last": True}
-        publisher.publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        taking_headers(publisher).publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
         with_headers, without = collect(source, 2)
         assert with_headers.message_id == "id-1"
         assert without.message_id is None
@@ -120,7 +128,7 @@ class MessageSourceContract(LimitContract):
         self, publisher: MessagePublisher, source: MessageSource
     ) -> None:
         headers = {"X_Cmd": "thumb/64", "tries": 3, "nested": {"a": [1, None]}, "other": "o" * 999}
-        publisher.publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        taking_headers(publisher).publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
         with_headers, without = collect(source, 2)
         names = ("x-cmd", "TRIES", "nested", "message-id", "missing")
         wanted = {folded(name): name for name in names}
@@ -131,6 +139,18 @@ class MessageSourceContract(LimitContract):
             "message-id": "id-1",
         }
         assert source.headers_of(without, wanted) == {}
+
+    def test_a_queue_without_headers_refuses_them_and_takes_the_others(
+        self, publisher: MessagePublisher, source: MessageSource
+    ) -> None:
+        if publisher.keeps_headers:
+            pytest.skip("this queue keeps headers")
+        messages = [(b"a", {}), (b"b", {"message_id": "id-1"}), (b"c", {"cmd": "x"}), (b"d", {})]
+        refused = publish_accepted(publisher.publish, messages)
+        assert sorted(refused) == [1, 2]
+        received = collect(source, 2)
+        assert bodies_of(received) == [b"a", b"d"]
+        assert publisher.publish_again([(b"e", source.describe(received[0]))]) == 1
 
     def test_receive_returns_at_most_the_limit_and_keeps_the_rest(
         self, publisher: MessagePublisher, source: MessageSource
@@ -376,7 +396,7 @@ class MessageSourceContract(LimitContract):
         source: MessageSource,
         name: str,
     ) -> None:
-        publisher.publish([(b"odd", ODD_HEADERS[name]), (b"next", {})])
+        taking_headers(publisher).publish([(b"odd", ODD_HEADERS[name]), (b"next", {})])
         messages = collect(source, 2)
         described = [source.describe(message) for message in messages]
         assert json.loads(json.dumps(described, allow_nan=False)) == described

@@ -59,6 +59,8 @@ _REFUSED = {
     r"(?i)DB index|invalid database|SELECT is not allowed": "name a database that the server has "
     "in the url: /0 always exists, a cluster has no other",
     r"WRONGTYPE": "{other_type}",
+    r"CROSSSLOT|ClusterCrossSlotError": "a cluster keeps these keys on different nodes: put a part "
+    "of the name into braces, such as {{orders}}, and they stay together",
     r"(?i)CERTIFICATE_VERIFY_FAILED": "trust the certificate's issuer on this machine, or name "
     "its file in the url: ?ssl_ca_certs=/path",
     r"WRONG_VERSION_NUMBER|record layer failure": "the server does not speak TLS on this port: "

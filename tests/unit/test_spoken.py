@@ -18,6 +18,7 @@ import typer
 
 from fuploader_dagster.cli import app
 from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.settings.loading import KINDS
 from fuploader_dagster.slots.sealing import Seal
 from tools import settings_reference
 
@@ -119,10 +120,11 @@ def unknown_commands(text: str) -> list[str]:
 
 
 def known_names() -> set[str]:
-    """Settings, what a seal and a partition key say (for templates), and `OTHER_NAMES`."""
+    """Settings and kinds, what a seal and a partition key say (for templates), `OTHER_NAMES`."""
     settings = set(re.findall(r"`([a-z0-9_]+)`", settings_reference.page()))
     seal = {field.name for field in msgspec.structs.fields(Seal)}
-    return settings | seal | set(PartitionKey.__dataclass_fields__) | OTHER_NAMES
+    kinds = {kind for known in KINDS.values() for kind in known}
+    return settings | kinds | seal | set(PartitionKey.__dataclass_fields__) | OTHER_NAMES
 
 
 def test_the_source_is_read_at_all() -> None:

@@ -1,13 +1,7 @@
-"""What source, publisher and examination do with a server alike: errors, and who is alive.
-
-What must always hold: a consumer whose connection exists is alive. A consumer is named after its
-connection, which the server lists; if it may not be asked, or a consumer has no such name, only a
-long silence tells that it is gone.
-"""
+"""What source, publisher and examination do with a server alike: errors, and who is alive."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,16 +9,14 @@ from typing import Any, NamedTuple
 import redis
 
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
+from fuploader_dagster.resources.sources.redis_clients import connected_names, is_named, text
 from fuploader_dagster.resources.states.redis_errors import Asker, explained
 
-NAMED = "fuploader-"
-"""What the name of a consumer begins with whose connection has the same name."""
-_NAME = re.compile(re.escape(NAMED) + r"[0-9a-f]{32}")
 ASKER = Asker(
     SourceRefused,
     SourceUnavailable,
     "docs/redis-streams.md",
-    "the key holds something else than a stream: name another stream",
+    "the key holds something else than a stream: name another stream; lists have kind: redis_list",
     waits=True,
 )
 
@@ -51,11 +43,6 @@ def explaining(trying: str) -> Iterator[None]:
         raise explained(error, trying, asker=ASKER) from error
 
 
-def command(client: redis.Redis, *arguments: Any) -> Any:
-    """The answer to one command."""
-    return client.execute_command(*arguments)  # type: ignore[no-untyped-call]
-
-
 def consumers(
     client: redis.Redis, stream: str, group: str, idle_seconds: float
 ) -> Sequence[Consumer]:
@@ -63,32 +50,15 @@ def consumers(
     among these was there before, and is gone."""
     found: Any = client.xinfo_consumers(stream, group)
     connected: set[str] | None = None
-    if any(_NAME.fullmatch(_str(one["name"])) for one in found):
-        connected = _connected(client)
+    if any(is_named(text(one["name"])) for one in found):
+        connected = connected_names(client)
     return [
         Consumer(
-            _str(one["name"]),
+            text(one["name"]),
             int(one["pending"]),
-            _str(one["name"]) in connected
-            if connected is not None and _NAME.fullmatch(_str(one["name"]))
+            text(one["name"]) in connected
+            if connected is not None and is_named(text(one["name"]))
             else int(one["idle"]) < idle_seconds * 1000,
         )
         for one in found
     ]
-
-
-def may_list_connections(client: redis.Redis) -> bool:
-    return _connected(client) is not None
-
-
-def _connected(client: redis.Redis) -> set[str] | None:
-    """Names of all connections; None if the server does not tell."""
-    try:
-        listed = command(client, "CLIENT LIST")
-    except redis.ResponseError:
-        return None
-    return {_str(one.get("name", "")) for one in listed}
-
-
-def _str(value: Any) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING
 import redis
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.resources.sources.redis_stream.connection import (
-    command,
-    explaining,
-    may_list_connections,
-)
+from fuploader_dagster.resources.sources.redis_clients import command, connected_names
+from fuploader_dagster.resources.sources.redis_stream.connection import explaining
 from fuploader_dagster.resources.sources.redis_stream.publisher import groups
 from fuploader_dagster.resources.states.redis_connection import connect, run
 from fuploader_dagster.resources.states.redis_examination import judge_stream
@@ -39,7 +36,7 @@ def examine(settings: RedisStream) -> Iterator[Diagnosis]:
             names = [str(one["name"]) for one in groups(client, settings)]
             if settings.group in names:
                 _try_all(client, settings)
-            listed, info = may_list_connections(client), _info(client)
+            listed, info = connected_names(client) is not None, _info(client)
     finally:
         publisher.close()
         client.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from fuploader_dagster.contracts.source import MessagePublisher
+from fuploader_dagster.contracts.source import Depth, MessagePublisher
 from fuploader_dagster.errors import MessageRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.redis_stream.connection import consumers, explaining
 from fuploader_dagster.resources.sources.redis_stream.entries import fields_of
@@ -73,18 +73,23 @@ class RedisStreamPublisher(MessagePublisher):
         return published
 
     def backlog(self) -> int:
+        return self.depth().waiting
+
+    def depth(self) -> Depth:
         settings = self._settings
         with explaining(f"could not count the messages of {settings.describe()}"):
             group = group_of(self._client, settings)
             if group is None:
-                return int(self._client.xlen(settings.stream))
+                return Depth(int(self._client.xlen(settings.stream)), in_hand=0)
             members = consumers(
                 self._client, settings.stream, settings.group, settings.idle_seconds
             )
             in_hand = sum(one.pending for one in members if one.alive)
             if settings.delete:
-                return max(0, int(self._client.xlen(settings.stream)) - in_hand)
-            return self._unread(group) + sum(one.pending for one in members if not one.alive)
+                length = int(self._client.xlen(settings.stream))
+                return Depth(max(0, length - in_hand), in_hand)
+            of_the_dead = sum(one.pending for one in members if not one.alive)
+            return Depth(self._unread(group) + of_the_dead, in_hand)
 
     def close(self) -> None:
         with suppress(redis.RedisError, OSError):

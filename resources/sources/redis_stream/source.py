@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,24 +34,24 @@ from fuploader_dagster.contracts.source import (
     SourceSettings,
 )
 from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
-from fuploader_dagster.resources.sources.redis_stream.connection import (
+from fuploader_dagster.resources.sources.redis_clients import (
+    LOOK_EVERY_SECONDS,
     NAMED,
     command,
-    consumers,
-    explaining,
+    named_client,
 )
+from fuploader_dagster.resources.sources.redis_stream.connection import consumers, explaining
 from fuploader_dagster.resources.sources.redis_stream.entries import described, message_of
 from fuploader_dagster.resources.sources.redis_stream.examination import examine
 from fuploader_dagster.resources.sources.redis_stream.publisher import (
     RedisStreamPublisher,
     groups,
 )
-from fuploader_dagster.resources.states.redis_connection import address, connect, run, usable
+from fuploader_dagster.resources.states.redis_connection import address, run, usable
 from fuploader_dagster.settings.secret import Secret
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_SECONDS = 1.0
 _BATCH_BYTES = 4 << 20
 _FIRST_COUNT = 32
 _SETTLED_AT_ONCE = 2_000
@@ -194,7 +193,7 @@ class RedisStreamSource(MessageSource):
         with self._giving_up("receive from"):
             client = self._opened()
             while True:
-                if time.monotonic() - self._looked_at > _LOOK_EVERY_SECONDS:
+                if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
                     self._look_for_the_dead()
                 if room > 0 and (messages := self._claimed(client, room)):
                     return messages
@@ -206,7 +205,7 @@ class RedisStreamSource(MessageSource):
                 elif limit:
                     return []
                 else:
-                    time.sleep(min(remaining, _LOOK_EVERY_SECONDS))
+                    time.sleep(min(remaining, LOOK_EVERY_SECONDS))
                 if time.monotonic() >= deadline:
                     return []
 
@@ -250,7 +249,7 @@ class RedisStreamSource(MessageSource):
 
     @property
     def _longest_wait(self) -> float:
-        return min(_LOOK_EVERY_SECONDS, self._settings.timeout_seconds / 2)
+        return min(LOOK_EVERY_SECONDS, self._settings.timeout_seconds / 2)
 
     def _opened(self) -> redis.Redis:
         if self._client is None:
@@ -258,21 +257,9 @@ class RedisStreamSource(MessageSource):
         return self._client
 
     def _connected(self) -> redis.Redis:
-        """A client, and our name: that of the connection, if the server lets us name it."""
-        settings, consumer = self._settings, uuid.uuid4().hex
-        for name in (f"{NAMED}{consumer}", None):
-            client = connect(settings.url, settings.timeout_seconds, decode=False, client_name=name)
-            client.set_response_callback("XREADGROUP", lambda answer, **_: answer)
-            try:
-                client.ping()
-            except (redis.exceptions.NoPermissionError, redis.exceptions.ResponseError):
-                client.close()
-                if name is None:
-                    raise
-            else:
-                self._consumer = name or f"unnamed-{consumer}"
-                return client
-        raise AssertionError
+        client, self._consumer = named_client(self._settings.url, self._settings.timeout_seconds)
+        client.set_response_callback("XREADGROUP", lambda answer, **_: answer)
+        return client
 
     def _declare(self, client: redis.Redis) -> None:
         settings = self._settings

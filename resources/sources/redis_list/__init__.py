@@ -1,0 +1,1 @@
+"""A list of Redis as a message source."""
