@@ -14,9 +14,9 @@ from typing import Any
 
 import typer
 
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.archives import cat, ls, restore
 from fuploader_dagster.cli.catalog import catalog, find
-from fuploader_dagster.cli.console import complain
 from fuploader_dagster.cli.dead_letters import dead_letters
 from fuploader_dagster.cli.dev import dev
 from fuploader_dagster.cli.doctor import doctor
@@ -65,27 +65,27 @@ def main() -> None:
         require_utf8_names()
         raise SystemExit(app(standalone_mode=False))
     except typer.Abort:
-        complain("aborted")
+        console.complain("aborted")
         raise SystemExit(1) from None
     except _USAGE_ERRORS as error:
         _explain(error)
         raise SystemExit(error.exit_code) from None
     except FuploaderError as error:
-        complain(f"error: {error}")
+        console.complain(f"error: {error}")
         raise SystemExit(exit_code_of(error)) from None
     except OSError as error:
         # A folder that cannot be made, a full disk behind stdout: for a person, not for a debugger.
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        complain(f"error: {error.filename or 'standard output'}: {error.strerror}")
+        console.complain(f"error: {error.filename or 'standard output'}: {error.strerror}")
         raise SystemExit(TRY_LATER if error.errno == errno.ENOSPC else REFUSED) from None
 
 
 def _explain(error: Any) -> None:
     """Say what is wrong with the usage. A call without arguments has shown the help instead."""
     if said := error.format_message():
-        complain(error.ctx.get_usage() if error.ctx is not None else "")
-        complain(f"error: {said}")
+        console.complain(error.ctx.get_usage() if error.ctx is not None else "")
+        console.complain(f"error: {said}")
 
 
 if __name__ == "__main__":

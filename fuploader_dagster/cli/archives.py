@@ -18,17 +18,7 @@ from fuploader_dagster.archives.frame_walk import Damage
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.archives.ranges import ReadAhead
 from fuploader_dagster.archives.reader import Archive, no_match
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    OnlyPipelineOption,
-    bytes_bar,
-    complain,
-    complain_of_each,
-    one_pipeline,
-    print_json,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import DAMAGED, REFUSED, UNPROVEN
 from fuploader_dagster.delivery.find_archive import FoundArchive, find_archive, is_partition
 from fuploader_dagster.disk.header_text import from_text
@@ -62,9 +52,9 @@ def ls(
     pattern: Annotated[str, typer.Argument(help="Only names that match: *, ?, [...].")] = "*",
     *,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
-    as_json: JsonOption = False,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
+    as_json: console.JsonOption = False,
 ) -> None:
     """List the members of an archive in their order, with their sizes.
 
@@ -79,7 +69,7 @@ def ls(
             raise no_match(opened.address, pattern)
         if as_json:
             results = opened.results()
-            print_json(
+            console.print_json(
                 {
                     "archive": opened.address,
                     "size_bytes": opened.size_bytes,
@@ -104,8 +94,8 @@ def cat(
     ] = None,
     *,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
 ) -> None:
     """Write one member to stdout, verified.
 
@@ -122,7 +112,9 @@ def cat(
             for piece in opened.stream(member):
                 out.write(piece)
             if member in opened.unproven.names:
-                complain(f"unproven: nothing proves the bytes of {member!r}: {_WITHOUT_CHECKSUM}")
+                console.complain(
+                    f"unproven: nothing proves the bytes of {member!r}: {_WITHOUT_CHECKSUM}"
+                )
     out.flush()
 
 
@@ -135,9 +127,9 @@ def restore(
     only: Annotated[str | None, typer.Option(help="Only names that match: *, ?, [...].")] = None,
     threads: ThreadsOption = 4,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
-    as_json: JsonOption = False,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Unpack an archive; of a damaged one, what is intact.
 
@@ -145,17 +137,17 @@ def restore(
     """
     with (
         open_archive(archive, config, pipeline_name, max_memory) as (opened, _),
-        bytes_bar("restoring") as progress,
+        console.bytes_bar("restoring") as progress,
     ):
         report = opened.restore(folder, only, threads=threads, progress=progress)
     if as_json:
-        print_json({"archive": opened.address, **asdict(report)})
+        console.print_json({"archive": opened.address, **asdict(report)})
     else:
         before = f"; {report.unchanged:,} of them were there already" if report.unchanged else ""
         size = f"{report.restored:,} members, {report.size_bytes:,} bytes"
-        say(f"restored {size} to {folder}{before}")
+        console.say(f"restored {size} to {folder}{before}")
     if report.unproven.count:
-        complain(f"unproven: {report.unproven}; check the archive with `fuploader verify`")
+        console.complain(f"unproven: {report.unproven}; check the archive with `fuploader verify`")
     report_and_exit(report.damages, report.refused)
 
 
@@ -176,7 +168,7 @@ def _find(target: str, config: Path | None, pipeline_name: str | None) -> FoundA
 def _pipelines(target: str, config: Path | None, name: str | None) -> dict[str, Pipeline]:
     """The pipelines that may know the archive. A path needs none, an address works without."""
     if name is not None:
-        return {name: one_pipeline(config, name)}
+        return {name: console.one_pipeline(config, name)}
     if is_partition(target):
         return load_pipelines(config)
     configured = config or CONFIG_VARIABLE in os.environ or Path(DEFAULT_FILE).exists()
@@ -187,9 +179,9 @@ def report_and_exit(
     damages: Sequence[Damage], refused: Sequence[str], unproven: Sequence[str] = ()
 ) -> None:
     """Say what went wrong and leave with its exit code."""
-    complain_of_each("damaged", damages)
-    complain_of_each("refused", refused)
-    complain_of_each("unproven", unproven)
+    console.complain_of_each("damaged", damages)
+    console.complain_of_each("refused", refused)
+    console.complain_of_each("unproven", unproven)
     if damages or refused:
         raise typer.Exit(DAMAGED if damages else REFUSED)
     if unproven:

@@ -10,18 +10,7 @@ import typer
 
 from fuploader_dagster.catalog.catalog import Catalog, Hit
 from fuploader_dagster.catalog.rebuild import rebuild, remove_catalog
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    OnlyPipelineOption,
-    PipelineOption,
-    chosen_pipelines,
-    complain_of_each,
-    counting,
-    one_pipeline,
-    print_json,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import DAMAGED
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -35,8 +24,8 @@ catalog = typer.Typer(
 def find(
     name: Annotated[str, typer.Argument(help="File name or pattern: prefix*, *, ?, [...].")],
     *,
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line, for programs.")
     ] = False,
@@ -45,7 +34,7 @@ def find(
 
     Exit code 4 if there is none.
     """
-    pipelines = chosen_pipelines(config, pipeline_name)
+    pipelines = console.chosen_pipelines(config, pipeline_name)
     cataloged = [pipeline for pipeline in pipelines if pipeline.layout.catalog.exists()]
     if not cataloged:
         raise StoreRefused(
@@ -93,19 +82,19 @@ def _as_json(hit: Hit, pipeline: Pipeline) -> str:
 @catalog.command(name="rebuild")
 def rebuild_command(
     *,
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Remove the catalog first, for example a damaged one.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Number of archives to read at once.")] = 8,
-    as_json: JsonOption = False,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Bring the catalog up to date with the object store, reading only the manifests it lacks."""
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     if anew:
         remove_catalog(pipeline.layout)
-    with counting() as progress:
+    with console.counting() as progress:
         task = progress.add_task("reading manifests", total=None)
         report = rebuild(
             pipeline,
@@ -114,12 +103,12 @@ def rebuild_command(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
-        print_json(vars(report))
+        console.print_json(vars(report))
     else:
-        say(
+        console.say(
             f"{report.archives:,} archives in the store: {report.added:,} added, "
             f"{report.gone:,} gone, {len(report.unreadable):,} not readable"
         )
-    complain_of_each("not readable", report.unreadable)
+    console.complain_of_each("not readable", report.unreadable)
     if report.damaged:
         raise typer.Exit(DAMAGED)

@@ -13,16 +13,7 @@ import msgspec
 import typer
 
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    PipelineOption,
-    complain,
-    one_pipeline,
-    print_json,
-    say,
-    show_table,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.cli.stages import hand_over
 from fuploader_dagster.dead_letters.letters import (
@@ -54,23 +45,23 @@ EveryOption = Annotated[bool, typer.Option("--all", help="Include those that wer
 
 @dead_letters.command(name="list")
 def list_letters(
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
     every: EveryOption = False,
-    as_json: JsonOption = False,
+    as_json: console.JsonOption = False,
 ) -> None:
     """List dead letters, oldest first, and count the most frequent reasons."""
-    layout = one_pipeline(config, pipeline_name).layout
+    layout = console.one_pipeline(config, pipeline_name).layout
     letters = list(_waiting(layout, every=every))
     if as_json:
-        print_json(
+        console.print_json(
             [
                 {"id": key, "time": one.time, "reason": one.reason, **_place(one)}
                 for key, one in letters
             ]
         )
         return
-    show_table(
+    console.show_table(
         ("id", "time", "stage", "bytes", "reason"),
         (
             (
@@ -84,7 +75,7 @@ def list_letters(
         ),
     )
     for reason, count in Counter(letter.reason for _, letter in letters).most_common(10):
-        say(f"{count:,} × {reason[:SHOWN_REASON]}")
+        console.say(f"{count:,} × {reason[:SHOWN_REASON]}")
 
 
 @dead_letters.command()
@@ -92,12 +83,12 @@ def show(
     letter_id: Annotated[
         str, typer.Argument(metavar="ID", help="As `fuploader dead-letters list` shows it.")
     ],
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
     body: Annotated[bool, typer.Option("--body", help="Print only the raw body.")] = False,
 ) -> None:
     """Show a whole dead letter: reason, headers and body."""
-    layout = one_pipeline(config, pipeline_name).layout
+    layout = console.one_pipeline(config, pipeline_name).layout
     ((_, letter),) = _chosen(layout, [letter_id])
     content = letter.body if body else msgspec.json.format(msgspec.json.encode(letter)) + b"\n"
     sys.stdout.buffer.write(content)
@@ -106,8 +97,8 @@ def show(
 @dead_letters.command(name="requeue")
 def requeue_letters(
     ids: IdsArgument = None,
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
     every: Annotated[
         bool, typer.Option("--all", help="Send all that were not sent back yet.")
     ] = False,
@@ -124,7 +115,7 @@ def requeue_letters(
 
     One that the queue refuses stays here and is named; the exit code is then 4.
     """
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     if bool(ids) == every:
         raise ConfigError(
             "give either the ids of dead letters or --all",
@@ -149,8 +140,8 @@ def requeue_letters(
             sent += done.sent
             refused += len(done.refused)
             for letter_id, error in done.refused:
-                complain(f"{letter_id} stays here: {error}")
-    say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
+                console.complain(f"{letter_id} stays here: {error}")
+    console.say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
     if refused:
         raise typer.Exit(REFUSED)
 
@@ -158,17 +149,17 @@ def requeue_letters(
 def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
     slot = process_again(letters, pipeline)
     if slot is None:
-        say("there is nothing to process again")
+        console.say("there is nothing to process again")
         return
     hand_over(pipeline, [slot])
-    say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
+    console.say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
 
 
 def _store_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
     done = store_letters(letters, pipeline)
     for letter_id, error in done.refused:
-        complain(f"{letter_id} stays here: {error}")
-    say(f"stored {done.rows:,} rows of {done.letters:,} files")
+        console.complain(f"{letter_id} stays here: {error}")
+    console.say(f"stored {done.rows:,} rows of {done.letters:,} files")
     if done.refused:
         raise typer.Exit(REFUSED)
 
@@ -176,12 +167,12 @@ def _store_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) 
 @dead_letters.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder to write into; created if it is missing.")],
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
     every: EveryOption = False,
 ) -> None:
     """Write each raw body into a file of its own. Existing files are not touched."""
-    layout = one_pipeline(config, pipeline_name).layout
+    layout = console.one_pipeline(config, pipeline_name).layout
     written = refused = 0
     with RestoreFolder(folder) as target:
         for letter_id, letter in _waiting(layout, every=every):
@@ -189,8 +180,8 @@ def export(
                 written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
             except Refused as error:
                 refused += 1
-                complain(f"not written: {error.message}")
-    say(f"wrote {written:,} bodies into {folder}")
+                console.complain(f"not written: {error.message}")
+    console.say(f"wrote {written:,} bodies into {folder}")
     if refused:
         raise typer.Exit(REFUSED)
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from fuploader_dagster.cli.console import ConfigOption, say
+from fuploader_dagster.cli import console
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
@@ -38,7 +38,7 @@ def dev(
     port: Annotated[
         int, typer.Option(help="Port of the UI; 0 takes the first free one from 3000 on.")
     ] = 0,
-    config: ConfigOption = None,
+    config: console.ConfigOption = None,
 ) -> None:
     """Start everything on this machine: Dagster's daemon and UI, and the drain workers."""
     pipelines = load_pipelines(config)
@@ -53,10 +53,10 @@ def dev(
     for pipeline in pipelines.values():
         _put_samples(pipeline, samples)
     port = port or _free_port()
-    say(f"UI:       http://127.0.0.1:{port}")
+    console.say(f"UI:       http://127.0.0.1:{port}")
     for pipeline in pipelines.values():
-        say(f"archives: {pipeline.store.describe()}")
-    say("Ctrl-C stops everything; the next start continues where this one stopped.")
+        console.say(f"archives: {pipeline.store.describe()}")
+    console.say("Ctrl-C stops everything; the next start continues where this one stopped.")
     dagster = Path(sys.executable).with_name("dagster")
     where = ["-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
     sys.stdout.flush()
@@ -89,7 +89,7 @@ def _put_samples(pipeline: Pipeline, count: int | None) -> None:
     with closing(pipeline.source.publisher()) as publisher:
         if publisher.backlog() == 0:
             published = publisher.publish(sample_messages(count, seed=_next_seed(pipeline)))
-            say(f"put {published:,} sample messages into {pipeline.source.describe()}")
+            console.say(f"put {published:,} sample messages into {pipeline.source.describe()}")
 
 
 def _next_seed(pipeline: Pipeline) -> int:

@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    OnlyPipelineOption,
-    chosen_pipelines,
-    print_json,
-    show_title,
-    show_verdict,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.contracts.diagnosis import Diagnosis, exit_code
 from fuploader_dagster.health.doctor import examine
 
@@ -22,9 +14,9 @@ _COLOURS = {"good": "green", "warning": "yellow", "unreachable": "red", "wrong":
 
 
 def doctor(
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
-    as_json: JsonOption = False,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
+    as_json: console.JsonOption = False,
     everything: Annotated[
         bool, typer.Option("--all/--trouble", help="Show every check, or only those not good.")
     ] = True,
@@ -35,14 +27,14 @@ def doctor(
     does not answer, 4 if something needs a person.
     """
     found: list[tuple[str, Diagnosis]] = []
-    for pipeline in chosen_pipelines(config, pipeline_name):
+    for pipeline in console.chosen_pipelines(config, pipeline_name):
         if not as_json:
-            show_title(pipeline.name)
+            console.show_title(pipeline.name)
         for one in examine(pipeline):
             found.append((pipeline.name, one))
             if not as_json and (everything or one.verdict != "good"):
                 line = f"{one.check:<12} {one.found}"
-                show_verdict(one.verdict, _COLOURS[one.verdict], line, one.hint)
+                console.show_verdict(one.verdict, _COLOURS[one.verdict], line, one.hint)
     if as_json:
-        print_json([{"pipeline": name, **vars(one)} for name, one in found])
+        console.print_json([{"pipeline": name, **vars(one)} for name, one in found])
     raise typer.Exit(exit_code(one for _, one in found))

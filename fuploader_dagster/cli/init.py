@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fuploader_dagster.cli.console import say
+from fuploader_dagster.cli import console
 from fuploader_dagster.errors import ConfigError
 
 TEMPLATE = Path(__file__).with_name("new_project")
@@ -28,10 +28,12 @@ def init(
 ) -> None:
     """Write a new project: one pipeline that needs no server, and a parser to edit."""
     for path in write_project(folder):
-        say(f"wrote {path}")
+        console.say(f"wrote {path}")
     away = f"cd {folder} && " if folder != Path() else ""
-    say(f"next: {away}fuploader doctor && fuploader dev")
-    say("then: edit strategies.py; fuploader.yaml says where the messages come from and go to")
+    console.say(f"next: {away}fuploader doctor && fuploader dev")
+    console.say(
+        "then: edit strategies.py; fuploader.yaml says where the messages come from and go to"
+    )
 
 
 def write_project(folder: Path) -> list[Path]:

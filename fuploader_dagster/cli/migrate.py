@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    PipelineOption,
-    complain,
-    counting,
-    one_pipeline,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import root_of, what_is_left
@@ -59,8 +52,8 @@ def migrate(
     ] = None,
     parser: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
     file_name: Annotated[str | None, typer.Option(help="package.module:function.")] = None,
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
 ) -> None:
     """Take over what FUploader left: its directories, archives and Redis keys.
 
@@ -88,7 +81,9 @@ def migrate(
         }
         _write(path, {setting: value for setting, value in given.items() if value}, yes=yes)
         return
-    _take_over(one_pipeline(config, pipeline_name), path, stopped=stopped, yes=yes, dry_run=dry_run)
+    _take_over(
+        console.one_pipeline(config, pipeline_name), path, stopped=stopped, yes=yes, dry_run=dry_run
+    )
 
 
 def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_run: bool) -> None:
@@ -97,9 +92,9 @@ def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_
     refuse_rivals(pipeline, load_pipelines(path).values())
     plan = run.examine(pipeline, stopped=stopped)
     if plan.alive:
-        complain(f"FUploader still runs: {plan.alive}")
+        console.complain(f"FUploader still runs: {plan.alive}")
     if not plan and not what_is_left(pipeline):
-        say(f"nothing of FUploader's is left in {root_of(pipeline)}")
+        console.say(f"nothing of FUploader's is left in {root_of(pipeline)}")
         return
     _show(plan, pipeline)
     if dry_run:
@@ -107,13 +102,13 @@ def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_
     look.refuse_if_alive(plan.alive, root_of(pipeline))
     if not yes:
         typer.confirm("Take over?", abort=True)
-    with counting() as progress:
+    with console.counting() as progress:
         task = progress.add_task("taking over", total=plan.files)
         sealed = run.take_over(
             pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n)
         )
-    say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
-    say("next: `fuploader ship` uploads them now; a running Dagster does so by itself")
+    console.say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
+    console.say("next: `fuploader ship` uploads them now; a running Dagster does so by itself")
 
 
 def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
@@ -130,11 +125,11 @@ def _write(path: Path, given: dict[str, str], *, yes: bool) -> None:
         )
     write_configuration(path, answers)
     for written in (path, *write_instance(path.parent)):
-        say(f"wrote {written}")
+        console.say(f"wrote {written}")
     for variable in answers.secrets():
         state = "is set" if os.environ.get(variable) else "must be set"
-        say(f"{variable} {state} in the environment")
-    say("next: `fuploader migrate --dry-run` shows what it would take over")
+        console.say(f"{variable} {state} in the environment")
+    console.say("next: `fuploader migrate --dry-run` shows what it would take over")
 
 
 def _show(plan: Plan, pipeline: Pipeline) -> None:
@@ -153,12 +148,12 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
     lines += [f"remove the empty {path}" for path in plan.empty]
     lines += [f"forget the key {key}" for key in plan.forget]
     for line in lines[:_LISTED]:
-        say(line)
+        console.say(line)
     if len(lines) > _LISTED:
-        say(f"... and {len(lines) - _LISTED:,} more")
+        console.say(f"... and {len(lines) - _LISTED:,} more")
     for remark in plan.remarks:
-        say(f"note: {remark}")
-    say(
+        console.say(f"note: {remark}")
+    console.say(
         f"{plan.files:,} files of {len(plan.adopt):,} directories and {len(plan.archives):,} "
         f"archives to take over from {root_of(pipeline)}"
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fuploader_dagster.archives.restore_folder import RestoreFolder
-from fuploader_dagster.cli.console import ConfigOption, PipelineOption, one_pipeline, say
+from fuploader_dagster.cli import console
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.delivery.process import process_item
 from fuploader_dagster.errors import ConfigError
@@ -29,15 +29,15 @@ def process(
         Path | None,
         typer.Option("--output", "-o", help="Write the result here; of several, into this folder."),
     ] = None,
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
 ) -> None:
     """Process one file with a pipeline's processor and its limits, to try it out.
 
     Nothing is queued, stored or retried. One result goes to standard output unless --output names
     a file.
     """
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     headers = dict(_header(one) for one in header or [])
     if command is not None:
         headers["cmd"] = command
@@ -47,16 +47,16 @@ def process(
         sys.stdout.buffer.write(results[0].content)
     elif output is not None and len(results) == 1 and not output.is_dir():
         output.write_bytes(results[0].content)
-        say(f"wrote {len(results[0].content):,} bytes to {output}{_type(results[0])}")
+        console.say(f"wrote {len(results[0].content):,} bytes to {output}{_type(results[0])}")
     elif output is None:
         for result in results:
-            say(f"{result.name}: {len(result.content):,} bytes{_type(result)}")
-        say(f"{len(results)} results; --output FOLDER writes them")
+            console.say(f"{result.name}: {len(result.content):,} bytes{_type(result)}")
+        console.say(f"{len(results)} results; --output FOLDER writes them")
     else:
         with RestoreFolder(output) as folder:
             for result in results:
                 folder.write(result.name, [memoryview(result.content)])
-        say(f"wrote {len(results)} results into {output}")
+        console.say(f"wrote {len(results)} results into {output}")
 
 
 def _type(result: Result) -> str:

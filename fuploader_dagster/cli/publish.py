@@ -25,14 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    PipelineOption,
-    complain,
-    counting,
-    one_pipeline,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher
@@ -56,21 +49,21 @@ def publish(
     file: Annotated[
         Path, typer.Argument(help="File with one message in each line; - for standard input.")
     ],
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
 ) -> None:
     """Publish messages to a pipeline's queue, each confirmed."""
-    pipeline = one_pipeline(config, pipeline_name)
-    with _open_lines(file) as lines, counting() as progress:
+    pipeline = console.one_pipeline(config, pipeline_name)
+    with _open_lines(file) as lines, console.counting() as progress:
         total = None if file == _STDIN else _count_lines(file)
         task = progress.add_task("publishing", total=total)
         with closing(pipeline.source.publisher()) as publisher:
             report = publish_lines(
                 lines, pipeline, publisher, progress=lambda more: progress.advance(task, more)
             )
-    say(f"{report.confirmed:,} messages are confirmed by {pipeline.source.describe()}")
+    console.say(f"{report.confirmed:,} messages are confirmed by {pipeline.source.describe()}")
     for number, error in report.refused:
-        complain(f"line {number} was not sent: {error}")
+        console.complain(f"line {number} was not sent: {error}")
     if report.refused:
         raise typer.Exit(REFUSED)
 

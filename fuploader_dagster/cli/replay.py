@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    PipelineOption,
-    complain_of_each,
-    counting,
-    one_pipeline,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import Selection, another_queue, select
@@ -51,14 +44,14 @@ def replay(
         str | None,
         typer.Option(help="Publish to this queue of the same broker. Default: the pipeline's own."),
     ] = None,
-    config: ConfigOption = None,
-    pipeline_name: PipelineOption = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
 ) -> None:
     """Publish archived messages to a queue again, in their order, each confirmed.
 
     After an interruption, the same command continues where it stopped.
     """
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     source = another_queue(pipeline.source, queue) if queue else pipeline.source
     selection = Selection(
         select(
@@ -73,7 +66,7 @@ def replay(
     )
     receipts = find_receipts(pipeline.layout, selection.partitions)
     known = name is None and len(receipts) == len(selection.partitions)
-    with closing(source.publisher()) as publisher, counting() as progress:
+    with closing(source.publisher()) as publisher, console.counting() as progress:
         total = sum(one.messages * one.originals for one in receipts.values()) if known else None
         task = progress.add_task("replaying", total=total)
         report = replay_selection(
@@ -84,13 +77,15 @@ def replay(
             progress=lambda confirmed: progress.update(task, completed=confirmed),
         )
     earlier = f", {report.before:,} in an earlier attempt" if report.before else ""
-    say(
+    console.say(
         f"{report.published:,} messages of {len(selection.partitions):,} archives are confirmed by "
         f"{selection.target}{earlier}"
     )
-    complain_of_each("unproven", report.unproven)
-    complain_of_each("cannot become a message", report.refused)
-    complain_of_each("nothing to replay, its archive holds only results", report.only_results)
+    console.complain_of_each("unproven", report.unproven)
+    console.complain_of_each("cannot become a message", report.refused)
+    console.complain_of_each(
+        "nothing to replay, its archive holds only results", report.only_results
+    )
     if report.refused or report.only_results:
         raise typer.Exit(REFUSED)
 

@@ -7,14 +7,7 @@ from contextlib import closing
 
 import typer
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    PipelineOption,
-    complain,
-    counting,
-    one_pipeline,
-    say,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.all_rows import AllRows
@@ -27,24 +20,26 @@ from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.standalone import drain_pipeline, ship_pipeline
 
 
-def drain(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+def drain(
+    config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None
+) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
 
     With residue_file_upload everything that is left is then sealed, packed and uploaded.
     """
     log_to_stderr("%(asctime)s %(levelname)s %(message)s")
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     drain_pipeline(pipeline)
     if pipeline.residue_file_upload and ship_pipeline(pipeline).failures:  # which it has logged
         raise typer.Exit(REFUSED)
 
 
-def seal(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+def seal(config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None) -> None:
     """Seal all active slots now, however full they are."""
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     sealed = recovery.seal_on_request(pipeline)
     hand_over(pipeline, sealed)
-    say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+    console.say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
 
 
 def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
@@ -54,22 +49,24 @@ def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
         state.add_sealed([slot.seal.partition for slot in sealed])
 
 
-def ship(config: ConfigOption = None, pipeline_name: PipelineOption = None) -> None:
+def ship(config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None) -> None:
     """Pack and upload all sealed slots now, and store their rows in the sinks, without Dagster."""
-    pipeline = one_pipeline(config, pipeline_name)
+    pipeline = console.one_pipeline(config, pipeline_name)
     refuse_leftovers(pipeline)
     failed = False
     rows = AllRows(pipeline, patient=False)
-    with counting() as progress:
+    with console.counting() as progress:
         task = progress.add_task("shipping", total=len(sealed_partitions(pipeline.layout)))
         for outcome in ship_sealed(pipeline, pipeline.store.open(), rows):
             progress.advance(task)
             if isinstance(outcome, Failed):
                 failed = True
-                complain(f"{outcome.partition} was not shipped and is kept: {outcome.error}")
+                console.complain(
+                    f"{outcome.partition} was not shipped and is kept: {outcome.error}"
+                )
     for sentence in rows.failures:
-        complain(f"not stored: {sentence}")
+        console.complain(f"not stored: {sentence}")
     if pipeline.sinks:
-        say(f"stored {rows.stored:,} rows")
+        console.say(f"stored {rows.stored:,} rows")
     if failed or rows.failures:
         raise typer.Exit(REFUSED)

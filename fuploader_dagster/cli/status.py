@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    OnlyPipelineOption,
-    chosen_pipelines,
-    print_json,
-    say,
-    show_table,
-)
+from fuploader_dagster.cli import console
 from fuploader_dagster.contracts.source import Depth
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.disk_space import DiskSpace
@@ -21,14 +13,14 @@ _SINK_FIGURES = ("stored_slots", "rows", "rejected_items", "owed_slots", "failin
 
 
 def status(
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
-    as_json: JsonOption = False,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Show what the pipelines are doing, and what waits or failed."""
-    found = [status_of(pipeline) for pipeline in chosen_pipelines(config, pipeline_name)]
+    found = [status_of(pipeline) for pipeline in console.chosen_pipelines(config, pipeline_name)]
     if as_json:
-        print_json(found)
+        console.print_json(found)
         return
     for one in found:
         _print_status(one)
@@ -37,12 +29,12 @@ def status(
 def _print_queue(found: dict[str, Any]) -> None:
     depth: Depth | None = found["depth"]
     if depth is None:
-        say(f"the queue cannot be asked how much waits: {found['trouble']}")
+        console.say(f"the queue cannot be asked how much waits: {found['trouble']}")
         return
     in_hand = "" if depth.in_hand is None else f", {depth.in_hand:,} are in hand"
-    say(f"{found['queue']}: {depth.waiting:,} messages wait{in_hand}")
+    console.say(f"{found['queue']}: {depth.waiting:,} messages wait{in_hand}")
     if depth.parts:
-        show_table(
+        console.show_table(
             ("part of the queue", "waiting", "next", "end"),
             (
                 (one.name, f"{one.waiting:,}", _number(one.next), _number(one.end))
@@ -56,27 +48,29 @@ def _number(value: int | None) -> str:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    say(
+    console.say(
         f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
     _print_queue(found["queue"])
     if found["failed_items"]:
-        say(f"{found['failed_items']:,} files could not be processed and are dead letters")
+        console.say(f"{found['failed_items']:,} files could not be processed and are dead letters")
     if found["processor_trouble"]:
-        say(found["processor_trouble"])
+        console.say(found["processor_trouble"])
     if found["processed"]:
-        say(f"{found['processed']:,} of them are processed, or being processed")
+        console.say(f"{found['processed']:,} of them are processed, or being processed")
     for partition in found["redos"]:
-        say(f"{partition} is being processed again; if no run does it, a new run continues it")
+        console.say(
+            f"{partition} is being processed again; if no run does it, a new run continues it"
+        )
     space: DiskSpace = found["room"]
     inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
-    say(
+    console.say(
         f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
         f"{space.free_bytes:,} bytes{inodes} free"
     )
-    show_table(
+    console.show_table(
         ("worker", "pid", "doing", "messages/s", "messages", "problem"),
         (
             (
@@ -91,7 +85,7 @@ def _print_status(found: dict[str, Any]) -> None:
         ),
     )
     if found["sinks"]:
-        show_table(
+        console.show_table(
             ("sink", "stored slots", "rows", "rejected items", "owed slots", "failing", "problem"),
             (
                 (
@@ -103,8 +97,10 @@ def _print_status(found: dict[str, Any]) -> None:
             ),
         )
     for one in found["failures"]:
-        say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
+        console.say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:
-        say(f"damaged: {mended['sentence']}")
+        console.say(f"damaged: {mended['sentence']}")
     for path in found["set_aside"]:
-        say(f"damaged: {path} was moved there; the log says which of its messages are stored")
+        console.say(
+            f"damaged: {path} was moved there; the log says which of its messages are stored"
+        )

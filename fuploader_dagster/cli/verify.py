@@ -13,19 +13,12 @@ from fuploader_dagster.archives.foreign import ForeignArchive, verify_whole
 from fuploader_dagster.archives.frame_walk import Damage
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.cli import console
 from fuploader_dagster.cli.archives import (
     MemoryOption,
     ThreadsOption,
     open_archive,
     report_and_exit,
-)
-from fuploader_dagster.cli.console import (
-    ConfigOption,
-    JsonOption,
-    OnlyPipelineOption,
-    bytes_bar,
-    print_json,
-    say,
 )
 from fuploader_dagster.delivery.find_archive import FoundArchive
 from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused, TooLarge
@@ -38,19 +31,19 @@ def verify(
     *,
     threads: ThreadsOption = 4,
     max_memory: MemoryOption = DEFAULT_MEMORY_BYTES,
-    config: ConfigOption = None,
-    pipeline_name: OnlyPipelineOption = None,
-    as_json: JsonOption = False,
+    config: console.ConfigOption = None,
+    pipeline_name: console.OnlyPipelineOption = None,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Read whole archives and compare every byte with what was recorded when it was written."""
     verdicts = [
         _verify(archive, threads, config, pipeline_name, max_memory) for archive in archives
     ]
     if as_json:
-        print_json(verdicts)
+        console.print_json(verdicts)
     for verdict in verdicts:
         if not as_json and verdict.proof:
-            say(f"{verdict.archive}: {verdict.proof}")
+            console.say(f"{verdict.archive}: {verdict.proof}")
     report_and_exit(
         [damage for verdict in verdicts for damage in verdict.damages],
         [verdict.refused for verdict in verdicts if verdict.refused],
@@ -92,7 +85,7 @@ def _verify(
 
 def _verdict(archive: Archive, found: FoundArchive, threads: int) -> Verdict:
     try:
-        with bytes_bar("verifying") as progress:
+        with console.bytes_bar("verifying") as progress:
             report = archive.verify(threads=threads, progress=progress)
     except ForeignArchive as error:
         _compare_with_receipt(found, "unpack what you can with the program that made it")
@@ -129,7 +122,7 @@ def _verdict(archive: Archive, found: FoundArchive, threads: int) -> Verdict:
 
 def _proof_as_a_whole(found: FoundArchive, sha256: str) -> str:
     """Compare the SHA-256 of the whole archive. Raises `DamagedArchive` if it is another."""
-    with bytes_bar("verifying as a whole") as progress:
+    with console.bytes_bar("verifying as a whole") as progress:
         verify_whole(found.source, sha256, progress)
     return f"{found.source.size_bytes:,} bytes, as a whole: as it was stored"
 

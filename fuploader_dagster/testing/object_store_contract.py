@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -46,44 +47,51 @@ def read_all(store: ObjectStore, key: str, size_bytes: int) -> bytes:
     return store.get_range(key, 0, size_bytes + 1)
 
 
-class ObjectStoreContract:
+class _Given:
+    """What each test has: a store of its own, and archives to put into it."""
+
+    @pytest.fixture(autouse=True)
+    def _give(self, open_store: OpenStore, tmp_path: Path) -> None:
+        self._open_store, self._folder = open_store, tmp_path
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return self._open_store()
+
+    def _archive(self, size_bytes: int, seed: int = 0, **metadata: str) -> ArchiveFile:
+        return make_archive(self._folder, size_bytes, seed, **metadata)
+
+
+class ObjectStoreContract(_Given):
     """Needs a fixture `open_store` of type `OpenStore`."""
 
     create_only_is_atomic = True
     """False: the server checks only at the beginning of a put whether the key is taken."""
 
-    def test_a_stored_archive_comes_back_with_its_exact_bytes(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 100_000, pipeline="aweme")
+    def test_a_stored_archive_comes_back_with_its_exact_bytes(self) -> None:
+        store, archive = self._store, self._archive(100_000, pipeline="aweme")
         receipt = store.put("a/b/one.tar.zst", archive)
         address = store.address("a/b/one.tar.zst")
         assert receipt == StoredObject(address, "a/b/one.tar.zst", 100_000, archive.sha256)
         assert read_all(store, "a/b/one.tar.zst", 100_000) == archive.path.read_bytes()
 
-    def test_an_empty_archive_is_an_object_like_any_other(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 0)
+    def test_an_empty_archive_is_an_object_like_any_other(self) -> None:
+        store, archive = self._store, self._archive(0)
         store.put("empty", archive)
         assert store.head("empty") == ObjectInfo("empty", 0, archive.sha256)
         assert store.put("empty", archive).already_there
 
-    def test_repeating_a_put_succeeds_and_says_that_nothing_was_sent(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 5_000)
+    def test_repeating_a_put_succeeds_and_says_that_nothing_was_sent(self) -> None:
+        store, archive = self._store, self._archive(5_000)
         first, second = store.put("k", archive), store.put("k", archive)
         assert not first.already_there
         assert second.already_there
         assert second.address == first.address
 
     @pytest.mark.parametrize("other_size", [5_000, 5_001, 0])
-    def test_an_object_with_other_content_is_a_conflict_and_stays(
-        self, open_store: OpenStore, tmp_path: Path, other_size: int
-    ) -> None:
-        store = open_store()
-        mine, other = make_archive(tmp_path, 5_000), make_archive(tmp_path, other_size, seed=1)
+    def test_an_object_with_other_content_is_a_conflict_and_stays(self, other_size: int) -> None:
+        store = self._store
+        mine, other = self._archive(5_000), self._archive(other_size, seed=1)
         store.put("k", other)
         with pytest.raises(ObjectConflict) as caught:
             store.put("k", mine)
@@ -91,10 +99,8 @@ class ObjectStoreContract:
         assert other.sha256 in str(caught.value)
         assert read_all(store, "k", other_size) == other.path.read_bytes()
 
-    def test_an_archive_that_changed_since_it_was_packed_is_not_stored(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 5_000)
+    def test_an_archive_that_changed_since_it_was_packed_is_not_stored(self) -> None:
+        store, archive = self._store, self._archive(5_000)
         content = bytearray(archive.path.read_bytes())
         content[4_000] ^= 1
         archive.path.write_bytes(content)
@@ -103,10 +109,8 @@ class ObjectStoreContract:
         assert store.head("k") is None
 
     @pytest.mark.parametrize("what", ["gone", "truncated"])
-    def test_an_archive_that_is_gone_or_cut_is_damaged_not_stored(
-        self, open_store: OpenStore, tmp_path: Path, what: str
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 5_000)
+    def test_an_archive_that_is_gone_or_cut_is_damaged_not_stored(self, what: str) -> None:
+        store, archive = self._store, self._archive(5_000)
         if what == "gone":
             archive.path.unlink()
         else:
@@ -115,20 +119,16 @@ class ObjectStoreContract:
             store.put("k", archive)
         assert store.head("k") is None
 
-    def test_head_states_size_and_digest_and_none_for_a_missing_object(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 777)
+    def test_head_states_size_and_digest_and_none_for_a_missing_object(self) -> None:
+        store, archive = self._store, self._archive(777)
         store.put("x/y", archive)
         assert store.head("x/y") == ObjectInfo("x/y", 777, archive.sha256)
         assert store.head("x") is None
         assert store.head("x/y/z") is None
         assert store.head("missing") is None
 
-    def test_ranges_are_exact_and_shorter_only_at_the_end(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 1_000)
+    def test_ranges_are_exact_and_shorter_only_at_the_end(self) -> None:
+        store, archive = self._store, self._archive(1_000)
         content = archive.path.read_bytes()
         store.put("k", archive)
         for offset, length in [(0, 1), (0, 1_000), (500, 100), (999, 1), (900, 500)]:
@@ -137,17 +137,15 @@ class ObjectStoreContract:
         assert store.get_range("k", 1_000, 10) == b""
         assert store.get_range("k", 5_000, 10) == b""
 
-    def test_a_range_of_a_missing_object_is_refused(self, open_store: OpenStore) -> None:
+    def test_a_range_of_a_missing_object_is_refused(self) -> None:
         with pytest.raises(StoreRefused, match="missing"):
-            open_store().get_range("missing", 0, 10)
+            self._store.get_range("missing", 0, 10)
 
-    def test_a_listing_is_complete_in_key_order_and_below_its_prefix(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store = open_store()
+    def test_a_listing_is_complete_in_key_order_and_below_its_prefix(self) -> None:
+        store = self._store
         keys = ["a", "a-1/x", "a/1", "a/10", "a/2", "b/ü/1", "b/z"]
         for number, key in enumerate(k for k in keys if k != "a"):
-            store.put(key, make_archive(tmp_path, number + 1))
+            store.put(key, self._archive(number + 1))
         found = [(each.key, each.size_bytes) for each in store.list()]
         assert [key for key, _ in found] == sorted(k for k in keys if k != "a")
         assert [each.key for each in store.list("a/")] == ["a/1", "a/10", "a/2"]
@@ -155,20 +153,16 @@ class ObjectStoreContract:
         assert dict(found)["a-1/x"] == 1
         assert list(store.list("nothing/")) == []
 
-    def test_delete_removes_and_may_be_repeated(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store = open_store()
-        store.put("k", make_archive(tmp_path, 10))
+    def test_delete_removes_and_may_be_repeated(self) -> None:
+        store = self._store
+        store.put("k", self._archive(10))
         store.delete("k")
         assert store.head("k") is None
         store.delete("k")
         store.delete("never/there")
 
-    def test_what_is_erased_is_gone_and_that_may_be_repeated(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 10)
+    def test_what_is_erased_is_gone_and_that_may_be_repeated(self) -> None:
+        store, archive = self._store, self._archive(10)
         store.put("k", archive)
         store.erase("k")
         assert store.head("k") is None
@@ -181,10 +175,8 @@ class ObjectStoreContract:
         "key",
         ["with space", "plus+sign", "per%20cent", "ü/日本", "a&b=c?d#e", "x" * 200, "~;,@!'()*"],
     )
-    def test_keys_with_unusual_characters_are_kept_exactly(
-        self, open_store: OpenStore, tmp_path: Path, key: str
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 100)
+    def test_keys_with_unusual_characters_are_kept_exactly(self, key: str) -> None:
+        store, archive = self._store, self._archive(100)
         store.put(key, archive)
         assert [each.key for each in store.list()] == [key]
         assert read_all(store, key, 100) == archive.path.read_bytes()
@@ -194,28 +186,22 @@ class ObjectStoreContract:
     @pytest.mark.parametrize(
         "key", ["", "/a", "a//b", "a/", "../a", "a/../b", ".", "a/./b", "a\0b", "a\nb", "é" * 600]
     )
-    def test_keys_that_could_leave_the_prefix_or_break_are_refused(
-        self, open_store: OpenStore, tmp_path: Path, key: str
-    ) -> None:
-        store = open_store()
+    def test_keys_that_could_leave_the_prefix_or_break_are_refused(self, key: str) -> None:
+        store = self._store
         with pytest.raises(StoreRefused, match="cannot be an object key"):
-            store.put(key, make_archive(tmp_path, 10))
+            store.put(key, self._archive(10))
         assert list(store.list()) == []
 
-    def test_of_many_puts_of_one_archive_at_once_all_get_a_receipt(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, 200_000)
+    def test_of_many_puts_of_one_archive_at_once_all_get_a_receipt(self) -> None:
+        store, archive = self._store, self._archive(200_000)
         with ThreadPoolExecutor(4) as pool:
             receipts = list(pool.map(lambda _: store.put("k", archive), range(4)))
         assert {receipt.sha256 for receipt in receipts} == {archive.sha256}
         assert read_all(store, "k", 200_000) == archive.path.read_bytes()
 
-    def test_of_different_archives_put_at_once_under_one_key_one_wins_whole(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store = open_store()
-        archives = [make_archive(tmp_path, 200_000, seed=seed) for seed in range(4)]
+    def test_of_different_archives_put_at_once_under_one_key_one_wins_whole(self) -> None:
+        store = self._store
+        archives = [self._archive(200_000, seed=seed) for seed in range(4)]
 
         def put(archive: ArchiveFile) -> StoredObject | FuploaderError:
             try:
@@ -232,16 +218,14 @@ class ObjectStoreContract:
             assert len(winners) == 1
             assert hashlib.sha256(stored).hexdigest() == winners[0].sha256
 
-    def test_a_working_store_passes_its_check_and_the_check_leaves_nothing(
-        self, open_store: OpenStore
-    ) -> None:
-        store = open_store()
+    def test_a_working_store_passes_its_check_and_the_check_leaves_nothing(self) -> None:
+        store = self._store
         store.check()
         assert list(store.list()) == []
         assert store.unfinished() == []
 
 
-class PartsContract:
+class PartsContract(_Given):
     """Needs `open_store` with parts of `part_bytes` by default, and `parts_sent`.
 
     `parts_sent()` counts the part uploads that the server received so far.
@@ -255,9 +239,9 @@ class PartsContract:
         return self.parts * self.part_bytes + 4_321
 
     def test_a_large_archive_is_stored_in_parts_and_confirmed_as_a_whole(
-        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+        self, parts_sent: Callable[[], int]
     ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, self.size_bytes)
+        store, archive = self._store, self._archive(self.size_bytes)
         seen: list[tuple[int, int]] = []
         receipt = store.put("big", archive, lambda done, total: seen.append((done, total)))
         assert receipt.sha256 == archive.sha256
@@ -270,9 +254,9 @@ class PartsContract:
         assert store.put("big", archive).already_there
 
     def test_an_interrupted_upload_goes_on_with_the_parts_that_are_there(
-        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+        self, parts_sent: Callable[[], int]
     ) -> None:
-        store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
+        store, archive = self._open_store(concurrency=1), self._archive(self.size_bytes)
         interrupt(store, archive, after_parts=2)
         before = parts_sent()
         assert 2 <= before < self.parts
@@ -285,20 +269,20 @@ class PartsContract:
         assert store.unfinished() == []
 
     def test_parts_of_another_archive_of_the_same_size_are_not_taken_for_ours(
-        self, open_store: OpenStore, tmp_path: Path, parts_sent: Callable[[], int]
+        self, parts_sent: Callable[[], int]
     ) -> None:
-        store = open_store(concurrency=1)
-        interrupt(store, make_archive(tmp_path, self.size_bytes, seed=1), after_parts=2)
+        store = self._open_store(concurrency=1)
+        interrupt(store, self._archive(self.size_bytes, seed=1), after_parts=2)
         before = parts_sent()
-        archive = make_archive(tmp_path, self.size_bytes, seed=2)
+        archive = self._archive(self.size_bytes, seed=2)
         store.put("big", archive)
         assert parts_sent() == before + self.parts
         assert read_all(store, "big", self.size_bytes) == archive.path.read_bytes()
 
     def test_an_unfinished_upload_is_listed_below_its_prefix_with_its_time_and_can_be_aborted(
-        self, open_store: OpenStore, tmp_path: Path
+        self,
     ) -> None:
-        store, archive = open_store(concurrency=1), make_archive(tmp_path, self.size_bytes)
+        store, archive = self._open_store(concurrency=1), self._archive(self.size_bytes)
         interrupt(store, archive, after_parts=1)
         assert store.unfinished("other/") == []
         (upload,) = store.unfinished("bi")
@@ -308,10 +292,8 @@ class PartsContract:
         assert store.unfinished() == []
         store.abort(upload)  # may be repeated
 
-    def test_a_large_archive_that_changed_since_it_was_packed_never_becomes_an_object(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store, archive = open_store(), make_archive(tmp_path, self.size_bytes)
+    def test_a_large_archive_that_changed_since_it_was_packed_never_becomes_an_object(self) -> None:
+        store, archive = self._store, self._archive(self.size_bytes)
         with archive.path.open("r+b") as file:
             file.seek(1_000)
             file.write(b"rot")
@@ -319,14 +301,12 @@ class PartsContract:
             store.put("big", archive)
         assert store.head("big") is None
 
-    def test_a_large_archive_never_replaces_an_object_of_other_content(
-        self, open_store: OpenStore, tmp_path: Path
-    ) -> None:
-        store = open_store()
-        small = make_archive(tmp_path, 10)
+    def test_a_large_archive_never_replaces_an_object_of_other_content(self) -> None:
+        store = self._store
+        small = self._archive(10)
         store.put("big", small)
         with pytest.raises(ObjectConflict):
-            store.put("big", make_archive(tmp_path, self.size_bytes))
+            store.put("big", self._archive(self.size_bytes))
         assert read_all(store, "big", 10) == small.path.read_bytes()
 
 

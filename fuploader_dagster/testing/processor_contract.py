@@ -54,51 +54,45 @@ class ProcessorContract:
         if word in self.cannot:
             pytest.skip(f"this processor has nothing for {word!r}")
 
-    def test_one_item_gives_its_result(self, settings: ProcessorSettings) -> None:
-        assert contents(outcomes_of(settings, b"echo 1")) == [[b"echo 1"]]
+    @pytest.fixture(autouse=True)
+    def _give(self, settings: ProcessorSettings) -> None:
+        self._settings = settings
 
-    def test_many_calls_at_once_give_each_item_its_own_result(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_one_item_gives_its_result(self) -> None:
+        assert contents(outcomes_of(self._settings, b"echo 1")) == [[b"echo 1"]]
+
+    def test_many_calls_at_once_give_each_item_its_own_result(self) -> None:
         bodies = [b"echo %d" % number for number in range(500)]
-        assert contents(outcomes_of(settings, *bodies)) == [[body] for body in bodies]
+        assert contents(outcomes_of(self._settings, *bodies)) == [[body] for body in bodies]
 
-    def test_outcomes_of_one_call_are_in_the_order_of_its_items(
-        self, settings: ProcessorSettings
-    ) -> None:
-        bodies = [b"echo %d" % number for number in range(settings.batch)]
+    def test_outcomes_of_one_call_are_in_the_order_of_its_items(self) -> None:
+        bodies = [b"echo %d" % number for number in range(self._settings.batch)]
 
         async def one_call(processor: Processor) -> Sequence[Outcome]:
             return await processor.process([item_of(body) for body in bodies])
 
-        assert contents(opened(settings, one_call)) == [[body] for body in bodies]
+        assert contents(opened(self._settings, one_call)) == [[body] for body in bodies]
 
-    def test_an_item_can_have_no_result(self, settings: ProcessorSettings) -> None:
+    def test_an_item_can_have_no_result(self) -> None:
         self.needs("none")
-        assert contents(outcomes_of(settings, b"none", b"echo 1")) == [[], [b"echo 1"]]
+        assert contents(outcomes_of(self._settings, b"none", b"echo 1")) == [[], [b"echo 1"]]
 
-    def test_an_item_can_have_many_results_and_their_order_is_kept(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_an_item_can_have_many_results_and_their_order_is_kept(self) -> None:
         self.needs("many")
-        (results,) = contents(outcomes_of(settings, b"many 12"))
+        (results,) = contents(outcomes_of(self._settings, b"many 12"))
         assert results == [b"%d" % number for number in range(12)]
 
     @pytest.mark.parametrize("size", [0, 1, LARGE_BYTES])
-    def test_contents_of_any_size_and_all_bytes_go_and_come_whole(
-        self, settings: ProcessorSettings, size: int
-    ) -> None:
+    def test_contents_of_any_size_and_all_bytes_go_and_come_whole(self, size: int) -> None:
         body = b"echo" + (bytes(range(256)) * (size // 256 + 1))[:size]
-        assert contents(outcomes_of(settings, body)) == [[body]]
+        assert contents(outcomes_of(self._settings, body)) == [[body]]
 
-    def test_an_item_has_the_same_key_when_it_is_processed_again(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_an_item_has_the_same_key_when_it_is_processed_again(self) -> None:
         self.needs("key")
-        first = contents(outcomes_of(settings, b"key"))
-        assert first == contents(outcomes_of(settings, b"key")) == [[b"key of item 0"]]
+        first = contents(outcomes_of(self._settings, b"key"))
+        assert first == contents(outcomes_of(self._settings, b"key")) == [[b"key of item 0"]]
 
-    def test_headers_reach_the_processor(self, settings: ProcessorSettings) -> None:
+    def test_headers_reach_the_processor(self) -> None:
         self.needs("header")
         headers = {"content-type": "image/png", "x-greeting": "gr\u00fc\u00df dich"}
 
@@ -106,29 +100,25 @@ class ProcessorContract:
             items = [item_of(b"header %b" % name.encode(), headers=headers) for name in headers]
             return [await alone(processor, item) for item in items]
 
-        assert contents(opened(settings, both)) == [[v.encode()] for v in headers.values()]
+        assert contents(opened(self._settings, both)) == [[v.encode()] for v in headers.values()]
 
-    def test_a_bad_item_is_bad_alone(self, settings: ProcessorSettings) -> None:
-        outcomes = outcomes_of(settings, b"echo 0", b"bad", b"echo 2", b"bad", b"echo 4")
+    def test_a_bad_item_is_bad_alone(self) -> None:
+        outcomes = outcomes_of(self._settings, b"echo 0", b"bad", b"echo 2", b"bad", b"echo 4")
         assert [isinstance(outcome, BadItem) for outcome in outcomes] == [False, True] * 2 + [False]
         assert all(str(outcome) for outcome in outcomes if isinstance(outcome, BadItem))
 
-    def test_what_may_pass_raises_retry_item_and_the_others_go_on(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_what_may_pass_raises_retry_item_and_the_others_go_on(self) -> None:
         async def three(processor: Processor) -> list[Outcome | BaseException]:
             items = [item_of(b"echo 0"), item_of(b"retry"), item_of(b"echo 2")]
             calls = (alone(processor, item) for item in items)
             return list(await asyncio.gather(*calls, return_exceptions=True))
 
-        first, second, third = opened(settings, three)
+        first, second, third = opened(self._settings, three)
         assert isinstance(second, RetryItem)
         assert [one.content for one in _results(first)] == [b"echo 0"]
         assert [one.content for one in _results(third)] == [b"echo 2"]
 
-    def test_a_cancelled_call_ends_at_once_and_the_others_go_on(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_a_cancelled_call_ends_at_once_and_the_others_go_on(self) -> None:
         async def cancel_one(processor: Processor) -> Outcome:
             await alone(processor, item_of(b"echo warm"))
             slow = asyncio.create_task(alone(processor, item_of(b"slow 3")))
@@ -140,13 +130,11 @@ class ProcessorContract:
             assert time.monotonic() - begun < 2.5
             return await alone(processor, item_of(b"echo after"))
 
-        assert contents([opened(settings, cancel_one)]) == [[b"echo after"]]
+        assert contents([opened(self._settings, cancel_one)]) == [[b"echo after"]]
 
-    def test_close_can_be_repeated_and_does_not_wait_for_what_is_in_work(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_close_can_be_repeated_and_does_not_wait_for_what_is_in_work(self) -> None:
         async def close_while_busy() -> float:
-            processor = settings.processor()
+            processor = self._settings.processor()
             await processor.open()
             slow = asyncio.create_task(alone(processor, item_of(b"slow 40")))
             await asyncio.sleep(0.2)
@@ -160,19 +148,15 @@ class ProcessorContract:
 
         assert asyncio.run(close_while_busy()) < 30
 
-    def test_a_processor_that_was_not_opened_can_be_closed(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_a_processor_that_was_not_opened_can_be_closed(self) -> None:
         async def close() -> None:
-            await settings.processor().close()
+            await self._settings.processor().close()
 
         asyncio.run(close())
 
-    def test_two_processors_of_the_same_settings_do_not_know_each_other(
-        self, settings: ProcessorSettings
-    ) -> None:
+    def test_two_processors_of_the_same_settings_do_not_know_each_other(self) -> None:
         async def both() -> list[Outcome]:
-            one, other = settings.processor(), settings.processor()
+            one, other = self._settings.processor(), self._settings.processor()
             await one.open()
             await other.open()
             await one.close()
@@ -183,12 +167,12 @@ class ProcessorContract:
 
         assert contents(asyncio.run(both())) == [[b"echo 1"]]
 
-    def test_the_version_is_the_same_for_the_same_settings(
-        self, settings: ProcessorSettings
-    ) -> None:
-        elsewhere = settings.model_copy(update={"concurrency": settings.concurrency + 1})
-        assert settings.version() == elsewhere.version()
-        assert settings.describe()
+    def test_the_version_is_the_same_for_the_same_settings(self) -> None:
+        elsewhere = self._settings.model_copy(
+            update={"concurrency": self._settings.concurrency + 1}
+        )
+        assert self._settings.version() == elsewhere.version()
+        assert self._settings.describe()
 
 
 def item_of(content: bytes, number: int = 0, headers: dict[str, str] | None = None) -> Item:
