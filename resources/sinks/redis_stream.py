@@ -82,8 +82,8 @@ class RedisStreamSink(SinkSettings):
     """A stream of Redis. Each row becomes an entry; the first one makes the stream."""
 
     url: Secret
-    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS, or
-    `unix:///path`."""
+    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
+    `unix:///path`, or of Sentinels, `redis+sentinel://user:password@host:26379,host:26379/NAME/0`."""
     stream: Annotated[str, Field(min_length=1, max_length=500)]
     """Key of the stream."""
     json_field: Annotated[str, Field(min_length=1)] | None = None

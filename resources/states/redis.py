@@ -56,8 +56,8 @@ class RedisState(StateSettings):
     """A Redis server, which several nodes and pipelines may share."""
 
     url: Secret = SecretStr("redis://localhost:6379/0")
-    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS, or
-    `unix:///path`."""
+    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
+    `unix:///path`, or of Sentinels, `redis+sentinel://user:password@host:26379,host:26379/NAME/0`."""
     key_prefix: str = Field(default="fuploader", min_length=1, pattern=r"^[^{}\s]+$")
     """Prefix of all keys."""
     timeout_seconds: float = Field(default=5, gt=0, le=60)

@@ -19,6 +19,8 @@ from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from fuploader_dagster.resources.states.redis_sentinel import master, names_sentinels, watched
+
 
 def connect(
     url: SecretStr, timeout_seconds: float, *, decode: bool = True, client_name: str | None = None
@@ -29,24 +31,31 @@ def connect(
     the same bytes; without `decode`, they are bytes. `client_name`: what the server calls each of
     its connections, with CLIENT SETNAME.
     """
-    return redis.Redis.from_url(
-        url.get_secret_value(),
-        decode_responses=decode,
-        client_name=client_name,
-        encoding_errors="surrogateescape",
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # 3 starts with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
+    options: dict[str, Any] = {
+        "decode_responses": decode,
+        "client_name": client_name,
+        "encoding_errors": "surrogateescape",
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # 3 starts with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
         **_unintroduced(),
-    )
+    }
+    text = url.get_secret_value()
+    if names_sentinels(text):
+        return master(text, **options)
+    return redis.Redis.from_url(text, **options)
 
 
 def usable(url: SecretStr) -> SecretStr:
     """The same url. Raises `ValueError`, which does not quote it, if nothing can be made of it."""
+    text = url.get_secret_value()
+    if names_sentinels(text):
+        watched(text)
+        return url
     try:
-        redis.ConnectionPool.from_url(url.get_secret_value())
+        redis.ConnectionPool.from_url(text)
         good = True
     except (ValueError, TypeError):  # not passed on, because it may quote the password
         good = False
@@ -58,6 +67,8 @@ def usable(url: SecretStr) -> SecretStr:
 def address(url: SecretStr) -> str:
     """The url without login and options."""
     parts = urlsplit(url.get_secret_value())
+    if names_sentinels(url.get_secret_value()):
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
     return f"{parts.scheme}://{where}{parts.path}"
 

@@ -87,6 +87,8 @@ _PASSING = {
     r"BusyLoadingError|LOADING": "the server has just started and is loading its data: wait",
     r"max number of clients": "the server has its maximum number of clients: raise its "
     "maxclients, or close some",
+    r"MasterNotFoundError": "the Sentinels name no master that works: do they know this name (the "
+    "first part of the url's path), and is a failover going on?",
     r"NOREPLICAS": "the server accepts no changes without its replicas: bring them back",
     r"\bBUSY\b": "a script is blocking the server: find out what is running there",
 }

@@ -25,11 +25,13 @@ from tests.servers.process import ServerProcess, binary
 class RedisServer:
     """`start`, `stop` or `kill`, `start` again: port, password and data stay the same."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
-        """`more`: lines for redis.conf."""
+    def __init__(
+        self, folder: Path, *more: str, password: str = "", program: str | None = None
+    ) -> None:
+        """`more`: lines for redis.conf; `program`: another one than Debian's."""
         self.folder = folder
-        self.port, self.password = free_port(), secrets.token_urlsafe(12)
-        self._program = binary("redis-server", package="redis-server")
+        self.port, self.password = free_port(), password or secrets.token_urlsafe(12)
+        self._program = program or binary("redis-server", package="redis-server")
         self._process = ServerProcess("Redis", folder / "console.log")
         (folder / "redis.conf").write_text(
             f"bind {LOOPBACK}\nport {self.port}\ndir {folder}\nrequirepass {self.password}\n"
@@ -99,10 +101,12 @@ class RedisServer:
 
 
 @contextmanager
-def redis_configured(folder: Path, *lines: str) -> Iterator[RedisServer]:
+def redis_configured(
+    folder: Path, *lines: str, password: str = "", program: str | None = None
+) -> Iterator[RedisServer]:
     """A server of one's own, with these lines in its configuration."""
     folder.mkdir(parents=True)
-    server = RedisServer(folder, *lines)
+    server = RedisServer(folder, *lines, password=password, program=program)
     server.start()
     try:
         yield server
@@ -114,7 +118,10 @@ def redis_configured(folder: Path, *lines: str) -> Iterator[RedisServer]:
 def redis_replica(folder: Path, master: RedisServer) -> Iterator[RedisServer]:
     """A replica that has caught up with its master."""
     lines = (f"replicaof {LOOPBACK} {master.port}", f"masterauth {master.password}")
-    with redis_configured(folder, *lines) as replica, replica.client() as client:
+    with (
+        redis_configured(folder, *lines, password=master.password) as replica,
+        replica.client() as client,
+    ):
         wait_until(
             lambda: client.info("replication").get("master_link_status") == "up",
             seconds=60,
@@ -122,6 +129,80 @@ def redis_replica(folder: Path, master: RedisServer) -> Iterator[RedisServer]:
             diagnose=lambda: str(client.info("replication")),
         )
         yield replica
+
+
+class RedisSentinel:
+    """One Sentinel, which alone decides that a master is gone, after a second."""
+
+    NAME = "main"
+
+    def __init__(self, folder: Path, master: RedisServer) -> None:
+        folder.mkdir(parents=True)
+        self.port, self.password = free_port(), master.password
+        self._folder, self._program = folder, binary("redis-server", package="redis-server")
+        self._process = ServerProcess("Sentinel", folder / "console.log")
+        lines = [
+            f"bind {LOOPBACK}\nport {self.port}\ndir {folder}\nrequirepass of-the-sentinel",
+            f"sentinel monitor {self.NAME} {LOOPBACK} {master.port} 1",
+            f"sentinel auth-pass {self.NAME} {master.password}",
+            f"sentinel down-after-milliseconds {self.NAME} 1000",
+            f"sentinel failover-timeout {self.NAME} 5000",
+        ]
+        (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    def url(self) -> str:
+        """A second address, where nobody is, stands before it."""
+        places = f"{LOOPBACK}:{free_port()},{LOOPBACK}:{self.port}"
+        name = f"{self.NAME}/0?sentinel_password=of-the-sentinel"
+        return f"redis+sentinel://:{self.password}@{places}/{name}"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(
+            host=LOOPBACK, port=self.port, password="of-the-sentinel", decode_responses=True
+        )
+
+    def master_port(self) -> int:
+        with self.client() as client:
+            return int(client.sentinel_get_master_addr_by_name(self.NAME)[1])
+
+    def start(self) -> None:
+        self._process.start(
+            [self._program, str(self._folder / "sentinel.conf"), "--sentinel"],
+            env={"PATH": os.environ["PATH"], "HOME": str(self._folder)},
+            cwd=self._folder,
+            ready=self._knows_a_replica,
+        )
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _knows_a_replica(self) -> bool:
+        try:
+            with self.client() as client:
+                found = client.sentinel_slaves(self.NAME)
+        except redis.exceptions.RedisError:
+            return False
+        return any(one.get("master-link-status") == "ok" for one in found)
+
+
+@contextmanager
+def redis_watched(folder: Path) -> Iterator[tuple[RedisServer, RedisServer, RedisSentinel]]:
+    """A master, a replica of it, and a Sentinel that watches both."""
+    lines = ("repl-diskless-sync-delay 0",)
+    with (
+        redis_configured(folder / "master", *lines) as first,
+        redis_replica(folder / "replica", first) as second,
+    ):
+        sentinel = RedisSentinel(folder / "sentinel", first)
+        try:
+            sentinel.start()
+            yield first, second, sentinel
+        finally:
+            sentinel.kill()
 
 
 @contextmanager

@@ -54,8 +54,8 @@ class RedisList(SourceSettings):
 
     queue_field: ClassVar[str | None] = "key"
     url: Secret
-    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS, or
-    `unix:///path`."""
+    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
+    `unix:///path`, or of Sentinels, `redis+sentinel://user:password@host:26379,host:26379/NAME/0`."""
     key: Annotated[str, Field(min_length=1, max_length=500)]
     """Key of the list."""
     end: End = "right"

@@ -99,8 +99,8 @@ class RedisStream(SourceSettings):
     """A stream of a Redis server, version 6.2 or later, and a consumer group of it."""
 
     url: Secret
-    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS, or
-    `unix:///path`."""
+    """Address of the server: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
+    `unix:///path`, or of Sentinels, `redis+sentinel://user:password@host:26379,host:26379/NAME/0`."""
     stream: Annotated[str, Field(min_length=1, max_length=500)]
     """Key of the stream."""
     group: Annotated[str, Field(min_length=1, max_length=200)] = "fuploader"
