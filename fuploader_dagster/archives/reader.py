@@ -25,13 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from fuploader_dagster.archives import foreign, reports
 from fuploader_dagster.archives.entries import FrameEntry, MemberEntry
-from fuploader_dagster.archives.foreign import (
-    needs_manifest,
-    refuse_cut_off,
-    refuse_foreign,
-    verify_whole,
-)
 from fuploader_dagster.archives.forms import closing_damages, find_manifest, reader_for
 from fuploader_dagster.archives.frame_reader import FrameReader, Stretch, stretches
 from fuploader_dagster.archives.frame_walk import Damage
@@ -40,16 +35,6 @@ from fuploader_dagster.archives.listed_members import read_names, read_page, rea
 from fuploader_dagster.archives.manifest import Manifest
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
-from fuploader_dagster.archives.reports import (
-    RESTORE_HINT,
-    ArchivedFile,
-    Listing,
-    Other,
-    RestoreReport,
-    Unproven,
-    VerifyReport,
-    WholeMembers,
-)
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.archives.scanned_members import matches, restore_scanned, stream_last
 from fuploader_dagster.archives.tar_scan import ScannedMember, scan
@@ -83,12 +68,12 @@ class Archive:
             self.manifest = find_manifest(self._source)
         except DamagedArchive as e:
             self.closing_damage = Damage(e.message)
-        self.unproven = Unproven()
+        self.unproven = reports.Unproven()
         """Members of the last scan whose bytes nothing proves."""
         self._found = self.manifest
         """Stays, as readers of other threads need it, when its pages turn out to be damaged."""
         self._lock = threading.Lock()
-        self._listing: Listing | None = None
+        self._listing: reports.Listing | None = None
         self._pages: dict[int, dict[str, MemberEntry]] = {}
         self._frames: list[FrameEntry] = self.manifest.frames() if self.manifest else []
 
@@ -111,12 +96,14 @@ class Archive:
 
     # -- listing and reading -------------------------------------------------------------------
 
-    def listing(self) -> Listing:
+    def listing(self) -> reports.Listing:
         """All members that can be listed, from the manifest or by reading everything."""
         with self._lock:
             if self._listing is None:
                 members = self._in_pages(lambda m: read_pages(self._source, m, self._budget()))
-                self._listing = self._scan_listing() if members is None else Listing(members, ())
+                self._listing = (
+                    self._scan_listing() if members is None else reports.Listing(members, ())
+                )
             return self._listing
 
     def _budget(self) -> Budget:
@@ -135,10 +122,10 @@ class Archive:
             self.manifest, self.closing_damage = None, Damage(e.message)
             return None
 
-    def _scan_listing(self) -> Listing:
+    def _scan_listing(self) -> reports.Listing:
         members: list[MemberEntry] = []
         damages: list[Damage] = []
-        others: list[Other] = []
+        others: list[reports.Other] = []
         budget = self._budget()
         for item in self._scan():
             budget.hold(1, 0 if isinstance(item, Damage) else len(item.name))
@@ -148,8 +135,8 @@ class Archive:
                 place = (item.offset, item.header_bytes, item.headers)
                 members.append(MemberEntry(item.name, item.size_bytes, None, *place))
             elif item.kind not in ("file", "directory"):
-                others.append(Other(item.name, item.kind))
-        return Listing(members, damages, others)
+                others.append(reports.Other(item.name, item.kind))
+        return reports.Listing(members, damages, others)
 
     def names(self) -> list[str]:
         """The names of all members, in no particular order: the fastest listing.
@@ -165,7 +152,7 @@ class Archive:
         """All members. Raises `DamagedArchive` if the archive has no manifest and is damaged."""
         listing = self.listing()
         if listing.damages:
-            raise DamagedArchive(str(listing.damages[0]), hint=RESTORE_HINT)
+            raise DamagedArchive(str(listing.damages[0]), hint=reports.RESTORE_HINT)
         return listing.members
 
     def results(self) -> set[str]:
@@ -224,16 +211,16 @@ class Archive:
         )
 
     def _scan(self) -> Iterator[ScannedMember | ScannedLine | Damage]:
-        self.unproven = Unproven()
+        self.unproven = reports.Unproven()
         source, memory = self._source, self._memory_bytes
         doubted = self.closing_damage is not None
         if self.closing_damage:
             yield self.closing_damage
-            if needs_manifest(source):
+            if foreign.needs_manifest(source):
                 return
         else:
-            refuse_cut_off(source)
-            refuse_foreign(source)
+            foreign.refuse_cut_off(source)
+            foreign.refuse_foreign(source)
         scanned = scan_lines if is_lines(source, memory) else scan
         for item in scanned(source, manifest_doubted=doubted, memory_bytes=memory):
             yield item
@@ -245,7 +232,7 @@ class Archive:
         for file in self.files(chosen):
             yield file.name, file.content
 
-    def files(self, chosen: Callable[[str], bool]) -> Iterator[ArchivedFile]:
+    def files(self, chosen: Callable[[str], bool]) -> Iterator[reports.ArchivedFile]:
         """Each member whose name is chosen, in the order of the archive.
 
         Reads in a few large steps. Raises `DamagedArchive` at the first damage. Members of an
@@ -256,17 +243,17 @@ class Archive:
             last = {member.name: member.offset for member in self.members}
             for item in self._scan():
                 if isinstance(item, Damage):
-                    raise DamagedArchive(str(item), hint=RESTORE_HINT)
+                    raise DamagedArchive(str(item), hint=reports.RESTORE_HINT)
                 if last.get(item.name) == item.offset and chosen(item.name):
                     self._check_size(item)
-                    yield ArchivedFile(item.name, b"".join(item.chunks()), item.headers)
+                    yield reports.ArchivedFile(item.name, b"".join(item.chunks()), item.headers)
             return
         for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
             reader = self._reader(stretch.start, stretch.stop)
             for member in stretch.members:
                 self._check_size(member)
                 content = b"".join(reader.payload(member))
-                yield ArchivedFile(member.name, content, member.headers)
+                yield reports.ArchivedFile(member.name, content, member.headers)
 
     def _check_size(self, member: MemberEntry | ScannedMember | ScannedLine) -> None:
         if member.size_bytes > self._memory_bytes:
@@ -275,14 +262,14 @@ class Archive:
 
     def verify_whole(self, sha256: str, progress: Progress | None = None) -> None:
         """Compare all bytes of the archive with a digest. Raises `DamagedArchive`."""
-        verify_whole(self._source, sha256, progress)
+        foreign.verify_whole(self._source, sha256, progress)
 
     # -- verifying -----------------------------------------------------------------------------
 
-    def verify(self, *, threads: int = 2, progress: Progress | None = None) -> VerifyReport:
+    def verify(self, *, threads: int = 2, progress: Progress | None = None) -> reports.VerifyReport:
         """Read everything, and compare every byte with the manifest."""
         members = self._indexed_members()
-        count = WholeMembers(progress, sum(m.size_bytes for m in members or ()))
+        count = reports.WholeMembers(progress, sum(m.size_bytes for m in members or ()))
         damages = []
         if self.manifest is None or members is None:
             for item in self._scan():
@@ -297,14 +284,14 @@ class Archive:
                     raise TooLarge(found.refused[0])
             damages += closing_damages(self._source, self.manifest)
         whole = self.manifest is not None
-        return VerifyReport(count.members, count.size_bytes, damages, whole, self.unproven)
+        return reports.VerifyReport(count.members, count.size_bytes, damages, whole, self.unproven)
 
     def _in_threads(
         self,
         take: Callable[[FrameReader, MemberEntry], None],
         members: Sequence[MemberEntry],
         threads: int,
-        count: WholeMembers,
+        count: reports.WholeMembers,
     ) -> Iterator[_Trouble]:
         """Let `take` read the members, several stretches of the archive at once."""
 
@@ -341,13 +328,13 @@ class Archive:
         *,
         threads: int = 4,
         progress: Progress | None = None,
-    ) -> RestoreReport:
+    ) -> reports.RestoreReport:
         """Write all members, or those whose name matches the pattern (`*`, `?`, `[...]`).
 
         Damaged members are reported, and all others written. Raises `StoreRefused` if no member
         matches.
         """
-        report = RestoreReport()
+        report = reports.RestoreReport()
         with RestoreFolder(Path(folder)) as target:
             members = self._indexed_members()
             if members is None:
@@ -364,11 +351,11 @@ class Archive:
         self,
         target: RestoreFolder,
         members: Sequence[MemberEntry],
-        report: RestoreReport,
+        report: reports.RestoreReport,
         threads: int,
         progress: Progress | None,
     ) -> None:
-        count = WholeMembers(progress, sum(m.size_bytes for m in members))
+        count = reports.WholeMembers(progress, sum(m.size_bytes for m in members))
         unchanged: list[str] = []
 
         def take(reader: FrameReader, member: MemberEntry) -> None:

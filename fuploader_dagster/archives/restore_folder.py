@@ -19,14 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from fuploader_dagster.disk import temporaries
 from fuploader_dagster.disk.durable import make_dirs, write_all
 from fuploader_dagster.disk.own_files import closed_after
-from fuploader_dagster.disk.temporaries import (
-    final_name,
-    is_temporary,
-    remove_unless_held,
-    temporary_folder,
-)
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import PermanentError
 
@@ -47,10 +42,10 @@ class RestoreFolder:
         make_dirs(folder, for_others=True)
         for path in folder.iterdir():  # what killed restores left half written
             if _is_work(path.name) and path.is_dir() and not path.is_symlink():
-                remove_unless_held(path)
+                temporaries.remove_unless_held(path)
         self._folder = folder
         with ExitStack() as stack:
-            work = stack.enter_context(temporary_folder(folder / _WORK))
+            work = stack.enter_context(temporaries.temporary_folder(folder / _WORK))
             flags = os.O_RDONLY | os.O_DIRECTORY
             self._work = stack.enter_context(closed_after(os.open(work, flags)))
             self._descriptor = stack.enter_context(closed_after(os.open(folder, flags)))
@@ -167,7 +162,7 @@ def safe_parts(name: str) -> list[str]:
 
 
 def _is_work(name: str) -> bool:
-    return is_temporary(name) and final_name(name) == _WORK
+    return temporaries.is_temporary(name) and temporaries.final_name(name) == _WORK
 
 
 def _exists(name: str, parent: int, part: str) -> bool:

@@ -29,12 +29,7 @@ import msgspec
 
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import Message, MessagePublisher
-from fuploader_dagster.dead_letters.counts import (
-    DeadLetterCounts,
-    counts_path,
-    read_worker_counts,
-    write_worker_counts,
-)
+from fuploader_dagster.dead_letters import counts
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, append_or_undo, make_dirs
 from fuploader_dagster.disk.layout import Layout, utc
@@ -108,10 +103,10 @@ class DeadLetterBox:
         self._layout = layout
         self._folder = layout.dead_letters
         self._writer = f"w{writer}" if isinstance(writer, int) else writer
-        self._counts_path = counts_path(layout, self._writer)
+        self._counts_path = counts.counts_path(layout, self._writer)
         self._counts_are_ours = isinstance(writer, int)
         self._clock = clock
-        self._counts: DeadLetterCounts | None = None
+        self._counts: counts.DeadLetterCounts | None = None
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
         """Make the letters durable."""
@@ -132,10 +127,10 @@ class DeadLetterBox:
 
     def _count(self, letters: Sequence[DeadLetter]) -> None:
         if self._counts is None or not self._counts_are_ours:
-            self._counts = read_worker_counts(self._counts_path)
+            self._counts = counts.read_worker_counts(self._counts_path)
         self._counts.add((letter.reason for letter in letters), self._clock())
         try:
-            write_worker_counts(self._counts_path, self._counts)
+            counts.write_worker_counts(self._counts_path, self._counts)
         except OSError as error:  # for displays only: the letters themselves are kept
             log.warning(
                 "the counts of dead letters could not be written, no letter is lost: %s", error

@@ -23,14 +23,8 @@ from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.contracts.functions import name_of
 from fuploader_dagster.contracts.object_store import ArchiveFile
 from fuploader_dagster.delivery.archive_members import ArchiveMembers, members_of
+from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import (
-    fsync_file,
-    make_dirs,
-    remove_file,
-    replace_durably,
-    write_durably,
-)
 from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.tar_headers import header_bytes
@@ -83,7 +77,7 @@ def pack_members(
     partition: str, archive: str, members: ArchiveMembers, pipeline: Pipeline, layout: Layout
 ) -> Packed:
     """Make the archive of these members and note it durably. Raises as `pack` does."""
-    make_dirs(layout.archives)
+    durable.make_dirs(layout.archives)
     target = layout.archives / archive
     if pipeline.packer is None:
         written = write_archive(
@@ -114,7 +108,7 @@ def pack_members(
 
 def keep_packed(layout: Layout, packed: Packed) -> None:
     """Note durably that the archive is finished."""
-    write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
+    durable.write_durably(_path(layout, packed.partition), msgspec.json.encode(packed))
     reached(CrashPoint.ARCHIVE_NOTED)
 
 
@@ -133,7 +127,7 @@ def forget_packed(layout: Layout, partition: str, archive: str) -> None:
     _path(layout, partition).unlink(missing_ok=True)
     reached(CrashPoint.ARCHIVE_FORGOTTEN)
     if layout.archives.is_dir():
-        remove_file(layout.archives / archive)
+        durable.remove_file(layout.archives / archive)
         reached(CrashPoint.ARCHIVE_REMOVED)
 
 
@@ -160,12 +154,12 @@ def _pack_custom(
             )
         with naming_disk_trouble(work):  # the packer may have written to another file system
             made = Path(shutil.move(made.resolve(), work / f"made{pipeline.archive_suffix}"))
-        fsync_file(made)
+        durable.fsync_file(made)
         size, digest = digest_of(made)
         if size == 0:
             raise StrategyError(f"the packer {name_of(packer)} wrote an empty file")
         reached(CrashPoint.ARCHIVE_MADE)
-        replace_durably(made, target)
+        durable.replace_durably(made, target)
         reached(CrashPoint.ARCHIVE_NAMED)
     return ArchiveFile(target, size, digest.hex())
 

@@ -24,17 +24,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.dead_letters.letters import item_letters
-from fuploader_dagster.delivery.attempts import (
-    Done,
-    Outcome,
-    failed,
-    mending,
-    note_failed,
-    partition_key,
-)
+from fuploader_dagster.delivery import attempts
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel, stored_results
@@ -43,13 +37,6 @@ from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import (
-    BadItem,
-    DamagedResults,
-    FuploaderError,
-    ProcessorUnavailable,
-    SlotInUse,
-)
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import (
     ProcessedSeal,
@@ -67,14 +54,14 @@ LOOK_SECONDS = 0.1
 
 def process_partitions(
     partitions: Sequence[str], pipeline: Pipeline, progress: ItemsDone | None = None
-) -> Iterator[Outcome]:
+) -> Iterator[attempts.Outcome]:
     """Process the items of these partitions' slots; outcomes come in the order of `partitions`.
 
     A partition that is stored, or processed, already is done, and its outcome says so.
     """
     step = _Partitions(pipeline, progress)
     loop = asyncio.new_event_loop()
-    tasks: list[asyncio.Task[Outcome]] = []
+    tasks: list[asyncio.Task[attempts.Outcome]] = []
     try:
         tasks = [loop.create_task(step.outcome(partition)) for partition in partitions]
         for task in tasks:
@@ -100,7 +87,7 @@ def process_slot(
         async with aclosing(Step(pipeline, progress)) as step:
             try:
                 return await SlotInWork(step, slot, layout).processed()
-            except ProcessorUnavailable as error:
+            except errors.ProcessorUnavailable as error:
                 step.note_unavailable(error)
                 raise
 
@@ -111,7 +98,7 @@ def _finished(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
     """What was processed before; a directory whose seal is damaged is moved away."""
     try:
         return find_processed(slot, layout)
-    except DamagedResults as error:
+    except errors.DamagedResults as error:
         target = set_aside(layout.processed(slot.seal.slot, slot.seal.number), layout)
         log.error("%s; it was moved to %s, and the slot is processed again", error, target)
         return None
@@ -126,10 +113,10 @@ async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
         await step.open()
         try:
             (answer,) = await step.processor.process([item])
-        except FuploaderError:
+        except errors.FuploaderError:
             raise
         except Exception as error:
-            raise BadItem(f"the processor raised {raised(error)}") from error
+            raise errors.BadItem(f"the processor raised {raised(error)}") from error
         results = stored_results(answer, step.settings.max_result_bytes)
         return [one if one.name else replace(one, name=item.name) for one in results]
 
@@ -149,33 +136,34 @@ def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]
 class _Partitions(Step):
     """A step that takes partitions; whatever goes wrong with one becomes its outcome."""
 
-    async def outcome(self, partition: str) -> Outcome:
+    async def outcome(self, partition: str) -> attempts.Outcome:
         """Process one partition; whatever goes wrong becomes its outcome."""
         started = time.monotonic()
         try:
-            outcome: Outcome = await self._steps(partition_key(partition))
+            outcome: attempts.Outcome = await self._steps(attempts.partition_key(partition))
         except Exception as error:  # noqa: BLE001  it is the outcome
-            if isinstance(error, ProcessorUnavailable):
+            if isinstance(error, errors.ProcessorUnavailable):
                 self.note_unavailable(error)
-            outcome = failed(partition, error)
-            note_failed(outcome, self.pipeline, "process")
+            outcome = attempts.failed(partition, error)
+            attempts.note_failed(outcome, self.pipeline, "process")
         return replace(outcome, seconds=time.monotonic() - started)
 
-    async def _steps(self, key: PartitionKey) -> Done:
+    async def _steps(self, key: PartitionKey) -> attempts.Done:
         layout, partition = self.pipeline.layout, str(key)
         with naming_disk_trouble(layout.root):
             async with self._locked(partition) as stored_before:
                 if stored_before is not None:
-                    return Done(partition, receipt=stored_before)
+                    return attempts.Done(partition, receipt=stored_before)
                 if mended := find_mended(layout, partition):
-                    return Done(partition, note=mended.sentence(layout))
-                with mending(key, self.pipeline) as slot:
+                    return attempts.Done(partition, note=mended.sentence(layout))
+                with attempts.mending(key, self.pipeline) as slot:
                     done = _finished(slot, layout)
                     if done is None and (packed := find_packed(layout, partition)) is not None:
-                        return Done(partition, packed)  # so it was, before there was a processor
+                        # So it was, before there was a processor.
+                        return attempts.Done(partition, packed)
                     if done is None:
                         done = await SlotInWork(self, slot, layout).processed()
-                    return Done(partition, processed=done.seal)
+                    return attempts.Done(partition, processed=done.seal)
 
     @asynccontextmanager
     async def _locked(self, partition: str) -> AsyncIterator[Receipt | None]:
@@ -185,7 +173,7 @@ class _Partitions(Step):
             try:
                 stored_before = lock.__enter__()
                 break
-            except SlotInUse:
+            except errors.SlotInUse:
                 await asyncio.sleep(LOOK_SECONDS)
         try:
             yield stored_before

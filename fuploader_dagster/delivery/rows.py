@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, Sink
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt
 from fuploader_dagster.delivery.item_rows import rows_of
@@ -37,14 +38,6 @@ from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.disk.locks import FileLock, waited_for
-from fuploader_dagster.errors import (
-    BadItem,
-    ConfigError,
-    FuploaderError,
-    SinkRefused,
-    SinkUnavailable,
-    StoreUnavailable,
-)
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import RowsReceipt, find_receipt
 from fuploader_dagster.slots.sealing import find_sealed
@@ -98,7 +91,9 @@ class _Step:
         self, pipeline: Pipeline, name: str, open_archive: OpenArchive, *, redo: bool
     ) -> None:
         if name not in pipeline.sinks:
-            raise ConfigError(f"pipeline {pipeline.name} has no sink {name!r} (setting `sinks`)")
+            raise errors.ConfigError(
+                f"pipeline {pipeline.name} has no sink {name!r} (setting `sinks`)"
+            )
         self._pipeline = pipeline
         self._layout = pipeline.layout
         self._settings = pipeline.sinks[name]
@@ -134,12 +129,12 @@ class _Step:
         with waited_for(lock):
             try:
                 return self._store(key)
-            except (SinkUnavailable, SinkRefused) as error:
-                self.takes_nothing = isinstance(error, SinkUnavailable) or not self._redo
+            except (errors.SinkUnavailable, errors.SinkRefused) as error:
+                self.takes_nothing = isinstance(error, errors.SinkUnavailable) or not self._redo
                 if not self._redo:  # nobody but the person who asked tries that again
                     self._notes.note_trouble(str(error))
                 raise
-            except StoreUnavailable:  # the archives of the others are there as well
+            except errors.StoreUnavailable:  # the archives of the others are there as well
                 self.takes_nothing = True
                 raise
             finally:
@@ -235,7 +230,7 @@ class _Step:
                 continue
             try:
                 rows = self._rows_of(item)
-            except BadItem as error:
+            except errors.BadItem as error:
                 bad.append(RejectedItem(position, sys.intern(str(error))))  # often the same
             else:
                 yield ItemRows(position, rows)
@@ -272,7 +267,7 @@ class _Step:
                 self._notes.failures.note(
                     outcome.partition, stage="store rows", error=outcome.error, now=time.time()
                 )
-        except (FuploaderError, OSError) as trouble:
+        except (errors.FuploaderError, OSError) as trouble:
             log.warning("could not note the failure of %s: %s", outcome.partition, trouble)
 
     def _is_asked_for_again(self, key: PartitionKey) -> bool:

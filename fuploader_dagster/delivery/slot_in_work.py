@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.dead_letters.letters import (
@@ -36,12 +37,6 @@ from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process_step import Step, cancel, stored_results
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.errors import (
-    BadItem,
-    FuploaderError,
-    ProcessorUnavailable,
-    RetryItem,
-)
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.processed import FAILED, ProcessedSlot, ProcessedWriter
@@ -253,22 +248,22 @@ class SlotInWork:
             started = time.monotonic()
             try:
                 answers = await self._step.attempt(items, alone=alone)
-            except RetryItem as error:
+            except errors.RetryItem as error:
                 if retries < self._step.settings.max_retries:
                     alone = error.shared and retries + 1 == self._step.settings.max_retries
                     await asyncio.sleep(self._pause(error, retries))
                     retries += 1
                     continue
                 if not self._works(began):
-                    raise ProcessorUnavailable(
+                    raise errors.ProcessorUnavailable(
                         f"{self._step.settings.describe()} works for no item: {error.message}",
                         hint=error.hint or NOTHING_IS_LOST,
                     ) from error
                 reason = f"after {retries + 1} attempts: {error}"
-            except BadItem as error:
+            except errors.BadItem as error:
                 self._step.answers.note()
                 reason = str(error)
-            except FuploaderError:
+            except errors.FuploaderError:
                 raise
             except Exception as error:  # noqa: BLE001  the dead letter says it; the others go on
                 reason = f"the processor raised {raised(error)}"
@@ -286,7 +281,7 @@ class SlotInWork:
                 return [_Finished(items[0], (), reason, seconds, retries)]
             return [one for item in items for one in await self._finish([item], has_place=False)]
 
-    def _pause(self, error: RetryItem, retries: int) -> float:
+    def _pause(self, error: errors.RetryItem, retries: int) -> float:
         if error.retry_after_seconds is not None:
             return min(error.retry_after_seconds, LONGEST_RETRY_SECONDS)
         pause = self._step.settings.retry_delay_seconds * 2.0 ** min(retries, 30)
@@ -300,6 +295,6 @@ class SlotInWork:
     def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
         try:
             results = stored_results(answer, self._step.settings.max_result_bytes)
-        except BadItem as error:
+        except errors.BadItem as error:
             return _Finished(item, (), str(error), seconds, retries)
         return _Finished(item, results, "", seconds, retries)

@@ -20,16 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
 from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.errors import (
-    FuploaderError,
-    SlotInUse,
-    StoreAwaited,
-    TemporaryError,
-)
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +77,9 @@ def look(store: ObjectStore) -> str:
         try:
             store.check()
             answered.append("")
-        except TemporaryError as error:
+        except errors.TemporaryError as error:
             answered.append(str(error))
-        except FuploaderError:
+        except errors.FuploaderError:
             answered.append("")
 
     thread = threading.Thread(target=ask, daemon=True, name="look at the store")
@@ -159,8 +154,8 @@ class Patience:
                 return
             try:
                 self._waiting.acquire()
-            except SlotInUse as somebody:
-                raise StoreAwaited(
+            except errors.SlotInUse as somebody:
+                raise errors.StoreAwaited(
                     f"{error}; {somebody.message}, which waits for the store",
                     hint="nothing to do: the slot is asked for again as soon as the store answers",
                 ) from somebody
@@ -178,5 +173,5 @@ class Patience:
     def _note(self, error: str) -> None:
         try:
             note_trouble(self._layout, error)
-        except (FuploaderError, OSError) as trouble:
+        except (errors.FuploaderError, OSError) as trouble:
             log.warning("could not note the trouble with the object store: %s", trouble)

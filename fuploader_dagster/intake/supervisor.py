@@ -22,15 +22,10 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.intake import worker_status
 from fuploader_dagster.intake.lease import renewal
 from fuploader_dagster.intake.pauses import growing_pause
 from fuploader_dagster.intake.worker import LEAVING_SECONDS, MAX_LAST_WORDS, Job, in_a_sentence
-from fuploader_dagster.intake.worker_status import (
-    SILENT_SECONDS,
-    WorkerStatus,
-    pid_namespace,
-    read_statuses,
-)
 from fuploader_dagster.processing.poison import was_handling
 from fuploader_dagster.settings.loading import dump_intake
 from fuploader_dagster.settings.pipeline import Intake
@@ -103,12 +98,12 @@ class Supervisor:
                 process.kill()
                 process.wait()
 
-    def statuses(self) -> list[WorkerStatus]:
+    def statuses(self) -> list[worker_status.WorkerStatus]:
         pids = {worker.process.pid for worker in self._workers if worker.process}
-        here = pid_namespace()
+        here = worker_status.pid_namespace()
         return [
             status
-            for status in read_statuses(self.pipeline.layout)
+            for status in worker_status.read_statuses(self.pipeline.layout)
             if status.pid in pids and status.pid_namespace == here
         ]
 
@@ -234,14 +229,14 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
         return supervisor
 
 
-def _problem_of(worker: _Worker, status: WorkerStatus | None) -> str:
+def _problem_of(worker: _Worker, status: worker_status.WorkerStatus | None) -> str:
     """What keeps a worker from draining, in a sentence; empty if nothing does."""
     draining = status is not None and status.doing == "draining"
     if status is not None and status.problem:
         return f"worker {worker.number}: {status.problem}"
     if worker.deaths > 1 or (worker.deaths and not draining):
         return f"worker {worker.number} ended {worker.deaths} times in a row: {worker.died_of}"
-    if draining and status and (silent := status.silent_seconds()) > SILENT_SECONDS:
+    if draining and status and (silent := status.silent_seconds()) > worker_status.SILENT_SECONDS:
         return (
             f"worker {worker.number} (process {status.pid}) has not written its status for "
             f"{silent:.0f} s: does it hang in a message parser, or does the disk not answer?"

@@ -34,6 +34,7 @@ from typing import TypeVar
 
 import msgspec
 
+from fuploader_dagster import errors
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import (
     append_durably,
@@ -46,13 +47,6 @@ from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.temporaries import is_temporary
-from fuploader_dagster.errors import (
-    UNREADABLE_JSON,
-    DamagedResults,
-    DamagedSlot,
-    ForeignFile,
-    OtherFormat,
-)
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit, read_index
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot
@@ -169,7 +163,7 @@ class ProcessedSlot:
     def _sealed(self, name: str, sha256: str) -> bytes:
         content = read_own(self.directory / name)
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise DamagedResults(f"{self.directory / name} is not what was sealed")
+            raise errors.DamagedResults(f"{self.directory / name} is not what was sealed")
         return content
 
 
@@ -227,7 +221,7 @@ class ProcessedWriter:
                 self._open()
                 self.resumed = True
                 return self
-        except (DamagedResults, DamagedSlot, ForeignFile) as error:
+        except (errors.DamagedResults, errors.DamagedSlot, errors.ForeignFile) as error:
             target = set_aside(self.directory, self._layout)
             log.error(
                 "%s is damaged and was moved to %s; the slot is processed again: %s",
@@ -281,9 +275,9 @@ class ProcessedWriter:
             self.figures.add(line)
             end, inputs, results = stop, line.inputs, line.entries
         if (self.figures.inputs, self.figures.results) != (inputs, results):
-            raise DamagedResults(f"the lines of {path} do not add up")
+            raise errors.DamagedResults(f"the lines of {path} do not add up")
         if self.figures.results != self._entries:
-            raise DamagedResults(f"{path} does not account for the {self._entries} results")
+            raise errors.DamagedResults(f"{path} does not account for the {self._entries} results")
         if end < len(content):
             write_durably(path, content[:end])
             reached(CrashPoint.OUTCOMES_CUT)
@@ -317,7 +311,7 @@ class ProcessedWriter:
     def seal(self) -> ProcessedSlot:
         """Seal the directory: everything is done. Raises `DamagedResults` if inputs are missing."""
         if self.figures.inputs != self._slot.seal.messages:
-            raise DamagedResults(
+            raise errors.DamagedResults(
                 f"{self.directory} accounts for {self.figures.inputs} of the "
                 f"{self._slot.seal.messages} inputs"
             )
@@ -353,14 +347,14 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return msgspec.json.decode(read_own(path), type=kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ForeignFile, *UNREADABLE_JSON) as error:
-        raise DamagedResults(f"{path} cannot be read: {error}") from error
+    except (errors.ForeignFile, *errors.UNREADABLE_JSON) as error:
+        raise errors.DamagedResults(f"{path} cannot be read: {error}") from error
 
 
 def _read_seal(directory: Path) -> ProcessedSeal | None:
     seal = _read(directory / SEAL_NAME, ProcessedSeal)
     if seal is not None and seal.version != VERSION:
-        raise OtherFormat(
+        raise errors.OtherFormat(
             f"{directory / SEAL_NAME} has version {seal.version}, this software reads {VERSION}",
             hint="use the version that wrote it, or remove the directory: the slot is then "
             "processed again",
@@ -374,7 +368,7 @@ def _lines_and_ends(content: bytes) -> Iterator[tuple[Outcomes, int]]:
     while (stop := content.find(b"\n", start) + 1) > 0:
         try:
             line = msgspec.json.decode(content[start:stop], type=Outcomes)
-        except UNREADABLE_JSON:
+        except errors.UNREADABLE_JSON:
             return
         yield line, stop
         start = stop

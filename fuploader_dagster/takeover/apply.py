@@ -23,16 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fuploader_dagster.delivery.pack import Packed, keep_packed
-from fuploader_dagster.disk.durable import (
-    append_durably,
-    fsync_dir,
-    fsync_file,
-    make_dirs,
-    remove_tree,
-    rename_durably,
-    syncfs,
-    write_durably,
-)
+from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.file_digest import digest_of
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 from fuploader_dagster.disk.own_files import closed_after
@@ -74,7 +65,7 @@ def apply(
 ) -> list[SealedSlot]:
     """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
     layout = pipeline.layout
-    make_dirs(adopting(layout))
+    durable.make_dirs(adopting(layout))
     if plan.stored:
         _keep_identities(plan.stored, pipeline)
     for aside in plan.aside:
@@ -90,7 +81,7 @@ def apply(
         removal.path.unlink(missing_ok=True)
         log.info("removed %s: %s", removal.path, removal.because)
         if (staged := removal.path.parent).parent == adopting(layout):
-            remove_tree(staged)
+            durable.remove_tree(staged)
     if redis is not None:
         redis.remove(plan.forget)
     for path in plan.empty:
@@ -108,7 +99,7 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
         )
         files = staged / FILES_NAME
         if directory.kind == "loose":
-            make_dirs(files)
+            durable.make_dirs(files)
             for file in directory.files:
                 _bring(file.path, files / file.name)
         else:
@@ -125,8 +116,8 @@ def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
     # A number that no other directory has: the drain tells indexes apart by it.
     moment, number = utc(time.time()), staging.next_number(layout)
     partition = PartitionKey(moment, pipeline.node, ADOPTED_SLOT, number)
-    make_dirs(layout.shipped)
-    write_durably(layout.shipped / f"{partition}.{len(members)}.index", _index_of(members))
+    durable.make_dirs(layout.shipped)
+    durable.write_durably(layout.shipped / f"{partition}.{len(members)}.index", _index_of(members))
 
 
 def _index_of(members: Sequence[Member]) -> bytes:
@@ -149,7 +140,7 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
         members.append((name, digest, size))
     if not members:
         staging.record_taken_over(staging.origin_of(staged).source, "", 0, pipeline.layout)
-        remove_tree(staged)
+        durable.remove_tree(staged)
         return []
     return [_seal(staged, members, pipeline)]
 
@@ -157,12 +148,12 @@ def _seal_files(staged: Path, pipeline: Pipeline) -> list[SealedSlot]:
 def _sync(folder: Path) -> None:
     """Sync everything in the folder at once."""
     with closed_after(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
-        syncfs(descriptor)
+        durable.syncfs(descriptor)
 
 
 def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> SealedSlot:
     content = _index_of(members)
-    write_durably(staged / index.INDEX_NAME, content)
+    durable.write_durably(staged / index.INDEX_NAME, content)
     seal = make_seal(
         pipeline,
         slot=ADOPTED_SLOT,
@@ -174,7 +165,7 @@ def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> Sealed
         reason="adopted",
         now=time.time(),
     )
-    write_durably(staged / SEAL_NAME, encode_seal(seal))
+    durable.write_durably(staged / SEAL_NAME, encode_seal(seal))
     return _finish(staged, pipeline.layout)
 
 
@@ -183,7 +174,7 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
     seal = read_seal(staged)
     target = layout.archives / seal.archive
     if (staged / staging.ARCHIVE_NAME).exists():
-        rename_durably(staged / staging.ARCHIVE_NAME, target)
+        durable.rename_durably(staged / staging.ARCHIVE_NAME, target)
     if not (staged / FILES_NAME).exists():  # an archive as it is
         size, digest = digest_of(target)
         packed = Packed(
@@ -204,7 +195,7 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
         if is_temporary(path.name):
             remove_unless_held(path)
     directory = layout.sealed(seal.slot, seal.number)
-    rename_durably(staged, directory)
+    durable.rename_durably(staged, directory)
     return SealedSlot(directory, seal)
 
 
@@ -216,7 +207,7 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
     if staged is None:
         staged = staging.new_directory(archive.source, pipeline.layout)
         _bring(archive.path, staged / staging.ARCHIVE_NAME)
-    fsync_file(staged / staging.ARCHIVE_NAME)
+    durable.fsync_file(staged / staging.ARCHIVE_NAME)
     return [_seal(staged, archive.members, pipeline)]
 
 
@@ -229,24 +220,24 @@ def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) ->
         folder.mkdir()
         refused = write_members(archive.path, names, folder)
         _sync(folder)
-        rename_durably(folder, staged / FILES_NAME)
+        durable.rename_durably(folder, staged / FILES_NAME)
     if refused:
         because = f"{len(refused)} of its members were not taken: {'; '.join(refused[:3])}"
         _set_aside(SetAside(archive.path, because), layout)
     archive.path.unlink(missing_ok=True)
     if archive.staged is not None:
-        remove_tree(archive.staged)
+        durable.remove_tree(archive.staged)
     return _seal_files(staged, pipeline)
 
 
 def _bring(source: Path, target: Path) -> None:
     """Move a file or directory, also from another file system: it is there whole or not at all."""
     try:
-        rename_durably(source, target)
+        durable.rename_durably(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        make_dirs(target.parent)
+        durable.make_dirs(target.parent)
         with temporary_folder(target) as work:
             copy = work / target.name
             if source.is_dir():
@@ -255,9 +246,9 @@ def _bring(source: Path, target: Path) -> None:
                 shutil.copyfile(source, copy)
             os.sync()
             _compare(source, copy)
-            rename_durably(copy, target)
+            durable.rename_durably(copy, target)
         if source.is_dir():
-            remove_tree(source)
+            durable.remove_tree(source)
         else:
             source.unlink()
 
@@ -295,9 +286,9 @@ def _end(layout: Layout) -> None:
     for staged in staging.directories(layout):
         names = {path.name for path in staged.iterdir() if not is_temporary(path.name)}
         if names <= {staging.ORIGIN_NAME}:
-            remove_tree(staged)
-    append_durably(journal(layout), b"")
+            durable.remove_tree(staged)
+    durable.append_durably(journal(layout), b"")
     with suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()
-        fsync_dir(layout.root)
+        durable.fsync_dir(layout.root)

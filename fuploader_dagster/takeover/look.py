@@ -36,24 +36,16 @@ from fuploader_dagster.intake.leftovers import (
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, read_seal
-from fuploader_dagster.takeover import staging
+from fuploader_dagster.takeover import plan, staging
 from fuploader_dagster.takeover.archives import read_archive
 from fuploader_dagster.takeover.former_redis import FormerKeys, FormerRedis, read_keys
-from fuploader_dagster.takeover.plan import (
-    Content,
-    Left,
-    LeftArchive,
-    LeftDirectory,
-    LeftFile,
-    is_waiting,
-)
 from fuploader_dagster.takeover.store import StoredArchives
 
 WATCH_SECONDS = 4.0
 """FUploader asks Redis for work every second, or every two in its documentation's example."""
 
 
-def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False) -> Left:
+def look(pipeline: Pipeline, redis: FormerRedis | None, *, stopped: bool = False) -> plan.Left:
     """Read everything. `stopped`: the caller guarantees that FUploader no longer runs.
 
     Raises `StateUnavailable` and `StoreUnavailable` if Redis or the store is needed and does not
@@ -89,17 +81,17 @@ def refuse_if_alive(alive: str, root: Path) -> None:
         )
 
 
-def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> Left:
+def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> plan.Left:
     """What is below FUploader's storage root, and what a take-over staged or sealed of it."""
     directories, archives, sealed = _staged(layout)
     for path, kind in directories_in(root, layout):
         source = path.relative_to(root).as_posix()
         below = filter(is_loose, children(path)) if kind == "loose" else _files(path)
-        found, waiting = _read_files(below, path), is_waiting(source, keys)
-        directories.append(LeftDirectory(path, source, kind, *found, waiting))
+        found, waiting = _read_files(below, path), plan.is_waiting(source, keys)
+        directories.append(plan.LeftDirectory(path, source, kind, *found, waiting))
     filled = {directory.path.parent for directory in directories if directory.files}
     archives += [
-        LeftArchive(
+        plan.LeftArchive(
             path,
             path.relative_to(root).as_posix(),
             *read_archive(path),
@@ -109,7 +101,7 @@ def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> Left:
         for path in archives_in(root, layout)
     ]
     empty = [one.path for one in directories if not one.files and not one.others]
-    return Left(
+    return plan.Left(
         root=root,
         directories=tuple(one for one in directories if one.path not in empty),
         archives=tuple(archives),
@@ -122,7 +114,7 @@ def _on_disk(root: Path, layout: Layout, keys: Sequence[FormerKeys]) -> Left:
     )
 
 
-def _staged(layout: Layout) -> tuple[list[LeftDirectory], list[LeftArchive], list[Path]]:
+def _staged(layout: Layout) -> tuple[list[plan.LeftDirectory], list[plan.LeftArchive], list[Path]]:
     """What an interrupted take-over staged: directories and archives to seal, and what it had
     sealed already."""
     directories, archives, sealed = [], [], []
@@ -132,16 +124,16 @@ def _staged(layout: Layout) -> tuple[list[LeftDirectory], list[LeftArchive], lis
         if (path / SEAL_NAME).exists():
             sealed.append(path)
         elif archive.exists():
-            archives.append(LeftArchive(archive, source, *read_archive(archive), staged=path))
+            archives.append(plan.LeftArchive(archive, source, *read_archive(archive), staged=path))
         else:
             found = _read_files(_files(path / FILES_NAME), path / FILES_NAME)
-            directories.append(LeftDirectory(path, source, "staged", *found, waiting))
+            directories.append(plan.LeftDirectory(path, source, "staged", *found, waiting))
     return directories, archives, sealed
 
 
-def _adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[Content, str]:
+def _adopted(layout: Layout, interrupted: Iterable[Path]) -> dict[plan.Content, str]:
     """What earlier take-overs sealed and nobody has shipped yet: content to partition."""
-    found: dict[Content, str] = {}
+    found: dict[plan.Content, str] = {}
     for directory in (*children(layout.sealed(ADOPTED_SLOT, 0).parent), *interrupted):
         with suppress(DamagedSlot, FileNotFoundError):  # shipping reports it, or did it
             slot = SealedSlot(directory, read_seal(directory))
@@ -163,7 +155,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _read_files(
     found: Iterable[Path], folder: Path
-) -> tuple[tuple[LeftFile, ...], tuple[Path, ...]]:
+) -> tuple[tuple[plan.LeftFile, ...], tuple[Path, ...]]:
     """Size and digest of each file; what is no file."""
     files, others = [], []
     for path in found:
@@ -171,7 +163,7 @@ def _read_files(
             others.append(path)
             continue
         name = path.relative_to(folder).as_posix()
-        files.append(LeftFile(path, name, *digest_of(path), path.stat().st_mtime))
+        files.append(plan.LeftFile(path, name, *digest_of(path), path.stat().st_mtime))
     return tuple(files), tuple(others)
 
 
@@ -208,7 +200,7 @@ def _listing(root: Path, layout: Layout) -> set[tuple[str, int, int]]:
     return found
 
 
-def _ask_store(left: Left, pipeline: Pipeline) -> Left:
+def _ask_store(left: plan.Left, pipeline: Pipeline) -> plan.Left:
     """Add which of the archives, and of the files that may be stored, are in the store."""
     doubtful = [one for one in left.directories if one.maybe_stored]
     if not doubtful and not left.archives:
@@ -218,7 +210,7 @@ def _ask_store(left: Left, pipeline: Pipeline) -> Left:
     names = [one.path.name for one in left.archives]
     stored = StoredArchives(pipeline, pipeline.store.open(), names, since=min(times))
     archives = tuple(replace(one, stored_as=stored.holding(one.path)) for one in left.archives)
-    contents: Mapping[Content, str] = {}
+    contents: Mapping[plan.Content, str] = {}
     if doubtful or any(not one.stored_as and one.members for one in archives):
         contents = stored.newest_contents()
     return replace(left, archives=archives, stored=contents, stored_looked_at=stored.looked_at)

@@ -16,13 +16,7 @@ import msgspec
 from fuploader_dagster.disk.durable import append_durably, make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey, utc
 from fuploader_dagster.errors import UNREADABLE_JSON
-from fuploader_dagster.intake.leftovers import (
-    ADOPTED_SLOT,
-    NUMBERED_DIR,
-    adopting,
-    children,
-    journal,
-)
+from fuploader_dagster.intake import leftovers
 from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 
 ORIGIN_NAME = "origin.json"
@@ -50,7 +44,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 def taken_over(layout: Layout) -> Iterator[TakenOver]:
     """What was taken over so far."""
-    path = journal(layout)
+    path = leftovers.journal(layout)
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
@@ -64,12 +58,12 @@ def record_taken_over(source: str, partition: str, files: int, layout: Layout) -
     """Record in the journal what was taken over."""
     at = utc(time.time()).isoformat(timespec="milliseconds")
     line = TakenOver(source=source, partition=partition, files=files, at=at)
-    append_durably(journal(layout), msgspec.json.encode(line) + b"\n")
+    append_durably(leftovers.journal(layout), msgspec.json.encode(line) + b"\n")
 
 
 def new_directory(source: str, layout: Layout, *, maybe_stored: bool = True) -> Path:
     """A new staged directory."""
-    staged = adopting(layout) / f"dir-{next_number(layout):06d}"
+    staged = leftovers.adopting(layout) / f"dir-{next_number(layout):06d}"
     make_dirs(staged)
     write_durably(staged / ORIGIN_NAME, msgspec.json.encode(Origin(source, maybe_stored)))
     return staged
@@ -77,8 +71,8 @@ def new_directory(source: str, layout: Layout, *, maybe_stored: bool = True) -> 
 
 def directories(layout: Layout) -> list[Path]:
     """All staged directories."""
-    found = children(adopting(layout))
-    return [path for path in found if path.is_dir() and NUMBERED_DIR.fullmatch(path.name)]
+    found = leftovers.children(leftovers.adopting(layout))
+    return [path for path in found if path.is_dir() and leftovers.NUMBERED_DIR.fullmatch(path.name)]
 
 
 def origin_of(staged: Path) -> Origin:
@@ -92,10 +86,12 @@ def origin_of(staged: Path) -> Origin:
 def next_number(layout: Layout) -> int:
     """A directory number that was never used."""
     used = [number_of(path) for path in directories(layout)]
-    used += [number for slot, number in layout.sealed_numbers() if slot == ADOPTED_SLOT]
+    used += [number for slot, number in layout.sealed_numbers() if slot == leftovers.ADOPTED_SLOT]
     partitions = [PartitionKey.parse(one.partition) for one in taken_over(layout)]
     partitions += [one.partition for one in shipped_indexes(layout)]
-    used += [one.number for one in partitions if one is not None and one.slot == ADOPTED_SLOT]
+    used += [
+        one.number for one in partitions if one is not None and one.slot == leftovers.ADOPTED_SLOT
+    ]
     return max(used, default=0) + 1
 
 

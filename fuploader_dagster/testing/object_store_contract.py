@@ -15,18 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
     ObjectStore,
     StoredObject,
-)
-from fuploader_dagster.errors import (
-    DamagedArchive,
-    FuploaderError,
-    ObjectConflict,
-    StoreRefused,
-    StoreUnavailable,
 )
 
 MIB = 1 << 20
@@ -93,7 +87,7 @@ class ObjectStoreContract(_Given):
         store = self._store
         mine, other = self._archive(5_000), self._archive(other_size, seed=1)
         store.put("k", other)
-        with pytest.raises(ObjectConflict) as caught:
+        with pytest.raises(errors.ObjectConflict) as caught:
             store.put("k", mine)
         assert mine.sha256 in str(caught.value)
         assert other.sha256 in str(caught.value)
@@ -104,7 +98,7 @@ class ObjectStoreContract(_Given):
         content = bytearray(archive.path.read_bytes())
         content[4_000] ^= 1
         archive.path.write_bytes(content)
-        with pytest.raises(DamagedArchive):
+        with pytest.raises(errors.DamagedArchive):
             store.put("k", archive)
         assert store.head("k") is None
 
@@ -115,7 +109,7 @@ class ObjectStoreContract(_Given):
             archive.path.unlink()
         else:
             archive.path.write_bytes(archive.path.read_bytes()[:-1])
-        with pytest.raises(DamagedArchive):
+        with pytest.raises(errors.DamagedArchive):
             store.put("k", archive)
         assert store.head("k") is None
 
@@ -138,7 +132,7 @@ class ObjectStoreContract(_Given):
         assert store.get_range("k", 5_000, 10) == b""
 
     def test_a_range_of_a_missing_object_is_refused(self) -> None:
-        with pytest.raises(StoreRefused, match="missing"):
+        with pytest.raises(errors.StoreRefused, match="missing"):
             self._store.get_range("missing", 0, 10)
 
     def test_a_listing_is_complete_in_key_order_and_below_its_prefix(self) -> None:
@@ -188,7 +182,7 @@ class ObjectStoreContract(_Given):
     )
     def test_keys_that_could_leave_the_prefix_or_break_are_refused(self, key: str) -> None:
         store = self._store
-        with pytest.raises(StoreRefused, match="cannot be an object key"):
+        with pytest.raises(errors.StoreRefused, match="cannot be an object key"):
             store.put(key, self._archive(10))
         assert list(store.list()) == []
 
@@ -203,10 +197,10 @@ class ObjectStoreContract(_Given):
         store = self._store
         archives = [self._archive(200_000, seed=seed) for seed in range(4)]
 
-        def put(archive: ArchiveFile) -> StoredObject | FuploaderError:
+        def put(archive: ArchiveFile) -> StoredObject | errors.FuploaderError:
             try:
                 return store.put("k", archive)
-            except (ObjectConflict, StoreUnavailable) as error:
+            except (errors.ObjectConflict, errors.StoreUnavailable) as error:
                 return error
 
         with ThreadPoolExecutor(4) as pool:
@@ -297,7 +291,7 @@ class PartsContract(_Given):
         with archive.path.open("r+b") as file:
             file.seek(1_000)
             file.write(b"rot")
-        with pytest.raises(DamagedArchive):
+        with pytest.raises(errors.DamagedArchive):
             store.put("big", archive)
         assert store.head("big") is None
 
@@ -305,7 +299,7 @@ class PartsContract(_Given):
         store = self._store
         small = self._archive(10)
         store.put("big", small)
-        with pytest.raises(ObjectConflict):
+        with pytest.raises(errors.ObjectConflict):
             store.put("big", self._archive(self.size_bytes))
         assert read_all(store, "big", 10) == small.path.read_bytes()
 

@@ -12,18 +12,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.resources.object_stores import crc64
-from fuploader_dagster.resources.object_stores.cloud import (
-    ENCRYPTION,
-    MIB,
-    PART_SIZE,
-    CloudSettings,
-)
+from fuploader_dagster.resources.object_stores import cloud, crc64
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
 
 
-class COSSettings(CloudSettings):
+class COSSettings(cloud.CloudSettings):
     """A bucket of Tencent COS.
 
     Without keys, COS_SECRET_ID, COS_SECRET_KEY and COS_TOKEN of the environment are used, or the
@@ -57,9 +51,11 @@ class COSSettings(CloudSettings):
     storage_class: str | None = None
     """Storage class of new objects, such as STANDARD_IA or ARCHIVE."""
     encryption: Literal["default", "AES256", "cos/kms"] = Field(
-        default="default", description=ENCRYPTION
+        default="default", description=cloud.ENCRYPTION
     )
-    part_size_bytes: int = Field(default=16 * MIB, ge=MIB, le=2048 * MIB, description=PART_SIZE)
+    part_size_bytes: int = Field(
+        default=16 * cloud.MIB, ge=cloud.MIB, le=2048 * cloud.MIB, description=cloud.PART_SIZE
+    )
 
     def service(self) -> Service:
         with needing("cos-python-sdk-v5", extra="cos"):

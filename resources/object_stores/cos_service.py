@@ -24,6 +24,7 @@ from qcloud_cos import CosClientError, CosConfig, CosS3Client, CosServiceError
 from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
+from fuploader_dagster.resources.object_stores import service
 from fuploader_dagster.resources.object_stores.answers import (
     Answer,
 )
@@ -32,12 +33,6 @@ from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import (
-    COMPLETING_SECONDS,
-    USUAL_SECONDS,
-    ConfirmedPart,
-    base64_text,
-)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -71,7 +66,7 @@ class CosService(Crc64Service):
                 Bucket=self._bucket,
                 Key=key,
                 Body=body if len(body) else b"",  # the SDK would send an empty file in chunks
-                ContentMD5=base64_text(md5),
+                ContentMD5=service.base64_text(md5),
                 Metadata=self._new_object(metadata),
                 **self._new,
             )
@@ -86,7 +81,7 @@ class CosService(Crc64Service):
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
-    ) -> ConfirmedPart:
+    ) -> service.ConfirmedPart:
         with self._asking(f"storing part {part.number} of", key):
             answer = self._client.upload_part(
                 Bucket=self._bucket,
@@ -94,26 +89,26 @@ class CosService(Crc64Service):
                 Body=body,
                 PartNumber=part.number,
                 UploadId=upload_id,
-                ContentMD5=base64_text(md5),
+                ContentMD5=service.base64_text(md5),
             )
             headers = {name.lower(): value for name, value in answer.items()}
             return self._confirmed(part, headers.get("etag", ""), headers)
 
     def _parts(
         self, key: str, upload_id: str, after: str
-    ) -> tuple[list[ConfirmedPart], str | None]:
+    ) -> tuple[list[service.ConfirmedPart], str | None]:
         answer = self._client.list_parts(
             Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after or "0"
         )
         found = [
-            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            service.ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
             for part in answer.get("Part", ())
         ]
         return found, answer["NextPartNumberMarker"] if _truncated(answer) else None
 
-    def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
+    def complete(self, key: str, upload_id: str, parts: Sequence[service.ConfirmedPart]) -> None:
         listed = [{"PartNumber": str(part.number), "ETag": part.tag} for part in parts]
-        with self._asking("completing", key, COMPLETING_SECONDS):
+        with self._asking("completing", key, service.COMPLETING_SECONDS):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=key,
@@ -176,7 +171,9 @@ class CosService(Crc64Service):
             raise requests.RequestException("redirected")
 
     @contextmanager
-    def _asking(self, doing: str, key: str, body_seconds: float = USUAL_SECONDS) -> Iterator[None]:
+    def _asking(
+        self, doing: str, key: str, body_seconds: float = service.USUAL_SECONDS
+    ) -> Iterator[None]:
         self._said.status, self._said.headers = 0, {}
         with super()._asking(doing, key, body_seconds):
             yield

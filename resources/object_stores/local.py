@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
     ObjectInfo,
@@ -40,15 +41,6 @@ from fuploader_dagster.disk.temporaries import (
     temporary_file,
 )
 from fuploader_dagster.disk.trouble import FULL, disk_trouble
-from fuploader_dagster.errors import (
-    DigestMismatch,
-    DiskFailed,
-    DiskFull,
-    ForeignFile,
-    FuploaderError,
-    StoreRefused,
-    StoreUnavailable,
-)
 from fuploader_dagster.resources.object_stores.archive_bytes import (
     conflict,
     open_archive,
@@ -85,7 +77,7 @@ class LocalObjectStore(ObjectStore):
         final = self._path(key)
         with _telling(f"storing {archive.path}", final):
             if final.is_dir():
-                raise StoreRefused(
+                raise errors.StoreRefused(
                     f"{final} is a folder, so it cannot be an object too",
                     hint="give the archive another key",
                 )
@@ -119,7 +111,7 @@ class LocalObjectStore(ObjectStore):
                     file.seek(offset)
                     return file.read(length)
             except _NO_OBJECT:
-                raise StoreRefused(f"there is no object {self.address(key)}") from None
+                raise errors.StoreRefused(f"there is no object {self.address(key)}") from None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with _telling("listing", self.folder):
@@ -173,7 +165,7 @@ class LocalObjectStore(ObjectStore):
         """The receipt if the existing file is the archive; otherwise raise `ObjectConflict`."""
         there = self.head(key)
         if there is None:
-            raise StoreUnavailable(f"{self.address(key)} was there and is gone")
+            raise errors.StoreUnavailable(f"{self.address(key)} was there and is gone")
         if there.sha256 != archive.sha256:
             raise conflict(archive, self.address(key), there.size_bytes, f"sha256 {there.sha256}")
         return StoredObject(
@@ -197,7 +189,7 @@ def _copy(archive: ArchiveFile, target: Path, progress: Progress | None) -> None
 def _compare(archive: ArchiveFile, copy: Path) -> None:
     size, digest = digest_of(copy)
     if (size, digest.hex()) != (archive.size_bytes, archive.sha256):
-        raise DigestMismatch(
+        raise errors.DigestMismatch(
             f"{copy} reads back as {size} bytes, sha256 {digest.hex()}; "
             f"{archive.size_bytes} bytes, sha256 {archive.sha256} were written",
             hint="the copy was removed, local data was kept; check the disk",
@@ -227,7 +219,7 @@ def _telling(doing: str, path: Path) -> Iterator[None]:
     """Turn errors of the file system into ours, for the person on call."""
     try:
         yield
-    except (DiskFull, DiskFailed, ForeignFile) as error:
+    except (errors.DiskFull, errors.DiskFailed, errors.ForeignFile) as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise _told(doing, path, error.__cause__) from error
@@ -235,15 +227,15 @@ def _telling(doing: str, path: Path) -> Iterator[None]:
         raise _told(doing, path, error) from error
 
 
-def _told(doing: str, path: Path, error: OSError) -> FuploaderError:
+def _told(doing: str, path: Path, error: OSError) -> errors.FuploaderError:
     said = f"{doing}: {path}: {error.strerror}"
     if error.errno in (errno.EIO, errno.EROFS):
         return disk_trouble(error, path)
     if error.errno in (*FULL, errno.EFBIG):
         trouble = disk_trouble(error, path)
-        return StoreUnavailable(trouble.message, hint=trouble.hint)
+        return errors.StoreUnavailable(trouble.message, hint=trouble.hint)
     if error.errno == errno.ENAMETOOLONG:
-        return StoreRefused(said)
+        return errors.StoreRefused(said)
     if isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)):
-        return StoreRefused(said, hint="check the folder and its owner")
-    return StoreUnavailable(said, hint="check the disk or the mount")
+        return errors.StoreRefused(said, hint="check the folder and its owner")
+    return errors.StoreUnavailable(said, hint="check the disk or the mount")

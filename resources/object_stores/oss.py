@@ -11,18 +11,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.resources.object_stores import crc64
-from fuploader_dagster.resources.object_stores.cloud import (
-    ENCRYPTION,
-    MIB,
-    PART_SIZE,
-    CloudSettings,
-)
+from fuploader_dagster.resources.object_stores import cloud, crc64
 from fuploader_dagster.resources.object_stores.service import Service
 from fuploader_dagster.resources.object_stores.settings import needing
 
 
-class OSSSettings(CloudSettings):
+class OSSSettings(cloud.CloudSettings):
     """A bucket of Alibaba OSS.
 
     Without keys, OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET and OSS_SESSION_TOKEN of the
@@ -51,10 +45,10 @@ class OSSSettings(CloudSettings):
     storage_class: str | None = None
     """Storage class of new objects, such as IA or Archive."""
     encryption: Literal["default", "AES256", "KMS", "SM4"] = Field(
-        default="default", description=ENCRYPTION
+        default="default", description=cloud.ENCRYPTION
     )
     part_size_bytes: int = Field(
-        default=16 * MIB, ge=100 << 10, le=2048 * MIB, description=PART_SIZE
+        default=16 * cloud.MIB, ge=100 << 10, le=2048 * cloud.MIB, description=cloud.PART_SIZE
     )
 
     def service(self) -> Service:

@@ -20,18 +20,10 @@ from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import (
-    Answer,
-    quoted,
-)
+from fuploader_dagster.resources.object_stores import answers, service
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
 from fuploader_dagster.resources.object_stores.crc64_service import Crc64Service
 from fuploader_dagster.resources.object_stores.http_session import StoreSession
-from fuploader_dagster.resources.object_stores.service import (
-    COMPLETING_SECONDS,
-    ConfirmedPart,
-    base64_text,
-)
 from fuploader_dagster.settings.secret import shown_cause
 
 if TYPE_CHECKING:
@@ -61,7 +53,7 @@ class OssService(Crc64Service):
         return headers
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
-        headers = self._new_object(metadata) | self._new | {"Content-MD5": base64_text(md5)}
+        headers = self._new_object(metadata) | self._new | {"Content-MD5": service.base64_text(md5)}
         with self._asking("storing", key):
             # oss2 would send an empty file in chunks.
             self._bucket.put_object(key, body if len(body) else b"", headers=headers)
@@ -75,24 +67,25 @@ class OssService(Crc64Service):
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
-    ) -> ConfirmedPart:
-        headers = {"Content-MD5": base64_text(md5)}
+    ) -> service.ConfirmedPart:
+        headers = {"Content-MD5": service.base64_text(md5)}
         with self._asking(f"storing part {part.number} of", key):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
             return self._confirmed(part, answer.etag or "", answer.headers)
 
     def _parts(
         self, key: str, upload_id: str, after: str
-    ) -> tuple[list[ConfirmedPart], str | None]:
+    ) -> tuple[list[service.ConfirmedPart], str | None]:
         answer = self._bucket.list_parts(key, upload_id, marker=after)
         found = [
-            ConfirmedPart.listed(part.part_number, part.size, part.etag) for part in answer.parts
+            service.ConfirmedPart.listed(part.part_number, part.size, part.etag)
+            for part in answer.parts
         ]
         return found, answer.next_marker if answer.is_truncated else None
 
-    def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
+    def complete(self, key: str, upload_id: str, parts: Sequence[service.ConfirmedPart]) -> None:
         listed = [oss2.models.PartInfo(part.number, part.tag) for part in parts]
-        with self._asking("completing", key, COMPLETING_SECONDS):
+        with self._asking("completing", key, service.COMPLETING_SECONDS):
             self._bucket.complete_multipart_upload(
                 key, upload_id, listed, headers=self._create_only
             )
@@ -141,21 +134,21 @@ class OssService(Crc64Service):
             date: str | None = self._bucket.list_objects_v2(max_keys=1).headers.get("Date")
             return date
 
-    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> answers.Answer | Exception | None:
         if isinstance(error, oss2.exceptions.ServerError):
             return _answer(error)
         if isinstance(error, oss2.exceptions.ClientError):
             return StoreRefused(
-                f"{tried}: {quoted(str(error.body))}", hint="check the store's settings"
+                f"{tried}: {answers.quoted(str(error.body))}", hint="check the store's settings"
             )
         return None
 
 
-def _answer(error: oss2.exceptions.ServerError) -> Answer:
+def _answer(error: oss2.exceptions.ServerError) -> answers.Answer:
     # A HEAD has no body, and OSS does not always put the error into a header.
     code = error.code or ("NoSuchKey" if error.status == 404 else "")
     headers = error.headers
-    return Answer(
+    return answers.Answer(
         error.status, code, error.message, headers.get("Retry-After"), headers.get("Location")
     )
 

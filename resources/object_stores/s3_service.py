@@ -26,22 +26,10 @@ from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import StoreRefused
-from fuploader_dagster.resources.object_stores.answers import (
-    AlreadyThere,
-    Answer,
-    Missing,
-    Refusal,
-)
+from fuploader_dagster.resources.object_stores import answers, service
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.s3_client import customer_key, open_client
-from fuploader_dagster.resources.object_stores.service import (
-    COMPLETING_SECONDS,
-    ConfirmedPart,
-    Service,
-    Stated,
-    base64_text,
-)
 from fuploader_dagster.settings.secret import without_logins
 
 if TYPE_CHECKING:
@@ -54,7 +42,7 @@ _MD5 = re.compile("[0-9a-f]{32}")
 _MD5_OF_PARTS = re.compile("[0-9a-f]{32}-[1-9][0-9]{0,4}")
 
 
-class S3Service(Service):
+class S3Service(service.Service):
     """The S3 API as `CloudObjectStore` needs it. boto3's clients are thread-safe."""
 
     without_answer = (
@@ -79,17 +67,17 @@ class S3Service(Service):
         self._knows_conditions = True
         self._new: dict[str, Any] = settings.options_of_new_objects(*SDK_NAMES) | self._own_key
 
-    def head(self, key: str) -> Stated | None:
+    def head(self, key: str) -> service.Stated | None:
         try:
             with self._asking("looking at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=key, **self._own_key)
                 algorithm, digest = _stated_digest(answer)
                 metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
                 size, version = answer.get("ContentLength"), answer.get("VersionId", "")
-        except Missing:
+        except answers.Missing:
             return None
         size = self.listed_size(key) if size is None else size
-        return Stated(size, metadata, algorithm, digest, version)
+        return service.Stated(size, metadata, algorithm, digest, version)
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         def send(condition: Any) -> None:
@@ -100,7 +88,7 @@ class S3Service(Service):
                     Key=key,
                     Body=cast("IO[bytes]", body),
                     ContentLength=len(body),
-                    ContentMD5=base64_text(md5),
+                    ContentMD5=service.base64_text(md5),
                     Metadata=metadata,
                     **condition,
                     **self._new,
@@ -113,13 +101,13 @@ class S3Service(Service):
         if self._knows_conditions:
             try:
                 send({"IfNoneMatch": "*"})
-            except Refusal as refusal:
+            except answers.Refusal as refusal:
                 if refusal.answer.status != 501:
                     raise
             else:
                 return
         if self.stat(key) is not None:
-            raise AlreadyThere(key)
+            raise answers.AlreadyThere(key)
         send({})
         if self._knows_conditions:
             self._knows_conditions = False
@@ -138,7 +126,7 @@ class S3Service(Service):
 
     def put_part(
         self, key: str, upload_id: str, part: Part, body: View, md5: bytes
-    ) -> ConfirmedPart:
+    ) -> service.ConfirmedPart:
         with self._asking(f"storing part {part.number} of", key):
             answer = self._client.upload_part(
                 Bucket=self._bucket,
@@ -147,31 +135,31 @@ class S3Service(Service):
                 PartNumber=part.number,
                 Body=cast("IO[bytes]", body),
                 ContentLength=len(body),
-                ContentMD5=base64_text(md5),
+                ContentMD5=service.base64_text(md5),
                 **self._own_key,
             )
             tag = answer.get("ETag", "")
             plain = not self._encrypted and not _is_foreign(answer)
             stated = tag.strip('"').lower() if plain else ""
-            return ConfirmedPart(
+            return service.ConfirmedPart(
                 part.number, part.size_bytes, stated if _MD5.fullmatch(stated) else "", tag
             )
 
     def _parts(
         self, key: str, upload_id: str, after: str
-    ) -> tuple[list[ConfirmedPart], str | None]:
+    ) -> tuple[list[service.ConfirmedPart], str | None]:
         answer = self._client.list_parts(
             Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=int(after or 0)
         )
         found = [
-            ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
+            service.ConfirmedPart.listed(part["PartNumber"], part["Size"], part.get("ETag", ""))
             for part in answer.get("Parts", ())
         ]
         return found, str(answer["NextPartNumberMarker"]) if answer["IsTruncated"] else None
 
-    def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None:
+    def complete(self, key: str, upload_id: str, parts: Sequence[service.ConfirmedPart]) -> None:
         def send(condition: Any) -> None:
-            with self._asking("completing", key, COMPLETING_SECONDS):
+            with self._asking("completing", key, service.COMPLETING_SECONDS):
                 self._client.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=key,
@@ -225,7 +213,7 @@ class S3Service(Service):
             answer = self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
             return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
 
-    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> answers.Answer | Exception | None:
         if isinstance(error, ClientError):
             return _answer(error)
         if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
@@ -238,7 +226,7 @@ class S3Service(Service):
         return None
 
 
-def _answer(error: ClientError) -> Answer:
+def _answer(error: ClientError) -> answers.Answer:
     said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     status = meta.get("HTTPStatusCode", 0)
     code = said.get("Code") or ""  # an element that is empty is None
@@ -247,7 +235,7 @@ def _answer(error: ClientError) -> Answer:
     elif code == str(status):  # an answer without a body, as to HEAD
         code = ""
     headers = meta.get("HTTPHeaders", {})
-    return Answer(
+    return answers.Answer(
         status, code, said.get("Message") or "", headers.get("retry-after"), headers.get("location")
     )
 

@@ -27,16 +27,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
+from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import ArchiveFile, Progress, StoredObject
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.errors import (
-    ColdObject,
-    DigestMismatch,
-    FuploaderError,
-    ObjectConflict,
-    StoreRefused,
-    StoreUnavailable,
-)
 from fuploader_dagster.resources.object_stores.answers import AlreadyThere, Refusal, UploadGone
 from fuploader_dagster.resources.object_stores.archive_bytes import (
     Algorithm,
@@ -126,7 +119,7 @@ class VerifiedPut:
     def _stated_now(self) -> Stated:
         there = self._service.stat(self._full)
         if there is None:
-            raise StoreUnavailable(
+            raise errors.StoreUnavailable(
                 f"{self._address}: the service says it stored the object, yet does not have it",
                 hint="local data was kept; it will be retried; if this goes on, look for a proxy "
                 "or a login page that answers in place of the service",
@@ -148,7 +141,7 @@ class VerifiedPut:
         try:
             self._send_parts(parts, concurrency, metadata)
         except UploadGone as gone:
-            raise StoreUnavailable(
+            raise errors.StoreUnavailable(
                 f"{self._address}: somebody aborted the unfinished upload",
                 hint="it will be started again",
             ) from gone
@@ -208,7 +201,7 @@ class VerifiedPut:
         if all(part.tag for part in tagged):
             return tagged
         self._give_up(upload_id)
-        raise StoreRefused(
+        raise errors.StoreRefused(
             f"{self._address}: the service gives no ETag for the parts of an upload",
             hint="without ETags an upload in parts cannot be completed: look for a proxy in "
             "between that drops headers, or set part_size_bytes above the size of your archives, "
@@ -223,7 +216,7 @@ class VerifiedPut:
                 for upload in self._service.unfinished(self._full)
                 if upload.key == self._full
             ]
-        except StoreRefused as error:  # unsupported, or not allowed: we can do without
+        except errors.StoreRefused as error:  # unsupported, or not allowed: we can do without
             log.warning("sending all parts, because unfinished uploads cannot be listed: %s", error)
             return None
         for upload in uploads:
@@ -294,7 +287,7 @@ class VerifiedPut:
             self._service.abort(self._full, upload_id)
         except UploadGone:
             log.debug("the unfinished upload of %s is gone already", self._key)
-        except FuploaderError as error:
+        except errors.FuploaderError as error:
             log.warning("could not abort an unfinished upload of %s: %s", self._key, error)
 
     def _send_part(self, upload_id: str, part: Part) -> ConfirmedPart:
@@ -305,7 +298,7 @@ class VerifiedPut:
         except Refusal as refusal:
             if part.number <= FEWEST_PARTS or refusal.answer.status != 400:
                 raise
-            raise StoreRefused(
+            raise errors.StoreRefused(
                 refusal.message,
                 hint=f"some services take {FEWEST_PARTS:,} parts at most: set part_size_bytes to "
                 f"{-(-self._archive.size_bytes // FEWEST_PARTS):,} or more",
@@ -313,7 +306,7 @@ class VerifiedPut:
         if not confirmed.md5:
             self._sent.note(upload_id, confirmed, md5)
         if confirmed.md5 not in ("", md5.hex()):
-            raise StoreUnavailable(
+            raise errors.StoreUnavailable(
                 f"part {part.number} of {self._address}: the service confirmed "
                 f"md5 {confirmed.md5}, but {md5.hex()} was sent",
                 hint="the part will be sent again; if this goes on, the ETag is not an md5, "
@@ -358,11 +351,11 @@ class VerifiedPut:
             already_there=already_there,
         )
 
-    def _conflict(self, there: Stated, digest: str) -> ObjectConflict:
+    def _conflict(self, there: Stated, digest: str) -> errors.ObjectConflict:
         return conflict(self._archive, self._address, there.size_bytes, digest)
 
-    def _mismatch(self, stated: str, ours: str) -> DigestMismatch:
-        return DigestMismatch(
+    def _mismatch(self, stated: str, ours: str) -> errors.DigestMismatch:
+        return errors.DigestMismatch(
             f"{self._address}: the service states {stated}; {self._archive.path} has {ours}",
             hint="local data was kept; look at the object, remove it, and upload again",
         )
@@ -383,8 +376,8 @@ class VerifiedPut:
         try:
             for offset in range(0, self._archive.size_bytes, READ_BACK_BYTES):
                 digest.update(self._service.read(self._full, offset, READ_BACK_BYTES) or b"")
-        except ColdObject as error:
-            raise ColdObject(
+        except errors.ColdObject as error:
+            raise errors.ColdObject(
                 f"{error.message}; it can be confirmed only by reading it back, because the "
                 "service states no digest of it (the bucket encrypts with a key of its own)",
                 hint="local data was kept; set storage_class to one that can be read (GLACIER_IR), "

@@ -29,17 +29,8 @@ from typing import Any
 import redis
 from pydantic import Field, SecretStr, field_validator
 
+from fuploader_dagster.contracts import state
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.state import (
-    HURRIED_SECONDS,
-    OF_NO_PIPELINE,
-    TOTALS,
-    Commit,
-    Snapshot,
-    StateSettings,
-    StateStore,
-    warn_once,
-)
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
@@ -52,7 +43,7 @@ _KEYS = ("slots", "highest", "claims", "sealed", "totals")
 _MOST_NONSENSE_SHOWN = 3
 
 
-class RedisState(StateSettings):
+class RedisState(state.StateSettings):
     """A Redis server, which several nodes and pipelines may share."""
 
     url: Secret = SecretStr("redis://localhost:6379/0")
@@ -73,7 +64,7 @@ class RedisState(StateSettings):
         return RedisStateStore(self, pipeline, node)
 
     def examine(self) -> Iterator[Diagnosis]:
-        return self.examine_for(pipeline=OF_NO_PIPELINE, node="doctor")
+        return self.examine_for(pipeline=state.OF_NO_PIPELINE, node="doctor")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:
         """With the pipeline's own keys: rights, and the nodes of a cluster, differ by key."""
@@ -104,14 +95,14 @@ class RedisState(StateSettings):
             client.close()
 
     def in_a_hurry(self) -> RedisState:
-        seconds = min(self.timeout_seconds, HURRIED_SECONDS)
+        seconds = min(self.timeout_seconds, state.HURRIED_SECONDS)
         return self.model_copy(update={"timeout_seconds": seconds})
 
     def describe(self) -> str:
         return f"Redis at {address(self.url)}"
 
 
-class RedisStateStore(StateStore):
+class RedisStateStore(state.StateStore):
     """State of one pipeline on one node. The client's pool makes it thread-safe."""
 
     def __init__(self, settings: RedisState, pipeline: str, node: str) -> None:
@@ -138,13 +129,13 @@ class RedisStateStore(StateStore):
     def release(self, slots: Sequence[int], root_id: str) -> None:
         self._run(scripts.RELEASE, root_id, *slots)
 
-    def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
+    def record(self, commit: state.Commit, *, root_id: str, ttl_seconds: float) -> None:
         counts = [(s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots]
         refused = self._run(
             scripts.RECORD,
             root_id,
             _milliseconds(ttl_seconds),
-            *(getattr(commit, name) for name in TOTALS),
+            *(getattr(commit, name) for name in state.TOTALS),
             len(counts),
             *(value for count in counts for value in count),
             *commit.sealed,
@@ -176,16 +167,16 @@ class RedisStateStore(StateStore):
             with self._explaining():
                 self._client.zrem(self._sealed, *keys)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> state.Snapshot:
         snapshot, nonsense = self.look()
         _warn(nonsense)
         return snapshot
 
-    def look(self) -> tuple[Snapshot, list[str]]:
+    def look(self) -> tuple[state.Snapshot, list[str]]:
         """A snapshot, and sentences about the values that were ignored."""
         slots, claims, waiting, totals, now_ms = self._run(scripts.SNAPSHOT)
         nonsense: list[str] = []
-        snapshot = Snapshot(
+        snapshot = state.Snapshot(
             slots=tuple(values.read_counts(self._slots, slots, nonsense)),
             owners=values.read_owners(self._claims, claims, now_ms, nonsense),
             sealed_waiting=waiting,
@@ -270,7 +261,7 @@ def _about(nonsense: Sequence[str]) -> Diagnosis:
 
 def _warn(sentences: Sequence[str]) -> None:
     for sentence in sentences:
-        warn_once(sentence)
+        state.warn_once(sentence)
 
 
 def _milliseconds(seconds: float) -> int:

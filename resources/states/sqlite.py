@@ -26,18 +26,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fuploader_dagster.contracts.state import (
-    HIGHEST_NUMBER,
-    HURRIED_SECONDS,
-    LONGEST_CLAIM_SECONDS,
-    TOTALS,
-    Commit,
-    SlotCount,
-    Snapshot,
-    StateSettings,
-    StateStore,
-    warn_once,
-)
+from fuploader_dagster.contracts import state
 from fuploader_dagster.disk.sqlite_files import TROUBLE, Kind, SqliteFile, trouble
 from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
 
@@ -67,7 +56,7 @@ _MOST = 10**18
 _ADD_TOTALS = ", ".join(
     f"{name} = CASE WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MOST} "
     f"THEN {name} ELSE 0 END + excluded.{name}"
-    for name in TOTALS
+    for name in state.TOTALS
 )
 _TO_DO: dict[Kind, str] = {
     "busy": "another process keeps writing; it will be retried",
@@ -78,7 +67,7 @@ _TO_DO: dict[Kind, str] = {
 }
 
 
-class SqliteState(StateSettings):
+class SqliteState(state.StateSettings):
     """State in a file on this machine's own disk (not on a network share)."""
 
     path: Path
@@ -90,14 +79,14 @@ class SqliteState(StateSettings):
         return SqliteStateStore(self, pipeline, node)
 
     def in_a_hurry(self) -> SqliteState:
-        seconds = min(self.busy_timeout_seconds, HURRIED_SECONDS)
+        seconds = min(self.busy_timeout_seconds, state.HURRIED_SECONDS)
         return self.model_copy(update={"busy_timeout_seconds": seconds})
 
     def describe(self) -> str:
         return f"state file {self.path}"
 
 
-class SqliteStateStore(StateStore):
+class SqliteStateStore(state.StateStore):
     """State of one pipeline on one node. Threads take turns on one connection."""
 
     def __init__(self, settings: SqliteState, pipeline: str, node: str) -> None:
@@ -125,7 +114,7 @@ class SqliteStateStore(StateStore):
                 [(*self._key, slot, root_id) for slot in slots],
             )
 
-    def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
+    def record(self, commit: state.Commit, *, root_id: str, ttl_seconds: float) -> None:
         slots = [count.slot for count in commit.slots]
         with self._claiming(slots, ttl_seconds) as db:
             self._take(db, slots, root_id, ttl_seconds)
@@ -137,13 +126,13 @@ class SqliteStateStore(StateStore):
                 "INSERT INTO highest_numbers VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET number = CASE WHEN typeof(number) = 'integer' AND "
                 "number BETWEEN excluded.number AND ? THEN number ELSE excluded.number END",
-                [(*self._key, s.slot, s.number, HIGHEST_NUMBER) for s in commit.slots],
+                [(*self._key, s.slot, s.number, state.HIGHEST_NUMBER) for s in commit.slots],
             )
             self._add_sealed(db, commit.sealed)
             db.execute(
                 "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) "  # noqa: S608 - our own names
                 f"ON CONFLICT DO UPDATE SET {_ADD_TOTALS}",
-                (*self._key, *(getattr(commit, name) for name in TOTALS)),
+                (*self._key, *(getattr(commit, name) for name in state.TOTALS)),
             )
 
     def highest_number(self, slot: int) -> int:
@@ -154,11 +143,12 @@ class SqliteStateStore(StateStore):
             ).fetchone()
         if row is None:
             return 0
-        if isinstance(row[0], int) and 0 <= row[0] <= HIGHEST_NUMBER:
+        if isinstance(row[0], int) and 0 <= row[0] <= state.HIGHEST_NUMBER:
             return row[0]
-        warn_once(
+        state.warn_once(
             f"{self._settings.describe()} says that the highest directory of slot {slot} has the "
-            f"number {str(row[0])[:60]!r}, which is not one up to {HIGHEST_NUMBER:,}; it is ignored"
+            f"number {str(row[0])[:60]!r}, which is not one up to {state.HIGHEST_NUMBER:,}; it is "
+            f"ignored"
         )
         return 0
 
@@ -182,7 +172,7 @@ class SqliteStateStore(StateStore):
                 [(*self._key, key.encode("utf-8", "surrogateescape")) for key in keys],
             )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> state.Snapshot:
         with self._transaction() as db:
             slots = db.execute(
                 "SELECT slot, number, messages, size_bytes FROM slots "
@@ -200,11 +190,11 @@ class SqliteStateStore(StateStore):
                 self._key,
             ).fetchone()
             totals = db.execute(
-                f"SELECT {', '.join(TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
+                f"SELECT {', '.join(state.TOTALS)} FROM totals WHERE pipeline = ? AND node = ?",  # noqa: S608 - our own names
                 self._key,
             ).fetchone()
-        return Snapshot(
-            tuple(SlotCount(*row) for row in slots if self._are_counts("slots", row)),
+        return state.Snapshot(
+            tuple(state.SlotCount(*row) for row in slots if self._are_counts("slots", row)),
             {slot: root for slot, root in owners if self._are_counts("claims", [slot])},
             waiting,
             *(count if self._are_counts("totals", [count]) else 0 for count in totals or ()),
@@ -213,7 +203,7 @@ class SqliteStateStore(StateStore):
     def _are_counts(self, table: str, values: Sequence[Any]) -> bool:
         nonsense = [one for one in values if type(one) is not int or not 0 <= one <= _MOST]
         if nonsense:
-            warn_once(
+            state.warn_once(
                 f"{self._settings.describe()} holds {str(nonsense[0])[:60]!r} in its table "
                 f"{table}, which should be a count; it is ignored"
             )
@@ -232,7 +222,7 @@ class SqliteStateStore(StateStore):
                     "UPDATE claims SET lapses_at = ? "
                     "WHERE pipeline = ? AND node = ? AND slot = ? AND lapses_at > ?",
                     [
-                        (now + ttl_seconds, *self._key, slot, now + LONGEST_CLAIM_SECONDS)
+                        (now + ttl_seconds, *self._key, slot, now + state.LONGEST_CLAIM_SECONDS)
                         for slot in slots
                     ],
                 )

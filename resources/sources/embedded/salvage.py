@@ -21,22 +21,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fuploader_dagster.disk import sqlite_files
 from fuploader_dagster.disk.durable import rename_durably
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.disk.sqlite_files import (
-    LOGS,
-    TROUBLE,
-    SqliteFile,
-    open_to_read,
-    remove_database,
-)
 from fuploader_dagster.errors import FuploaderError, SlotInUse, SourceRefused
-from fuploader_dagster.resources.sources.embedded.database import (
-    FILE,
-    READ_ROWS,
-    explained,
-    prepare,
-)
+from fuploader_dagster.resources.sources.embedded import database
 from fuploader_dagster.resources.sources.embedded.source import CONSUMERS, EmbeddedQueue
 
 _AT_ONCE = 500
@@ -60,16 +49,19 @@ def salvage(folder: Path) -> Salvaged:
     Raises `SlotInUse` if a consumer uses it, `SourceRefused` if nothing at all can be read.
     """
     settings = EmbeddedQueue(path=folder)
-    path, new = folder / FILE, folder / f"{FILE}.salvaged"
+    path, new = folder / database.FILE, folder / f"{database.FILE}.salvaged"
     for lock in (folder / CONSUMERS).glob("*.lock"):
         with FileLock(lock):
             pass
-    remove_database(new, wait_seconds=_WAIT_SECONDS)  # of an attempt that did not finish
+    # Of an attempt that did not finish:
+    sqlite_files.remove_database(new, wait_seconds=_WAIT_SECONDS)
     unreadable: list[int] = []
     try:
         with (
-            closing(open_to_read(path, wait_seconds=_WAIT_SECONDS)) as old,
-            closing(SqliteFile(new, prepare, wait_seconds=_WAIT_SECONDS)) as file,
+            closing(sqlite_files.open_to_read(path, wait_seconds=_WAIT_SECONDS)) as old,
+            closing(
+                sqlite_files.SqliteFile(new, database.prepare, wait_seconds=_WAIT_SECONDS)
+            ) as file,
             file.transaction() as db,
         ):
             old.text_factory = bytes
@@ -82,10 +74,10 @@ def salvage(folder: Path) -> Salvaged:
                 )
             (saved,) = db.execute("SELECT count(*) FROM messages").fetchone()
             db.execute("UPDATE waiting SET messages = ?", [saved])
-    except TROUBLE as error:
-        raise explained(settings, error) from error
+    except sqlite_files.TROUBLE as error:
+        raise database.explained(settings, error) from error
     damaged = _free_name(path)
-    for ending in (*LOGS, ""):
+    for ending in (*sqlite_files.LOGS, ""):
         here = path.with_name(path.name + ending)
         if here.exists():
             rename_durably(here, damaged.with_name(damaged.name + ending))
@@ -98,12 +90,13 @@ def _last_id(db: sqlite3.Connection) -> int:
     for statement in ("SELECT seq FROM sqlite_sequence", "SELECT max(id) FROM messages"):
         try:
             row = db.execute(statement).fetchone()
-        except TROUBLE:
+        except sqlite_files.TROUBLE:
             continue
         if row is not None and type(row[0]) is int:
             return int(row[0])
     raise SourceRefused(
-        f"nothing in {FILE} can be read", hint="move it away: the next start makes an empty queue"
+        f"nothing in {database.FILE} can be read",
+        hint="move it away: the next start makes an empty queue",
     )
 
 
@@ -116,8 +109,8 @@ def _readable(
         if first > last:
             continue
         try:
-            rows = db.execute(READ_ROWS, (first, last, _AT_ONCE)).fetchall()
-        except TROUBLE:
+            rows = db.execute(database.READ_ROWS, (first, last, _AT_ONCE)).fetchall()
+        except sqlite_files.TROUBLE:
             if first == last:
                 unreadable.append(first)
                 continue

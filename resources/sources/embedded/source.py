@@ -45,11 +45,7 @@ from fuploader_dagster.errors import (
     SourceRefused,
     SourceUnavailable,
 )
-from fuploader_dagster.resources.sources.embedded.database import (
-    READ_ROWS,
-    QueueDatabase,
-    explained,
-)
+from fuploader_dagster.resources.sources.embedded import database
 from fuploader_dagster.resources.sources.embedded.rows import Row, described, message_of, row_of
 
 log = logging.getLogger(__name__)
@@ -97,7 +93,7 @@ class EmbeddedSource(MessageSource):
 
     def __init__(self, settings: EmbeddedQueue, prefetch: int) -> None:
         self._settings = settings
-        self._database = QueueDatabase(settings)
+        self._database = database.QueueDatabase(settings)
         self._prefetch = self._most_in_hand = prefetch
         self._consumer = ""
         self._alive: FileLock | None = None
@@ -118,7 +114,7 @@ class EmbeddedSource(MessageSource):
             lock.acquire()
             self._remove_old_locks()
         except OSError as error:
-            raise explained(self._settings, error) from error
+            raise database.explained(self._settings, error) from error
         self._alive = lock
         self._start = self._last_number
         self._looked_for_the_dead = 0.0
@@ -306,7 +302,7 @@ class EmbeddedPublisher(MessagePublisher):
     """One transaction, and so one sync, per batch of messages."""
 
     def __init__(self, settings: EmbeddedQueue) -> None:
-        self._database = QueueDatabase(settings)
+        self._database = database.QueueDatabase(settings)
 
     def publish(self, messages: Iterable[tuple[bytes, Mapping[str, Any]]]) -> int:
         published = 0
@@ -335,7 +331,7 @@ def _read(
 ) -> tuple[list[tuple[Any, ...]], int]:
     """The first rows of a range, and the bytes taken so far: 500 large ones would fill memory."""
     rows = []
-    for row in db.execute(READ_ROWS, (*ids, limit)):
+    for row in db.execute(database.READ_ROWS, (*ids, limit)):
         rows.append(row)
         bytes_before += len(row[1]) if type(row[1]) is bytes else 0
         if bytes_before >= _BATCH_BYTES:

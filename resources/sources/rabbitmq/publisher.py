@@ -28,18 +28,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused, SourceRefused, SourceUnavailable
-from fuploader_dagster.resources.sources.rabbitmq.connection import (
-    PIKA_ERRORS,
-    connect,
-    disconnect,
-    explained,
-)
-from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
-    closing_reason,
-    confirm_without_waiting,
-    impl,
-    largest_frame,
-)
+from fuploader_dagster.resources.sources.rabbitmq import connection, pika_internals
 from fuploader_dagster.resources.sources.rabbitmq.written_properties import as_short, encoded
 
 if TYPE_CHECKING:
@@ -118,7 +107,7 @@ class RabbitMQPublisher(MessagePublisher):
                     unflushed_messages = unflushed_bytes = 0
                     self._exchange(channel, until_unconfirmed=_WINDOW_MESSAGES)
             self._exchange(channel, until_unconfirmed=0)
-        except PIKA_ERRORS as error:
+        except connection.PIKA_ERRORS as error:
             refused = self._refused_message(error, first_tag)
             if refused is None:
                 self._give_up("publish to", error)
@@ -135,34 +124,36 @@ class RabbitMQPublisher(MessagePublisher):
             count: int = channel.queue_declare(
                 self._settings.queue, passive=True
             ).method.message_count
-        except PIKA_ERRORS as error:
+        except connection.PIKA_ERRORS as error:
             self._give_up("count the messages of", error)
         return count
 
     def close(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
-            disconnect(channel.connection)
+            connection.disconnect(channel.connection)
 
     def _connected(self) -> BlockingChannel:
         """The channel if it is still open, otherwise a new one: nothing was sent yet."""
         if self._channel is not None:
-            with suppress(*PIKA_ERRORS):
+            with suppress(*connection.PIKA_ERRORS):
                 self._channel.connection.process_data_events(0)
                 if self._channel.is_open:
                     return self._channel
             self.close()
-        channel = self._channel = connect(self._settings, "publish")[1]
+        channel = self._channel = connection.connect(self._settings, "publish")[1]
         self._unconfirmed.clear()
         self._next_tag, self._refused, self._unroutable = 1, 0, 0
         channel.add_on_return_callback(self._on_returned)
         selected: list[object] = []
         try:
-            self._in_window = confirm_without_waiting(channel, self._on_confirmed, selected.append)
+            self._in_window = pika_internals.confirm_without_waiting(
+                channel, self._on_confirmed, selected.append
+            )
             while self._in_window and not selected:
                 channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
                 self._check(channel)
-        except PIKA_ERRORS as error:
+        except connection.PIKA_ERRORS as error:
             self._give_up("publish to", error)
         return channel
 
@@ -173,7 +164,7 @@ class RabbitMQPublisher(MessagePublisher):
             header = encoded(properties)
         except (TypeError, RecursionError) as error:
             raise BadMessage(f"a header of type {error} cannot be sent to RabbitMQ") from error
-        frame_max = largest_frame(channel.connection)
+        frame_max = pika_internals.largest_frame(channel.connection)
         if frame_max and len(header) > frame_max - _FRAME_OVERHEAD:
             self._exchange(channel, until_unconfirmed=0)
             sent = self._next_tag - first_tag
@@ -187,7 +178,7 @@ class RabbitMQPublisher(MessagePublisher):
         raw: Any = _Encoded(header)
         self._unconfirmed[self._next_tag] = len(body)
         self._next_tag += 1
-        publishing = impl(channel) if self._in_window else channel
+        publishing = pika_internals.impl(channel) if self._in_window else channel
         publishing.basic_publish("", self._settings.queue, body, raw, mandatory=True)
         if not self._in_window:
             self._unconfirmed.clear()
@@ -220,7 +211,7 @@ class RabbitMQPublisher(MessagePublisher):
 
     def _check(self, channel: BlockingChannel) -> None:
         if not channel.is_open:
-            raise closing_reason(channel)
+            raise pika_internals.closing_reason(channel)
         if self._unroutable:
             raise SourceRefused(
                 f"{self._unroutable} messages came back: there is no {self._settings.describe()}",
@@ -249,7 +240,7 @@ class RabbitMQPublisher(MessagePublisher):
 
     def _give_up(self, tried: str, error: BaseException) -> NoReturn:
         self.close()
-        raise explained(tried, self._settings, error) from error
+        raise connection.explained(tried, self._settings, error) from error
 
 
 class _Encoded:
