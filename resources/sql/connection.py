@@ -118,7 +118,7 @@ class Transaction:
         self, engine: sa.Engine, database: Database, watch: _Watch, *, reading: bool
     ) -> None:
         self.dialect, self._where = database.dialect, database.where
-        self._engine, self._watch, self._reading = engine, watch, reading
+        self._engine, self._watch, self.reading = engine, watch, reading
         self.kinds = database.errors
         self._connection: sa.Connection | None = None
         self._usable = True
@@ -135,9 +135,7 @@ class Transaction:
         def begin() -> sa.Connection:
             connection = self._engine.connect()
             try:
-                connection.begin()
-                begin = self.dialect.begin_reading if self._reading else self.dialect.begin
-                begin(connection)
+                self._begin(connection)
             except BaseException:
                 connection.invalidate()
                 connection.close()
@@ -191,8 +189,16 @@ class Transaction:
         return self._call(lambda: action(self._open()), trying)
 
     def read(self, action: Callable[[sa.Connection], Value], trying: str) -> Value:
-        """The same, but raises `BadRows` if a value cannot be read. Then only the end is left."""
-        return self._call(lambda: action(self._open()), trying, of_rows=_OF_A_VALUE)
+        """The same, but raises `BadRows` if a value cannot be read. If it was the driver that could
+        not, and the transaction changes nothing, a new one has begun then: the driver may have
+        ended it."""
+        try:
+            return self._call(lambda: action(self._open()), trying, of_rows=_OF_A_VALUE)
+        except BadRows as error:
+            bad = error
+        if self.reading and bad.meaning.of_driver:
+            self.run(self._begin_again, trying)
+        raise bad
 
     def attempt(
         self,
@@ -223,6 +229,15 @@ class Transaction:
     def commit(self) -> None:
         """Everything is durable, or, after an error, nothing is, or the ledger has it."""
         self.run(lambda connection: connection.commit(), f"could not commit to {self._where}")
+
+    def _begin(self, connection: sa.Connection) -> None:
+        connection.begin()
+        begin = self.dialect.begin_reading if self.reading else self.dialect.begin
+        begin(connection)
+
+    def _begin_again(self, connection: sa.Connection) -> None:
+        connection.rollback()
+        self._begin(connection)
 
     def _open(self) -> sa.Connection:
         assert self._connection is not None  # noqa: S101
@@ -260,7 +275,8 @@ class Transaction:
             meaning = Meaning("refused", f"SQLAlchemy cannot do it ({type(inner).__name__})")
         elif isinstance(inner, _CLIENT_SIDE):
             kind: Kind = "row" if of_rows else "refused"
-            meaning = Meaning(kind, f"{NO_DRIVER_WORDS} ({type(inner).__name__})")
+            words = f"{NO_DRIVER_WORDS} ({type(inner).__name__})"
+            meaning = Meaning(kind, words, of_driver=True)
         else:
             meaning = self.dialect.meaning(inner)
         if meaning.kind in of_rows:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -45,6 +45,13 @@ class Finding:
     check: str
     found: str
     to_do: str
+
+
+class AsItIs(NamedTuple):
+    """What is made of values that a driver would change, or could not read."""
+
+    json: Callable[[bytes | str], Any]
+    text: Callable[[bytes], Any]
 
 
 class Dialect(ABC):
@@ -92,14 +99,33 @@ class Dialect(ABC):
         """The same for a transaction that changes nothing."""
         self.begin(connection)
 
-    def read_as_it_is(  # noqa: B027 - a default, on purpose
+    def pieces(
         self,
-        connection: Any,
-        json: Callable[[bytes | str], Any],
-        text: Callable[[bytes], Any],
-    ) -> None:
-        """From now on a driver's connection gives what `json` and `text` make of such values. Not
-        before: SQLAlchemy asks for columns with JSON of its own."""
+        connection: sa.Connection,
+        query: sa.Select[Any],
+        rows: int,
+        as_it_is: AsItIs,
+        *,
+        reading: bool,
+    ) -> Generator[Sequence[tuple[Any, ...]], None, None]:
+        """The rows of a query, so many at once, as the driver makes them. Neither the driver nor
+        we keep those that were given, or read more before they are asked for.
+
+        `reading`: the transaction changes nothing, so that it may be over after an error.
+        SQLAlchemy's own results would take longer, and read ahead."""
+        sql, values = written(query, connection.dialect)
+        cursor = self.streaming_cursor(connection.connection.driver_connection)
+        try:
+            cursor.execute(sql, values)
+            while piece := cursor.fetchmany(rows):
+                yield piece
+                del piece  # not to be kept while the next is read
+        finally:
+            cursor.close()
+
+    def streaming_cursor(self, connection: Any) -> Any:
+        """A cursor of a driver's connection that does not read all rows at once."""
+        return connection.cursor()
 
     def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
         """Why a row is not found again by the value of such a column; empty if it is. `ordered`:
@@ -163,6 +189,12 @@ class Dialect(ABC):
     def may_create_tables(self, connection: sa.Connection, schema: str | None) -> bool:
         """Asked only where `undoes_ddl` is false, so that it cannot be tried."""
         return True
+
+
+def written(query: sa.Select[Any], dialect: sa.Dialect) -> tuple[str, Sequence[Any]]:
+    """A query and its values for a driver. None of them may be one that SQLAlchemy changes."""
+    compiled = query.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    return str(compiled), [compiled.params[name] for name in compiled.positiontup or ()]
 
 
 def replaced_on_conflict(

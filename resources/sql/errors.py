@@ -53,6 +53,8 @@ class Meaning:
     hint: str = ""
     twice: bool = False
     """The row breaks a unique key."""
+    of_driver: bool = False
+    """The driver could not read or send a value; the server has refused nothing."""
 
 
 class BadRows(Exception):

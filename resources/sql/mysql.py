@@ -159,6 +159,11 @@ class Mysql(Dialect):
     def begin(self, connection: sa.Connection) -> None:
         pass
 
+    def streaming_cursor(self, connection: Any) -> Any:
+        from pymysql.cursors import SSCursor  # noqa: PLC0415 - an extra
+
+        return connection.cursor(SSCursor)  # when it is closed, it drops what was not asked for
+
     def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
         if isinstance(column_type, mysql.FLOAT):
             return "a 32-bit floating-point number, which is written with six digits"

@@ -11,11 +11,13 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,10 +28,12 @@ from fuploader_dagster.resources.sql.dialect import (
     CONNECT_SECONDS,
     IDLE_SECONDS,
     VANISHED_SECONDS,
+    AsItIs,
     Dialect,
     Finding,
     Statement,
     replaced_on_conflict,
+    written,
 )
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
@@ -141,33 +145,57 @@ class Postgresql(Dialect):
             same.shutdown(socket.SHUT_RDWR)
 
     def begin(self, connection: sa.Connection) -> None:
-        self.begin_reading(connection)
         # A deferred constraint would fail at COMMIT, when nobody can say which row it was.
-        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        self._begin(connection, "; SET CONSTRAINTS ALL IMMEDIATE")
 
     def begin_reading(self, connection: sa.Connection) -> None:
-        milliseconds = str(round(self.timeout_seconds * 1000))
+        self._begin(connection, "")
+
+    def _begin(self, connection: sa.Connection, more: str) -> None:
+        milliseconds = round(self.timeout_seconds * 1000)
         # For this transaction only, so that a pooler's next client does not inherit it.
-        connection.execute(
-            sa.text(
-                "SELECT set_config('statement_timeout', :limit, true), "
-                "set_config('idle_in_transaction_session_timeout', :idle, true), "
-                "set_config('timezone', 'UTC', true), "
-                "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
-                "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)"
-            ),
-            {"limit": milliseconds, "idle": str(IDLE_SECONDS * 1000)},
+        connection.exec_driver_sql(
+            f"SELECT set_config('statement_timeout', '{milliseconds}', true), "
+            f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS * 1000}', true), "
+            "set_config('timezone', 'UTC', true), "
+            "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
+            f"WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true){more}",
+            execution_options={"no_parameters": True},
         )
 
-    def read_as_it_is(
+    def pieces(
         self,
-        connection: Any,
-        json: Callable[[bytes | str], Any],
-        text: Callable[[bytes], Any],
-    ) -> None:
-        from psycopg.types.json import set_json_loads  # noqa: PLC0415 - an extra
+        connection: sa.Connection,
+        query: sa.Select[Any],
+        rows: int,
+        as_it_is: AsItIs,
+        *,
+        reading: bool,
+    ) -> Generator[Sequence[tuple[Any, ...]], None, None]:
+        import psycopg  # noqa: PLC0415 - an extra
+        from psycopg.types.json import set_json_loads  # noqa: PLC0415
 
-        set_json_loads(json, connection)
+        # Not before: SQLAlchemy asks for columns with JSON of its own when it connects.
+        driver: Any = connection.connection.driver_connection
+        set_json_loads(as_it_is.json, driver)
+        if not reading:
+            yield from super().pieces(connection, query, rows, as_it_is, reading=reading)
+            return
+        # The server sends all of it without being asked again, which takes half of the time. If
+        # the driver cannot read a value, it breaks that off.
+        size = rows if psycopg.capabilities.has_stream_chunked() else 1
+        with driver.cursor() as cursor:
+            stream = cursor.stream(*written(query, connection.dialect), size=size)
+            while piece := list(islice(stream, rows)):
+                try:
+                    yield piece
+                except GeneratorExit:
+                    deque(stream, maxlen=0)  # if it were broken off, the transaction would be over
+                    raise
+                del piece  # not to be kept while the next is read
+
+    def streaming_cursor(self, connection: Any) -> Any:
+        return connection.cursor("fuploader_rows")
 
     def key_trouble(self, column_type: Any, *, ordered: bool) -> str:
         if isinstance(column_type, sa.REAL):
@@ -309,7 +337,7 @@ def _without_code(error: BaseException) -> Meaning:
     import psycopg  # noqa: PLC0415 - an extra
 
     if isinstance(error, psycopg.DataError | psycopg.NotSupportedError):
-        return Meaning("row", words.NO_DRIVER_WORDS)
+        return Meaning("row", words.NO_DRIVER_WORDS, of_driver=True)
     said = str(error)
     for pattern, hint in _AT_LOGIN.items():
         if re.search(pattern, said):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
 from fuploader_dagster.resources.sql import errors as words
-from fuploader_dagster.resources.sql.dialect import Dialect, replaced_on_conflict
+from fuploader_dagster.resources.sql.dialect import AsItIs, Dialect, replaced_on_conflict, written
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
     AS_JSON,
@@ -47,6 +49,8 @@ _REFUSED = {
     r"not a database|malformed": "the file is damaged, or not a SQLite file",
 }
 _MOST_INTEGER = 1 << 63
+_NOT_UTF8 = "Could not decode to UTF-8"
+"""What the driver says of a text, which SQLite does not check."""
 
 
 class Sqlite(Dialect):
@@ -71,13 +75,35 @@ class Sqlite(Dialect):
     def begin_reading(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN")
 
-    def read_as_it_is(
+    def pieces(
         self,
-        connection: Any,
-        json: Callable[[bytes | str], Any],
-        text: Callable[[bytes], Any],
-    ) -> None:
-        connection.text_factory = text
+        connection: sa.Connection,
+        query: sa.Select[Any],
+        rows: int,
+        as_it_is: AsItIs,
+        *,
+        reading: bool,
+    ) -> Generator[Sequence[tuple[Any, ...]], None, None]:
+        given = 0
+        try:
+            for piece in super().pieces(connection, query, rows, as_it_is, reading=reading):
+                given += len(piece)
+                yield piece
+            return
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith(_NOT_UTF8):
+                raise
+        # Again from there, in the same transaction. For every text this would be slow.
+        driver: Any = connection.connection.driver_connection
+        driver.text_factory = as_it_is.text
+        cursor = driver.execute(*written(query, connection.dialect))
+        try:
+            deque(islice(cursor, given), maxlen=0)
+            while piece := cursor.fetchmany(rows):
+                yield piece
+        finally:
+            cursor.close()
+            driver.text_factory = str
 
     def meaning(self, error: BaseException) -> Meaning:
         said = words.shown(str(error))

@@ -38,6 +38,8 @@ from fuploader_dagster.resources.sql.own_table import OwnTable, long_text, name_
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.sql.source import SqlTable
 
+CLAIM_ROWS = 1_000
+"""At once, because the statement that claims them has the key of each."""
 LOOK_FOR_THE_DEAD_SECONDS = 5.0
 """While there is enough to do; otherwise at each look."""
 
@@ -83,7 +85,8 @@ class ClaimingSource(PagedSource):
                 return found, True
             self._looked_for_the_dead = now
         with self._database.transaction() as transaction:
-            page = self._page(transaction, self._shape, self._ready, most, again=0)
+            rows = min(most, CLAIM_ROWS)
+            page = self._page(transaction, self._shape, self._ready, rows, again=0)
             if page.rows:
                 self._claim(transaction, [one.attributes for one in page.rows])
         self._dead_every = LOOK_FOR_THE_DEAD_SECONDS if page.rows else 0.0

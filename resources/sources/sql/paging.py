@@ -3,19 +3,21 @@
 What must always hold: rows are handed out in the order in which they were read, at most as many as
 the limit in hand. Those that wait here for the next `receive` were not delivered yet.
 
-A page has about `PAGE_BYTES`, going by the one before, and at most `PAGE_ROWS`: the drivers keep a
-whole page in memory.
+A page has at most `PAGE_ROWS`, and ends with the piece of `PIECE_ROWS` that takes it beyond
+`PAGE_BYTES`: drivers keep no more than a piece in memory. How many rows are asked for goes by the
+page before.
 """
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from itertools import takewhile
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -30,15 +32,20 @@ from fuploader_dagster.resources.sources.sql.rows import (
     text_or_bytes,
 )
 from fuploader_dagster.resources.sql.connection import Transaction
+from fuploader_dagster.resources.sql.dialect import AsItIs
 from fuploader_dagster.resources.sql.errors import BadRows, explained
 
 if TYPE_CHECKING:
     from fuploader_dagster.resources.sources.sql.source import SqlTable
 
-PAGE_ROWS = 1_000
+PAGE_ROWS = 4_000
+PIECE_ROWS = 50
 PAGE_BYTES = 4 << 20
 FIRST_PAGE_ROWS = 100
 KEEP_ALIVE_SECONDS = 10.0
+
+_body, _delivery = attrgetter("body"), attrgetter("delivery")
+_AS_IT_IS = AsItIs(json_as_it_is, text_or_bytes)
 
 PageOf = Callable[[Sequence[sa.ColumnClause[Any]], int], sa.Select[Any]]
 """The statement for so many rows, with these columns."""
@@ -60,9 +67,9 @@ class PagedSource(MessageSource):
         self._database = settings.database(reconnects=False)
         self._prefetch = self._most_in_hand = prefetch
         self._is_open = False
-        self._waiting: deque[Message] = deque()
+        self._waiting: list[Message] = []
         """Read, and not handed out yet. The attributes of a message are the row's key."""
-        self._out: deque[Message] = deque()
+        self._out: list[Message] = []
         """Handed out, and not settled."""
         self._last_number = 0
         """The last delivery number that was given."""
@@ -134,14 +141,13 @@ class PagedSource(MessageSource):
                 f"table {self._table_name} was closed after these rows were received",
                 hint="nothing is lost: they will be delivered again",
             )
-        covered = list(takewhile(lambda one: one.delivery <= last, self._out))
+        covered = self._out[: bisect_right(self._out, last, key=_delivery)]
         if not covered:
             return
         with self._closing_on_error():
             self._called_at = time.monotonic()
             self._settle(covered, {message.delivery for message in batch.dead_letters})
-        for _ in covered:
-            self._out.popleft()
+        del self._out[: len(covered)]
 
     def close(self) -> None:
         self._close(orderly=True)
@@ -172,8 +178,8 @@ class PagedSource(MessageSource):
         self._look_at = now if more else now + self._settings.poll_seconds
 
     def _hand_out(self, room: int) -> list[Message]:
-        waiting = self._waiting
-        messages = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+        messages = self._waiting[:room]
+        del self._waiting[: len(messages)]
         self._out.extend(messages)
         return messages
 
@@ -195,32 +201,39 @@ class PagedSource(MessageSource):
 
         A row that the driver cannot read comes alone, with its damage: the others go on.
         """
-        rows, trying = (
-            min(most, self._page_rows),
-            f"could not read table {self._table_name}",
-        )
+        rows, trying = min(most, self._page_rows), f"could not read table {self._table_name}"
+        first = self._last_number + 1
 
-        def read(connection: sa.Connection) -> Sequence[Sequence[Any]]:
-            transaction.dialect.read_as_it_is(
-                connection.connection.driver_connection, json_as_it_is, text_or_bytes
+        def read(rows: int, connection: sa.Connection) -> tuple[list[Message], int]:
+            query, size = page(shape.selected(), rows), 0
+            found: list[Message] = []
+            pieces = transaction.dialect.pieces(
+                connection, query, PIECE_ROWS, _AS_IT_IS, reading=transaction.reading
             )
-            return connection.execute(page(shape.selected(), rows)).all()
+            with closing(pieces):
+                for piece in pieces:
+                    made = shape.messages(piece, first + len(found), again - len(found))
+                    del piece  # not to be kept while the next is read
+                    found += made
+                    size += sum(map(len, map(_body, made)))
+                    if size >= PAGE_BYTES:
+                        break
+            return found, size
 
         bad: BadRows | None = None
         try:
             while True:
                 try:
-                    selected = transaction.read(read, trying)
+                    found, size = transaction.read(partial(read, rows), trying)
                 except BadRows as error:
                     bad = error
                     if rows == 1:
                         break
                     rows = 1
                     continue
-                found = shape.messages(selected, self._last_number + 1, again)
                 self._last_number += len(found)
-                self._learn(found, rows)
-                return Page(found, len(found) == rows)
+                self._learn(len(found), size, rows)
+                return Page(found, len(found) == rows or size >= PAGE_BYTES)
             keys = transaction.run(
                 lambda connection: connection.execute(page(shape.selected_key(), 1)).all(), trying
             )
@@ -238,12 +251,11 @@ class PagedSource(MessageSource):
         meaning = replace(bad.meaning, hint="correct the condition `where`, the view, or the row")
         raise explained(meaning, trying, self._database.errors)
 
-    def _learn(self, found: Sequence[Message], asked: int) -> None:
+    def _learn(self, found: int, size_bytes: int, asked: int) -> None:
         """How many rows the next page should have."""
         if not found:
             return
-        size = max(1, sum(len(one.body) for one in found) // len(found))
-        fitting = min(PAGE_ROWS, max(1, PAGE_BYTES // size))
+        fitting = min(PAGE_ROWS, max(1, PAGE_BYTES * found // max(1, size_bytes)))
         self._page_rows = min(fitting, 4 * asked) if asked < fitting else fitting
 
     @contextmanager

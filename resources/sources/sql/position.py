@@ -151,6 +151,10 @@ class TablePosition(Position):
         self._whose = f"reader {reader!r} in the table {own.name}"
         self._lock = lock
         self._epoch = 0
+        table = own.table
+        self._move = table.update().where(
+            table.c.reader == sa.bindparam("of_reader"), table.c.epoch == sa.bindparam("of_epoch")
+        )
 
     def open(self) -> None:
         self._own.make_sure(self._database)
@@ -199,18 +203,15 @@ class TablePosition(Position):
         return former
 
     def move(self, state: State) -> None:
-        table = self._own.table
-        values = {"state": as_json(state).decode(), "changed_at": _now()}
+        values = {
+            "of_reader": self._reader,
+            "of_epoch": self._epoch,
+            "state": as_json(state).decode(),
+            "changed_at": _now(),
+        }
         with self._database.transaction() as transaction:
             changed = transaction.run(
-                lambda connection: (
-                    connection.execute(
-                        table.update().where(
-                            table.c.reader == self._reader, table.c.epoch == self._epoch
-                        ),
-                        values,
-                    ).rowcount
-                ),
+                lambda connection: connection.execute(self._move, values).rowcount,
                 f"could not write to {self._own.name}",
             )
             self._refuse_unless(changed == 1)

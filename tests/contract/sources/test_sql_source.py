@@ -162,6 +162,32 @@ def test_pages_of_any_size_lose_no_row(
     assert [len(row["note"]) for row in found] == sizes
 
 
+@pytest.mark.parametrize("way", [{"cursor": "id"}, {"status": STATUS}])
+@pytest.mark.parametrize("database", DIALECTS, indirect=True)
+def test_rows_that_become_large_do_not_come_in_one_large_page(
+    database: Database, kind: str, way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "PAGE_BYTES", 50_000)
+    monkeypatch.setattr(paging, "PIECE_ROWS", 5)
+    made, pages = paging.PagedSource._page, []
+
+    def noted(self: paging.PagedSource, *args: Any, **more: Any) -> paging.Page:
+        page = made(self, *args, **more)
+        pages.append(sum(len(one.body) for one in page.rows))
+        return page
+
+    monkeypatch.setattr(paging.PagedSource, "_page", noted)
+    table = numbered(database, kind, "note TEXT, state VARCHAR(20) DEFAULT 'ready'")
+    sizes = [*[1] * 120, *[10_000] * 60, *[1] * 50]
+    table.insert(*(f"'{'x' * size}'" for size in sizes), into="(note)")
+    source = opened(table.settings(**way), prefetch=len(sizes))
+    found = collect(source, len(sizes))
+    source.close()
+    assert ids_of(found) == list(range(1, len(sizes) + 1))
+    assert [len(row["note"]) for row in rows_of(found)] == sizes
+    assert 50_000 < max(pages) < 50_000 + 5 * 10_200
+
+
 @pytest.mark.parametrize("database", DIALECTS, indirect=True)
 def test_the_position_outlives_the_reader_and_another_reader_gets_everything(
     database: Database, kind: str
@@ -507,19 +533,29 @@ def test_a_row_that_the_driver_cannot_read_comes_alone_with_its_damage(
     database: Database, kind: str, way: dict[str, Any]
 ) -> None:
     table = numbered(database, kind, "at TIMESTAMP, state TEXT DEFAULT 'ready'")
-    table.insert("'2026-01-01'", "'infinity'", "'2026-01-02'", into="(at)")
-    source = opened(table.settings(**way))
-    messages = collect(source, 3)
-    assert [bool(one.damage) for one in messages] == [False, True, False]
-    assert rows_of(messages)[1] == {"id": 2}
+    values = ["'2026-01-01'"] * 160
+    values[72] = "'infinity'"
+    table.insert(*values, into="(at)")
+    source = opened(table.settings(**way), prefetch=200)
+    messages = collect(source, 160)
+    assert [at for at, one in enumerate(messages) if one.damage] == [72]
+    assert ids_of(messages) == list(range(1, 161))
+    assert rows_of(messages)[72] == {"id": 73}
     settle(source, messages)
     source.close()
 
 
-def test_text_of_sqlite_that_is_no_text_is_base64(sqlite: SqliteFile) -> None:
-    table = numbered(sqlite, "sqlite")
-    table.insert("CAST(x'ff' AS TEXT)", into="(note)")
-    assert rows_of(read_at_once(table.settings(cursor="id"), 1)) == [{"id": 1, "note": "/w=="}]
+@pytest.mark.parametrize("way", [{"cursor": "id"}, {"status": STATUS}])
+def test_text_of_sqlite_that_is_no_text_is_base64(sqlite: SqliteFile, way: dict[str, Any]) -> None:
+    table = numbered(sqlite, "sqlite", "note TEXT, state TEXT DEFAULT 'ready'")
+    values = [f"'ä{n}'" for n in range(90)]
+    values[70] = values[73] = "CAST(x'ff' AS TEXT)"
+    table.insert(*values, into="(note)")
+    found = rows_of(read_at_once(table.settings(**way), 90))
+    assert [row["id"] for row in found] == list(range(1, 91))
+    assert [row["note"] for row in found] == [
+        "/w==" if n in (70, 73) else f"ä{n}" for n in range(90)
+    ]
 
 
 @pytest.mark.parametrize("database", DIALECTS, indirect=True)
