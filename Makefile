@@ -15,6 +15,7 @@ BENCH ?=
 QUICK ?=
 SECONDS ?= 60
 SEED ?=
+SOURCE ?=
 INPUTS ?= 100000
 PYTEST_IN_ORDER = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	--durations 20 --randomly-seed $(or $(SEED),$$(date +%s))
@@ -56,9 +57,9 @@ bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH
 	@tools/install_test_servers.sh
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
-soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60 while messages flow; SEED=n replays
+soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60; SEED=n replays; SOURCE=redis_stream, redis_list
 	@tools/install_test_servers.sh
-	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(SOURCE),--source $(SOURCE))
 
 fuzz: $(VENV)/.dev ## Feed INPUTS=1000000 mutated inputs to everything that reads bytes; SEED=n replays
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import yaml
 
-from benchmarks.ground import RABBITMQ_VARIABLE, REDIS_VARIABLE, S3_VARIABLE, Ground
+from benchmarks.ground import REDIS_VARIABLE, S3_VARIABLE, Ground
 from benchmarks.processes import Program
+from benchmarks.queues import Kind, source_of
 from fuploader_dagster.settings.loading import load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.index import INDEX_NAME, read_index
@@ -72,6 +73,7 @@ class Ours:
     queue: str
     settings: dict[str, Any] = field(default_factory=dict)
     bucket: str | None = None
+    source: Kind = "rabbitmq"
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class Ours:
             }
         return {
             "storage_root": str(self.folder / "data"),
-            "source": {"kind": "rabbitmq", "url": {"env": RABBITMQ_VARIABLE}, "queue": self.queue},
+            "source": source_of(self.source, self.queue),
             "state": {
                 "kind": "redis",
                 "url": {"env": REDIS_VARIABLE},

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import processes
+from benchmarks import processes, queues
 from benchmarks.contenders import (
     FUPLOADER_AS_DOCUMENTED,
     FUPLOADER_TUNED,
@@ -30,6 +30,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.ground import Ground, Runs
 from benchmarks.processes import Program
+from benchmarks.queues import Kind
 
 LOOK_SECONDS = 0.02
 _START_SECONDS = 60.0
@@ -50,6 +51,8 @@ class Case:
     slot_format: Literal["segment", "files"] = "segment"
     enough: int = 0
     """Stop after this many messages; 0: drain all."""
+    source: Kind = "rabbitmq"
+    """Another one: only of ours."""
 
     def __str__(self) -> str:
         unusual = [
@@ -58,6 +61,7 @@ class Case:
             f"{self.workers} workers" if self.workers > 1 else "",
             f"{self.slots_per_worker} slots" if self.slots_per_worker > 1 else "",
             "slot_format files" if self.slot_format == "files" else "",
+            self.source if self.source != "rabbitmq" else "",
         ]
         return f"drain by {self.contender}: {', '.join(one for one in unusual if one)}"
 
@@ -96,7 +100,7 @@ def drains(ground: Ground, case: Case, times: int | None = None) -> Runs[DrainRu
 def drain(ground: Ground, case: Case) -> DrainRun:
     """Measure a case once."""
     with (
-        ground.backlog(case.payload_bytes, case.messages) as queue,
+        queues.backlog(ground, case.source, case.payload_bytes, case.messages) as queue,
         ground.folder() as folder,
     ):
         if case.contender == "bare":
@@ -116,7 +120,7 @@ def _contender(ground: Ground, case: Case, queue: str, folder: Path) -> Contende
             "slots_per_worker": case.slots_per_worker,
             "slot_format": case.slot_format,
         }
-        return Ours(ground, folder, queue, settings)
+        return Ours(ground, folder, queue, settings, source=case.source)
     documented = case.contender == "fuploader as documented"
     config = FUPLOADER_AS_DOCUMENTED if documented else FUPLOADER_TUNED
     return FUploader(
@@ -132,12 +136,13 @@ def _contender(ground: Ground, case: Case, queue: str, folder: Path) -> Contende
 def _watch(ground: Ground, case: Case, contender: Contender, program: Program) -> DrainRun:
     wanted = case.enough or case.messages
     deadline = time.monotonic() + _START_SECONDS + wanted / _SLOWEST_MESSAGES_PER_SECOND
+    broker = queues.server_session(ground, case.source)
     first: _Look | None = None
     resident_early = 0
     while (handled := contender.handled()) < wanted:
         program.check()
         if handled and first is None:
-            first = _look(ground, handled, program)
+            first = _look(broker, handled, program)
         if not resident_early and handled >= wanted / 10:
             resident_early = processes.resident_bytes(program.session)
         if time.monotonic() > deadline:
@@ -145,7 +150,7 @@ def _watch(ground: Ground, case: Case, contender: Contender, program: Program) -
                 f"{handled:,} of {wanted:,} messages were handled in time:\n{program.tail()}"
             )
         time.sleep(LOOK_SECONDS)
-    look = _look(ground, handled, program)
+    look = _look(broker, handled, program)
     if first is None or first.handled == look.handled:
         raise RuntimeError(f"{wanted:,} messages are too few: all were handled between two looks")
     handled, seconds = look.handled - first.handled, look.at - first.at
@@ -162,19 +167,19 @@ def _watch(ground: Ground, case: Case, contender: Contender, program: Program) -
     )
 
 
-def _look(ground: Ground, handled: int, program: Program) -> _Look:
+def _look(broker: int, handled: int, program: Program) -> _Look:
     """Reading /proc costs too much to do it at every look."""
     return _Look(
         time.monotonic(),
         handled,
         processes.cpu_seconds(program.session),
-        processes.cpu_seconds(ground.broker_session),
+        processes.cpu_seconds(broker),
     )
 
 
 def _check_arrived(ground: Ground, case: Case, contender: Contender, queue: str) -> None:
     deadline = time.monotonic() + _SETTLE_SECONDS
-    while (left := ground.waiting(queue)) and time.monotonic() < deadline:
+    while (left := queues.waiting(ground, case.source, queue)) and time.monotonic() < deadline:
         time.sleep(0.1)
     on_disk = contender.on_disk()
     if left or on_disk != case.messages:

@@ -34,6 +34,7 @@ from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
 RABBITMQ_VARIABLE, REDIS_VARIABLE, S3_VARIABLE = "BENCH_RABBITMQ", "BENCH_REDIS", "BENCH_S3_SECRET"
+QUEUE_REDIS_VARIABLE = "BENCH_QUEUE_REDIS"
 """The variables with the secrets of this run's own servers, for the programs under measurement."""
 FEWEST_MESSAGES = 5000
 """With fewer, a drain is over before it was looked at twice."""
@@ -133,6 +134,15 @@ class Ground:
         self._stack.callback(server.stop)
         server.start()
         os.environ[REDIS_VARIABLE] = server.url()
+        return server
+
+    @cached_property
+    def queue_redis(self) -> RedisServer:
+        """For queues; `redis` is for states."""
+        server = RedisServer(self._server_folder("queue-redis"))
+        self._stack.callback(server.stop)
+        server.start()
+        os.environ[QUEUE_REDIS_VARIABLE] = server.url()
         return server
 
     @cached_property

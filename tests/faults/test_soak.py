@@ -14,7 +14,6 @@ import pytest
 
 from tests.servers.dagster_part import processes_in, processes_of
 from tests.servers.ports import wait_until
-from tests.soak.installation import QUEUES
 from tests.soak.plan import (
     LIMITED,
     PLAIN,
@@ -32,6 +31,7 @@ from tests.soak.plan import (
     queue_of,
     results_of,
 )
+from tests.soak.queues import ARGUMENTS, QUEUES
 from tests.soak.verdict import Letter, dead_letters_below, judge
 
 ROOT = Path(__file__).parents[2]
@@ -53,9 +53,9 @@ def test_the_same_seed_is_the_same_soak_and_everything_gets_its_turn() -> None:
 
 def test_a_soak_has_messages_of_every_kind() -> None:
     """What a classic queue gets, and what the quorum queue with its own parser gets."""
-    assert {queue_of(number) for number in POISON if not is_deadly(SEED, number)} == set(QUEUES)
+    assert {queue_of(number) for number in POISON if not is_deadly(SEED, number)} == set(ARGUMENTS)
     assert any(is_deadly(SEED, number) for number in POISON)
-    for queue in QUEUES:
+    for queue in ARGUMENTS:
         numbers = [number for number in GOOD if queue_of(number) == queue]
         sizes = [len(body_of(SEED, number)) for number in numbers]
         assert max(sizes) > 1 << 20
@@ -186,10 +186,11 @@ def test_a_soak_that_is_stopped_leaves_no_server_behind_and_says_how_far_it_was(
 
 
 @pytest.mark.timeout(900)
-def test_a_short_soak_loses_doubles_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", sorted(QUEUES))
+def test_a_short_soak_loses_doubles_and_changes_nothing(tmp_path: Path, source: str) -> None:
     """The soak as `make soak` runs it, with kills that are closer together."""
     done = subprocess.run(
-        [sys.executable, *SHORT, "--seed", str(SEED)],
+        [sys.executable, *SHORT, "--seed", str(SEED), "--source", source],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,

@@ -41,7 +41,7 @@ from tests.servers.ports import wait_until
 from tests.servers.redis import RedisServer
 from tests.settings import archived_files, pipeline
 from tests.soak.installation import Installation
-from tests.soak.plan import body_of, content_of, is_poison, name_of
+from tests.soak.plan import content_of, is_poison, name_of, outgoing
 from tests.soak.verdict import members_in
 
 SECONDS = 240.0
@@ -163,8 +163,8 @@ def more(parts: Installation, published: dict[int, bytes]) -> None:
     numbers = [
         n for n in range(len(published) * 2, len(published) * 2 + 350) if not is_poison(1, n)
     ]
-    publisher = parts.queue().publisher()
-    publisher.publish((body_of(1, number), {}) for number in numbers)
+    publisher = parts.queues.publisher()
+    publisher.publish([outgoing(1, number) for number in numbers])
     publisher.close()
     published.update({number: content_of(1, number) for number in numbers})
 

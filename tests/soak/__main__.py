@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from tests.servers.dagster_part import end, processes_in
+from tests.soak.queues import QUEUES
 from tests.soak.soak import Progress, broken_promises, soak
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -57,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--seconds", type=float, default=60, help="how long to kill")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--source", choices=sorted(QUEUES), default="rabbitmq", help="the queue")
     parser.add_argument("--rate", type=int, default=200, help="messages a second")
     parser.add_argument("--pause", type=float, default=8, help="seconds between kills, on average")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
@@ -74,6 +76,7 @@ def main() -> int:
             pause_seconds=options.pause,
             folder=folder,
             progress=progress,
+            source=options.source,
         )
     except Stopped as stopped:
         end(processes_in(folder))  # a server was being started, and nobody had it in hand yet

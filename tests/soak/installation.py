@@ -18,23 +18,17 @@ from typing import Any
 import yaml
 
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.dagster_dev import REPOSITORY
 from tests.servers.dagster_part import DagsterPart, end, processes_of
 from tests.servers.ports import LOOPBACK, free_port
-from tests.servers.queue_fixtures import channel
-from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 from tests.soak import handlers, parser
-from tests.soak.plan import DELIVERY_LIMIT, LIMITED, PLAIN
+from tests.soak.plan import LIMITED, PLAIN
+from tests.soak.queues import QUEUES
 
 WORKERS = {PLAIN: 2, LIMITED: 1}
 """Of each pipeline."""
-QUEUES: dict[str, dict[str, Any]] = {
-    PLAIN: {},
-    LIMITED: {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT},
-}
 PROCESS = {"kind": "functions", "module": "handlers", "workers": 1, "partitions_per_run": 64}
 WATCH_SECONDS = 0.2
 
@@ -108,15 +102,18 @@ class Installation:
         *,
         pipelines: Sequence[str] = (PLAIN,),
         process: bool = False,
+        source: str = "rabbitmq",
         **settings: Any,
     ) -> None:
-        """`process`: whether the pipeline without a parser has functions that process its files."""
+        """`process`: whether the pipeline without a parser has functions that process its files;
+        `source`: one of `QUEUES`."""
         self.folder = folder
         project = folder / "project"
-        for name in ("rabbitmq", "redis", "s3", "project"):
+        for name in ("queue", "redis", "s3", "project"):
             (folder / name).mkdir(parents=True)
         self.layouts = {name: Layout(project / "data" / name) for name in pipelines}
-        self.rabbitmq = RabbitMQServer(folder / "rabbitmq")
+        self.queues = QUEUES[source](folder / "queue")
+        self.queue = self.queues.server
         self.redis = RedisServer(folder / "redis")
         self.s3 = SwiftServer(folder / "s3")
         self.bucket = ""
@@ -129,8 +126,8 @@ class Installation:
         self.code_server = DagsterPart("code-server", [*location, *address], project, self._port)
         self.daemon = DagsterPart("daemon", ["dagster._daemon", "run"], project, None)
         self.kept = {
-            "rabbitmq": Kept(
-                "RabbitMQ", start=self.rabbitmq.start, running=lambda: self.rabbitmq.running
+            "queue": Kept(
+                self.queues.name, start=self.queue.start, running=lambda: self.queue.running
             ),
             "redis": Kept("Redis", start=self.redis.start, running=lambda: self.redis.running),
             "s3": Kept("S3", start=self.s3.start, running=lambda: self.s3.running),
@@ -146,13 +143,10 @@ class Installation:
 
     def __enter__(self) -> Installation:
         try:
-            for name in ("rabbitmq", "redis", "s3"):
+            for name in ("queue", "redis", "s3"):
                 self.kept[name].begin()
             self.bucket = self.s3.fresh_bucket()
-            with channel(self.rabbitmq) as open_channel:
-                for name in self.layouts:
-                    open_channel.queue_declare(name, durable=True, arguments=QUEUES[name])
-            self.rabbitmq.sync_definitions()
+            self.queues.declare(list(self.layouts))
             self._configure()
             for name in ("code_server", "daemon"):
                 self.kept[name].begin()
@@ -171,7 +165,7 @@ class Installation:
             self.daemon.stop()
             self.code_server.stop()
             end(self.processes())
-        for server in (self.s3, self.redis, self.rabbitmq):
+        for server in (self.s3, self.redis, self.queue):
             server.stop()
 
     def _end_at_once(self) -> None:
@@ -182,7 +176,7 @@ class Installation:
         for part in self.kept.values():
             part.let_go()
         for _ in range(2):  # what is not there yet at the first time is there at the second
-            for server in (self.s3, self.redis, self.rabbitmq):
+            for server in (self.s3, self.redis, self.queue):
                 server.kill()
             while found := processes_of(str(self.folder)):
                 end(found)
@@ -200,10 +194,6 @@ class Installation:
         return [
             (layout, slot) for name, layout in self.layouts.items() for slot in range(WORKERS[name])
         ]
-
-    def queue(self) -> RabbitMQ:
-        """That of the pipeline without a parser."""
-        return RabbitMQ(url=self.rabbitmq.url, queue=PLAIN)
 
     def processes(self, *words: str) -> list[int]:
         """All processes of Dagster here, and workers, whoever started them."""
@@ -230,21 +220,15 @@ class Installation:
             },
             **self._settings,
         }
-        source = {"kind": "rabbitmq", "url": {"env": "RABBITMQ_URL"}}
-        own: dict[str, dict[str, Any]] = {
-            PLAIN: {"source": {**source, "queue": PLAIN}, **self._process},
-            LIMITED: {
-                "source": {
-                    **source,
-                    "queue": LIMITED,
-                    "queue_type": "quorum",
-                    "heartbeat_seconds": 4,
-                },
-                "parser": "strategies:parse",
-            },
-        }
+        own = {PLAIN: self._process, LIMITED: {"parser": "strategies:parse"}}
         pipelines = {
-            name: {**parts, "process_count": WORKERS[name], **own[name]} for name in self.layouts
+            name: {
+                **parts,
+                "process_count": WORKERS[name],
+                "source": self.queues.source(name),
+                **own[name],
+            }
+            for name in self.layouts
         }
         configuration = {"storage_root": "data", "pipelines": pipelines}
         shutil.copy(parser.__file__, project / "strategies.py")
@@ -259,7 +243,7 @@ class Installation:
         environment = {
             **os.environ,
             "DAGSTER_HOME": str(project),
-            "RABBITMQ_URL": self.rabbitmq.url,
+            **self.queues.variables(),
             "REDIS_URL": self.redis.url(),
             "S3_SECRET": self.s3.secret_key,
         }

@@ -22,19 +22,20 @@ Victim = Literal[
     "code_server",
     "code_server_alone",
     "daemon",
-    "rabbitmq",
+    "queue",
     "redis",
     "s3",
 ]
-"""`child` works for a run that processes. `code_server` goes with all that it started (a container,
-a unit of systemd); `code_server_alone` leaves that behind, so that old and new ones overlap."""
+"""`queue` is the server of the queues, `redis` that of the states. `child` works for a run that
+processes. `code_server` goes with all that it started (a container, a unit of systemd);
+`code_server_alone` leaves that behind, so that old and new ones overlap."""
 VICTIMS: tuple[Victim, ...] = ("worker", "worker", *get_args(Victim))
 """A deck that is shuffled and dealt again and again, so that each gets its share."""
 PLAIN, LIMITED = "soak", "limited"
-"""The pipelines, which have queues of these names. What is even goes to the first: a classic queue,
-no parser of its own, but functions that process its files. What is odd goes to a quorum queue that
-drops a message after some deliveries, and to a parser that is slow at times and dies of a few
-messages."""
+"""The pipelines, which have queues of these names. What is even goes to the first: no parser of its
+own, but functions that process its files. What is odd goes to a parser that is slow at times and
+dies of a few messages. Of RabbitMQ, the first is a classic queue, the other a quorum queue that
+drops a message after some deliveries."""
 DELIVERY_LIMIT = 20
 
 POISON_ONE_IN = 400

@@ -1,4 +1,4 @@
-"""The producer: publishes one message after the other and remembers what the broker confirmed."""
+"""The producer: publishes one message after the other and remembers what the server confirmed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 
 from tests.soak.plan import LIMITED, PLAIN, outgoing
-from tests.soak.publisher import LOST, Publisher
+from tests.soak.queues import PublishesToQueues, Queues
 
 BATCH_SECONDS = 0.1
 MOST_WAITING = 5_000
@@ -21,12 +21,12 @@ class Producer:
     """`confirmed` are the messages that must come out. What was not confirmed is never sent again,
     and may come out or not."""
 
-    def __init__(self, url: str, seed: int, rate: int) -> None:
+    def __init__(self, queues: Queues, seed: int, rate: int) -> None:
         self.next = 0
         """The number of the next message."""
         self.confirmed: list[range] = []
         self.problem: BaseException | None = None
-        self._url = url
+        self._queues = queues
         self._seed = seed
         self._rate = rate
         self._look_at = 0.0
@@ -42,7 +42,7 @@ class Producer:
         self._thread.join()
 
     def _publish(self) -> None:
-        publisher = Publisher(self._url)
+        publisher = self._queues.publisher()
         count = max(1, round(self._rate * BATCH_SECONDS))
         try:
             due = time.monotonic()
@@ -55,7 +55,7 @@ class Producer:
                 self.next = batch.stop
                 try:
                     publisher.publish([outgoing(self._seed, number) for number in batch])
-                except LOST:
+                except self._queues.lost:
                     self._over.wait(PAUSE_SECONDS)
                 else:
                     self._note(batch)
@@ -64,13 +64,13 @@ class Producer:
         finally:
             publisher.close()
 
-    def _is_ahead(self, publisher: Publisher) -> bool:
+    def _is_ahead(self, publisher: PublishesToQueues) -> bool:
         if time.monotonic() < self._look_at:
             return False
         try:
             if publisher.longest((PLAIN, LIMITED)) > MOST_WAITING:
                 return True
-        except LOST:
+        except self._queues.lost:
             return True
         self._look_at = time.monotonic() + LOOK_SECONDS
         return False

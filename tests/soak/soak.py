@@ -64,10 +64,14 @@ def soak(
     pause_seconds: float,
     folder: Path,
     progress: Progress,
+    source: str = "rabbitmq",
 ) -> dict[str, Any]:
     """Returns what the last line says."""
-    with Installation(folder, pipelines=(PLAIN, LIMITED), process=True, **SETTINGS) as parts:
-        producer = Producer(parts.rabbitmq.url, seed, rate)
+    pipelines = (PLAIN, LIMITED)
+    with Installation(
+        folder, pipelines=pipelines, process=True, source=source, **SETTINGS
+    ) as parts:
+        producer = Producer(parts.queues, seed, rate)
         flow = Flow(parts.places(), lambda: producer.next)
         flow.start()
         producer.start()
@@ -105,6 +109,7 @@ def soak(
             **_counts(verdict),
             "kills": done.total(),
             "seed": seed,
+            "source": source,
             "seconds": round(seconds),
             "kills_by_victim": dict(sorted(done.items())),
             "seconds_until_it_flowed": flow.seconds(),
@@ -208,8 +213,7 @@ def _unfinished(parts: Installation) -> list[str]:
     if found:
         return found
     # Only now, because it costs a second of a processor: also what workers have in their hands.
-    queued = parts.rabbitmq.ctl("list_queues", "name", "messages").split()
-    waiting = {name: int(queued[queued.index(name) + 1]) for name in parts.layouts}
+    waiting = parts.queues.waiting(list(parts.layouts))
     return [f"{count} messages in queue {name}" for name, count in waiting.items() if count]
 
 
