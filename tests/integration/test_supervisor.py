@@ -17,6 +17,7 @@ import pytest
 
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.intake import supervisor as supervisor_module
+from fuploader_dagster.intake import worker_status
 from fuploader_dagster.intake.supervisor import Supervisor, supervisor_for
 from fuploader_dagster.intake.worker import Job
 from fuploader_dagster.intake.worker_status import read_statuses
@@ -278,7 +279,7 @@ def test_a_worker_that_says_nothing_for_long_is_a_problem(
         worker = one_worker(settings)
         wait_for(lambda: one_worker(settings).doing == "draining", settings, "the worker")
         assert supervisor.problems() == []
-        monkeypatch.setattr(supervisor_module, "SILENT_SECONDS", 1.5)
+        monkeypatch.setattr(worker_status, "SILENT_SECONDS", 1.5)
         os.kill(worker.pid, signal.SIGSTOP)
         try:
             wait_for(lambda: bool(supervisor.problems()), settings, "the problem")

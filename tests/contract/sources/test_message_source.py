@@ -13,7 +13,7 @@ import pytest
 
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
-from fuploader_dagster.resources.sources.rabbitmq import deliveries, pika_internals, publisher
+from fuploader_dagster.resources.sources.rabbitmq import deliveries, pika_internals
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.testing import MessageSourceContract
 from tests.servers.rabbitmq import RabbitMQServer
@@ -37,6 +37,6 @@ class TestMessageSourceOnAnUnknownPika(MessageSourceContract):
     def settings(
         self, rabbitmq: RabbitMQServer, queue: str, monkeypatch: pytest.MonkeyPatch
     ) -> SourceSettings:
-        for module in (deliveries, pika_internals, publisher):
+        for module in (deliveries, pika_internals):
             monkeypatch.setattr(module, "impl", lambda *_: None)
         return RabbitMQ(url=rabbitmq.url, queue=queue)
