@@ -41,7 +41,7 @@ from tests.servers.ports import wait_until
 from tests.servers.redis import RedisServer
 from tests.settings import archived_files, pipeline
 from tests.soak.installation import Installation
-from tests.soak.plan import content_of, is_poison, name_of, outgoing
+from tests.soak.plan import PLAIN, content_of, is_poison, name_of, outgoing
 from tests.soak.verdict import members_in
 
 SECONDS = 240.0
@@ -164,7 +164,7 @@ def more(parts: Installation, published: dict[int, bytes]) -> None:
         n for n in range(len(published) * 2, len(published) * 2 + 350) if not is_poison(1, n)
     ]
     publisher = parts.queues.publisher()
-    publisher.publish([outgoing(1, number) for number in numbers])
+    publisher.publish([outgoing(1, number)._replace(queue=PLAIN) for number in numbers])
     publisher.close()
     published.update({number: content_of(1, number) for number in numbers})
 
