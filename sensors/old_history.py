@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 def remove_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, *, now: float) -> int:
     """Remove the pipeline's old runs that have ended, oldest first; returns how many."""
     days = max(pipeline.run_history_days, pipeline.retention_days)
-    before = datetime.fromtimestamp(now - days * _DAY_SECONDS, timezone.utc)
+    before = datetime.fromtimestamp(max(now - days * _DAY_SECONDS, 0), timezone.utc)
     ends_at, removed = time.monotonic() + SECONDS_PER_EVALUATION, 0
     for run in _old_runs(instance, Names.of(pipeline), before):
         if removed >= RUNS_PER_EVALUATION or time.monotonic() > ends_at:

@@ -6,12 +6,14 @@ deletes no history; `old_history` removes what is old of that. Receipts stay. A 
 receipt is never folded away, unless its slot was damaged and replaced (`mend`); nor is one whose
 rows are still owed to a sink.
 
-The schedule also reports what runs stored that ended without reporting it, canceled ones for
-example.
+The schedule also adds the partitions of archives that were stored without Dagster (`fuploader
+ship`, `run_pipeline`), as long as it would not fold them away. It reports what no run has reported:
+these, and what canceled runs stored, for example.
 """
 
 import time
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 import dagster as dg
 
@@ -19,15 +21,17 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
-from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.receipts import find_receipts
+from fuploader_dagster.slots.receipts import find_receipts, receipts_between
 from fuploader_dagster.slots.sealing import sealed_partitions
 
 KEYS_PER_EVALUATION = 5_000
+ADDED_PER_EVALUATION = 2_000
+"""Each of them is reported, which takes longer than to fold one away."""
 _DAY_SECONDS = 86_400.0
 
 
@@ -53,11 +57,15 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
             for key in candidates
             if (key in receipts or find_mended(pipeline.layout, key)) and key not in owed
         ]
+        added = unknown(registered, pipeline, now=time.time())[:ADDED_PER_EVALUATION]
         if is_dry_run(context):
             return dg.SkipReason(
-                f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} partitions"
+                f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} "
+                f"partitions, and add {len(added):,} that were stored without Dagster"
             )
-        report_unreported(context.instance, pipeline, registered)
+        if added:
+            context.instance.add_dynamic_partitions(names.partition_set, added)
+        report_unreported(context.instance, pipeline, [*registered, *added])
         for key in stored:
             context.instance.delete_dynamic_partition(names.partition_set, key)
         now, log_key = time.time(), context.log_key
@@ -65,8 +73,9 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         repository = log_key[0] if log_key else None
         logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
         return dg.SkipReason(
-            f"folded away {len(stored):,} of {len(registered):,} partitions; removed {runs:,} runs "
-            f"older than run_history_days and {logs:,} logs of ticks older than tick_history_days"
+            f"folded away {len(stored):,} of {len(registered):,} partitions; added {len(added):,} "
+            f"that were stored without Dagster; removed {runs:,} runs older than run_history_days "
+            f"and {logs:,} logs of ticks older than tick_history_days"
         )
 
     return fold
@@ -80,8 +89,7 @@ def _owed(pipeline: Pipeline, stored: Collection[str]) -> set[str]:
 
 def foldable(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> list[str]:
     """Keys that are too old, or too many, oldest first. Keys that are not ours are left alone."""
-    parsed = [(key, PartitionKey.parse(key)) for key in registered]
-    ours = sorted((partition.sealed_at, key) for key, partition in parsed if partition)
+    ours = _by_age(registered)
     surplus = len(ours) - pipeline.retention_partitions
     oldest_kept = now - pipeline.retention_days * _DAY_SECONDS
     return [
@@ -89,3 +97,19 @@ def foldable(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> li
         for position, (sealed_at, key) in enumerate(ours)
         if position < surplus or sealed_at.timestamp() < oldest_kept
     ]
+
+
+def unknown(registered: Sequence[str], pipeline: Pipeline, *, now: float) -> list[str]:
+    """Keys of stored archives that are not registered and are not to be folded away, the newest
+    first."""
+    since = utc(max(now - pipeline.retention_days * _DAY_SECONDS, 0))
+    stored = receipts_between(pipeline.layout, since)
+    kept = _by_age({*registered, *stored})[-pipeline.retention_partitions :]
+    missing = stored.keys() - set(registered)
+    return [key for _, key in reversed(kept) if key in missing]
+
+
+def _by_age(keys: Collection[str]) -> list[tuple[datetime, str]]:
+    """Those of them that are ours, with the time of sealing, the oldest first."""
+    parsed = [(key, PartitionKey.parse(key)) for key in keys]
+    return sorted((partition.sealed_at, key) for key, partition in parsed if partition)

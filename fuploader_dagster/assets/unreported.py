@@ -1,8 +1,9 @@
-"""Archives and rows that are stored, but whose run ended before it could report them.
+"""Archives and rows that are stored, but that no run has reported.
 
 A run reports its partitions when a step of it is over. Killed or interrupted before that, it leaves
 archives with a receipt that Dagster shows as missing, and nothing else would report them: their
-slots are gone, so no further run is asked for. The same is true of rows.
+slots are gone, so no further run is asked for. The same is true of rows, and of all that was stored
+without Dagster.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _report(
     for key in sorted(unreported):
         metadata = {
             **stored[key],
-            "note": "stored by a run that ended before it could report this",
+            "note": "stored without Dagster, or by a run that ended before it could report this",
         }
         instance.report_runless_asset_event(
             dg.AssetMaterialization(asset, partition=key, metadata=metadata)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -111,7 +111,10 @@ class ReceiptFiles(Generic[_Receipt]):
     ) -> dict[str, _Receipt]:
         """Receipts of slots sealed from `since` on and before `until`, in the order of sealing."""
         found = {}
+        first = _hour(since) if since else ""
         for path in sorted(self.folder.glob("*.jsonl")):
+            if path.stem < first:  # of an earlier hour
+                continue
             for receipt in self._in(path):
                 key = PartitionKey.parse(receipt.partition)
                 if key is None or (since and key.sealed_at < since):
@@ -128,8 +131,12 @@ class ReceiptFiles(Generic[_Receipt]):
 
     def _path(self, partition: str) -> Path:
         key = PartitionKey.parse(partition)
-        hour = f"{key.sealed_at:%Y%m%dT%H}" if key else "other"
+        hour = _hour(key.sealed_at) if key else "other"
         return self.folder / f"{hour}.jsonl"
+
+
+def _hour(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).isoformat()[:13].replace("-", "")
 
 
 def rows_receipts(layout: Layout, sink: str) -> ReceiptFiles[RowsReceipt]:

@@ -12,7 +12,7 @@ from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, 
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
-from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable
+from fuploader_dagster.sensors.retention_schedule import build_retention_schedule, foldable, unknown
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.settings import pipeline, sealed
 
@@ -129,3 +129,32 @@ def _fail(settings: Pipeline, instance: dg.DagsterInstance) -> None:
     tags = {RANGE_START_TAG: key, RANGE_END_TAG: key}
     result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
     assert not result.success
+
+
+def test_what_was_stored_without_dagster_becomes_partitions_that_it_shows_as_stored(
+    tmp_path: Path,
+) -> None:
+    never = {f"{name}_days": 1e9 for name in ("retention", "run_history", "tick_history")}
+    settings = pipeline(tmp_path, retention_partitions=3, **never)
+    names = Names.of(settings)
+    keys = [sealed(settings, {f"{n}": b"x"}).seal.partition for n in range(4)]
+    assert len(list(ship(settings, settings.store.open()))) == 4
+    waiting = sealed(settings, {"later": b"x"}).seal.partition
+    with persistent_instance(tmp_path) as instance:
+        instance.add_dynamic_partitions(names.partition_set, [waiting, "a person's"])
+        for _ in range(2):  # what it added it does not fold away again
+            with dg.build_schedule_context(instance=instance) as context:
+                build_retention_schedule(settings, running=True)(context)
+            registered = instance.get_dynamic_partitions(names.partition_set)
+            assert sorted(registered) == sorted([*keys[2:], waiting, "a person's"])
+            stored = instance.get_materialized_partitions(names.uploaded_archive)
+            assert stored == set(keys[2:])
+
+
+def test_only_what_is_young_enough_to_stay_becomes_a_partition(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, retention_days=10)
+    key = sealed(settings, {"1": b"x"}).seal.partition
+    assert len(list(ship(settings, settings.store.open()))) == 1
+    assert unknown([], settings, now=time.time() + 9.9 * DAY) == [key]
+    assert unknown([key], settings, now=time.time() + 9.9 * DAY) == []
+    assert unknown([], settings, now=time.time() + 10.1 * DAY) == []
