@@ -279,6 +279,7 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
             "reason": slot.seal.reason,
             "sealed_at": slot.seal.sealed_at,
             "object_key": slot.seal.object_key or slot.seal.key_problem,
+            **slot.seal.split,
             "directory": dg.MetadataValue.path(str(slot.directory)),
         }
         if slot is not None

@@ -147,12 +147,14 @@ def requeue_letters(
 
 
 def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
-    slot = process_again(letters, pipeline)
-    if slot is None:
+    slots = process_again(letters, pipeline)
+    if not slots:
         console.say("there is nothing to process again")
         return
-    hand_over(pipeline, [slot])
-    console.say(f"{slot.seal.messages:,} files will be processed again, as {slot.seal.partition}")
+    hand_over(pipeline, slots)
+    for slot in slots:
+        seal = slot.seal
+        console.say(f"{seal.messages:,} files will be processed again, as {seal.partition}")
 
 
 def _store_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:

@@ -43,6 +43,7 @@ from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.formats import Salvaged, salvage
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
+from fuploader_dagster.slots.message_values import Tally
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
     Seal,
@@ -204,7 +205,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
     make_dirs(layout.mended)
     old = _seal_of(directory)
     with temporary_folder(target) as work:
-        names, seal = _write_proven(directory, work, number, pipeline)
+        names, seal = _write_proven(directory, work, number, pipeline, old)
         record = Mended(
             partition=old.partition if old else "",
             error=error.message,
@@ -225,17 +226,21 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
 
 
 def _write_proven(
-    directory: Path, work: Path, number: int, pipeline: Intake
+    directory: Path, work: Path, number: int, pipeline: Intake, old: Seal | None
 ) -> tuple[Sequence[str], Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 
-    It is a segment whatever format the damaged slot had: the archive is the same.
+    It is a segment whatever format the damaged slot had: the archive is the same. The values of
+    `split_by` are those of the `old` seal; if nobody can read that, those that all messages share.
     """
     entries: dict[str, IndexEntry] = {}
+    tally = Tally(pipeline)
     with (work / SEGMENT_NAME).open("wb") as segment:
         for name, content, headers in _proven(directory):
             if name not in entries:
                 entries[name] = append_member(segment, name, content, headers)
+                if old is None:
+                    tally.add(content)
     if not entries:
         return [], None
     fsync_file(work / SEGMENT_NAME)
@@ -252,6 +257,7 @@ def _write_proven(
         reason="mended",
         now=time.time(),
         mends=place_of(directory),
+        split=tally.shared() if old is None else old.split,
     )
     write_durably(work / SEAL_NAME, encode_seal(seal))
     return list(entries), seal

@@ -219,9 +219,7 @@ def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
         try:
             with SlotOwner(pipeline, number) as slot:
                 sealed += slot.found_sealed
-                one = slot.seal("adopted")
-                if one is not None:
-                    sealed.append(one)
+                sealed += slot.seal_divided("adopted")
         except SlotInUse as error:
             log.debug("left alone: %s", error)
         except (DiskFailed, ForeignFile) as error:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.contracts.processor import ProcessorSettings
@@ -129,6 +129,7 @@ def _redo_one(
             store,
             pipeline,
             key=slot.object_key(pipeline.key, pipeline.zone),
+            split=slot.seal.split,
             names=lambda: names_of(slot, packed, pipeline, work),
             progress=report,
             file=packed.file(work),
@@ -210,7 +211,7 @@ def _fetched(
         fsync_file(segment)
         index = index_of(entries)
         write_durably(directory / INDEX_NAME, index)
-        archive, object_name = _names(key, pipeline)
+        archive, object_name = _names(key, pipeline, before.split)
         seal = Seal(
             partition=partition,
             pipeline=pipeline.name,
@@ -225,6 +226,7 @@ def _fetched(
             index_sha256=hashlib.sha256(index).hexdigest(),
             archive=archive,
             object_key=object_name,
+            split=before.split,
         )
         write_durably(directory / SEAL_NAME, encode_seal(seal))
         rename_durably(temporary, folder)
@@ -232,7 +234,7 @@ def _fetched(
     return SealedSlot(Layout(folder).sealed(key.slot, key.number), seal)
 
 
-def _names(key: PartitionKey, pipeline: Pipeline) -> tuple[str, str]:
+def _names(key: PartitionKey, pipeline: Pipeline, split: Mapping[str, str]) -> tuple[str, str]:
     """File name and object key of the new archive, which no other archive has."""
     now = utc(time.time())
     mark = f"{REDO_MARK}{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
@@ -241,7 +243,12 @@ def _names(key: PartitionKey, pipeline: Pipeline) -> tuple[str, str]:
 
     def made(template: object) -> str:
         return object_key(
-            template, pipeline=pipeline.name, partition=key, archive=archive, zone=pipeline.zone
+            template,
+            pipeline=pipeline.name,
+            partition=key,
+            archive=archive,
+            zone=pipeline.zone,
+            split=split,
         )
 
     name = made(pipeline.key)

@@ -86,7 +86,9 @@ def _repack_one(
                 partition=key,
                 archive=packed.archive,
                 zone=pipeline.zone,
+                split=before.split,
             ),
+            split=before.split,
             names=None if pipeline.packer else lambda: _names(path),
             progress=progress,
         )

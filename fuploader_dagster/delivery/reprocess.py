@@ -21,8 +21,8 @@ REQUEUED_SLOT = 9997
 
 def process_again(
     letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline
-) -> SealedSlot | None:
-    """Seal these letters' items as a slot, to be processed; None if there are none.
+) -> list[SealedSlot]:
+    """Seal these letters' items as a slot, or several (`split_by`), to be processed.
 
     Raises `ConfigError` if the pipeline has no processor, or a letter is not about an item, and
     `SlotInUse` while another process does the same.
@@ -42,4 +42,4 @@ def process_again(
             slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
         slot.commit()
         note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
-        return slot.seal("requeued")
+        return slot.seal_divided("requeued")

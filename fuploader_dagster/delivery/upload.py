@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.rebuild import note_in_catalog
@@ -55,6 +55,7 @@ def upload(
         store,
         pipeline,
         key=slot.object_key(pipeline.key, pipeline.zone),
+        split=slot.seal.split,
         names=lambda: names_of(slot, packed, pipeline, pipeline.layout),
         progress=progress,
     )
@@ -77,6 +78,7 @@ def store_archive(
     pipeline: Pipeline,
     *,
     key: str,
+    split: Mapping[str, str],
     names: Callable[[], Sequence[str]] | None,
     progress: Progress | None,
     file: ArchiveFile | None = None,
@@ -98,6 +100,7 @@ def store_archive(
         results=packed.results,
         originals=packed.originals,
         stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
+        split=dict(split),
     )
     if names is not None:
         note_in_catalog(receipt, names, pipeline)

@@ -42,10 +42,13 @@ class CrashPoint(Enum):
     SETTLED = "a batch acknowledged, not recorded in the state store"
     RECORDED = "counts of a batch recorded in the state store"
 
-    # A seal: `slots/sealing.py`, `slots/slot.py`, `intake/drain.py`
+    # A seal: `slots/sealing.py`, `slots/slot.py`, `slots/dividing.py`, `intake/drain.py`
     SEAL_WRITTEN = "seal.json durable in the active directory"
     SEALED = "the directory moved to the sealed ones, its partition key not yet in the state store"
     PARTITION_PUSHED = "the partition key in the state store"
+    PIECES_SYNCED = "the pieces of a directory that is divided synced, not under their names"
+    PIECE_NAMED = "a piece among the sealed slots, its directory still active"
+    DIVIDED = "a divided directory removed, its pieces' partition keys not in the state store"
     SLOTS_RELEASED = "claims released by a worker that exits"
 
     # A processed slot: `slots/processed.py`, `delivery/process.py`
@@ -97,6 +100,7 @@ class CrashPoint(Enum):
     # What dead processes left: `slots/slot.py`, `slots/segment.py`, `delivery/recovery.py`
     TAIL_CUT = "everything after the last commit cut off"
     SET_ASIDE = "something not recognised moved to set-aside/"
+    PIECE_REMOVED = "a piece removed, because its directory is still active"
     SEAL_FINISHED = "an interrupted seal finished"
     ADOPTED = "a directory without an owner sealed"
     REMOVAL_FINISHED = "an interrupted removal of stored data finished"

@@ -300,11 +300,16 @@ class Drain:
                 self._seal(slot, reason)
 
     def _seal(self, slot: SlotOwner, reason: Reason) -> None:
-        sealed = slot.seal(reason)
-        if sealed is not None:
-            self.status.sealed += 1
+        if self.pipeline.split_by:  # reads all messages: seconds, on a slow disk
+            with self._meanwhile.allowed():
+                sealed = slot.seal_divided(reason)
+        else:
+            sealed = slot.seal_divided(reason)
+        if sealed:
+            self.status.sealed += len(sealed)
             self._space.backlog_grew()
-            self._record(Commit(slots=[slot.count], sealed=[sealed.seal.partition]))
+            keys = [one.seal.partition for one in sealed]
+            self._record(Commit(slots=[slot.count], sealed=keys))
 
     def _keep_house(self) -> None:
         """About once a second: the status file, seal requests, claims, the queue's heartbeats."""

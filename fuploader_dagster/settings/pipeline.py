@@ -35,7 +35,6 @@ from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.settings import Count, Seconds, Settings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
-from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.disk.layout import NO_NODE, Layout
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.settings.archive_formats import (
@@ -45,8 +44,10 @@ from fuploader_dagster.settings.archive_formats import (
     named_for_format,
     why_unreadable,
 )
+from fuploader_dagster.settings.names import comma_separated, each_header_once
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.sinks import Sinks, check_sinks
+from fuploader_dagster.settings.split import SplitBy, check_split
 from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import KeyStrategy, zone_name
 
@@ -59,19 +60,6 @@ LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and reports what it is doing."""
 
 _WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
-
-
-def _names(value: Any) -> Any:
-    """`file_name, id` as a list: environment variables cannot hold one."""
-    if isinstance(value, str):
-        return tuple(name.strip() for name in value.split(",") if name.strip())
-    return value
-
-
-def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len({folded(name) for name in names}) != len(names):
-        raise ValueError("two of the names mean the same header: case, - and _ do not matter")
-    return names
 
 
 class Intake(Settings):
@@ -95,7 +83,7 @@ class Intake(Settings):
     message_format: Literal["envelope", "json", "raw"] = "envelope"
     """`envelope`: FUploader's format. `json`: the body is the file, and one of its fields names it.
     `raw`: the body is the file, named by the message id or by the body's own digest."""
-    name_fields: Annotated[tuple[str, ...], BeforeValidator(_names)] = (
+    name_fields: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = (
         "file_name",
         "file_id",
         "aweme_id",
@@ -105,8 +93,8 @@ class Intake(Settings):
     headers: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Field(max_length=32),
-        BeforeValidator(_names),
-        AfterValidator(_each_once),
+        BeforeValidator(comma_separated),
+        AfterValidator(each_header_once),
     ] = ()
     """Message headers to keep with each file, in the archive too: of AMQP, also the properties by
     their AMQP names (`content_type`, `message_id`). Letter case, `-` and `_` make no difference.
@@ -130,11 +118,19 @@ class Intake(Settings):
     """Memory limit of a worker (RLIMIT_DATA), so that a parser that eats memory fails instead of
     the machine. The worker itself needs about 100 MiB. Without a limit the kernel chooses which
     process to kill."""
+    split_by: SplitBy = Field({})
+    """Fields of the messages' JSON that are in `key`: `[tenant]`, or `{tenant: meta.tenant}` for
+    one inside another. A slot is divided when it is sealed: one archive for each value (see the
+    page on keys)."""
+    split_limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Most values of `split_by` that a slot is divided into. The messages of all others, the rarer
+    ones, share one more archive, with `_other` in its key."""
     key: KeyStrategy = DEFAULT_KEY
     """Object key: a template with {pipeline} {node} {slot} {number} {sealed_at:%Y%m%d} {partition}
-    {archive}, or a function `(archive name) -> key`. A slot's key is fixed when it is sealed."""
+    {archive} and fields of `split_by`, or a function `(archive name) -> key`. A slot's key is fixed
+    when it is sealed."""
     timezone: Annotated[str, BeforeValidator(zone_name)] = "UTC"
-    """Time zone of {sealed_at} in `key`, by its IANA name: `Europe/Berlin`. An hour that comes
+    """Time zone of the times in `key`, by its IANA name: `Europe/Berlin`. An hour that comes
     twice, where clocks go back, has the same digits both times; archive names still differ.
     Everything else is UTC: partition keys, archive names, receipts, `replay --since`."""
     archive_format: ArchiveFormat = "tar.zst"
@@ -237,6 +233,7 @@ class Intake(Settings):
     @model_validator(mode="after")
     def _check_traps(self) -> Intake:
         require_utf8_names()
+        check_split(self)
         if self.prefetch_count <= self.commit_messages:
             raise ValueError(
                 f"prefetch_count ({self.prefetch_count}) must be larger than commit_messages "

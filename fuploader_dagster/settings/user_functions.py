@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
 
 from fuploader_dagster.contracts.functions import (
     USER_ERRORS,
@@ -31,25 +31,42 @@ from fuploader_dagster.contracts.functions import (
 )
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import StrategyError
+from fuploader_dagster.settings.split import (
+    KEY_FIELDS,
+    LONGEST_VALUE,
+    NO_SPLIT,
+    SplitValues,
+    check_names,
+    placeholders,
+    stamp,
+    too_long_a_part,
+)
 
-_KEY_FIELDS = {"pipeline", "node", "slot", "number", "sealed_at", "partition", "archive"}
 _MAX_KEY_BYTES = 1024
 """S3 and COS allow 1,024 bytes of UTF-8, OSS 1,023."""
 _SAMPLE = PartitionKey(datetime(2026, 1, 1, tzinfo=timezone.utc), "node", 0, 1)
+_TIME = stamp(_SAMPLE.sealed_at)
 
 
-def as_key_strategy(key: Any) -> Any:
-    """A key setting as a checked template or a function. Raises `ValueError`."""
+def as_key_strategy(key: Any, split_by: Mapping[str, str] = NO_SPLIT) -> Any:
+    """A key setting as a checked template or a function. Raises `ValueError`.
+
+    `split_by`: the fields of messages that a template may have besides.
+    """
     if not isinstance(key, str) or (":" in key and "{" not in key):
         return as_function(key)
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(key) if field is not None}
     except ValueError as error:
         raise ValueError(f"key template is malformed: {error}") from error
-    if unknown := fields - _KEY_FIELDS:
+    known = {*KEY_FIELDS, *split_by}
+    if unknown := fields - known:
         raise ValueError(
-            f"key template has unknown fields {sorted(unknown)}; known are {sorted(_KEY_FIELDS)}"
+            f"key template has unknown fields {sorted(unknown)}; known are {sorted(known)}. Fields "
+            f"of messages have to be in split_by"
         )
+    check_names(split_by)
+    of_messages = placeholders(key, split_by)
     if not fields & {"archive", "partition"}:
         raise ValueError(
             "key template must contain {archive} or {partition}, "
@@ -57,10 +74,11 @@ def as_key_strategy(key: Any) -> Any:
         )
     try:  # a template that fails here would fail at every seal
         archive = f"{_SAMPLE}.tar.zst"
-        made = _fill(key, pipeline="p", partition=_SAMPLE, archive=archive, zone=timezone.utc)
+        sample = {one.name: _TIME if one.spec else "9" * LONGEST_VALUE for one in of_messages}
+        made = _fill(key, "p", _SAMPLE, archive, timezone.utc, sample)
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"key template cannot be filled in: {error}") from error
-    if problem := _problem_of_key(made):
+    if problem := _problem_of_key(made) or (too_long_a_part(made) if of_messages else ""):
         raise ValueError(f"key template makes unusable keys: {problem}")
     return key
 
@@ -69,12 +87,16 @@ def _written_key(key: Any) -> str:
     return key if isinstance(key, str) else reference_to(key)
 
 
+def _with_split(key: Any, info: ValidationInfo) -> Any:
+    return as_key_strategy(key, info.data.get("split_by", NO_SPLIT))
+
+
 KeyStrategy = Annotated[
     Any,
-    BeforeValidator(as_key_strategy),
+    BeforeValidator(_with_split),
     PlainSerializer(_written_key, return_type=str),
 ]
-"""A key template or a key function `(archive name) -> key`."""
+"""A key template or a key function `(archive name) -> key`; `split_by` precedes it in its model."""
 
 
 def zone_name(name: Any) -> Any:
@@ -90,14 +112,21 @@ def zone_name(name: Any) -> Any:
 
 
 def object_key(
-    key: Any, *, pipeline: str, partition: PartitionKey, archive: str, zone: tzinfo
+    key: Any,
+    *,
+    pipeline: str,
+    partition: PartitionKey,
+    archive: str,
+    zone: tzinfo,
+    split: Mapping[str, str] = NO_SPLIT,
 ) -> str:
-    """The key for a slot's archive; a template's `{sealed_at}` is the time in this zone.
+    """The key for a slot's archive; times in a template are in this zone. `split` has the values
+    of fields of messages that all messages of the slot share (`settings/split.py`).
 
     Raises `StrategyError` if the key function raises, or the key cannot be used.
     """
     if isinstance(key, str):
-        made: Any = _fill(key, pipeline=pipeline, partition=partition, archive=archive, zone=zone)
+        made: Any = _fill(key, pipeline, partition, archive, zone, split)
     else:
         made = call(key, archive, what="key generator")
     problem = _problem_of_key(made)
@@ -123,17 +152,26 @@ def key_prefix(key: Any, *, pipeline: str) -> str:
     return prefix
 
 
-def _fill(
-    template: str, *, pipeline: str, partition: PartitionKey, archive: str, zone: tzinfo
+def _fill(  # noqa: PLR0917  as `object_key` has them
+    template: str,
+    pipeline: str,
+    partition: PartitionKey,
+    archive: str,
+    zone: tzinfo,
+    split: Mapping[str, str],
 ) -> str:
-    return template.format(
-        pipeline=pipeline,
-        node=partition.node,
-        slot=partition.slot,
-        number=partition.number,
-        sealed_at=partition.sealed_at.astimezone(zone),
-        partition=str(partition),
-        archive=archive,
+    return template.format_map(
+        SplitValues(
+            split,
+            zone,
+            pipeline=pipeline,
+            node=partition.node,
+            slot=partition.slot,
+            number=partition.number,
+            sealed_at=partition.sealed_at.astimezone(zone),
+            partition=str(partition),
+            archive=archive,
+        )
     )
 
 

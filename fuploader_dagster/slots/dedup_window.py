@@ -16,7 +16,8 @@ again; or it had not, then the message is in no directory. It may still commit i
 
 Directories go from `active` to `sealed` to `shipped`, never back, and are looked for in this order.
 One that moves during the search is found at the later place, or its file is gone when the search
-reads it; then the search starts again.
+reads it; then the search starts again. Pieces of a directory that is divided are there before it
+goes; two of them may have a name and its numbered name.
 
 Memory: one sorted array of 64-bit keys (of digest and name) for each directory, 8 bytes per
 message. It is built at the first redelivered message; after that only what is new is read. A key
@@ -36,16 +37,18 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
-from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import open_own, read_own
 from fuploader_dagster.errors import DamagedSlot, ForeignFile
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.formats import sync_directory
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import family, is_numbered
-from fuploader_dagster.slots.shipped_indexes import in_order, shipped_indexes
+from fuploader_dagster.slots.sealing import read_seal
+from fuploader_dagster.slots.shipped_indexes import in_order, parse_shipped, shipped_indexes
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +130,14 @@ class DedupWindow:
     def holds(self, name: str, sha256: bytes) -> bool:
         """Whether a durable copy of this message was there at the last `refresh`."""
         key = _key(name.encode("utf-8"), sha256)
-        candidates = [place for place, one in self._known.items() if one.may_hold(key)]
-        return any(self._confirmed(place, name, sha256) for place in candidates)
+        while True:
+            known = self._known
+            candidates = [place for place, one in known.items() if one.may_hold(key)]
+            if any(self._confirmed(place, name, sha256) for place in candidates):
+                return True
+            if self._known is known:
+                return False
+            # A directory was divided meanwhile: its messages are in others now.
 
     def _looked(self) -> bool:
         known: dict[_Place, _Directory] = {}
@@ -175,7 +184,7 @@ class DedupWindow:
         if name not in names and not (
             any(is_numbered(stored, name) for stored in names)
             # A numbered name is one of ours only if the name itself is there too.
-            and any(entry.name == name for entry in index.read_index(content).entries)
+            and self._has_name(place, name)
         ):
             return False
         directory = self._known[place]
@@ -186,6 +195,34 @@ class DedupWindow:
                 log.debug("%s was just sealed, and so synced", directory.path.parent)
             self._synced.add(place)
         return True
+
+    def _has_name(self, place: _Place, name: str) -> bool:
+        """Whether the directory has a message of this name, or another piece of the one that it
+        was divided from (`dividing`): they were sealed in the same millisecond."""
+        sealed_at = self._sealed_at(place)
+        together = [place]
+        if sealed_at is not None:
+            beside = [one for one in self._known if one[0] == place[0] and one != place]
+            together += [one for one in beside if self._sealed_at(one) == sealed_at]
+        return any(
+            entry.name == name
+            for one in together
+            for entry in index.read_index(self._content(one)).entries
+        )
+
+    def _sealed_at(self, place: _Place) -> datetime | None:
+        """When a directory was sealed; None if it is active, gone or damaged."""
+        directory = self._known.get(place)
+        if directory is None or directory.active:
+            return None
+        if directory.path.name != INDEX_NAME:
+            shipped = parse_shipped(directory.path)
+            return shipped.partition.sealed_at if shipped is not None else None
+        try:
+            partition = PartitionKey.parse(read_seal(directory.path.parent).partition)
+        except DamagedSlot:
+            return None
+        return partition.sealed_at if partition is not None else None
 
     def _content(self, place: _Place) -> bytes:
         """The directory's index; empty if the directory is not there any more."""

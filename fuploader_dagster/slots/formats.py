@@ -67,14 +67,21 @@ def contents(slot: SealedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]
 
     Raises `DamagedSlot` at the first that differs.
     """
-    if slot.seal.slot_format == "files":
+    return contents_in(slot.directory, slot.seal.slot_format, entries)
+
+
+def contents_in(
+    directory: Path, slot_format: str, entries: Sequence[IndexEntry]
+) -> Iterator[bytes]:
+    """The same of a directory that may not be sealed yet."""
+    if slot_format == "files":
         for entry in entries:
-            path = slot.files / entry.name
+            path = directory / FILES_NAME / entry.name
             if not is_committed(path, entry):
                 raise _damaged(path, entry)
             yield path.read_bytes()
         return
-    yield from _in_segment(slot.segment, entries, DamagedSlot)
+    yield from _in_segment(directory / SEGMENT_NAME, entries, DamagedSlot)
 
 
 def contents_of_results(slot: ProcessedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]:

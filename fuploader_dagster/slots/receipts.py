@@ -56,6 +56,8 @@ class Receipt(Content, frozen=True, kw_only=True):
     sha256: str
     stored_at: str
     """UTC, ISO 8601."""
+    split: dict[str, str] = {}
+    """As in the seal of the slot."""
 
 
 class RowsReceipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path, PurePosixPath
@@ -40,6 +40,7 @@ from fuploader_dagster.errors import (
     StrategyError,
 )
 from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.settings.split import NO_SPLIT
 from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit, read_index
 from fuploader_dagster.slots.plain_files import FILES_NAME
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 SEAL_NAME = "seal.json"
 OBJECT_KEY_NAME = "object-key"
 SEAL_VERSION = 1
+PIECE_VERSION = 2
+"""Of pieces of a directory: software that does not know them would ship them too early."""
 
 Reason = Literal[
     "count", "bytes", "age", "request", "shutdown", "adopted", "mended", "requeued", "redo"
@@ -80,6 +83,10 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     """Why there is no object key, if there is none."""
     mends: tuple[int, int] | None = None
     """Slot and number of the damaged directory that this one replaces (`mend`)."""
+    split: dict[str, str] = {}
+    """The values of `split_by` that all its messages share (`settings/split.py`)."""
+    piece_of: int | None = None
+    """Number of the directory that was divided (`dividing`); none if it was sealed as a whole."""
 
 
 def seal_due(
@@ -110,6 +117,8 @@ def make_seal(
     reason: Reason,
     now: float,
     mends: tuple[int, int] | None = None,
+    split: Mapping[str, str] = NO_SPLIT,
+    piece_of: int | None = None,
 ) -> Seal:
     """Decide everything that a sealed slot fixes: partition key, archive name, object key."""
     partition = PartitionKey(utc(now), pipeline.node, slot, number)
@@ -122,6 +131,7 @@ def make_seal(
             partition=partition,
             archive=archive,
             zone=pipeline.zone,
+            split=split,
         )
     except StrategyError as error:
         problem = str(error)
@@ -129,6 +139,7 @@ def make_seal(
             "sealed %s without an object key, shipping asks for it again: %s", partition, error
         )
     return Seal(
+        version=SEAL_VERSION if piece_of is None else PIECE_VERSION,
         partition=str(partition),
         pipeline=pipeline.name,
         node=pipeline.node,
@@ -145,6 +156,8 @@ def make_seal(
         object_key=key,
         key_problem=problem,
         mends=mends,
+        split=dict(split),
+        piece_of=piece_of,
     )
 
 
@@ -189,9 +202,10 @@ def read_seal(directory: Path) -> Seal:
         raise DamagedSlot(error.message, hint=error.hint) from error
     except UNREADABLE_JSON as error:
         raise DamagedSlot(f"{path} cannot be read: {error}") from error
-    if seal.version != SEAL_VERSION:
+    if seal.version not in (SEAL_VERSION, PIECE_VERSION):
         raise OtherFormat(
-            f"{path} has version {seal.version}, this software reads {SEAL_VERSION}",
+            f"{path} has version {seal.version}, this software reads {SEAL_VERSION} and "
+            f"{PIECE_VERSION}",
             hint="use the version that wrote it to ship the slot",
         )
     _check_place(seal, directory)
@@ -294,6 +308,7 @@ class SealedSlot:
                 partition=self.partition,
                 archive=self.seal.archive,
                 zone=zone,
+                split=self.seal.split,
             )
             write_durably(late, made.encode("utf-8"))
             reached(CrashPoint.OBJECT_KEY_KEPT)
@@ -306,7 +321,7 @@ def find_sealed(layout: Layout, partition: str) -> SealedSlot | None:
     if key is None:
         return None
     directory = layout.sealed(key.slot, key.number)
-    seal = _seal_if_there(directory)
+    seal = _seal_if_there(directory, layout)
     return SealedSlot(directory, seal) if seal and seal.partition == partition else None
 
 
@@ -318,7 +333,7 @@ def sealed_partitions(layout: Layout) -> list[str]:
     found = []
     for directory in layout.sealed_dirs():
         try:
-            seal = _seal_if_there(directory)
+            seal = _seal_if_there(directory, layout)
         except DamagedSlot as error:
             log.error("skipped a damaged slot: %s", error)
         else:
@@ -326,11 +341,17 @@ def sealed_partitions(layout: Layout) -> list[str]:
     return sorted(found)
 
 
-def _seal_if_there(directory: Path) -> Seal | None:
+def _seal_if_there(directory: Path, layout: Layout) -> Seal | None:
     """The seal, or None where the directory is not there: runs remove directories."""
     try:
-        return read_seal(directory)
+        seal = read_seal(directory)
     except DamagedSlot:
         if directory.is_dir():
             raise
         return None
+    return seal if is_whole(seal, layout) else None
+
+
+def is_whole(seal: Seal, layout: Layout) -> bool:
+    """False of a piece whose directory is still being divided: it does not count yet."""
+    return seal.piece_of is None or not layout.active(seal.slot, seal.piece_of).exists()

@@ -54,7 +54,7 @@ def shipped_indexes(layout: Layout) -> list[ShippedIndex]:
     """The kept indexes, newest first."""
     if not layout.shipped.is_dir():
         return []
-    found = [one for path in layout.shipped.iterdir() if (one := _parsed(path)) is not None]
+    found = [one for path in layout.shipped.iterdir() if (one := parse_shipped(path)) is not None]
     order = in_order({one.place: one.partition.sealed_at.timestamp() for one in found})
     return sorted(found, key=lambda one: order[one.place], reverse=True)
 
@@ -82,7 +82,7 @@ def trim_shipped(layout: Layout, messages: int) -> None:
         messages -= one.messages
 
 
-def _parsed(path: Path) -> ShippedIndex | None:
+def parse_shipped(path: Path) -> ShippedIndex | None:
     partition, _, messages = path.name.removesuffix(_ENDING).rpartition(".")
     key = PartitionKey.parse(partition)
     if key is None or not messages.isascii() or not messages.isdigit():

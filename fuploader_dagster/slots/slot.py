@@ -12,6 +12,7 @@ What must always hold:
 - Within a directory a name with the same bytes is stored once, with the message headers that came
   first; the same name with other bytes gets a name of its own (`name~2.json`). Nothing is ever
   overwritten.
+- A directory is sealed as it is, or divided into several sealed slots (`dividing`).
 - Message headers that are to be kept are kept: a directory whose index has no room for them (the
   setting `headers` was switched on since) is sealed as it is, and the next one has room.
 
@@ -27,7 +28,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,9 @@ from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
+from fuploader_dagster.settings.split import NO_SPLIT
 from fuploader_dagster.slots.directory_writer import DirectoryWriter
+from fuploader_dagster.slots.dividing import Full, divide, undo_divisions
 from fuploader_dagster.slots.formats import WRITERS, has_headers, salvage, writer_for
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.numbered_names import numbered_name
@@ -192,8 +195,25 @@ class SlotOwner:
             pipeline=self.pipeline,
         )
 
-    def seal(self, reason: Reason) -> SealedSlot | None:
-        """Commit and seal the active directory; None if it is empty."""
+    def seal_divided(self, reason: Reason) -> list[SealedSlot]:
+        """Commit and seal the active directory, one slot for each value of `split_by` if that is
+        set; none if it is empty."""
+        split = NO_SPLIT
+        if self.pipeline.split_by and self._writer is not None and self._entries:
+            self.commit()
+            full = Full.read(self._writer.directory, self._writer.slot_format, self.pipeline)
+            if len(full.pieces) > 1:
+                numbers = self._take_numbers(len(full.pieces))
+                self._close_directory()
+                self._number = numbers[-1]
+                return divide(full, numbers, self.pipeline, reason=reason, now=self._clock())
+            split = full.pieces[0].split
+        whole = self.seal(reason, split)
+        return [] if whole is None else [whole]
+
+    def seal(self, reason: Reason, split: Mapping[str, str] = NO_SPLIT) -> SealedSlot | None:
+        """Commit and seal the active directory as it is; None if it is empty. `split`: the values
+        that all its messages share."""
         if self._writer is None or self._entries == 0:
             return None
         self.commit()
@@ -209,6 +229,7 @@ class SlotOwner:
             segment_xxh128=self._writer.xxh128(),
             reason=reason,
             now=self._clock(),
+            split=split,
         )
         self._close_directory()
         sealed = seal_directory(directory, seal, self.layout)
@@ -225,6 +246,7 @@ class SlotOwner:
         self._variants = {}
 
     def _recover(self) -> None:
+        undo_divisions(self.layout, self.slot)
         numbers = self.layout.active_numbers(self.slot)
         damaged: list[Path] = []
         for number in numbers:
@@ -252,9 +274,7 @@ class SlotOwner:
 
     def _finish_directory(self) -> None:
         """Seal the open directory as it is."""
-        sealed = self.seal("adopted")
-        if sealed is not None:
-            self.found_sealed.append(sealed)
+        self.found_sealed += self.seal_divided("adopted")
         self._close_directory()
 
     def _make_room_for_headers(self) -> None:
@@ -324,7 +344,7 @@ class SlotOwner:
         self._opened_at = self._monotonic() - age
 
     def _open_directory(self) -> DirectoryWriter:
-        number = self._take_number()
+        (number,) = self._take_numbers(1)
         directory = self.layout.active(self.slot, number)
         make = WRITERS[self.pipeline.slot_format]
         writer = make(directory, keeps_headers=self._keeps_headers)
@@ -334,16 +354,19 @@ class SlotOwner:
         self._opened_at = self._monotonic()
         return writer
 
-    def _take_number(self) -> int:
+    def _take_numbers(self, count: int) -> range:
         counter = self.layout.active_slot(self.slot) / "next-number"
         number = max(self._counted(counter), self._highest, self._number) + 1
-        while self.layout.sealed(self.slot, number).exists() or (
-            self.layout.active(self.slot, number).exists()
-        ):
-            number += 1
-        write_durably(counter, str(number).encode())
+        numbers = range(number, number + count)
+        while taken := [each for each in numbers if self._is_taken(each)]:
+            numbers = range(taken[-1] + 1, taken[-1] + 1 + count)
+        write_durably(counter, str(numbers[-1]).encode())
         reached(CrashPoint.NUMBER_TAKEN)
-        return number
+        return numbers
+
+    def _is_taken(self, number: int) -> bool:
+        layout, slot = self.layout, self.slot
+        return layout.sealed(slot, number).exists() or layout.active(slot, number).exists()
 
     def _counted(self, counter: Path) -> int:
         try:

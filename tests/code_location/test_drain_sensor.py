@@ -16,6 +16,7 @@ from fuploader_dagster.delivery.processor_trouble import (
     end_processor_trouble,
     note_processor_trouble,
 )
+from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.supervisor import supervisor_for
@@ -195,6 +196,40 @@ def test_ticks_keep_the_same_workers_and_ship_what_they_seal(ticking: Any) -> No
     assert pids(one.settings) == first
     keys = one.instance.get_dynamic_partitions(one.names.partition_set)
     assert len(keys) >= 4
+
+
+def test_a_tick_registers_the_pieces_of_a_slot_that_is_divided(ticking: Any) -> None:
+    one: Ticking = ticking(
+        seal_messages=60,
+        commit_messages=30,
+        message_format="json",
+        name_fields="id",
+        split_by=["tenant"],
+        key="tenant={tenant}/{archive}",
+    )
+    bodies = [b'{"id": "m%d", "tenant": "t%d"}' % (n, n % 3) for n in range(60)]
+    publish_bodies(one.settings, bodies)
+    one.tick()
+    wait_until_handled(one.settings, 60)
+    events: list[dg.AssetMaterialization] = []
+
+    def registered() -> bool:
+        result = one.tick()
+        one.accept(result)
+        events.extend(e for e in result.asset_events if isinstance(e, dg.AssetMaterialization))
+        return len(events) >= 3
+
+    wait_for(registered, one.settings, "the pieces")
+    assert {event.metadata["tenant"].value for event in events} == {"t0", "t1", "t2"}
+    assert {event.metadata["messages"].value for event in events} == {20}
+    assert {event.partition for event in events} == set(
+        one.instance.get_dynamic_partitions(one.names.partition_set)
+    )
+    store = one.settings.store.open()
+    keys = [str(event.partition) for event in events]
+    assert len(list(upload_partitions(keys, one.settings, store))) == 3
+    stored = (one.settings.storage_root.parent / "objects").glob("tenant=*")
+    assert {path.name for path in stored} == {"tenant=t0", "tenant=t1", "tenant=t2"}
 
 
 def test_with_drain_by_command_a_tick_starts_no_worker(ticking: Any) -> None:

@@ -206,7 +206,7 @@ def test_a_slot_of_another_version_is_whole_and_stays(part: str, tmp_path: Path)
     settings = pipeline(tmp_path)
     slot = sealed(settings, FILES)
     if part == "seal":
-        in_seal(slot, version=2)
+        in_seal(slot, version=3)
     else:
         content = bytearray((slot.directory / "index").read_bytes())
         content[8] = 4
