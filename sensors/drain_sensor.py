@@ -17,6 +17,7 @@ their own. They wait at most `LONGEST_WAIT_SECONDS`, so a run that hangs holds n
 
 import re
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -279,13 +280,17 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
             "reason": slot.seal.reason,
             "sealed_at": slot.seal.sealed_at,
             "object_key": slot.seal.object_key or slot.seal.key_problem,
-            **slot.seal.split,
+            **({"split": _split(slot.seal.split)} if slot.seal.split else {}),
             "directory": dg.MetadataValue.path(str(slot.directory)),
         }
         if slot is not None
         else {}
     )
     return dg.AssetMaterialization(names.sealed_slot, partition=key, metadata=metadata)
+
+
+def _split(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:

@@ -220,7 +220,7 @@ def test_a_tick_registers_the_pieces_of_a_slot_that_is_divided(ticking: Any) -> 
         return len(events) >= 3
 
     wait_for(registered, one.settings, "the pieces")
-    assert {event.metadata["tenant"].value for event in events} == {"t0", "t1", "t2"}
+    assert {event.metadata["split"].value for event in events} == {f"tenant=t{n}" for n in range(3)}
     assert {event.metadata["messages"].value for event in events} == {20}
     assert {event.partition for event in events} == set(
         one.instance.get_dynamic_partitions(one.names.partition_set)
