@@ -19,7 +19,7 @@ from datetime import datetime, timezone, tzinfo
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, Protocol
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fuploader_dagster.settings.names import comma_separated
 
@@ -58,6 +58,15 @@ def _as_mapping(value: Any) -> Any:
     return {name: name for name in value}
 
 
+def _without_those_of_slots(split_by: dict[str, str]) -> dict[str, str]:
+    if taken := sorted(KEY_FIELDS & set(split_by)):
+        raise ValueError(
+            f"{taken[0]} means something else in a key: give the field another name, "
+            f"{{my_{taken[0]}: {split_by[taken[0]]}}}"
+        )
+    return split_by
+
+
 SplitBy = Annotated[
     dict[
         Annotated[str, Field(pattern=f"^{_NAME}$")],
@@ -65,6 +74,7 @@ SplitBy = Annotated[
     ],
     Field(max_length=8),
     BeforeValidator(_as_mapping),
+    AfterValidator(_without_those_of_slots),
 ]
 """By its name in the key, where the field is in a message: `meta.tenant`."""
 
@@ -126,15 +136,6 @@ def check_split(settings: _Splits) -> None:
         raise ValueError(
             "split_by needs messages with fields, and message_format is raw: if they are JSON, set "
             "message_format: json (with name_fields: [] names are made from the body)"
-        )
-
-
-def check_names(split_by: Mapping[str, str]) -> None:
-    """Raise `ValueError` if a field would hide one that each key can have."""
-    if taken := sorted(KEY_FIELDS & set(split_by)):
-        raise ValueError(
-            f"{taken[0]} means something else in a key: give the field another name, "
-            f"{{my_{taken[0]}: {split_by[taken[0]]}}}"
         )
 
 

@@ -36,7 +36,6 @@ from fuploader_dagster.settings.split import (
     LONGEST_VALUE,
     NO_SPLIT,
     SplitValues,
-    check_names,
     placeholders,
     stamp,
     too_long_a_part,
@@ -65,7 +64,6 @@ def as_key_strategy(key: Any, split_by: Mapping[str, str] = NO_SPLIT) -> Any:
             f"key template has unknown fields {sorted(unknown)}; known are {sorted(known)}. Fields "
             f"of messages have to be in split_by"
         )
-    check_names(split_by)
     of_messages = placeholders(key, split_by)
     if not fields & {"archive", "partition"}:
         raise ValueError(

@@ -37,6 +37,10 @@ _LAST_MILLISECONDS = 1e13
 _LONGEST_RAW = 6 * LONGEST_VALUE + 2
 """A text of this many bytes in JSON can have `LONGEST_VALUE` characters, all as `\\uXXXX`."""
 _MOST_KNOWN = 10_000
+_LONGEST_KNOWN = 64
+"""Values that were read are remembered, but not long ones: three megabytes at most."""
+_WHOLE_MINUTES = datetime(1973, 1, 1, tzinfo=timezone.utc).timestamp() / 60
+"""Before, the clocks of some zones were off by seconds."""
 _COARSE = re.compile(r"([^%]|%-?[YymdHMIjUWVGuwaAbB%])*", re.DOTALL)
 """Forms of a time in which all moments of a minute are the same."""
 _ISO = re.compile(
@@ -70,7 +74,7 @@ class _Group:
 
 
 class _Reader:
-    """Reads one field of messages; `form` makes of its value what stands in the key."""
+    """Reads one field of messages; `specs` are the forms that it has in the key."""
 
     def __init__(self, name: str, path: str, specs: Sequence[str], zone: tzinfo) -> None:
         self.name = name
@@ -87,7 +91,7 @@ class _Reader:
 
         `raw` is the JSON of the outermost field, empty if there is none.
         """
-        content = bytes(raw) if len(raw) <= _LONGEST_RAW else None
+        content = bytes(raw) if len(raw) <= _LONGEST_KNOWN else None
         if content is not None and content in self._known:
             return self._known[content]
         made = self._made(raw)
@@ -111,7 +115,7 @@ class _Reader:
     def _forms(self, moment: datetime) -> tuple[str, ...]:
         minute = moment.timestamp() // 60
         forms = self._of_minute.get(minute)
-        if forms is None or not self._coarse:
+        if forms is None or not self._coarse or minute < _WHOLE_MINUTES:
             local = moment.astimezone(self._zone)
             forms = tuple([format(local, spec) for spec in self._specs])
             if len(self._of_minute) >= _MOST_KNOWN:

@@ -15,9 +15,11 @@ from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
-from tests.drains import MARK, publish, publish_bodies
+from tests.drains import MARK, on_servers, publish, publish_bodies
+from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
-from tests.settings import pipeline
+from tests.settings import archived_files, pipeline
 
 TENANTS = ["acme", "Müller & Söhne", "a/b=c", "..", "客户", "50%", "_none", None]
 KEY = "{pipeline}/tenant={tenant}/day={event:%Y-%m-%d}/{archive}"
@@ -113,3 +115,26 @@ def test_a_bucket_has_an_archive_per_slot_and_value(
     assert max(folders.values()) <= 4  # slots
     assert "docs/tenant=_other/day=_other" in folders
     assert sum(one.messages for one in receipts.values()) == MESSAGES
+
+
+def test_workers_on_rabbitmq_and_redis_divide_what_they_seal(
+    rabbitmq: RabbitMQServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    settings = made(
+        tmp_path,
+        **on_servers(rabbitmq, redis_server),
+        message_format="envelope",
+        name_fields=("file_name",),
+        process_count=2,
+        slots_per_worker=2,
+        seal_messages=60,
+        commit_messages=20,
+        archive_format="tar.zst",
+    )
+    publish(settings, bodies())
+    shipped = run_pipeline(settings, until_empty=True)
+    assert (shipped.messages, shipped.failures) == (MESSAGES, ())
+    stored = tmp_path / "objects" / "docs"
+    assert archived_files(stored) == {name: [body] for name, body in bodies().items()}
+    of_acme = {f"m{n}.json" for n in range(0, MESSAGES, len(TENANTS))}
+    assert archived_files(stored / "tenant=acme").keys() == of_acme

@@ -68,6 +68,7 @@ def test_fields_are_named_or_listed_and_reach_the_worker(
         ({"split_by": ["tenant"], "key": "x" * 900 + TENANT}, "bytes, not 1 to 1023"),
         ({"split_by": ["tenant"], "key": "x" * 130 + TENANT}, "a part of it has 265, not 255"),
         ({"split_by": ["slot"], "key": "{slot}/{archive}"}, "slot means something else in a key"),
+        ({"split_by": ["sealed_at"]}, "sealed_at means something else in a key"),
         ({"split_by": ["meta.tenant"], "key": TENANT}, r"\{tenant: meta.tenant\} in place"),
         ({"split_by": ["tenant", "tenant"], "key": TENANT}, "named twice"),
         ({"split_by": {"tenant": "a..b"}, "key": TENANT}, "split_by.tenant"),

@@ -169,6 +169,13 @@ def test_the_earliest_time_of_a_piece_is_kept_and_makes_the_same_key(form: str) 
         assert one.split == {"event": f"{earliest:%Y%m%dT%H%M%S%f}Z"}
 
 
+def test_a_clock_that_is_off_by_seconds_divides_a_minute() -> None:
+    """Shanghai was 8 hours, 5 minutes and 43 seconds ahead until 1901."""
+    settings = by({"event": "at"}, "{event:%Y%m%d}/{archive}", timezone="Asia/Shanghai")
+    contents = [b'{"at": "1900-06-01T15:54:%02dZ"}' % second for second in (0, 16, 17, 59)]
+    assert [one.positions for one in pieces(settings, *contents)] == [[0, 1], [2, 3]]
+
+
 def test_the_rarest_values_share_the_last_piece() -> None:
     counts = {"a": 1, "b": 5, "c": 2, "d": 9, "e": 2}
     tenants = [tenant for tenant, count in counts.items() for _ in range(count)]
