@@ -115,8 +115,12 @@ def _has_settings(annotation: Any) -> bool:
 
 
 def _takes(name: str, field: FieldInfo) -> str:
-    if name in _OWN_ROWS:
-        shapes = {"former_stores": "a list, see below", "sinks": "a mapping, see below"}
+    shapes = {
+        "former_stores": "a list, see below",
+        "sinks": "a mapping, see below",
+        "split_by": "a list or a mapping",
+    }
+    if name in _OWN_ROWS or name in shapes:
         return shapes.get(name, "see below")
     annotation, metadata = _bare(field.annotation)
     limits = [

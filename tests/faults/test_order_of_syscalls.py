@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from tests.crashes import ROOT
 from tests.drains import files, publish, publish_bodies
 from tests.faults.test_crash_points import archived, settings_in
+from tests.faults.test_dividing_crashes import SPLIT
+from tests.faults.test_dividing_crashes import published as of_tenants
 from tests.servers.process import binary
 from tests.servers.queue_fixtures import new_queue
 from tests.servers.rabbitmq import RabbitMQServer
@@ -104,6 +106,8 @@ class Disk:
             self._demand("a seal", str(source.relative_to(self._folder)))
         if target.parts[-4:-2] == PROCESSED and target.name == "seal.json":
             self._demand("a processed slot", str(target.parent.relative_to(self._folder)))
+        if source.parts[-3:-2] == ("active",) and target.name.startswith(".tmp-"):
+            self._demand("the removal of a divided directory", "data/docs/sealed")
         if source.parts[-3:-2] == ("sealed",) and target.name.startswith(".tmp-"):
             self._demand("the removal of a slot", "data/docs/receipts", "objects")
         if source.name.startswith(".tmp-") and source in self.bytes and not _for_display(target):
@@ -251,6 +255,21 @@ def test_a_power_cut_at_any_call_takes_no_result_that_was_counted(tmp_path: Path
     )
 
 
+def test_a_power_cut_at_any_call_takes_no_message_of_a_slot_that_is_divided(
+    tmp_path: Path,
+) -> None:
+    publish(settings_in(tmp_path, **SPLIT), of_tenants())
+    done = traced("whole", tmp_path, **SPLIT)
+    disk = replayed(done, tmp_path)
+    assert disk.early == []
+    divided = disk.seen["the removal of a divided directory"]
+    assert divided > 1
+    assert disk.seen["a seal"] > 2 * divided
+    assert_that_it_would_notice(
+        done, tmp_path, r"data/docs/sealed/slot-0/\.tmp-.*", r"data/docs/sealed/slot-0"
+    )
+
+
 def assert_that_it_would_notice(done: list[Call], folder: Path, *each: str) -> None:
     """Without the syncs of any one of these, something is too early."""
     for left_out in each:
@@ -258,7 +277,8 @@ def assert_that_it_would_notice(done: list[Call], folder: Path, *each: str) -> N
         rest = [
             call
             for call in done
-            if call.name not in ("fsync", "fdatasync") or not pattern.fullmatch(str(call.paths[0]))
+            if call.name not in ("fsync", "fdatasync", "syncfs")
+            or not pattern.fullmatch(str(call.paths[0]))
         ]
         assert len(rest) < len(done)
         assert replayed(rest, folder).early, f"nobody misses a sync of {left_out}"

@@ -153,6 +153,7 @@ def test_more_values_than_the_limit_share_one_slot_and_numbers_go_on(tmp_path: P
         made = slot.seal_divided("request")
         assert by_tenant(made).keys() == {"a", "b", OTHER}
         assert list(by_tenant(made)[OTHER]) == ["0.json", "5.json", "6.json"]
+        assert slot.count.number == 4, "the state store remembers the highest number"
         filled(slot, of_tenants("a"))
         assert slot.count.number == 5
         assert slot.count.number > max(one.seal.number for one in made)
