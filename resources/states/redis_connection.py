@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import redis
 from pydantic import SecretStr
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 from fuploader_dagster.resources.states.redis_sentinel import master, names_sentinels, watched
 
@@ -42,10 +44,26 @@ def connect(
         "protocol": 2,  # 3 starts with HELLO, and with CLIENT MAINT_NOTIFICATIONS on some servers
         **_unintroduced(),
     }
+    if HIREDIS_AVAILABLE:
+        options["command_packer"] = _Packer()
     text = url.get_secret_value()
     if names_sentinels(text):
         return master(text, **options)
     return redis.Redis.from_url(text, **options)
+
+
+class _Packer(HiredisRespSerializer):
+    """hiredis's own does not know of `encoding_errors`, and fails at a lone surrogate."""
+
+    def pack(self, *args: Any) -> Any:
+        try:
+            return super().pack(*args)
+        except UnicodeEncodeError:
+            return super().pack(*map(_as_bytes, args))
+
+
+def _as_bytes(argument: Any) -> Any:
+    return argument.encode(errors="surrogateescape") if isinstance(argument, str) else argument
 
 
 def usable(url: SecretStr) -> SecretStr:

@@ -77,7 +77,7 @@ def master(url: str, **options: Any) -> redis.Redis:
     return client
 
 
-_NOT_FOR_SENTINELS = ("client_name", "decode_responses", "encoding_errors")
+_NOT_FOR_SENTINELS = ("client_name", "command_packer", "decode_responses", "encoding_errors")
 
 
 def _place(text: str) -> tuple[str, int]:

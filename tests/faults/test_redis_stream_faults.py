@@ -23,7 +23,7 @@ from tests.drains import (
     wait_for,
     wait_until_stored,
 )
-from tests.servers.redis import RedisServer, redis_configured
+from tests.servers.redis import DURABLE, RedisServer, redis_configured
 from tests.settings import intake
 
 KILLS = int(os.environ.get("KILLS", "6"))
@@ -34,7 +34,7 @@ MESSAGES = 1_000
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_configured(tmp_path / "redis") as running:
+    with redis_configured(tmp_path / "redis", *DURABLE) as running:
         yield running
 
 

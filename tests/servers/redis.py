@@ -1,9 +1,10 @@
 """A private Redis on loopback, with its own folder, port and password.
 
-It writes every command to its append-only file before it answers, so that `kill` and `start` give
-the same data again. `flush` empties it, as an operator's mistake would. `redis_configured` starts
-one with more lines in its redis.conf, `redis_replica` a replica, `redis_cluster` three nodes that
-share the hash slots.
+It writes commands to its append-only file, mostly before it answers, so that `kill` and `start`
+give the same data again; with the lines `DURABLE` always, also while its disk is slow. `flush`
+empties it, as an operator's mistake would. `redis_configured` starts one with more lines in its
+redis.conf, `redis_replica` a replica, `redis_watched` both with a Sentinel, `redis_cluster` three
+nodes that share the hash slots.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import redis
 
 from tests.servers.ports import LOOPBACK, free_port, wait_until
 from tests.servers.process import ServerProcess, binary
+
+DURABLE = ("appendfsync always",)
+"""By default Redis waits with the file for up to two seconds if the disk is slow, and answers."""
 
 
 class RedisServer:

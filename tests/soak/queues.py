@@ -16,7 +16,7 @@ import redis
 
 from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.servers.redis import RedisServer
+from tests.servers.redis import DURABLE, RedisServer
 from tests.soak.plan import DELIVERY_LIMIT, LIMITED, PLAIN
 from tests.soak.publisher import LOST, Outgoing, Publisher
 
@@ -114,7 +114,7 @@ class _RedisQueues(Queues):
     lost = (redis.RedisError, OSError)
 
     def __init__(self, folder: Path) -> None:
-        self.server: RedisServer = RedisServer(folder)
+        self.server: RedisServer = RedisServer(folder, *DURABLE)
 
     def declare(self, names: Sequence[str]) -> None:
         """Made by the first message."""
