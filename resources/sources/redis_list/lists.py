@@ -8,6 +8,8 @@ What must always hold:
   not, somebody took this consumer for dead, or the server lost data.
 - Taking from a full server (`OOM`) works: it makes room.
 
+Why it is so: docs/decisions/0017-what-a-worker-took-from-a-list.md.
+
 Keys. Beside the list KEY, with P being KEY if that has a `{hash tag}`, and else `{KEY}`, so that a
 cluster keeps all of them on one node: `P:fuploader:in-hand:CONSUMER` is the list of what a consumer
 has in hand, oldest at the right end; `P:fuploader:consumers` is a sorted set of those that may have
