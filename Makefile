@@ -23,7 +23,8 @@ DATABASE_TESTS := $(sort $(wildcard \
 	tests/contract/sinks/test_*.py tests/contract/sources/test_sql_*.py \
 	tests/contract/sources/test_redis_*.py tests/faults/test_rows_*.py tests/faults/test_sql_*.py \
 	tests/faults/test_redis_*.py tests/integration/test_sinks_*.py tests/integration/test_sql_*.py \
-	tests/integration/test_stream_*.py))
+	tests/integration/test_stream_*.py tests/contract/sources/test_kafka_*.py \
+	tests/faults/test_kafka_*.py tests/integration/test_kafka_*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -88,6 +88,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.resources.sinks.redis_stream import RedisStreamSink as RedisStreamSink
     from fuploader_dagster.resources.sinks.sql import SqlSink as SqlSink
     from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue as EmbeddedQueue
+    from fuploader_dagster.resources.sources.kafka.settings import Kafka as Kafka
     from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ as RabbitMQ
     from fuploader_dagster.resources.sources.redis_list.source import RedisList as RedisList
     from fuploader_dagster.resources.sources.redis_stream.source import RedisStream as RedisStream
@@ -189,6 +190,7 @@ _NAMES = {
     "resources.sinks.redis_stream": ("RedisStreamSink",),
     "resources.sinks.sql": ("SqlSink",),
     "resources.sources.embedded.source": ("EmbeddedQueue",),
+    "resources.sources.kafka.settings": ("Kafka",),
     "resources.sources.rabbitmq.source": ("RabbitMQ",),
     "resources.sources.sql.source": ("SqlTable",),
     "resources.sources.redis_stream.source": ("RedisStream",),

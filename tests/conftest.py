@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.servers.queue_fixtures",
     "tests.servers.object_store_fixtures",
     "tests.servers.database_fixtures",
+    "tests.servers.kafka",
 ]
 
 hypothesis.settings.register_profile(

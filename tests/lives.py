@@ -25,6 +25,7 @@ from fuploader_dagster.intake.drain import Drain
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.resources.sources.kafka.settings import Kafka
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -48,6 +49,8 @@ def settings_in(folder: Path, **values: Any) -> Pipeline:
         queue = servers["queue"]
         values["source"] = RabbitMQ(url=servers["rabbitmq"], queue=queue, reject_dead_letters=True)
         values["state"] = RedisState(url=servers["redis"], key_prefix=queue)
+    if kafka := values.pop("kafka", None):
+        values["source"] = Kafka(**kafka)
     if cloud := values.pop("cloud", None):
         values["store"] = S3(**cloud, secret_access_key={"env": "CLOUD_SECRET"})
     return pipeline(
@@ -94,10 +97,12 @@ def plan_of(settings: Pipeline) -> recovery.Plan:
 
 def drain(settings: Pipeline) -> None:
     """One worker, until the queue is empty."""
+    source = settings.source.source(prefetch=settings.prefetch_count)
+    source.named("worker-0")
     Drain(
         settings,
         0,
-        source=settings.source.source(prefetch=settings.prefetch_count),
+        source=source,
         state=settings.state.store(pipeline=settings.name, node=settings.node),
         lease=UntilEmpty(settings),
     ).run()

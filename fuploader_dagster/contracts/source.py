@@ -83,6 +83,11 @@ class MessageSource(ABC):
     a second thread calls `receive(0, 0)` to keep the connection alive.
     """
 
+    def named(self, worker: str) -> None:  # noqa: B027 - a default, on purpose
+        """Who consumes: called at most once, before `open`. A worker that is started again has the
+        same name, and no other worker has it. For queues that keep a place for a consumer while it
+        restarts. The default does nothing."""
+
     @abstractmethod
     def open(self) -> None:
         """Connect and start consuming. May be called again after `close` or an error."""

@@ -201,10 +201,6 @@ class Layout:
         """Slot and number of all sealed directories, in that order."""
         return _numbers_below(self.root / "sealed")
 
-    def sealed_numbers_of(self, slot: int) -> list[int]:
-        """Numbers of a slot's sealed directories."""
-        return _numbers(self.root / "sealed" / f"slot-{slot}", _NUMBERED_DIR)
-
     def processed_numbers(self) -> list[tuple[int, int]]:
         """Slot and number of all processed directories, finished or not, in that order."""
         return _numbers_below(self.root / "processed")

@@ -112,10 +112,12 @@ def _drain(job: Job, lease: Lease) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     gc.freeze()  # imported modules stay; messages make no cycles that have to be found soon
     gc.set_threshold(50_000, 20, 100)
+    source = intake.source.source(prefetch=intake.prefetch_count)
+    source.named(f"{intake.name}-{intake.node}-{job.worker}")
     drain = Drain(
         intake,
         job.worker,
-        source=intake.source.source(prefetch=intake.prefetch_count),
+        source=source,
         state=intake.state.store(pipeline=intake.name, node=intake.node),
         lease=lease,
     )

@@ -62,6 +62,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sql": "fuploader_dagster.resources.sources.sql.source:SqlTable",
         "redis_stream": "fuploader_dagster.resources.sources.redis_stream.source:RedisStream",
         "redis_list": "fuploader_dagster.resources.sources.redis_list.source:RedisList",
+        "kafka": "fuploader_dagster.resources.sources.kafka.settings:Kafka",
     },
     "state": {
         "redis": "fuploader_dagster.resources.states.redis:RedisState",

@@ -6,8 +6,7 @@ What must always hold:
 - It is one step: as long as the directory is among the active ones, its pieces do not exist for
   anybody else (`sealing.is_whole`). They do as soon as it has gone, and then they are durable.
 - After a crash before that, the next owner of the slot removes the pieces and goes on with the
-  directory, as if nothing had happened. Their numbers are not used again. Nothing is removed whose
-  messages are not all in the directory.
+  directory, as if nothing had happened. Their numbers are not used again.
 
 A piece is a sealed slot like any other: a directory, a partition, an archive. Its seal has the
 values and says of which directory it is a piece.
@@ -43,16 +42,10 @@ from fuploader_dagster.disk.own_files import (
 from fuploader_dagster.disk.tar_headers import member_header, padding
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import DamagedSlot, ForeignFile
+from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.formats import contents_in
-from fuploader_dagster.slots.index import (
-    INDEX_NAME,
-    IndexEntry,
-    index_of,
-    read_index,
-    salvage_records,
-)
+from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, index_of, read_index
 from fuploader_dagster.slots.message_values import Piece, Tally
 from fuploader_dagster.slots.plain_files import FILES_NAME
 from fuploader_dagster.slots.sealing import (
@@ -165,31 +158,17 @@ def undo_divisions(layout: Layout, slot: int) -> None:
     """Remove the pieces of directories that are still among the active ones. The caller owns the
     slot."""
     active = layout.active_numbers(slot)
-    later = [n for n in layout.sealed_numbers_of(slot) if active and n > active[0]]
+    later = [n for at, n in layout.sealed_numbers() if at == slot and active and n > active[0]]
     for number in later:  # pieces have higher numbers; usually no sealed directory has
         directory = layout.sealed(slot, number)
         try:
             seal = read_seal(directory)
         except DamagedSlot:
             continue
-        if seal.piece_of not in active:
-            continue
-        whole = layout.active(slot, seal.piece_of)
-        if not _messages_in(directory) <= _messages_in(whole):
-            log.error("%s has messages that %s has not, and was left alone", directory, whole)
-            continue
-        remove_tree(directory)
-        reached(CrashPoint.PIECE_REMOVED)
-        log.info("removed %s: dividing %s did not end", directory, whole)
-
-
-def _messages_in(directory: Path) -> set[tuple[str, bytes]]:
-    """Name and digest of each message, as far as the index can be read."""
-    try:
-        records = salvage_records(read_own(directory / INDEX_NAME))
-    except (FileNotFoundError, ForeignFile):
-        records = []
-    return {(entry.name, entry.sha256) for entry in records}
+        if seal.piece_of in active:
+            remove_tree(directory)
+            reached(CrashPoint.PIECE_REMOVED)
+            log.info("removed %s: dividing %s did not end", directory, seal.piece_of)
 
 
 def place_of(directory: Path) -> tuple[int, int]:

@@ -356,8 +356,7 @@ class SlotOwner:
 
     def _take_numbers(self, count: int) -> range:
         counter = self.layout.active_slot(self.slot) / "next-number"
-        sealed = self.layout.sealed_numbers_of(self.slot)[-1:]
-        number = max(self._counted(counter), self._highest, self._number, *sealed) + 1
+        number = max(self._counted(counter), self._highest, self._number) + 1
         numbers = range(number, number + count)
         while taken := [each for each in numbers if self._is_taken(each)]:
             numbers = range(taken[-1] + 1, taken[-1] + 1 + count)

@@ -110,8 +110,8 @@ def test_settings_beside_the_pipelines_apply_to_all_and_each_may_differ(tmp_path
         ({"source": {"path": "x"}}, "source must be a mapping with a `kind`"),
         ({"source": f"amqp://u:{SECRET}@h"}, "source must be a mapping with a `kind`"),
         (
-            {"source": {"kind": "kafka"}},
-            "kinds are rabbitmq, embedded, sql, redis_stream, redis_list, or package.module:Class",
+            {"source": {"kind": "pulsar"}},
+            "kinds are rabbitmq, embedded, sql, redis_stream, redis_list, kafka, or package.",
         ),
         ({"source": {"kind": f"amqp://u:{SECRET}@h"}}, "documents.source.kind: it is not of the"),
         ({"state": {"kind": "sqlite"}}, "documents.state: path: Field required"),

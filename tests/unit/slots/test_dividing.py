@@ -24,7 +24,6 @@ from fuploader_dagster.errors import DamagedSlot, DiskFull, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.split import NONE, OTHER
 from fuploader_dagster.slots.dedup_window import DedupWindow
-from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
     SealedSlot,
@@ -207,42 +206,6 @@ def test_once_the_directory_has_gone_its_pieces_count(tmp_path: Path, point: Cra
     with SlotOwner(settings, 0) as slot:
         assert slot.count.messages == 0
     assert len(sealed_partitions(settings.layout)) == 2
-
-
-def test_a_number_is_not_used_again_though_counter_and_state_are_lost(tmp_path: Path) -> None:
-    """The pieces of the directory that had it would be taken for those of the new one."""
-    settings = intake(tmp_path, **SPLIT)
-    with SlotOwner(settings, 0) as slot:
-        filled(slot, of_tenants("a", "b"))
-        made = slot.seal_divided("request")
-    (settings.layout.active_slot(0) / "next-number").unlink()
-    with SlotOwner(settings, 0) as slot:
-        filled(slot, of_tenants("c"))
-        assert slot.count.number == 4
-    assert sealed_partitions(settings.layout) == [one.seal.partition for one in made]
-
-
-@pytest.mark.parametrize("left", ["other messages", "nothing that can be read"])
-def test_a_piece_is_not_removed_unless_its_directory_has_its_messages(
-    tmp_path: Path, left: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = intake(tmp_path, **SPLIT)
-    layout = settings.layout
-    with SlotOwner(settings, 0) as slot:
-        filled(slot, of_tenants("a", "b"))
-        made = slot.seal_divided("request")
-    with SlotOwner(settings, 5) as slot:  # somebody puts a directory where the divided one was
-        filled(slot, of_tenants("c"))
-    layout.active(5, 1).rename(layout.active(0, 1))
-    if left != "other messages":
-        (layout.active(0, 1) / INDEX_NAME).write_bytes(b"")
-        (layout.active(0, 1) / SEGMENT_NAME).write_bytes(b"")
-    with SlotOwner(settings, 0) as slot:
-        assert len(layout.sealed_dirs()) == 2
-        assert "has messages that" in caplog.text
-        filled(slot, of_tenants("d"))
-        more = slot.seal_divided("request")
-    assert {one.seal.partition for one in [*made, *more]} == set(sealed_partitions(layout))
 
 
 def test_what_nobody_owns_any_more_is_divided_too(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Topics of Apache Kafka as a message source, with a consumer group."""
