@@ -47,13 +47,15 @@ def _as_mapping(value: Any) -> Any:
     value = comma_separated(value)
     if not isinstance(value, (list, tuple)):
         return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError("it must be a list of names, or a mapping such as {tenant: meta.tenant}")
     for name in value:
-        if isinstance(name, str) and "." in name:
+        if "." in name:
             raise ValueError(
                 f"give the field {name!r} a name for the key: "
                 f"{{{name.rpartition('.')[2]}: {name}}} in place of the list"
             )
-    if len(set(map(str, value))) != len(value):
+    if len(set(value)) != len(value):
         raise ValueError("a field is named twice")
     return {name: name for name in value}
 
