@@ -466,3 +466,22 @@ def test_each_right_that_is_missing_is_met_by_doctor_and_costs_no_message(
     source.close()
     assert bodies_of(received(queue.settings(), 3)) == bodies
     queue.client.close()
+
+
+@pytest.mark.parametrize(("end", "ends"), [("right", "LEFT RIGHT"), ("left", "LEFT LEFT")])
+def test_what_a_dead_worker_had_can_be_given_back_as_the_page_says(
+    queue: Queue, end: str, ends: str
+) -> None:
+    assert f"`{ends}`" in PAGE.read_text() or f"KEY {ends}`" in PAGE.read_text()
+    settings = queue.settings(end=end)
+    bodies = publish(settings.publisher(), 6)
+    source = settings.source(prefetch=4)
+    source.open()
+    collect(source, 4)
+    consumer = source._consumer
+    source.close()
+    own = settings.lists.in_hand(consumer)
+    while queue.client.lmove(own, queue.key, *ends.split()) is not None:
+        pass
+    pop = queue.client.rpop if end == "right" else queue.client.lpop
+    assert [pop(queue.key) for _ in bodies] == [body.decode() for body in bodies]
