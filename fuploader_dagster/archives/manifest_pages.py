@@ -6,8 +6,9 @@ its digest. Format: docs/formats.md, "Pages".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import accumulate, repeat
 from operator import sub
 
 import msgspec
@@ -28,6 +29,7 @@ from fuploader_dagster.disk.header_text import MOST_BYTES
 from fuploader_dagster.disk.tar_headers import BLOCK
 from fuploader_dagster.errors import DamagedArchive
 
+_entry = partial(tuple.__new__, MemberEntry)
 PAGE_MEMBERS = 4096
 _PAGE_HEADER_BYTES = 2**23
 """Of message headers per page, on average: with more there are more pages."""
@@ -50,32 +52,27 @@ class Page(msgspec.Struct, frozen=True, omit_defaults=True):
     """Length of each in the stream of all frames, in bytes; None in a tar."""
 
     def members(self) -> list[MemberEntry]:
-        digests = self.digests
-        unit, blocks = BLOCK, self.header_blocks
-        if self.lengths is not None:
-            unit, blocks = 1, [0] * len(self.names)
-        members = [
-            MemberEntry(name, size, digests[at : at + DIGEST_BYTES], position * unit, n * BLOCK)
-            for name, size, at, position, n in zip(
-                self.names,
-                self.sizes,
-                range(0, len(digests), DIGEST_BYTES),
-                accumulate(self.distances),
-                blocks,
-                strict=True,
-            )
-        ]
-        if self.lengths is not None:
-            members = [
-                member._replace(stored_bytes=stored)
-                for member, stored in zip(members, self.lengths, strict=True)
-            ]
-        if self.headers is None:
-            return members
-        return [
-            member._replace(headers=headers)
-            for member, headers in zip(members, self.headers, strict=True)
-        ]
+        """Without Python code for each: there may be millions."""
+        count, digests = len(self.names), self.digests
+        offsets: Iterable[int] = accumulate(self.distances)
+        header_bytes: Iterable[int] = repeat(0, count)
+        lengths: Iterable[int] = repeat(0, count)
+        if self.lengths is None:
+            offsets = [blocks * BLOCK for blocks in offsets]
+            header_bytes = [blocks * BLOCK for blocks in self.header_blocks]
+        else:
+            lengths = self.lengths
+        columns = zip(
+            self.names,
+            self.sizes,
+            [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)],
+            offsets,
+            header_bytes,
+            repeat("", count) if self.headers is None else self.headers,
+            lengths,
+            strict=True,
+        )
+        return list(map(_entry, columns))
 
 
 class PageNames(msgspec.Struct, frozen=True):
@@ -153,7 +150,7 @@ def decode_page(
         raise contradiction(where, "columns of different lengths")
     _check_count(manifest, count, where)
     numbers = (page.sizes, page.distances, page.header_blocks, page.lengths or ())
-    if any(not 0 <= n < 2**63 for column in numbers for n in column):
+    if any(column and not (min(column) >= 0 and max(column) < 2**63) for column in numbers):
         raise contradiction(where, "a member of impossible size or position")
     if any(len(text) > MOST_BYTES for text in page.headers or ()):
         raise contradiction(where, "longer message headers than can be kept")
