@@ -72,8 +72,9 @@ class Insertion:
             if prepared is None:
                 continue
             chunk.append(prepared)
-            rows += len(prepared.rows)
-            size += sum(row.size for row in prepared.rows)
+            for row in prepared.rows:
+                rows += 1
+                size += row.size
             if rows >= CHUNK_ROWS or size >= CHUNK_BYTES:
                 yield chunk
                 chunk, rows, size = [], 0, 0

@@ -18,7 +18,7 @@ from fuploader_dagster.resources.sql.connection import Transaction
 from fuploader_dagster.resources.sql.dialect import Dialect, Statement
 from fuploader_dagster.resources.sql.errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
 from fuploader_dagster.resources.sql.own_table import full_name
-from fuploader_dagster.resources.sql.values import Conversion, Unfit, sort_of
+from fuploader_dagster.resources.sql.values import Conversion, Convert, Unfit, sort_of
 
 _MOST_SHAPES = 1_000
 _NAME_CHARACTERS = 60
@@ -151,13 +151,35 @@ class PreparedRow(NamedTuple):
     """In bytes, about."""
 
 
-@dataclass(frozen=True)
 class _Shape:
     """Of rows that have the same columns."""
 
-    statement: Statement
-    conversions: Sequence[tuple[str, Conversion]]
-    """Of the columns that rows have themselves."""
+    def __init__(self, statement: Statement, conversions: Mapping[str, Conversion]) -> None:
+        """`conversions`: of the columns that rows have themselves."""
+        self.statement = statement
+        self.columns = tuple(conversions)
+        self._conversions = tuple(conversions.values())
+        self._known: dict[tuple[type, ...], Sequence[tuple[int, Convert]]] = {}
+
+    def converts(self, values: Sequence[Any]) -> Sequence[tuple[int, Convert]]:
+        """What changes, checks or measures values of such types, and at which places."""
+        kinds = tuple(map(type, values))
+        found = self._known.get(kinds)
+        if found is None:
+            if len(self._known) >= _MOST_SHAPES:
+                self._known.clear()
+            of_each = [
+                conversion.by_type.get(kind, conversion.otherwise)
+                or (_as_it_is if kind in _SIZED else None)
+                for conversion, kind in zip(self._conversions, kinds, strict=True)
+            ]
+            found = [(at, one) for at, one in enumerate(of_each) if one is not None]
+            self._known[kinds] = found
+        return found
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 class TargetTable:
@@ -207,23 +229,16 @@ class TargetTable:
         shape = self._shapes.get(names)
         if shape is None:
             shape = self._shape(names)
-        values: list[Any] = []
+        values = [row[name] for name in shape.columns]
         size = _ROW_BYTES
-        name = ""
+        at, reason = 0, ""
         try:
-            for name, conversion in shape.conversions:
-                value = row[name]
-                # As `conversion(value)`, without a call for each value.
-                convert = conversion.by_type.get(type(value), conversion.otherwise)
-                if convert is not None:
-                    value = convert(value)
+            for at, convert in shape.converts(values):
+                values[at] = value = convert(values[at])
                 if type(value) in _SIZED:
                     size += len(value)
-                values.append(value)
         except Unfit as error:
-            reason = f"column {name}: {error}"
-        else:
-            reason = ""
+            reason = f"column {shape.columns[at]}: {error}"
         for key in self.key:
             if row.get(key) is None and key != self._slot_column:
                 reason = reason or f"column {key} of the key is missing or NULL"
@@ -263,7 +278,7 @@ class TargetTable:
         compiled = self.insert(full).compile(dialect=self._compiler, column_keys=full)
         assert compiled.positiontup == full  # noqa: S101 - values are sent in this order
         key = [full.index(name) for name in self.key if name in full]
-        conversions = [(name, self.description.conversions[name]) for name in columns]
+        conversions = {name: self.description.conversions[name] for name in columns}
         in_bulk = self.description.in_bulk and not key
         return _Shape(Statement(full, str(compiled), key, in_bulk), conversions)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,71 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             RowsFile(path=Path("unused"), **wrong)  # type: ignore[arg-type]
+
+
+TOKENS = [
+    *[
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b'"a"',
+        b'"b"',
+        b"1",
+        b"0",
+        b"-0",
+        b"-1",
+        b"0.5",
+        b"-0.0",
+    ],
+    *[
+        b"1e5",
+        b"1E+5",
+        b"1e-400",
+        b"01",
+        b"1.",
+        b".5",
+        b"+1",
+        b"1e",
+        b"-",
+        b"true",
+        b"null",
+        b"NaN",
+    ],
+    *[b"Infinity", b" ", b"\n", b"\r", b"\t", b"\x0b", b"\xef\xbb\xbf", b"\x00", b"\xc2\xa0", b"/"],
+    *[b"12345678901234567890123", b"9223372036854775808", b"-9223372036854775809", b"1e999"],
+    *[b"1.7976931348623157e308", b"4.9e-324", b"2.2250738585072011e-308", b"0." + b"12" * 30],
+    *[b"1" * 400, b"1" * 5_000, b'"\\u00e4\\n\\/"', b'"\\ud83d\\ude00"', b'"\\ud83d"', b'"\\x"'],
+    *[b'"\xc3\xa4"', b'"\xed\xa0\x80"', b'"\xff"', b'"\x7f"', b'"\t"', b"'a'", b'"'],
+]
+"""Parts of what is JSON, nearly JSON, or JSON to some programs."""
+
+
+def read_by_python(content: bytes) -> Any:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    rows = found if isinstance(found, list) else [found]
+    return rows if all(isinstance(row, dict) for row in rows) else None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_json_says_what_python_reads_in_it(seed: int) -> None:
+    rng = random.Random(seed)
+    read = 0
+    for _ in range(20_000):
+        one, other, last = rng.choices(TOKENS, k=3)
+        content = b'{"a":%b,"b":[%b,{"c":%b}],"a":%b}' % (one, other, last, rng.choice(TOKENS))
+        if rng.random() < 0.1:
+            content = b"".join(rng.choices(TOKENS, k=4))
+        expected = read_by_python(content)
+        try:
+            rows = made(content)
+        except BadItem:
+            rows = None
+        assert repr(rows) == repr(expected), content
+        read += rows is not None
+    assert read > 500
