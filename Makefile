@@ -40,7 +40,7 @@ test: $(VENV)/.dev ## Tests on real servers; PYTEST="-k name" selects; SEED=n re
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(addprefix --ignore=,$(DATABASE_TESTS)) $(PYTEST)
 
-test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in and out of PostgreSQL, MariaDB, SQLite and streams
+test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in and out of databases, and of queues in Redis and Kafka
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
 
