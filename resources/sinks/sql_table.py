@@ -15,7 +15,7 @@ from sqlalchemy.exc import NoSuchTableError
 
 from fuploader_dagster.errors import SinkRefused
 from fuploader_dagster.resources.sql.connection import Transaction
-from fuploader_dagster.resources.sql.dialect import Dialect, Statement
+from fuploader_dagster.resources.sql.dialect import Dialect, Statement, as_named
 from fuploader_dagster.resources.sql.errors import NO_COLUMN, NO_TABLE, NO_UNIQUE, shown
 from fuploader_dagster.resources.sql.own_table import full_name
 from fuploader_dagster.resources.sql.values import Conversion, Convert, Unfit, sort_of
@@ -83,18 +83,21 @@ def describe(transaction: Transaction, table: str, schema: str | None) -> Descri
 
 def _described(connection: sa.Connection, clause: sa.TableClause, dialect: Dialect) -> Description:
     inspector, table, schema = sa.inspect(connection), clause.name, clause.schema
-    columns = inspector.get_columns(table, schema)
-    primary = inspector.get_pk_constraint(table, schema)
-    indexes = [one for one in inspector.get_indexes(table, schema) if one["unique"]]
+    columns = as_named(inspector.get_columns(table, schema), dialect)
+    primary = as_named(inspector.get_pk_constraint(table, schema), dialect)
+    indexes = as_named(
+        [one for one in inspector.get_indexes(table, schema) if one["unique"]], dialect
+    )
+    unique_constraints = as_named(inspector.get_unique_constraints(table, schema), dialect)
     constraints = [
-        *inspector.get_unique_constraints(table, schema),
-        *inspector.get_foreign_keys(table, schema),
-        *inspector.get_check_constraints(table, schema),
+        *unique_constraints,
+        *as_named(inspector.get_foreign_keys(table, schema), dialect),
+        *as_named(inspector.get_check_constraints(table, schema), dialect),
     ]
     unique: list[Sequence[str | None]] = [  # None: of an expression
         primary["constrained_columns"],
         *(one["column_names"] for one in indexes),
-        *(one["column_names"] for one in inspector.get_unique_constraints(table, schema)),
+        *(one["column_names"] for one in unique_constraints),
     ]
     automatic = frozenset(
         one["name"]

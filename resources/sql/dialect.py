@@ -174,6 +174,10 @@ class Dialect(ABC):
     ) -> sa.Insert:
         """An insert that replaces the row that has the same key."""
 
+    def plain_name(self, reflected: str) -> str:
+        """A name as it is, from how SQLAlchemy found it."""
+        return reflected
+
     def table_trouble(self, connection: sa.Connection, table: sa.TableClause) -> str:
         """Why a transaction cannot undo what it does to the table; empty if it can."""
         return ""
@@ -189,6 +193,23 @@ class Dialect(ABC):
     def may_create_tables(self, connection: sa.Connection, schema: str | None) -> bool:
         """Asked only where `undoes_ddl` is false, so that it cannot be tried."""
         return True
+
+
+_OF_NAMES = ("name", "column_names", "constrained_columns")
+
+
+def as_named(found: Any, dialect: Dialect) -> Any:
+    """What an inspector of SQLAlchemy found, with names as they are."""
+    if isinstance(found, str):
+        return dialect.plain_name(found)
+    if isinstance(found, list):
+        return [as_named(one, dialect) for one in found]
+    if isinstance(found, dict):
+        return {
+            key: as_named(value, dialect) if key in _OF_NAMES else value
+            for key, value in found.items()
+        }
+    return found
 
 
 def written(query: sa.Select[Any], dialect: sa.Dialect) -> tuple[str, Sequence[Any]]:

@@ -244,6 +244,9 @@ class Mysql(Dialect):
         else:
             super().insert(connection, statement, rows)
 
+    def plain_name(self, reflected: str) -> str:
+        return reflected.replace("``", "`")  # SQLAlchemy reads it as the server quotes it
+
     def table_trouble(self, connection: sa.Connection, table: sa.TableClause) -> str:
         engine = connection.execute(
             sa.text(

@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoSuchTableError
 from fuploader_dagster.errors import SourceRefused
 from fuploader_dagster.resources.sources.sql.key_values import Key
 from fuploader_dagster.resources.sql.connection import Transaction
-from fuploader_dagster.resources.sql.dialect import Dialect
+from fuploader_dagster.resources.sql.dialect import Dialect, as_named
 from fuploader_dagster.resources.sql.errors import NO_TABLE
 from fuploader_dagster.resources.sql.own_table import full_name
 
@@ -50,7 +50,7 @@ def describe(transaction: Transaction, table: str, schema: str | None) -> Descri
 
     def look(connection: sa.Connection) -> Described | None:
         try:
-            return _described(sa.inspect(connection), table, schema)
+            return _described(sa.inspect(connection), table, schema, transaction.dialect)
         except NoSuchTableError:
             return None
 
@@ -181,12 +181,14 @@ def condition(sql: str | None) -> list[sa.ColumnElement[bool]]:
     return [] if sql is None else [sa.literal_column(f"({sql}\n)", sa.Boolean())]
 
 
-def _described(inspector: sa.Inspector, table: str, schema: str | None) -> Described:
-    columns = inspector.get_columns(table, schema)
-    primary = inspector.get_pk_constraint(table, schema)["constrained_columns"]
-    indexes = inspector.get_indexes(table, schema)
+def _described(
+    inspector: sa.Inspector, table: str, schema: str | None, dialect: Dialect
+) -> Described:
+    columns = as_named(inspector.get_columns(table, schema), dialect)
+    primary = as_named(inspector.get_pk_constraint(table, schema)["constrained_columns"], dialect)
+    indexes = as_named(inspector.get_indexes(table, schema), dialect)
     whole = [one for one in indexes if _is_whole(one)]
-    constraints = inspector.get_unique_constraints(table, schema)
+    constraints = as_named(inspector.get_unique_constraints(table, schema), dialect)
     unique = [_names(one) for one in [*(one for one in whole if one["unique"]), *constraints]]
     return Described(
         name=full_name(table, schema),

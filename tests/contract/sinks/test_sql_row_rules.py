@@ -126,7 +126,8 @@ def test_an_error_that_nobody_knows_fails_the_step_if_no_item_is_stored(
 
 @pytest.mark.parametrize("key", [[], ["id"]], ids=["insert", "replace"])
 @pytest.mark.parametrize(
-    "name", ["50%", "a%sb", "a%(b)s", "a%%b", ":a", "a b", 'a"b', "a'b", "Order", "x VALUES (%s)"]
+    "name",
+    ["50%", "a%sb", "a%(b)s", "a%%b", ":a", "a b", 'a"b', "a'b", "a`b", "Order", "x VALUES (%s)"],
 )
 @pytest.mark.parametrize("database", DIALECTS, indirect=True)
 def test_a_column_may_have_any_name(database: Database, name: str, key: list[str]) -> None:

@@ -27,6 +27,7 @@ from tests.contract.sources.sql_tables import (
     rows_of,
     settle,
 )
+from tests.servers.mariadb import MariadbServer
 
 TYPES = {
     "sqlite": (
@@ -543,6 +544,13 @@ def test_a_row_that_the_driver_cannot_read_comes_alone_with_its_damage(
     assert rows_of(messages)[72] == {"id": 73}
     settle(source, messages)
     source.close()
+
+
+def test_columns_of_mariadb_may_have_backticks_in_their_names(mariadb: MariadbServer) -> None:
+    table = SourceTable(mariadb, "`i``d` BIGINT PRIMARY KEY, `a``%b` TEXT")
+    table.insert("1, 'x'", "2, 'y'")
+    found = read_at_once(table.settings(cursor="i`d"), 2)
+    assert rows_of(found) == [{"i`d": 1, "a`%b": "x"}, {"i`d": 2, "a`%b": "y"}]
 
 
 @pytest.mark.parametrize("way", [{"cursor": "id"}, {"status": STATUS}])
