@@ -4,9 +4,9 @@ noida-db loses what it confirmed in the last seconds when it is killed, so here 
 good order instead; Tansu loses everything. For workers there is no difference: their connections
 end in the middle of what they do.
 
-Kills of one among several workers are for Apache Kafka alone: noida-db 0.2.3 lets a member that
-leads the group and is started again hand out the partitions anew, without telling the others, and
-never takes a partition from a member that was killed.
+Several workers under load are for Apache Kafka alone. noida-db 0.2.3 sometimes never ends a
+rebalance, never takes a partition from a member that was killed, and lets a member that leads the
+group and is started again hand out the partitions anew without telling the others.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ KILLS = int(os.environ.get("KILLS", "6"))
 """Of workers, per test; more of them by this variable."""
 SERVER_EVERY = 3
 MESSAGES = 1_000
+ON_APACHE = pytest.mark.skipif(
+    not APACHE, reason="KAFKA_BOOTSTRAP does not say where an Apache Kafka is"
+)
 STEPS = [
     *(CrashPoint.DATA_WRITTEN, CrashPoint.DATA_SYNCED, CrashPoint.INDEX_WRITTEN),
     *(CrashPoint.INDEX_SYNCED, CrashPoint.DEAD_LETTERS_KEPT, CrashPoint.SETTLED),
@@ -99,7 +102,7 @@ def test_a_killed_worker_and_a_server_that_restarts_lose_nothing_and_store_nothi
     kill_and_store(small(tmp_path, source, process_count=1), server)
 
 
-@pytest.mark.skipif(not APACHE, reason="KAFKA_BOOTSTRAP does not say where an Apache Kafka is")
+@ON_APACHE
 def test_killed_workers_lose_nothing_and_store_nothing_twice(tmp_path: Path) -> None:
     kill_and_store(small(tmp_path, kafka_settings(APACHE, new_topic(APACHE, partitions=5))), None)
 
@@ -130,11 +133,10 @@ def kill_and_store(settings: Intake, server: KafkaServer | None) -> None:
     print(f"{KILLS} kills, {len(contents)} messages, {snapshot(settings).duplicates} came again")
 
 
-def test_workers_that_come_and_go_take_partitions_in_the_middle_of_batches(
-    tmp_path: Path, server: KafkaServer
-) -> None:
+@ON_APACHE
+def test_workers_that_come_and_go_take_partitions_in_the_middle_of_batches(tmp_path: Path) -> None:
     """Another member takes a part of the partitions, has messages in hand, and gives them back."""
-    source = kafka_settings(server.bootstrap, new_topic(server.bootstrap, partitions=6))
+    source = kafka_settings(APACHE, new_topic(APACHE, partitions=6))
     settings = small(tmp_path, source)
     contents: dict[str, bytes] = {}
     with draining(settings):

@@ -46,12 +46,13 @@ class KafkaServer:
     def bootstrap(self) -> str:
         return f"{LOOPBACK}:{self.port}"
 
-    def start(self) -> None:
+    def start(self, ready: Callable[[], bool] | None = None) -> None:
+        """`ready`: how to see that it is, for one that sends clients to a proxy with TLS."""
         self._process.start(
             self._command(self.port, self.advertised),
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
             cwd=self.folder,
-            ready=lambda: answers(self.bootstrap),
+            ready=ready or (lambda: answers(self.bootstrap)),
         )
 
     def stop(self) -> None:
@@ -113,8 +114,8 @@ def noida(folder: Path) -> KafkaServer:
 
 
 @contextmanager
-def running(server: KafkaServer) -> Iterator[KafkaServer]:
-    server.start()
+def running(server: KafkaServer, ready: Callable[[], bool] | None = None) -> Iterator[KafkaServer]:
+    server.start(ready)
     try:
         yield server
     finally:

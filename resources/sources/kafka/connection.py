@@ -7,6 +7,7 @@ not need it. What passes by itself becomes a `TemporaryError`, what needs a pers
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fuploader_dagster.errors import (
@@ -68,6 +69,7 @@ def configuration(settings: Kafka, **more: Any) -> dict[str, Any]:
         "socket.connection.setup.timeout.ms": round(settings.timeout_seconds * 1000),
         "reconnect.backoff.max.ms": 1_000,
         "log_level": 0,
+        "logger": _nowhere(),
         "security.protocol": ("SASL_" if settings.sasl_mechanism else "")
         + ("SSL" if settings.tls else "PLAINTEXT"),
         **{name.replace("_", "."): value for name, value in more.items()},
@@ -111,6 +113,16 @@ def explained(tried: str, settings: Kafka, error: Any) -> FuploaderError:
     return SourceUnavailable(what, hint=f"nothing is lost; {_NO_ONE_ANSWERS}{secured}")
 
 
+def _nowhere() -> logging.Logger:
+    """A log that nobody reads: what the library says reaches ours as errors. Without it, fatal
+    errors would be printed."""
+    logger = logging.getLogger(f"{__name__}.librdkafka")
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
+
+
 class Troubles:
     """What the library reports by itself: whether it is worth waiting for an answer.
 
@@ -121,15 +133,18 @@ class Troubles:
         self._settings = settings
         self._last: Any = None
         self._reason: Any = None
+        self._down = False
 
     def __call__(self, error: Any) -> None:
         """Called by the library, in whichever thread asks it for something."""
-        if error.name() == "_ALL_BROKERS_DOWN":
-            self._last = self._reason or error
-        elif error.fatal() or error.name() in _REFUSED or _speaks_of_tls(error):
+        if error.fatal() or error.name() in _REFUSED or _speaks_of_tls(error):
             self._last = error
-        else:
+        elif error.name() != "_ALL_BROKERS_DOWN":
             self._reason = error
+        elif self._last is None and (self._reason is not None or self._down):
+            self._last = self._reason or error
+        else:
+            self._down = True  # why may come in a moment
 
     def raise_any(self, tried: str) -> None:
         if self._last is not None:

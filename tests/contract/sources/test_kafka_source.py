@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +28,18 @@ from fuploader_dagster.resources.sources.kafka.assignment import (
 )
 from fuploader_dagster.resources.sources.kafka.settings import Kafka
 from fuploader_dagster.testing.source_steps import bodies_of, collect, publish, settle
-from tests.servers.kafka import KafkaServer, admin, create, kafka_settings, new_topic
-from tests.servers.ports import LOOPBACK, free_port, wait_until
+from tests.servers.kafka import (
+    KafkaServer,
+    admin,
+    create,
+    kafka_settings,
+    new_topic,
+    running,
+    tansu,
+)
+from tests.servers.odd_server import make_certificate
+from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
+from tests.servers.tls_proxy import TlsProxy
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
 """Value, key, headers, partition."""
@@ -139,6 +151,36 @@ def opened() -> Iterator[Callable[..., MessageSource]]:
 
 
 Opened = Callable[..., MessageSource]
+
+
+class Stuck(AssertionError):
+    """A rebalance did not end."""
+
+
+def ends(ready: Callable[[], bool], diagnose: Callable[[], str]) -> None:
+    """Wait for the end of a rebalance."""
+    try:
+        wait_until(ready, seconds=30, what="the rebalance", diagnose=diagnose)
+    except AssertionError as error:
+        raise Stuck(str(error)) from error
+
+
+def despite_stuck_rebalances(test: Callable[..., None]) -> Callable[..., None]:
+    """Three attempts: noida-db 0.2.3 sometimes never ends a rebalance. Two bare clients of the
+    library show that too."""
+
+    @functools.wraps(test)
+    def attempts(four: Topic, **others: Any) -> None:
+        for left in (2, 1, 0):
+            try:
+                return test(four=four, **others)
+            except Stuck:
+                if not left:
+                    raise
+                four.name = new_topic(four.server, four.partitions)
+        return None
+
+    return attempts
 
 
 def places_of(messages: list[Message]) -> set[int]:
@@ -278,6 +320,7 @@ def test_a_first_offset_is_committed_so_that_latest_means_the_first_start(
     assert bodies_of(messages) == [b"0-0", b"0-1"]
 
 
+@despite_stuck_rebalances
 def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_marked(
     four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -297,7 +340,7 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
         others.extend(two.receive(100, 0.1))
         return len(places_of(others)) == 2
 
-    wait_until(rebalanced, seconds=60, what="rebalance", diagnose=lambda: caplog.text)
+    ends(rebalanced, lambda: caplog.text)
     assert "come again there, marked" in caplog.text
     others += collect(
         two, sum(20 - four.committed()[place] for place in places_of(others)) - len(others)
@@ -315,6 +358,7 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
     assert stored == set(bodies)
 
 
+@despite_stuck_rebalances
 def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before(
     four: Topic, opened: Opened
 ) -> None:
@@ -330,7 +374,7 @@ def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before
             others.extend(two.receive(100, 0.1))
         return len(others) == 40
 
-    wait_until(lambda: done(True), seconds=60, what="rebalance", diagnose=lambda: str(len(others)))
+    ends(lambda: done(True), lambda: str(len(others)))
     settle(two, others)
     two.close()
     four.fill(1)
@@ -341,7 +385,7 @@ def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before
         return places_of(others) <= places_of(back)
 
     settle(one, in_hand[:70])
-    wait_until(is_back, seconds=60, what="return", diagnose=lambda: str(four.committed()))
+    ends(is_back, lambda: str(four.committed()))
     assert min(four.committed()[place] for place in places_of(others)) == 20
     settle(one, in_hand)
     assert min(four.committed()[place] for place in places_of(others)) == 20
@@ -349,17 +393,16 @@ def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before
     assert [four.committed()[place] for place in places_of(others)] == [21, 21]
 
 
+@despite_stuck_rebalances
 def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_notices(
     four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     settings = four.settings(session_timeout_seconds=60)
     sources = {"a": opened(settings, "a")}
-    wait_until(
+    ends(
         lambda: not sources["a"].receive(0, 0.1) and len(four.members().get("a", ())) == 4,
-        seconds=60,
-        what="the first",
-        diagnose=lambda: str(four.members()),
+        lambda: str(four.members()),
     )
     sources["b"] = opened(settings, "b")
 
@@ -368,7 +411,7 @@ def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_noti
             source.receive(0, 0.1)
         return sorted(map(len, four.members().values())) == [2, 2]
 
-    wait_until(shared, seconds=60, what="both", diagnose=lambda: str(four.members()))
+    ends(shared, lambda: str(four.members()))
     before = four.members()
     # Not the one that came first: it leads the group, and noida-db 0.2.3 would let it hand out the
     # partitions again without telling the other.
@@ -382,7 +425,9 @@ def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_noti
     assert caplog.text.count("got ") == 1
 
 
-def test_a_second_worker_of_the_same_name_is_said(topic: Topic, opened: Opened) -> None:
+def test_a_second_worker_of_the_same_name_is_said(
+    topic: Topic, opened: Opened, capfd: pytest.CaptureFixture[str]
+) -> None:
     topic.fill(5)
     first = opened(topic.settings(), "same")
     collect(first, 1)
@@ -391,6 +436,7 @@ def test_a_second_worker_of_the_same_name_is_said(topic: Topic, opened: Opened) 
         for _ in range(100):
             second.receive(1, 0.1)
             first.receive(1, 0.1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_messages_that_were_removed_unread_are_said_and_the_rest_is_read(
@@ -414,9 +460,7 @@ def test_an_offset_beyond_the_end_is_said_and_the_topic_read_from_its_oldest_mes
 ) -> None:
     """So with a topic that was deleted and created again."""
     topic.fill(10)
-    source = opened(topic.settings(auto_offset_reset="latest"))
     topic.commit(10_000)
-    source.close()
     topic.fill(2)
     source = opened(topic.settings(auto_offset_reset="latest"))
     messages = collect(source, 12)
@@ -486,7 +530,7 @@ def test_a_worker_that_does_not_ask_for_too_long_says_so_and_loses_nothing(
     topic: Topic, opened: Opened
 ) -> None:
     bodies = topic.fill(20)
-    source = opened(topic.settings(max_poll_interval_seconds=10))
+    source = opened(topic.settings(max_poll_interval_seconds=10), "worker")
     messages = collect(source, 5)
     time.sleep(13)  # as a parser that holds the interpreter's lock
     with pytest.raises(SourceUnavailable, match="max_poll_interval_seconds"):
@@ -559,6 +603,35 @@ def test_tls_where_there_is_none_is_refused(topic: Topic) -> None:
         topic.settings(tls=True, timeout_seconds=3).source(prefetch=1).open()
 
 
+def test_tls_trusts_the_authority_that_is_named_and_no_other(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    server = tansu(tmp_path / "tansu")
+    with TlsProxy(server.port, certificate) as proxy:
+        server.advertised = proxy.port
+        with running(server, ready=lambda: answers(server.port)):
+            address = f"{LOOPBACK}:{proxy.port}"
+            settings = kafka_settings(
+                address, "any", tls=True, ca_file=certificate, declare=True, timeout_seconds=5
+            )
+            publisher = settings.publisher()
+            publisher.publish([(b"secret", {})])
+            publisher.close()
+            source = settings.source(prefetch=10)
+            source.open()
+            assert bodies_of(collect(source, 1)) == [b"secret"]
+            source.close()
+            stranger = settings.model_copy(update={"ca_file": None})
+            with pytest.raises(SourceRefused, match=r"certificate verify failed.*ca_file"):
+                stranger.source(prefetch=10).open()
+            plain = settings.model_copy(update={"tls": False, "ca_file": None})
+            with pytest.raises(SourceUnavailable, match="tls"):
+                plain.source(prefetch=10).open()
+            missing = settings.model_copy(update={"ca_file": tmp_path / "missing.pem"})
+            with pytest.raises(SourceRefused, match="ca_file"):
+                missing.source(prefetch=10).open()
+
+
+@despite_stuck_rebalances
 def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, opened: Opened) -> None:
     four.fill(5)
     found = {one.check: one for one in four.settings().examine()}
@@ -583,7 +656,7 @@ def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, opened: Opened
         checks = {one.check: one for one in four.settings().examine()}
         return "other members" in checks and "of-somebody-else" in checks["other members"].found
 
-    wait_until(is_seen, seconds=60, what="the other", diagnose=lambda: "")
+    ends(is_seen, lambda: "")
     foreign.close()
 
 
