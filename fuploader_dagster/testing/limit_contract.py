@@ -39,11 +39,13 @@ def limited(source: MessageSource) -> MessageSource:
 class LimitContract:
     """How many unsettled messages are out."""
 
-    def test_no_more_than_prefetch_messages_are_out_unsettled(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        bodies = publish(publisher, 30)
-        source = settings.source(prefetch=10)
+    @pytest.fixture(autouse=True)
+    def _give(self, settings: SourceSettings, publisher: MessagePublisher) -> None:
+        self._settings, self._publisher = settings, publisher
+
+    def test_no_more_than_prefetch_messages_are_out_unsettled(self) -> None:
+        bodies = publish(self._publisher, 30)
+        source = self._settings.source(prefetch=10)
         source.open()
         first = collect(source, 10)
         assert source.receive(10, 0.3) == []
@@ -53,11 +55,9 @@ class LimitContract:
         assert bodies_of(first + second) == bodies[:14]
         source.close()
 
-    def test_a_limit_in_hand_bounds_what_is_out_and_receive_does_not_wait_for_more(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        source = limited(settings.source(prefetch=10))
-        bodies = publish(publisher, 90)
+    def test_a_limit_in_hand_bounds_what_is_out_and_receive_does_not_wait_for_more(self) -> None:
+        source = limited(self._settings.source(prefetch=10))
+        bodies = publish(self._publisher, 90)
         source.limit_in_hand(3)
         source.open()
         received = collect(source, 3)
@@ -78,13 +78,13 @@ class LimitContract:
             received += itertools.chain.from_iterable(batches)
             before = limit
         assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        close_with_backlog(source, publisher, 90 - len(received))
+        close_with_backlog(source, self._publisher, 90 - len(received))
 
     def test_after_a_limit_of_zero_what_is_in_hand_can_be_received_and_settled_and_no_more_comes(
-        self, settings: SourceSettings, publisher: MessagePublisher
+        self,
     ) -> None:
-        source = limited(settings.source(prefetch=10))
-        bodies = publish(publisher, 25)
+        source = limited(self._settings.source(prefetch=10))
+        bodies = publish(self._publisher, 25)
         source.open()
         received = collect(source, 4)
         source.limit_in_hand(0)
@@ -97,13 +97,11 @@ class LimitContract:
         rest = all_in_hand(source)
         assert len(rest) == 5
         assert set(bodies_of(rest)) <= set(bodies[len(received) :])
-        close_with_backlog(source, publisher, 25 - len(received))
+        close_with_backlog(source, self._publisher, 25 - len(received))
 
-    def test_a_limit_that_grows_under_load_keeps_order_and_delivers_nothing_twice(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        source = limited(settings.source(prefetch=64))
-        bodies = publish(publisher, 2_000)
+    def test_a_limit_that_grows_under_load_keeps_order_and_delivers_nothing_twice(self) -> None:
+        source = limited(self._settings.source(prefetch=64))
+        bodies = publish(self._publisher, 2_000)
         limit = 1
         source.limit_in_hand(limit)
         source.open()
@@ -117,17 +115,15 @@ class LimitContract:
             source.limit_in_hand(limit)
         assert bodies_of(received) == bodies
         assert not any(message.redelivered for message in received)
-        close_with_backlog(source, publisher, 0)
+        close_with_backlog(source, self._publisher, 0)
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(
-        self, settings: SourceSettings, publisher: MessagePublisher, seed: int
-    ) -> None:
+    def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(self, seed: int) -> None:
         random_ = random.Random(seed)
-        source = limited(settings.source(prefetch=50))
+        source = limited(self._settings.source(prefetch=50))
         source.limit_in_hand(random_.randrange(4))
         source.open()
-        bodies = publish(publisher, 300)
+        bodies = publish(self._publisher, 300)
         received: list[Message] = []
         settled = 0
         deadline = time.monotonic() + 120
@@ -143,11 +139,9 @@ class LimitContract:
                 settle(source, received[:settled])
         assert sorted(bodies_of(received)) == sorted(bodies)
         assert firsts_of(received) == [body for body in bodies if body in firsts_of(received)]
-        close_with_backlog(source, publisher, 0)
+        close_with_backlog(source, self._publisher, 0)
 
     @pytest.mark.parametrize("prefetch", [0, -1])
-    def test_a_prefetch_without_a_limit_is_refused(
-        self, settings: SourceSettings, prefetch: int
-    ) -> None:
+    def test_a_prefetch_without_a_limit_is_refused(self, prefetch: int) -> None:
         with pytest.raises(ConfigError, match="prefetch"):
-            settings.source(prefetch=prefetch)
+            self._settings.source(prefetch=prefetch)

@@ -94,9 +94,9 @@ class MessageSourceContract(LimitContract):
         made.close()
 
     def test_messages_come_in_order_with_growing_delivery_numbers(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        bodies = publish(publisher, 90)
+        bodies = publish(self._publisher, 90)
         messages = collect(source, 90)
         assert bodies_of(messages) == bodies
         deliveries = [message.delivery for message in messages]
@@ -104,18 +104,18 @@ class MessageSourceContract(LimitContract):
         assert not any(message.redelivered for message in messages)
 
     @pytest.mark.parametrize("size", [0, 1, 1_700, 300_000])
-    def test_bodies_come_as_they_were_published(
-        self, publisher: MessagePublisher, source: MessageSource, size: int
-    ) -> None:
+    def test_bodies_come_as_they_were_published(self, source: MessageSource, size: int) -> None:
         body = os.urandom(size)
-        publisher.publish([(body, {})])
+        self._publisher.publish([(body, {})])
         assert collect(source, 1)[0].body == body
 
     def test_headers_and_message_id_come_with_the_message_and_are_json_ready(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
         headers = {"origin": "crawler", "tries": 3, "nested": {"a": [1, None]}, "last": True}
-        taking_headers(publisher).publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        taking_headers(self._publisher).publish(
+            [(b"x", {"message_id": "id-1", **headers}), (b"y", {})]
+        )
         with_headers, without = collect(source, 2)
         assert with_headers.message_id == "id-1"
         assert without.message_id is None
@@ -125,10 +125,12 @@ class MessageSourceContract(LimitContract):
         assert "headers" not in json.loads(json.dumps(source.describe(without)))
 
     def test_headers_to_keep_come_under_their_names_whatever_the_case(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
         headers = {"X_Cmd": "thumb/64", "tries": 3, "nested": {"a": [1, None]}, "other": "o" * 999}
-        taking_headers(publisher).publish([(b"x", {"message_id": "id-1", **headers}), (b"y", {})])
+        taking_headers(self._publisher).publish(
+            [(b"x", {"message_id": "id-1", **headers}), (b"y", {})]
+        )
         with_headers, without = collect(source, 2)
         names = ("x-cmd", "TRIES", "nested", "message-id", "missing")
         wanted = {folded(name): name for name in names}
@@ -141,21 +143,21 @@ class MessageSourceContract(LimitContract):
         assert source.headers_of(without, wanted) == {}
 
     def test_a_queue_without_headers_refuses_them_and_takes_the_others(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        if publisher.keeps_headers:
+        if self._publisher.keeps_headers:
             pytest.skip("this queue keeps headers")
         messages = [(b"a", {}), (b"b", {"message_id": "id-1"}), (b"c", {"cmd": "x"}), (b"d", {})]
-        refused = publish_accepted(publisher.publish, messages)
+        refused = publish_accepted(self._publisher.publish, messages)
         assert sorted(refused) == [1, 2]
         received = collect(source, 2)
         assert bodies_of(received) == [b"a", b"d"]
-        assert publisher.publish_again([(b"e", source.describe(received[0]))]) == 1
+        assert self._publisher.publish_again([(b"e", source.describe(received[0]))]) == 1
 
     def test_receive_returns_at_most_the_limit_and_keeps_the_rest(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        bodies = publish(publisher, 20)
+        bodies = publish(self._publisher, 20)
         received: list[Message] = []
         while len(received) < 20:
             some = source.receive(3, 5)
@@ -163,10 +165,8 @@ class MessageSourceContract(LimitContract):
             received += some
         assert bodies_of(received) == bodies
 
-    def test_receive_does_not_wait_for_the_batch_to_fill(
-        self, publisher: MessagePublisher, source: MessageSource
-    ) -> None:
-        publish(publisher, 2)
+    def test_receive_does_not_wait_for_the_batch_to_fill(self, source: MessageSource) -> None:
+        publish(self._publisher, 2)
         begun = time.monotonic()
         assert source.receive(50, 20)
         assert time.monotonic() - begun < 5
@@ -182,32 +182,30 @@ class MessageSourceContract(LimitContract):
         assert source.receive(10, 0) == []
         assert time.monotonic() - begun < 1
 
-    def test_receive_with_limit_zero_only_waits(
-        self, publisher: MessagePublisher, source: MessageSource
-    ) -> None:
-        bodies = publish(publisher, 3)
+    def test_receive_with_limit_zero_only_waits(self, source: MessageSource) -> None:
+        bodies = publish(self._publisher, 3)
         assert source.receive(0, 0.2) == []
         assert bodies_of(collect(source, 3)) == bodies
 
     def test_settled_messages_are_gone_and_the_others_come_again_in_order(
-        self, settings: SourceSettings, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        bodies = publish(publisher, 50)
+        bodies = publish(self._publisher, 50)
         messages = collect(source, 50)
         settle(source, messages[:20])
         settle(source, messages[:35])
-        close_with_backlog(source, publisher, 15)
+        close_with_backlog(source, self._publisher, 15)
         source.open()
         again = collect(source, 15)
         assert bodies_of(again) == bodies[35:]
         assert all(message.redelivered for message in again)
         settle(source, again)
-        close_with_backlog(source, publisher, 0)
+        close_with_backlog(source, self._publisher, 0)
 
     def test_settling_between_receives_covers_only_what_was_received_before(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        bodies = publish(publisher, 40)
+        bodies = publish(self._publisher, 40)
         first = collect(source, 10)
         second = collect(source, 10)
         settle(source, first)
@@ -217,9 +215,9 @@ class MessageSourceContract(LimitContract):
         assert bodies_of(collect(source, 20)) == bodies[20:]
 
     def test_a_batch_from_before_a_reopening_is_refused_and_nothing_is_lost(
-        self, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
-        bodies = publish(publisher, 10)
+        bodies = publish(self._publisher, 10)
         before = collect(source, 10)
         source.close()
         source.open()
@@ -229,43 +227,39 @@ class MessageSourceContract(LimitContract):
         source.open()
         assert sorted(bodies_of(collect(source, 10))) == sorted(bodies)
 
-    def test_delivery_numbers_grow_across_openings(
-        self, publisher: MessagePublisher, source: MessageSource
-    ) -> None:
-        publish(publisher, 20)
+    def test_delivery_numbers_grow_across_openings(self, source: MessageSource) -> None:
+        publish(self._publisher, 20)
         before = collect(source, 5)
         source.close()
         source.open()
         after = collect(source, 20)
         assert after[0].delivery > before[-1].delivery
 
-    def test_a_source_that_is_not_open_says_so(self, settings: SourceSettings) -> None:
-        source = settings.source(prefetch=10)
+    def test_a_source_that_is_not_open_says_so(self) -> None:
+        source = self._settings.source(prefetch=10)
         with pytest.raises(SourceUnavailable, match="not open"):
             source.receive(1, 0)
         last = Message(b"", 1, False, None)
         with pytest.raises(SourceUnavailable):
             source.settle(CommittedBatch(last=last, messages=1))
 
-    def test_open_and_close_may_be_repeated(self, settings: SourceSettings) -> None:
-        source = settings.source(prefetch=10)
+    def test_open_and_close_may_be_repeated(self) -> None:
+        source = self._settings.source(prefetch=10)
         source.close()
         source.open()
         source.open()
         source.close()
         source.close()
-        publisher = settings.publisher()
+        publisher = self._settings.publisher()
         publisher.close()
         assert publisher.backlog() == 0
         publisher.close()
         assert publisher.backlog() == 0
         publisher.close()
 
-    def test_two_consumers_share_the_messages_without_overlap(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        bodies = publish(publisher, 60)
-        one, two = (settings.source(prefetch=10) for _ in range(2))
+    def test_two_consumers_share_the_messages_without_overlap(self) -> None:
+        bodies = publish(self._publisher, 60)
+        one, two = (self._settings.source(prefetch=10) for _ in range(2))
         one.open()
         two.open()
         received: list[Message] = []
@@ -279,32 +273,28 @@ class MessageSourceContract(LimitContract):
         assert sorted(bodies_of(received)) == sorted(bodies)
         one.close()
         two.close()
-        eventually(publisher.backlog, 0)
+        eventually(self._publisher.backlog, 0)
 
-    def test_dead_letters_are_covered_by_the_batch_as_well(
-        self, publisher: MessagePublisher, source: MessageSource
-    ) -> None:
-        publish(publisher, 10)
+    def test_dead_letters_are_covered_by_the_batch_as_well(self, source: MessageSource) -> None:
+        publish(self._publisher, 10)
         messages = collect(source, 10)
         source.settle(
             CommittedBatch(last=messages[9], messages=10, dead_letters=[messages[3], messages[9]])
         )
-        close_with_backlog(source, publisher, 0)
+        close_with_backlog(source, self._publisher, 0)
 
-    def test_publishing_counts_and_an_empty_publish_is_no_error(
-        self, publisher: MessagePublisher
-    ) -> None:
-        assert publisher.publish([]) == 0
-        assert publisher.backlog() == 0
-        publish(publisher, 3_000)
-        publish(publisher, 1)
-        eventually(publisher.backlog, 3_001)
+    def test_publishing_counts_and_an_empty_publish_is_no_error(self) -> None:
+        assert self._publisher.publish([]) == 0
+        assert self._publisher.backlog() == 0
+        publish(self._publisher, 3_000)
+        publish(self._publisher, 1)
+        eventually(self._publisher.backlog, 3_001)
 
     def test_what_a_killed_consumer_had_not_settled_is_delivered_again_and_marked(
-        self, settings: SourceSettings, publisher: MessagePublisher, source: MessageSource
+        self, source: MessageSource
     ) -> None:
         source.close()
-        bodies = publish(publisher, 60)
+        bodies = publish(self._publisher, 60)
         with subprocess.Popen(
             [sys.executable, "-c", CONSUMER],
             stdin=subprocess.PIPE,
@@ -314,9 +304,9 @@ class MessageSourceContract(LimitContract):
             assert consumer.stdin is not None
             assert consumer.stdout is not None
             job = {
-                "kind": reference_to(type(settings)),
+                "kind": reference_to(type(self._settings)),
                 "sys_path": sys.path,
-                "settings": settings.model_dump(
+                "settings": self._settings.model_dump(
                     mode="json", context={"reveal_secrets": True}, exclude_unset=True
                 ),
             }
@@ -331,10 +321,10 @@ class MessageSourceContract(LimitContract):
         settle(source, messages)
 
     def test_while_messages_are_decoded_another_thread_may_keep_the_source_alive(
-        self, source: MessageSource, publisher: MessagePublisher
+        self, source: MessageSource
     ) -> None:
         """As the drain does while a user's parser takes long."""
-        bodies = publish(publisher, 60)
+        bodies = publish(self._publisher, 60)
         received = collect(source, 5)
         for _ in range(8):
             with ThreadPoolExecutor(1) as second:
@@ -349,18 +339,14 @@ class MessageSourceContract(LimitContract):
     @pytest.mark.parametrize("commit", [1, 3, 7, 100])
     @pytest.mark.parametrize("large_at", [(0,), (5,), (11,), (0, 1), (4, 5, 6), (0, 11)])
     def test_large_messages_among_small_ones_keep_their_place_and_none_is_lost(
-        self,
-        settings: SourceSettings,
-        publisher: MessagePublisher,
-        commit: int,
-        large_at: tuple[int, ...],
+        self, commit: int, large_at: tuple[int, ...]
     ) -> None:
         """Closed after each batch: a message acknowledged but not received would be missing."""
         bodies = [b"%d" % number for number in range(12)]
         for at in large_at:
             bodies[at] += bytes(LARGE_BYTES)
-        publisher.publish((body, {}) for body in bodies)
-        source = settings.source(prefetch=100)
+        self._publisher.publish((body, {}) for body in bodies)
+        source = self._settings.source(prefetch=100)
         received: list[bytes] = []
         while len(received) < 12:
             source.open()
@@ -371,13 +357,11 @@ class MessageSourceContract(LimitContract):
             received += bodies_of(batch)
             source.close()
         assert received == bodies
-        eventually(publisher.backlog, 0)
+        eventually(self._publisher.backlog, 0)
 
-    def test_a_consumer_that_leaves_many_times_with_all_it_may_hold_loses_nothing(
-        self, settings: SourceSettings, publisher: MessagePublisher
-    ) -> None:
-        bodies = publish(publisher, 20)
-        source = settings.source(prefetch=20)
+    def test_a_consumer_that_leaves_many_times_with_all_it_may_hold_loses_nothing(self) -> None:
+        bodies = publish(self._publisher, 20)
+        source = self._settings.source(prefetch=20)
         for _ in range(25):
             source.open()
             assert source.receive(20, 15)
@@ -386,23 +370,19 @@ class MessageSourceContract(LimitContract):
         messages = collect(source, 20)
         assert sorted(bodies_of(messages)) == sorted(bodies)
         settle(source, messages)
-        close_with_backlog(source, publisher, 0)
+        close_with_backlog(source, self._publisher, 0)
 
     @pytest.mark.parametrize("name", ODD_HEADERS)
     def test_odd_headers_are_described_and_can_be_published_again(
-        self,
-        settings: SourceSettings,
-        publisher: MessagePublisher,
-        source: MessageSource,
-        name: str,
+        self, source: MessageSource, name: str
     ) -> None:
-        taking_headers(publisher).publish([(b"odd", ODD_HEADERS[name]), (b"next", {})])
+        taking_headers(self._publisher).publish([(b"odd", ODD_HEADERS[name]), (b"next", {})])
         messages = collect(source, 2)
         described = [source.describe(message) for message in messages]
         assert json.loads(json.dumps(described, allow_nan=False)) == described
         assert msgspec.json.decode(msgspec.json.encode(described)) == described
         settle(source, messages)
-        assert publisher.publish_again([(b"odd", described[0])]) == 1
+        assert self._publisher.publish_again([(b"odd", described[0])]) == 1
         (again,) = collect(source, 1)
         assert again.message_id == messages[0].message_id
         assert source.describe(again).get("headers") == described[0].get("headers")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fuploader_dagster.contracts.source import MessagePublisher, MessageSource, SourceSettings
+from fuploader_dagster.contracts.source import MessageSource, SourceSettings
 from fuploader_dagster.testing import MessageSourceContract, message_source_contract
 from tests.contract.sinks.databases import DIALECTS, Database
 from tests.contract.sources.sql_queues import new_queue
@@ -30,46 +30,30 @@ class _OnATable(MessageSourceContract):
     @pytest.mark.parametrize("commit", [3])
     @pytest.mark.parametrize("large_at", [(0, 11), (4, 5, 6)])
     def test_large_messages_among_small_ones_keep_their_place_and_none_is_lost(
-        self,
-        settings: SourceSettings,
-        publisher: MessagePublisher,
-        commit: int,
-        large_at: tuple[int, ...],
+        self, commit: int, large_at: tuple[int, ...]
     ) -> None:
         """Fewer of them: here nothing is framed."""
         contract = super()
         contract.test_large_messages_among_small_ones_keep_their_place_and_none_is_lost(
-            settings, publisher, commit, large_at
+            commit, large_at
         )
 
     @pytest.mark.parametrize("seed", [0])
-    def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(
-        self, settings: SourceSettings, publisher: MessagePublisher, seed: int
-    ) -> None:
+    def test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(self, seed: int) -> None:
         """Once with each database."""
-        super().test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(
-            settings, publisher, seed
-        )
+        super().test_nothing_is_lost_when_the_limit_in_hand_changes_at_any_moment(seed)
 
     @pytest.mark.parametrize("size", [0, 300_000])
-    def test_bodies_come_as_they_were_published(
-        self, publisher: MessagePublisher, source: MessageSource, size: int
-    ) -> None:
+    def test_bodies_come_as_they_were_published(self, source: MessageSource, size: int) -> None:
         """Bodies are the tests' own here."""
-        super().test_bodies_come_as_they_were_published(publisher, source, size)
+        super().test_bodies_come_as_they_were_published(source, size)
 
     @pytest.mark.parametrize("name", ["deep"])
     def test_odd_headers_are_described_and_can_be_published_again(
-        self,
-        settings: SourceSettings,
-        publisher: MessagePublisher,
-        source: MessageSource,
-        name: str,
+        self, source: MessageSource, name: str
     ) -> None:
         """Headers are the tests' own here."""
-        super().test_odd_headers_are_described_and_can_be_published_again(
-            settings, publisher, source, name
-        )
+        super().test_odd_headers_are_described_and_can_be_published_again(source, name)
 
 
 class TestByACursor(_OnATable):
