@@ -43,6 +43,26 @@ _MARKED = re.compile(r"(.*)_x([udp]+)")
 
 
 @dataclass(frozen=True)
+class _Asset:
+    """The key of one of the pipeline's assets."""
+
+    name: str
+
+    def __get__(self, names: Names, _: type[Names]) -> dg.AssetKey:
+        return names.asset(self.name)
+
+
+@dataclass(frozen=True)
+class _Scoped:
+    """A name that begins with pipeline and node."""
+
+    ending: str
+
+    def __get__(self, names: Names, _: type[Names]) -> str:
+        return f"{names.scope}_{self.ending}"
+
+
+@dataclass(frozen=True)
 class Names:
     """What a pipeline's objects are called in Dagster. The names include the node if one is set."""
 
@@ -61,30 +81,13 @@ class Names:
     def asset(self, name: str) -> dg.AssetKey:
         return dg.AssetKey([self.pipeline, *([self.node] if self.node else []), name])
 
-    @property
-    def queue(self) -> dg.AssetKey:
-        return self.asset("queue")
-
-    @property
-    def dead_letters(self) -> dg.AssetKey:
-        return self.asset("dead_letters")
-
-    @property
-    def sealed_slot(self) -> dg.AssetKey:
-        return self.asset("sealed_slot")
-
-    @property
-    def processed_slot(self) -> dg.AssetKey:
-        """Only of pipelines that have a processor."""
-        return self.asset("processed_slot")
-
-    @property
-    def packed_archive(self) -> dg.AssetKey:
-        return self.asset("packed_archive")
-
-    @property
-    def uploaded_archive(self) -> dg.AssetKey:
-        return self.asset("uploaded_archive")
+    queue = _Asset("queue")
+    dead_letters = _Asset("dead_letters")
+    sealed_slot = _Asset("sealed_slot")
+    processed_slot = _Asset("processed_slot")
+    """Only of pipelines that have a processor."""
+    packed_archive = _Asset("packed_archive")
+    uploaded_archive = _Asset("uploaded_archive")
 
     @property
     def archives(self) -> tuple[dg.AssetKey, dg.AssetKey]:
@@ -106,42 +109,16 @@ class Names:
     def reachable_check(self) -> dg.AssetCheckKey:
         return dg.AssetCheckKey(self.uploaded_archive, "store_reachable")
 
-    @property
-    def partition_set(self) -> str:
-        return f"{self.scope}_slots"
-
-    @property
-    def store(self) -> str:
-        """The resource key of the object store."""
-        return f"{self.scope}_store"
-
-    @property
-    def drain_sensor(self) -> str:
-        return f"{self.scope}_drain"
-
-    @property
-    def alert_sensor(self) -> str:
-        return f"{self.scope}_alerts"
-
-    @property
-    def ship_job(self) -> str:
-        return f"{self.scope}_ship"
-
-    @property
-    def seal_job(self) -> str:
-        return f"{self.scope}_seal_now"
-
-    @property
-    def replay_job(self) -> str:
-        return f"{self.scope}_replay"
-
-    @property
-    def repack_job(self) -> str:
-        return f"{self.scope}_repack"
-
-    @property
-    def scrub_job(self) -> str:
-        return f"{self.scope}_scrub"
+    partition_set = _Scoped("slots")
+    store = _Scoped("store")
+    """The resource key of the object store."""
+    drain_sensor = _Scoped("drain")
+    alert_sensor = _Scoped("alerts")
+    ship_job = _Scoped("ship")
+    seal_job = _Scoped("seal_now")
+    replay_job = _Scoped("replay")
+    repack_job = _Scoped("repack")
+    scrub_job = _Scoped("scrub")
 
     @property
     def jobs(self) -> tuple[str, ...]:

@@ -13,24 +13,15 @@ skips what comes after a step that failed, so that step ships its good partition
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.assets.outcomes import (
-    ended_by_interrupts,
-    failure,
-    log_items,
-    log_progress,
-    materialized,
-    metadata_of,
-    retry_policy,
-    sorted_outcomes,
-)
+from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.partitions import Names, slots_per_run
-from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.attempts import Outcome
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions, unaccounted
 from fuploader_dagster.delivery.redo import redo_partitions
@@ -89,12 +80,11 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)
-        with ended_by_interrupts(UNFINISHED):
-            outcomes = pack_partitions(context.partition_keys, pipeline)
-            done, failed = sorted_outcomes(context.log, outcomes)
-            if is_final(context, pipeline, failed):
-                yield from _shipped(context, pipeline, done, (names.uploaded_archive,))
-            yield from report(context, pipeline, names.packed_archive, done, failed)
+        with outcomes.ended_by_interrupts(UNFINISHED):
+            step = Step(context, pipeline, pack_partitions(context.partition_keys, pipeline))
+            if step.is_final:
+                yield from step.ship([names.uploaded_archive])
+            yield from step.report(names.packed_archive)
 
     @made(
         pipeline,
@@ -105,10 +95,9 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         _refuse_former_tag(context, names)
-        with ended_by_interrupts(UNFINISHED):
-            outcomes = _upload(context, pipeline, context.partition_keys)
-            done, failed = sorted_outcomes(context.log, outcomes)
-            yield from report(context, pipeline, names.uploaded_archive, done, failed)
+        with outcomes.ended_by_interrupts(UNFINISHED):
+            step = Step(context, pipeline, _upload(context, pipeline, context.partition_keys))
+            yield from step.report(names.uploaded_archive)
 
     processed = [processed_slot] if processed_slot else []
     return [queue, sealed_slot, *processed, packed_archive, uploaded_archive]
@@ -138,12 +127,14 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
         if is_redo(context):
             yield from _redone(context, pipeline)
             return
-        with ended_by_interrupts(UNFINISHED):
-            outcomes = process_partitions(context.partition_keys, pipeline, log_items(context.log))
-            done, failed = sorted_outcomes(context.log, outcomes)
-            if is_final(context, pipeline, failed):
-                yield from _shipped(context, pipeline, done, names.archives)
-            yield from _report_processed(context, pipeline, done, failed)
+        with outcomes.ended_by_interrupts(UNFINISHED):
+            tried = process_partitions(
+                context.partition_keys, pipeline, outcomes.log_items(context.log)
+            )
+            step = Step(context, pipeline, tried)
+            if step.is_final:
+                yield from step.ship(names.archives)
+            yield from step.report_processed()
 
     return processed_slot
 
@@ -152,41 +143,77 @@ def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[A
     """Process stored partitions again, and report their new archives too: what a redo makes is
     stored when it is done."""
     names = Names.of(pipeline)
-    with ended_by_interrupts("what is stored is untouched; the next attempt goes on"):
-        outcomes = redo_partitions(
+    with outcomes.ended_by_interrupts("what is stored is untouched; the next attempt goes on"):
+        tried = redo_partitions(
             context.partition_keys,
             pipeline,
             getattr(context.resources, names.store).open(),
             ArchiveFinder({pipeline.name: pipeline}).open,
-            log_progress(context.log),
-            items=log_items(context.log),
+            outcomes.log_progress(context.log),
+            items=outcomes.log_items(context.log),
             tell=context.log.warning,
         )
-        done, failed = sorted_outcomes(context.log, outcomes)
-        if not failed or is_final(context, pipeline, failed):
-            yield from materialized(names.archives, done, names)
-        yield from _report_processed(context, pipeline, done, failed)
+        step = Step(context, pipeline, tried)
+        if step.is_final or not step.failed:
+            yield from outcomes.materialized(names.archives, step.done, names)
+        yield from step.report_processed()
 
 
-def _report_processed(
-    context: dg.AssetExecutionContext,
-    pipeline: Pipeline,
-    done: Sequence[Done],
-    failed: Sequence[Failed],
-) -> Iterator[Any]:
-    """Report processed slots, and whether each of their items is accounted for."""
-    asset = Names.of(pipeline).processed_slot
-    processed = [one.processed for one in done if one.processed]
-    wrong = unaccounted(processed, pipeline.layout)
-    items, letters = (sum(one.inputs for one in processed), sum(one.failed for one in processed))
-    yield dg.AssetCheckResult(
-        check_name=ACCOUNT_CHECK,
-        asset_key=asset,
-        passed=not wrong,
-        description="; ".join(wrong) or f"{items:,} items, {letters:,} of them dead letters",
-        metadata={"items": items, "failed": letters, "results": sum(p.results for p in processed)},
-    )
-    yield from report(context, pipeline, asset, done, failed)
+class Step:
+    """An attempt of a step, and what became of its partitions."""
+
+    def __init__(
+        self, context: dg.AssetExecutionContext, pipeline: Pipeline, tried: Iterable[Outcome]
+    ) -> None:
+        """Take the partitions through the step: `tried` come as they are read."""
+        self._context, self._pipeline, self._names = context, pipeline, Names.of(pipeline)
+        self.done, self.failed = outcomes.sorted_outcomes(context.log, tried)
+        last = context.retry_number >= pipeline.max_retries
+        self.is_final = bool(self.failed) and (last or all(one.permanent for one in self.failed))
+        """It fails for good: no attempt is left, or none could help."""
+
+    def report(self, asset: dg.AssetKey) -> Iterator[Any]:
+        """Report what got through, and fail for the others."""
+        if not self.failed:
+            for one in self.done:
+                metadata = outcomes.metadata_of(asset, one, self._names)
+                self._context.add_asset_metadata(metadata, partition_key=one.partition)
+            yield dg.MaterializeResult()
+            return
+        if self.is_final:
+            yield from outcomes.materialized([asset], self.done, self._names)
+        raise outcomes.failure(self.failed, final=self.is_final)
+
+    def report_processed(self) -> Iterator[Any]:
+        """Report processed slots, and whether each of their items is accounted for."""
+        asset = self._names.processed_slot
+        processed = [one.processed for one in self.done if one.processed]
+        wrong = unaccounted(processed, self._pipeline.layout)
+        items, letters = sum(one.inputs for one in processed), sum(one.failed for one in processed)
+        results = sum(one.results for one in processed)
+        yield dg.AssetCheckResult(
+            check_name=ACCOUNT_CHECK,
+            asset_key=asset,
+            passed=not wrong,
+            description="; ".join(wrong) or f"{items:,} items, {letters:,} of them dead letters",
+            metadata={"items": items, "failed": letters, "results": results},
+        )
+        yield from self.report(asset)
+
+    def ship(self, assets: Sequence[dg.AssetKey]) -> Iterator[dg.AssetMaterialization]:
+        """Ship what got through a step that fails, if the run was asked for these later assets:
+        Dagster skips their steps."""
+        log, done = self._context.log, self.done
+        selection = self._context.run.asset_selection  # none: all that the job has
+        if not done or (selection and self._names.uploaded_archive not in selection):
+            return
+        try:
+            tried = _upload(self._context, self._pipeline, [one.partition for one in done])
+            uploaded, _ = outcomes.sorted_outcomes(log, tried)
+        except FuploaderError as error:
+            log.error(f"{len(done)} slots wait for their upload: {error}")
+            return
+        yield from outcomes.materialized(assets, uploaded, self._names)
 
 
 def _upload(
@@ -196,30 +223,9 @@ def _upload(
         partitions,
         pipeline,
         getattr(context.resources, Names.of(pipeline).store).open(),
-        log_progress(context.log),
+        outcomes.log_progress(context.log),
         tell=context.log.warning,
     )
-
-
-def _shipped(
-    context: dg.AssetExecutionContext,
-    pipeline: Pipeline,
-    done: Sequence[Done],
-    assets: Sequence[dg.AssetKey],
-) -> Iterator[dg.AssetMaterialization]:
-    """Ship what got through a step that fails, if the run was asked for these later assets: Dagster
-    skips their steps."""
-    names = Names.of(pipeline)
-    selection = context.run.asset_selection  # none: all that the job has
-    if not done or (selection and names.uploaded_archive not in selection):
-        return
-    try:
-        outcomes = _upload(context, pipeline, [one.partition for one in done])
-        uploaded, _ = sorted_outcomes(context.log, outcomes)
-    except FuploaderError as error:
-        context.log.error(f"{len(done)} slots wait for their upload: {error}")
-        return
-    yield from materialized(assets, uploaded, names)
 
 
 def made(
@@ -250,7 +256,7 @@ def made(
         backfill_policy=dg.BackfillPolicy.multi_run(slots or slots_per_run(pipeline)),
         pool=pool,
         check_specs=check_specs,
-        retry_policy=retry_policy(pipeline),
+        retry_policy=outcomes.retry_policy(pipeline),
         automation_condition=dg.AutomationCondition.on_missing() if automation else None,
         output_required=False,
     )
@@ -268,32 +274,3 @@ def _refuse_former_tag(context: dg.AssetExecutionContext, names: Names) -> None:
             f"these partitions launch the job {names.repack_job} for them.",
             allow_retries=False,
         )
-
-
-def is_final(
-    context: dg.AssetExecutionContext, pipeline: Pipeline, failed: Sequence[Failed]
-) -> bool:
-    """Whether the step fails for good: no attempt is left, or none could help."""
-    if not failed:
-        return False
-    return context.retry_number >= pipeline.max_retries or all(one.permanent for one in failed)
-
-
-def report(
-    context: dg.AssetExecutionContext,
-    pipeline: Pipeline,
-    asset: dg.AssetKey,
-    done: Sequence[Done],
-    failed: Sequence[Failed],
-) -> Iterator[Any]:
-    """Report what got through, and fail for the others."""
-    names = Names.of(pipeline)
-    if not failed:
-        for one in done:
-            context.add_asset_metadata(metadata_of(asset, one, names), partition_key=one.partition)
-        yield dg.MaterializeResult()
-        return
-    final = is_final(context, pipeline, failed)
-    if final:
-        yield from materialized([asset], done, names)
-    raise failure(failed, final=final)

@@ -10,14 +10,7 @@ its config, which may also name those that retention has folded away.
 import dagster as dg
 from pydantic import Field
 
-from fuploader_dagster.assets.outcomes import (
-    ended_by_interrupts,
-    failure,
-    log_progress,
-    materialized,
-    retry_policy,
-    sorted_outcomes,
-)
+from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.partitions import SHIP_TAG, Names, partitions_of_run
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.repack import repack_partitions
@@ -39,7 +32,7 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
     @dg.op(
         name=f"{names.repack_job}_op",
         required_resource_keys={names.store},
-        retry_policy=retry_policy(pipeline),
+        retry_policy=outcomes.retry_policy(pipeline),
     )
     def pack_again(context: dg.OpExecutionContext, config: RepackConfig) -> None:
         partitions = partitions_of_run(context) or config.partitions
@@ -49,20 +42,20 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
                 "them in its config (partitions).",
                 allow_retries=False,
             )
-        with ended_by_interrupts("partitions that were not re-packed keep their archives"):
-            outcomes = repack_partitions(
+        with outcomes.ended_by_interrupts("partitions that were not re-packed keep their archives"):
+            tried = repack_partitions(
                 partitions,
                 pipeline,
                 getattr(context.resources, names.store).open(),
                 ArchiveFinder({pipeline.name: pipeline}).open,
-                log_progress(context.log),
+                outcomes.log_progress(context.log),
                 tell=context.log.warning,
             )
-            done, failed = sorted_outcomes(context.log, outcomes)
-        for event in materialized(names.archives, done, names):
+            done, failed = outcomes.sorted_outcomes(context.log, tried)
+        for event in outcomes.materialized(names.archives, done, names):
             context.log_event(event)
         if failed:
-            raise failure(failed, final=all(one.permanent for one in failed))
+            raise outcomes.failure(failed, final=all(one.permanent for one in failed))
 
     @dg.job(
         name=names.repack_job,

@@ -8,6 +8,7 @@ config, or use `fuploader replay`. A run that is retried goes on where the last 
 # No `from __future__ import annotations` here: Dagster reads the annotations of `context` and
 # `config`.
 
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Optional
 
@@ -58,8 +59,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
             config.name,
             source.describe(),
         )
-        publisher = source.publisher()
-        try:
+        with closing(source.publisher()) as publisher:
             done = replay(
                 selection,
                 pipeline,
@@ -71,8 +71,6 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
                     )
                 ),
             )
-        finally:
-            publisher.close()
         _conclude(context, done, selection)
 
     @dg.job(

@@ -13,9 +13,9 @@ from typing import Any
 
 import dagster as dg
 
-from fuploader_dagster.assets.outcomes import ended_by_interrupts, sorted_outcomes
+from fuploader_dagster.assets.outcomes import ended_by_interrupts
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.assets.pipeline_assets import UNFINISHED, is_redo, made, quietly, report
+from fuploader_dagster.assets.pipeline_assets import UNFINISHED, Step, is_redo, made, quietly
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes
@@ -54,8 +54,7 @@ def _sink_asset(pipeline: Pipeline, name: str) -> dg.AssetsDefinition:
                 ArchiveFinder({pipeline.name: pipeline}).open,
                 redo=is_redo(context),
             )
-            done, failed = sorted_outcomes(context.log, outcomes)
-            yield from report(context, pipeline, asset, done, failed)
+            yield from Step(context, pipeline, outcomes).report(asset)
 
     return sink
 
