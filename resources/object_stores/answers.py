@@ -21,19 +21,23 @@ from fuploader_dagster.settings.secret import without_logins
 LONGEST_QUOTE = 500
 
 
-class AlreadyThere(Exception):
+class Told(Exception):
+    """An answer that the caller knows what to do with: neither trouble nor an error of anybody."""
+
+
+class AlreadyThere(Told):
     """A create-only request found an object under its key."""
 
 
-class Missing(Exception):
+class Missing(Told):
     """There is no such object."""
 
 
-class PastTheEnd(Exception):
+class PastTheEnd(Told):
     """The range begins after the object's end."""
 
 
-class UploadGone(Exception):
+class UploadGone(Told):
     """The service does not know the multipart upload, or no longer."""
 
 

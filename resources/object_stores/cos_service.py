@@ -25,9 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.resources.object_stores import service
-from fuploader_dagster.resources.object_stores.answers import (
-    Answer,
-)
+from fuploader_dagster.resources.object_stores.answers import Answer
 from fuploader_dagster.resources.object_stores.archive_bytes import Part, View
 from fuploader_dagster.resources.object_stores.cloud import SDK_NAMES
 from fuploader_dagster.resources.object_stores.cos_role import RoleCredentials
@@ -94,9 +92,7 @@ class CosService(Crc64Service):
             headers = {name.lower(): value for name, value in answer.items()}
             return self._confirmed(part, headers.get("etag", ""), headers)
 
-    def _parts(
-        self, key: str, upload_id: str, after: str
-    ) -> tuple[list[service.ConfirmedPart], str | None]:
+    def _parts(self, key: str, upload_id: str, after: str) -> service.PartsPage:
         answer = self._client.list_parts(
             Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=after or "0"
         )
@@ -121,9 +117,7 @@ class CosService(Crc64Service):
         with self._asking("aborting an upload of", key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def _uploads(
-        self, prefix: str, key: str, upload_id: str
-    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+    def _uploads(self, prefix: str, key: str, upload_id: str) -> service.UploadsPage:
         answer = self._client.list_multipart_uploads(
             Bucket=self._bucket, Prefix=prefix, KeyMarker=key, UploadIdMarker=upload_id
         )

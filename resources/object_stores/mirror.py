@@ -33,12 +33,7 @@ from fuploader_dagster.contracts.object_store import (
     StoredObject,
     UnfinishedUpload,
 )
-from fuploader_dagster.errors import (
-    DigestMismatch,
-    FuploaderError,
-    StoreRefused,
-    TemporaryError,
-)
+from fuploader_dagster.errors import DigestMismatch, FuploaderError, StoreRefused, TemporaryError
 from fuploader_dagster.resources.object_stores.settings import ObjectStoreSettings
 from fuploader_dagster.settings.loading import load_backend
 

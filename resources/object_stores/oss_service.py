@@ -73,9 +73,7 @@ class OssService(Crc64Service):
             answer = self._bucket.upload_part(key, upload_id, part.number, body, headers=headers)
             return self._confirmed(part, answer.etag or "", answer.headers)
 
-    def _parts(
-        self, key: str, upload_id: str, after: str
-    ) -> tuple[list[service.ConfirmedPart], str | None]:
+    def _parts(self, key: str, upload_id: str, after: str) -> service.PartsPage:
         answer = self._bucket.list_parts(key, upload_id, marker=after)
         found = [
             service.ConfirmedPart.listed(part.part_number, part.size, part.etag)
@@ -94,9 +92,7 @@ class OssService(Crc64Service):
         with self._asking("aborting an upload of", key):
             self._bucket.abort_multipart_upload(key, upload_id)
 
-    def _uploads(
-        self, prefix: str, key: str, upload_id: str
-    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+    def _uploads(self, prefix: str, key: str, upload_id: str) -> service.UploadsPage:
         answer = self._bucket.list_multipart_uploads(
             prefix=prefix, key_marker=key, upload_id_marker=upload_id
         )

@@ -11,19 +11,15 @@ from typing import Any
 import dagster as dg
 from dagster import EnvVar
 
+from fuploader_dagster.resources.object_stores import settings
 from fuploader_dagster.resources.object_stores.cos import COSSettings
 from fuploader_dagster.resources.object_stores.local import LocalSettings
 from fuploader_dagster.resources.object_stores.mirror import MirrorSettings
 from fuploader_dagster.resources.object_stores.oss import OSSSettings
 from fuploader_dagster.resources.object_stores.s3 import S3Settings
-from fuploader_dagster.resources.object_stores.settings import (
-    ObjectStoreSettings,
-    as_variable,
-    variable_name,
-)
 
 
-class ObjectStoreResource(dg.ConfigurableResource[Any], ObjectStoreSettings):
+class ObjectStoreResource(dg.ConfigurableResource[Any], settings.ObjectStoreSettings):
     """The settings of an object store as a Dagster resource, usable without Dagster too."""
 
     def __init__(self, **values: Any) -> None:
@@ -76,5 +72,5 @@ def as_resource(store: Any) -> Any:
 
 def _as_dagster(value: Any) -> Any:
     """A variable from YAML, or of our settings, becomes Dagster's."""
-    name = variable_name(as_variable(value))
+    name = settings.variable_name(settings.as_variable(value))
     return value if name is None else EnvVar(name)

@@ -145,9 +145,7 @@ class S3Service(service.Service):
                 part.number, part.size_bytes, stated if _MD5.fullmatch(stated) else "", tag
             )
 
-    def _parts(
-        self, key: str, upload_id: str, after: str
-    ) -> tuple[list[service.ConfirmedPart], str | None]:
+    def _parts(self, key: str, upload_id: str, after: str) -> service.PartsPage:
         answer = self._client.list_parts(
             Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumberMarker=int(after or 0)
         )
@@ -176,9 +174,7 @@ class S3Service(service.Service):
         with self._asking("aborting an upload of", key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def _uploads(
-        self, prefix: str, key: str, upload_id: str
-    ) -> tuple[list[UnfinishedUpload], tuple[str, str] | None]:
+    def _uploads(self, prefix: str, key: str, upload_id: str) -> service.UploadsPage:
         answer = self._client.list_multipart_uploads(
             Bucket=self._bucket, Prefix=prefix, KeyMarker=key, UploadIdMarker=upload_id
         )

@@ -17,18 +17,7 @@ from typing import Any, TypeVar
 
 from fuploader_dagster.contracts.object_store import UnfinishedUpload
 from fuploader_dagster.errors import FuploaderError, StoreRefused
-from fuploader_dagster.resources.object_stores.answers import (
-    AlreadyThere,
-    Answer,
-    Missing,
-    PastTheEnd,
-    Refusal,
-    UploadGone,
-    error_for,
-    late,
-    makes_no_sense,
-    unreachable,
-)
+from fuploader_dagster.resources.object_stores import answers
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
 from fuploader_dagster.resources.object_stores.connections import answer_within
 from fuploader_dagster.resources.object_stores.ranges import exact_range, reading_seconds
@@ -74,6 +63,12 @@ class ConfirmedPart:
         return cls(int(number), int(size_bytes), tag.strip('"').lower(), tag)
 
 
+PartsPage = tuple[Sequence[ConfirmedPart], str | None]
+"""A page of an upload's parts, and where the next page begins; None at the end."""
+UploadsPage = tuple[Sequence[UnfinishedUpload], tuple[str, str] | None]
+"""The same of unfinished uploads: after which key and id the next page begins."""
+
+
 class Service(ABC):
     """One bucket in the service's own terms: each method is one request (or one listing).
 
@@ -108,7 +103,7 @@ class Service(ABC):
         """GET the bytes `first` to `last`: status, headers, and the body to read and close."""
 
     @abstractmethod
-    def _meaning(self, error: Exception, tried: str) -> Answer | Exception | None:
+    def _meaning(self, error: Exception, tried: str) -> answers.Answer | Exception | None:
         """What an error of the client library is: the service's answer, or an error of ours.
 
         None if it says nothing more than that no answer came, or is not one of the library's.
@@ -127,24 +122,24 @@ class Service(ABC):
         with answer_within(2 * self._silence_seconds, body_seconds) as due:
             try:
                 yield
-            except (FuploaderError, AlreadyThere, Missing, PastTheEnd, UploadGone):
+            except (FuploaderError, answers.Told):
                 raise
             except Exception as error:
                 if (own := _own_error(error, handled)) is not None:
                     raise own from error
                 if due.late:
-                    raise late(tried, self._where) from shown_cause(error)
+                    raise answers.late(tried, self._where) from shown_cause(error)
                 raise self._explained(error, tried) from shown_cause(error)
             if due.late:  # the client library took the part that came for the whole
-                raise late(tried, self._where)
+                raise answers.late(tried, self._where)
 
     def _explained(self, error: Exception, tried: str) -> Exception:
         meaning = self._meaning(error, tried)
-        if isinstance(meaning, Answer):
-            return error_for(tried, meaning, time.time())
+        if isinstance(meaning, answers.Answer):
+            return answers.error_for(tried, meaning, time.time())
         if meaning is None and isinstance(error, self.without_answer):
-            return unreachable(tried, self._where, str(error))
-        return meaning or makes_no_sense(tried, self._where, error)
+            return answers.unreachable(tried, self._where, str(error))
+        return meaning or answers.makes_no_sense(tried, self._where, error)
 
     def _pages(
         self,
@@ -162,7 +157,7 @@ class Service(ABC):
         while place is not None:
             if place in seen:
                 tried = f"{doing} {self.address(key)}"
-                raise makes_no_sense(tried, self._where, "its pages go round in a circle")
+                raise answers.makes_no_sense(tried, self._where, "its pages go round in a circle")
             seen.add(place)
             with self._asking(doing, key):
                 found, place = ask(place)
@@ -182,9 +177,9 @@ class Service(ABC):
                         {name.lower(): value for name, value in headers.items()},
                         body.read,
                     )
-        except Missing:
+        except answers.Missing:
             return None
-        except PastTheEnd:
+        except answers.PastTheEnd:
             return b""
 
     def stat(self, key: str) -> Stated | None:
@@ -195,7 +190,7 @@ class Service(ABC):
         """
         try:
             return self.head(key)
-        except Refusal as error:
+        except answers.Refusal as error:
             refusal = error
         if not refusal.answer.code:
             self.read(key, 0, 1)
@@ -230,10 +225,7 @@ class Service(ABC):
         return [*self._pages(doing, key, "", lambda after: self._parts(key, upload_id, after))]
 
     @abstractmethod
-    def _parts(
-        self, key: str, upload_id: str, after: str
-    ) -> tuple[Iterable[ConfirmedPart], str | None]:
-        """A page of an upload's parts, and where the next page begins."""
+    def _parts(self, key: str, upload_id: str, after: str) -> PartsPage: ...
 
     @abstractmethod
     def complete(self, key: str, upload_id: str, parts: Sequence[ConfirmedPart]) -> None: ...
@@ -245,10 +237,7 @@ class Service(ABC):
         return self._pages(doing, prefix, ("", ""), lambda after: self._uploads(prefix, *after))
 
     @abstractmethod
-    def _uploads(
-        self, prefix: str, key: str, upload_id: str
-    ) -> tuple[Iterable[UnfinishedUpload], tuple[str, str] | None]:
-        """A page of the unfinished uploads after key and id, and where the next page begins."""
+    def _uploads(self, prefix: str, key: str, upload_id: str) -> UploadsPage: ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Keys and sizes of all objects below the prefix, in order of keys."""

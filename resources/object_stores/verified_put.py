@@ -69,6 +69,10 @@ class SentParts:
         self._tags.pop(upload_id, None)
 
 
+Confirmed = dict[int, ConfirmedPart]
+"""The parts of an upload that the service holds, by their numbers."""
+
+
 class VerifiedPut:
     """One put of one archive: the steps, and the digests that they share."""
 
@@ -90,18 +94,19 @@ class VerifiedPut:
         self._archive = archive
         self._digests = Digests(archive)
         self._progress = progress or (lambda confirmed, total: None)
+        self._parts: Sequence[Part] = ()
         self._part_bytes = archive.size_bytes
+        self._concurrency = 1
 
     def run(self, part_size_bytes: int, concurrency: int) -> StoredObject:
         """The whole put."""
+        self._concurrency = concurrency
+        self._parts = cut(self._archive.size_bytes, part_size_bytes, self._service.max_parts)
         there = self._service.stat(self._full)
         if there is not None:
             return self._receipt(there, already_there=True)
         try:
-            self._send(
-                cut(self._archive.size_bytes, part_size_bytes, self._service.max_parts),
-                concurrency,
-            )
+            self._send()
         except AlreadyThere:
             return self._receipt(self._stated_now(), already_there=True)
         return self._receipt(self._stated_now(), already_there=False)
@@ -126,32 +131,27 @@ class VerifiedPut:
             )
         return there
 
-    def _send(self, parts: Sequence[Part], concurrency: int) -> None:
+    def _send(self) -> None:
         """Send the archive. Raises `AlreadyThere` if another process was quicker."""
-        self._part_bytes = parts[0].size_bytes
+        self._part_bytes = self._parts[0].size_bytes
         metadata = {**self._archive.metadata, SHA256: self._archive.sha256}
-        if len(parts) == 1:
+        if len(self._parts) == 1:
             self._digests.read_through(["md5", self._service.sent_whole])
             md5 = bytes.fromhex(self._digests.whole("md5", 0))
-            with View(self._archive, parts[0]) as body:
+            with View(self._archive, self._parts[0]) as body:
                 self._service.put(self._full, body, md5, metadata)
             self._progress(self._archive.size_bytes, self._archive.size_bytes)
             return
         metadata[PART_BYTES] = str(self._part_bytes)
         try:
-            self._send_parts(parts, concurrency, metadata)
+            with self._reading_through() as read_through:
+                upload_id, confirmed = self._begun_earlier() or (self._begin(metadata), {})
+                self._send_and_complete(upload_id, confirmed, read_through)
         except UploadGone as gone:
             raise errors.StoreUnavailable(
                 f"{self._address}: somebody aborted the unfinished upload",
                 hint="it will be started again",
             ) from gone
-
-    def _send_parts(
-        self, parts: Sequence[Part], concurrency: int, metadata: Mapping[str, str]
-    ) -> None:
-        with self._reading_through() as read_through:
-            upload_id, confirmed = self._begun_earlier(parts) or (self._begin(metadata), {})
-            self._send_and_complete(parts, concurrency, upload_id, confirmed, read_through)
 
     @contextmanager
     def _reading_through(self) -> Iterator[Future[None]]:
@@ -166,24 +166,19 @@ class VerifiedPut:
                 abandoned.set()
 
     def _send_and_complete(
-        self,
-        parts: Sequence[Part],
-        concurrency: int,
-        upload_id: str,
-        confirmed: dict[int, ConfirmedPart],
-        read_through: Future[None],
+        self, upload_id: str, confirmed: Confirmed, read_through: Future[None]
     ) -> None:
         if confirmed:
             self._report(confirmed)
         try:
-            self._send_missing(parts, concurrency, upload_id, confirmed)
+            self._send_missing(upload_id, confirmed)
             read_through.result()
         except BaseException:
-            if parts[-1].number not in confirmed:  # without it no upload is recognised
+            if self._parts[-1].number not in confirmed:  # without it no upload is recognised
                 self._give_up(upload_id)
             raise
         try:
-            ordered = self._tagged([confirmed[part.number] for part in parts], upload_id)
+            ordered = self._tagged([confirmed[part.number] for part in self._parts], upload_id)
             if self._service.stat(self._full) is not None:  # not every service checks by itself
                 raise AlreadyThere(self._full)
             self._service.complete(self._full, upload_id, ordered)
@@ -208,7 +203,7 @@ class VerifiedPut:
             "so that each is sent in one request",
         )
 
-    def _begun_earlier(self, parts: Sequence[Part]) -> tuple[str, dict[int, ConfirmedPart]] | None:
+    def _begun_earlier(self) -> tuple[str, Confirmed] | None:
         """The unfinished upload of this archive, with the parts that need not be sent again."""
         try:
             uploads = [
@@ -228,16 +223,16 @@ class VerifiedPut:
                 continue
             confirmed = {
                 part.number: held[part.number]
-                for part in parts
+                for part in self._parts
                 if self._is_held(part, held.get(part.number), upload.upload_id)
             }
-            if parts[-1].number not in confirmed:
+            if self._parts[-1].number not in confirmed:
                 continue
             log.info(
                 "%s: resuming an unfinished upload, %d of %d parts are stored already",
                 self._address,
                 len(confirmed),
-                len(parts),
+                len(self._parts),
             )
             return upload.upload_id, confirmed
         return None
@@ -253,16 +248,11 @@ class VerifiedPut:
         reached(CrashPoint.UPLOAD_BEGUN)
         return upload_id
 
-    def _send_missing(
-        self,
-        parts: Sequence[Part],
-        concurrency: int,
-        upload_id: str,
-        confirmed: dict[int, ConfirmedPart],
-    ) -> None:
+    def _send_missing(self, upload_id: str, confirmed: Confirmed) -> None:
         """Send what is not confirmed yet, the last part first; adds to `confirmed`."""
-        missing = [part for part in (parts[-1], *parts[:-1]) if part.number not in confirmed]
-        sender = ThreadPoolExecutor(concurrency, "send-part")
+        *first, last = self._parts
+        missing = [part for part in (last, *first) if part.number not in confirmed]
+        sender = ThreadPoolExecutor(self._concurrency, "send-part")
         try:
             sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
             for future in as_completed(sending):

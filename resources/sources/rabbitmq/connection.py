@@ -11,24 +11,16 @@ import errno
 import logging
 import re
 import ssl
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pika
+from pika import exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import (
-    AMQPConnectionError,
-    AMQPError,
-    AMQPHeartbeatTimeout,
-    ChannelClosedByBroker,
-    ConnectionBlockedTimeout,
-    ConnectionClosedByBroker,
-    IncompatibleProtocolError,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-)
 
 from fuploader_dagster.errors import FuploaderError, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import (
@@ -43,7 +35,7 @@ if TYPE_CHECKING:
 # pika logs a traceback for each failed connection; our errors say the same in one sentence.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
-PIKA_ERRORS = (AMQPError, AMQPConnectorException, OSError)
+PIKA_ERRORS = (exceptions.AMQPError, AMQPConnectorException, OSError)
 """Everything that pika raises when the broker or the network is the cause."""
 
 GOODBYE_SECONDS = 1.0
@@ -130,6 +122,26 @@ def explained(tried: str, settings: RabbitMQ, error: BaseException) -> Fuploader
     return SourceUnavailable(what, hint=_hint(settings, error))
 
 
+class Explaining(ABC):
+    """A source or a publisher: what pika raises ends its connection, and is explained."""
+
+    _settings: RabbitMQ
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except PIKA_ERRORS as error:
+            self._give_up(what, error)
+
+    def _give_up(self, tried: str, error: BaseException) -> NoReturn:
+        self.close()
+        raise explained(tried, self._settings, error) from error
+
+
 def _parameters(settings: RabbitMQ, purpose: str) -> pika.ConnectionParameters:
     address = settings.address()
     options = None
@@ -190,7 +202,7 @@ def _channel_with_queue(settings: RabbitMQ, connection: pika.BlockingConnection)
     channel = connection.channel()
     try:
         channel.queue_declare(settings.queue, passive=True)
-    except ChannelClosedByBroker as error:
+    except exceptions.ChannelClosedByBroker as error:
         missing = error.reply_code == _NOT_FOUND and not _may_pass(_NOT_FOUND, error.reply_text)
         if not (missing and settings.declare):
             raise
@@ -202,9 +214,11 @@ def _channel_with_queue(settings: RabbitMQ, connection: pika.BlockingConnection)
 
 def _reply_code(error: BaseException) -> int | None:
     """The broker's own answer, if there was one."""
-    if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+    if isinstance(error, (exceptions.ChannelClosedByBroker, exceptions.ConnectionClosedByBroker)):
         return int(error.reply_code)
-    if isinstance(error, (ProbableAuthenticationError, ProbableAccessDeniedError)):
+    if isinstance(
+        error, (exceptions.ProbableAuthenticationError, exceptions.ProbableAccessDeniedError)
+    ):
         # pika keeps the broker's answer only as the text of another exception
         return next((code for code in (403, 530) if f"({code})" in str(error)), None)
     return None
@@ -237,22 +251,22 @@ def _certificate_hint(settings: RabbitMQ) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+    if isinstance(error, (exceptions.ChannelClosedByBroker, exceptions.ConnectionClosedByBroker)):
         return f"{error.reply_code} {error.reply_text}"
-    if type(error) is AMQPConnectionError and error.args:  # a wrapper around the cause
+    if type(error) is exceptions.AMQPConnectionError and error.args:  # a wrapper around the cause
         inner = error.args[0]
         return str(getattr(inner, "exception", inner))
-    if isinstance(error, AMQPError) and error.args:
+    if isinstance(error, exceptions.AMQPError) and error.args:
         return f"{type(error).__name__}: {error.args[0]}"
     return str(error) or type(error).__name__
 
 
 def _hint(settings: RabbitMQ, error: BaseException) -> str:
-    if isinstance(error, ConnectionBlockedTimeout):
+    if isinstance(error, exceptions.ConnectionBlockedTimeout):
         return "the broker blocks publishers: check it for a memory or disk alarm"
-    if isinstance(error, AMQPHeartbeatTimeout):
+    if isinstance(error, exceptions.AMQPHeartbeatTimeout):
         return "nothing came for two heartbeats: is the broker or the network stuck?"
-    if isinstance(error, (ssl.SSLError, IncompatibleProtocolError)):
+    if isinstance(error, (ssl.SSLError, exceptions.IncompatibleProtocolError)):
         hint = "do the port and the tls setting (amqp:// or amqps://) belong together?"
         if settings.address().tls:  # the broker's words about our certificate may get lost
             return f"{hint} {_certificate_hint(settings)}"

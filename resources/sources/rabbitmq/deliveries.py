@@ -41,10 +41,7 @@ from pika.exceptions import BodyTooLongError, InvalidFrameError, UnexpectedFrame
 
 from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import impl
-from fuploader_dagster.resources.sources.rabbitmq.properties import (
-    MESSAGE_ID_FLAG,
-    message_id,
-)
+from fuploader_dagster.resources.sources.rabbitmq.properties import MESSAGE_ID_FLAG, message_id
 from fuploader_dagster.resources.sources.rabbitmq.written_properties import encoded
 
 log = logging.getLogger(__name__)

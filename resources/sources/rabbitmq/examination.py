@@ -16,12 +16,7 @@ import pika
 from pika.exceptions import ChannelClosedByBroker
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.resources.sources.rabbitmq.connection import (
-    PIKA_ERRORS,
-    disconnect,
-    explained,
-    open_connection,
-)
+from fuploader_dagster.resources.sources.rabbitmq import connection
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import server_version
 
 if TYPE_CHECKING:
@@ -49,11 +44,11 @@ kills workers among `prefetch_count` others takes log2(prefetch_count) + max_del
 
 def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
     """Check the connection, the queue, its type and arguments. Raises our errors."""
-    connection = open_connection(settings, "doctor")
+    opened = connection.open_connection(settings, "doctor")
     try:
-        where = f"RabbitMQ {server_version(connection)} at {settings.address()}"
+        where = f"RabbitMQ {server_version(opened)} at {settings.address()}"
         yield Diagnosis("broker", "good", f"{where} accepts our login")
-        answer = _look(settings, connection)
+        answer = _look(settings, opened)
         if answer is None:
             yield _missing(settings)
             return
@@ -63,11 +58,11 @@ def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
             "good",
             f"{settings.queue!r} exists: {waiting:,} messages wait, {consumers} consumers",
         )
-        yield judge(_arguments(settings, connection))
-    except PIKA_ERRORS as error:
-        raise explained("look at", settings, error) from error
+        yield judge(_arguments(settings, opened))
+    except connection.PIKA_ERRORS as error:
+        raise connection.explained("look at", settings, error) from error
     finally:
-        disconnect(connection)
+        connection.disconnect(opened)
 
 
 def judge(arguments: dict[str, str] | None) -> Diagnosis:
@@ -116,26 +111,24 @@ def _missing(settings: RabbitMQ) -> Diagnosis:
     return Diagnosis("queue", "wrong", found, "create it, correct its name, or set declare: true")
 
 
-def _look(settings: RabbitMQ, connection: pika.BlockingConnection) -> Any:
+def _look(settings: RabbitMQ, opened: pika.BlockingConnection) -> Any:
     """The broker's answer about the queue; None if it is missing."""
     try:
-        return connection.channel().queue_declare(settings.queue, passive=True)
+        return opened.channel().queue_declare(settings.queue, passive=True)
     except ChannelClosedByBroker as error:
         if error.reply_code == _NOT_FOUND:
             return None
         raise
 
 
-def _arguments(settings: RabbitMQ, connection: pika.BlockingConnection) -> dict[str, str] | None:
+def _arguments(settings: RabbitMQ, opened: pika.BlockingConnection) -> dict[str, str] | None:
     """Type and arguments of the queue that differ from those of a plain durable one."""
     found: dict[str, str] = {}
     declared: dict[str, Any] = {"durable": True, "auto_delete": False, "exclusive": False}
     arguments: dict[str, Any] = {}
     for _ in range(_MOST_ARGUMENTS):
         try:
-            connection.channel().queue_declare(
-                settings.queue, arguments=dict(arguments), **declared
-            )
+            opened.channel().queue_declare(settings.queue, arguments=dict(arguments), **declared)
         except ChannelClosedByBroker as error:
             if error.reply_code == _ACCESS_REFUSED:
                 return None

@@ -21,7 +21,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -65,7 +65,7 @@ _DIRECT_REPLIES = b"amq.rabbitmq.reply-to"
 _LARGEST_PRIORITY, _LARGEST_TIMESTAMP = 255, (1 << 64) - 1
 
 
-class RabbitMQPublisher(MessagePublisher):
+class RabbitMQPublisher(connection.Explaining, MessagePublisher):
     """One connection, opened at the first use, and again if it was lost while idle."""
 
     def __init__(self, settings: RabbitMQ) -> None:
@@ -120,13 +120,9 @@ class RabbitMQPublisher(MessagePublisher):
 
     def backlog(self) -> int:
         channel = self._connected()
-        try:
-            count: int = channel.queue_declare(
-                self._settings.queue, passive=True
-            ).method.message_count
-        except connection.PIKA_ERRORS as error:
-            self._give_up("count the messages of", error)
-        return count
+        with self._trying("count the messages of"):
+            answer = channel.queue_declare(self._settings.queue, passive=True)
+        return int(answer.method.message_count)
 
     def close(self) -> None:
         channel, self._channel = self._channel, None
@@ -146,15 +142,13 @@ class RabbitMQPublisher(MessagePublisher):
         self._next_tag, self._refused, self._unroutable = 1, 0, 0
         channel.add_on_return_callback(self._on_returned)
         selected: list[object] = []
-        try:
+        with self._trying("publish to"):
             self._in_window = pika_internals.confirm_without_waiting(
                 channel, self._on_confirmed, selected.append
             )
             while self._in_window and not selected:
                 channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
                 self._check(channel)
-        except connection.PIKA_ERRORS as error:
-            self._give_up("publish to", error)
         return channel
 
     def _send(
@@ -237,10 +231,6 @@ class RabbitMQPublisher(MessagePublisher):
 
     def _on_returned(self, *_: object) -> None:
         self._unroutable += 1
-
-    def _give_up(self, tried: str, error: BaseException) -> NoReturn:
-        self.close()
-        raise connection.explained(tried, self._settings, error) from error
 
 
 class _Encoded:

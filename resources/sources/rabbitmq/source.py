@@ -40,13 +40,7 @@ from fuploader_dagster.contracts.source import (
 )
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import ConfigError, SourceUnavailable
-from fuploader_dagster.resources.sources.rabbitmq.connection import (
-    PIKA_ERRORS,
-    Address,
-    connect,
-    disconnect,
-    explained,
-)
+from fuploader_dagster.resources.sources.rabbitmq import connection
 from fuploader_dagster.resources.sources.rabbitmq.deliveries import read_by_pika, take_deliveries
 from fuploader_dagster.resources.sources.rabbitmq.examination import examine
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import closing_reason
@@ -168,7 +162,7 @@ class RabbitMQ(SourceSettings):
     def examine(self) -> Iterator[Diagnosis]:
         return examine(self)
 
-    def address(self) -> Address:
+    def address(self) -> connection.Address:
         """Where to connect, whichever way it was configured."""
         if self.url is None:
             host, port, vhost, user, tls = self.host, self.port, self.vhost, self.user, self.tls
@@ -179,10 +173,10 @@ class RabbitMQ(SourceSettings):
             user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
             vhost = unquote(parts.path[1:]) or "/"
         default_port = 5671 if tls else 5672
-        return Address(host, port or default_port, vhost, user, password, tls)
+        return connection.Address(host, port or default_port, vhost, user, password, tls)
 
 
-class RabbitMQSource(MessageSource):
+class RabbitMQSource(connection.Explaining, MessageSource):
     """One consumer at a time on one connection."""
 
     def __init__(self, settings: RabbitMQ, prefetch: int) -> None:
@@ -206,7 +200,7 @@ class RabbitMQSource(MessageSource):
 
     def open(self) -> None:
         self.close()
-        self._connection, self._channel = connect(self._settings, "drain")
+        self._connection, self._channel = connection.connect(self._settings, "drain")
         self._start = self._settled = self._received
         self._cancelled = False
         self._channel.add_on_cancel_callback(self._on_cancelled)
@@ -271,26 +265,24 @@ class RabbitMQSource(MessageSource):
             rejected = {message.delivery for message in batch.dead_letters}
         while last in rejected:  # the broker forgets a rejected tag and refuses an ack of it
             last -= 1
-        try:
+        with self._trying("acknowledge messages of"):
             for number in sorted(rejected):
                 channel.basic_reject(number - self._start, requeue=False)
             if rejected:
                 reached(CrashPoint.REJECTED)
             if last > self._settled:
                 channel.basic_ack(last - self._start, multiple=True)
-        except PIKA_ERRORS as error:
-            self._give_up("acknowledge messages of", error)
         self._settled = max(self._settled, batch.last.delivery)
         if not self._consumer:
             self._consume()
 
     def close(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
+        opened, self._connection, self._channel = self._connection, None, None
         self._consumer, self._prefetch_of_consumer = "", 0
         if self._surplus:
             self._received = self._surplus[-1].delivery
         self._surplus = deque()
-        disconnect(connection)
+        connection.disconnect(opened)
 
     def describe(self, message: Message) -> dict[str, Any]:
         return described(message.attributes or b"")
@@ -310,13 +302,11 @@ class RabbitMQSource(MessageSource):
         """Start to consume, unless nothing may come yet."""
         if not self._limit or self._in_hand() or self._channel is None:
             return
-        try:
+        with self._trying("consume from"):
             self._channel.basic_qos(prefetch_count=self._limit)
             self._consumer = self._channel.basic_consume(
                 self._settings.queue, self._on_delivery, arguments=_NOT_OF_A_STREAM
             )
-        except PIKA_ERRORS as error:
-            self._give_up("consume from", error)
         self._prefetch_of_consumer = self._limit
         self._last_io = time.monotonic()
 
@@ -338,20 +328,16 @@ class RabbitMQSource(MessageSource):
         """How many messages the queue has that it has sent to no consumer."""
         if self._channel is None:
             return 0
-        try:
+        with self._trying("ask for the length of"):
             answer = self._channel.queue_declare(self._settings.queue, passive=True)
-        except PIKA_ERRORS as error:
-            self._give_up("ask for the length of", error)
         return int(answer.method.message_count)
 
     def _end_consumer(self) -> None:
         """End the consumer; what is delivered before the broker's answer goes to the surplus."""
         if not self._consumer or self._channel is None:
             return
-        try:
+        with self._trying("pause consuming from"):
             self._channel.basic_cancel(self._consumer)
-        except PIKA_ERRORS as error:
-            self._give_up("pause consuming from", error)
         self._consumer, self._prefetch_of_consumer = "", 0
 
     def _on_delivery(self, _channel: object, method: Any, properties: Any, body: bytes) -> None:
@@ -368,10 +354,8 @@ class RabbitMQSource(MessageSource):
         """Let pika read, write and answer heartbeats; return early when something came."""
         if self._connection is None or self._channel is None:
             raise SourceUnavailable(f"{self._settings.describe()} is not open")
-        try:
+        with self._trying("receive from"):
             self._connection.process_data_events(seconds)
-        except PIKA_ERRORS as error:
-            self._give_up("receive from", error)
         self._last_io = time.monotonic()
         if self._cancelled:
             self.close()
@@ -389,7 +373,3 @@ class RabbitMQSource(MessageSource):
             f"messages of {self._settings.describe()} are missing among those received: {found}",
             hint="nothing is lost: they were not acknowledged, so the broker delivers them again",
         )
-
-    def _give_up(self, tried: str, error: BaseException) -> NoReturn:
-        self.close()
-        raise explained(tried, self._settings, error) from error
