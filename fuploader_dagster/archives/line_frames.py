@@ -13,12 +13,7 @@ from functools import partial
 from hashlib import sha256
 
 from fuploader_dagster.archives.entries import MemberEntry
-from fuploader_dagster.archives.frame_encoder import (
-    Frame,
-    Piece,
-    payload_of_pieces,
-    payloads,
-)
+from fuploader_dagster.archives.frame_encoder import Frame, Piece, payload_of_pieces, payloads
 from fuploader_dagster.archives.frame_reader import FrameReader
 from fuploader_dagster.archives.frame_walk import Chunk, Damage, walk_frames
 from fuploader_dagster.archives.json_lines import LINE_START, Line, decode_line, encode_line

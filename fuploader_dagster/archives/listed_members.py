@@ -7,12 +7,7 @@ from operator import attrgetter
 
 from fuploader_dagster.archives.entries import MemberEntry
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import (
-    FRAME_HEADER,
-    PAGES_MAGIC,
-    Manifest,
-    contradiction,
-)
+from fuploader_dagster.archives.manifest import FRAME_HEADER, PAGES_MAGIC, Manifest, contradiction
 from fuploader_dagster.archives.manifest_pages import decode_page, decode_page_names
 from fuploader_dagster.archives.memory_budget import Budget
 from fuploader_dagster.archives.ranges import RangeSource, ReadAhead

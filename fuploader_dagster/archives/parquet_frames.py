@@ -33,13 +33,7 @@ from fuploader_dagster.archives.frame_reader import FrameReader
 from fuploader_dagster.archives.manifest import DIGEST_BYTES, Manifest, digest
 from fuploader_dagster.archives.members import MemberToPack
 from fuploader_dagster.archives.memory_budget import too_large
-from fuploader_dagster.archives.parquet_columns import (
-    CONTENT,
-    HEADER,
-    NAME,
-    as_type,
-    fields_of,
-)
+from fuploader_dagster.archives.parquet_columns import CONTENT, HEADER, NAME, as_type, fields_of
 from fuploader_dagster.archives.parquet_end import (
     END,
     FORM,

@@ -78,27 +78,8 @@ def restore_scanned(
     """Write the members that match into the folder, and the result into the report."""
     written: set[str] = set()
     refused: dict[str, str] = {}
-    try:
-        for item in scanned:
-            if isinstance(item, Damage):
-                report.damages.append(item)
-            elif matches(item.name, pattern):
-                _restore(item, target, report, written, refused)
-                if progress:
-                    progress(report.size_bytes, 0)
-    except TooLarge as e:
-        refused[""] = str(e)
-    report.refused += refused.values()
 
-
-def _restore(
-    item: Found,
-    target: RestoreFolder,
-    report: RestoreReport,
-    written: set[str],
-    refused: dict[str, str],
-) -> None:
-    try:
+    def restore(item: Found) -> None:
         if item.kind == "directory":
             target.directory(item.name)
         elif item.kind != "file":
@@ -110,7 +91,20 @@ def _restore(
             report.size_bytes += item.size_bytes
             written.add(item.name)
             refused.pop(item.name, None)  # an earlier one, which does not count
-    except Refused as e:
-        refused[item.name] = str(e)
-    except DamagedArchive:
-        pass  # the scan itself reports it next
+
+    try:
+        for item in scanned:
+            if isinstance(item, Damage):
+                report.damages.append(item)
+            elif matches(item.name, pattern):
+                try:
+                    restore(item)
+                except Refused as e:
+                    refused[item.name] = str(e)
+                except DamagedArchive:
+                    pass  # the scan itself reports it next
+                if progress:
+                    progress(report.size_bytes, 0)
+    except TooLarge as e:
+        refused[""] = str(e)
+    report.refused += refused.values()

@@ -12,12 +12,7 @@ from collections.abc import Iterator
 import zstandard
 
 from fuploader_dagster.archives.frame_walk import Damage
-from fuploader_dagster.archives.manifest import (
-    FRAME_HEADER,
-    Manifest,
-    decode,
-    is_manifest,
-)
+from fuploader_dagster.archives.manifest import FRAME_HEADER, Manifest, decode, is_manifest
 from fuploader_dagster.archives.ranges import RangeSource
 from fuploader_dagster.disk.tar_headers import END
 from fuploader_dagster.errors import DamagedArchive

@@ -17,17 +17,8 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -125,15 +116,15 @@ def show_title(line: str) -> None:
     console.print(Text(in_a_line(line), style="bold"), highlight=False)
 
 
-def counting() -> Progress:
+def counting() -> bars.Progress:
     """Progress in things: "3/12"."""
-    return _progress(MofNCompleteColumn())
+    return _progress(bars.MofNCompleteColumn())
 
 
 @contextmanager
 def bytes_bar(what: str) -> Iterator[object_store.Progress]:
     """Progress in bytes, as the engine reports it; a total of 0 means that it is not known."""
-    with _progress(DownloadColumn(binary_units=True), TransferSpeedColumn()) as progress:
+    with _progress(bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()) as progress:
         task = progress.add_task(in_a_line(what), total=None)
         shown = 0.0
         last = (0, 0)
@@ -149,11 +140,11 @@ def bytes_bar(what: str) -> Iterator[object_store.Progress]:
         progress.update(task, completed=last[0], total=last[1] or None)
 
 
-def _progress(*columns: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+def _progress(*columns: bars.ProgressColumn) -> bars.Progress:
+    return bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
         *columns,
-        TimeElapsedColumn(),
+        bars.TimeElapsedColumn(),
         console=errors,
     )

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -176,14 +177,11 @@ class StateSettings(Settings):
 
         Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
-        store = self.store(pipeline=OF_NO_PIPELINE, node="doctor")
-        try:
+        with closing(self.store(pipeline=OF_NO_PIPELINE, node="doctor")) as store:
             store.open()
             store.add_sealed(["probe"])
             store.forget_sealed(["probe"])
             store.snapshot()
-        finally:
-            store.close()
         yield Diagnosis("state", "good", f"{self.describe()}: written and read")
 
     def examine_for(self, *, pipeline: str, node: str) -> Iterator[Diagnosis]:

@@ -185,13 +185,8 @@ def _results(processed: ProcessedSlot) -> MemberSource:
             f"the seal in {processed.directory} says {sealed[0]} results and {sealed[1]} bytes, "
             f"which is not what its index has"
         )
-    return SegmentMembers(
-        processed.segment,
-        entries,
-        [entry.offset for entry in entries],
-        processed.seal.segment_xxh128,
-        damage=DamagedResults,
-    )
+    offsets, xxh128 = [entry.offset for entry in entries], processed.seal.segment_xxh128
+    return SegmentMembers(processed.segment, entries, offsets, xxh128, damage=DamagedResults)
 
 
 @contextmanager

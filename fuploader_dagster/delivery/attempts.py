@@ -13,21 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from fuploader_dagster import errors
 from fuploader_dagster.delivery.failures import Stage, note_failure
 from fuploader_dagster.delivery.mend import finish_mending, is_replaced, mend
 from fuploader_dagster.delivery.pack import Packed
 from fuploader_dagster.disk.layout import PartitionKey
-from fuploader_dagster.errors import (
-    DamagedData,
-    DamagedResults,
-    DamagedSlot,
-    FuploaderError,
-    PermanentError,
-    ProcessorUnavailable,
-    SinkRefused,
-    SinkUnavailable,
-    StoreAwaited,
-)
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.secret import without_logins
 from fuploader_dagster.slots.processed import ProcessedSeal
@@ -88,7 +78,7 @@ def partition_key(partition: str) -> PartitionKey:
     """What a partition key says. Raises `PermanentError` if it is none of ours."""
     key = PartitionKey.parse(partition)
     if key is None:
-        raise PermanentError(
+        raise errors.PermanentError(
             f"{partition!r} is no partition key of ours",
             hint="somebody added it to the partition set by hand; delete it there",
         )
@@ -97,16 +87,17 @@ def partition_key(partition: str) -> PartitionKey:
 
 def failed(partition: str, error: Exception) -> Failed:
     """The outcome of a partition that met this error."""
-    if isinstance(error, (FuploaderError, OSError)):
+    if isinstance(error, (errors.FuploaderError, OSError)):
         text = str(error) or type(error).__name__
-        permanent = isinstance(error, (PermanentError, DamagedData, StoreAwaited))
-        permanent = permanent and not isinstance(error, DamagedResults)  # they are made again
+        lasting = (errors.PermanentError, errors.DamagedData, errors.StoreAwaited)
+        made_again = isinstance(error, errors.DamagedResults)
+        takes_nothing = (errors.ProcessorUnavailable, errors.SinkUnavailable, errors.SinkRefused)
         return Failed(
             partition,
             text,
-            permanent,
-            attempted=not isinstance(error, StoreAwaited),
-            unavailable=isinstance(error, (ProcessorUnavailable, SinkUnavailable, SinkRefused)),
+            isinstance(error, lasting) and not made_again,
+            attempted=not isinstance(error, errors.StoreAwaited),
+            unavailable=isinstance(error, takes_nothing),
         )
     # a bug: the outcomes of the others must not go with it
     log.error("unexpected error for partition %s", partition, exc_info=error)
@@ -122,13 +113,13 @@ def mending(key: PartitionKey, pipeline: Pipeline) -> Iterator[SealedSlot]:
     layout = pipeline.layout
     try:
         if is_replaced(layout, key.slot, key.number):
-            raise DamagedSlot(f"{key} was found damaged before")
+            raise errors.DamagedSlot(f"{key} was found damaged before")
         slot = _sealed(str(key), pipeline)
         finish_mending(slot, layout)
         yield slot
-    except DamagedSlot as error:
+    except errors.DamagedSlot as error:
         mended = mend(key.slot, key.number, error, pipeline)
-        raise DamagedSlot(mended.sentence(layout)) from error
+        raise errors.DamagedSlot(mended.sentence(layout)) from error
 
 
 def note_failed(outcome: Failed, pipeline: Pipeline, stage: Stage) -> None:
@@ -143,14 +134,14 @@ def note_failed(outcome: Failed, pipeline: Pipeline, stage: Stage) -> None:
                 error=outcome.error,
                 now=time.time(),
             )
-    except (FuploaderError, OSError) as trouble:
+    except (errors.FuploaderError, OSError) as trouble:
         log.warning("could not note the failure of %s: %s", outcome.partition, trouble)
 
 
 def _sealed(partition: str, pipeline: Pipeline) -> SealedSlot:
     slot = find_sealed(pipeline.layout, partition)
     if slot is None:
-        raise PermanentError(
+        raise errors.PermanentError(
             f"there is no data of partition {partition} below {pipeline.layout.root}",
             hint="it belongs to another node or another storage_root: nothing of it was ever "
             "stored from here",

@@ -24,11 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, StoredArchive
 from fuploader_dagster.archives.reader import Archive
-from fuploader_dagster.contracts.object_store import (
-    ObjectStore,
-    OpensObjectStore,
-    OpensSeveralStores,
-)
+from fuploader_dagster.contracts import object_store
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import ConfigError, StoreRefused
@@ -76,7 +72,7 @@ class ArchiveFinder:
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
         self._pipelines = pipelines
         self._lock = threading.Lock()
-        self._opened: dict[int, ObjectStore] = {}
+        self._opened: dict[int, object_store.ObjectStore] = {}
 
     def find(self, target: str) -> FoundArchive:
         """The archive that the target names.
@@ -113,7 +109,7 @@ class ArchiveFinder:
             "read",
         )
 
-    def _stores(self, scheme: str, unusable: list[str]) -> Iterator[ObjectStore]:
+    def _stores(self, scheme: str, unusable: list[str]) -> Iterator[object_store.ObjectStore]:
         for name, pipeline in self._pipelines.items():
             settings = (pipeline.store, *pipeline.former_stores)
             for setting in chain.from_iterable(map(_parts, settings)):
@@ -125,7 +121,7 @@ class ArchiveFinder:
                 except ConfigError as error:
                     unusable.append(f"{name}: {error}")
 
-    def _open(self, setting: OpensObjectStore) -> ObjectStore:
+    def _open(self, setting: object_store.OpensObjectStore) -> object_store.ObjectStore:
         with self._lock:
             if id(setting) not in self._opened:
                 self._opened[id(setting)] = setting.open()
@@ -180,14 +176,14 @@ class ArchiveFinder:
         return next((_stored(store, key) for key in found), None)
 
 
-def _parts(setting: OpensObjectStore) -> Iterator[OpensObjectStore]:
-    if isinstance(setting, OpensSeveralStores):
+def _parts(setting: object_store.OpensObjectStore) -> Iterator[object_store.OpensObjectStore]:
+    if isinstance(setting, object_store.OpensSeveralStores):
         for one in setting.each():
             yield from _parts(one)
     else:
         yield setting
 
 
-def _stored(store: ObjectStore, key: str) -> FoundArchive:
+def _stored(store: object_store.ObjectStore, key: str) -> FoundArchive:
     source = StoredArchive(store, key)
     return FoundArchive(source, source.sha256)

@@ -38,11 +38,7 @@ from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.processed import (
-    ProcessedSeal,
-    ProcessedSlot,
-    find_processed,
-)
+from fuploader_dagster.slots.processed import ProcessedSeal, ProcessedSlot, find_processed
 from fuploader_dagster.slots.receipts import Receipt
 from fuploader_dagster.slots.sealing import SealedSlot
 

@@ -11,16 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from fuploader_dagster.contracts.sink import Delivery, RejectedItem
-from fuploader_dagster.dead_letters.letters import (
-    SINK_STAGE,
-    DeadLetter,
-    DeadLetterBox,
-    FailedItem,
-    item_letters,
-    numbered_dead_letters,
-    requeued_ids,
-    sink_writer,
-)
+from fuploader_dagster.dead_letters import letters
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.slot_items import SlotItems
 from fuploader_dagster.disk.layout import Layout
@@ -32,11 +23,15 @@ MOST_LETTERS, MOST_BYTES = 2_000, 4 * 2**20
 def sent_back(layout: Layout, delivery: Delivery) -> set[str]:
     """Names of the partition's items whose letters of this sink were sent back. Each has its rows
     by a delivery of its own, or is in another slot by now."""
-    sent = requeued_ids(layout)
-    letters = numbered_dead_letters(layout, f"*-{sink_writer(delivery.sink)}") if sent else ()
+    sent = letters.requeued_ids(layout)
+    found = (
+        letters.numbered_dead_letters(layout, f"*-{letters.sink_writer(delivery.sink)}")
+        if sent
+        else ()
+    )
     return {
         letter.item.name
-        for letter_id, letter in letters
+        for letter_id, letter in found
         if letter_id in sent and letter.item and letter.item.partition == delivery.partition
     }
 
@@ -48,8 +43,8 @@ class RejectedItems:
         self._layout = layout
         self._delivery = delivery
         self._items = items
-        self._writer = sink_writer(delivery.sink)
-        self._box = DeadLetterBox(layout, self._writer)
+        self._writer = letters.sink_writer(delivery.sink)
+        self._box = letters.DeadLetterBox(layout, self._writer)
         self._notes = SinkNotes(layout, delivery.sink)
         self.before = self._of_earlier_attempts()
         """Names of the items that have a letter already."""
@@ -62,25 +57,25 @@ class RejectedItems:
             return
         self.count += len(rejected)
         reasons = {one.position: one.reason for one in rejected}
-        letters: list[DeadLetter] = []
+        written: list[letters.DeadLetter] = []
         size = 0
         for position, item in self._items.read(reasons.keys()):
             if item.name in self._lettered:
                 continue
-            failed = FailedItem(
-                stage=f"{SINK_STAGE}{self._delivery.sink}",
+            failed = letters.FailedItem(
+                stage=f"{letters.SINK_STAGE}{self._delivery.sink}",
                 partition=self._delivery.partition,
                 position=position,
                 name=item.name,
                 processing=self._delivery.id,
                 headers=dict(item.headers),
             )
-            letters.append(self._box.item_letter(failed, reasons[position], item.content))
+            written.append(self._box.item_letter(failed, reasons[position], item.content))
             size += len(item.content)
-            if size >= MOST_BYTES or len(letters) == MOST_LETTERS:
-                self._write(letters)
-                letters, size = [], 0
-        self._write(letters)
+            if size >= MOST_BYTES or len(written) == MOST_LETTERS:
+                self._write(written)
+                written, size = [], 0
+        self._write(written)
 
     def count_before(self) -> int:
         """How many have a letter of this delivery."""
@@ -92,17 +87,17 @@ class RejectedItems:
             return frozenset()
         return frozenset(self._lettered)
 
-    def _write(self, letters: Sequence[DeadLetter]) -> None:
-        if letters:
+    def _write(self, written: Sequence[letters.DeadLetter]) -> None:
+        if written:
             self._notes.note_letters(self._delivery.partition)
-        self._box.keep(letters)
-        self._lettered.update(letter.item.name for letter in letters if letter.item is not None)
+        self._box.keep(written)
+        self._lettered.update(letter.item.name for letter in written if letter.item is not None)
 
     @cached_property
     def _lettered(self) -> set[str]:
         """Names of the items with a letter: from disk and archive they come by the same names."""
         return {
             item.name
-            for item in item_letters(self._layout, self._writer)
+            for item in letters.item_letters(self._layout, self._writer)
             if (item.partition, item.processing) == (self._delivery.partition, self._delivery.id)
         }

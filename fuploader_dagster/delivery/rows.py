@@ -20,7 +20,7 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 
@@ -62,7 +62,7 @@ def store_partitions(
     A partition whose rows are stored is done, and its outcome says so. With `redo` they are stored
     again, in place of those.
     """
-    with _opened(pipeline, sink, open_archive, redo=redo) as step:
+    with closing(_Step(pipeline, sink, open_archive, redo=redo)) as step:
         for at, partition in enumerate(partitions):
             outcome = attempt(partition, step.store)
             if isinstance(outcome, Failed):
@@ -71,17 +71,6 @@ def store_partitions(
             if isinstance(outcome, Failed) and step.takes_nothing:
                 yield from step.untried(partitions[at + 1 :], outcome)
                 return
-
-
-@contextmanager
-def _opened(
-    pipeline: Pipeline, sink: str, open_archive: OpenArchive, *, redo: bool
-) -> Iterator[_Step]:
-    step = _Step(pipeline, sink, open_archive, redo=redo)
-    try:
-        yield step
-    finally:
-        step.close()
 
 
 class _Step:

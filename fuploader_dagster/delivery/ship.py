@@ -18,24 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.delivery import mend
 from fuploader_dagster.delivery.all_rows import AllRows
-from fuploader_dagster.delivery.attempts import (
-    Done,
-    Failed,
-    Outcome,
-    attempt,
-    mending,
-    note_failed,
-)
+from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt, mending, note_failed
 from fuploader_dagster.delivery.failures import Stage
-from fuploader_dagster.delivery.mend import (
-    MENDED_SLOT,
-    find_mended,
-    mend,
-    note_told,
-    place_of,
-    unreadable_slots,
-)
 from fuploader_dagster.delivery.pack import Packed, pack
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
@@ -135,7 +121,7 @@ def ship(pipeline: Pipeline, store: ObjectStore, rows: AllRows | None = None) ->
 def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
     """Sealed slots that replaced damaged ones while these partitions were shipped."""
     new = (PartitionKey.parse(key) for key in sealed_partitions(pipeline.layout))
-    return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
+    return [str(k) for k in new if k and k.slot == mend.MENDED_SLOT and str(k) not in shipped]
 
 
 def _ship_one(
@@ -153,9 +139,9 @@ def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> D
     with naming_disk_trouble(layout.root), PartitionLock(pipeline, partition) as stored_before:
         if stored_before is not None:
             return Done(partition, receipt=stored_before)
-        if mended := find_mended(layout, partition):
+        if mended := mend.find_mended(layout, partition):
             if deliver is not None:
-                note_told(layout, partition, mended)
+                mend.note_told(layout, partition, mended)
             return Done(partition, note=mended.sentence(layout))
         with mending(key, pipeline) as slot:
             packed = pack(slot, pipeline)
@@ -166,10 +152,10 @@ def mend_unreadable(pipeline: Pipeline) -> list[str]:
     """Mend slots whose seal cannot be read: nobody asks for them by their partition. Returns the
     partitions of what was proven. Trouble with one slot is logged and holds up no other."""
     found = []
-    for directory in unreadable_slots(pipeline.layout):
+    for directory in mend.unreadable_slots(pipeline.layout):
         error = DamagedSlot(f"{directory} has no readable seal")
         try:
-            mended = mend(*place_of(directory), error, pipeline)
+            mended = mend.mend(*mend.place_of(directory), error, pipeline)
         except (FuploaderError, OSError) as trouble:
             log.error("%s is damaged and could not be mended: %s", directory, trouble)
         else:

@@ -26,13 +26,7 @@ from typing import Any
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
-from fuploader_dagster.dead_letters.letters import (
-    PROCESSING_WRITER,
-    DeadLetter,
-    DeadLetterBox,
-    FailedItem,
-    letters_of_processing,
-)
+from fuploader_dagster.dead_letters import letters
 from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process_step import Step, cancel, stored_results
 from fuploader_dagster.disk.header_text import from_text
@@ -76,7 +70,7 @@ class SlotInWork:
         """Of each batch that was begun and not taken yet, in the order of the inputs."""
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
-        self._letters = DeadLetterBox(step.pipeline.layout, PROCESSING_WRITER)
+        self._letters = letters.DeadLetterBox(step.pipeline.layout, letters.PROCESSING_WRITER)
         self._lettered: set[int] = set()
         """Positions of items that an earlier attempt wrote letters of."""
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
@@ -98,7 +92,7 @@ class SlotInWork:
                     writer.figures.inputs,
                     self._slot.seal.messages,
                 )
-                self._lettered = letters_of_processing(
+                self._lettered = letters.letters_of_processing(
                     self._step.pipeline.layout, writer.processing.id
                 )
             try:
@@ -199,18 +193,18 @@ class SlotInWork:
         if not self._taken:
             return
         position = self._writer.figures.inputs
-        letters, counts = [], []
+        failed, counts = [], []
         for number, finished in enumerate(self._taken, start=position):
             if finished.reason:
                 if number not in self._lettered:
-                    letters.append(self._letter(finished, number))
+                    failed.append(self._letter(finished, number))
                 counts.append(FAILED)
                 continue
             for result in finished.results:
                 headers = {"content-type": result.content_type} if result.content_type else {}
                 self._writer.add(result.name or finished.item.name, result.content, headers)
             counts.append(len(finished.results))
-        self._letters.keep(letters)
+        self._letters.keep(failed)
         self._writer.commit(
             counts,
             [int(finished.seconds * 1000) for finished in self._taken],
@@ -223,8 +217,8 @@ class SlotInWork:
             self._slot.seal.partition, figures.inputs, self._slot.seal.messages, figures.failed
         )
 
-    def _letter(self, finished: _Finished, position: int) -> DeadLetter:
-        item = FailedItem(
+    def _letter(self, finished: _Finished, position: int) -> letters.DeadLetter:
+        item = letters.FailedItem(
             partition=self._slot.seal.partition,
             position=position,
             name=finished.item.name,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fuploader_dagster.archives.members import MemberSource, MemberToPack, PlainMember
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.disk.tar_headers import member_bytes, member_header, padding
 from fuploader_dagster.errors import DamagedData, DamagedSlot
 from fuploader_dagster.slots.index import IndexEntry
@@ -95,11 +96,8 @@ class FolderMembers(MemberSource):
         for i in range(first, last):
             member = self.members[i]
             size = member.size_bytes
-            descriptor = self._open(i)
-            try:
+            with closed_after(self._open(i)) as descriptor:
                 payload = os.read(descriptor, size + 1)
-            finally:
-                os.close(descriptor)
             if len(payload) != size:
                 raise self._changed(i)
             parts += (member_header(member.name, size, member.headers), payload, padding(size))
@@ -110,13 +108,10 @@ class FolderMembers(MemberSource):
         size = member.size_bytes
         header = member_header(member.name, size, member.headers)
         begin, end = max(start - len(header), 0), min(stop - len(header), size)
-        descriptor = self._open(index)
-        try:
+        with closed_after(self._open(index)) as descriptor:
             if os.fstat(descriptor).st_size != size:
                 raise self._changed(index)
             payload = os.pread(descriptor, end - begin, begin) if end > begin else b""
-        finally:
-            os.close(descriptor)
         if len(payload) != max(end - begin, 0):
             raise self._changed(index)
         part = header[start:stop] + payload

@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 
 from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, Sink
-from fuploader_dagster.dead_letters.letters import (
-    SINK_STAGE,
-    DeadLetter,
-    FailedItem,
-    note_requeued,
-)
+from fuploader_dagster.dead_letters.letters import SINK_STAGE, DeadLetter, FailedItem, note_requeued
 from fuploader_dagster.delivery.item_rows import RowsOf, rows_of
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.unforeseen import told_without_text

@@ -17,11 +17,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.disk.own_files import closed_after
 from fuploader_dagster.intake import worker_status
 from fuploader_dagster.intake.lease import renewal
 from fuploader_dagster.intake.pauses import growing_pause
@@ -255,9 +257,6 @@ def _died_of(code: int) -> str:
 def _read_and_close(descriptor: int) -> str:
     """What was written into a pipe so far; a child of the writer may still have it open."""
     os.set_blocking(descriptor, False)
-    try:
+    with closed_after(descriptor), suppress(BlockingIOError):
         return os.read(descriptor, MAX_LAST_WORDS).decode("utf-8", "replace")
-    except BlockingIOError:
-        return ""
-    finally:
-        os.close(descriptor)
+    return ""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_dir, make_dirs, syncfs, write_all
-from fuploader_dagster.disk.own_files import open_own_folder, read_own
+from fuploader_dagster.disk.own_files import closed_after, open_own_folder, read_own
 from fuploader_dagster.disk.trouble import disk_trouble
 from fuploader_dagster.errors import BadMessage, DamagedSlot, ForeignFile
 from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
@@ -81,12 +81,9 @@ class FilesWriter(DirectoryWriter):
         made: list[str] = []
         try:
             for name, content in self._pending:
-                descriptor = os.open(name, flags, 0o644, dir_fd=self._data)
-                made.append(name)
-                try:
+                with closed_after(os.open(name, flags, 0o644, dir_fd=self._data)) as descriptor:
+                    made.append(name)
                     write_all(descriptor, content)
-                finally:
-                    os.close(descriptor)
             reached(CrashPoint.DATA_WRITTEN)
             syncfs(self._data)
         except OSError:

@@ -36,12 +36,7 @@ import msgspec
 
 from fuploader_dagster import errors
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import (
-    append_durably,
-    make_dirs,
-    remove_tree,
-    write_durably,
-)
+from fuploader_dagster.disk.durable import append_durably, make_dirs, remove_tree, write_durably
 from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own

@@ -33,26 +33,11 @@ from fuploader_dagster.intake.leftovers import ADOPTED_SLOT, adopting, journal
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots import index
 from fuploader_dagster.slots.plain_files import FILES_NAME
-from fuploader_dagster.slots.sealing import (
-    SEAL_NAME,
-    SealedSlot,
-    encode_seal,
-    make_seal,
-    read_seal,
-)
-from fuploader_dagster.takeover import staging
+from fuploader_dagster.slots.sealing import SEAL_NAME, SealedSlot, encode_seal, make_seal, read_seal
+from fuploader_dagster.takeover import plan, staging
 from fuploader_dagster.takeover.archives import write_members
 from fuploader_dagster.takeover.former_redis import FormerRedis
 from fuploader_dagster.takeover.names import as_text, names_in
-from fuploader_dagster.takeover.plan import (
-    Adopt,
-    Content,
-    LeftArchive,
-    Member,
-    Plan,
-    SetAside,
-    TakeArchive,
-)
 
 log = logging.getLogger(__name__)
 
@@ -61,36 +46,39 @@ Progress = Callable[[int], None]
 
 
 def apply(
-    plan: Plan, pipeline: Pipeline, redis: FormerRedis | None, progress: Progress | None = None
+    steps: plan.Plan,
+    pipeline: Pipeline,
+    redis: FormerRedis | None,
+    progress: Progress | None = None,
 ) -> list[SealedSlot]:
-    """Carry the plan out; returns what was sealed. The caller holds the take-over's lock."""
+    """Carry the steps out; returns what was sealed. The caller holds the take-over's lock."""
     layout = pipeline.layout
     durable.make_dirs(adopting(layout))
-    if plan.stored:
-        _keep_identities(plan.stored, pipeline)
-    for aside in plan.aside:
+    if steps.stored:
+        _keep_identities(steps.stored, pipeline)
+    for aside in steps.aside:
         _set_aside(aside, layout)
-    sealed = [_finish(staged, layout) for staged in plan.finish]
-    for adopt in plan.adopt:
+    sealed = [_finish(staged, layout) for staged in steps.finish]
+    for adopt in steps.adopt:
         sealed += _adopt(adopt, pipeline)
         if progress:
             progress(adopt.kept)
-    for archive in plan.archives:
+    for archive in steps.archives:
         sealed += _take_archive(archive, pipeline)
-    for removal in plan.remove:
+    for removal in steps.remove:
         removal.path.unlink(missing_ok=True)
         log.info("removed %s: %s", removal.path, removal.because)
         if (staged := removal.path.parent).parent == adopting(layout):
             durable.remove_tree(staged)
     if redis is not None:
-        redis.remove(plan.forget)
-    for path in plan.empty:
+        redis.remove(steps.forget)
+    for path in steps.empty:
         _remove_empty(path)
     _end(layout)
     return sealed
 
 
-def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
+def _adopt(step: plan.Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     directory, layout = step.directory, pipeline.layout
     staged = directory.path
     if directory.kind != "staged":
@@ -110,7 +98,7 @@ def _adopt(step: Adopt, pipeline: Pipeline) -> list[SealedSlot]:
     return _seal_files(staged, pipeline)
 
 
-def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
+def _keep_identities(stored: Collection[plan.Content], pipeline: Pipeline) -> None:
     """Let the drain recognise what FUploader stored last: some of it may not be acknowledged."""
     layout, members = pipeline.layout, [(name, digest, 0) for name, digest in sorted(stored)]
     # A number that no other directory has: the drain tells indexes apart by it.
@@ -120,7 +108,7 @@ def _keep_identities(stored: Collection[Content], pipeline: Pipeline) -> None:
     durable.write_durably(layout.shipped / f"{partition}.{len(members)}.index", _index_of(members))
 
 
-def _index_of(members: Sequence[Member]) -> bytes:
+def _index_of(members: Sequence[plan.Member]) -> bytes:
     return index.whole_index(
         [
             index.record(as_text(name).encode("utf-8"), 0, 0, size, digest)
@@ -151,7 +139,7 @@ def _sync(folder: Path) -> None:
         durable.syncfs(descriptor)
 
 
-def _seal(staged: Path, members: Sequence[Member], pipeline: Pipeline) -> SealedSlot:
+def _seal(staged: Path, members: Sequence[plan.Member], pipeline: Pipeline) -> SealedSlot:
     content = _index_of(members)
     durable.write_durably(staged / index.INDEX_NAME, content)
     seal = make_seal(
@@ -199,7 +187,7 @@ def _finish(staged: Path, layout: Layout) -> SealedSlot:
     return SealedSlot(directory, seal)
 
 
-def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
+def _take_archive(step: plan.TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
     archive = step.archive
     if step.only is not None:
         return _unpack(archive, step.only, pipeline)
@@ -211,7 +199,9 @@ def _take_archive(step: TakeArchive, pipeline: Pipeline) -> list[SealedSlot]:
     return [_seal(staged, archive.members, pipeline)]
 
 
-def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) -> list[SealedSlot]:
+def _unpack(
+    archive: plan.LeftArchive, names: Collection[str], pipeline: Pipeline
+) -> list[SealedSlot]:
     """Seal the files of an archive that are nowhere else, and remove the archive."""
     layout = pipeline.layout
     staged = staging.new_directory(archive.source, layout)
@@ -223,7 +213,7 @@ def _unpack(archive: LeftArchive, names: Collection[str], pipeline: Pipeline) ->
         durable.rename_durably(folder, staged / FILES_NAME)
     if refused:
         because = f"{len(refused)} of its members were not taken: {'; '.join(refused[:3])}"
-        _set_aside(SetAside(archive.path, because), layout)
+        _set_aside(plan.SetAside(archive.path, because), layout)
     archive.path.unlink(missing_ok=True)
     if archive.staged is not None:
         durable.remove_tree(archive.staged)
@@ -265,7 +255,7 @@ def _compare(source: Path, copy: Path) -> None:
             )
 
 
-def _set_aside(step: SetAside, layout: Layout) -> None:
+def _set_aside(step: plan.SetAside, layout: Layout) -> None:
     name = f"{time.time_ns()}-{step.path.name}"
     with suppress(FileNotFoundError):
         _bring(step.path, layout.set_aside / name)

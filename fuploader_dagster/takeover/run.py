@@ -59,11 +59,9 @@ def _redis(pipeline: Pipeline) -> AbstractContextManager[FormerRedis | None]:
 
 def _register(pipeline: Pipeline, sealed: list[SealedSlot]) -> None:
     """Have the new slots become partitions soon; recovery finds them by itself a little later."""
-    state = pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)
     try:
-        state.open()
-        state.add_sealed([slot.seal.partition for slot in sealed])
+        with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+            state.open()
+            state.add_sealed([slot.seal.partition for slot in sealed])
     except FuploaderError as error:
         log.warning("%d adopted slots wait for recovery to register them: %s", len(sealed), error)
-    finally:
-        state.close()

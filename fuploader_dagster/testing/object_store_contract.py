@@ -84,14 +84,13 @@ class ObjectStoreContract(_Given):
 
     @pytest.mark.parametrize("other_size", [5_000, 5_001, 0])
     def test_an_object_with_other_content_is_a_conflict_and_stays(self, other_size: int) -> None:
-        store = self._store
         mine, other = self._archive(5_000), self._archive(other_size, seed=1)
-        store.put("k", other)
+        self._store.put("k", other)
         with pytest.raises(errors.ObjectConflict) as caught:
-            store.put("k", mine)
+            self._store.put("k", mine)
         assert mine.sha256 in str(caught.value)
         assert other.sha256 in str(caught.value)
-        assert read_all(store, "k", other_size) == other.path.read_bytes()
+        assert read_all(self._store, "k", other_size) == other.path.read_bytes()
 
     def test_an_archive_that_changed_since_it_was_packed_is_not_stored(self) -> None:
         store, archive = self._store, self._archive(5_000)
@@ -136,24 +135,22 @@ class ObjectStoreContract(_Given):
             self._store.get_range("missing", 0, 10)
 
     def test_a_listing_is_complete_in_key_order_and_below_its_prefix(self) -> None:
-        store = self._store
         keys = ["a", "a-1/x", "a/1", "a/10", "a/2", "b/ü/1", "b/z"]
         for number, key in enumerate(k for k in keys if k != "a"):
-            store.put(key, self._archive(number + 1))
-        found = [(each.key, each.size_bytes) for each in store.list()]
+            self._store.put(key, self._archive(number + 1))
+        found = [(each.key, each.size_bytes) for each in self._store.list()]
         assert [key for key, _ in found] == sorted(k for k in keys if k != "a")
-        assert [each.key for each in store.list("a/")] == ["a/1", "a/10", "a/2"]
-        assert [each.key for each in store.list("a/1")] == ["a/1", "a/10"]
+        assert [each.key for each in self._store.list("a/")] == ["a/1", "a/10", "a/2"]
+        assert [each.key for each in self._store.list("a/1")] == ["a/1", "a/10"]
         assert dict(found)["a-1/x"] == 1
-        assert list(store.list("nothing/")) == []
+        assert list(self._store.list("nothing/")) == []
 
     def test_delete_removes_and_may_be_repeated(self) -> None:
-        store = self._store
-        store.put("k", self._archive(10))
-        store.delete("k")
-        assert store.head("k") is None
-        store.delete("k")
-        store.delete("never/there")
+        self._store.put("k", self._archive(10))
+        self._store.delete("k")
+        assert self._store.head("k") is None
+        self._store.delete("k")
+        self._store.delete("never/there")
 
     def test_what_is_erased_is_gone_and_that_may_be_repeated(self) -> None:
         store, archive = self._store, self._archive(10)
@@ -181,10 +178,9 @@ class ObjectStoreContract(_Given):
         "key", ["", "/a", "a//b", "a/", "../a", "a/../b", ".", "a/./b", "a\0b", "a\nb", "é" * 600]
     )
     def test_keys_that_could_leave_the_prefix_or_break_are_refused(self, key: str) -> None:
-        store = self._store
         with pytest.raises(errors.StoreRefused, match="cannot be an object key"):
-            store.put(key, self._archive(10))
-        assert list(store.list()) == []
+            self._store.put(key, self._archive(10))
+        assert list(self._store.list()) == []
 
     def test_of_many_puts_of_one_archive_at_once_all_get_a_receipt(self) -> None:
         store, archive = self._store, self._archive(200_000)
@@ -213,10 +209,9 @@ class ObjectStoreContract(_Given):
             assert hashlib.sha256(stored).hexdigest() == winners[0].sha256
 
     def test_a_working_store_passes_its_check_and_the_check_leaves_nothing(self) -> None:
-        store = self._store
-        store.check()
-        assert list(store.list()) == []
-        assert store.unfinished() == []
+        self._store.check()
+        assert list(self._store.list()) == []
+        assert self._store.unfinished() == []
 
 
 class PartsContract(_Given):
@@ -296,12 +291,11 @@ class PartsContract(_Given):
         assert store.head("big") is None
 
     def test_a_large_archive_never_replaces_an_object_of_other_content(self) -> None:
-        store = self._store
         small = self._archive(10)
-        store.put("big", small)
+        self._store.put("big", small)
         with pytest.raises(errors.ObjectConflict):
-            store.put("big", self._archive(self.size_bytes))
-        assert read_all(store, "big", 10) == small.path.read_bytes()
+            self._store.put("big", self._archive(self.size_bytes))
+        assert read_all(self._store, "big", 10) == small.path.read_bytes()
 
 
 class Interrupted(Exception):

@@ -59,8 +59,10 @@ class COSSettings(cloud.CloudSettings):
 
     def service(self) -> Service:
         with needing("cos-python-sdk-v5", extra="cos"):
-            from fuploader_dagster.resources.object_stores import cos_service  # noqa: PLC0415
-        return cos_service.CosService(self)
+            from fuploader_dagster.resources.object_stores.cos_service import (  # noqa: PLC0415
+                CosService,
+            )
+        return CosService(self)
 
     def examine(self) -> Iterator[Diagnosis]:
         yield from crc64.examine()

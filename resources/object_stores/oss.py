@@ -53,8 +53,10 @@ class OSSSettings(cloud.CloudSettings):
 
     def service(self) -> Service:
         with needing("oss2", extra="oss"):
-            from fuploader_dagster.resources.object_stores import oss_service  # noqa: PLC0415
-        return oss_service.OssService(self)
+            from fuploader_dagster.resources.object_stores.oss_service import (  # noqa: PLC0415
+                OssService,
+            )
+        return OssService(self)
 
     def examine(self) -> Iterator[Diagnosis]:
         yield from crc64.examine()

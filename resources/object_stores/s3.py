@@ -76,9 +76,11 @@ class S3Settings(CloudSettings):
 
     def service(self) -> Service:
         with needing("boto3", extra="s3"):
-            from fuploader_dagster.resources.object_stores import s3_service  # noqa: PLC0415
+            from fuploader_dagster.resources.object_stores.s3_service import (  # noqa: PLC0415
+                S3Service,
+            )
         self.refuse_unconfirmable()  # again: the storage class may have come from a variable
-        return s3_service.S3Service(self)
+        return S3Service(self)
 
     def describe(self) -> str:
         where = f" at {self.shown('endpoint_url')}" if self.endpoint_url is not None else ""

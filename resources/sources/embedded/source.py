@@ -39,12 +39,7 @@ from fuploader_dagster.contracts.source import (
     SourceSettings,
 )
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.errors import (
-    ConfigError,
-    SlotInUse,
-    SourceRefused,
-    SourceUnavailable,
-)
+from fuploader_dagster.errors import ConfigError, SlotInUse, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.embedded import database
 from fuploader_dagster.resources.sources.embedded.rows import Row, described, message_of, row_of
 
