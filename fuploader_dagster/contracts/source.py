@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -217,9 +218,6 @@ class SourceSettings(Settings):
 
         Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
-        publisher = self.publisher()
-        try:
+        with closing(self.publisher()) as publisher:
             waiting = publisher.backlog()
-        finally:
-            publisher.close()
         yield Diagnosis("queue", "good", f"{self.describe()}: {waiting:,} messages wait")

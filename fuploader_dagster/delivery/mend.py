@@ -40,18 +40,10 @@ from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.slots import index
+from fuploader_dagster.slots import index, sealing
 from fuploader_dagster.slots.formats import Salvaged, salvage
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.message_values import Tally
-from fuploader_dagster.slots.sealing import (
-    SEAL_NAME,
-    Seal,
-    SealedSlot,
-    encode_seal,
-    make_seal,
-    read_seal,
-)
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 log = logging.getLogger(__name__)
@@ -138,7 +130,7 @@ def unreadable_slots(layout: Layout) -> list[Path]:
     found = []
     for directory in layout.sealed_dirs():
         try:
-            read_seal(directory)
+            sealing.read_seal(directory)
         except OtherFormat as error:
             log.error("%s was left alone: %s", directory, error)
         except DamagedSlot:
@@ -172,7 +164,7 @@ def is_replaced(layout: Layout, slot: int, number: int) -> bool:
     return _is_replaced(_read(_path(layout, slot, number)), layout)
 
 
-def finish_mending(replacement: SealedSlot, layout: Layout) -> None:
+def finish_mending(replacement: sealing.SealedSlot, layout: Layout) -> None:
     """Move away the damaged slot that this one replaces. Before that it must not be shipped."""
     if replacement.seal.mends is None:
         return
@@ -226,8 +218,8 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
 
 
 def _write_proven(
-    directory: Path, work: Path, number: int, pipeline: Intake, old: Seal | None
-) -> tuple[Sequence[str], Seal | None]:
+    directory: Path, work: Path, number: int, pipeline: Intake, old: sealing.Seal | None
+) -> tuple[Sequence[str], sealing.Seal | None]:
     """Segment, index and seal of what is proven; returns its names, and the seal if there are any.
 
     It is a segment whatever format the damaged slot had: the archive is the same. The values of
@@ -246,7 +238,7 @@ def _write_proven(
     fsync_file(work / SEGMENT_NAME)
     index_content = index.index_of(list(entries.values()))
     write_durably(work / INDEX_NAME, index_content)
-    seal = make_seal(
+    seal = sealing.make_seal(
         pipeline,
         slot=MENDED_SLOT,
         number=number,
@@ -259,7 +251,7 @@ def _write_proven(
         mends=place_of(directory),
         split=tally.shared() if old is None else old.split,
     )
-    write_durably(work / SEAL_NAME, encode_seal(seal))
+    write_durably(work / sealing.SEAL_NAME, sealing.encode_seal(seal))
     return list(entries), seal
 
 
@@ -302,9 +294,9 @@ def _free_number(layout: Layout) -> int:
     return max(used, default=0) + 1
 
 
-def _seal_of(directory: Path) -> Seal | None:
+def _seal_of(directory: Path) -> sealing.Seal | None:
     try:
-        return read_seal(directory)
+        return sealing.read_seal(directory)
     except DamagedSlot:
         return None
 

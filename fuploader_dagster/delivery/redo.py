@@ -35,14 +35,8 @@ from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
 from fuploader_dagster.delivery.upload import PartitionLock, names_of, store_archive
+from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import (
-    fsync_file,
-    make_dirs,
-    remove_tree,
-    rename_durably,
-    write_durably,
-)
 from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey, utc
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -119,7 +113,7 @@ def _redo_one(
             processed = process_slot(slot, pipeline, work, items)
             packed = pack(slot, pipeline, work)
         except DamagedSlot as error:  # only a copy: what is stored is not in question
-            remove_tree(work.root)
+            durable.remove_tree(work.root)
             raise DamagedSlot(
                 f"what was fetched of {partition} is damaged: {error.message}",
                 hint="the stored archive is untouched; the next attempt fetches it again",
@@ -165,7 +159,7 @@ def _is_stored(layout: Layout, receipt: Receipt) -> bool:
 
 
 def _remove(work: Layout) -> None:
-    remove_tree(work.root)
+    durable.remove_tree(work.root)
     reached(CrashPoint.REDO_REMOVED)
 
 
@@ -183,7 +177,7 @@ def _found(partition: str, work: Layout, process: ProcessorSettings) -> SealedSl
         return slot
     if slot is not None:
         log.warning("the processor has changed since %s was processed again", partition)
-    remove_tree(work.root)
+    durable.remove_tree(work.root)
     return None
 
 
@@ -202,15 +196,15 @@ def _fetched(
     """Fetch the messages into a sealed slot in the folder of the redo."""
     layout, partition = pipeline.layout, str(key)
     folder = layout.redo / partition
-    make_dirs(layout.redo)
+    durable.make_dirs(layout.redo)
     with temporary_folder(folder) as temporary:
         directory = Layout(temporary).sealed(key.slot, key.number)
-        make_dirs(directory)
+        durable.make_dirs(directory)
         segment = directory / SEGMENT_NAME
         entries = fetch(before, open_archive, segment, pipeline, results=False).originals
-        fsync_file(segment)
+        durable.fsync_file(segment)
         index = index_of(entries)
-        write_durably(directory / INDEX_NAME, index)
+        durable.write_durably(directory / INDEX_NAME, index)
         archive, object_name = _names(key, pipeline, before.split)
         seal = Seal(
             partition=partition,
@@ -228,8 +222,8 @@ def _fetched(
             object_key=object_name,
             split=before.split,
         )
-        write_durably(directory / SEAL_NAME, encode_seal(seal))
-        rename_durably(temporary, folder)
+        durable.write_durably(directory / SEAL_NAME, encode_seal(seal))
+        durable.rename_durably(temporary, folder)
         reached(CrashPoint.REDO_BEGUN)
     return SealedSlot(Layout(folder).sealed(key.slot, key.number), seal)
 
