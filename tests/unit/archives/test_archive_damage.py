@@ -202,6 +202,8 @@ def test_any_bytes_at_all_cause_only_errors_of_ours(data: st.DataObject) -> None
             b"\x5d\x2a\x4d\x18",
             b"\x5e\x2a\x4d\x18",
             b"\xb1\xea\x92\x8f",
+            b"PK\x03\x04",
+            b"PAR1",
             bytes(64),
         ]
     )
@@ -210,8 +212,10 @@ def test_any_bytes_at_all_cause_only_errors_of_ours(data: st.DataObject) -> None
     for look in (archive.verify, archive.listing):
         try:
             assert look().damages
-        except (ForeignArchive, TooLarge):  # they happen to begin like another kind of archive, or
-            assert content  # like a frame with a window that is larger than allowed
+        except (DamagedArchive, ForeignArchive, TooLarge):
+            # They begin like another kind of archive, whole or cut off, or like a frame with a
+            # window that is larger than allowed.
+            assert content
 
 
 def rebuilt(sound: Sound, **changes: object) -> bytes:
