@@ -5,8 +5,8 @@ What must always hold:
 - Offsets are committed by `settle` alone, in one synchronous request, for partitions that are ours
   since before the messages were received (`assignment.Held`).
 - The group asks for its members at least once in `max_poll_interval_seconds`: each call of
-  `receive` polls. What a poll brings that nobody asked for waits here (`_surplus`), and while
-  something waits, the partitions are paused.
+  `receive` polls. What a poll brings that nobody asked for waits here (`_surplus`), and when much
+  waits, the partitions are paused.
 - A partition is never read from somewhere else without a sentence in the log.
 
 Messages of partitions that went to other workers may still be committed here, and be settled: the
@@ -56,6 +56,8 @@ _FIRST_COUNT = 32
 _FETCHED_AHEAD_KIB = 16 << 10
 _FETCH_BYTES = 8 << 20
 _GOODBYE_SECONDS = 1.0
+_MOST_SURPLUS = 32
+"""Before partitions are paused: what was fetched ahead is fetched again after a pause."""
 _REBALANCE_POLL_SECONDS = 0.1
 _SKIPPED_COMMITTED_AFTER_SECONDS = 1.0
 _OFFSET_GONE = {"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE", "_LOG_TRUNCATION"}
@@ -254,7 +256,7 @@ class KafkaSource(MessageSource):
     def _poll(self, seconds: float) -> None:
         """Take part in the group; what comes with it is surplus."""
         consumer = self._opened()
-        self._pause(bool(self._surplus))
+        self._pause(len(self._surplus) >= _MOST_SURPLUS)
         record = consumer.poll(seconds)
         self._troubles.raise_any("receive from")
         if record is None:
