@@ -118,7 +118,7 @@ class RedisStream(SourceSettings):
     """Maximum number of entries. What we publish (replays, dead letters) is
     refused while it would exceed it. Other producers are not bound by it, and nothing is trimmed.
     By default, there is no maximum."""
-    idle_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    idle_seconds: Annotated[float, Field(ge=5, le=86_400)] = 300.0
     """A consumer without a sign of life for so long is gone, and its entries come again. Counts
     only if the server does not list connections, or for consumers of other programs: otherwise a
     consumer is gone when its connection is."""
