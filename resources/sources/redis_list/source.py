@@ -16,9 +16,7 @@ it had committed comes again, marked.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from typing import Annotated, Any, ClassVar
 
 import redis
@@ -26,26 +24,19 @@ from pydantic import Field, field_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Count
-from fuploader_dagster.contracts.source import (
-    CommittedBatch,
-    Message,
-    MessageSource,
-    SourceSettings,
-)
-from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
+from fuploader_dagster.contracts.source import CommittedBatch, Message, SourceSettings
+from fuploader_dagster.errors import ConfigError, SourceUnavailable
 from fuploader_dagster.resources.sources.redis_clients import (
     LOOK_EVERY_SECONDS,
     command,
     named_client,
 )
+from fuploader_dagster.resources.sources.redis_consumer import BATCH_BYTES, RedisConsumer
 from fuploader_dagster.resources.sources.redis_list.examination import examine
 from fuploader_dagster.resources.sources.redis_list.lists import End, Lists, explaining
 from fuploader_dagster.resources.sources.redis_list.publisher import RedisListPublisher
 from fuploader_dagster.resources.states.redis_connection import address, usable
 from fuploader_dagster.settings.secret import Secret
-
-_BATCH_BYTES = 4 << 20
-_FIRST_COUNT = 32
 
 
 class RedisList(SourceSettings):
@@ -96,24 +87,14 @@ class RedisList(SourceSettings):
         return Lists(self.key, self.end)
 
 
-class RedisListSource(MessageSource):
+class RedisListSource(RedisConsumer):
     """One consumer."""
 
     def __init__(self, settings: RedisList, prefetch: int) -> None:
+        super().__init__(settings, prefetch, explaining)
         self._settings, self._lists = settings, settings.lists
-        self._prefetch = self._most_in_hand = prefetch
-        self._client: redis.Redis | None = None
-        self._consumer = ""
         self._in_hand = 0
         """How many messages are received and not settled: the last delivery numbers."""
-        self._dead: deque[str] = deque()
-        """Consumers that are gone, and may have messages."""
-        self._last_number = 0
-        self._start = 0
-        """The last delivery number when the source was opened."""
-        self._count = _FIRST_COUNT
-        """How many messages to ask for: so many that they are about `_BATCH_BYTES`."""
-        self._looked_at = 0.0
 
     def open(self) -> None:
         self.close()
@@ -130,7 +111,7 @@ class RedisListSource(MessageSource):
         with self._giving_up("receive from"):
             client = self._opened()
             while True:
-                if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
+                if self._is_due_to_look():
                     self._look_for_the_dead()
                 if room > 0 and (messages := self._of_the_dead(room) or self._taken(room)):
                     return messages
@@ -139,17 +120,8 @@ class RedisListSource(MessageSource):
                     return []
                 self._wait(client, remaining, for_messages=room > 0)
 
-    def limit_in_hand(self, messages: int) -> None:
-        self._most_in_hand = min(messages, self._prefetch)
-
     def settle(self, batch: CommittedBatch) -> None:
-        client, last = self._client, batch.last.delivery
-        if client is None or last <= self._start:
-            self.close()
-            raise SourceUnavailable(
-                f"{self._settings.describe()} was closed after these messages were received",
-                hint="nothing is lost: they will be delivered again",
-            )
+        client, last = self._opened_for(batch), batch.last.delivery
         done = last - (self._last_number - self._in_hand)
         if done <= 0:
             return
@@ -160,25 +132,12 @@ class RedisListSource(MessageSource):
         self._in_hand -= done
 
     def close(self) -> None:
-        client, self._client = self._client, None
         self._in_hand = 0
-        self._dead.clear()
-        if client is None:
-            return
-        with suppress(redis.RedisError, OSError):
-            # So that the next consumer need not wait until the server sees that we left.
-            self._lists.leave(client, self._consumer)
-        with suppress(redis.RedisError, OSError):
-            client.close()
+        self._disconnect(lambda client: self._lists.leave(client, self._consumer))
 
     def describe(self, message: Message) -> dict[str, Any]:
         """Nothing: a list holds bodies, and does not count deliveries."""
         return {}
-
-    def _opened(self) -> redis.Redis:
-        if self._client is None:
-            raise SourceUnavailable(f"{self._settings.describe()} is not open")
-        return self._client
 
     def _look_for_the_dead(self) -> None:
         """Also shows that we are alive, where only that counts, and that nobody thinks we are
@@ -186,10 +145,7 @@ class RedisListSource(MessageSource):
         client = self._opened()
         self._looked_at = time.monotonic()
         self._take(0)
-        found = self._lists.consumers(client, self._settings.idle_seconds)
-        self._dead = deque(
-            one.name for one in found if not one.alive and one.name != self._consumer
-        )
+        self._note_dead(self._lists.consumers(client, self._settings.idle_seconds))
 
     def _of_the_dead(self, room: int) -> list[Message]:
         """Messages of consumers that are gone, of one after the other."""
@@ -208,7 +164,7 @@ class RedisListSource(MessageSource):
             self._consumer,
             self._in_hand,
             min(most, self._count),
-            _BATCH_BYTES,
+            BATCH_BYTES,
             dead=dead,
         )
         if isinstance(found, int):
@@ -231,8 +187,7 @@ class RedisListSource(MessageSource):
         first = self._last_number + 1
         self._last_number += len(bodies)
         self._in_hand += len(bodies)
-        size = sum(map(len, bodies))
-        self._count = max(1, min(2 * self._count, _BATCH_BYTES * len(bodies) // max(1, size)))
+        self._adapt_count(len(bodies), sum(map(len, bodies)))
         return [
             Message(body, number, redelivered, None) for number, body in enumerate(bodies, first)
         ]
@@ -245,13 +200,3 @@ class RedisListSource(MessageSource):
             hint="nothing that the server has is lost: it will be delivered again. Let the user "
             "list connections (client|list, client|setname), or raise idle_seconds",
         )
-
-    @contextmanager
-    def _giving_up(self, tried: str) -> Iterator[None]:
-        """Any error closes the source."""
-        try:
-            with explaining(f"could not {tried} {self._settings.describe()}"):
-                yield
-        except (SourceUnavailable, SourceRefused):
-            self.close()
-            raise

@@ -19,7 +19,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import redis
@@ -27,19 +26,15 @@ from pydantic import Field, field_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Count
-from fuploader_dagster.contracts.source import (
-    CommittedBatch,
-    Message,
-    MessageSource,
-    SourceSettings,
-)
-from fuploader_dagster.errors import ConfigError, SourceRefused, SourceUnavailable
+from fuploader_dagster.contracts.source import CommittedBatch, Message, SourceSettings
+from fuploader_dagster.errors import ConfigError, SourceRefused
 from fuploader_dagster.resources.sources.redis_clients import (
     LOOK_EVERY_SECONDS,
     NAMED,
     command,
     named_client,
 )
+from fuploader_dagster.resources.sources.redis_consumer import RedisConsumer
 from fuploader_dagster.resources.sources.redis_stream.connection import consumers, explaining
 from fuploader_dagster.resources.sources.redis_stream.entries import described, message_of
 from fuploader_dagster.resources.sources.redis_stream.examination import examine
@@ -52,8 +47,6 @@ from fuploader_dagster.settings.secret import Secret
 
 log = logging.getLogger(__name__)
 
-_BATCH_BYTES = 4 << 20
-_FIRST_COUNT = 32
 _SETTLED_AT_ONCE = 2_000
 """A script can pass on about 8,000 arguments."""
 _AFTER_ALL = "18446744073709551615-0"
@@ -149,24 +142,14 @@ class RedisStream(SourceSettings):
         return self.body_field.encode()
 
 
-class RedisStreamSource(MessageSource):
+class RedisStreamSource(RedisConsumer):
     """One consumer."""
 
     def __init__(self, settings: RedisStream, prefetch: int) -> None:
+        super().__init__(settings, prefetch, explaining)
         self._settings = settings
-        self._prefetch = self._most_in_hand = prefetch
-        self._client: redis.Redis | None = None
-        self._consumer = ""
         self._in_hand: deque[tuple[int, bytes]] = deque()
         """Delivery numbers and ids of what is not settled."""
-        self._dead: deque[str] = deque()
-        """Consumers that are gone, and may have entries."""
-        self._last_number = 0
-        self._start = 0
-        """The last delivery number when the source was opened."""
-        self._count = _FIRST_COUNT
-        """How many entries to ask for: so many that they are about `_BATCH_BYTES`."""
-        self._looked_at = 0.0
 
     def open(self) -> None:
         self.close()
@@ -193,7 +176,7 @@ class RedisStreamSource(MessageSource):
         with self._giving_up("receive from"):
             client = self._opened()
             while True:
-                if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
+                if self._is_due_to_look():
                     self._look_for_the_dead()
                 if room > 0 and (messages := self._claimed(client, room)):
                     return messages
@@ -209,17 +192,8 @@ class RedisStreamSource(MessageSource):
                 if time.monotonic() >= deadline:
                     return []
 
-    def limit_in_hand(self, messages: int) -> None:
-        self._most_in_hand = min(messages, self._prefetch)
-
     def settle(self, batch: CommittedBatch) -> None:
-        client, last = self._client, batch.last.delivery
-        if client is None or last <= self._start:
-            self.close()
-            raise SourceUnavailable(
-                f"{self._settings.describe()} was closed after these messages were received",
-                hint="nothing is lost: they will be delivered again",
-            )
+        client, last = self._opened_for(batch), batch.last.delivery
         ids = [entry_id for number, entry_id in self._in_hand if number <= last]
         if not ids:
             return
@@ -232,17 +206,8 @@ class RedisStreamSource(MessageSource):
             self._in_hand.popleft()
 
     def close(self) -> None:
-        client, self._client = self._client, None
         self._in_hand.clear()
-        self._dead.clear()
-        if client is None:
-            return
-        with suppress(redis.RedisError, OSError):
-            if self._consumer.startswith(NAMED):
-                # So that the next consumer need not wait until the server sees that we left.
-                command(client, "CLIENT SETNAME", "left")
-        with suppress(redis.RedisError, OSError):
-            client.close()
+        self._disconnect(self._leave)
 
     def describe(self, message: Message) -> dict[str, Any]:
         return described(message, self._settings.raw_body_field)
@@ -251,10 +216,9 @@ class RedisStreamSource(MessageSource):
     def _longest_wait(self) -> float:
         return min(LOOK_EVERY_SECONDS, self._settings.timeout_seconds / 2)
 
-    def _opened(self) -> redis.Redis:
-        if self._client is None:
-            raise SourceUnavailable(f"{self._settings.describe()} is not open")
-        return self._client
+    def _leave(self, client: redis.Redis) -> None:
+        if self._consumer.startswith(NAMED):
+            command(client, "CLIENT SETNAME", "left")
 
     def _connected(self) -> redis.Redis:
         client, self._consumer = named_client(self._settings.url, self._settings.timeout_seconds)
@@ -281,10 +245,7 @@ class RedisStreamSource(MessageSource):
         self._looked_at = time.monotonic()
         reading = ("XREADGROUP", "GROUP", settings.group, self._consumer, "COUNT", 1)
         command(client, *reading, "STREAMS", settings.stream, _AFTER_ALL)
-        found = consumers(client, settings.stream, settings.group, settings.idle_seconds)
-        self._dead = deque(
-            one.name for one in found if not one.alive and one.name != self._consumer
-        )
+        self._note_dead(consumers(client, settings.stream, settings.group, settings.idle_seconds))
 
     def _claimed(self, client: redis.Redis, room: int) -> list[Message]:
         """Entries of consumers that are gone, of one after the other."""
@@ -320,15 +281,5 @@ class RedisStreamSource(MessageSource):
             messages.append(message)
             size += len(message.body)
             self._in_hand.append((self._last_number, entry_id))
-        self._count = max(1, min(2 * self._count, _BATCH_BYTES * len(messages) // max(1, size)))
+        self._adapt_count(len(messages), size)
         return messages
-
-    @contextmanager
-    def _giving_up(self, tried: str) -> Iterator[None]:
-        """Any error closes the source."""
-        try:
-            with explaining(f"could not {tried} {self._settings.describe()}"):
-                yield
-        except (SourceUnavailable, SourceRefused):
-            self.close()
-            raise
