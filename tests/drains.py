@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import signal
 import sys
 import tarfile
 import threading
@@ -41,6 +43,9 @@ from tests.settings import intake
 
 MARK = 1024
 """Free space that every machine has: the tests of full disks set another one."""
+KILLS = int(os.environ.get("KILLS", "6"))
+"""Of workers, per test; more of them by this variable."""
+_SERVER_EVERY = 3
 
 
 def on_servers(
@@ -158,6 +163,41 @@ def draining(settings: Intake) -> Iterator[Supervisor]:
         over.set()
         ticks.join()
         supervisor.stop()
+
+
+def drain_while_workers_are_killed(
+    settings: Intake,
+    break_server: Callable[[], None] | None,
+    settled: Callable[[], bool] = lambda: True,
+) -> dict[str, bytes]:
+    """Kill `KILLS` workers, one after the other, and break the server each third time; everything
+    is stored once, and nothing is left in the queue. Returns what was published.
+
+    `settled`: whether the queue has nothing in anybody's hand.
+    """
+    chance = random.Random(7)
+    contents: dict[str, bytes] = {}
+    killed = 0
+    with draining(settings):
+        for number in range(KILLS):
+            workers = settings.process_count
+            wait_for(lambda: len(pids(settings) - {killed}) == workers, settings, "workers")  # noqa: B023
+            handled = snapshot(settings).stored_messages
+            more = files(1_000, seed=number, prefix=f"k{number:04d}-")
+            contents |= more
+            publish(settings, more)
+            some = handled + chance.randrange(500)
+            wait_for(lambda: snapshot(settings).stored_messages >= some, settings, "the drain")  # noqa: B023
+            killed = chance.choice(sorted(pids(settings)))
+            os.kill(killed, signal.SIGKILL)
+            if break_server is not None and number % _SERVER_EVERY == _SERVER_EVERY - 1:
+                break_server()
+        wait_until_stored(settings, contents)
+        wait_for(lambda: backlog(settings) == 0, settings, "the rest")
+        wait_for(settled, settings, "what is settled last")
+    assert_exactly_once(settings, contents)
+    print(f"{KILLS} kills, {len(contents)} messages, {snapshot(settings).duplicates} came again")
+    return contents
 
 
 def wait_for(ready: Callable[[], bool], settings: Intake, what: str, seconds: float = 120) -> None:

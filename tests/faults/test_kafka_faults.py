@@ -11,9 +11,6 @@ group and is started again hand out the partitions anew without telling the othe
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -33,12 +30,13 @@ from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.testing.source_steps import settle
 from tests.crashes import EVERY_HIT, Lives
 from tests.drains import (
+    KILLS,
     MARK,
     assert_exactly_once,
     backlog,
+    drain_while_workers_are_killed,
     draining,
     files,
-    pids,
     publish,
     publish_bodies,
     sealed_files,
@@ -59,9 +57,6 @@ from tests.servers.kafka import (
 from tests.servers.tcp_proxy import TcpProxy
 from tests.settings import archived_files, intake
 
-KILLS = int(os.environ.get("KILLS", "6"))
-"""Of workers, per test; more of them by this variable."""
-SERVER_EVERY = 3
 MESSAGES = 1_000
 ON_APACHE = pytest.mark.skipif(
     not APACHE, reason="KAFKA_BOOTSTRAP does not say where an Apache Kafka is"
@@ -99,38 +94,18 @@ def test_a_killed_worker_and_a_server_that_restarts_lose_nothing_and_store_nothi
     tmp_path: Path, server: KafkaServer
 ) -> None:
     source = kafka_settings(server.bootstrap, new_topic(server.bootstrap, partitions=5))
-    kill_and_store(small(tmp_path, source, process_count=1), server)
+
+    def break_server() -> None:
+        server.stop()
+        server.start()
+
+    drain_while_workers_are_killed(small(tmp_path, source, process_count=1), break_server)
 
 
 @ON_APACHE
 def test_killed_workers_lose_nothing_and_store_nothing_twice(tmp_path: Path) -> None:
-    kill_and_store(small(tmp_path, kafka_settings(APACHE, new_topic(APACHE, partitions=5))), None)
-
-
-def kill_and_store(settings: Intake, server: KafkaServer | None) -> None:
-    """Kill workers, and stop the server each third time; everything is stored once."""
-    chance = random.Random(7)
-    contents: dict[str, bytes] = {}
-    killed = 0
-    with draining(settings):
-        for number in range(KILLS):
-            workers = settings.process_count
-            wait_for(lambda: len(pids(settings) - {killed}) == workers, settings, "workers")  # noqa: B023
-            handled = snapshot(settings).stored_messages
-            more = files(MESSAGES, seed=number, prefix=f"k{number:04d}-")
-            contents |= more
-            publish(settings, more)
-            some = handled + chance.randrange(MESSAGES // 2)
-            wait_for(lambda: snapshot(settings).stored_messages >= some, settings, "the drain")  # noqa: B023
-            killed = chance.choice(sorted(pids(settings)))
-            os.kill(killed, signal.SIGKILL)
-            if server is not None and number % SERVER_EVERY == SERVER_EVERY - 1:
-                server.stop()
-                server.start()
-        wait_until_stored(settings, contents)
-        wait_for(lambda: backlog(settings) == 0, settings, "the last offsets")
-    assert_exactly_once(settings, contents)
-    print(f"{KILLS} kills, {len(contents)} messages, {snapshot(settings).duplicates} came again")
+    settings = small(tmp_path, kafka_settings(APACHE, new_topic(APACHE, partitions=5)))
+    drain_while_workers_are_killed(settings, None)
 
 
 @ON_APACHE
