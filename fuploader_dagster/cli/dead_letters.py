@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +22,11 @@ from fuploader_dagster.dead_letters.letters import (
     numbered_dead_letters,
     requeue,
     requeued_ids,
+    sink_of,
 )
 from fuploader_dagster.delivery.reprocess import process_again
-from fuploader_dagster.delivery.stored_letters import sink_of, store_letters
+from fuploader_dagster.delivery.settled_letters import settled
+from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -40,7 +42,9 @@ dead_letters = typer.Typer(
 IdsArgument = Annotated[
     list[str] | None, typer.Argument(help="Ids, as `fuploader dead-letters list` shows them.")
 ]
-EveryOption = Annotated[bool, typer.Option("--all", help="Include those that were sent back.")]
+EveryOption = Annotated[
+    bool, typer.Option("--all", help="Include those that were sent back, or are settled.")
+]
 
 
 @dead_letters.command(name="list")
@@ -51,12 +55,21 @@ def list_letters(
     as_json: console.JsonOption = False,
 ) -> None:
     """List dead letters, oldest first, and count the most frequent reasons."""
-    layout = console.one_pipeline(config, pipeline_name).layout
-    letters = list(_waiting(layout, every=every))
+    pipeline = console.one_pipeline(config, pipeline_name)
+    letters = list(_not_sent_back(pipeline.layout, every=every))
+    done = settled(letters, pipeline)
+    if not every:
+        letters = [pair for pair in letters if pair[0] not in done]
     if as_json:
         console.print_json(
             [
-                {"id": key, "time": one.time, "reason": one.reason, **_place(one)}
+                {
+                    "id": key,
+                    "time": one.time,
+                    "reason": one.reason,
+                    **_place(one),
+                    **({"settled": done[key]} if key in done else {}),
+                }
                 for key, one in letters
             ]
         )
@@ -76,6 +89,7 @@ def list_letters(
     )
     for reason, count in Counter(letter.reason for _, letter in letters).most_common(10):
         console.say(f"{count:,} × {reason[:SHOWN_REASON]}")
+    _say_settled(done)
 
 
 @dead_letters.command()
@@ -113,7 +127,8 @@ def requeue_letters(
 ) -> None:
     """Send dead letters back to the queue with their headers and properties, each confirmed.
 
-    One that the queue refuses stays here and is named; the exit code is then 4.
+    One that the queue refuses stays here and is named; the exit code is then 4. One that is settled
+    is not sent: its item was stored since by another attempt.
     """
     pipeline = console.one_pipeline(config, pipeline_name)
     if bool(ids) == every:
@@ -121,7 +136,13 @@ def requeue_letters(
             "give either the ids of dead letters or --all",
             hint="`fuploader dead-letters list` shows the ids",
         )
-    letters = list(_waiting(pipeline.layout)) if every else _chosen(pipeline.layout, ids or [])
+    layout = pipeline.layout
+    letters = list(_not_sent_back(layout)) if every else _chosen(layout, ids or [])
+    done = settled(letters, pipeline)
+    _say_settled(done)
+    letters = [pair for pair in letters if pair[0] not in done]
+    if done and not letters:
+        return
     if stage:
         if every:
             letters = [pair for pair in letters if pair[1].item is not None]
@@ -136,10 +157,10 @@ def requeue_letters(
     sent, refused = 0, 0
     with closing(pipeline.source.publisher()) as publisher:
         for start in range(0, len(letters), REQUEUE_BATCH):
-            done = requeue(pipeline.layout, letters[start : start + REQUEUE_BATCH], publisher)
-            sent += done.sent
-            refused += len(done.refused)
-            for letter_id, error in done.refused:
+            one = requeue(layout, letters[start : start + REQUEUE_BATCH], publisher)
+            sent += one.sent
+            refused += len(one.refused)
+            for letter_id, error in one.refused:
                 console.complain(f"{letter_id} stays here: {error}")
     console.say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
     if refused:
@@ -174,10 +195,14 @@ def export(
     every: EveryOption = False,
 ) -> None:
     """Write each raw body into a file of its own. Existing files are not touched."""
-    layout = console.one_pipeline(config, pipeline_name).layout
+    pipeline = console.one_pipeline(config, pipeline_name)
+    layout = pipeline.layout
+    done = {} if every else settled(_not_sent_back(layout), pipeline)
     written = refused = 0
     with RestoreFolder(folder) as target:
-        for letter_id, letter in _waiting(layout, every=every):
+        for letter_id, letter in _not_sent_back(layout, every=every):
+            if letter_id in done:
+                continue
             try:
                 written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
             except Refused as error:
@@ -195,9 +220,21 @@ def _place(letter: DeadLetter) -> dict[str, Any]:
     return {"stage": item.stage, "partition": item.partition, "name": item.name}
 
 
-def _waiting(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:
+def _not_sent_back(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:
     sent_back = set() if every else requeued_ids(layout)
     return (pair for pair in numbered_dead_letters(layout) if pair[0] not in sent_back)
+
+
+def _say_settled(sentences: Mapping[str, str]) -> None:
+    """Why nothing has to be done about these letters."""
+    if not sentences:
+        return
+    console.say(
+        f"{len(sentences):,} dead letters are settled, because their items were stored since "
+        f"(`fuploader dead-letters list --all` shows them):"
+    )
+    for sentence, count in Counter(sentences.values()).most_common(10):
+        console.say(f"{count:,} × {sentence}")
 
 
 def _chosen(layout: Layout, ids: list[str]) -> list[tuple[str, DeadLetter]]:

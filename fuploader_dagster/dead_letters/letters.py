@@ -85,6 +85,12 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """Where it was, if it was a file of a slot by then."""
 
 
+def sink_of(letter: DeadLetter) -> str:
+    """The sink that has no rows of the letter's item; empty if it is about something else."""
+    stage = letter.item.stage if letter.item is not None else ""
+    return stage.removeprefix(SINK_STAGE) if stage.startswith(SINK_STAGE) else ""
+
+
 def sink_writer(sink: str) -> str:
     """Writes the letters of all items that this sink has no rows of."""
     return f"sink-{sink}"

@@ -44,6 +44,8 @@ class ArchiveMembers:
     """None: it holds only originals."""
     processed: bool = False
     """Whether the slot's messages were processed, so that there may be results."""
+    processing: str = ""
+    """`Processing.id` of that, if it is known."""
 
     @property
     def sources(self) -> Sequence[MemberSource]:
@@ -67,10 +69,12 @@ def members_of(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Iterator
     archive = layout.archives / slot.seal.archive
     with ExitStack() as stack:
         originals = results = None
+        processing = ""
         if keep != "results":
             originals = stack.enter_context(_originals(slot, archive))
         if pipeline.process is not None:
             processed = _processed(slot, layout)
+            processing = processed.seal.processing.id
             stack.enter_context(_put_aside_if_damaged(processed, layout))
             if keep != "originals":
                 results = stack.enter_context(_results(processed))
@@ -78,7 +82,11 @@ def members_of(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Iterator
             renamed = clashes(_names(originals.members), _names(results.members))
             originals, results = _renamed(originals, renamed[0]), _renamed(results, renamed[1])
         yield ArchiveMembers(
-            slot.seal.messages, originals, results, processed=pipeline.process is not None
+            slot.seal.messages,
+            originals,
+            results,
+            processed=pipeline.process is not None,
+            processing=processing,
         )
 
 

@@ -101,6 +101,7 @@ def pack_members(
         payload_bytes=sum(sizes),
         results=len(members.results.members) if members.results is not None else 0,
         originals=members.originals is not None,
+        processing=members.processing,
     )
     keep_packed(layout, packed)
     return packed

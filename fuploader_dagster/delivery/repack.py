@@ -115,6 +115,7 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
                 originals if before.originals else None,
                 results if fetched.results else None,
                 processed=fetched.processed,
+                processing=before.processing,
             )
             return pack_members(
                 partition, f"{partition}{pipeline.archive_suffix}", members, pipeline, layout

@@ -2,8 +2,7 @@
 
 What must always hold: each letter is a delivery of its own, whose id is made of the letter's. So it
 is stored once, whatever dies, and whichever letters are chosen together. A letter that still has no
-rows stays where it is; so does one from before a redo, which has stored its item, or lettered it
-again.
+rows stays where it is.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from dataclasses import dataclass, field
 
 from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, Sink
-from fuploader_dagster.dead_letters.letters import SINK_STAGE, DeadLetter, FailedItem, note_requeued
+from fuploader_dagster.dead_letters.letters import DeadLetter, FailedItem, note_requeued, sink_of
 from fuploader_dagster.delivery.item_rows import RowsOf, rows_of
-from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.unforeseen import told_without_text
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.errors import BadItem, ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.receipts import RowsReceipt
 
 LETTER_MARK = "letter:"
 NOTED_AT_ONCE = 100
@@ -38,14 +35,9 @@ class StoredLetters:
     """Ids of those that still have no rows. They stay here."""
 
 
-def sink_of(letter: DeadLetter) -> str:
-    """The sink that has no rows of the letter's item; empty if it is about something else."""
-    stage = letter.item.stage if letter.item is not None else ""
-    return stage.removeprefix(SINK_STAGE) if stage.startswith(SINK_STAGE) else ""
-
-
 def store_letters(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> StoredLetters:
-    """Store the items of these letters, each in the sink that has no rows of it.
+    """Store the items of these letters, each in the sink that has no rows of it. The caller leaves
+    out those that are settled (`settled_letters`).
 
     Raises `ConfigError` if there is no such sink, and what storing raises; those that were stored
     by then count as sent back.
@@ -79,13 +71,10 @@ class _Storing:
     def store(self, letters: Sequence[tuple[str, DeadLetter]]) -> None:
         """Store these, and note together that they were."""
         stored: list[str] = []
-        partitions = [letter.item.partition for _, letter in letters if letter.item is not None]
-        receipts = SinkNotes(self._pipeline.layout, self._name).receipts.find(partitions)
         try:
             for letter_id, letter in letters:
                 assert letter.item is not None  # noqa: S101 - or it would be of no sink
                 try:
-                    self._refuse_older(letter.item, receipts.get(letter.item.partition))
                     self._done.rows += self._store_one(letter_id, letter.item, letter.body)
                 except BadItem as error:
                     self._done.refused.append((letter_id, error))
@@ -95,16 +84,6 @@ class _Storing:
             if stored:
                 note_requeued(self._pipeline.layout, stored)
                 self._done.letters += len(stored)
-
-    def _refuse_older(self, item: FailedItem, receipt: RowsReceipt | None) -> None:
-        """Raise `BadItem` if the letter is not of the delivery that is stored."""
-        if receipt is None:
-            return
-        stored = Delivery(self._pipeline.name, self._name, item.partition, receipt.redo)
-        if item.processing != stored.id:
-            raise BadItem(
-                f"{item.partition} was stored again since, so its item has rows or a newer letter"
-            )
 
     def _store_one(self, letter_id: str, item: FailedItem, content: bytes) -> int:
         partition = f"{LETTER_MARK}{letter_id}"

@@ -99,6 +99,7 @@ def store_archive(
         payload_bytes=packed.payload_bytes,
         results=packed.results,
         originals=packed.originals,
+        processing=packed.processing,
         stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
         split=dict(split),
     )

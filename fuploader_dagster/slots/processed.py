@@ -38,7 +38,7 @@ from fuploader_dagster import errors
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import append_durably, make_dirs, remove_tree, write_durably
 from fuploader_dagster.disk.header_text import to_text
-from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.disk.setting_aside import set_aside
 from fuploader_dagster.disk.temporaries import is_temporary
@@ -160,6 +160,19 @@ class ProcessedSlot:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise errors.DamagedResults(f"{self.directory / name} is not what was sealed")
         return content
+
+
+def processing_here(partition: str, layout: Layout) -> str:
+    """`Processing.id` of the work on a partition that is on this disk, finished or not; empty if
+    there is none, or it cannot be read."""
+    key = PartitionKey.parse(partition)
+    if key is None:
+        return ""
+    try:
+        found = _read(layout.processed(key.slot, key.number) / PROCESSING_NAME, Processing)
+    except errors.DamagedResults:
+        return ""
+    return found.id if found is not None and found.partition == partition else ""
 
 
 def find_processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:

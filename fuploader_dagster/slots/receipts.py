@@ -39,6 +39,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     """Members that came out of the processing; they follow the originals."""
     originals: bool = True
     """Whether the archive holds the messages themselves."""
+    processing: str = ""
+    """`Processing.id` of what came out of them; empty if they were not processed."""
 
     @property
     def members(self) -> int:

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.delivery.attempts import Done
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
+from fuploader_dagster.delivery.rows import store_partitions
+from fuploader_dagster.settings.loading import load_pipelines
 from tests.integration.test_cli import configure, fuploader
 from tests.settings import pipeline, sealed
 
@@ -32,9 +36,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ids(project: Path) -> list[int]:
+def ids(project: Path, table: str = "files") -> list[int]:
     with closing(sqlite3.connect(project / "rows.sqlite")) as database:
-        return [one for (one,) in database.execute("SELECT id FROM files ORDER BY id")]
+        return [one for (one,) in database.execute(f"SELECT id FROM {table} ORDER BY id")]  # noqa: S608
 
 
 def listed(project: Path, *more: str) -> list[dict[str, Any]]:
@@ -66,6 +70,39 @@ def test_what_a_sink_did_not_take_is_listed_and_stored_again_alone(project: Path
     again = fuploader(project, "dead-letters", "requeue", letters["d"]["id"], "--stage")
     assert again.returncode == 0, again.stderr
     assert ids(project) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", [("--stage",), ()])
+def test_letters_whose_items_a_redo_stored_are_settled_and_not_sent(
+    project: Path, how: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with closing(sqlite3.connect(project / "rows.sqlite")) as database:
+        database.execute("CREATE TABLE numbers (id INTEGER PRIMARY KEY, slot TEXT)")
+    url = f"sqlite:///{project / 'rows.sqlite'}"
+    sink: dict[str, Any] = {"kind": "sql", "url": url, "table": "numbers", "slot_column": "slot"}
+    configure(project, sinks={"rows": {**sink, "columns": ["id"]}})
+    content = {"a": b'{"id": 1, "other": 1}', "b": b'{"id": "x", "other": 2}'}
+    key = sealed(pipeline(project), content).seal.partition
+    assert fuploader(project, "ship").returncode == 0
+    (letter,) = listed(project)
+    configure(project, sinks={"rows": {**sink, "columns": {"id": "other"}}})
+    pipelines = load_pipelines(project / "fuploader.yaml")
+    open_archive = ArchiveFinder(pipelines).open
+    (redone,) = store_partitions([key], pipelines["docs"], "rows", open_archive, redo=True)
+    assert isinstance(redone, Done), redone
+    assert ids(project, "numbers") == [1, 2]
+    assert listed(project) == []
+    (shown,) = listed(project, "--all")
+    assert shown["settled"] == f"{key} was stored again since, by redo 1 of sink rows"
+    for which in ("--all", letter["id"]):
+        done = fuploader(project, "dead-letters", "requeue", which, *how)
+        assert done.returncode == 0, done.stderr
+        assert "1 dead letters are settled" in done.stdout
+        assert "by redo 1 of sink rows" in done.stdout
+        assert "sent" not in done.stdout
+    assert ids(project, "numbers") == [1, 2]
+    assert not list(project.glob("**/queue.sqlite"))
 
 
 def test_status_says_what_is_stored_owed_and_wrong_and_the_doctor_what_to_do(

@@ -18,10 +18,12 @@ from fuploader_dagster.contracts.processor import Item, Processor, Result
 from fuploader_dagster.dead_letters.letters import numbered_dead_letters
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
 from fuploader_dagster.delivery.redo import redo_partitions, redos
 from fuploader_dagster.delivery.repack import repack_partitions
+from fuploader_dagster.delivery.settled_letters import settled
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.disk.header_text import from_text, to_text
@@ -334,6 +336,45 @@ def test_an_item_that_is_bad_now_becomes_a_dead_letter_of_the_redo(tmp_path: Pat
     assert letter.item is not None
     assert (letter.item.partition, letter.item.name) == (first.partition, "b")
     assert receipt_of(smaller, first.partition).results == 1
+
+
+def test_letters_of_a_processing_are_settled_by_another_that_is_stored(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    first = shipped(settings, {"a": script(), "b": script(bad="no")})
+    (letter,) = numbered_dead_letters(settings.layout)
+    assert settled([letter], settings) == {}
+    other = made(tmp_path, Edited())
+    assert isinstance(redone(other, first.partition), Done)
+    second = receipt_of(settings, first.partition)
+    assert second.address in settled([letter], other)[letter[0]]
+    (again,) = repack_partitions(
+        [first.partition],
+        made(tmp_path, Edited(), key="again/{archive}"),
+        settings.store.open(),
+        lambda _: Archive.open(stored_at(settings, second)),
+    )
+    assert isinstance(again, Done), again
+    assert settled([letter], other).keys() == {letter[0]}
+
+
+def test_letters_of_a_processing_that_began_again_are_settled(tmp_path: Path) -> None:
+    settings = made(tmp_path, Script(concurrency=1), commit_messages=1)
+    slot = sealed(settings, {"a": script(bad="no"), "b": script(), "c": script()})
+
+    def stop(*_: object) -> None:
+        if list(numbered_dead_letters(settings.layout)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(process_partitions([slot.seal.partition], settings, stop))
+    letters = list(numbered_dead_letters(settings.layout))
+    assert len(letters) == 1
+    assert settled(letters, settings) == {}
+    other = made(tmp_path, Edited())
+    list(process_partitions([slot.seal.partition], other))
+    assert "processed again" in settled(letters, other)[letters[0][0]]
+    list(ship(other, other.store.open()))
+    assert settled(letters, other).keys() == {letters[0][0]}
 
 
 def test_while_the_processor_works_for_nobody_what_is_stored_stays(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.rows import store_partitions
+from fuploader_dagster.delivery.settled_letters import settled
 from fuploader_dagster.delivery.ship import ship, upload_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
 from fuploader_dagster.delivery.slot_items import ItemsStored, items_here
@@ -353,10 +354,33 @@ def test_letters_from_before_a_redo_are_not_stored_beside_it(tmp_path: Path) -> 
     store(taken, [key], redo=True)
     rows = table(tmp_path)
     assert rows == [{"n": 0}, {"n": 1}, {"refused": 1}]
-    done = store_letters(list(numbered_dead_letters(settings.layout)), taken)
-    assert done.letters == 0 and len(done.refused) == 3
-    assert ["stored again" in str(error) for _, error in done.refused] == [True, True, False]
+    letters = list(numbered_dead_letters(settings.layout))
+    done = settled(letters, taken)
+    assert ["by redo 1 of sink rows" in done.get(one, "") for one, _ in letters] == [
+        True,
+        True,
+        False,
+    ]
+    left = store_letters([pair for pair in letters if pair[0] not in done], taken)
+    assert (left.letters, len(left.refused)) == (0, 1)
     assert table(tmp_path) == rows
+
+
+def test_letters_of_a_redo_that_failed_wait_only_when_it_is_stored(tmp_path: Path) -> None:
+    settings = made(tmp_path, takes_refused=True)
+    key = sealed(settings, items(0, 2) | {"r": b'{"refused": 1}', "b": b"{"}).seal.partition
+    store(settings, [key])
+    failing = made(tmp_path, fails_late=True)
+    assert isinstance(store(failing, [key], redo=True)[0], Failed)
+    letters = list(numbered_dead_letters(settings.layout))
+    of_first, *of_redo = [one for one, _ in letters]
+    assert len(of_redo) == 2
+    done = settled(letters, settings)
+    assert set(done) == set(of_redo)
+    assert all("has not stored" in sentence for sentence in done.values())
+    assert isinstance(store(settings, [key], redo=True)[0], Done)
+    assert set(settled(letters, settings)) == {of_first}
+    assert table(tmp_path) == [{"n": 0}, {"n": 1}]
 
 
 def test_a_redo_is_done_though_the_receipt_of_the_first_store_is_lost(tmp_path: Path) -> None:
