@@ -8,8 +8,7 @@ An archive is named by
   it. An `s3://` address in none of them is opened with the credentials that boto3 finds by itself
   (environment, profile, instance);
 - a partition key: found by its receipt; without one, by the archive that is still on this disk;
-else,
-  for another node's partition, by the key that the pipeline's template gives.
+  else, for another node's partition, in the store (`other_nodes`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timezone
 from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,13 +23,12 @@ from urllib.parse import unquote, urlsplit
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, StoredArchive
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.contracts import object_store
+from fuploader_dagster.delivery.other_nodes import how_to_find, key_of_another_node
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.errors import ConfigError, StoreRefused
-from fuploader_dagster.settings.archive_formats import ALL_SUFFIXES
 from fuploader_dagster.settings.loading import load_backend
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 
 _PROBE = "x"
@@ -137,14 +134,18 @@ class ArchiveFinder:
             if packed is not None:
                 file = LocalFile(pipeline.layout.archives / packed.archive)
                 return FoundArchive(file, packed.sha256, packed.size_bytes)
+        parsed = PartitionKey.parse(partition)
+        assert parsed is not None  # noqa: S101 - `is_partition` has seen to it
         for pipeline in self._pipelines.values():
-            found = self._of_another_node(partition, pipeline)
-            if found is not None:
-                return found
+            store = self._open(pipeline.store)
+            key = key_of_another_node(parsed, pipeline, store)
+            if key is not None:
+                return _stored(store, key)
+        hints = filter(None, map(how_to_find, self._pipelines.values()))
         raise StoreRefused(
-            f"no archive of partition {partition} is known to {', '.join(self._pipelines)}",
-            hint="a slot that is only sealed has no archive yet; an archive of another machine's "
-            "slot is found only by its address in the store",
+            f"no archive of partition {partition} is known to {', '.join(self._pipelines)}, nor "
+            f"where their keys say",
+            hint="; ".join(["a slot that is only sealed has no archive yet", *hints]),
         )
 
     def of_receipt(self, receipt: Receipt, pipeline: Pipeline) -> FoundArchive:
@@ -155,25 +156,6 @@ class ArchiveFinder:
         else:
             source = self._at_address(receipt.address).source
         return FoundArchive(source, receipt.sha256, receipt.size_bytes)
-
-    def _of_another_node(self, partition: str, pipeline: Pipeline) -> FoundArchive | None:
-        parsed = PartitionKey.parse(partition)
-        if not isinstance(pipeline.key, str) or parsed is None:
-            return None
-        store = self._open(pipeline.store)
-        keys = (
-            object_key(
-                pipeline.key,
-                pipeline=pipeline.name,
-                partition=parsed,
-                archive=f"{partition}{suffix}",
-                zone=zone,
-            )
-            for zone in (pipeline.zone, timezone.utc)  # the latter before `timezone` was set
-            for suffix in (pipeline.archive_suffix, *ALL_SUFFIXES)  # it may be of an earlier format
-        )
-        found = (key for key in dict.fromkeys(keys) if store.head(key))
-        return next((_stored(store, key) for key in found), None)
 
 
 def _parts(setting: object_store.OpensObjectStore) -> Iterator[object_store.OpensObjectStore]:

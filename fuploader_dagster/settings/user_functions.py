@@ -150,6 +150,20 @@ def key_prefix(key: Any, *, pipeline: str) -> str:
     return prefix
 
 
+def known_prefix(key: str, *, pipeline: str, partition: PartitionKey, zone: tzinfo) -> str:
+    """What the keys of this partition's archives start with, whatever its messages say."""
+    known = ""
+    for literal, field, spec, conversion in string.Formatter().parse(key):
+        known += literal.replace("{", "{{").replace("}", "}}")
+        if field is not None and field not in KEY_FIELDS - {"archive"}:
+            break
+        if field is not None:
+            known += (
+                f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+            )
+    return _fill(known, pipeline, partition, "", zone, NO_SPLIT)
+
+
 def _fill(  # noqa: PLR0917  as `object_key` has them
     template: str,
     pipeline: str,

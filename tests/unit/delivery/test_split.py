@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.catalog.rebuild import rebuild
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.ship import mend_unreadable, ship
 from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.split import NONE, OTHER
 from fuploader_dagster.slots.receipts import Receipt, receipts_between
@@ -24,6 +26,12 @@ from tests.lives import no_key
 from tests.processors_for_tests import Script, script
 from tests.settings import archived_files, pipeline
 from tests.unit.delivery.test_mend import entry_of, flip
+
+
+def odd_key(archive: str) -> str:
+    """A user's function."""
+    return f"{archive[::-1][:9]}/{archive}"
+
 
 SPLIT: dict[str, Any] = {
     "split_by": {"tenant": "tenant", "event": "at"},
@@ -174,3 +182,46 @@ def test_no_two_archives_have_one_key(tmp_path: Path) -> None:
     receipts = shipped(settings)
     assert {one.key for one in receipts} == set(keys)
     assert all(PartitionKey.parse(one.partition) for one in receipts)
+
+
+@pytest.mark.parametrize("cataloged", [True, False])
+def test_another_node_finds_archives_whose_keys_have_fields_of_messages(
+    tmp_path: Path, cataloged: bool
+) -> None:
+    key = "{pipeline}/{sealed_at:%Y/%m/%d}/tenant={tenant}/{event:%Y}/{archive}"
+    process = Script()
+    settings = pipeline(tmp_path, **{**SPLIT, "key": key}, process=process)
+    content = {name: script(**json.loads(text), results=1) for name, text in files().items()}
+    divided(settings, content)
+    first = shipped(settings)
+    assert len(first) == 3
+    other = settings.model_copy(update={"storage_root": tmp_path / "other node", "node_id": "two"})
+    if cataloged:
+        rebuild(other, other.store.open())
+    for one in first:
+        with ArchiveFinder({"docs": other}).open(one.partition) as archive:
+            assert archive.address == one.address
+    finder = ArchiveFinder({settings.name: settings})
+    partition = first[0].partition
+    (done,) = redo_partitions([partition], settings, settings.store.open(), finder.open)
+    assert isinstance(done, Done) and done.receipt is not None
+    if cataloged:
+        rebuild(other, other.store.open())
+    with ArchiveFinder({"docs": other}).open(partition) as archive:
+        assert archive.address == done.receipt.address
+    with pytest.raises(StoreRefused, match="nor where their keys say"):
+        ArchiveFinder({"docs": other}).find(partition.replace("-local-", "-lost-"))
+
+
+def test_of_keys_that_a_function_makes_it_is_said_what_to_do(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, key=odd_key)
+    with SlotOwner(settings, 0) as writer:
+        writer.add("a", b"a")
+        writer.seal_divided("request")
+    (one,) = shipped(settings)
+    other = settings.model_copy(update={"storage_root": tmp_path / "other node"})
+    with pytest.raises(StoreRefused) as refused:
+        ArchiveFinder({"docs": other}).find(one.partition)
+    assert "fuploader catalog rebuild" in refused.value.hint
+    rebuild(other, other.store.open())
+    assert ArchiveFinder({"docs": other}).find(one.partition).sha256 == one.sha256
