@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Annotated
 
 import typer
 
@@ -12,16 +13,23 @@ from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Failed
+from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.ship import ship as ship_sealed
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import log_to_stderr
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
-from fuploader_dagster.standalone import drain_pipeline, ship_pipeline
+from fuploader_dagster.standalone import drain_pipeline, run_pipeline, ship_pipeline
+
+ShipOption = Annotated[
+    bool, typer.Option("--ship", help="Also process, pack and upload each slot when it is sealed.")
+]
 
 
 def drain(
-    config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
+    ship_too: ShipOption = False,
 ) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
 
@@ -29,6 +37,11 @@ def drain(
     """
     log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     pipeline = console.one_pipeline(config, pipeline_name)
+    if ship_too:
+        run_pipeline(pipeline)
+        if pipeline.residue_file_upload and any(all_failures(pipeline.layout)):  # which is logged
+            raise typer.Exit(REFUSED)
+        return
     drain_pipeline(pipeline)
     if pipeline.residue_file_upload and ship_pipeline(pipeline).failures:  # which it has logged
         raise typer.Exit(REFUSED)

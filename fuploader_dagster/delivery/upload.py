@@ -32,7 +32,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import remove_processed
 from fuploader_dagster.slots.receipts import Receipt, find_receipt, keep_receipt
 from fuploader_dagster.slots.sealing import SealedSlot, find_sealed
-from fuploader_dagster.slots.shipped_indexes import keep_index, trim_shipped
+from fuploader_dagster.slots.shipped_indexes import keep_index, trim_after
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def upload(
         progress=progress,
     )
     remove_local_data(pipeline, receipt)
-    trim_shipped(pipeline.layout, pipeline.dedup_window_messages)
+    trim_after(slot, pipeline.layout, pipeline.dedup_window_messages)
     return receipt
 
 

@@ -300,7 +300,7 @@ class Drain:
                 self._seal(slot, reason)
 
     def _seal(self, slot: SlotOwner, reason: Reason) -> None:
-        if self.pipeline.split_by:  # reads all messages: seconds, on a slow disk
+        if self.pipeline.divides:  # reads all messages: seconds, on a slow disk
             with self._meanwhile.allowed():
                 sealed = slot.seal_divided(reason)
         else:

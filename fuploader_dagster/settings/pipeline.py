@@ -44,6 +44,7 @@ from fuploader_dagster.settings.archive_formats import (
     named_for_format,
     why_unreadable,
 )
+from fuploader_dagster.settings.batches import DEFAULT_PREFETCH, fitted_to_prefetch
 from fuploader_dagster.settings.names import comma_separated, each_header_once
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.sinks import Sinks, check_sinks
@@ -52,7 +53,6 @@ from fuploader_dagster.settings.takeover import Takeover
 from fuploader_dagster.settings.user_functions import KeyStrategy, zone_name
 
 MIB = 1024 * 1024
-DEFAULT_PREFETCH = 2000
 DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
 
 FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
@@ -170,9 +170,14 @@ class Intake(Settings):
     """Number of recently stored messages that a redelivered message is compared with, so that it is
     not stored twice: those of all workers of this node, uploaded ones included. Choose many times
     what the workers have in hand, because other messages are stored in between. Costs about 100
-    bytes of disk per message and, after a redelivery, 8 bytes of memory per message and worker. 0:
-    redelivered messages are compared only with the directory that is being written."""
+    bytes of disk per message (with `seal_each: message`, a small file) and, after a redelivery, 8
+    bytes of memory per message and worker. Where this is not set with `seal_each: message`, four
+    times what the workers have in hand. 0: redelivered messages are compared only with the
+    directory that is being written."""
 
+    seal_each: Literal["slot", "message"] = "slot"
+    """`message`: each message becomes a slot of its own as soon as its batch is committed, and so
+    an archive of its own; for messages that are tasks. `slot`: the limits below decide."""
     seal_messages: Count = 10_000
     """A directory with this many messages is sealed. Checked after each commit, so it can hold up
     to `commit_messages` more. A sealed slot costs Dagster about 40 ms: smaller ones soon cost more
@@ -200,6 +205,11 @@ class Intake(Settings):
     """Workers stop by themselves when no sensor tick came for this long. Ticks come every 5 s."""
 
     @property
+    def divides(self) -> bool:
+        """Whether a directory may become several sealed slots."""
+        return bool(self.split_by) or self.seal_each == "message"
+
+    @property
     def layout(self) -> Layout:
         return Layout(self.storage_root.absolute() / self.name)
 
@@ -217,13 +227,8 @@ class Intake(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _fit_batch_to_prefetch(cls, values: Any) -> Any:
-        """Unless set, a batch is at most half of what the queue hands out."""
-        if isinstance(values, dict) and "commit_messages" not in values:
-            prefetch = values.get("prefetch_count", DEFAULT_PREFETCH)
-            if str(prefetch).isdecimal():
-                values = {**values, "commit_messages": max(1, min(500, int(prefetch) // 2))}
-        return values
+    def _fit_to_prefetch(cls, values: Any) -> Any:
+        return fitted_to_prefetch(values)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,5 @@
-"""Dividing: a full directory becomes several sealed slots, one for each value of `split_by`.
+"""Dividing: a full directory becomes several sealed slots, one for each value of `split_by`, or
+one for each message (`seal_each`).
 
 What must always hold:
 
@@ -15,7 +16,8 @@ values and says of which directory it is a piece.
     sealed/slot-0/dir-000018/                         renamed, one after the other
     active/slot-0/dir-000017/                         removed, by one rename
 
-A directory whose messages all have one value is sealed as it is.
+A directory of one value, or of one message, is sealed as it is. However many pieces there are, the
+number of syncs is the same.
 """
 
 from __future__ import annotations
@@ -79,7 +81,11 @@ class Full:
         """Read what is there; changes nothing."""
         with naming_disk_trouble(directory):
             entries = read_index(read_own(directory / INDEX_NAME)).entries
-            tally = Tally(pipeline)
+            each = pipeline.seal_each == "message"
+            tally = Tally(pipeline, each=each)
+            if each and not pipeline.split_by:
+                alone = [Piece({}, [at]) for at in range(len(entries))]
+                return cls(directory, slot_format, entries, alone)
             if slot_format == "files":
                 for entry in entries:
                     with opened_own(directory / FILES_NAME / entry.name, os.O_RDONLY) as file:

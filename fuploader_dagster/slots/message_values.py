@@ -1,8 +1,8 @@
 """The values of a message's fields that are in keys, and which messages share an archive.
 
 What must always hold: the same messages in the same order give the same pieces. There are at most
-`split_limit` of them, and one more for the rest; nothing that a message holds raises an error, and
-no message is in two pieces or in none.
+`split_limit` of them, and one more for the rest, or one for each message (`seal_each`); nothing
+that a message holds raises an error, and no message is in two pieces or in none.
 
 Messages belong together if all that the key template makes of their values is equal: of
 `{event:%Y%m%d}`, that is the day. The values of `settings/split.py` say what becomes of the others.
@@ -68,7 +68,8 @@ class Piece(NamedTuple):
 
 
 class _Group:
-    def __init__(self, moments: list[datetime | None]) -> None:
+    def __init__(self, texts: _Texts, moments: list[datetime | None]) -> None:
+        self.texts = texts
         self.earliest = moments
         self.positions: list[int] = []
 
@@ -146,15 +147,17 @@ def _first_byte(raw: Any) -> bytes:
 class Tally:
     """Takes the messages of a slot, one by one, and tells which belong together."""
 
-    def __init__(self, pipeline: Intake) -> None:
+    def __init__(self, pipeline: Intake, *, each: bool = False) -> None:
+        """`each`: no two messages belong together."""
         names = pipeline.split_by
         forms = placeholders(pipeline.key, names) if names else []
         self._readers = [
             _Reader(name, path, [one.spec for one in forms if one.name == name], pipeline.zone)
             for name, path in names.items()
         ]
+        self._each = each
         self._limit = pipeline.split_limit
-        self._groups: dict[_Texts, _Group] = {}
+        self._groups: dict[object, _Group] = {}
         self._count = 0
         self._decode = _decoder_of(self._readers)
 
@@ -166,9 +169,10 @@ class Tally:
         ]
         texts = tuple([one for one, _ in read])
         moments = [moment for _, moment in read]
-        group = self._groups.get(texts)
+        together: object = self._count if self._each else texts
+        group = self._groups.get(together)
         if group is None:
-            group = self._groups[texts] = _Group(moments)
+            group = self._groups[together] = _Group(texts, moments)
         for at, moment in enumerate(moments):
             first = group.earliest[at]
             if moment is not None and first is not None and moment < first:
@@ -178,23 +182,25 @@ class Tally:
 
     def pieces(self) -> list[Piece]:
         """In the order in which their first messages arrived; the rest is the last one."""
-        found = list(self._groups.items())
-        if len(found) <= self._limit:
-            return [self._piece(*one) for one in found]
-        found.sort(key=lambda one: (-len(one[1].positions), one[1].positions[0]))
-        kept = sorted(found[: self._limit], key=lambda one: one[1].positions[0])
-        rest = sorted(at for _, group in found[self._limit :] for at in group.positions)
-        return [*(self._piece(*one) for one in kept), Piece(self._others(), rest)]
+        found = list(self._groups.values())
+        if self._each or len(found) <= self._limit:
+            return [self._piece(one) for one in found]
+        found.sort(key=lambda one: (-len(one.positions), one.positions[0]))
+        kept = sorted(found[: self._limit], key=lambda one: one.positions[0])
+        rest = sorted(at for one in found[self._limit :] for at in one.positions)
+        return [*(self._piece(one) for one in kept), Piece(self._others(), rest)]
 
     def shared(self) -> dict[str, str]:
         """The values of all messages together: `OTHER` where they are not all the same."""
-        found = list(self._groups.items())
-        return self._piece(*found[0]).split if len(found) == 1 else self._others()
+        found = list(self._groups.values())
+        return self._piece(found[0]).split if len(found) == 1 else self._others()
 
-    def _piece(self, texts: _Texts, group: _Group) -> Piece:
+    def _piece(self, group: _Group) -> Piece:
         split = {
             reader.name: forms[0] if moment is None else stamp(moment)
-            for reader, forms, moment in zip(self._readers, texts, group.earliest, strict=True)
+            for reader, forms, moment in zip(
+                self._readers, group.texts, group.earliest, strict=True
+            )
         }
         return Piece(split, group.positions)
 

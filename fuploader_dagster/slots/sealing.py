@@ -95,7 +95,7 @@ def seal_due(
     """Which limit an active directory has reached, if any. An empty one is never sealed."""
     if messages == 0:
         return None
-    if messages >= pipeline.seal_messages:
+    if messages >= pipeline.seal_messages or pipeline.seal_each == "message":
         return "count"
     if size_bytes >= pipeline.seal_bytes:
         return "bytes"

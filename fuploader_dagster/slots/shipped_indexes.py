@@ -6,7 +6,8 @@ one loses no message.
 
 Format: `shipped/{partition}.{messages}.index` is the slot's `index` as it was sealed (a hard link
 where the file system has them, so it costs nothing while both are there). The newest are kept, as
-many as `dedup_window_messages` needs; an upload removes the others.
+many as `dedup_window_messages` needs; uploads remove the others, of many small slots one in
+`TRIM_EVERY`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from fuploader_dagster.disk.own_files import read_own
 from fuploader_dagster.slots.index import INDEX_NAME
 from fuploader_dagster.slots.sealing import SealedSlot
 
+TRIM_EVERY = 64
+"""Listing the indexes of 8,000 slots takes a good part of a second, more than shipping one."""
+_SMALL_SHARE = 100
 _ENDING = ".index"
 
 
@@ -72,6 +76,13 @@ def in_order(times: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], tu
         slot = place[0]
         sorts[place] = (earliest, place[1])
     return sorts
+
+
+def trim_after(slot: SealedSlot, layout: Layout, messages: int) -> None:
+    """Trim after this slot was shipped, unless it is one of many small ones."""
+    seal = slot.seal
+    if seal.messages * _SMALL_SHARE >= messages or seal.number % TRIM_EVERY == 0:
+        trim_shipped(layout, messages)
 
 
 def trim_shipped(layout: Layout, messages: int) -> None:

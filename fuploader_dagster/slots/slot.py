@@ -196,10 +196,10 @@ class SlotOwner:
         )
 
     def seal_divided(self, reason: Reason) -> list[SealedSlot]:
-        """Commit and seal the active directory, one slot for each value of `split_by` if that is
-        set; none if it is empty."""
+        """Commit and seal the active directory, as several slots if the pipeline `divides` it; none
+        if it is empty."""
         split = NO_SPLIT
-        if self.pipeline.split_by and self._writer is not None and self._entries:
+        if self.pipeline.divides and self._writer is not None and self._entries:
             self.commit()
             full = Full.read(self._writer.directory, self._writer.slot_format, self.pipeline)
             if len(full.pieces) > 1:

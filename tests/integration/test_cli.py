@@ -22,7 +22,7 @@ from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.settings import archived_files, embedded_parts
+from tests.settings import archived_files, archives_in, embedded_parts
 
 FUPLOADER = Path(sys.executable).with_name("fuploader")
 
@@ -93,6 +93,24 @@ def test_publish_drain_seal_and_ship_bring_lines_into_an_archive(tmp_path: Path)
     }
     assert archived_files(tmp_path / "objects") == expected
     assert status(tmp_path)["sealed"] == 0
+
+
+def test_a_drain_that_ships_stores_each_task_as_soon_as_it_comes(tmp_path: Path) -> None:
+    task = {"split_by": ["task_id"], "key": "tasks/{task_id}/{archive}", "seal_each": "message"}
+    configure(tmp_path, message_format="json", name_fields=["task_id"], **task)
+    with subprocess.Popen([str(FUPLOADER), "drain", "--ship"], cwd=tmp_path) as drain:
+        for names in (["t1"], ["t2", "t3", "t4"]):
+            lines = "".join(json.dumps({"task_id": name}) + "\n" for name in names)
+            (tmp_path / "tasks.jsonl").write_text(lines)
+            assert fuploader(tmp_path, "publish", "tasks.jsonl").returncode == 0
+            for name in names:
+                folder = tmp_path / "objects" / "tasks" / name
+                until(lambda: bool(archives_in(folder)))  # noqa: B023
+        drain.send_signal(signal.SIGTERM)
+        assert drain.wait(60) == 0
+    found = archived_files(tmp_path / "objects")
+    assert {len(copies) for copies in found.values()} == {1}
+    assert len(archives_in(tmp_path / "objects")) == len(found) == 4
 
 
 def test_a_drain_that_is_told_to_stop_gives_back_what_it_has_and_uploads_its_residue(
