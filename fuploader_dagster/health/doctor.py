@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -43,6 +44,7 @@ STRATEGIES = ("parser", "file_name", "key", "packer")
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Check one pipeline, in the order in which a message passes its parts."""
     yield from _reported("queue", pipeline.source.examine())
+    yield from headers_of_the_queue(pipeline)
     yield prefetch_against_batch(pipeline)
     yield from strategies(pipeline)
     yield from disk(pipeline)
@@ -71,6 +73,19 @@ def prefetch_against_batch(pipeline: Intake) -> Diagnosis:
         found += ": workers wait for messages after each commit"
         return Diagnosis("prefetch", "warning", found, hint)
     return Diagnosis("prefetch", "good", found)
+
+
+def headers_of_the_queue(pipeline: Intake) -> Iterator[Diagnosis]:
+    """Whether there is any place for headers in the queue from which they are to be kept."""
+    with closing(pipeline.source.publisher()) as publisher:
+        if pipeline.headers and not publisher.keeps_headers:
+            yield Diagnosis(
+                "headers",
+                "warning",
+                f"{pipeline.source.describe()} has no place for the headers of a message: none of "
+                f"{', '.join(pipeline.headers)} is kept with any file",
+                "remove `headers`, or use a queue with headers, such as kind: redis_stream",
+            )
 
 
 def _headers(pipeline: Pipeline, process: ProcessorSettings) -> Iterator[Diagnosis]:

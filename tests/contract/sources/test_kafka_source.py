@@ -1,190 +1,39 @@
-"""What is particular to Kafka: partitions that come and go, offsets that are gone, tombstones."""
+"""What is particular to Kafka: keys, headers, tombstones, several topics, TLS, refusals."""
 
 from __future__ import annotations
 
-import functools
-import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer
 
-from fuploader_dagster.contracts.source import Message, MessageSource
 from fuploader_dagster.errors import (
     ConfigError,
     MessageRefused,
     SourceRefused,
     SourceUnavailable,
 )
-from fuploader_dagster.resources.sources.kafka.assignment import (
-    Note,
-    read_note,
-    was_created_again,
-)
-from fuploader_dagster.resources.sources.kafka.settings import Kafka
 from fuploader_dagster.testing.source_steps import bodies_of, collect, publish, settle
+from tests.contract.sources.kafka_topics import (
+    Opened,
+    Topic,
+    despite_stuck_rebalances,
+    ends,
+)
 from tests.servers.kafka import (
     KafkaServer,
-    admin,
-    create,
     kafka_settings,
     new_topic,
     running,
     tansu,
 )
 from tests.servers.odd_server import make_certificate
-from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
+from tests.servers.ports import LOOPBACK, answers, free_port
 from tests.servers.tls_proxy import TlsProxy
-
-Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
-"""Value, key, headers, partition."""
-
-
-class Topic:
-    """A new topic on a server, looked at by plain clients."""
-
-    def __init__(self, server: KafkaServer, partitions: int = 1) -> None:
-        self.server = server.bootstrap
-        self.partitions = partitions
-        self.name = new_topic(self.server, partitions)
-
-    def settings(self, **more: Any) -> Kafka:
-        return kafka_settings(self.server, self.name, **more)
-
-    def produce(self, *records: Record) -> None:
-        failed: list[Any] = []
-        producer = Producer({"bootstrap.servers": self.server, "log_level": 0})
-        for value, key, headers, partition in records:
-            producer.produce(
-                self.name,
-                value,
-                key=key,
-                headers=headers,
-                partition=partition,
-                on_delivery=lambda error, _: failed.append(error) if error else None,
-            )
-        assert (producer.flush(30), failed) == (0, [])
-
-    def fill(self, each: int) -> list[bytes]:
-        """So many messages in each partition."""
-        records: list[Record] = [
-            (b"%d-%d" % (partition, number), None, [], partition)
-            for number in range(each)
-            for partition in range(self.partitions)
-        ]
-        self.produce(*records)
-        return [value for value, *_ in records if value is not None]
-
-    def committed(self) -> list[int]:
-        with self._consumer() as consumer:
-            places = [TopicPartition(self.name, number) for number in range(self.partitions)]
-            return [one.offset for one in consumer.committed(places, timeout=10)]
-
-    def commit(self, offset: int, partition: int = 0) -> None:
-        with self._consumer() as consumer:
-            place = TopicPartition(self.name, partition, offset)
-            consumer.commit(offsets=[place], asynchronous=False)
-
-    def members(self) -> dict[str, set[int]]:
-        """Who is in the group, and which partitions each has."""
-        group = self.settings().group
-        client = admin(self.server)
-        found = client.describe_consumer_groups([group])[group].result(30)
-        return {
-            str(one.group_instance_id): {
-                place.partition for place in one.assignment.topic_partitions
-            }
-            for one in found.members
-        }
-
-    def recreate(self) -> None:
-        client = admin(self.server)
-        client.delete_topics([self.name])[self.name].result(30)
-        create(self.server, self.name, self.partitions)
-
-    def _consumer(self) -> Any:
-        group = self.settings().group
-        return _Closing({"bootstrap.servers": self.server, "group.id": group, "log_level": 0})
-
-
-class _Closing:
-    def __init__(self, configuration: dict[str, Any]) -> None:
-        self._consumer = Consumer(configuration)
-
-    def __enter__(self) -> Consumer:
-        return self._consumer
-
-    def __exit__(self, *_: object) -> None:
-        self._consumer.close()
-
-
-@pytest.fixture
-def topic(noida_server: KafkaServer) -> Topic:
-    return Topic(noida_server)
-
-
-@pytest.fixture
-def four(noida_server: KafkaServer) -> Topic:
-    return Topic(noida_server, partitions=4)
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[..., MessageSource]]:
-    made: list[MessageSource] = []
-
-    def open_one(settings: Kafka, name: str = "", prefetch: int = 100) -> MessageSource:
-        source = settings.source(prefetch=prefetch)
-        made.append(source)
-        if name:
-            source.named(name)
-        source.open()
-        return source
-
-    yield open_one
-    for source in made:
-        source.close()
-
-
-Opened = Callable[..., MessageSource]
-
-
-class Stuck(AssertionError):
-    """A rebalance did not end."""
-
-
-def ends(ready: Callable[[], bool], diagnose: Callable[[], str]) -> None:
-    """Wait for the end of a rebalance."""
-    try:
-        wait_until(ready, seconds=30, what="the rebalance", diagnose=diagnose)
-    except AssertionError as error:
-        raise Stuck(str(error)) from error
-
-
-def despite_stuck_rebalances(test: Callable[..., None]) -> Callable[..., None]:
-    """Three attempts: noida-db 0.2.3 sometimes never ends a rebalance. Two bare clients of the
-    library show that too."""
-
-    @functools.wraps(test)
-    def attempts(four: Topic, **others: Any) -> None:
-        for left in (2, 1, 0):
-            try:
-                return test(four=four, **others)
-            except Stuck:
-                if not left:
-                    raise
-                four.name = new_topic(four.server, four.partitions)
-        return None
-
-    return attempts
-
-
-def places_of(messages: list[Message]) -> set[int]:
-    return {message.attributes.partition() for message in messages}
 
 
 def test_key_place_time_and_headers_are_described(topic: Topic, opened: Opened) -> None:
@@ -288,211 +137,6 @@ def test_tombstones_are_passed_over_stored_or_dead_letters(topic: Topic, opened:
     assert ["tombstone" in one.damage for one in dead] == [True, False, True, False, True]
 
 
-def test_tombstones_that_are_passed_over_are_settled_too(topic: Topic, opened: Opened) -> None:
-    topic.produce((b"1", None, [], 0), (None, b"b", [], 0))
-    source = opened(topic.settings())
-    settle(source, collect(source, 1))
-    source.receive(1, 0.2)
-    topic.produce(*[(None, b"c", [], 0)] * 5)
-
-    def settled() -> bool:
-        source.receive(1, 0.2)
-        return topic.committed() == [7]
-
-    wait_until(settled, seconds=60, what="commit", diagnose=lambda: str(topic.committed()))
-
-
-def test_a_first_offset_is_committed_so_that_latest_means_the_first_start(
-    topic: Topic, opened: Opened
-) -> None:
-    settings = topic.settings(auto_offset_reset="latest")
-    topic.fill(3)
-    source = opened(settings)
-
-    def begun() -> bool:
-        source.receive(1, 0.2)
-        return topic.committed() == [3]
-
-    wait_until(begun, seconds=60, what="first offset", diagnose=lambda: str(topic.committed()))
-    source.close()
-    topic.fill(2)
-    messages = collect(opened(settings), 2)
-    assert bodies_of(messages) == [b"0-0", b"0-1"]
-
-
-@despite_stuck_rebalances
-def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_marked(
-    four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A rebalance in the middle of a batch."""
-    caplog.set_level(logging.INFO)
-    bodies = four.fill(20)
-    one = opened(four.settings())
-    in_hand = collect(one, 80)
-    settle(one, in_hand[:8])
-    settled = sum(four.committed())
-    assert settled == 8
-    two = opened(four.settings())
-    others: list[Message] = []
-
-    def rebalanced() -> bool:
-        assert one.receive(100, 0.1) == []
-        others.extend(two.receive(100, 0.1))
-        return len(places_of(others)) == 2
-
-    ends(rebalanced, lambda: caplog.text)
-    assert "come again there, marked" in caplog.text
-    others += collect(
-        two, sum(20 - four.committed()[place] for place in places_of(others)) - len(others)
-    )
-    assert all(message.redelivered for message in others)
-    before = four.committed()
-    settle(one, in_hand)  # it stored them all, and has lost half of the partitions
-    after = four.committed()
-    for place in range(4):
-        gone = place in places_of(others)
-        assert after[place] == (before[place] if gone else 20)
-    settle(two, others)
-    assert four.committed() == [20] * 4
-    stored = {*bodies_of(in_hand), *bodies_of(others)}
-    assert stored == set(bodies)
-
-
-@despite_stuck_rebalances
-def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before(
-    four: Topic, opened: Opened
-) -> None:
-    four.fill(20)
-    one = opened(four.settings())
-    in_hand = collect(one, 80)
-    two = opened(four.settings())
-    others: list[Message] = []
-
-    def done(both: bool) -> bool:
-        one.receive(0, 0.1)
-        if both:
-            others.extend(two.receive(100, 0.1))
-        return len(others) == 40
-
-    ends(lambda: done(True), lambda: str(len(others)))
-    settle(two, others)
-    two.close()
-    four.fill(1)
-    back: list[Message] = []
-
-    def is_back() -> bool:
-        back.extend(one.receive(20, 0.1))
-        return places_of(others) <= places_of(back)
-
-    settle(one, in_hand[:70])
-    ends(is_back, lambda: str(four.committed()))
-    assert min(four.committed()[place] for place in places_of(others)) == 20
-    settle(one, in_hand)
-    assert min(four.committed()[place] for place in places_of(others)) == 20
-    settle(one, back)
-    assert [four.committed()[place] for place in places_of(others)] == [21, 21]
-
-
-@despite_stuck_rebalances
-def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_notices(
-    four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    settings = four.settings(session_timeout_seconds=60)
-    sources = {"a": opened(settings, "a")}
-    ends(
-        lambda: not sources["a"].receive(0, 0.1) and len(four.members().get("a", ())) == 4,
-        lambda: str(four.members()),
-    )
-    sources["b"] = opened(settings, "b")
-
-    def shared() -> bool:
-        for source in sources.values():
-            source.receive(0, 0.1)
-        return sorted(map(len, four.members().values())) == [2, 2]
-
-    ends(shared, lambda: str(four.members()))
-    before = four.members()
-    # Not the one that came first: it leads the group, and noida-db 0.2.3 would let it hand out the
-    # partitions again without telling the other.
-    sources["b"].close()  # as one that was killed: it says no goodbye
-    four.fill(5)
-    caplog.clear()
-    sources["b"] = opened(settings, "b")
-    assert places_of(collect(sources["a"], 10)) == before["a"]
-    assert places_of(collect(sources["b"], 10)) == before["b"]
-    assert four.members() == before
-    assert caplog.text.count("got ") == 1
-
-
-def test_a_second_worker_of_the_same_name_is_said(
-    topic: Topic, opened: Opened, capfd: pytest.CaptureFixture[str]
-) -> None:
-    topic.fill(5)
-    first = opened(topic.settings(), "same")
-    collect(first, 1)
-    second = opened(topic.settings(), "same")
-    with pytest.raises(SourceRefused, match="node_id"):
-        for _ in range(100):
-            second.receive(1, 0.1)
-            first.receive(1, 0.1)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_messages_that_were_removed_unread_are_said_and_the_rest_is_read(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
-    topic.fill(10)
-    source = opened(topic.settings())
-    settle(source, collect(source, 2))
-    source.close()
-    gone = TopicPartition(topic.name, 0, 7)
-    client = admin(topic.server)
-    client.delete_records([gone])[gone].result(30)
-    found = {one.check: one for one in topic.settings().examine()}
-    assert found["retention"].verdict == "wrong"
-    assert bodies_of(collect(opened(topic.settings()), 3)) == [b"0-7", b"0-8", b"0-9"]
-    assert "removed up to 5 messages before they were read" in caplog.text
-
-
-def test_an_offset_beyond_the_end_is_said_and_the_topic_read_from_its_oldest_message(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
-    """So with a topic that was deleted and created again."""
-    topic.fill(10)
-    topic.commit(10_000)
-    topic.fill(2)
-    source = opened(topic.settings(auto_offset_reset="latest"))
-    messages = collect(source, 12)
-    assert "ends at offset 12, and 10000 was to be read next" in caplog.text
-    settle(source, messages)
-    assert topic.committed() == [12]
-
-
-def test_a_topic_that_was_created_again_is_read_from_its_oldest_message(
-    topic: Topic, opened: Opened
-) -> None:
-    topic.fill(10)
-    source = opened(topic.settings())
-    settle(source, collect(source, 10))
-    source.close()
-    topic.recreate()
-    topic.fill(3)
-    assert bodies_of(collect(opened(topic.settings()), 3)) == [b"0-0", b"0-1", b"0-2"]
-
-
-def test_a_committed_offset_says_of_which_topic_it_is() -> None:
-    note = Note("AaIcxnlbcAGvqk9Ue+Q/2w", 200)
-    assert read_note(str(note)) == note
-    assert read_note(str(Note("", 200))) == Note("", 200)
-    for other in (None, "", "other", "fuploader/1 x", "fuploader/2 x 1", "fuploader/1 x y"):
-        assert read_note(other) == Note()
-    assert was_created_again(note, "other")
-    assert not was_created_again(note, note.topic_id)
-    assert not was_created_again(note, "")
-    assert not was_created_again(Note(), "other")
-
-
 def test_several_topics_and_a_pattern_are_read_together(
     topic: Topic, four: Topic, opened: Opened
 ) -> None:
@@ -506,40 +150,6 @@ def test_several_topics_and_a_pattern_are_read_together(
     publisher = both.publisher()
     assert publisher.backlog() == 0
     publisher.close()
-
-
-def test_a_worker_that_takes_nothing_for_long_stays_in_the_group(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
-    bodies = topic.fill(200)
-    source = opened(topic.settings(max_poll_interval_seconds=10))
-    messages = collect(source, 50)
-    until = time.monotonic() + 15
-    while time.monotonic() < until:
-        assert source.receive(0, 0.5) == []
-    settle(source, messages)
-    messages += collect(source, 100)
-    assert source.receive(10, 0.2) == []
-    settle(source, messages)
-    messages += collect(source, 50)
-    assert bodies_of(messages) == bodies
-    assert not any(message.redelivered for message in messages)
-
-
-def test_a_worker_that_does_not_ask_for_too_long_says_so_and_loses_nothing(
-    topic: Topic, opened: Opened
-) -> None:
-    bodies = topic.fill(20)
-    source = opened(topic.settings(max_poll_interval_seconds=10), "worker")
-    messages = collect(source, 5)
-    time.sleep(13)  # as a parser that holds the interpreter's lock
-    with pytest.raises(SourceUnavailable, match="max_poll_interval_seconds"):
-        for _ in range(50):
-            source.receive(5, 0.1)
-    with pytest.raises(SourceUnavailable):
-        settle(source, messages)
-    source.open()
-    assert bodies_of(collect(source, 20)) == bodies
 
 
 def test_a_missing_topic_is_refused_and_declare_creates_it(

@@ -11,8 +11,14 @@ import pytest
 from fuploader_dagster.contracts.diagnosis import Diagnosis, Verdict, exit_code, trouble
 from fuploader_dagster.errors import StateUnavailable, StoreRefused
 from fuploader_dagster.health import machine
-from fuploader_dagster.health.doctor import judge_clock, prefetch_against_batch, strategies
+from fuploader_dagster.health.doctor import (
+    headers_of_the_queue,
+    judge_clock,
+    prefetch_against_batch,
+    strategies,
+)
 from fuploader_dagster.resources.sources.rabbitmq import examination as rabbitmq_examination
+from fuploader_dagster.resources.sources.redis_list.source import RedisList
 from fuploader_dagster.resources.states import redis_examination
 from tests.settings import intake, pipeline
 
@@ -55,6 +61,19 @@ def test_a_disk_is_judged_by_what_a_pipeline_needs_of_it(
     found = list(machine.judge_disk(replace(GOOD, **change), intake(tmp_path, **settings)))
     assert [one.check for one in found] == ["disk space", "inodes", "file system", "fsync"]
     assert not_good(found) == expected
+
+
+def test_headers_of_a_queue_that_has_none_are_a_warning(tmp_path: Path) -> None:
+    redis_list = RedisList(url="redis://localhost", key="documents")
+    for source, headers, expected in (
+        ({}, ["cmd"], {}),
+        ({"source": redis_list}, [], {}),
+        ({"source": redis_list}, ["cmd", "id"], {"headers": "warning"}),
+    ):
+        found = list(headers_of_the_queue(pipeline(tmp_path, headers=headers, **source)))
+        assert not_good(found) == expected
+    assert "documents" in found[0].found
+    assert "cmd, id" in found[0].found
 
 
 def test_reading_a_real_disk_leaves_nothing_and_tells_what_the_kernel_knows(tmp_path: Path) -> None:
