@@ -29,7 +29,10 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.object_store import Retry as Retry
     from fuploader_dagster.contracts.object_store import StoredObject as StoredObject
     from fuploader_dagster.contracts.object_store import UnfinishedUpload as UnfinishedUpload
+    from fuploader_dagster.contracts.processor import Failure as Failure
+    from fuploader_dagster.contracts.processor import FileResult as FileResult
     from fuploader_dagster.contracts.processor import Item as Item
+    from fuploader_dagster.contracts.processor import Partial as Partial
     from fuploader_dagster.contracts.processor import Processor as Processor
     from fuploader_dagster.contracts.processor import ProcessorSettings as ProcessorSettings
     from fuploader_dagster.contracts.processor import Result as Result
@@ -141,7 +144,15 @@ _NAMES = {
         "StoredObject",
         "UnfinishedUpload",
     ),
-    "contracts.processor": ("Item", "Processor", "ProcessorSettings", "Result"),
+    "contracts.processor": (
+        "Failure",
+        "FileResult",
+        "Item",
+        "Partial",
+        "Processor",
+        "ProcessorSettings",
+        "Result",
+    ),
     "contracts.sink": (
         "Delivery",
         "ItemRows",

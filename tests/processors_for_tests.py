@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fuploader_dagster.contracts.processor import Item, Processor, ProcessorSettings, Result
+from fuploader_dagster.contracts.processor import (
+    Answer,
+    Failure,
+    FileResult,
+    Item,
+    Partial,
+    Processor,
+    ProcessorSettings,
+    Result,
+)
 from fuploader_dagster.errors import BadItem, RetryItem
 
 calls: Counter[str] = Counter()
@@ -30,7 +40,7 @@ class Scripted(Processor):
     def __init__(self, settings: Script) -> None:
         self._settings = settings
 
-    async def process(self, items: Sequence[Item]) -> Sequence[Sequence[Result] | BadItem]:
+    async def process(self, items: Sequence[Item]) -> Sequence[Answer]:
         most_at_once[0] += 1
         most_at_once[1] = max(most_at_once)
         try:
@@ -42,7 +52,7 @@ class Scripted(Processor):
         finally:
             most_at_once[0] -= 1
 
-    async def _one(self, item: Item) -> Sequence[Result] | BadItem:
+    async def _one(self, item: Item) -> Answer:
         calls[item.name] += 1
         if self._settings.journal is not None:
             with self._settings.journal.open("a") as journal:
@@ -60,10 +70,31 @@ class Scripted(Processor):
         if "die" in steps:
             os._exit(steps["die"])
         name, kind = steps.get("name", ""), steps.get("kind", "")
-        return [
-            Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name, kind)
-            for number in range(steps.get("results", 1))
+        results = [
+            *(
+                Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name, kind)
+                for number in range(steps.get("results", 0 if "files" in steps else 1))
+            ),
+            *(self._file(item, steps, file) for file in steps.get("files", ())),
         ]
+        if "missing" not in steps:
+            return results
+        failures = [Failure(one, "404", {"status": 404}) for one in steps["missing"]]
+        return Partial(results, failures, script(files=steps["missing"]))
+
+    def _file(self, item: Item, steps: dict[str, Any], name: str) -> FileResult:
+        """A file in the item's folder, made unless an earlier attempt made it."""
+        assert item.folder is not None
+        path = item.folder / hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
+        content = f"{item.name} {name} ".encode() * steps.get("times", 1)
+        found = path.exists() and path.stat().st_size == len(content)
+        if self._settings.journal is not None:
+            with self._settings.journal.open("a") as journal:
+                journal.write(f"{'found' if found else 'made'} {name}\n")
+        if not found:
+            path.write_bytes(content)
+        digest = hashlib.sha256(content).digest()
+        return FileResult(name, path, len(content), digest, "text/plain", {"etag": name[:9]})
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -84,3 +115,16 @@ class Script(ProcessorSettings):
 
     def describe(self) -> str:
         return "the scripted processor"
+
+
+class ScriptedWithFolders(Scripted):
+    """The same, whose results can be files."""
+
+    uses_folder: ClassVar[bool] = True
+
+
+class ScriptWithFolders(Script):
+    """Settings of `ScriptedWithFolders`."""
+
+    def processor(self) -> Processor:
+        return ScriptedWithFolders(self)

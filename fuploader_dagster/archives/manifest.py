@@ -34,9 +34,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from hashlib import sha256
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -57,6 +58,10 @@ FORM_KEY = "format"
 RESULTS_KEY = "results"
 """In `metadata`: how many of the members, the last ones, are results and no messages. It is there
 only where the messages were processed."""
+FAILURES_KEY = "failures"
+"""In `metadata`: how many parts of items have no results, while others of the same items have. It
+is there only if there are any; `failures` lists those that fit into `MOST_FAILURES_BYTES`."""
+MOST_FAILURES_BYTES = 2**24
 
 FRAME_HEADER = struct.Struct("<II")  # magic, length of what follows
 PAGES_MAGIC = 0x184D2A5C
@@ -80,7 +85,17 @@ def digest(data: bytes | memoryview) -> bytes:
     return sha256(data).digest()[:DIGEST_BYTES]
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class FailedPart(msgspec.Struct, frozen=True):
+    """A part of an item that has no result, while others have."""
+
+    item: str
+    """The name of the item."""
+    name: str
+    reason: str
+    detail: dict[str, Any] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Leads to everything else in the archive."""
 
     metadata: dict[str, str]
@@ -93,6 +108,9 @@ class Manifest(msgspec.Struct, frozen=True):
     frame_digests: bytes
     end_frame: bytes
     """The bytes of the end frame; of formats that end otherwise, the digest of what follows."""
+    failures: list[FailedPart] = []
+    """Parts of items that have no results, the first ones (`FAILURES_KEY`). Left out if there is
+    none, so that other archives are what they were before there was this field."""
 
     @property
     def form(self) -> str:
@@ -103,6 +121,11 @@ class Manifest(msgspec.Struct, frozen=True):
     def results(self) -> int:
         """Number of members that are results: the last ones."""
         return int(self.metadata.get(RESULTS_KEY, "0"))
+
+    @property
+    def failure_count(self) -> int:
+        """Number of parts of items that have no results; `failures` may list fewer."""
+        return int(self.metadata.get(FAILURES_KEY, "0"))
 
     def frames(self) -> list[FrameEntry]:
         digests = self.frame_digests
@@ -135,6 +158,18 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def page_of(name: str, pages: int) -> int:
     return crc32(name.encode("utf-8", "surrogatepass")) * pages >> 32
+
+
+def listed(failures: Iterable[FailedPart]) -> list[FailedPart]:
+    """The first ones, as many as fit into a manifest."""
+    fitting: list[FailedPart] = []
+    left = MOST_FAILURES_BYTES
+    for failure in failures:
+        left -= len(msgspec.msgpack.encode(failure))
+        if left < 0:
+            break
+        fitting.append(failure)
+    return fitting
 
 
 # -- encoding ----------------------------------------------------------------------------------
@@ -225,6 +260,9 @@ def decode(frame: bytes, *, where: str) -> Manifest:
     results = manifest.metadata.get(RESULTS_KEY, "0")
     if not (_NUMBER.fullmatch(results) and int(results) <= manifest.member_count):
         raise contradiction(where, f"{results[:20]!r} results of {manifest.member_count} members")
+    failures = manifest.metadata.get(FAILURES_KEY, "0")
+    if not (_NUMBER.fullmatch(failures) and int(failures) >= len(manifest.failures)):
+        raise contradiction(where, f"{failures[:20]!r} failures, of which it lists more")
     return manifest
 
 

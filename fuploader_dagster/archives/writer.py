@@ -45,6 +45,7 @@ from fuploader_dagster.archives.manifest import (
     OTHER_FORM,
     PLAIN,
     WITH_HEADERS,
+    FailedPart,
     Manifest,
     digest,
     encode,
@@ -71,14 +72,15 @@ def write_archive(
     threads: int = 1,
     frame_bytes: int = 0,
     metadata: Mapping[str, str] | None = None,
+    failures: Sequence[FailedPart] = (),
     columns: Columns = ALL_COLUMNS,
 ) -> ArchiveFile:
     """Pack all members of these sources into a new archive at `path`, replacing an older one.
 
     `form`: another format than `.tar.zst` (`forms`). `frame_bytes`: of tar bytes per frame, if not
     what suits the format. `metadata` goes into the manifest and, unchanged, into the result;
-    archives are identical only if it contains no times or machine names. `columns`: those of
-    Parquet. Raises the `damage` of a
+    archives are identical only if it contains no times or machine names. `failures` go into the
+    manifest. `columns`: those of Parquet. Raises the `damage` of a
     source (naming the member), `DiskFull`, or `DamagedArchive` if the disk returns something other
     than what was written.
     """
@@ -91,7 +93,14 @@ def write_archive(
         work = chain.from_iterable(jobs(source, frame_bytes, encoder) for source in sources)
         in_turn = _in_order(work, threads if encoder.in_threads else 1)
         with naming_disk_trouble(path), closing(in_turn) as frames:
-            written = _write(temporary, sources, frames, encoder, metadata or {})
+            written = _write(
+                temporary,
+                sources,
+                frames,
+                encoder,
+                metadata=metadata or {},
+                failures=failures,
+            )
             fsync_file(temporary)
             reached(CrashPoint.ARCHIVE_SYNCED)
         _read_back(temporary, written)
@@ -115,7 +124,9 @@ def _write(
     sources: Sequence[MemberSource],
     frames: Iterator[Frame],
     encoder: FrameEncoder,
+    *,
     metadata: Mapping[str, str],
+    failures: Sequence[FailedPart],
 ) -> _Written:
     whole, quick = sha256(), xxh3_128()
     size = 0
@@ -157,6 +168,7 @@ def _write(
             frame_tar_sizes=frame_tar_sizes,
             frame_digests=bytes(frame_digests),
             end_frame=encoder.end_frame(),
+            failures=list(failures),
         )
         put(pages_frame(pages))
         version = OTHER_FORM if encoder.form else WITH_HEADERS if any(headers) else PLAIN

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.cli import console
+from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.delivery.process import process_item
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.slots.item_folders import CheckedFile
+
+PIECE_BYTES = 2**20
 
 
 def process(
@@ -35,32 +41,59 @@ def process(
     """Process one file with a pipeline's processor and its limits, to try it out.
 
     Nothing is queued, stored or retried. One result goes to standard output unless --output names
-    a file.
+    a file. Of an item that lacks some of its results, these are named, and the exit code is 4.
     """
     pipeline = console.one_pipeline(config, pipeline_name)
     headers = dict(_header(one) for one in header or [])
     if command is not None:
         headers["cmd"] = command
-    item = Item(file.name, file.read_bytes(), headers, key=f"trial-{file.name}")
-    results = asyncio.run(process_item(pipeline, item))
+    with TemporaryDirectory() as work:
+        item = Item(
+            file.name, file.read_bytes(), headers, key=f"trial-{file.name}", folder=Path(work)
+        )
+        answer = asyncio.run(process_item(pipeline, item))
+        _write([_Named(item, result) for result in answer.results], output)
+    for failure in answer.failures:
+        console.complain(f"no result for {failure.name}: {failure.reason}")
+    if answer.failures:
+        raise typer.Exit(REFUSED)
+
+
+class _Named:
+    """A result with its name."""
+
+    def __init__(self, item: Item, result: Result | CheckedFile) -> None:
+        stated = result if isinstance(result, Result) else result.result
+        self.name = stated.name or item.name
+        self.size_bytes = len(stated.content) if isinstance(stated, Result) else stated.size_bytes
+        self.kind = f", {stated.content_type}" if stated.content_type else ""
+        self._stated = stated
+
+    def pieces(self) -> Iterator[memoryview]:
+        if isinstance(self._stated, Result):
+            yield memoryview(self._stated.content)
+            return
+        with self._stated.path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield memoryview(piece)
+
+
+def _write(results: Sequence[_Named], output: Path | None) -> None:
     if output is None and len(results) == 1:
-        sys.stdout.buffer.write(results[0].content)
+        sys.stdout.buffer.writelines(results[0].pieces())
     elif output is not None and len(results) == 1 and not output.is_dir():
-        output.write_bytes(results[0].content)
-        console.say(f"wrote {len(results[0].content):,} bytes to {output}{_type(results[0])}")
+        with output.open("wb") as file:
+            file.writelines(results[0].pieces())
+        console.say(f"wrote {results[0].size_bytes:,} bytes to {output}{results[0].kind}")
     elif output is None:
         for result in results:
-            console.say(f"{result.name}: {len(result.content):,} bytes{_type(result)}")
+            console.say(f"{result.name}: {result.size_bytes:,} bytes{result.kind}")
         console.say(f"{len(results)} results; --output FOLDER writes them")
     else:
         with RestoreFolder(output) as folder:
             for result in results:
-                folder.write(result.name, [memoryview(result.content)])
+                folder.write(result.name, result.pieces())
         console.say(f"wrote {len(results)} results into {output}")
-
-
-def _type(result: Result) -> str:
-    return f", {result.content_type}" if result.content_type else ""
 
 
 def _header(text: str) -> tuple[str, str]:

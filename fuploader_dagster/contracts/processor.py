@@ -7,6 +7,12 @@ What must always hold:
   processed again, by another process. `Item.key` is the same then, so that a handler can see it.
 - What is wrong with an item raises `BadItem`; it becomes a dead letter and the others go on. What
   may pass raises `RetryItem`; the item is tried again. Nothing is swallowed.
+- A result is content in memory (`Result`), or a file that the processor made in the item's folder
+  (`FileResult`), which is never read whole. An item may give both.
+- An item that is made of parts may give the results of some and say why it has none of the others
+  (`Partial`): results are stored, and what is left to do of the item becomes one dead letter.
+- An `OSError` about the disk that leaves a processor with folders ends the attempt of the slot and
+  blames no item: the disk is full, or it fails.
 - A processor belongs to one event loop: `open`, `process` (many calls at once, at most
   `concurrency` of the settings) and `close` are called in it.
 
@@ -21,6 +27,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -40,6 +47,13 @@ class Item:
     """The message headers that the pipeline keeps (setting `headers`)."""
     key: str = ""
     """The same each time this item is processed for this slot: an idempotency key."""
+    folder: Path | None = None
+    """Of a processor that `uses_folder`: a folder of this item's own, on the disk of the pipeline.
+
+    It is there when `process` is called, and keeps what lies in it over retries, failed attempts
+    and crashes, as long as the slot is processed by the same processor. So a processor takes up
+    what it finds there, and trusts it only as far as it can check: after a power cut, what was not
+    synced may be missing. It is removed once the item's results are committed."""
 
     def json(self) -> Any:
         """The content as a JSON value. Raises `BadItem` if it is not JSON."""
@@ -59,15 +73,72 @@ class Result:
     content_type: str = ""
 
 
+@dataclass(frozen=True)
+class FileResult:
+    """One file that came out of an item, and is in the item's folder.
+
+    Committing makes it durable, so the processor need not sync it, and removes it from the folder.
+    Before that it must not change: a file whose size or time of change is another one by then makes
+    the item a dead letter, as does one that is missing, is no regular file, or is reached through a
+    link or outside of the folder. `max_result_bytes` does not count it.
+    """
+
+    name: str
+    """As in `Result`."""
+    path: Path
+    """In the item's folder, or in a folder below it. Two results may be of one file."""
+    size_bytes: int
+    sha256: bytes
+    """The digest, 32 bytes. It is compared when the file is packed, not before."""
+    content_type: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Kept with the file, as message headers are; at most 16 KiB of JSON."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part of an item that has no result."""
+
+    name: str
+    """What it would have been called, or where it would have come from."""
+    reason: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """More about it, for programs: a JSON object of at most 4 KiB."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The outcome of an item of which some parts have results and others failed.
+
+    The results are stored. The item gets one dead letter, and the failures are listed in the
+    archive's manifest.
+    """
+
+    results: Sequence[Result | FileResult]
+    failures: Sequence[Failure]
+    rest: bytes | None = None
+    """The content of an item that asks for what failed, and for nothing else: a task with only
+    those addresses. The dead letter holds it, so sending that back, to the stage or to the queue,
+    does not do again what is stored. None: the whole content, and all is done again."""
+
+
+Answer = Sequence[Result | FileResult] | Partial | BadItem
+"""What becomes of an item."""
+
+
 class Processor(ABC):
     """Turns items into results."""
+
+    uses_folder: ClassVar[bool] = False
+    """Whether items get a folder, so that results can be files. Results are then stored as files on
+    this disk until they are packed, not in a segment."""
 
     async def open(self) -> None:  # noqa: B027 - a default, on purpose
         """Get ready: called once, before the first `process`."""
 
     @abstractmethod
-    async def process(self, items: Sequence[Item]) -> Sequence[Sequence[Result] | BadItem]:
-        """The results of each item: none, one or many; or why it can never have any.
+    async def process(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """The results of each item: none, one or many; or why it can never have any; or both.
 
         There is one item, or as many as the settings' `batch`. Raises `BadItem` if something is
         wrong with one of them and nobody knows which: each is then processed alone. Raises
@@ -107,7 +178,8 @@ class ProcessorSettings(Settings):
     retry_delay_seconds: Seconds = 1.0
     """Pause before the first retry. Doubles with each retry; a handler's Retry-After wins."""
     max_result_bytes: Count = 64 * 1024 * 1024
-    """An item whose results are larger than this, together, becomes a dead letter."""
+    """An item whose results are larger than this, together, becomes a dead letter. Results that are
+    files on the disk do not count."""
     keep: Literal["both", "results", "originals"] = "both"
     """What the archive holds: the originals and, below `results/`, what came out of them; or only
     one of the two. Without originals a partition cannot be processed again from its archive."""

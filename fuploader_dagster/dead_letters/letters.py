@@ -6,7 +6,8 @@ raw bytes, the queue's headers and properties, and the reason.
 Format: `dead-letters/YYYYMMDD-w{worker}.jsonl`, one JSON object per line; `body` is base64. A crash
 can leave a torn last line: its message was not acknowledged and comes again. Items that could not
 be processed are in `YYYYMMDD-process.jsonl`, those that a sink has no rows of in
-`YYYYMMDD-sink-{name}.jsonl`; `body` is then the item's content.
+`YYYYMMDD-sink-{name}.jsonl`; `body` is then the item's content. Of an item that has some of its
+results, `body` is the content of an item that asks for the rest.
 
 A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that were sent back to
 the queue stay where they are; their ids are in `dead-letters/requeued`, appended after the queue
@@ -68,6 +69,8 @@ class FailedItem(msgspec.Struct, frozen=True, kw_only=True):
     """`Processing.id`: a later processing of the same slot has another. Of a sink, the id of the
     delivery."""
     headers: dict[str, str] = {}
+    failures: int = 0
+    """Of an item that has results as well: number of its parts that have none."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,9 +239,14 @@ def numbered_dead_letters(layout: Layout, stems: str = "*") -> Iterator[tuple[st
                     yield f"{path.stem}:{number}", letter
 
 
-def letters_of_processing(layout: Layout, processing: str) -> set[int]:
-    """Positions of the items that have a letter of this processing."""
-    return {one.position for one in item_letters(layout) if one.processing == processing}
+def letters_of_processing(layout: Layout, processing: str) -> dict[int, tuple[str, DeadLetter]]:
+    """The letters of this processing, with their ids, by the positions of their items; of several
+    about an item the last one."""
+    return {
+        letter.item.position: (letter_id, letter)
+        for letter_id, letter in numbered_dead_letters(layout, f"{_DAY}-{PROCESSING_WRITER}")
+        if letter.item is not None and letter.item.processing == processing
+    }
 
 
 def requeued_ids(layout: Layout) -> set[str]:

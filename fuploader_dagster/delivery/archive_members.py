@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fuploader_dagster.archives.manifest import RESULTS_KEY
+from fuploader_dagster.archives.manifest import FAILURES_KEY, RESULTS_KEY, FailedPart, listed
 from fuploader_dagster.archives.members import MemberSource, MemberToPack
 from fuploader_dagster.delivery.slot_members import FolderMembers, RenamedMembers, SegmentMembers
 from fuploader_dagster.disk.layout import Layout
@@ -29,6 +29,7 @@ from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.plain_files import find_by_content
 from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
+from fuploader_dagster.slots.result_files import file_name
 from fuploader_dagster.slots.sealing import SealedSlot
 
 
@@ -46,6 +47,10 @@ class ArchiveMembers:
     """Whether the slot's messages were processed, so that there may be results."""
     processing: str = ""
     """`Processing.id` of that, if it is known."""
+    failures: Sequence[FailedPart] = ()
+    """Parts of messages that have no results, as many as the manifest has room for."""
+    failure_count: int = 0
+    """Of all of them."""
 
     @property
     def sources(self) -> Sequence[MemberSource]:
@@ -55,7 +60,8 @@ class ArchiveMembers:
     def metadata(self) -> Mapping[str, str]:
         """For the manifest."""
         count = len(self.results.members) if self.results is not None else 0
-        return {RESULTS_KEY: str(count)} if self.processed else {}
+        failures = {FAILURES_KEY: str(self.failure_count)} if self.failure_count else {}
+        return {**failures, RESULTS_KEY: str(count)} if self.processed else {}
 
 
 @contextmanager
@@ -70,12 +76,15 @@ def members_of(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Iterator
     with ExitStack() as stack:
         originals = results = None
         processing = ""
+        failures: Sequence[FailedPart] = ()
+        failure_count = 0
         if keep != "results":
             originals = stack.enter_context(_originals(slot, archive))
         if pipeline.process is not None:
             processed = _processed(slot, layout)
             processing = processed.seal.processing.id
             stack.enter_context(_put_aside_if_damaged(processed, layout))
+            failures, failure_count = listed(processed.failures()), processed.seal.failures
             if keep != "originals":
                 results = stack.enter_context(_results(processed))
         if originals is not None and results is not None:
@@ -87,6 +96,8 @@ def members_of(slot: SealedSlot, pipeline: Pipeline, layout: Layout) -> Iterator
             results,
             processed=pipeline.process is not None,
             processing=processing,
+            failures=failures,
+            failure_count=failure_count,
         )
 
 
@@ -183,9 +194,10 @@ def _processed(slot: SealedSlot, layout: Layout) -> ProcessedSlot:
 
 def _results(processed: ProcessedSlot) -> MemberSource:
     """What came out of the slot's messages. Raises `DamagedResults`."""
-    for path in (processed.directory / INDEX_NAME, processed.segment):
-        if not path.is_file():
-            raise DamagedResults(f"{path} is missing, or is no file")
+    index, data = processed.directory / INDEX_NAME, processed.data
+    for path, kind in ((index, "file"), (data, "folder" if processed.has_files else "file")):
+        if not (path.is_file() if kind == "file" else path.is_dir()):
+            raise DamagedResults(f"{path} is missing, or is no {kind}")
     entries = processed.entries()
     sealed = (processed.seal.results, processed.seal.payload_bytes)
     if _totals(entries) != sealed:
@@ -193,6 +205,9 @@ def _results(processed: ProcessedSlot) -> MemberSource:
             f"the seal in {processed.directory} says {sealed[0]} results and {sealed[1]} bytes, "
             f"which is not what its index has"
         )
+    if processed.has_files:
+        names = [file_name(entry.offset) for entry in entries]
+        return FolderMembers(processed.data, entries, names, damage=DamagedResults)
     offsets, xxh128 = [entry.offset for entry in entries], processed.seal.segment_xxh128
     return SegmentMembers(processed.segment, entries, offsets, xxh128, damage=DamagedResults)
 

@@ -87,6 +87,7 @@ def pack_members(
             level=pipeline.compression_level,
             threads=pipeline.pack_threads,
             metadata=members.metadata,
+            failures=members.failures,
             columns=Columns(pipeline.parquet_columns, pipeline.parquet_content),
         )
     else:

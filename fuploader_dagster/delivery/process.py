@@ -3,8 +3,8 @@
 What must always hold:
 
 - Each input of a slot ends with its results or with a dead letter, exactly one of the two, whatever
-  dies meanwhile. Dead letters are durable before the commit that counts them; a crash in between
-  makes no second one.
+  dies meanwhile; or it says that it has both. Dead letters are durable before the commit that
+  counts them; a crash in between makes no second one of the same.
 - Only what was in work when a process died is processed again, with the same idempotency keys.
 - An item is blamed only if the processor works for others. If it works for nobody, it is
   unavailable: every partition of the step fails, and nothing becomes a dead letter.
@@ -26,12 +26,13 @@ from dataclasses import replace
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item, Result
+from fuploader_dagster.contracts.processor import Item
 from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery import attempts
+from fuploader_dagster.delivery.answers import CheckedAnswer, checked
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.pack import find_packed
-from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel, stored_results
+from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel
 from fuploader_dagster.delivery.slot_in_work import SlotInWork
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.layout import Layout, PartitionKey
@@ -100,32 +101,38 @@ def _finished(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
         return None
 
 
-async def process_item(pipeline: Pipeline, item: Item) -> Sequence[Result]:
-    """The results of one item, each with its name, in one attempt; for trials and direct requests.
+async def process_item(pipeline: Pipeline, item: Item) -> CheckedAnswer:
+    """What comes out of one item, in one attempt; for trials and direct requests.
 
-    Raises `BadItem`, `RetryItem`, and what the processor cannot go on with.
+    Without the item's folder, a processor that uses one has none. Raises `BadItem`, `RetryItem`,
+    and what the processor cannot go on with.
     """
     async with aclosing(Step(pipeline, None)) as step:
         await step.open()
+        if not step.processor.uses_folder:
+            item = replace(item, folder=None)
         try:
             (answer,) = await step.processor.process([item])
         except errors.FuploaderError:
             raise
         except Exception as error:
             raise errors.BadItem(f"the processor raised {raised(error)}") from error
-        results = stored_results(answer, step.settings.max_result_bytes)
-        return [one if one.name else replace(one, name=item.name) for one in results]
+        return checked(answer, item, step.settings.max_result_bytes)
 
 
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:
     """Where inputs are not results' inputs and dead letters together, a sentence each."""
-    failed_ones = [seal for seal in processed if seal.failed]
-    letters = Counter(one.processing for one in (item_letters(layout) if failed_ones else ()))
+    failed_ones = [seal for seal in processed if seal.failed or seal.partial]
+    # An item may have two: that of an attempt which was killed, and another one after it.
+    found = {
+        (one.processing, one.position) for one in (item_letters(layout) if failed_ones else ())
+    }
+    letters = Counter(processing for processing, _ in found)
     return [
-        f"{seal.processing.partition}: {seal.failed} of {seal.inputs} items failed, but "
-        f"{letters[seal.processing.id]} have a dead letter"
+        f"{seal.processing.partition}: {seal.failed + seal.partial} of {seal.inputs} items failed "
+        f"or lack a part, but {letters[seal.processing.id]} have a dead letter"
         for seal in failed_ones
-        if letters[seal.processing.id] != seal.failed
+        if letters[seal.processing.id] != seal.failed + seal.partial
     ]
 
 

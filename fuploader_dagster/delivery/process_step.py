@@ -12,13 +12,11 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
-from fuploader_dagster.contracts.processor import Item, Processor, Result
+from fuploader_dagster.contracts.processor import Item, Processor
 from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
-from fuploader_dagster.errors import BadItem, BadMessage, ConfigError, ProcessorUnavailable
-from fuploader_dagster.processing.envelope import check_file_name
+from fuploader_dagster.errors import ConfigError, ProcessorUnavailable
 from fuploader_dagster.settings.pipeline import Pipeline
 
-LONGEST_CONTENT_TYPE = 1000
 RARE_COLLECTIONS = (50_000, 20, 100)
 """Items in work are many objects without cycles, which Python would look through all the time."""
 
@@ -94,23 +92,3 @@ class Step:
         finally:
             for _ in range(held):
                 self.places.release()
-
-
-def stored_results(answer: Any, most_bytes: int) -> Sequence[Result]:
-    """An item's results, if they can be stored. Raises `BadItem`."""
-    if isinstance(answer, BadItem):
-        raise answer
-    try:
-        for result in answer:
-            if not isinstance(result, Result) or not isinstance(result.content, bytes):
-                raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
-            if result.name:
-                check_file_name(result.name)
-            if len(result.content_type.encode()) > LONGEST_CONTENT_TYPE:
-                raise BadItem(f"a content type of more than {LONGEST_CONTENT_TYPE} bytes")
-    except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
-        raise BadItem(f"a result cannot be stored: {error}") from error
-    size = sum(len(result.content) for result in answer)
-    if size > most_bytes:
-        raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return list(answer)

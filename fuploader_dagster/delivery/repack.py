@@ -116,6 +116,8 @@ def repack(before: Receipt, open_archive: OpenArchive, pipeline: Pipeline) -> Pa
                 results if fetched.results else None,
                 processed=fetched.processed,
                 processing=before.processing,
+                failures=fetched.failures,
+                failure_count=fetched.failure_count,
             )
             return pack_members(
                 partition, f"{partition}{pipeline.archive_suffix}", members, pipeline, layout

@@ -3,8 +3,12 @@
 What must always hold (`process` has the rest):
 
 - Results are taken and committed in the order of the inputs, whatever order they are ready in.
-- Each item that was begun ends with its results or with a reason, or the slot ends with an error
-  that blames no item.
+- Each item that was begun ends with its results or with a reason, or with both, or the slot ends
+  with an error that blames no item.
+- A letter that an attempt wrote before it was killed stays the only one of its item if the item
+  ends the same way. If it ends otherwise, the letter counts as sent back, after another one is
+  written if there is still something to do.
+- Where results can be files, committing them holds up no other item: a thread does it.
 - Memory does not grow with the slot. Between the first item in work and the last one that was begun
   are at most `WINDOW` times `concurrency` items, and all that is not committed has about
   `MOST_BYTES`.
@@ -13,12 +17,13 @@ What must always hold (`process` has the rest):
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +32,16 @@ from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.dead_letters import letters
+from fuploader_dagster.delivery.answers import CheckedAnswer, checked, headers_of
 from fuploader_dagster.delivery.failures import find_failure
-from fuploader_dagster.delivery.process_step import Step, cancel, stored_results
+from fuploader_dagster.delivery.process_step import Step, cancel
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.trouble import FULL, disk_trouble
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.index import IndexEntry
-from fuploader_dagster.slots.processed import FAILED, ProcessedSlot, ProcessedWriter
+from fuploader_dagster.slots.outcomes import FAILED
+from fuploader_dagster.slots.processed import ProcessedSlot, ProcessedWriter
 from fuploader_dagster.slots.sealing import SealedSlot
 
 log = logging.getLogger(__name__)
@@ -44,7 +52,12 @@ COMMIT_BYTES = 8 * 2**20
 COMMIT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 
+OF_THE_DISK = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""What a processor raises because of the disk that its folders are on, not because of an item."""
+
 NOTHING_IS_LOST = "nothing became a dead letter; the slots are asked for again"
+
+NOTHING = CheckedAnswer(())
 
 
 @dataclass(slots=True)
@@ -52,11 +65,29 @@ class _Finished:
     """An item that is not in work any more."""
 
     item: Item
-    results: Sequence[Result] = ()
+    answer: CheckedAnswer = NOTHING
     reason: str = ""
-    """Why it becomes a dead letter."""
+    """Why it has no results, and becomes a dead letter."""
     seconds: float = 0.0
     retries: int = 0
+
+    def check_files(self) -> None:
+        """See that the results that are files are still what they were."""
+        try:
+            for result in self.answer.results:
+                if not isinstance(result, Result):
+                    result.check()
+        except errors.BadItem as error:
+            self.answer, self.reason = NOTHING, str(error)
+
+    @property
+    def has_letter(self) -> bool:
+        return bool(self.reason or self.answer.failures)
+
+    @property
+    def left_to_do(self) -> bytes:
+        """What its dead letter holds."""
+        return self.item.content if self.answer.rest is None else self.answer.rest
 
 
 class SlotInWork:
@@ -65,14 +96,20 @@ class SlotInWork:
     def __init__(self, step: Step, slot: SealedSlot, layout: Layout) -> None:
         self._step = step
         self._slot = slot
-        self._writer = ProcessedWriter(slot, layout, step.settings.describe(), step.version)
+        self._writer = ProcessedWriter(
+            slot,
+            layout,
+            step.settings.describe(),
+            step.version,
+            uses_folders=step.processor.uses_folder,
+        )
         self._waiting: deque[asyncio.Task[list[_Finished]]] = deque()
         """Of each batch that was begun and not taken yet, in the order of the inputs."""
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._letters = letters.DeadLetterBox(step.pipeline.layout, letters.PROCESSING_WRITER)
-        self._lettered: set[int] = set()
-        """Positions of items that an earlier attempt wrote letters of."""
+        self._lettered: dict[int, tuple[str, letters.DeadLetter]] = {}
+        """Letters that an earlier attempt wrote, with their ids, by the items' positions."""
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
         self._failed_before = failure.failed_at if failure is not None else math.inf
         self._in_hand = 0
@@ -111,19 +148,21 @@ class SlotInWork:
                     raise self._step.unavailable
                 await self._step.places.acquire()
                 self._begin(items)
-                self._take()
+                await self._take()
         while self._waiting:
             await self._change()
-        self._commit()
+        await self._commit()
 
     def _batches(self) -> Iterator[list[Item]]:
         """What is not done yet, read from the slot as it is needed."""
         position = self._writer.figures.inputs
         processing = self._writer.processing.id
         batch: list[Item] = []
+        folders = self._writer.folders
         for entry, content in self._not_done(position):
             headers = from_text(entry.headers)
-            batch.append(Item(entry.name, content, headers, f"{processing}-{position}"))
+            folder = folders.make(position) if folders is not None else None
+            batch.append(Item(entry.name, content, headers, f"{processing}-{position}", folder))
             position += 1
             if len(batch) == self._step.settings.batch:
                 yield batch
@@ -162,9 +201,9 @@ class SlotInWork:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._changed.wait(), COMMIT_SECONDS)
         self._changed.clear()
-        self._take()
+        await self._take()
 
-    def _take(self) -> None:
+    async def _take(self) -> None:
         """Take what has ended, in the order of the inputs, and commit it when that is due.
 
         Raises what ended an item for which nothing can be done, after what came before it is
@@ -174,48 +213,70 @@ class SlotInWork:
             for finished in self._waiting.popleft().result():
                 self._taken.append(finished)
                 self._in_hand -= 1
-                size = sum(len(result.content) for result in finished.results)
+                size = finished.answer.size_bytes
                 self._taken_bytes += size + len(finished.item.content)
                 self._bytes_in_hand += size
         if self._error is not None:
-            self._commit()
+            await self._commit()
             raise self._error
         if (
             len(self._taken) >= self._step.pipeline.commit_messages
             or self._taken_bytes >= COMMIT_BYTES
             or time.monotonic() - self._committed_at >= COMMIT_SECONDS
         ):
-            self._commit()
+            await self._commit()
 
-    def _commit(self) -> None:
-        """Make what was taken durable: dead letters, then outcomes and results."""
+    async def _commit(self) -> None:
+        """Make what was taken durable, and forget it."""
+        if self._taken:
+            if self._writer.folders is None:
+                self._store()
+            else:
+                await _in_thread(self._store)
+            self._bytes_in_hand -= self._taken_bytes
+            self._taken, self._taken_bytes = [], 0
+            figures = self._writer.figures
+            self._step.progress(
+                self._slot.seal.partition, figures.inputs, self._slot.seal.messages, figures.failed
+            )
         self._committed_at = time.monotonic()
-        if not self._taken:
-            return
-        position = self._writer.figures.inputs
-        failed, counts = [], []
-        for number, finished in enumerate(self._taken, start=position):
-            if finished.reason:
-                if number not in self._lettered:
-                    failed.append(self._letter(finished, number))
-                counts.append(FAILED)
-                continue
-            for result in finished.results:
-                headers = {"content-type": result.content_type} if result.content_type else {}
-                self._writer.add(result.name or finished.item.name, result.content, headers)
-            counts.append(len(finished.results))
-        self._letters.keep(failed)
+
+    def _store(self) -> None:
+        """Make what was taken durable: dead letters, then outcomes and results."""
+        counts: list[int] = []
+        lettered: list[int] = []
+        written: list[letters.DeadLetter] = []
+        outdated: list[str] = []
+        for number, finished in enumerate(self._taken, start=self._writer.figures.inputs):
+            finished.check_files()
+            before = self._lettered.get(number)
+            if before is not None and not _says(before[1], finished):
+                outdated.append(before[0])
+            if finished.has_letter and (before is None or not _says(before[1], finished)):
+                written.append(self._letter(finished, number))
+            if not finished.reason and (finished.has_letter or before is not None):
+                lettered.append(number)
+            self._add(finished)
+            counts.append(FAILED if finished.reason else len(finished.answer.results))
+        self._letters.keep(written)
+        if outdated:
+            letters.note_requeued(self._step.pipeline.layout, outdated)
         self._writer.commit(
             counts,
             [int(finished.seconds * 1000) for finished in self._taken],
             sum(finished.retries for finished in self._taken),
+            lettered=lettered,
+            failures=[part for finished in self._taken for part in finished.answer.failures],
         )
-        self._bytes_in_hand -= self._taken_bytes
-        self._taken, self._taken_bytes = [], 0
-        figures = self._writer.figures
-        self._step.progress(
-            self._slot.seal.partition, figures.inputs, self._slot.seal.messages, figures.failed
-        )
+
+    def _add(self, finished: _Finished) -> None:
+        for result in finished.answer.results:
+            if isinstance(result, Result):
+                name = result.name or finished.item.name
+                self._writer.add(name, result.content, headers_of(result))
+            else:
+                name = result.result.name or finished.item.name
+                self._writer.add_file(name, result, headers_of(result.result))
 
     def _letter(self, finished: _Finished, position: int) -> letters.DeadLetter:
         item = letters.FailedItem(
@@ -224,8 +285,10 @@ class SlotInWork:
             name=finished.item.name,
             processing=self._writer.processing.id,
             headers=dict(finished.item.headers),
+            failures=len(finished.answer.failures),
         )
-        return self._letters.item_letter(item, finished.reason, finished.item.content)
+        reason = finished.reason or finished.answer.reason()
+        return self._letters.item_letter(item, reason, finished.left_to_do)
 
     async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[_Finished]:
         """Process a batch until each item has its results or a reason.
@@ -260,6 +323,7 @@ class SlotInWork:
             except errors.FuploaderError:
                 raise
             except Exception as error:  # noqa: BLE001  the dead letter says it; the others go on
+                _raise_if_of_the_disk(error, items[0])
                 reason = f"the processor raised {raised(error)}"
             else:
                 self._step.answers.note()
@@ -272,7 +336,7 @@ class SlotInWork:
                 reason = f"the processor gave {len(answers)} answers for {len(items)} items"
             if len(items) == 1:
                 seconds = time.monotonic() - started
-                return [_Finished(items[0], (), reason, seconds, retries)]
+                return [_Finished(items[0], NOTHING, reason, seconds, retries)]
             return [one for item in items for one in await self._finish([item], has_place=False)]
 
     def _pause(self, error: errors.RetryItem, retries: int) -> float:
@@ -288,7 +352,27 @@ class SlotInWork:
 
     def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
         try:
-            results = stored_results(answer, self._step.settings.max_result_bytes)
+            found = checked(answer, item, self._step.settings.max_result_bytes)
         except errors.BadItem as error:
-            return _Finished(item, (), str(error), seconds, retries)
-        return _Finished(item, results, "", seconds, retries)
+            return _Finished(item, NOTHING, str(error), seconds, retries)
+        return _Finished(item, found, "", seconds, retries)
+
+
+def _says(letter: letters.DeadLetter, finished: _Finished) -> bool:
+    """Whether the letter is the one that the item gets now."""
+    return finished.has_letter and letter.body == finished.left_to_do
+
+
+def _raise_if_of_the_disk(error: Exception, item: Item) -> None:
+    if item.folder is not None and isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        raise disk_trouble(error, item.folder) from error
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    """Do this in a thread. Cancelled, it still ends first: it uses files that are closed then."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

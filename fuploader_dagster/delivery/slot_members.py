@@ -83,11 +83,23 @@ class SegmentMembers(MemberSource):
 
 
 class FolderMembers(MemberSource):
-    """Members as files in a directory."""
+    """Members as files in a directory, called by the members' names unless there are `file_names`.
 
-    def __init__(self, path: Path, members: Sequence[MemberToPack]) -> None:
+    `damage` is raised if they are not what the members say.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[MemberToPack],
+        file_names: Sequence[str] | None = None,
+        *,
+        damage: type[DamagedData] = DamagedSlot,
+    ) -> None:
         self.path = path
+        self.damage = damage
         self.members = members
+        self._file_names = file_names
         self.lengths = [member_bytes(m.name, m.size_bytes, m.headers) for m in members]
         self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
@@ -122,22 +134,25 @@ class FolderMembers(MemberSource):
         try:
             # NONBLOCK: opening a named pipe that took the file's place must not hang
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            return os.open(self.members[index].name, flags, dir_fd=self._descriptor)
+            return os.open(self._file_name(index), flags, dir_fd=self._descriptor)
         except OSError as e:
-            raise DamagedSlot(
+            raise self.damage(
                 f"{self.place(index)} cannot be opened: {e.strerror}",
                 hint="only this pipeline may change a sealed slot",
             ) from e
 
-    def _changed(self, index: int) -> DamagedSlot:
+    def _changed(self, index: int) -> DamagedData:
         size = self.members[index].size_bytes
-        return DamagedSlot(
+        return self.damage(
             f"{self.place(index)} is no longer the file of {size} bytes that was sealed",
             hint="only this pipeline may change a sealed slot",
         )
 
     def place(self, index: int) -> str:
-        return f"{self.members[index].name!r} in {self.path}"
+        return f"{self.members[index].name!r} in {self.path / self._file_name(index)}"
+
+    def _file_name(self, index: int) -> str:
+        return self.members[index].name if self._file_names is None else self._file_names[index]
 
     def close(self) -> None:
         if self._descriptor is not None:

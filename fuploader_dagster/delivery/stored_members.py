@@ -11,11 +11,11 @@ says that there are results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fuploader_dagster.archives.manifest import RESULTS_KEY
+from fuploader_dagster.archives.manifest import RESULTS_KEY, FailedPart
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.delivery.slot_members import append_member
 from fuploader_dagster.disk.trouble import naming_disk_trouble
@@ -36,6 +36,8 @@ class Fetched(NamedTuple):
     results: list[IndexEntry]
     processed: bool
     """Whether the messages were processed, even if nothing came out of it."""
+    failures: Sequence[FailedPart]
+    failure_count: int
 
 
 def fetch(
@@ -54,7 +56,13 @@ def fetch(
     with open_archive(before.partition) as stored, naming_disk_trouble(segment):
         is_result = results_of(stored, before, pipeline)
         noted = stored.manifest is not None and RESULTS_KEY in stored.manifest.metadata
-        fetched = Fetched([], [], processed=noted or bool(before.results))
+        fetched = Fetched(
+            originals=[],
+            results=[],
+            processed=noted or bool(before.results),
+            failures=stored.manifest.failures if stored.manifest is not None else (),
+            failure_count=stored.manifest.failure_count if stored.manifest is not None else 0,
+        )
         with segment.open("wb") as file:
             for name, payload, headers in stored.files(lambda name: results or not is_result(name)):
                 entry = append_member(file, name, payload, headers)

@@ -55,6 +55,7 @@ class CrashPoint(Enum):
     PROCESSING_BEGUN = "what is processed by what noted, no result yet"
     OUTCOMES_KEPT = "what became of some inputs noted, their results not yet written"
     OUTCOMES_CUT = "lines of an interrupted commit cut off"
+    ITEM_FOLDERS_REMOVED = "the folders of committed items removed"
     PROCESSED = "a processed slot sealed"
 
     # An archive: `archives/writer.py`, `delivery/pack.py`

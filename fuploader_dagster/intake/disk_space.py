@@ -23,7 +23,7 @@ from fuploader_dagster.disk.durable import has_room, make_dirs
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import DamagedSlot
 from fuploader_dagster.settings.pipeline import Intake
-from fuploader_dagster.slots.sealing import read_seal
+from fuploader_dagster.slots.sealing import SEAL_NAME, read_seal
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 RESUME_SHARE = 10
@@ -148,12 +148,13 @@ def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
 
 
 class Unshipped:
-    """Counts the bytes that are sealed, processed or packed; a sealed slot once, because it never
-    changes."""
+    """Counts the bytes that are sealed, processed or packed; a slot that never changes, once. What
+    items in work have in their folders counts."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._known: dict[Path, int] = {}
+        self._processed: dict[Path, int] = {}
 
     def bytes(self) -> int:
         """The bytes that are not shipped now."""
@@ -162,9 +163,15 @@ class Unshipped:
             directory: self._known[directory] if directory in self._known else _size(directory)
             for directory in sealed
         }
-        processed = (self._layout.processed(*each) for each in self._layout.processed_numbers())
-        growing = sum(map(_sizes_in, processed))
-        return sum(self._known.values()) + growing + _sizes_in(self._layout.archives)
+        processed = [self._layout.processed(*each) for each in self._layout.processed_numbers()]
+        self._processed = {
+            directory: self._processed.get(directory) or _sizes_below(directory)
+            for directory in processed
+            if (directory / SEAL_NAME).exists()
+        }
+        growing = sum(_sizes_below(one) for one in processed if one not in self._processed)
+        done = sum(self._known.values()) + sum(self._processed.values())
+        return done + growing + _sizes_in(self._layout.archives)
 
 
 def _size(directory: Path) -> int:
@@ -181,4 +188,20 @@ def _sizes_in(folder: Path) -> int:
         for entry in entries:
             with suppress(FileNotFoundError):  # just uploaded and removed
                 size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
+def _sizes_below(folder: Path) -> int:
+    """The same with the folders in it. A file with two names counts once; no link is followed."""
+    size = 0
+    counted: set[int] = set()
+    with suppress(FileNotFoundError):
+        for _, _, names, descriptor in os.fwalk(folder):
+            for name in names:
+                with suppress(FileNotFoundError):  # just committed and removed
+                    found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    if found.st_nlink == 1 or found.st_ino not in counted:
+                        size += found.st_size
+                    if found.st_nlink > 1:
+                        counted.add(found.st_ino)
     return size

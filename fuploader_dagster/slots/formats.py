@@ -15,6 +15,7 @@ from fuploader_dagster.slots.directory_writer import DirectoryWriter
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry
 from fuploader_dagster.slots.plain_files import FILES_NAME, FilesWriter, is_committed
 from fuploader_dagster.slots.processed import ProcessedSlot
+from fuploader_dagster.slots.result_files import contents_of_files
 from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content_of
 
@@ -86,6 +87,8 @@ def contents_in(
 
 def contents_of_results(slot: ProcessedSlot, entries: Sequence[IndexEntry]) -> Iterator[bytes]:
     """The contents of these results, each compared with its record. Raises `DamagedResults`."""
+    if slot.has_files:
+        return contents_of_files(slot.directory, entries)
     return _in_segment(slot.segment, entries, DamagedResults)
 
 

@@ -30,11 +30,18 @@ from typing import ClassVar, TypeVar
 
 import pytest
 
-from fuploader_dagster.contracts.processor import Item, Processor, ProcessorSettings, Result
+from fuploader_dagster.contracts.processor import (
+    Answer,
+    FileResult,
+    Item,
+    Partial,
+    Processor,
+    ProcessorSettings,
+    Result,
+)
 from fuploader_dagster.errors import BadItem, RetryItem
 
 Value = TypeVar("Value")
-Outcome = Sequence[Result] | BadItem
 LARGE_BYTES = 8 << 20
 
 
@@ -68,7 +75,7 @@ class ProcessorContract:
     def test_outcomes_of_one_call_are_in_the_order_of_its_items(self) -> None:
         bodies = [b"echo %d" % number for number in range(self._settings.batch)]
 
-        async def one_call(processor: Processor) -> Sequence[Outcome]:
+        async def one_call(processor: Processor) -> Sequence[Answer]:
             return await processor.process([item_of(body) for body in bodies])
 
         assert contents(opened(self._settings, one_call)) == [[body] for body in bodies]
@@ -96,7 +103,7 @@ class ProcessorContract:
         self.needs("header")
         headers = {"content-type": "image/png", "x-greeting": "gr\u00fc\u00df dich"}
 
-        async def both(processor: Processor) -> list[Outcome]:
+        async def both(processor: Processor) -> list[Answer]:
             items = [item_of(b"header %b" % name.encode(), headers=headers) for name in headers]
             return [await alone(processor, item) for item in items]
 
@@ -108,18 +115,18 @@ class ProcessorContract:
         assert all(str(outcome) for outcome in outcomes if isinstance(outcome, BadItem))
 
     def test_what_may_pass_raises_retry_item_and_the_others_go_on(self) -> None:
-        async def three(processor: Processor) -> list[Outcome | BaseException]:
+        async def three(processor: Processor) -> list[Answer | BaseException]:
             items = [item_of(b"echo 0"), item_of(b"retry"), item_of(b"echo 2")]
             calls = (alone(processor, item) for item in items)
             return list(await asyncio.gather(*calls, return_exceptions=True))
 
         first, second, third = opened(self._settings, three)
         assert isinstance(second, RetryItem)
-        assert [one.content for one in _results(first)] == [b"echo 0"]
-        assert [one.content for one in _results(third)] == [b"echo 2"]
+        assert [content_of(one) for one in _results(first)] == [b"echo 0"]
+        assert [content_of(one) for one in _results(third)] == [b"echo 2"]
 
     def test_a_cancelled_call_ends_at_once_and_the_others_go_on(self) -> None:
-        async def cancel_one(processor: Processor) -> Outcome:
+        async def cancel_one(processor: Processor) -> Answer:
             await alone(processor, item_of(b"echo warm"))
             slow = asyncio.create_task(alone(processor, item_of(b"slow 3")))
             await asyncio.sleep(0.2)
@@ -155,7 +162,7 @@ class ProcessorContract:
         asyncio.run(close())
 
     def test_two_processors_of_the_same_settings_do_not_know_each_other(self) -> None:
-        async def both() -> list[Outcome]:
+        async def both() -> list[Answer]:
             one, other = self._settings.processor(), self._settings.processor()
             await one.open()
             await other.open()
@@ -180,7 +187,7 @@ def item_of(content: bytes, number: int = 0, headers: dict[str, str] | None = No
     return Item(f"item-{number}.bin", content, headers or {}, key=f"key of item {number}")
 
 
-async def alone(processor: Processor, item: Item) -> Outcome:
+async def alone(processor: Processor, item: Item) -> Answer:
     """What becomes of one item."""
     (outcome,) = await processor.process([item])
     return outcome
@@ -200,13 +207,13 @@ def opened(settings: ProcessorSettings, use: Callable[[Processor], Awaitable[Val
     return asyncio.run(run())
 
 
-def outcomes_of(settings: ProcessorSettings, *bodies: bytes) -> list[Outcome]:
+def outcomes_of(settings: ProcessorSettings, *bodies: bytes) -> list[Answer]:
     """The outcome of each item, at most `concurrency` of them in work at once."""
 
-    async def run(processor: Processor) -> list[Outcome]:
+    async def run(processor: Processor) -> list[Answer]:
         places = asyncio.Semaphore(settings.concurrency)
 
-        async def one(number: int, body: bytes) -> Outcome:
+        async def one(number: int, body: bytes) -> Answer:
             async with places:
                 return await alone(processor, item_of(body, number))
 
@@ -215,12 +222,17 @@ def outcomes_of(settings: ProcessorSettings, *bodies: bytes) -> list[Outcome]:
     return opened(settings, run)
 
 
-def contents(outcomes: Sequence[Outcome]) -> list[list[bytes]]:
+def contents(outcomes: Sequence[Answer]) -> list[list[bytes]]:
     """The contents of all results; raises what is bad."""
-    return [[result.content for result in _results(outcome)] for outcome in outcomes]
+    return [[content_of(result) for result in _results(outcome)] for outcome in outcomes]
 
 
-def _results(outcome: Outcome | BaseException) -> Sequence[Result]:
+def content_of(result: Result | FileResult) -> bytes:
+    """The content of a result, whether it is in memory or a file."""
+    return result.content if isinstance(result, Result) else result.path.read_bytes()
+
+
+def _results(outcome: Answer | BaseException) -> Sequence[Result | FileResult]:
     if isinstance(outcome, BaseException):
         raise outcome
-    return outcome
+    return outcome.results if isinstance(outcome, Partial) else outcome

@@ -38,7 +38,7 @@ ELSEWHERE = {
     *(CrashPoint.PIECES_SYNCED, CrashPoint.PIECE_NAMED),
     *(CrashPoint.DIVIDED, CrashPoint.PIECE_REMOVED),
     *(CrashPoint.PROCESSING_BEGUN, CrashPoint.OUTCOMES_KEPT),
-    *(CrashPoint.OUTCOMES_CUT, CrashPoint.PROCESSED),
+    *(CrashPoint.OUTCOMES_CUT, CrashPoint.ITEM_FOLDERS_REMOVED, CrashPoint.PROCESSED),
     *(CrashPoint.PROCESSED_REMOVED, CrashPoint.REDO_BEGUN, CrashPoint.REDO_REMOVED),
     *(CrashPoint.OWED_NOTED, CrashPoint.ROWS_STORED, CrashPoint.ROWS_RECEIPT_KEPT),
     *(CrashPoint.OWED_CLEARED, CrashPoint.LETTER_STORED),

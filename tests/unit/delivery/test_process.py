@@ -17,7 +17,8 @@ from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
 from fuploader_dagster.delivery.reprocess import process_again
 from fuploader_dagster.processing.decoder import Decoder, File
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.processed import FAILED, ProcessedSlot, find_processed
+from fuploader_dagster.slots.outcomes import FAILED
+from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
 from fuploader_dagster.slots.sealing import SealedSlot
 from tests.processors_for_tests import Script, calls, most_at_once, script
 from tests.settings import pipeline, sealed
