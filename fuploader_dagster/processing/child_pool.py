@@ -25,7 +25,14 @@ from typing import Any
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Processor, Result
 from fuploader_dagster.errors import BadItem, FuploaderError, ProcessorUnavailable, StrategyError
-from fuploader_dagster.processing.child_messages import ASYNC, NOT_HERE, SYNC, Job, beat_of
+from fuploader_dagster.processing.child_messages import (
+    ASYNC,
+    NOT_HERE,
+    SYNC,
+    Hello,
+    Job,
+    beat_of,
+)
 from fuploader_dagster.processing.child_process import Call, Child
 
 log = logging.getLogger(__name__)
@@ -49,6 +56,8 @@ class ChildPool(Processor):
         self._source_digest = source_digest
         self._source = source_digest()
         self._children: list[Child] = []
+        self._spares: deque[tuple[Child, asyncio.Task[Hello]]] = deque()
+        """Were started together with the first one, before it said what the module has."""
         self._waiting: dict[str, deque[Call]] = {SYNC: deque(), ASYNC: deque()}
         self._tasks: list[asyncio.Task[None]] = []
         self._kind = SYNC
@@ -57,13 +66,17 @@ class ChildPool(Processor):
 
     async def open(self) -> None:
         """Start the children. Raises `StrategyError` if the module cannot be used."""
-        first = Child(self._job, SYNC, self._feed)
+        self._spares.extend(self._start(SYNC) for _ in range(self._workers))
+        first, started = self._spares.popleft()
         try:
-            hello = await first.start()
+            hello = await started
             if hello.problem:
                 raise StrategyError(hello.problem, hint=hello.hint)
+            if not hello.is_sync:
+                await self._drop_spares()
         except BaseException:
             await first.leave(0)
+            await self._drop_spares()
             raise
         self.routes = hello.routes
         lanes = [SYNC] * (self._workers if hello.is_sync else 0)
@@ -102,8 +115,20 @@ class ChildPool(Processor):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._drop_spares()
         children, self._children = self._children, []
         await asyncio.gather(*(child.leave(LEAVING_SECONDS) for child in children))
+
+    def _start(self, kind: str) -> tuple[Child, asyncio.Task[Hello]]:
+        child = Child(self._job, kind, self._feed)
+        return child, asyncio.create_task(child.start())
+
+    async def _drop_spares(self) -> None:
+        while self._spares:
+            child, started = self._spares.popleft()
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
+            await child.leave(0)
 
     def _submit(self, item: Item, kind: str) -> Call:
         call = Call(item, asyncio.get_running_loop().create_future())
@@ -184,9 +209,9 @@ class ChildPool(Processor):
     async def _successor(self, kind: str) -> Child:
         """The next child of a lane. Raises an error of this package if there can be none."""
         for attempt in range(1, MAX_STARTS + 1):
-            child = Child(self._job, kind, self._feed)
+            child, started = self._spares.popleft() if self._spares else self._start(kind)
             try:
-                hello = await child.start()
+                hello = await started
                 if hello.problem:
                     raise StrategyError(hello.problem, hint=hello.hint)
                 if self._source_digest() != self._source:

@@ -127,6 +127,22 @@ def test_a_module_that_cannot_be_used_stops_the_step(folder: Path, source: str, 
     assert isinstance(caught.value, StrategyError) == ("exit code" not in said)
 
 
+def test_all_children_start_at_once(folder: Path) -> None:
+    """Each waits in its import for the others."""
+    together = f"""
+import os, pathlib, time
+here = pathlib.Path({str(folder)!r})
+(here / f"started-{{os.getpid()}}").touch()
+end = time.monotonic() + 100
+while len(list(here.glob("started-*"))) < 3:
+    assert time.monotonic() < end, "the others were not started"
+    time.sleep(0.01)
+"""
+    open_and_close(
+        load(module=module(folder, f"{together}@processor\ndef f(item): ...\n"), workers=3)
+    )
+
+
 def test_the_version_follows_the_source_and_what_decides_the_results(folder: Path) -> None:
     name = module(folder, "@processor\ndef f(item): return 1\n")
     settings = load(module=name)
