@@ -3,7 +3,8 @@
 What must always hold:
 
 - Where the pipeline has a processor, the items are the results; else they are the messages.
-- Each is verified on its way, in the same order and under the same name from either place.
+- Each is verified on its way, in the same order and under the same name from either place. Those
+  of a whole segment are verified together, before their end is reached.
 - Memory does not grow with the slot.
 - A slot may be removed while it is read, because its archive was stored meanwhile. Then `gone` is
   set, and reading raises an error; nothing was damaged, and the archive has it all.
@@ -22,7 +23,7 @@ from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import DamagedArchive, DamagedData, PermanentError
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.formats import contents, contents_of_results
+from fuploader_dagster.slots.formats import all_contents, contents, contents_of_results
 from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.processed import RESULTS_PREFIX, ProcessedSlot, find_processed
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
@@ -55,16 +56,21 @@ class ItemsHere(SlotItems):
         """Raises `DamagedSlot` or `DamagedResults`; any error at all if the slot is `gone`."""
         partition = self._slot.seal.partition
         try:
+            if positions is None:
+                found = all_contents(self._processed or self._slot)
+                for at, (entry, content) in enumerate(found):
+                    yield at, _item(partition, at, entry.name, content, entry.headers)
+                return
             first = 0
             for committed in (self._processed or self._slot).entries_by_commit():
                 chosen = [
                     (at, entry)
                     for at, entry in enumerate(committed, start=first)
-                    if positions is None or at in positions
+                    if at in positions
                 ]
                 first += len(committed)
-                found = self._contents([entry for _, entry in chosen])
-                for (at, entry), content in zip(chosen, found, strict=True):
+                chosen_contents = self._contents([entry for _, entry in chosen])
+                for (at, entry), content in zip(chosen, chosen_contents, strict=True):
                     yield at, _item(partition, at, entry.name, content, entry.headers)
         except (DamagedData, OSError):
             self.gone = find_receipt(self._layout, partition) is not None

@@ -17,7 +17,7 @@ from fuploader_dagster.slots.plain_files import FILES_NAME, FilesWriter, is_comm
 from fuploader_dagster.slots.processed import ProcessedSlot
 from fuploader_dagster.slots.result_files import contents_of_files
 from fuploader_dagster.slots.sealing import SealedSlot
-from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content_of
+from fuploader_dagster.slots.segment import SEGMENT_NAME, SegmentWriter, content_of, stream_contents
 
 WRITERS: dict[str, type[DirectoryWriter]] = {"segment": SegmentWriter, "files": FilesWriter}
 
@@ -90,6 +90,39 @@ def contents_of_results(slot: ProcessedSlot, entries: Sequence[IndexEntry]) -> I
     if slot.has_files:
         return contents_of_files(slot.directory, entries)
     return _in_segment(slot.segment, entries, DamagedResults)
+
+
+def all_contents(slot: SealedSlot | ProcessedSlot) -> Iterator[tuple[IndexEntry, bytes]]:
+    """All messages of a sealed slot, or all its results, with their contents.
+
+    Where the seal has a digest of the segment, contents are proven when the last one was read, and
+    not before. Raises `DamagedSlot` or `DamagedResults`, at the end or sooner.
+    """
+    slot_format = "segment" if isinstance(slot, ProcessedSlot) else slot.seal.slot_format
+    xxh128 = slot.seal.segment_xxh128
+    if slot_format != "segment" or not xxh128:
+        yield from _each_proven(slot)
+        return
+    entries = (entry for committed in slot.entries_by_commit() for entry in committed)
+    try:
+        with opened_own(slot.segment, os.O_RDONLY) as descriptor:
+            yield from stream_contents(descriptor, entries, xxh128)
+    except DamagedSlot as error:
+        for _ in _each_proven(slot):  # this names the message
+            pass
+        if isinstance(slot, ProcessedSlot):
+            raise DamagedResults(error.message, hint=error.hint) from error
+        raise
+
+
+def _each_proven(slot: SealedSlot | ProcessedSlot) -> Iterator[tuple[IndexEntry, bytes]]:
+    for committed in slot.entries_by_commit():
+        found = (
+            contents_of_results(slot, committed)
+            if isinstance(slot, ProcessedSlot)
+            else contents(slot, committed)
+        )
+        yield from zip(committed, found, strict=True)
 
 
 def _in_segment(

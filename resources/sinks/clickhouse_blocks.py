@@ -51,8 +51,8 @@ def encoded(waiting: Sequence[Waiting]) -> tuple[list[Encoded], dict[int, str]]:
 
 def _converted(waiting: Waiting, bad: dict[int, str]) -> list[Sequence[Any]]:
     columns: list[Sequence[Any]] = []
-    values_of_columns = zip(*waiting.values, strict=True)
-    for column, values in zip(waiting.columns, values_of_columns, strict=True):
+    for at, column in enumerate(waiting.columns):
+        values = [row[at] for row in waiting.values]
         assert column.kind is not None  # noqa: S101 - `Table.shape` has seen to it
         fit, unfit = column.kind.column(values)
         columns.append(fit)

@@ -307,6 +307,32 @@ def test_rows_of_a_slot_that_was_damaged_later_are_not_stored_again(tmp_path: Pa
     assert (sealed_partitions(settings.layout), notes(settings).owed()) == ([], [])
 
 
+@pytest.mark.parametrize("damage", ["header", "content", "padding", "cut off"])
+def test_nothing_of_a_slot_is_stored_if_any_byte_of_its_segment_differs(
+    tmp_path: Path, damage: str
+) -> None:
+    settings = made(tmp_path)
+    large = {"large.json": b'{"n": 9, "_": "%b"}' % (b"x" * 3_000_000)}
+    slot = sealed(settings, items(0, 3) | large | items(3, 4))
+    entries = slot.entries()
+    here = items_here(slot.seal.partition, settings)
+    assert here is not None
+    found = [(at, item.name, len(item.content)) for at, item in here.read()]
+    assert found == [(at, one.name, one.size_bytes) for at, one in enumerate(entries)]
+    content = bytearray(slot.segment.read_bytes())
+    if damage == "cut off":
+        del content[-1:]
+    else:
+        within = {"header": 1, "content": 2_000_000, "padding": 512 + entries[3].size_bytes}
+        content[entries[3].offset + within[damage]] ^= 1
+    slot.segment.write_bytes(content)
+    (outcome,) = store(settings, [slot.seal.partition])
+    assert isinstance(outcome, Failed)
+    named = "6.json" if damage == "cut off" else "large.json"
+    assert f"message '{named}'" in outcome.error and "not what was sealed" in outcome.error
+    assert table(tmp_path) == []
+
+
 def test_what_a_damaged_slot_proves_is_stored_as_rows_of_its_replacement(tmp_path: Path) -> None:
     settings = made(tmp_path, required=True)
     slot = sealed(settings, items(0, 3))
