@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
     from fuploader_dagster.archives.reader import Archive as Archive
     from fuploader_dagster.assets.partitions import Names as Names
+    from fuploader_dagster.assets.pause_jobs import build_pause_job as build_pause_job
+    from fuploader_dagster.assets.pause_jobs import build_resume_job as build_resume_job
     from fuploader_dagster.assets.repack_job import build_repack_job as build_repack_job
     from fuploader_dagster.assets.replay_job import build_replay_job as build_replay_job
     from fuploader_dagster.assets.seal_job import build_seal_job as build_seal_job
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.source import PartDepth as PartDepth
     from fuploader_dagster.contracts.source import SourceSettings as SourceSettings
     from fuploader_dagster.contracts.state import Commit as Commit
+    from fuploader_dagster.contracts.state import Note as Note
     from fuploader_dagster.contracts.state import SlotCount as SlotCount
     from fuploader_dagster.contracts.state import Snapshot as Snapshot
     from fuploader_dagster.contracts.state import StateSettings as StateSettings
@@ -121,7 +124,9 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.settings.secret import Secret as Secret
     from fuploader_dagster.standalone import Shipped as Shipped
     from fuploader_dagster.standalone import drain_pipeline as drain_pipeline
+    from fuploader_dagster.standalone import pause_pipeline as pause_pipeline
     from fuploader_dagster.standalone import recover_pipeline as recover_pipeline
+    from fuploader_dagster.standalone import resume_pipeline as resume_pipeline
     from fuploader_dagster.standalone import run_pipeline as run_pipeline
     from fuploader_dagster.standalone import ship_pipeline as ship_pipeline
 
@@ -129,6 +134,7 @@ _NAMES = {
     "archives.ranges": ("StoredArchive",),
     "archives.reader": ("Archive",),
     "assets.partitions": ("Names",),
+    "assets.pause_jobs": ("build_pause_job", "build_resume_job"),
     "assets.repack_job": ("build_repack_job",),
     "assets.replay_job": ("build_replay_job",),
     "assets.seal_job": ("build_seal_job",),
@@ -170,7 +176,7 @@ _NAMES = {
         "PartDepth",
         "SourceSettings",
     ),
-    "contracts.state": ("Commit", "SlotCount", "Snapshot", "StateSettings", "StateStore"),
+    "contracts.state": ("Commit", "Note", "SlotCount", "Snapshot", "StateSettings", "StateStore"),
     "definitions": (
         "build_asset_checks",
         "build_assets",
@@ -221,7 +227,9 @@ _NAMES = {
     "standalone": (
         "Shipped",
         "drain_pipeline",
+        "pause_pipeline",
         "recover_pipeline",
+        "resume_pipeline",
         "run_pipeline",
         "ship_pipeline",
     ),

@@ -9,6 +9,7 @@
     |   +-- ProcessorUnavailable  the processor of a pipeline does not work for any item
     |   +-- SinkUnavailable      a sink does not answer, or cannot at the moment
     |   +-- RetryItem            it did not work for one item, which is tried again
+    |   +-- Paused               somebody has paused the pipeline
     |   +-- SlotInUse            another process is writing this slot
     |   +-- DiskFull             less space than the configured minimum, or the disk is full
     |   +-- DiskFailed           the system cannot read or write, or one of our files vanished
@@ -118,6 +119,10 @@ class RetryItem(TemporaryError):
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
         self.shared = shared
+
+
+class Paused(TemporaryError):
+    """Somebody has paused this part of the pipeline."""
 
 
 class SlotInUse(TemporaryError):

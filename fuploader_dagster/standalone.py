@@ -7,6 +7,10 @@
     ship_pipeline(pipeline)                     # only from sealed slots to the object store, once
     recover_pipeline(pipeline)                  # only what dead processes left
 
+They obey a pause (`fuploader pause`, or `pause_pipeline` here) unless `despite_pause`: workers stay
+and take no messages, the first two ship nothing until the end of the pause, the last two raise
+`Paused`.
+
 What must always hold: Dagster runs the same steps with the same promises. Several may run at once,
 in one process or in several, with or without Dagster beside them. Worker processes drain the queue
 and exit when this process does; a script that calls `run_pipeline` or `drain_pipeline` needs no
@@ -19,12 +23,13 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fuploader_dagster.contracts.object_store import ObjectStore
+from fuploader_dagster.control.wishes import PARTS, Part, current, wish
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.all_rows import AllRows, stored_here
 from fuploader_dagster.delivery.attempts import Done, Outcome
@@ -32,7 +37,7 @@ from fuploader_dagster.delivery.failures import all_failures, is_due
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.delivery.sink_notes import kept_for_sinks
-from fuploader_dagster.errors import SourceUnavailable
+from fuploader_dagster.errors import Paused, SourceUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import Supervisor
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -65,46 +70,90 @@ class Shipped:
 
 
 def run_pipeline(
-    pipeline: Pipeline, *, stop: threading.Event | None = None, until_empty: bool = False
+    pipeline: Pipeline,
+    *,
+    stop: threading.Event | None = None,
+    until_empty: bool = False,
+    despite_pause: bool = False,
 ) -> Shipped:
     """Drain and ship, until `stop` is set; by default at SIGTERM or Ctrl-C.
 
     `until_empty`: until the queue is empty and everything that came out of it was sealed and
-    shipped. Otherwise the active slots stay as they are at the end, unless `residue_file_upload` is
-    set. Raises `FuploaderError` if it cannot begin; later trouble is logged and waited out.
+    shipped, which takes until the end of a pause. Otherwise the active slots stay as they are at
+    the end, unless `residue_file_upload` is set. Raises `FuploaderError` if it cannot begin; later
+    trouble is logged and waited out.
     """
     with _stopped_by_signals(stop) as told_to_stop, ThreadPoolExecutor(1, "ship") as thread:
         refuse_leftovers(pipeline)
-        store = pipeline.store.open()
+        ships = _Ships(pipeline, pipeline.store.open(), despite_pause=despite_pause)
         shipped = Shipped()
         while True:
-            shipped += _drain_and_ship(pipeline, store, told_to_stop, until_empty, thread)
+            shipped += _drain_and_ship(ships, told_to_stop, until_empty, thread)
             if until_empty or pipeline.residue_file_upload:
                 recovery.seal_on_request(pipeline.intake())
-            shipped += _ship_due(pipeline, store)
+            shipped += ships.due()
+            while until_empty and ships.paused and not told_to_stop.wait(RENEW_SECONDS):
+                shipped += ships.due()
             if not until_empty or told_to_stop.is_set() or _is_empty(pipeline):
                 return shipped
 
 
-def drain_pipeline(pipeline: Pipeline, stop: threading.Event | None = None) -> None:
+def drain_pipeline(
+    pipeline: Pipeline, stop: threading.Event | None = None, *, despite_pause: bool = False
+) -> None:
     """Drain until `stop` is set; by default at SIGTERM or Ctrl-C."""
     with _stopped_by_signals(stop) as told_to_stop:
         refuse_leftovers(pipeline)
-        with _workers(pipeline) as workers:
+        with _workers(pipeline, despite_pause=despite_pause) as workers:
             while not told_to_stop.is_set():
                 workers.renew()
                 told_to_stop.wait(RENEW_SECONDS)
 
 
-def ship_pipeline(pipeline: Pipeline) -> Shipped:
+def ship_pipeline(pipeline: Pipeline, *, despite_pause: bool = False) -> Shipped:
     """Pack and upload all sealed slots and store their rows, except what waits after a failure."""
     refuse_leftovers(pipeline)
+    if not despite_pause:
+        refuse_while_paused(pipeline)
     return _ship_due(pipeline, pipeline.store.open())
 
 
-def recover_pipeline(pipeline: Pipeline) -> Shipped:
+def pause_pipeline(
+    pipeline: Pipeline, *, by: str, reason: str = "", parts: Sequence[Part] = PARTS
+) -> None:
+    """Pause these parts, `intake` and `shipping`, on all nodes, until somebody resumes them."""
+    _wish(pipeline, parts, paused=True, by=by, reason=reason)
+
+
+def resume_pipeline(
+    pipeline: Pipeline, *, by: str, reason: str = "", parts: Sequence[Part] = PARTS
+) -> None:
+    """End a pause of these parts, whoever asked for it, on all nodes."""
+    _wish(pipeline, parts, paused=False, by=by, reason=reason)
+
+
+def _wish(pipeline: Pipeline, parts: Sequence[Part], *, paused: bool, by: str, reason: str) -> None:
+    done = wish(pipeline, parts, paused=paused, by=by, reason=reason)
+    if done.trouble:
+        log.warning("other nodes of %s do not know it yet: %s", pipeline.name, done.trouble)
+
+
+def refuse_while_paused(pipeline: Pipeline) -> None:
+    """Raise `Paused` if somebody has paused the shipping."""
+    paused = _why_paused(pipeline)
+    if paused:
+        raise Paused(
+            f"the shipping of {pipeline.name} is {paused}",
+            hint="`fuploader resume` ends the pause; `fuploader ship --despite-pause` ships this "
+            "once",
+        )
+
+
+def recover_pipeline(pipeline: Pipeline, *, despite_pause: bool = False) -> Shipped:
     """Finish what dead processes left, seal the slots that no worker owns any more, and ship."""
     refuse_leftovers(pipeline)
+    if not despite_pause:
+        refuse_while_paused(pipeline)
     found = recovery.look(pipeline)
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
     mend_unreadable(pipeline)
@@ -112,22 +161,47 @@ def recover_pipeline(pipeline: Pipeline) -> Shipped:
     return _ship_due(pipeline, pipeline.store.open())
 
 
+class _Ships:
+    """Ships what is due, unless that is paused."""
+
+    def __init__(self, pipeline: Pipeline, store: ObjectStore, *, despite_pause: bool) -> None:
+        self.pipeline = pipeline
+        self.despite_pause = despite_pause
+        self.paused = ""
+        self._store = store
+
+    def due(self) -> Shipped:
+        """Ship; nothing while `paused`, which is logged once."""
+        before = self.paused
+        self.paused = "" if self.despite_pause else _why_paused(self.pipeline)
+        if self.paused:
+            if self.paused != before:
+                log.warning("nothing of %s is shipped: it is %s", self.pipeline.name, self.paused)
+            return Shipped()
+        return _ship_due(self.pipeline, self._store)
+
+
+def _why_paused(pipeline: Pipeline) -> str:
+    shipping = current(pipeline).shipping
+    return f"paused {shipping}" if shipping.paused else ""
+
+
 def _drain_and_ship(
-    pipeline: Pipeline,
-    store: ObjectStore,
+    ships: _Ships,
     stop: threading.Event,
     until_empty: bool,
     thread: ThreadPoolExecutor,
 ) -> Shipped:
     """Workers drain while a thread ships: a slow upload must not let the lease run out."""
+    pipeline = ships.pipeline
     shipping: Future[Shipped] | None = None
     shipped, look_at = Shipped(), time.monotonic() + LOOK_AT_QUEUE_SECONDS
-    with _workers(pipeline) as workers:
+    with _workers(pipeline, despite_pause=ships.despite_pause) as workers:
         while not stop.is_set():
             workers.renew()
             if shipping is None or shipping.done():
                 shipped += shipping.result() if shipping else Shipped()
-                shipping = thread.submit(_ship_due, pipeline, store)
+                shipping = thread.submit(ships.due)
             if until_empty and time.monotonic() >= look_at:
                 if _is_empty(pipeline):
                     break
@@ -137,8 +211,8 @@ def _drain_and_ship(
 
 
 @contextmanager
-def _workers(pipeline: Pipeline) -> Iterator[Supervisor]:
-    supervisor = Supervisor(pipeline.intake())
+def _workers(pipeline: Pipeline, *, despite_pause: bool) -> Iterator[Supervisor]:
+    supervisor = Supervisor(pipeline.intake(), despite_pause=despite_pause)
     try:
         yield supervisor
     finally:

@@ -33,6 +33,7 @@ from fuploader_dagster.assets.partitions import (
     slots_per_run,
 )
 from fuploader_dagster.contracts.state import Snapshot
+from fuploader_dagster.control.wishes import PARTS, Wishes, known
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
 from fuploader_dagster.disk.layout import Layout
@@ -63,6 +64,7 @@ _FIGURES = re.compile(r"[0-9][0-9.,:]*")
 _failed_last: dict[Path, tuple[str, float]] = {}
 """By pipeline: what a tick of this process last failed with, and when."""
 _SENSOR_TAG = "dagster/sensor_name"
+_Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 
 class DrainTrouble(Exception):
@@ -83,6 +85,8 @@ class _Cursor(msgspec.Struct):
     reported: Reported = msgspec.field(default_factory=Reported)
     store_down: bool | None = None
     """What was last reported for the check `store_reachable`; None: nothing yet."""
+    paused: str = ""
+    """What was last reported of the queue: what is paused."""
 
 
 def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.SensorDefinition:
@@ -100,9 +104,9 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dry = is_dry_run(context)
         problems = _problems(pipeline, dry=dry)
-        root = pipeline.layout.root
+        layout, root = pipeline.layout, pipeline.layout.root
         try:
-            new, snapshot = _look(pipeline, context.instance, names, dry=dry)
+            new, snapshot, wishes = _look(pipeline, context.instance, names, dry=dry)
         except FuploaderError as error:
             others = [problem for problem in problems if str(error) not in problem]
             return _in_trouble("; ".join([*others, str(error)]), root, dry=dry)
@@ -113,15 +117,20 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         if not problems:
             _failed_last.pop(root, None)
         now, last = time.time(), _read_cursor(context.cursor)
-        events, reported = report(pipeline, last.reported, now)
+        letters, reported = report(pipeline, last.reported, now)
+        events: list[_Event] = [*letters]
         trouble = find_trouble(pipeline.layout)
         idle = processor_trouble_of(pipeline)
         if last.store_down is not (trouble is not None):
-            events = [*events, _reachable(pipeline, trouble)]
-        summary = _summary(last, snapshot, pipeline.layout, now)
+            events.append(_reachable(pipeline, trouble))
+        if str(wishes) != last.paused:
+            events.append(_wanted(names, wishes))
+        summary = "; ".join(filter(None, (str(wishes), _summary(last, snapshot, layout, now))))
         if dry:
             summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
         waits_for = _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
+        if wishes.shipping.paused:  # they stay on the waiting list, so that conditions ask neither
+            waits_for = "the pause"
         waiting = waits_for is not None
         asked_at = now if new and not waiting else last.asked_at
         following = _Cursor(
@@ -131,10 +140,11 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
             asked_at,
             reported,
             trouble is not None,
+            str(wishes),
         )
         cursor = msgspec.json.encode(following).decode()
         if waiting or not new:
-            held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if waiting else ""
+            held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if new else ""
             down = "".join(f"{one}; " for one in (trouble, idle) if one)
             return dg.SensorResult(
                 skip_reason=down + held + summary, asset_events=events, cursor=cursor
@@ -209,13 +219,14 @@ def _duty(pipeline: Pipeline) -> str:
 
 def _look(
     pipeline: Pipeline, instance: dg.DagsterInstance, names: Names, *, dry: bool
-) -> tuple[list[str], Snapshot]:
-    """Sealed slots to be registered, and what the state store knows."""
+) -> tuple[list[str], Snapshot, Wishes]:
+    """Sealed slots to be registered, what the state store knows, and what is paused."""
     settings = pipeline.state.in_a_hurry()
     with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         waiting = WaitingList(state, pipeline, changing=not dry)
-        return waiting.unregistered(instance, names)[:KEYS_PER_TICK], state.snapshot()
+        new = waiting.unregistered(instance, names)[:KEYS_PER_TICK]
+        return new, state.snapshot(), known(pipeline.layout, state, changing=not dry)
 
 
 def _last_run(
@@ -287,6 +298,15 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
         else {}
     )
     return dg.AssetMaterialization(names.sealed_slot, partition=key, metadata=metadata)
+
+
+def _wanted(names: Names, wishes: Wishes) -> dg.AssetObservation:
+    """What is wanted of intake and shipping, at the queue: reported when it changes."""
+    metadata = {
+        str(part): f"paused {wishes.of(part)}" if wishes.of(part).paused else "runs"
+        for part in PARTS
+    }
+    return dg.AssetObservation(names.queue, metadata=metadata)
 
 
 def _split(values: Mapping[str, str]) -> str:

@@ -2,9 +2,9 @@
 rows that sinks are owed.
 
 It needs no memory: it finds from the directories what failed, was interrupted or never registered,
-and leaves to a queued or working run what that is about to handle (`busy_runs`). While the object
-store does not answer, it asks for nothing but rows of slots on the disk, and looks at the store
-until that is back.
+and leaves to a queued or working run what that is about to handle (`busy_runs`). While somebody has
+paused the shipping it asks for nothing. While the object store does not answer, it asks for nothing
+but rows of slots on the disk, and looks at the store until that is back.
 """
 
 import logging
@@ -24,6 +24,7 @@ from fuploader_dagster.assets.partitions import (
     run_request,
     slots_per_run,
 )
+from fuploader_dagster.control.wishes import current
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
@@ -104,6 +105,9 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             for name, owed in _rows_to_store(plan, found, names, every).items()
             for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
         ]
+        shipping = current(pipeline, changing=not dry).shipping
+        if shipping.paused:
+            requests = []
         if not dry:
             _do_what_needs_no_run(plan, requests, registered, pipeline, context)
         if not requests:
@@ -111,7 +115,9 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
-            told = [SAID if dry else "", str(trouble or ""), idle, summary, what_blocks(due, runs)]
+            paused = f"shipping is paused {shipping}" if shipping.paused else ""
+            said = SAID if dry else ""
+            told = [said, paused, str(trouble or ""), idle, summary, what_blocks(due, runs)]
             told += [
                 f"sink {name}: {len(rows.owed):,} slots are owed"
                 + (f", {rows.trouble}" if rows.trouble else "")

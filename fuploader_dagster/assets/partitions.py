@@ -119,10 +119,13 @@ class Names:
     replay_job = _Scoped("replay")
     repack_job = _Scoped("repack")
     scrub_job = _Scoped("scrub")
+    pause_job = _Scoped("pause")
+    resume_job = _Scoped("resume")
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        return (self.ship_job, self.seal_job, self.replay_job, self.repack_job, self.scrub_job)
+        without_partitions = (self.seal_job, self.scrub_job, self.pause_job, self.resume_job)
+        return (self.ship_job, self.replay_job, self.repack_job, *without_partitions)
 
     @property
     def instigators(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from fuploader_dagster.cli.doctor import doctor
 from fuploader_dagster.cli.exit_codes import REFUSED, TRY_LATER, exit_code_of
 from fuploader_dagster.cli.init import init
 from fuploader_dagster.cli.migrate import migrate
+from fuploader_dagster.cli.pause import pause, resume
 from fuploader_dagster.cli.process import process
 from fuploader_dagster.cli.publish import publish
 from fuploader_dagster.cli.replay import replay
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Set up and start": [init, doctor, dev, migrate],
+    "Pause": [pause, resume],
     "Run without Dagster": [publish, drain, seal, process, ship],
     "Look at a pipeline": [status],
     "Use archives": [ls, cat, verify, restore, find, replay],

@@ -53,7 +53,9 @@ _REFRESH_SECONDS = 0.1
 _LISTED_TROUBLES = 100
 
 
-def one_pipeline(config: Path | None, name: str | None) -> Pipeline:
+def one_pipeline(
+    config: Path | None, name: str | None, *, option: str = "with --pipeline"
+) -> Pipeline:
     """The pipeline of this name, or the only one. Raises `ConfigError` if neither exists."""
     pipelines = load_pipelines(config)
     if name is None and len(pipelines) == 1:
@@ -61,7 +63,7 @@ def one_pipeline(config: Path | None, name: str | None) -> Pipeline:
     if name not in pipelines:
         raise ConfigError(
             f"there is no pipeline {name!r}" if name else "there are several pipelines",
-            hint=f"choose one of {', '.join(pipelines)} with --pipeline",
+            hint=f"choose one of {', '.join(pipelines)} {option}",
         )
     return pipelines[name]
 

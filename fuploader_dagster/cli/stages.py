@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Annotated
@@ -15,14 +16,25 @@ from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.ship import ship as ship_sealed
+from fuploader_dagster.errors import Paused
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import log_to_stderr
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
-from fuploader_dagster.standalone import drain_pipeline, run_pipeline, ship_pipeline
+from fuploader_dagster.standalone import (
+    drain_pipeline,
+    refuse_while_paused,
+    run_pipeline,
+    ship_pipeline,
+)
+
+log = logging.getLogger(__name__)
 
 ShipOption = Annotated[
     bool, typer.Option("--ship", help="Also process, pack and upload each slot when it is sealed.")
+]
+PauseOption = Annotated[
+    bool, typer.Option("--despite-pause", help="Do it also while somebody has paused the pipeline.")
 ]
 
 
@@ -30,21 +42,31 @@ def drain(
     config: console.ConfigOption = None,
     pipeline_name: console.PipelineOption = None,
     ship_too: ShipOption = False,
+    despite_pause: PauseOption = False,
 ) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
 
-    With residue_file_upload everything that is left is then sealed, packed and uploaded.
+    With residue_file_upload everything that is left is then sealed, packed and uploaded. While the
+    pipeline is paused (`fuploader pause`), workers wait and take no messages, and nothing is
+    shipped.
     """
     log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     pipeline = console.one_pipeline(config, pipeline_name)
     if ship_too:
-        run_pipeline(pipeline)
+        run_pipeline(pipeline, despite_pause=despite_pause)
         if pipeline.residue_file_upload and any(all_failures(pipeline.layout)):  # which is logged
             raise typer.Exit(REFUSED)
         return
-    drain_pipeline(pipeline)
-    if pipeline.residue_file_upload and ship_pipeline(pipeline).failures:  # which it has logged
-        raise typer.Exit(REFUSED)
+    drain_pipeline(pipeline, despite_pause=despite_pause)
+    if not pipeline.residue_file_upload:
+        return
+    try:
+        shipped = ship_pipeline(pipeline, despite_pause=despite_pause)
+    except Paused as error:
+        log.warning("what is sealed stays on the disk: %s", error)
+    else:
+        if shipped.failures:  # which it has logged
+            raise typer.Exit(REFUSED)
 
 
 def seal(config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None) -> None:
@@ -62,10 +84,19 @@ def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
         state.add_sealed([slot.seal.partition for slot in sealed])
 
 
-def ship(config: console.ConfigOption = None, pipeline_name: console.PipelineOption = None) -> None:
-    """Pack and upload all sealed slots now, and store their rows in the sinks, without Dagster."""
+def ship(
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
+    despite_pause: PauseOption = False,
+) -> None:
+    """Pack and upload all sealed slots now, and store their rows in the sinks, without Dagster.
+
+    While the shipping is paused (`fuploader pause`) it refuses, with exit code 3.
+    """
     pipeline = console.one_pipeline(config, pipeline_name)
     refuse_leftovers(pipeline)
+    if not despite_pause:
+        refuse_while_paused(pipeline)
     failed = False
     rows = AllRows(pipeline, patient=False)
     with console.counting() as progress:

@@ -53,6 +53,9 @@ def _print_status(found: dict[str, Any]) -> None:
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    for part in found["parts"].values():
+        if part["sentence"]:
+            console.say(f"{part['sentence']}; on this node it {part['actual']}")
     _print_queue(found["queue"])
     if found["failed_items"]:
         console.say(f"{found['failed_items']:,} files could not be processed and are dead letters")

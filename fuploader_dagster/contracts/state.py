@@ -85,8 +85,22 @@ class Snapshot:
     dead_letters: int = 0
 
 
+HIGHEST_NOTE_TIME = 9 * 10**15
+"""The latest time of a note, in the year 2255. Every store can count that far exactly."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that all nodes of a pipeline have to know."""
+
+    at: int
+    """When it was written, in microseconds since 1970: of two with one name the later one counts.
+    At most `HIGHEST_NOTE_TIME`."""
+    text: str
+
+
 class StateStore(ABC):
-    """State of one pipeline on one node. Thread-safe."""
+    """State of one pipeline on one node; its notes are those of all nodes. Thread-safe."""
 
     @abstractmethod
     def open(self) -> None:
@@ -143,6 +157,16 @@ class StateStore(ABC):
     @abstractmethod
     def snapshot(self) -> Snapshot:
         """The current state, without nonsense. An empty store gives an empty snapshot."""
+
+    def notes(self) -> dict[str, Note]:
+        """By name, the notes of this pipeline on all nodes that share the store, without nonsense.
+
+        The default is for a store that keeps none: each node then knows only its own.
+        """
+        return {}
+
+    def put_note(self, name: str, note: Note) -> None:  # noqa: B027 - the default keeps none
+        """Keep the note, unless the store has one of this name that is as late or later."""
 
 
 @lru_cache(maxsize=256)

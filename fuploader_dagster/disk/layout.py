@@ -18,6 +18,7 @@
       mended/                        what became of damaged sealed slots
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
+      pause.json                     whether people want intake and shipping to be paused
       seal-request                   touched to have all active slots sealed now
       processor-trouble.json         since when the processor works for no item
       processor-answered             touched when it works for one
@@ -124,6 +125,7 @@ class Layout:
     root_id = _Below("root-id")
     seal_request = _Below("seal-request")
     """Touched to ask for all active slots to be sealed now."""
+    pause = _Below("pause.json")
     store_trouble = _Below("store-trouble.json")
     processor_trouble = _Below("processor-trouble.json")
     processor_answered = _Below("processor-answered")
@@ -131,6 +133,8 @@ class Layout:
     """Has a folder for each stored partition that is being processed again."""
     sinks = _Below("sinks")
     locks = _Below("locks")
+    pause_lock = _Below("locks/pause.lock")
+    """Held while `pause.json` is written."""
     suspects_lock = _Below("locks/suspects.lock")
     store_wait_lock = _Below("locks/store-wait.lock")
     """Held by the one process that waits for an object store that does not answer."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fuploader_dagster.control.wishes import read_here
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
 from fuploader_dagster.delivery.mend import damaged_aside
@@ -69,6 +70,9 @@ def look(
 ) -> Findings:
     """Look for all kinds of trouble. `going_on` names those that are known already."""
     layout = pipeline.layout
+    intake = read_here(layout).intake
+    if intake.paused:
+        draining = replace(draining, wanted=False)
     looks: dict[Kind, Callable[[], Trouble | None]] = {
         "drain": lambda: drain_trouble(pipeline, draining, read_statuses(layout), now),
         "store": lambda: store_trouble(pipeline),
@@ -92,7 +96,8 @@ def look(
             found += [trouble] if trouble is not None else []
     if not any(trouble.kind in _FAIL_RUNS for trouble in found):
         found += _failed_runs(runs, now)
-    endings = {} if draining.wanted else {"drain": "was switched off: its drain is not watched"}
+    off = f"is paused {intake}" if intake.paused else "was switched off"
+    endings = {} if draining.wanted else {"drain": f"{off}: its drain is not watched"}
     return Findings(tuple(found), tuple(unknown), endings)
 
 

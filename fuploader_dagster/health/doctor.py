@@ -28,6 +28,7 @@ from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.contracts.functions import name_of, reference_to
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.control.wishes import PARTS, current
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health import machine
@@ -51,6 +52,7 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     yield machine.judge_open_files(machine.open_files_limit(), pipeline)
     state = pipeline.state.examine_for(pipeline=pipeline.name, node=pipeline.node)
     yield from _reported("state", state)
+    yield pauses(pipeline)
     if pipeline.process is not None:
         yield from _reported("processor", pipeline.process.examine())
         yield from _headers(pipeline, pipeline.process)
@@ -62,6 +64,16 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))
+
+
+def pauses(pipeline: Intake) -> Diagnosis:
+    """Whether somebody has paused the pipeline."""
+    wishes = current(pipeline, changing=False)
+    if not str(wishes):
+        return Diagnosis("pause", "good", "nothing is paused")
+    hint = f"`fuploader resume {pipeline.name}` ends the pause"
+    unreadable = not all(wishes.of(part).at for part in PARTS if wishes.of(part).paused)
+    return Diagnosis("pause", "wrong" if unreadable else "warning", str(wishes), hint)
 
 
 def prefetch_against_batch(pipeline: Intake) -> Diagnosis:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 import msgspec
 
+from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.all_rows import stored_here
@@ -16,9 +18,11 @@ from fuploader_dagster.delivery.owed_rows import look_at
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
+from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.disk_space import Unshipped, space_of
-from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
 
@@ -29,11 +33,14 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
     with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         snapshot = state.snapshot()
+        wishes = known(layout, state)
     mended, others = damaged_aside(layout)
+    workers = read_statuses(layout)
     return {
         "pipeline": pipeline.name,
         "node": pipeline.node,
-        "workers": read_statuses(layout),
+        "workers": workers,
+        "parts": {part: _part(part, wishes, workers, layout) for part in PARTS},
         "queue": _queue_status(pipeline),
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(layout)),
@@ -52,6 +59,35 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         ],
         "set_aside": [str(path) for path in others],
     }
+
+
+def _part(
+    part: Part, wishes: Wishes, workers: Sequence[WorkerStatus], layout: Layout
+) -> dict[str, Any]:
+    """What is wanted of intake or shipping, and what it does on this node."""
+    wish = wishes.of(part)
+    busy = _drains(workers) if part == "intake" else _ships(layout)
+    return {
+        "wanted": "paused" if wish.paused else "runs",
+        "actual": "works" if busy else "stands still",
+        "since": wish.at / 1e6 if wish.at else None,
+        "by": wish.by,
+        "reason": wish.reason,
+        "sentence": f"{part} is paused {wish}" if wish.paused else "",
+    }
+
+
+def _drains(workers: Sequence[WorkerStatus]) -> bool:
+    """Whether a worker takes messages."""
+    return any(one.doing == "draining" for one in workers)
+
+
+def _ships(layout: Layout) -> bool:
+    """Whether a process works on a sealed slot."""
+    if not layout.locks.is_dir():
+        return False
+    locks = [path for path in layout.locks.iterdir() if PartitionKey.parse(path.stem)]
+    return any(is_held(path) for path in locks)
 
 
 def _queue_status(pipeline: Pipeline) -> dict[str, Any]:

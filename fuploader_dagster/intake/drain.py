@@ -18,6 +18,9 @@ Meanwhile it goes on sealing slots and renewing claims, so that what is stored c
 Trouble (broker, state store, disk) ends the session: unsettled messages go back to the queue, the
 worker says what is wrong, pauses (`pauses`), and starts again from what is on disk.
 
+While somebody has paused the intake (`hold`) it does the same, after it has committed what it has
+in hand: outside of the queue, no limit of deliveries and no idle time counts.
+
 How many messages a worker has in hand is decided in `in_hand`; which messages may end the worker,
 and are handled alone, in `poison`; what cannot wait while a parser takes its time is in
 `meanwhile`.
@@ -40,6 +43,7 @@ from fuploader_dagster.disk.root_id import root_id
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.intake.disk_space import SpaceWatch
+from fuploader_dagster.intake.hold import Hold
 from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.intake.kept_headers import KeptHeaders
 from fuploader_dagster.intake.lease import Lease
@@ -63,11 +67,9 @@ HOUSEKEEPING_SECONDS = 1.0
 WORK_OFF_SECONDS = 5.0
 """How long a leaving worker may take to commit what it has in hand instead of giving it back: about
 twice what that should take."""
-DISK_LOOK_SECONDS = 1.0
-"""Between two looks at a full disk. A look costs nothing, so this pause does not grow."""
-MESSAGES_WAIT = "messages wait in the queue meanwhile"
+LOOK_SECONDS = 1.0
+"""Between two looks at a full disk or a pause. A look costs little, so this does not grow."""
 DEAD_LETTERS_LOGGED_EVERY_SECONDS = 10.0
-_NO_QUOTA = 1 << 62
 
 
 class Drain:
@@ -81,6 +83,7 @@ class Drain:
         source: MessageSource,
         state: StateStore,
         lease: Lease,
+        despite_pause: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.layout = pipeline.layout
@@ -96,6 +99,7 @@ class Drain:
         self._dead_letters = DeadLetterBox(self.layout, worker)
         self._redeliveries = Redeliveries(pipeline, worker)
         self._space = SpaceWatch(pipeline)
+        self._hold = Hold(self.layout, obeyed=not despite_pause)
         self._meanwhile = Meanwhile(self._stay_alive)
         self._root_id = ""
         self._housekeeping_at = 0.0
@@ -137,7 +141,7 @@ class Drain:
     def _quota(self) -> int:
         """How many more messages this worker may handle."""
         quota = self.pipeline.max_tasks_per_child
-        return quota - self.status.messages if quota else _NO_QUOTA
+        return quota - self.status.messages if quota else 1 << 62
 
     def _session(self) -> None:
         self._wait_for_space()
@@ -154,7 +158,7 @@ class Drain:
             self._suspects.blame_after_crash()
             self._seal_due()  # what became due while there was trouble with the queue
             while not self._finished():
-                if self._wait_for_space():
+                if self._wait_for_space() or self._wait_while_paused():
                     continue
                 if not self._in_hand.consuming:
                     self._in_hand.open()
@@ -173,14 +177,28 @@ class Drain:
         log.warning("draining paused: %s", sentence)
         self._in_hand.close()
         while sentence and not self._finished():
-            self.report.doing("paused", DiskFull(sentence, hint=MESSAGES_WAIT))
-            self.lease.wait(DISK_LOOK_SECONDS)
-            self._seal_due()
-            self._keep_house()
+            self.report.doing("paused", DiskFull(sentence, hint="messages wait in the queue"))
+            self._stand_by()
             sentence = self._space.shortage()
         if not sentence:
             log.info("draining resumes: the disk has room again")
         return True
+
+    def _wait_while_paused(self) -> bool:
+        """The same while somebody wants the intake paused."""
+        if not self._hold.paused(self.state):
+            return False
+        self._work_off()
+        self._in_hand.close()
+        self.report.doing("held")
+        while self._hold.paused(self.state) and not self._finished():
+            self._stand_by()
+        return True
+
+    def _stand_by(self) -> None:
+        self.lease.wait(LOOK_SECONDS)
+        self._seal_due()
+        self._keep_house()
 
     @contextmanager
     def _opened_slots(self) -> Iterator[None]:

@@ -59,8 +59,9 @@ class _Worker:
 class Supervisor:
     """The workers of one pipeline, children of this process. Thread-safe."""
 
-    def __init__(self, pipeline: Intake) -> None:
+    def __init__(self, pipeline: Intake, *, despite_pause: bool = False) -> None:
         self.pipeline = pipeline
+        self._despite_pause = despite_pause
         self._workers = [_Worker(number) for number in range(pipeline.process_count)]
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -183,6 +184,7 @@ class Supervisor:
             sys_path=import_path(),
             last_words=last_words,
             intake=msgspec.Raw(dump_intake(self.pipeline)),
+            despite_pause=self._despite_pause,
         )
         try:
             worker.process = subprocess.Popen(
@@ -233,7 +235,7 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
 
 def _problem_of(worker: _Worker, status: worker_status.WorkerStatus | None) -> str:
     """What keeps a worker from draining, in a sentence; empty if nothing does."""
-    draining = status is not None and status.doing == "draining"
+    draining = status is not None and status.doing in ("draining", "held")
     if status is not None and status.problem:
         return f"worker {worker.number}: {status.problem}"
     if worker.deaths > 1 or (worker.deaths and not draining):

@@ -58,6 +58,8 @@ class Job(msgspec.Struct, frozen=True):
     """The descriptor to which the worker writes what it died of."""
     intake: msgspec.Raw
     """`loading.dump_intake`."""
+    despite_pause: bool = False
+    """Drain also while somebody has paused the intake."""
 
 
 def main() -> int:
@@ -120,6 +122,7 @@ def _drain(job: Job, lease: Lease) -> None:
         source=source,
         state=intake.state.store(pipeline=intake.name, node=intake.node),
         lease=lease,
+        despite_pause=job.despite_pause,
     )
     drain.run()
 

@@ -33,7 +33,8 @@ SILENT_SECONDS = 60.0
 """A draining worker that has not written for this long may hang. In the worst case, it writes once
 per batch."""
 
-Doing = Literal["starting", "draining", "paused", "trouble", "leaving"]
+Doing = Literal["starting", "draining", "held", "paused", "trouble", "leaving"]
+"""`held`: somebody has paused the intake. `paused`: the disk has no room."""
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):

@@ -14,8 +14,10 @@ from contextlib import suppress
 import pytest
 
 from fuploader_dagster.contracts.state import (
+    HIGHEST_NOTE_TIME,
     HIGHEST_NUMBER,
     Commit,
+    Note,
     SlotCount,
     Snapshot,
     StateSettings,
@@ -32,6 +34,9 @@ def record(store: StateStore, *slots: SlotCount, root: str = ROOT_A, **totals: i
 
 class StateStoreContract:
     """Needs a fixture `settings`: a `StateSettings` with nothing in its store."""
+
+    keeps_notes = True
+    """False for a store without notes, as the contract's default is: see `StateStore.notes`."""
 
     @pytest.fixture
     def store(self, settings: StateSettings) -> Iterator[StateStore]:
@@ -267,3 +272,32 @@ class StateStoreContract:
         snapshot = store.snapshot()
         assert snapshot.stored_messages == 100
         assert snapshot.slots == tuple(SlotCount(slot, 25, 25, 25) for slot in range(4))
+
+    def test_notes_are_shared_by_the_nodes_of_a_pipeline_and_no_other(
+        self, settings: StateSettings
+    ) -> None:
+        one, two, other = (
+            settings.store(pipeline=pipeline, node=node)
+            for pipeline, node in (("a", "1"), ("a", "2"), ("b", "1"))
+        )
+        if not self.keeps_notes:
+            one.put_note("intake", Note(1, "x"))
+            assert two.notes() == {}
+            return
+        assert one.notes() == {}
+        one.put_note("intake", Note(2, "a\n\u00fc {}"))
+        one.put_note("shipping", Note(HIGHEST_NOTE_TIME, ""))
+        expected = {"intake": Note(2, "a\n\u00fc {}"), "shipping": Note(HIGHEST_NOTE_TIME, "")}
+        assert one.notes() == two.notes() == expected
+        assert other.notes() == {}
+        for store in (one, two, other):
+            store.close()
+
+    def test_of_two_notes_of_one_name_the_later_one_stays_whichever_comes_last(
+        self, store: StateStore
+    ) -> None:
+        late = 1_800_000_000_000_001
+        for at in (late - 1, late, late - 2, late, 5):
+            store.put_note("intake", Note(at, f"at {at}"))
+        store.put_note("intake", Note(late, "of the same moment"))
+        assert store.notes() == ({"intake": Note(late, f"at {late}")} if self.keeps_notes else {})

@@ -17,6 +17,11 @@ Format: five keys per pipeline and node, with a hash tag so that a cluster keeps
     {prefix}:{pipeline:node}:claims     hash   slot -> "lapses_at_milliseconds root_id"
     {prefix}:{pipeline:node}:sealed     sorted set, all scores 0, so in lexical order
     {prefix}:{pipeline:node}:totals     hash   counter name -> total
+
+and one for all nodes of a pipeline, with the hash tag of the node `local`, so that in a cluster a
+pipeline without `node_id` has it beside the others:
+
+    {prefix}:{pipeline:local}:notes     hash   name -> "microseconds text"
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ from pydantic import Field, SecretStr, field_validator
 
 from fuploader_dagster.contracts import state
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.disk.layout import NO_NODE
+from fuploader_dagster.errors import SlotInUse, StateRefused
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
 from fuploader_dagster.resources.states.redis_connection import address, connect, run, usable
@@ -74,6 +80,7 @@ class RedisState(state.StateSettings):
             store.prove()
             nonsense = store.look()[1]
             yield Diagnosis("state", "good", f"{self.describe()}: written and read")
+            yield from _about_notes(store)
             if nonsense:
                 yield _about(nonsense)
             yield from judge(*store.server())
@@ -113,6 +120,7 @@ class RedisStateStore(state.StateStore):
         prefix = f"{settings.key_prefix}:{{{pipeline}:{node}}}"
         self._keys = [f"{prefix}:{name}" for name in _KEYS]
         self._slots, self._highest, self._claims, self._sealed, self._totals = self._keys
+        self._notes = f"{settings.key_prefix}:{{{pipeline}:{NO_NODE}}}:notes"
 
     def open(self) -> None:
         with self._explaining():
@@ -171,6 +179,18 @@ class RedisStateStore(state.StateStore):
         snapshot, nonsense = self.look()
         _warn(nonsense)
         return snapshot
+
+    def notes(self) -> dict[str, state.Note]:
+        with self._explaining():
+            found: Any = self._client.hgetall(self._notes)
+        nonsense: list[str] = []
+        notes = values.read_notes(self._notes, found, nonsense)
+        _warn(nonsense)
+        return notes
+
+    def put_note(self, name: str, note: state.Note) -> None:
+        with self._explaining():
+            run(self._client, scripts.PUT_NOTE, [self._notes], name, note.at, note.text)
 
     def look(self) -> tuple[state.Snapshot, list[str]]:
         """A snapshot, and sentences about the values that were ignored."""
@@ -235,7 +255,7 @@ class RedisStateStore(state.StateStore):
 
     def _key_of_another_type(self) -> str:
         """The first key of another type, found with commands that a pipeline may use anyway."""
-        for key in self._keys:
+        for key in (*self._keys, self._notes):
             try:
                 if key == self._sealed:
                     self._client.zrange(key, 0, 0)
@@ -246,6 +266,19 @@ class RedisStateStore(state.StateStore):
             except (redis.RedisError, OSError):
                 return ""  # the server is gone by now; the first error is the one to report
         return ""
+
+
+def _about_notes(store: RedisStateStore) -> Iterator[Diagnosis]:
+    """Without the key of the notes a drain works, but knows only pauses of its own node."""
+    try:
+        store.notes()
+    except StateRefused as error:
+        yield Diagnosis(
+            "state notes",
+            "warning",
+            f"{error.message}: this node does not learn of a pause that is asked for on another",
+            error.hint or "give the user the rights on the key that ends in :notes",
+        )
 
 
 def _about(nonsense: Sequence[str]) -> Diagnosis:

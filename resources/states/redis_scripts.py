@@ -1,13 +1,18 @@
 """The changes that Redis makes in one step: the scripts of a pipeline's state.
 
 What must always hold: a script declares all keys it uses (`KEYS[1]` to `[5]`: slots, highest,
-claims, sealed, totals), so that a cluster and a user's rights can be checked against them. A value
-that is not ours never fails a script: it is replaced. Claims lapse by the server's clock.
+claims, sealed, totals; that of the notes alone), so that a cluster and a user's rights can be
+checked against them. A value that is not ours never fails a script: it is replaced. Claims lapse by
+the server's clock.
 """
 
 from __future__ import annotations
 
-from fuploader_dagster.contracts.state import HIGHEST_NUMBER, LONGEST_CLAIM_SECONDS
+from fuploader_dagster.contracts.state import (
+    HIGHEST_NOTE_TIME,
+    HIGHEST_NUMBER,
+    LONGEST_CLAIM_SECONDS,
+)
 
 _NOW = """
 local function now_ms()
@@ -99,6 +104,15 @@ return {
 }
 """
 )
+# The one key is that of the notes. Arguments: name, time, text.
+PUT_NOTE = f"""
+local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+local at = held:match('^(%d+) ')
+local nonsense = not at or #at > 16 or tonumber(at) > {HIGHEST_NOTE_TIME}
+if nonsense or tonumber(at) < tonumber(ARGV[2]) then
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+end
+"""
 # Argument: a field that nobody uses.
 UNPROVE = """
 for _, key in ipairs({KEYS[1], KEYS[2], KEYS[3], KEYS[5]}) do redis.call('HDEL', key, ARGV[1]) end

@@ -8,9 +8,15 @@ become a number: thousands of them are an error in Python and infinity in Lua.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fuploader_dagster.contracts.state import HIGHEST_NUMBER, TOTALS, SlotCount
+from fuploader_dagster.contracts.state import (
+    HIGHEST_NOTE_TIME,
+    HIGHEST_NUMBER,
+    TOTALS,
+    Note,
+    SlotCount,
+)
 from fuploader_dagster.resources.states.redis_errors import shown
 
 _SLOT = re.compile(r"[0-9]{1,9}")
@@ -18,6 +24,7 @@ _COUNT = re.compile(r"([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,18})")
 _CLAIM = re.compile(r"([0-9]{1,18}) (.+)", re.DOTALL)
 _TOTAL = re.compile(r"-?[0-9]{1,18}")
 _HIGHEST = re.compile(r"[0-9]{1,9}")
+_NOTE = re.compile(r"([0-9]{1,16}) (.*)", re.DOTALL)
 
 
 def read_counts(key: str, flat: Sequence[str], nonsense: list[str]) -> list[SlotCount]:
@@ -41,6 +48,17 @@ def read_owners(key: str, flat: Sequence[str], now_ms: int, nonsense: list[str])
         elif int(match[1]) > now_ms:
             owners[int(slot)] = match[2]
     return owners
+
+
+def read_notes(key: str, found: Mapping[str, str], nonsense: list[str]) -> dict[str, Note]:
+    notes = {}
+    for name, text in found.items():
+        match = _NOTE.fullmatch(text)
+        if match and 0 < int(match[1]) <= HIGHEST_NOTE_TIME:
+            notes[name] = Note(int(match[1]), match[2])
+        else:
+            _ignore(nonsense, key, name, text, "a time and a text")
+    return notes
 
 
 def read_totals(key: str, flat: Sequence[str], nonsense: list[str]) -> dict[str, int]:

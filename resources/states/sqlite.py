@@ -11,7 +11,7 @@ What must always hold:
 - Values that no method here stores are ignored, and replaced when we write. SQLite accepts text in
   a column of numbers, and bytes that are not text, and damage leaves such values too.
 
-Format: tables keyed by (pipeline, node), so that pipelines can share a file.
+Format: tables keyed by (pipeline, node), so that pipelines can share a file; notes by pipeline.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ CREATE TABLE IF NOT EXISTS totals (
     pipeline TEXT, node TEXT, stored_messages INTEGER DEFAULT 0, stored_bytes INTEGER DEFAULT 0,
     duplicates INTEGER DEFAULT 0, dead_letters INTEGER DEFAULT 0,
     PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (
+    pipeline TEXT, name TEXT, at INTEGER, text TEXT,
+    PRIMARY KEY (pipeline, name)) WITHOUT ROWID;
 """
 _IS_A_CLAIM = """
     typeof(root_id) = 'text' AND typeof(lapses_at) IN ('real', 'integer')
@@ -199,6 +202,31 @@ class SqliteStateStore(state.StateStore):
             waiting,
             *(count if self._are_counts("totals", [count]) else 0 for count in totals or ()),
         )
+
+    def notes(self) -> dict[str, state.Note]:
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT name, at, text FROM notes WHERE pipeline = ?", self._key[:1]
+            ).fetchall()
+        found = {}
+        for name, at, text in rows:
+            if type(at) is int and 0 < at <= state.HIGHEST_NOTE_TIME and isinstance(text, str):
+                found[str(name)] = state.Note(at, text)
+            else:
+                state.warn_once(
+                    f"{self._settings.describe()} holds {str(at)[:60]!r} in its table notes, "
+                    f"which should be a time; it is ignored"
+                )
+        return found
+
+    def put_note(self, name: str, note: state.Note) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO notes VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "at = excluded.at, text = excluded.text "
+                "WHERE typeof(at) <> 'integer' OR at < excluded.at OR at > ?",
+                (self._key[0], name, note.at, note.text, state.HIGHEST_NOTE_TIME),
+            )
 
     def _are_counts(self, table: str, values: Sequence[Any]) -> bool:
         nonsense = [one for one in values if type(one) is not int or not 0 <= one <= _MOST]
