@@ -35,7 +35,7 @@ from fuploader_dagster.slots.sealing import SEAL_NAME, sealed_partitions
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.drains import MARK, backlog, files
-from tests.processors_for_tests import Script, script
+from tests.processors_for_tests import Script, ScriptWithFolders, script
 from tests.settings import pipeline
 
 LONG_AFTER = 2.0**32
@@ -252,9 +252,32 @@ def scripted(slot: int) -> dict[str, bytes]:
     return {f"s{slot}-{n:02d}.json": script(**kinds[n % len(kinds)]) for n in range(30)}
 
 
+def to_process_into_files(settings: Pipeline) -> None:
+    """The same, with results that are files."""
+    kinds: list[dict[str, Any]] = [
+        {"files": ["a", "b"], "times": 3000},
+        {"files": ["c"], "results": 2},
+        {"files": []},
+        {"bad": "no"},
+        {"files": ["d"], "retries": 1},
+        {"files": ["a"], "missing": ["x", "y"]},
+    ]
+    for slot in (0, 1):
+        contents = {f"s{slot}-{n:02d}.json": script(**kinds[n % len(kinds)]) for n in range(30)}
+        fill(settings, slot, contents, seal=True)
+
+
+def processing_into_files(settings: Pipeline) -> None:
+    """Process all sealed slots with a processor that has folders, and ship them."""
+    process_all(settings, ScriptWithFolders(concurrency=3, max_retries=2))
+
+
 def processing(settings: Pipeline) -> None:
     """Process all sealed slots, and ship them."""
-    process = Script(concurrency=3, max_retries=2)
+    process_all(settings, Script(concurrency=3, max_retries=2))
+
+
+def process_all(settings: Pipeline, process: Script) -> None:
     settings = settings.model_copy(update={"process": process, "commit_messages": 4})
     recovery.apply(plan_of(settings), settings)
     partitions = plan_of(settings).ask

@@ -21,10 +21,12 @@ from fuploader_dagster.contracts.processor import (
     ProcessorSettings,
     Result,
 )
-from fuploader_dagster.errors import BadItem, RetryItem
+from fuploader_dagster.errors import BadItem, ConfigError, RetryItem
 
 calls: Counter[str] = Counter()
 """How often each item was processed in this process."""
+later: dict[str, bytes] = {}
+"""What items do instead of what is written in their content."""
 most_at_once = [0, 0]
 """How many calls are in work now, and the most that ever were."""
 
@@ -57,7 +59,7 @@ class Scripted(Processor):
         if self._settings.journal is not None:
             with self._settings.journal.open("a") as journal:
                 journal.write(f"{item.name} {item.key}\n")
-        steps = item.json()
+        steps = json.loads(later.get(item.name, item.content))
         await asyncio.sleep(steps.get("seconds", 0))
         if "poison" in steps:
             raise BadItem(steps["poison"])
@@ -69,6 +71,8 @@ class Scripted(Processor):
             raise RetryItem("not now", shared=steps.get("shared", False))
         if "die" in steps:
             os._exit(steps["die"])
+        if "outside" in steps:
+            return [FileResult("x", Path(steps["outside"]), 0, bytes(32))]
         name, kind = steps.get("name", ""), steps.get("kind", "")
         results = [
             *(
@@ -77,6 +81,8 @@ class Scripted(Processor):
             ),
             *(self._file(item, steps, file) for file in steps.get("files", ())),
         ]
+        if "stop" in steps and calls[item.name] == 1:
+            raise ConfigError("stopped")
         if "missing" not in steps:
             return results
         failures = [Failure(one, "404", {"status": 404}) for one in steps["missing"]]

@@ -122,11 +122,19 @@ def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
         "results": processed.results,
         "result_bytes": processed.payload_bytes,
         "failed": processed.failed,
+        **_lacking(processed),
         "retries": processed.retries,
         "seconds_p50": processed.seconds_p50,
         "seconds_p95": processed.seconds_p95,
         "processor": processed.processing.processor,
     }
+
+
+def _lacking(processed: ProcessedSeal) -> dict[str, Any]:
+    """What is missing of items that have other results."""
+    if not processed.partial:
+        return {}
+    return {"partial": processed.partial, "failed_parts": processed.failures}
 
 
 def rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -134,12 +135,16 @@ class FolderMembers(MemberSource):
         try:
             # NONBLOCK: opening a named pipe that took the file's place must not hang
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            return os.open(self._file_name(index), flags, dir_fd=self._descriptor)
+            descriptor = os.open(self._file_name(index), flags, dir_fd=self._descriptor)
         except OSError as e:
             raise self.damage(
                 f"{self.place(index)} cannot be opened: {e.strerror}",
                 hint="only this pipeline may change a sealed slot",
             ) from e
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._changed(index)
+        return descriptor
 
     def _changed(self, index: int) -> DamagedData:
         size = self.members[index].size_bytes
