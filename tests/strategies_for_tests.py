@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -22,6 +23,11 @@ def names_that_lead_out(parsed: object) -> str:
     """A name generator as nobody should write it."""
     escapes = ["../../escaped.json", "/escaped.json", "..", "a/../../escaped.json"]
     return escapes[hash(repr(parsed)) % len(escapes)]
+
+
+def another_name(parsed: object) -> str:
+    """A name generator that gives a message that comes again another name."""
+    return f"{secrets.token_hex(8)}.json"
 
 
 def packer_that_always_fails(folder: Path) -> Path:

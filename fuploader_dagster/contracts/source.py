@@ -43,6 +43,19 @@ class Message(NamedTuple):
     Such a message is not decoded, but becomes a dead letter for this reason."""
 
 
+class Position(NamedTuple):
+    """Where a message is, in a queue that numbers the messages of each of its parts."""
+
+    part: str
+    """Such as a partition of a topic."""
+    reading: str
+    """Another one whenever reading went on somewhere else than where it had come to: then messages
+    with lower numbers may come that nobody has stored."""
+    number: int
+    term: int = -1
+    """Grows whenever the queue may have lost messages and given their numbers to others."""
+
+
 @dataclass(frozen=True)
 class CommittedBatch:
     """Messages that are durable on this disk, in slots or as dead letters."""
@@ -128,6 +141,22 @@ class MessageSource(ABC):
         Never raises for anything that the queue can deliver: what cannot be decoded is kept as
         `{"base64": ...}`.
         """
+
+    def position_of(self, message: Message) -> Position | None:
+        """Where a message is that is not settled yet. None, the default: the queue has no numbers
+        that stay with a message, or nobody knows this one's.
+
+        A source hands out each part in the order of the numbers, in one reading from the first
+        number on that nobody has settled.
+        """
+        return None
+
+    def positions_up_to(self, last: Message) -> Sequence[Position]:
+        """Of each part, the highest position among the unsettled messages up to this one.
+
+        Called once for each commit. By default none.
+        """
+        return ()
 
     def headers_of(self, message: Message, wanted: Mapping[str, str]) -> dict[str, Any]:
         """Those of a message's headers and properties that are to be kept, as JSON-ready values.

@@ -4,6 +4,7 @@
       root-id                        identity of this folder, for claims in the state store
       active/slot-0/dir-000001/      one writer, growing
       active/slot-0/next-number      highest directory number handed out
+      active/slot-0/positions        how far the queue's messages are stored, if it numbers them
       sealed/slot-0/dir-000001/      the same directory, renamed in one step
       processed/slot-0/dir-000001/   what came out of its items, where a pipeline has a processor
       redo/{partition}/              a stored archive that is processed again, in the same folders

@@ -97,7 +97,7 @@ class Drain:
         self._kept_headers = KeptHeaders(source, pipeline.headers) if pipeline.headers else None
         self._suspects = Suspects(self.layout, worker, max_deliveries=pipeline.max_deliveries)
         self._dead_letters = DeadLetterBox(self.layout, worker)
-        self._redeliveries = Redeliveries(pipeline, worker)
+        self._redeliveries = Redeliveries(pipeline, worker, source)
         self._space = SpaceWatch(pipeline)
         self._hold = Hold(self.layout, obeyed=not despite_pause)
         self._meanwhile = Meanwhile(self._stay_alive)
@@ -240,6 +240,8 @@ class Drain:
             slot = self._slots.take_turn(len(batch))
             with self._redeliveries.turn(batch) as look:
                 for message, file in zip(batch, files, strict=True):
+                    if self._redeliveries.is_behind(message, look):
+                        continue
                     if isinstance(file, BadMessage):
                         dead.append((message, file))
                         continue
@@ -256,7 +258,7 @@ class Drain:
                 self._batch_bytes += stored_bytes
                 letters = self._letters(dead, look)
                 self._dead_letters.keep(letters)
-                slot.commit()
+                slot.commit(self._in_hand.source.positions_up_to(batch[-1]))
             bad = [message for message, _ in dead]
             self._in_hand.settle(CommittedBatch(batch[-1], len(batch), bad))
             reached(CrashPoint.SETTLED)

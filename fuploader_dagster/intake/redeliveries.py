@@ -1,8 +1,9 @@
 """Redeliveries: a message that the queue delivers again is stored once, or is one dead letter.
 
 What must always hold: a message that somebody else may have committed already is looked for before
-it is committed, among what is stored (`dedup_window`) and among the dead letters
-(`dead_letter_dedup`), during a turn in which nobody else can commit it (`commit_turns`).
+it is committed, by its position in the queue if it has one (`stored_positions`), then among what is
+stored (`dedup_window`) and among the dead letters (`dead_letter_dedup`), during a turn in which
+nobody else can commit it (`commit_turns`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.contracts.source import Message, MessageSource
 from fuploader_dagster.dead_letters.letters import DeadLetter
 from fuploader_dagster.intake.dead_letter_dedup import without_written
 from fuploader_dagster.processing.decoder import File
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.commit_turns import CommitTurns, Look
 from fuploader_dagster.slots.dedup_window import DedupWindow
+from fuploader_dagster.slots.stored_positions import StoredPositions
 
 
 class Redeliveries:
-    def __init__(self, pipeline: Intake, worker: int) -> None:
+    def __init__(self, pipeline: Intake, worker: int, source: MessageSource) -> None:
         layout = pipeline.layout
         self._pipeline = pipeline
+        self._source = source
+        self._positions = StoredPositions(layout)
         self._window = DedupWindow(layout, pipeline.dedup_window_messages)
         self._turns = CommitTurns(layout, worker, prefetch=pipeline.prefetch_count)
 
@@ -43,7 +47,16 @@ class Redeliveries:
         with self._turns.turn(len(batch), redelivered=redelivered) as look:
             if look != "none":
                 self._window.refresh()
+                self._positions.refresh()
             yield look
+
+    def is_behind(self, message: Message, look: Look) -> bool:
+        """Whether a message that may be done already is one, stored or a dead letter, by its
+        position."""
+        if look == "none" or not (message.redelivered or look == "all"):
+            return False
+        position = self._source.position_of(message)
+        return position is not None and self._positions.hold(position)
 
     def is_stored(self, message: Message, file: File, look: Look) -> bool:
         """Whether a message that may be stored already is."""

@@ -28,10 +28,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fuploader_dagster.contracts.source import Position
 from fuploader_dagster.contracts.state import SlotCount
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import write_durably
@@ -58,6 +59,7 @@ from fuploader_dagster.slots.sealing import (
     seal_directory,
     seal_due,
 )
+from fuploader_dagster.slots.stored_positions import PositionsFile
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class SlotOwner:
         self._highest = highest_number
         self._lock = FileLock(self.layout.slot_lock(slot))
         self._folder = FolderLock(self.layout.active_slot(slot))
+        self._positions = PositionsFile(self.layout, slot)
         self._number = 0
         self._keeps_headers = self._may_have_headers = keeps_headers or bool(pipeline.headers)
         """Whether a new directory has room for message headers."""
@@ -173,13 +176,17 @@ class SlotOwner:
                 return candidate
         return None
 
-    def commit(self) -> None:
+    def commit(self, positions: Sequence[Position] = ()) -> None:
         """Make all added messages durable. After an error the slot must be opened again.
+
+        `positions`: up to where all is stored then, or was before, of each part of the queue.
 
         Raises `DiskFailed` also if what was committed earlier is not found by its name any more:
         messages of this batch may have been skipped as duplicates of it.
         """
         if self._writer is not None:
+            if positions:
+                self._positions.note(positions, self.count)
             self._writer.commit()
         with naming_disk_trouble(self.layout.active_slot(self.slot)):
             self._lock.check()
@@ -247,6 +254,7 @@ class SlotOwner:
 
     def _recover(self) -> None:
         undo_divisions(self.layout, self.slot)
+        self._positions.resume()
         numbers = self.layout.active_numbers(self.slot)
         damaged: list[Path] = []
         for number in numbers:
@@ -269,6 +277,7 @@ class SlotOwner:
         if self._keeps_headers:
             self._make_room_for_headers()
         for directory in damaged:
+            self._positions.strike_out(directory)
             self._salvage(directory)
         self._keeps_headers = self._may_have_headers
 

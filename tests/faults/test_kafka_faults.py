@@ -4,9 +4,16 @@ noida-db loses what it confirmed in the last seconds when it is killed, so here 
 good order instead; Tansu loses everything. For workers there is no difference: their connections
 end in the middle of what they do.
 
-Several workers under load are for Apache Kafka alone. noida-db 0.2.3 sometimes never ends a
-rebalance, never takes a partition from a member that was killed, and lets a member that leads the
-group and is started again hand out the partitions anew without telling the others.
+What rebalances of killed workers do is for Apache Kafka alone; two bare clients of the library show
+the same of both brokers:
+
+- noida-db 0.2.3: a static member that leads the group and is started again hands out the partitions
+  anew, in the same generation, without telling the others. Two members then own one partition, and
+  both may commit. So here a member leads that is never killed, and has a topic of its own
+  (`leading`). It also never takes a partition from a member that was killed for good, and sometimes
+  never ends a rebalance.
+- Tansu 0.6.0 goes on naming a killed member as leader: nobody hands out partitions any more. What
+  `leading` needs takes it half a minute a kill.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer
 
 from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery.recovery import seal_on_request
@@ -54,6 +62,7 @@ from tests.servers.kafka import (
     running,
     tansu,
 )
+from tests.servers.ports import wait_until
 from tests.servers.tcp_proxy import TcpProxy
 from tests.settings import archived_files, intake
 
@@ -100,6 +109,46 @@ def test_a_killed_worker_and_a_server_that_restarts_lose_nothing_and_store_nothi
         server.start()
 
     drain_while_workers_are_killed(small(tmp_path, source, process_count=1), break_server)
+
+
+def test_killed_workers_of_a_group_that_another_leads_lose_nothing_and_store_nothing_twice(
+    tmp_path: Path, server: KafkaServer
+) -> None:
+    source = kafka_settings(server.bootstrap, new_topic(server.bootstrap, partitions=5))
+    with leading(source):
+        drain_while_workers_are_killed(small(tmp_path, source), None)
+
+
+@contextmanager
+def leading(settings: Kafka) -> Iterator[None]:
+    """The first member of the group, which leads it, and reads an empty topic of its own."""
+    over, joined = threading.Event(), threading.Event()
+    member = Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": settings.group,
+            "group.instance.id": "leader",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "heartbeat.interval.ms": 500,
+            "log_level": 0,
+        }
+    )
+    own_topic = new_topic(settings.bootstrap_servers)
+    member.subscribe([own_topic], on_assign=lambda *_: joined.set())
+
+    def take_part() -> None:
+        while not over.is_set():
+            member.poll(0.1)
+        member.close()
+
+    thread = threading.Thread(target=take_part)
+    thread.start()
+    try:
+        wait_until(joined.is_set, seconds=60, what="the leader", diagnose=str)
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @ON_APACHE
@@ -247,3 +296,23 @@ def test_killed_behind_a_step_nothing_is_lost_or_stored_twice(
         letters = sorted(letter.body for letter in read_dead_letters(settings.layout))
         assert letters == [b"poison 0", b"poison 1", b"poison 2"]
         assert backlog(settings) == 0
+
+
+@pytest.mark.parametrize("step", [*STEPS[:4], CrashPoint.SETTLED], ids=lambda step: step.name)
+def test_a_message_that_is_named_differently_each_time_is_known_by_its_offset(
+    step: CrashPoint, lives: Lives, noida_server: KafkaServer, tmp_path: Path
+) -> None:
+    bootstrap = APACHE or noida_server.bootstrap
+    kafka = kafka_settings(bootstrap, new_topic(bootstrap)).model_dump(
+        mode="json", exclude_unset=True
+    )
+    name = "tests.strategies_for_tests:another_name"
+    values = {"kafka": kafka, "message_format": "raw", "file_name": name}
+    settings = settings_in(tmp_path, kafka=kafka)
+    bodies = [b"%d" % number for number in range(64)]
+    publish_bodies(settings, bodies)
+    assert lives.live("whole", tmp_path, {"step": step.name, "hit": 4}, **values) is None
+    assert lives.live("whole", tmp_path, **values) is not None
+    found = [body for some in archived_files(tmp_path / "objects").values() for body in some]
+    assert sorted(found) == sorted(bodies)
+    assert backlog(settings) == 0

@@ -9,19 +9,28 @@ What must always hold:
   one that has none was never read, and a restart goes on where the first start began.
 - After each assignment, so many messages are marked as redelivered that all that anybody had in
   hand before is among them.
+- A reading of a partition goes on from one assignment to the next, and to other workers. Another
+  one begins where reading does not go on at the offset to which it came: at the first start, in a
+  topic that was created again, where offsets are gone, and at an offset that somebody else
+  committed (a person who sets the group back). Its name is committed before its first message is
+  handed out.
 
-Format of the metadata of a committed offset: `fuploader/1 TOPIC_ID PREFETCH`, the topic's id (`-`
-if the broker has none) and the prefetch of the worker. Others' metadata, or none, is no error.
+Format of the metadata of a committed offset: `fuploader/2 TOPIC_ID PREFETCH READING`, the topic's
+id (`-` if the broker has none), the prefetch of the worker, and the name of the reading. Version 1
+had no reading. Others' metadata, or none, is no error.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+import secrets
+from typing import Any, NamedTuple
+
+from fuploader_dagster.contracts.source import Position
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "fuploader/1"
+_FORMAT, _FORMER_FORMAT = "fuploader/2", "fuploader/1"
 _TWICE = 2
 """All that a worker has in hand is no more than its prefetch; twice that is to be sure."""
 
@@ -29,10 +38,14 @@ _TWICE = 2
 class Held:
     """One assignment of one partition."""
 
-    __slots__ = ("committed", "doubtful", "last", "next_offset", "number", "topic")
+    __slots__ = ("committed", "doubtful", "last", "next_offset", "number", "reading", "topic")
 
-    def __init__(self, topic: str, number: int, start: int, doubtful: int) -> None:
+    def __init__(
+        self, topic: str, number: int, start: int, doubtful: int, reading: str = ""
+    ) -> None:
+        """`reading`: the one that goes on; without it another one begins."""
         self.topic, self.number = topic, number
+        self.reading = reading or secrets.token_hex(6)
         self.doubtful = doubtful
         """How many of the next messages somebody may have had in hand before."""
         self.next_offset = start
@@ -53,10 +66,18 @@ class Held:
 class InHand:
     """A message that was handed out and is not settled."""
 
-    __slots__ = ("delivery", "held", "next_offset")
+    __slots__ = ("delivery", "held", "next_offset", "record")
 
-    def __init__(self, delivery: int, held: Held, next_offset: int) -> None:
+    def __init__(self, delivery: int, held: Held, next_offset: int, record: Any) -> None:
         self.delivery, self.held, self.next_offset = delivery, held, next_offset
+        self.record = record
+
+    @property
+    def position(self) -> Position:
+        """That of the message; tombstones that are passed over after it are before the next."""
+        epoch = self.record.leader_epoch()
+        held, offset = self.held, self.record.offset()
+        return Position(str(held), held.reading, offset, -1 if epoch is None else epoch)
 
 
 class Note(NamedTuple):
@@ -64,17 +85,20 @@ class Note(NamedTuple):
 
     topic_id: str = ""
     prefetch: int = 0
+    reading: str = ""
 
     def __str__(self) -> str:
-        return f"{_FORMAT} {self.topic_id or '-'} {self.prefetch}"
+        return f"{_FORMAT} {self.topic_id or '-'} {self.prefetch} {self.reading}"
 
 
 def read_note(metadata: str | None) -> Note:
     """An empty one for anything that we did not write."""
     parts = (metadata or "").split(" ")
-    if len(parts) != 3 or parts[0] != _FORMAT or not parts[2].isdecimal():
+    if parts[0] == _FORMER_FORMAT:
+        parts.append("")
+    if len(parts) != 4 or parts[0] not in (_FORMAT, _FORMER_FORMAT) or not parts[2].isdecimal():
         return Note()
-    return Note("" if parts[1] == "-" else parts[1], int(parts[2]))
+    return Note("" if parts[1] == "-" else parts[1], int(parts[2]), parts[3])
 
 
 def doubtful_after(note: Note, prefetch: int) -> int:

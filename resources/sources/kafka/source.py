@@ -20,11 +20,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fuploader_dagster.contracts.source import CommittedBatch, Message, MessageSource
+from fuploader_dagster.contracts.source import (
+    CommittedBatch,
+    Message,
+    MessageSource,
+    Position,
+)
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.kafka.assignment import (
     Held,
@@ -165,6 +170,19 @@ class KafkaSource(MessageSource):
     def describe(self, message: Message) -> dict[str, Any]:
         return described(message)
 
+    def position_of(self, message: Message) -> Position | None:
+        in_hand = self._in_hand
+        at = message.delivery - in_hand[0].delivery if in_hand else -1  # none is left out
+        return in_hand[at].position if 0 <= at < len(in_hand) else None
+
+    def positions_up_to(self, last: Message) -> Sequence[Position]:
+        ends: dict[Held, InHand] = {}
+        for one in self._in_hand:
+            if one.delivery > last.delivery:
+                break
+            ends[one.held] = one
+        return [one.position for one in ends.values()]
+
     def _configuration(self) -> Mapping[str, Any]:
         settings = self._settings
         chosen = configuration(
@@ -237,7 +255,7 @@ class KafkaSource(MessageSource):
             messages.append(
                 Message(body, self._last_number, redelivered, message_id, record, damage)
             )
-            held.last = InHand(self._last_number, held, after)
+            held.last = InHand(self._last_number, held, after, record)
             in_hand.append(held.last)
             size += len(body)
         if messages:
@@ -330,14 +348,14 @@ class KafkaSource(MessageSource):
     def _current(self, offsets: Mapping[Held, int]) -> list[Any]:
         kafka = library()
         return [
-            kafka.TopicPartition(held.topic, held.number, offset, self._note(held.topic))
+            kafka.TopicPartition(held.topic, held.number, offset, self._note(held))
             for held, offset in offsets.items()
             if self._held.get(held.place) is held and offset > held.committed
         ]
 
-    def _note(self, topic: str) -> str:
-        known = self._topics.get(topic)
-        return str(Note(known.topic_id if known else "", self._prefetch))
+    def _note(self, held: Held) -> str:
+        known = self._topics.get(held.topic)
+        return str(Note(known.topic_id if known else "", self._prefetch, held.reading))
 
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
         if consumer is not self._consumer:
@@ -361,7 +379,7 @@ class KafkaSource(MessageSource):
         """Begin with a partition, of which we know what the group committed."""
         topic, number, start = found.topic, found.partition, found.offset
         known, note = self._topics.get(topic), read_note(found.metadata)
-        first, doubtful = False, doubtful_after(note, self._prefetch)
+        first, doubtful = not note.reading, doubtful_after(note, self._prefetch)
         if start < 0:
             first, doubtful = True, 0
             oldest, end = self._range(consumer, topic, number)
@@ -372,7 +390,8 @@ class KafkaSource(MessageSource):
             oldest, _ = self._range(consumer, topic, number)
             say_created_again(topic, number, start, oldest)
             start = oldest
-        held = self._held[(topic, number)] = Held(topic, number, start, doubtful)
+        reading = "" if first else note.reading
+        held = self._held[(topic, number)] = Held(topic, number, start, doubtful, reading)
         if first:
             self._to_commit[held] = start
             self._to_commit_at = 0.0
@@ -455,7 +474,7 @@ class KafkaSource(MessageSource):
         with suppress(kafka.KafkaException, RuntimeError):
             if settled:
                 offsets = [
-                    kafka.TopicPartition(held.topic, held.number, offset, self._note(held.topic))
+                    kafka.TopicPartition(held.topic, held.number, offset, self._note(held))
                     for held, offset in settled.items()
                 ]
                 consumer.commit(offsets=offsets, asynchronous=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import pytest
 from confluent_kafka import TopicPartition
 
-from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.contracts.source import Message, MessageSource, Position
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.kafka.assignment import (
     Note,
@@ -220,16 +221,49 @@ def test_a_topic_that_was_created_again_is_read_from_its_oldest_message(
     assert bodies_of(collect(opened(topic.settings()), 3)) == [b"0-0", b"0-1", b"0-2"]
 
 
-def test_a_committed_offset_says_of_which_topic_it_is() -> None:
-    note = Note("AaIcxnlbcAGvqk9Ue+Q/2w", 200)
+def test_a_committed_offset_says_of_which_topic_and_reading_it_is() -> None:
+    note = Note("AaIcxnlbcAGvqk9Ue+Q/2w", 200, "a1b2")
     assert read_note(str(note)) == note
-    assert read_note(str(Note("", 200))) == Note("", 200)
-    for other in (None, "", "other", "fuploader/1 x", "fuploader/2 x 1", "fuploader/1 x y"):
+    assert read_note(str(Note("", 200, "a1b2"))) == Note("", 200, "a1b2")
+    assert read_note("fuploader/1 AaIc 200") == Note("AaIc", 200)
+    for other in (None, "", "other", "fuploader/2 x 1", "fuploader/3 x 1 r", "fuploader/2 x y r"):
         assert read_note(other) == Note()
     assert was_created_again(note, "other")
     assert not was_created_again(note, note.topic_id)
     assert not was_created_again(note, "")
     assert not was_created_again(Note(), "other")
+
+
+def test_a_message_that_comes_again_has_the_same_position(topic: Topic, opened: Opened) -> None:
+    topic.fill(20)
+    source = opened(topic.settings())
+    messages = collect(source, 20)
+    positions = positions_of(source, messages)
+    assert [one.number for one in positions] == list(range(20))
+    assert source.positions_up_to(messages[11]) == [positions[11]]
+    settle(source, messages[:10])
+    assert source.position_of(messages[9]) is None
+    source.close()
+    again = opened(topic.settings())
+    assert positions_of(again, collect(again, 10)) == positions[10:]
+    again.close()
+    topic.commit(0)  # as a person who wants them all again
+    anew = opened(topic.settings())
+    once_more = positions_of(anew, collect(anew, 20))
+    assert {one.reading for one in once_more} != {one.reading for one in positions}
+
+
+def test_of_each_partition_there_is_the_last_position(four: Topic, opened: Opened) -> None:
+    four.fill(10)
+    source = opened(four.settings())
+    messages = collect(source, 40)
+    ends = {one.part: one.number for one in source.positions_up_to(messages[-1])}
+    assert ends == {f"{four.name}[{number}]": 9 for number in range(4)}
+
+
+def positions_of(source: MessageSource, messages: Sequence[Message]) -> list[Position]:
+    found = [source.position_of(one) for one in messages]
+    return [one for one in found if one is not None]
 
 
 def test_a_worker_that_takes_nothing_for_long_stays_in_the_group(
