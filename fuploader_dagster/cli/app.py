@@ -21,6 +21,7 @@ from fuploader_dagster.cli.dead_letters import dead_letters
 from fuploader_dagster.cli.dev import dev
 from fuploader_dagster.cli.doctor import doctor
 from fuploader_dagster.cli.exit_codes import REFUSED, TRY_LATER, exit_code_of
+from fuploader_dagster.cli.fetch import fetch
 from fuploader_dagster.cli.init import init
 from fuploader_dagster.cli.migrate import migrate
 from fuploader_dagster.cli.pause import pause, resume
@@ -46,7 +47,7 @@ app = typer.Typer(
 COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Set up and start": [init, doctor, dev, migrate],
     "Pause": [pause, resume],
-    "Run without Dagster": [publish, drain, seal, process, ship],
+    "Run without Dagster": [publish, drain, seal, process, ship, fetch],
     "Look at a pipeline": [status],
     "Use archives": [ls, cat, verify, restore, find, replay],
 }

@@ -1,0 +1,1 @@
+"""Downloads: the addresses in a task become files, politely, safely and resumably."""
