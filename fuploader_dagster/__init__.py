@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.definitions import build_schedules as build_schedules
     from fuploader_dagster.definitions import build_sensors as build_sensors
     from fuploader_dagster.delivery.find_archive import open_partition as open_partition
+    from fuploader_dagster.fetching.settings import Fetch as Fetch
     from fuploader_dagster.processing.functions import Functions as Functions
     from fuploader_dagster.processing.http import HttpHandler as HttpHandler
     from fuploader_dagster.processing.producer import DecodedFilePayload as DecodedFilePayload
@@ -187,6 +188,7 @@ _NAMES = {
         "build_sensors",
     ),
     "delivery.find_archive": ("open_partition",),
+    "fetching.settings": ("Fetch",),
     "processing.functions": ("Functions",),
     "processing.http": ("HttpHandler",),
     "processing.producer": (

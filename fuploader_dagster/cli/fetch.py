@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 from pydantic import ValidationError
+from rich.progress import Progress, TaskID
 
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.writer import write_archive
@@ -175,7 +176,7 @@ async def _show(counts: Counts, addresses: int) -> None:
             _update(progress, bar, counts)
 
 
-def _update(progress: console.bars.Progress, bar: console.bars.TaskID, counts: Counts) -> None:
+def _update(progress: Progress, bar: TaskID, counts: Counts) -> None:
     progress.update(
         bar,
         completed=counts.done + counts.failed,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -52,6 +52,19 @@ def addresses_of(
             hint="raise max_files if such tasks are intended",
         )
     return found
+
+
+def rest_of(content: bytes, positions: Sequence[int], *, urls: str | None = None) -> bytes:
+    """The task with only the addresses at these positions. It must have been read before."""
+    if urls is None:
+        lines = [f"{one.url}\t{one.name}".rstrip() for one in _lines(content)]
+        return "".join(f"{lines[position]}\n" for position in positions).encode()
+    task = _json(content)
+    *outer, last = urls.split(".")
+    around = _at(task, ".".join(outer)) if outer else task
+    value = around[last] if isinstance(around[last], list) else [around[last]]
+    around[last] = [value[position] for position in positions]
+    return json.dumps(task, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def template_fields(url: str) -> list[str]:

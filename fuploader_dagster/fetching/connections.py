@@ -20,7 +20,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -29,7 +29,9 @@ from yarl import URL
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.fetching.failures import Refused
 from fuploader_dagster.fetching.places import Places, kind_of
-from fuploader_dagster.fetching.settings import Fetch
+
+if TYPE_CHECKING:
+    from fuploader_dagster.fetching.settings import Fetch
 
 USER_AGENT = "fuploader-dagster"
 _READ_BYTES = 64 * 1024

@@ -18,7 +18,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from yarl import URL
@@ -28,8 +28,10 @@ from fuploader_dagster.fetching.connections import Connections
 from fuploader_dagster.fetching.failures import NotFetched, Passing, Refused
 from fuploader_dagster.fetching.part_file import PartFile
 from fuploader_dagster.fetching.places import shown
-from fuploader_dagster.fetching.settings import Fetch
 from fuploader_dagster.settings.safe_text import in_a_line
+
+if TYPE_CHECKING:
+    from fuploader_dagster.fetching.settings import Fetch
 
 LEAST_BYTES_PER_SECOND = 1024
 _UNPACKED_BYTES = 256 * 1024

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from yarl import URL
 
@@ -27,8 +28,10 @@ from fuploader_dagster.fetching.lanes import Lanes
 from fuploader_dagster.fetching.names import check_given_name, name_of
 from fuploader_dagster.fetching.part_file import PartFile
 from fuploader_dagster.fetching.places import shown
-from fuploader_dagster.fetching.settings import Fetch
 from fuploader_dagster.fetching.task_folder import DoneFile, TaskFolder, keys_of
+
+if TYPE_CHECKING:
+    from fuploader_dagster.fetching.settings import Fetch
 
 _IN_WORK = 1000
 """Addresses that have a coroutine, over all tasks; those in work and those that wait to retry."""
@@ -94,9 +97,17 @@ class Fetcher:
         self._window = asyncio.Semaphore(max(_IN_WORK, 2 * settings.concurrency))
 
     async def fetch(
-        self, addresses: Sequence[Address], folder: TaskFolder, counts: Counts | None = None
+        self,
+        addresses: Sequence[Address],
+        folder: TaskFolder,
+        counts: Counts | None = None,
+        *,
+        durably: bool = True,
     ) -> Outcome:
-        """Fetch what is not there yet. Raises `DiskFull` and `DiskFailed`."""
+        """Fetch what is not there yet. Raises `DiskFull` and `DiskFailed`.
+
+        `durably`: sync the files at the end.
+        """
         await asyncio.to_thread(folder.take_over)
         task = _Task(folder, counts or Counts(), self._settings.max_task_bytes)
         ready: list[tuple[int, Address, str, URL]] = []
@@ -112,7 +123,8 @@ class Fetcher:
             except Refused as error:
                 task.miss(position, address, error)
         await self._all(task, ready)
-        await asyncio.to_thread(folder.sync)
+        if durably:
+            await asyncio.to_thread(folder.sync)
         return task.outcome()
 
     async def _all(self, task: _Task, ready: list[tuple[int, Address, str, URL]]) -> None:

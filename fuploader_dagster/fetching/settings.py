@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
-from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.contracts.processor import Processor, ProcessorSettings
 from fuploader_dagster.contracts.settings import Count, Seconds
 from fuploader_dagster.fetching.addresses import template_fields
 from fuploader_dagster.fetching.places import Places, host_problem
+from fuploader_dagster.fetching.processor import FetchProcessor
 from fuploader_dagster.settings.secret import Secret
 
 _HEADER_NAME = re.compile(r"[!#$&'*+.^_`|~%0-9A-Za-z-]+")
@@ -160,6 +161,9 @@ class Fetch(ProcessorSettings):
         if self.batch != 1:
             raise ValueError("batch must be 1: each item is a task of its own")
         return self
+
+    def processor(self) -> Processor:
+        return FetchProcessor(self)
 
     def places(self) -> Places:
         """Where it may go."""

@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
     "process": {
         "functions": "fuploader_dagster.processing.functions:Functions",
         "http": "fuploader_dagster.processing.http:HttpHandler",
+        "fetch": "fuploader_dagster.fetching.settings:Fetch",
     },
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",

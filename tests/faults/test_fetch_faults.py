@@ -14,6 +14,8 @@ import pytest
 from aiohttp import web
 
 from fuploader_dagster.errors import DiskFull
+from fuploader_dagster.fetching.addresses import Address
+from fuploader_dagster.fetching.task_folder import keys_of
 from tests.fetches import contents, fetch
 from tests.integration.test_fetch_downloads import serve_with_ranges
 from tests.servers.http_handler import Call, HttpHandlerServer
@@ -86,7 +88,7 @@ def test_after_kill_9_only_what_is_missing_is_fetched(
     assert len(sent) == 5
 
 
-@pytest.mark.parametrize("kill_at", range(0, 60, 6))
+@pytest.mark.parametrize("kill_at", [0, 20, 40])
 def test_a_task_that_is_killed_anywhere_ends_as_one_that_was_not(
     origin: HttpHandlerServer, tmp_path: Path, kill_at: int
 ) -> None:
@@ -113,9 +115,6 @@ def test_a_part_from_before_a_power_cut_is_not_trusted(
 ) -> None:
     origin.answer = lambda call: serve_with_ranges(call, BODY, '"v1"')
     fetch(urls(origin, 0), tmp_path)
-    from fuploader_dagster.fetching.addresses import Address
-    from fuploader_dagster.fetching.task_folder import keys_of
-
     (key,) = keys_of([Address(urls(origin, 1)[0])])
     (tmp_path / "parts" / f"{key}.part").write_bytes(bytes(5_000_000))
     record = f'{{"validator": "\\\\"v1\\\\"", "total_bytes": {len(BODY)}, "boot": "another"}}'

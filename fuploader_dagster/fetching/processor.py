@@ -1,0 +1,126 @@
+"""The processor of kind `fetch`: a task's files are its results.
+
+What must always hold:
+
+- A file that is a result was fetched whole. What could not be fetched is a failure with its reason,
+  never left out in silence.
+- An item is blamed only if somebody answered. A task of which nothing came and no server gave a
+  final answer (the network is down, all hosts are, or all of them say "later") is tried again; if
+  that goes on for every task, the processor is unavailable and nothing becomes a dead letter.
+- What is in the item's folder is taken up: after a crash only what is missing is fetched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from fuploader_dagster.contracts.processor import (
+    Answer,
+    Failure,
+    FileResult,
+    Item,
+    Partial,
+    Processor,
+)
+from fuploader_dagster.errors import BadItem, RetryItem
+from fuploader_dagster.fetching.addresses import addresses_of, rest_of
+from fuploader_dagster.fetching.task_folder import TaskFolder
+
+if TYPE_CHECKING:
+    from fuploader_dagster.fetching.connections import Connections
+    from fuploader_dagster.fetching.fetcher import Fetcher, Missed, Outcome
+    from fuploader_dagster.fetching.settings import Fetch
+
+_NAMED_REASONS = 3
+
+
+class FetchProcessor(Processor):
+    """Fetches the addresses in items, those of many items at once."""
+
+    uses_folder: ClassVar[bool] = True
+
+    def __init__(self, settings: Fetch) -> None:
+        self._settings = settings
+        self._connections: Connections | None = None
+        self._fetcher: Fetcher | None = None
+
+    async def open(self) -> None:
+        # They load aiohttp, which loading settings must not.
+        from fuploader_dagster.fetching.connections import Connections  # noqa: PLC0415
+        from fuploader_dagster.fetching.fetcher import Fetcher  # noqa: PLC0415
+
+        self._connections = Connections(self._settings)
+        self._fetcher = Fetcher(self._settings, self._connections)
+
+    async def close(self) -> None:
+        if self._connections is not None:
+            await self._connections.close()
+
+    async def process(self, items: Sequence[Item]) -> Sequence[Answer]:
+        (item,) = items
+        assert self._fetcher is not None, "open() comes first"  # noqa: S101 - part of the contract
+        assert item.folder is not None, "each item has one"  # noqa: S101
+        settings = self._settings
+        try:
+            addresses = addresses_of(
+                item.content, urls=settings.urls, url=settings.url, most=settings.max_files
+            )
+        except BadItem as error:
+            return [error]
+        with TaskFolder(item.folder) as folder:
+            outcome = await self._fetcher.fetch(addresses, folder, durably=False)
+            results = [
+                FileResult(
+                    name=one.file.name,
+                    path=folder.path(one.file),
+                    size_bytes=one.file.size_bytes,
+                    sha256=bytes.fromhex(one.file.sha256),
+                    content_type=one.file.content_type,
+                    headers=one.file.headers,
+                )
+                for one in outcome.fetched
+            ]
+        if not outcome.missed:
+            return [results]
+        if len(results) < settings.needed(len(addresses)):
+            return [_failed(outcome, len(addresses))]
+        rest = rest_of(item.content, [one.position for one in outcome.missed], urls=settings.urls)
+        return [Partial(results, [_failure(one) for one in outcome.missed], rest)]
+
+
+def _failed(outcome: Outcome, addresses: int) -> BadItem:
+    """For a task of which too little could be fetched. Raises `RetryItem` if nobody is to blame."""
+    missed = outcome.missed
+    asked = [one for one in missed if one.passing or one.status is not None]
+    said = f"{len(missed)} of {addresses} addresses could not be fetched: {_reasons(missed)}"
+    if asked and not outcome.fetched and all(one.passing for one in asked):
+        nobody = all(one.unreachable for one in asked)
+        raise RetryItem(
+            said,
+            hint="check the network, name resolution and proxy of this machine" if nobody else "",
+        )
+    return BadItem(said, hint="min_success says how many have to be")
+
+
+def _reasons(missed: Sequence[Missed]) -> str:
+    """Each reason with how often it is there and an address, the most frequent ones."""
+    counts = Counter(one.reason for one in missed)
+    examples = {one.reason: one.address for one in reversed(missed)}
+    named = [
+        f"{reason} ({count}, such as {examples[reason]})"
+        for reason, count in counts.most_common(_NAMED_REASONS)
+    ]
+    more = len(counts) - len(named)
+    return "; ".join(named) + (f"; and {more} more reasons" if more > 0 else "")
+
+
+def _failure(missed: Missed) -> Failure:
+    detail = {
+        "position": missed.position,
+        "address": missed.address,
+        "status": missed.status,
+        "may_pass": missed.passing,
+    }
+    return Failure(missed.name or missed.address, missed.reason, detail)

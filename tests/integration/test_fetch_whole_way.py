@@ -1,0 +1,165 @@
+"""Tasks of addresses become archives: the processor `fetch` in a pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fuploader_dagster import Archive, Fetch, Pipeline
+from fuploader_dagster.dead_letters.letters import DeadLetter, numbered_dead_letters
+from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
+from fuploader_dagster.delivery.process import process_partitions
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.slots.processed import find_processed
+from tests.servers.http_handler import Call, HttpHandlerServer
+from tests.servers.ports import LOOPBACK, free_port
+from tests.settings import archived_files, archives_in, pipeline, sealed
+
+
+async def path_as_content(call: Call) -> web.StreamResponse:
+    path = call.request.path
+    if path.startswith("/status/"):
+        return await call.reply(int(path.removeprefix("/status/")))
+    return await call.reply(200, path.encode(), ETag='"1"', Content_Type="text/plain")
+
+
+@pytest.fixture
+def origin() -> Iterator[HttpHandlerServer]:
+    with HttpHandlerServer() as server:
+        server.answer = path_as_content
+        yield server
+
+
+def with_fetch(folder: Path, **changes: Any) -> Pipeline:
+    process = Fetch(
+        **{
+            "urls": "task_info",
+            "allow_hosts": [LOOPBACK],
+            "retry_delay_seconds": 0.01,
+            "max_retries": 1,
+            **changes,
+        }
+    )
+    return pipeline(folder, process=process)
+
+
+def task(origin: HttpHandlerServer, *paths: str) -> bytes:
+    base = f"http://{LOOPBACK}:{origin.port}"
+    files = [{"url": f"{base}/{path}", "fn": path.rpartition("/")[2]} for path in paths]
+    return json.dumps({"task_info": files}).encode()
+
+
+def shipped(settings: Pipeline) -> list[Outcome]:
+    return list(ship(settings, settings.store.open()))
+
+
+def letters(settings: Pipeline) -> list[DeadLetter]:
+    return [letter for _, letter in numbered_dead_letters(settings.layout)]
+
+
+def test_each_file_of_each_task_is_in_the_archive(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    settings = with_fetch(tmp_path)
+    tasks = {f"t{t}": task(origin, *(f"{t}/{t}-{n}" for n in range(30))) for t in range(5)}
+    sealed(settings, tasks)
+    (done,) = shipped(settings)
+    assert isinstance(done, Done), done
+    found = archived_files(tmp_path / "objects")
+    wanted = {
+        f"results/{t}-{n}.txt": [f"/{t}/{t}-{n}".encode()] for t in range(5) for n in range(30)
+    }
+    assert {name: value for name, value in found.items() if name.startswith("results/")} == wanted
+    assert letters(settings) == []
+    (archive,) = archives_in(tmp_path / "objects")
+    with Archive.open(archive) as opened:
+        (entry,) = (m for m in opened.listing().members if m.name == "results/0-0.txt")
+        assert json.loads(entry.headers)["etag"] == '"1"'
+
+
+def test_what_is_missing_of_a_task_is_one_letter_that_asks_for_just_that(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    settings = with_fetch(tmp_path, min_success=0.5)
+    sealed(settings, {"t": task(origin, "a", "status/404", "b", "status/410")})
+    (done,) = shipped(settings)
+    assert isinstance(done, Done), done
+    found = archived_files(tmp_path / "objects")
+    assert {name for name in found if name.startswith("results/")} == {
+        "results/a.txt",
+        "results/b.txt",
+    }
+    (letter,) = letters(settings)
+    assert "the server answered 404" in letter.reason
+    rest = json.loads(letter.body)["task_info"]
+    assert [one["fn"] for one in rest] == ["404", "410"]
+
+
+@pytest.mark.parametrize(
+    ("min_success", "stored"), [("all", 0), (4, 0), (3, 3), (0.75, 3), (0.76, 0), (0, 3)]
+)
+def test_a_task_with_too_few_files_is_a_dead_letter(
+    origin: HttpHandlerServer, tmp_path: Path, min_success: Any, stored: int
+) -> None:
+    settings = with_fetch(tmp_path, min_success=min_success)
+    slot = sealed(settings, {"t": task(origin, "a", "b", "status/404", "c")})
+    (done,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(done, Done), done
+    found = find_processed(slot, settings.layout)
+    assert found is not None
+    assert len(found.entries()) == stored
+    (letter,) = letters(settings)
+    address = f"http://{LOOPBACK}:{origin.port}/status/404"
+    if not stored:
+        assert (
+            f"1 of 4 addresses could not be fetched: the server answered 404 (1, such as {address})"
+            in letter.reason
+        )
+
+
+def test_a_bad_task_takes_no_other_with_it(origin: HttpHandlerServer, tmp_path: Path) -> None:
+    settings = with_fetch(tmp_path)
+    tasks = {"bad": b"no json", "good": task(origin, "a"), "empty": b'{"task_info": []}'}
+    slot = sealed(settings, tasks)
+    (done,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(done, Done), done
+    assert ["the task is not JSON" in letter.reason for letter in letters(settings)] == [True]
+
+
+@pytest.mark.parametrize("how", ["nobody listens", "503"])
+def test_while_nobody_serves_anything_nothing_becomes_a_dead_letter(
+    origin: HttpHandlerServer, tmp_path: Path, how: str
+) -> None:
+    settings = with_fetch(tmp_path)
+    port = origin.port
+    if how == "503":
+        origin.answer = lambda call: call.reply(503)
+    else:
+        port = free_port()
+    body = task(origin, "a", "b").replace(str(origin.port).encode(), str(port).encode())
+    slot = sealed(settings, {f"t{n}": body for n in range(20)})
+    (done,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(done, Failed)
+    assert "works for no item" in done.error
+    assert letters(settings) == []
+
+
+def test_a_dead_host_is_a_tasks_own_trouble_if_others_answer(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    settings = with_fetch(tmp_path)
+    dead = task(origin, "a").replace(str(origin.port).encode(), str(free_port()).encode())
+    slot = sealed(settings, {"dead": dead, **{f"t{n}": task(origin, f"{n}") for n in range(20)}})
+    (done,) = process_partitions([slot.seal.partition], settings)
+    if isinstance(done, Failed):  # the others were quicker than its first attempt
+        (done,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(done, Done), done
+    (letter,) = letters(settings)
+    assert letter.item is not None
+    assert letter.item.name == "dead"
+    assert "could not connect" in letter.reason
