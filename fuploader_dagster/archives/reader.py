@@ -32,7 +32,7 @@ from fuploader_dagster.archives.frame_reader import FrameReader, Stretch, stretc
 from fuploader_dagster.archives.frame_walk import Damage
 from fuploader_dagster.archives.line_frames import ScannedLine, is_lines, scan_lines
 from fuploader_dagster.archives.listed_members import read_names, read_page, read_pages
-from fuploader_dagster.archives.manifest import Manifest
+from fuploader_dagster.archives.manifest import FailedPart, Manifest
 from fuploader_dagster.archives.memory_budget import DEFAULT_MEMORY_BYTES, Budget, too_large
 from fuploader_dagster.archives.ranges import LocalFile, RangeSource, WithTail
 from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
@@ -161,6 +161,10 @@ class Archive:
         members = self._indexed_members() if count else None
         return {member.name for member in members[-count:]} if members else set()
 
+    def failures(self) -> Sequence[FailedPart]:
+        """Parts of items that have no result, as many as the manifest lists."""
+        return self.manifest.failures if self.manifest is not None else ()
+
     def read(self, name: str) -> bytes:
         """One member, whole and verified; two reads if the archive has a manifest.
 
@@ -233,6 +237,14 @@ class Archive:
             yield file.name, file.content
 
     def files(self, chosen: Callable[[str], bool]) -> Iterator[reports.ArchivedFile]:
+        """Each member whose name is chosen, whole; otherwise as `open_files`."""
+        for file in self.open_files(chosen):
+            if file.size_bytes > self._memory_bytes:
+                what = f"the member {file.name!r} of {self.address}"
+                raise too_large(what, file.size_bytes, self._memory_bytes)
+            yield reports.ArchivedFile(file.name, b"".join(file.pieces), file.headers)
+
+    def open_files(self, chosen: Callable[[str], bool]) -> Iterator[reports.OpenFile]:
         """Each member whose name is chosen, in the order of the archive.
 
         Reads in a few large steps. Raises `DamagedArchive` at the first damage. Members of an
@@ -245,20 +257,13 @@ class Archive:
                 if isinstance(item, Damage):
                     raise DamagedArchive(str(item), hint=reports.RESTORE_HINT)
                 if last.get(item.name) == item.offset and chosen(item.name):
-                    self._check_size(item)
-                    yield reports.ArchivedFile(item.name, b"".join(item.chunks()), item.headers)
+                    yield reports.OpenFile(item.name, item.size_bytes, item.headers, item.chunks())
             return
         for stretch in stretches([m for m in members if chosen(m.name)], self._frames):
             reader = self._reader(stretch.start, stretch.stop)
             for member in stretch.members:
-                self._check_size(member)
-                content = b"".join(reader.payload(member))
-                yield reports.ArchivedFile(member.name, content, member.headers)
-
-    def _check_size(self, member: MemberEntry | ScannedMember | ScannedLine) -> None:
-        if member.size_bytes > self._memory_bytes:
-            what = f"the member {member.name!r} of {self.address}"
-            raise too_large(what, member.size_bytes, self._memory_bytes)
+                pieces = reader.payload(member)
+                yield reports.OpenFile(member.name, member.size_bytes, member.headers, pieces)
 
     def verify_whole(self, sha256: str, progress: Progress | None = None) -> None:
         """Compare all bytes of the archive with a digest. Raises `DamagedArchive`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +45,16 @@ class ArchivedFile(NamedTuple):
     content: bytes
     headers: str
     """The message headers that are kept with it, as text (`disk/header_text.py`)."""
+
+
+class OpenFile(NamedTuple):
+    """A member, in pieces that are read before the next member. Damage may show only after the last
+    one."""
+
+    name: str
+    size_bytes: int
+    headers: str
+    pieces: Iterator[memoryview]
 
 
 class Other(NamedTuple):

@@ -191,11 +191,15 @@ class Step:
         wrong = unaccounted(processed, self._pipeline.layout)
         items, letters = sum(one.inputs for one in processed), sum(one.failed for one in processed)
         results = sum(one.results for one in processed)
+        partial = sum(one.partial for one in processed)
+        said = f"{items:,} items, {letters:,} of them dead letters"
+        if partial:
+            said += f"; {partial:,} have results, and a dead letter for what they lack"
         yield dg.AssetCheckResult(
             check_name=ACCOUNT_CHECK,
             asset_key=asset,
             passed=not wrong,
-            description="; ".join(wrong) or f"{items:,} items, {letters:,} of them dead letters",
+            description="; ".join(wrong) or said,
             metadata={"items": items, "failed": letters, "results": results},
         )
         yield from self.report(asset)

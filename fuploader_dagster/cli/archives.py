@@ -77,6 +77,7 @@ def ls(
                     "members": [_as_json(member, member.name in results) for member in members],
                     "others": [one._asdict() for one in others],
                     "damages": listing.damages,
+                    "failures": opened.failures(),
                 }
             )
         else:
@@ -84,6 +85,11 @@ def ls(
             _print_lines(
                 f"{'-':>12} {in_a_line(one.name)} ({in_a_line(one.kind)})" for one in others
             )
+            if opened.manifest is not None and opened.manifest.failure_count:
+                console.complain(
+                    f"{opened.manifest.failure_count:,} parts of items have no result; `--json` "
+                    f"lists them"
+                )
     report_and_exit(listing.damages, ())
 
 

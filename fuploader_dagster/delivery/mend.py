@@ -230,7 +230,7 @@ def _write_proven(
     with (work / SEGMENT_NAME).open("wb") as segment:
         for name, content, headers in _proven(directory):
             if name not in entries:
-                entries[name] = append_member(segment, name, content, headers)
+                entries[name] = append_member(segment, name, len(content), [content], headers)
                 if old is None:
                     tally.add(content)
     if not entries:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -203,11 +203,22 @@ class RenamedMembers(MemberSource):
         self._source.close()
 
 
-def append_member(segment: BinaryIO, name: str, content: bytes, headers: str) -> IndexEntry:
+def append_member(
+    segment: BinaryIO,
+    name: str,
+    size_bytes: int,
+    pieces: Iterable[bytes | memoryview],
+    headers: str,
+) -> IndexEntry:
     """Write one more member into a segment, for `SegmentMembers`; returns its index entry."""
-    head = member_header(name, len(content), headers)
-    digest = hashlib.sha256(content).digest()
-    entry = IndexEntry(name, segment.tell(), len(head), len(content), digest, headers)
-    for part in (head, content, padding(len(content))):
-        segment.write(part)
-    return entry
+    head = member_header(name, size_bytes, headers)
+    offset = segment.tell()
+    segment.write(head)
+    digest, written = hashlib.sha256(), 0
+    for piece in pieces:
+        digest.update(piece)
+        written += segment.write(piece)
+    if written != size_bytes:
+        raise DamagedData(f"{name!r} has {written:,} bytes, not the {size_bytes:,} that it should")
+    segment.write(padding(size_bytes))
+    return IndexEntry(name, offset, len(head), size_bytes, digest.digest(), headers)

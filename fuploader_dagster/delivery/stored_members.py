@@ -64,8 +64,9 @@ def fetch(
             failure_count=stored.manifest.failure_count if stored.manifest is not None else 0,
         )
         with segment.open("wb") as file:
-            for name, payload, headers in stored.files(lambda name: results or not is_result(name)):
-                entry = append_member(file, name, payload, headers)
+            for member in stored.open_files(lambda name: results or not is_result(name)):
+                name, size_bytes, headers, pieces = member
+                entry = append_member(file, name, size_bytes, pieces, headers)
                 (fetched.results if is_result(name) else fetched.originals).append(entry)
         if stored.unproven.count:  # or the new archive would vouch for whatever came
             stored.verify_whole(before.sha256)
