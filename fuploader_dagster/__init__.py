@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.processor import Processor as Processor
     from fuploader_dagster.contracts.processor import ProcessorSettings as ProcessorSettings
     from fuploader_dagster.contracts.processor import Result as Result
+    from fuploader_dagster.contracts.processor import StoredResult as StoredResult
     from fuploader_dagster.contracts.sink import Delivery as Delivery
     from fuploader_dagster.contracts.sink import ItemRows as ItemRows
     from fuploader_dagster.contracts.sink import RejectedItem as RejectedItem
@@ -159,6 +160,7 @@ _NAMES = {
         "Processor",
         "ProcessorSettings",
         "Result",
+        "StoredResult",
     ),
     "contracts.sink": (
         "Delivery",

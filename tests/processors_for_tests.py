@@ -56,9 +56,7 @@ class Scripted(Processor):
 
     async def _one(self, item: Item) -> Answer:
         calls[item.name] += 1
-        if self._settings.journal is not None:
-            with self._settings.journal.open("a") as journal:
-                journal.write(f"{item.name} {item.key}\n")
+        self._note(f"{item.name} {item.key}")
         steps = json.loads(later.get(item.name, item.content))
         await asyncio.sleep(steps.get("seconds", 0))
         if "poison" in steps:
@@ -79,7 +77,7 @@ class Scripted(Processor):
                 Result(f"{item.name}-{number}".encode() * steps.get("times", 1), name, kind)
                 for number in range(steps.get("results", 0 if "files" in steps else 1))
             ),
-            *(self._file(item, steps, file) for file in steps.get("files", ())),
+            *[await self._taken_or_made(item, steps, file) for file in steps.get("files", ())],
         ]
         if "stop" in steps and calls[item.name] == 1:
             raise ConfigError("stopped")
@@ -88,15 +86,38 @@ class Scripted(Processor):
         failures = [Failure(one, "404", {"status": 404}) for one in steps["missing"]]
         return Partial(results, failures, script(files=steps["missing"]))
 
+    async def _taken_or_made(self, item: Item, steps: dict[str, Any], name: str) -> FileResult:
+        if not self._settings.takes_over:
+            return self._file(item, steps, name)
+        return await asyncio.to_thread(self._taken, item, name) or self._file(item, steps, name)
+
+    def _taken(self, item: Item, name: str) -> FileResult | None:
+        assert item.folder is not None
+        assert item.before is not None
+        found = item.before.get(name)
+        if found is None or found.headers.get("etag") != name[:9]:
+            return None
+        path = item.folder / f"taken-{name}"
+        with path.open("wb") as file:
+            file.writelines(found.pieces())
+        content = path.read_bytes()
+        self._note(f"took {name}")
+        digest = hashlib.sha256(content).digest()
+        assert digest[:16] == found.digest
+        return FileResult(name, path, found.size_bytes, digest, "text/plain", {"etag": name[:9]})
+
+    def _note(self, line: str) -> None:
+        if self._settings.journal is not None:
+            with self._settings.journal.open("a") as journal:
+                journal.write(f"{line}\n")
+
     def _file(self, item: Item, steps: dict[str, Any], name: str) -> FileResult:
         """A file in the item's folder, made unless an earlier attempt made it."""
         assert item.folder is not None
         path = item.folder / hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
         content = f"{item.name} {name} ".encode() * steps.get("times", 1)
         found = path.exists() and path.stat().st_size == len(content)
-        if self._settings.journal is not None:
-            with self._settings.journal.open("a") as journal:
-                journal.write(f"{'found' if found else 'made'} {name}\n")
+        self._note(f"{'found' if found else 'made'} {name}")
         if not found:
             path.write_bytes(content)
         digest = hashlib.sha256(content).digest()
@@ -113,6 +134,8 @@ class Script(ProcessorSettings):
     edition: int = 1
     switch: Path | None = None
     """Without this file the handler does not answer."""
+    takes_over: bool = False
+    """Whether results that are stored are taken over."""
     journal: Path | None = None
     """Gets a line for each item that is processed."""
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -35,6 +35,21 @@ from pydantic import Field
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Count, Seconds, Settings
 from fuploader_dagster.errors import BadItem
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A result of an earlier processing of the same slot, in a stored archive."""
+
+    name: str
+    size_bytes: int
+    digest: bytes
+    """The first 16 bytes of its SHA-256."""
+    headers: Mapping[str, str]
+    """Those of the `FileResult`, with `content-type` if there was one."""
+    pieces: Callable[[], Iterator[memoryview]]
+    """Reads the content from the object store. It blocks, so call it in a thread. Damage raises
+    `DamagedArchive`, perhaps only after the last piece."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,11 @@ class Item:
     and crashes, as long as the slot is processed by the same processor. So a processor takes up
     what it finds there, and trusts it only as far as it can check: after a power cut, what was not
     synced may be missing. It is removed once the item's results are committed."""
+    before: Mapping[str, StoredResult] | None = None
+    """If a stored slot is processed again, by a processor that `uses_folder`: all results that its
+    archive holds now, of any of its items, by their names. A processor may take over what it would
+    make again; it tells by name and headers what that is. The archive is opened by the first look
+    into the mapping, which blocks, so look in a thread."""
 
     def json(self) -> Any:
         """The content as a JSON value. Raises `BadItem` if it is not JSON."""

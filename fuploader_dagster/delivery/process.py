@@ -20,13 +20,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item
+from fuploader_dagster.contracts.processor import Item, StoredResult
 from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery import attempts
 from fuploader_dagster.delivery.answers import CheckedAnswer, checked
@@ -70,12 +70,17 @@ def process_partitions(
 
 
 def process_slot(
-    slot: SealedSlot, pipeline: Pipeline, layout: Layout, progress: ItemsDone | None = None
+    slot: SealedSlot,
+    pipeline: Pipeline,
+    layout: Layout,
+    progress: ItemsDone | None = None,
+    before: Mapping[str, StoredResult] | None = None,
 ) -> ProcessedSlot:
     """Process one slot, unless that was done already. The caller holds the partition's lock.
 
-    `layout`: where the results go. Raises `ProcessorUnavailable` if the processor works for no
-    item, `DamagedSlot` if an input is damaged, or what the processor cannot go on with.
+    `layout`: where the results go; `before`: those that are stored. Raises `ProcessorUnavailable`
+    if the processor works for no item, `DamagedSlot` if an input is damaged, or what the processor
+    cannot go on with.
     """
     if (done := _finished(slot, layout)) is not None:
         return done
@@ -83,7 +88,7 @@ def process_slot(
     async def process() -> ProcessedSlot:
         async with aclosing(Step(pipeline, progress)) as step:
             try:
-                return await SlotInWork(step, slot, layout).processed()
+                return await SlotInWork(step, slot, layout, before).processed()
             except errors.ProcessorUnavailable as error:
                 step.note_unavailable(error)
                 raise

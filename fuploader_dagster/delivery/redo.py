@@ -25,6 +25,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress
 from fuploader_dagster.contracts.processor import ProcessorSettings
@@ -34,6 +35,7 @@ from fuploader_dagster.delivery.process import process_slot
 from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
 from fuploader_dagster.delivery.stored_members import OpenArchive, fetch
+from fuploader_dagster.delivery.stored_results import StoredResults
 from fuploader_dagster.delivery.upload import PartitionLock, names_of, store_archive
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -110,7 +112,8 @@ def _redo_one(
         if slot is None:
             slot = _fetched(before, key, pipeline, open_archive)
         try:
-            processed = process_slot(slot, pipeline, work, items)
+            with closing(StoredResults(partition, open_archive)) as results:
+                processed = process_slot(slot, pipeline, work, items, results)
             packed = pack(slot, pipeline, work)
         except DamagedSlot as error:  # only a copy: what is stored is not in question
             durable.remove_tree(work.root)

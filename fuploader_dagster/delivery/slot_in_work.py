@@ -23,14 +23,14 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item, Result
+from fuploader_dagster.contracts.processor import Item, Result, StoredResult
 from fuploader_dagster.dead_letters import letters
 from fuploader_dagster.delivery.answers import CheckedAnswer, checked, headers_of
 from fuploader_dagster.delivery.failures import find_failure
@@ -93,8 +93,16 @@ class _Finished:
 class SlotInWork:
     """One slot whose items are processed."""
 
-    def __init__(self, step: Step, slot: SealedSlot, layout: Layout) -> None:
+    def __init__(
+        self,
+        step: Step,
+        slot: SealedSlot,
+        layout: Layout,
+        before: Mapping[str, StoredResult] | None = None,
+    ) -> None:
+        """`before`: results of the slot that are stored, if it is processed again."""
         self._step = step
+        self._before = before if step.processor.uses_folder else None
         self._slot = slot
         self._writer = ProcessedWriter(
             slot,
@@ -162,7 +170,8 @@ class SlotInWork:
         for entry, content in self._not_done(position):
             headers = from_text(entry.headers)
             folder = folders.make(position) if folders is not None else None
-            batch.append(Item(entry.name, content, headers, f"{processing}-{position}", folder))
+            key = f"{processing}-{position}"
+            batch.append(Item(entry.name, content, headers, key, folder, self._before))
             position += 1
             if len(batch) == self._step.settings.batch:
                 yield batch

@@ -32,7 +32,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipt
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.lives import pack_by_hand
-from tests.processors_for_tests import Script, Scripted, script
+from tests.processors_for_tests import Script, Scripted, ScriptWithFolders, later, script
 from tests.settings import pipeline, sealed
 
 FILES = {f"{n}.json": script(results=n % 3) for n in range(9)} | {"消息.json": script()}
@@ -421,3 +421,27 @@ def test_the_unfinished_upload_of_a_redo_is_aborted_only_when_nobody_continues_i
     assert recovery.abort_unneeded_uploads(settings, store, later) == 0
     assert isinstance(redone(settings, first.partition), Done)
     assert recovery.abort_unneeded_uploads(settings, store, later) == 1
+
+
+def test_results_that_are_stored_can_be_taken_over(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    settings = made(tmp_path, ScriptWithFolders(journal=journal))
+    files = {"a": script(files=["x", "y"], missing=["z"]), "b": script(files=["w"])}
+    before = shipped(settings, files)
+    later["a"] = script(files=["x", "y", "z"])
+    try:
+        changed = made(tmp_path, ScriptWithFolders(journal=journal, edition=2, takes_over=True))
+        outcome = redone(changed, before.partition)
+    finally:
+        later.clear()
+    assert isinstance(outcome, Done), outcome
+    assert outcome.receipt is not None
+    found = content_of(stored_at(settings, outcome.receipt))
+    wanted = {"x": b"a x ", "y": b"a y ", "z": b"a z ", "w": b"b w "}
+    assert {name.removeprefix("results/"): found[name] for name in found if "/" in name} == wanted
+    lines = [one for one in journal.read_text().splitlines() if one.startswith(("made", "took"))]
+    assert sorted(lines) == sorted(
+        [*("made x", "made y", "made w"), *("took x", "took y", "took w"), "made z"]
+    )
+    with Archive.open(stored_at(settings, outcome.receipt)) as archive:
+        assert not archive.failures()
