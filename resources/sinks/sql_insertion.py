@@ -4,14 +4,16 @@ What must always hold: an item is stored with all its rows or with none, and onl
 were refused when they were sent alone is rejected. Memory holds one chunk.
 
 A chunk is sent within a savepoint. If the database refuses it, the savepoint is rolled back, and
-each half of the items is sent alone, down to one item. Without a `key`, the rows of a chunk that
-have the same columns are sent together, otherwise in their order. With one, the last row of a key
-wins, so the order is kept exactly.
+each half of the items is sent alone, down to one item. Where the database says which row it is, its
+item is sent alone at once, between those before it and those after it. Without a `key`, the rows of
+a chunk that have the same columns are sent together, otherwise in their order. With one, the last
+row of a key wins, so the order is kept exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -26,6 +28,8 @@ from fuploader_dagster.resources.sql.values import Unfit
 
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 4 << 20
+_FEW_ITEMS = 8
+"""Are sent after a bad one, if it came early."""
 
 
 class _Prepared(NamedTuple):
@@ -94,31 +98,50 @@ class Insertion:
             self.rejections.add(item.position, str(error))
         return None
 
-    def _store(self, items: Sequence[_Prepared]) -> None:
+    def _store(self, chunk: Sequence[_Prepared]) -> None:
+        left = [chunk]
+        while left:
+            items = left.pop()
+            bad = self._refused(items)
+            if bad is None:
+                self.items += len(items)
+            elif len(items) == 1:
+                self._reject(items[0], bad)
+            else:
+                left += self._parts(items, bad.row)
+
+    def _refused(self, items: Sequence[_Prepared]) -> Meaning | None:
+        """Why the database does not take these items together; None if they are stored."""
         groups, dialect = self._groups(items), self._transaction.dialect
 
         def insert(connection: sa.Connection) -> None:
             for statement, rows in groups:
                 dialect.insert(connection, statement, rows)
 
-        bad = None
         try:
             self._transaction.attempt(insert, self._trying, names=self._table.description.names)
         except BadRows as error:
-            bad = error.meaning
-        if bad is None:
-            self.rows += sum(len(rows) for _, rows in groups)
-            self.items += len(items)
-        elif len(items) == 1:
-            self.rejections.add(items[0].position, bad.words)
-            if bad.kind == "unknown":
-                self.unknown = self.unknown or bad
-                if len(self.rejections) >= ENOUGH_ITEMS:
-                    self.refuse_if_unknown()
-        else:
+            return error.meaning
+        self.rows += sum(len(rows) for _, rows in groups)
+        return None
+
+    def _reject(self, item: _Prepared, bad: Meaning) -> None:
+        self.rejections.add(item.position, bad.words)
+        if bad.kind == "unknown":
+            self.unknown = self.unknown or bad
+            if len(self.rejections) >= ENOUGH_ITEMS:
+                self.refuse_if_unknown()
+
+    def _parts(self, items: Sequence[_Prepared], row: int | None) -> list[Sequence[_Prepared]]:
+        """What to send next, the first one last: the halves, or, if the database says which row is
+        to blame, what is before its item, the item, some of what follows, and the rest."""
+        place = None if row is None else _item_of(items, row)
+        if place is None:
             half = len(items) // 2
-            self._store(items[:half])
-            self._store(items[half:])
+            return [items[half:], items[:half]]
+        some = place + 1 + max(_FEW_ITEMS, 2 * place)
+        parts = [items[some:], items[place + 1 : some], items[place : place + 1], items[:place]]
+        return [part for part in parts if part]
 
     def refuse_if_unknown(self) -> None:
         """Raise `SinkRefused` if no item was stored, and nobody knows whose fault it is."""
@@ -140,3 +163,11 @@ class Insertion:
                     groups.append((statement, rows))
                 rows.append(values)
         return groups
+
+
+def _item_of(items: Sequence[_Prepared], row: int) -> int | None:
+    """The item that has this one of all rows; None if they are not sent in their order."""
+    if len({id(one.statement) for item in items for one in item.rows}) != 1:
+        return None
+    ends = accumulate(len(item.rows) for item in items)
+    return next((place for place, end in enumerate(ends) if row < end), None)

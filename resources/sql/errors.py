@@ -55,6 +55,9 @@ class Meaning:
     """The row breaks a unique key."""
     of_driver: bool = False
     """The driver could not read or send a value; the server has refused nothing."""
+    row: int | None = None
+    """Which of the rows that were sent together is probably to blame, from 0; None if nobody
+    says."""
 
 
 class BadRows(Exception):

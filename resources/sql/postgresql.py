@@ -101,6 +101,7 @@ _TYPE = re.compile(
     r"for type (smallint|integer|bigint|numeric|real|double precision|boolean|date|json|jsonb|uuid"
     r"|time(?:stamp)? with(?:out)? time zone|interval|bytea|inet|character(?: varying)?\(\d+\))"
 )
+_COPY_LINE = re.compile(r"COPY .*?, line (\d+)")
 _COPY_COLUMN = re.compile(r"^COPY .*, line \d+, column ([^:,]+)[:,]", re.MULTILINE)
 _VIOLATION = "23"
 _MOST_PARAMETERS = 65_535
@@ -256,7 +257,8 @@ class Postgresql(Dialect):
                 told = f"{words.shown(primary)} (SQLSTATE {state})" if primary else said
                 return Meaning("refused" if kind == "refused" else "away", told, hint)
         if state in _ROW_CODES or state[:2] in _ROW:
-            return Meaning("row", _row_words(error, state), twice=state == "23505")
+            twice, row = state == "23505", _line_of_copy(diag)
+            return Meaning("row", _row_words(error, state), twice=twice, row=row)
         return Meaning("unknown", said)
 
     def conversion(self, sort: Sort) -> Conversion:
@@ -317,6 +319,11 @@ class Postgresql(Dialect):
             said = "fsync is off: a power cut may lose stored rows"
             found.append(Finding("durability", said, "set fsync = on at the server"))
         return found
+
+
+def _line_of_copy(diag: Any) -> int | None:
+    line = _COPY_LINE.match(getattr(diag, "context", None) or "")
+    return int(line[1]) - 1 if line is not None else None
 
 
 def _number_of(lock: str) -> int:

@@ -11,9 +11,10 @@ import re
 import sqlite3
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime, time
 from decimal import Decimal
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +22,13 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
 from fuploader_dagster.resources.sql import errors as words
-from fuploader_dagster.resources.sql.dialect import AsItIs, Dialect, replaced_on_conflict, written
+from fuploader_dagster.resources.sql.dialect import (
+    AsItIs,
+    Dialect,
+    Statement,
+    replaced_on_conflict,
+    written,
+)
 from fuploader_dagster.resources.sql.errors import Meaning
 from fuploader_dagster.resources.sql.values import (
     AS_JSON,
@@ -105,23 +112,21 @@ class Sqlite(Dialect):
             cursor.close()
             driver.text_factory = str
 
+    def insert(
+        self, connection: sa.Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        sent = count()
+        cursor: Any = connection.connection.cursor()
+        try:
+            cursor.executemany(statement.sql, (row for row, _ in zip(rows, sent, strict=False)))
+        except sqlite3.Error as error:
+            error.row = next(sent) - 1  # type: ignore[attr-defined]
+            raise
+        finally:
+            cursor.close()
+
     def meaning(self, error: BaseException) -> Meaning:
-        said = words.shown(str(error))
-        row = _ROW.search(said)
-        if row is not None:
-            twice = said.startswith("UNIQUE")
-            return Meaning("row", row[0], twice=twice)
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError):
-            return Meaning("row", "refused by a trigger or a constraint")
-        if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
-            return Meaning("row", words.NO_DRIVER_WORDS)
-        for pattern, hint in _AWAY.items():
-            if re.search(pattern, said):
-                return Meaning("away", said, hint)
-        for pattern, hint in _REFUSED.items():
-            if re.search(pattern, said):
-                return Meaning("refused", said, hint)
-        return Meaning("unknown", "SQLite refused the statement", "look at the table's triggers")
+        return replace(_meaning(error), row=getattr(error, "row", None))
 
     def conversion(self, sort: Sort) -> Conversion:
         return AS_JSON if sort == "json" else _OTHER
@@ -130,6 +135,25 @@ class Sqlite(Dialect):
         self, table: sa.TableClause, columns: Sequence[str], key: Sequence[str]
     ) -> sa.Insert:
         return replaced_on_conflict(sqlite.insert(table), columns, key)
+
+
+def _meaning(error: BaseException) -> Meaning:
+    said = words.shown(str(error))
+    row = _ROW.search(said)
+    if row is not None:
+        twice = said.startswith("UNIQUE")
+        return Meaning("row", row[0], twice=twice)
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError):
+        return Meaning("row", "refused by a trigger or a constraint")
+    if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+        return Meaning("row", words.NO_DRIVER_WORDS)
+    for pattern, hint in _AWAY.items():
+        if re.search(pattern, said):
+            return Meaning("away", said, hint)
+    for pattern, hint in _REFUSED.items():
+        if re.search(pattern, said):
+            return Meaning("refused", said, hint)
+    return Meaning("unknown", "SQLite refused the statement", "look at the table's triggers")
 
 
 def _integer(value: int) -> int:
