@@ -83,6 +83,8 @@ class Step:
         held = 1
         try:
             if alone:
+                self.places.release()  # or two that wait for all places wait for each other
+                held = 0
                 async with self._waits_for_all:
                     while held < self.settings.concurrency:
                         await self.places.acquire()

@@ -142,6 +142,15 @@ def test_a_failure_that_another_item_may_have_caused_is_tried_alone_at_last(tmp_
     assert calls["f5"] == 3
 
 
+@pytest.mark.timeout(60)
+def test_several_items_that_are_tried_alone_take_turns(tmp_path: Path) -> None:
+    """Each holds a place when it begins to wait for all of them."""
+    settings = made(tmp_path, process=Script(max_retries=1, concurrency=4))
+    files = {f"f{n}": script(retries=1, shared=True, seconds=0.002) for n in range(12)}
+    assert processed(settings, sealed(settings, files)).seal.failed == 0
+    assert set(calls.values()) == {2}
+
+
 def test_after_a_crash_only_what_was_in_work_is_processed_again(tmp_path: Path) -> None:
     settings = made(tmp_path, process=Script(concurrency=2), commit_messages=5, prefetch_count=10)
     files = {f"f{n:02d}": script() for n in range(50)}
