@@ -99,6 +99,7 @@ def tansu(
             *(program, "broker", "--storage-engine", "memory://tansu/"),
             *("--listener-url", f"tcp://{LOOPBACK}:{port}"),
             *("--advertised-listener-url", f"tcp://{LOOPBACK}:{advertised}"),
+            *more,
         ]
 
     return KafkaServer("Tansu", folder, command)
