@@ -13,14 +13,18 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from fuploader_dagster.delivery.attempts import Done, Failed
+from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.errors import DiskFull
 from fuploader_dagster.fetching.addresses import Address
 from fuploader_dagster.fetching.task_folder import keys_of
 from tests.fetches import contents, fetch
 from tests.integration.test_fetch_downloads import serve_with_ranges
+from tests.integration.test_fetch_whole_way import letters, shipped, task, with_fetch
 from tests.servers.http_handler import Call, HttpHandlerServer
 from tests.servers.ports import LOOPBACK
 from tests.servers.small_disks import MIB, enlarge, small_disk
+from tests.settings import archived_files, sealed
 
 BODY = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(320_000))  # 10 MB
 PATIENCE_SECONDS = 120
@@ -29,6 +33,13 @@ import sys
 from pathlib import Path
 from tests.fetches import fetch
 fetch(sys.argv[2:], Path(sys.argv[1]))
+"""
+PROCESSING = """
+import sys
+from pathlib import Path
+from fuploader_dagster.delivery.process import process_partitions
+from tests.integration.test_fetch_whole_way import with_fetch
+list(process_partitions(sys.argv[2:], with_fetch(Path(sys.argv[1]))))
 """
 
 
@@ -155,3 +166,53 @@ def test_a_full_disk_ends_the_task_and_the_next_attempt_goes_on(
         outcome = fetch(urls(origin, 4), disk / "task")
         assert list(contents(outcome, disk / "task").values()) == [BODY] * 4
         assert all("Range" in call.headers for call in origin.calls)
+
+
+def test_a_slot_of_tasks_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    """What was fetched before a kill is not fetched again, and nothing is there twice."""
+    origin.answer = lambda call: call.reply(200, (call.request.path * 4000).encode())
+    settings = with_fetch(tmp_path)
+    tasks = {f"t{t}": task(origin, *(f"{t}/{t}-{n}" for n in range(40))) for t in range(4)}
+    partition = sealed(settings, tasks).seal.partition
+    command = [sys.executable, "-c", PROCESSING, str(tmp_path), partition]
+    for kill_at in (10, 60, 130):
+        killed = subprocess.Popen(command)
+        try:
+            wait_until(
+                lambda at=kill_at, one=killed: len(origin.calls) >= at or one.poll() is not None,
+                "downloads",
+            )
+        finally:
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+    (done,) = shipped(settings)
+    assert isinstance(done, Done), done
+    found = archived_files(tmp_path / "objects")
+    results = {name: value for name, value in found.items() if name.startswith("results/")}
+    assert results == {
+        f"results/{t}-{n}": [f"/{t}/{t}-{n}".encode() * 4000] for t in range(4) for n in range(40)
+    }
+    assert letters(settings) == []
+    assert len(origin.calls) <= 160 + 3 * 64  # in work at the kills
+
+
+def test_a_disk_that_fills_while_tasks_are_processed_costs_no_task(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    origin.answer = lambda call: call.reply(200, BODY[:1_000_000], ETag='"v1"')
+    with small_disk(tmp_path / "disk", size_bytes=12 * MIB) as disk:
+        settings = with_fetch(disk).model_copy(update={"store": with_fetch(tmp_path).store})
+        tasks = {f"t{t}": task(origin, *(f"{t}/{t}-{n}" for n in range(10))) for t in range(3)}
+        partition = sealed(settings, tasks).seal.partition
+        (failed,) = process_partitions([partition], settings)
+        assert isinstance(failed, Failed)
+        assert "no space left" in failed.error
+        assert not failed.permanent
+        enlarge(disk, size_bytes=200 * MIB)
+        (done,) = process_partitions([partition], settings)
+        assert isinstance(done, Done), done
+        assert done.processed is not None
+        assert (done.processed.results, done.processed.failed) == (30, 0)
+        assert letters(settings) == []

@@ -17,12 +17,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from fuploader_dagster.fetching.addresses import Address
 from fuploader_dagster.fetching.fetcher import Counts
 from tests.fetches import contents, fetch, only_reason
+from tests.servers.connect_proxy import ConnectProxy
 from tests.servers.http_handler import Call, HttpHandlerServer
+from tests.servers.odd_server import make_certificate
 from tests.servers.ports import LOOPBACK, free_port
 
 BODY = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(40_000))  # 1.28 MB
 ETAG = '"v1"'
-NOTHING_LISTENS = 3
 
 
 @pytest.fixture
@@ -541,3 +542,64 @@ def test_a_task_ends_at_max_task_bytes(origin: HttpHandlerServer, tmp_path: Path
     assert {one.reason for one in outcome.missed} == {
         "the task's files have more than max_task_bytes, 1,000 bytes"
     }
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+def test_tls_is_verified_and_an_authority_of_ones_own_can_be_given(
+    certificate: Path, tmp_path: Path
+) -> None:
+    with HttpHandlerServer(certificate) as server:
+        server.answer = lambda call: call.reply(200, b"x")
+        url = f"https://{LOOPBACK}:{server.port}/x"
+        refused = only_reason(fetch([url], tmp_path / "not"))
+        assert refused.startswith("the certificate is not trusted: ")
+        assert server.calls == []
+        outcome = fetch([url], tmp_path / "trusted", ca_file=certificate)
+        assert contents(outcome, tmp_path / "trusted") == {"x": b"x"}
+
+
+def test_a_login_is_not_sent_over_http_after_a_redirect_from_https(
+    certificate: Path, tmp_path: Path
+) -> None:
+    with HttpHandlerServer(certificate) as server, HttpHandlerServer() as plain:
+        server.answer = lambda call: call.reply(302, Location=f"{base(plain)}/x")
+        plain.answer = lambda call: call.reply(200, b"x")
+        secret = {"X-Token": "a-secret"}
+        headers = {f"{LOOPBACK}:{one.port}": secret for one in (server, plain)}
+        url = f"https://{LOOPBACK}:{server.port}/x"
+        outcome = fetch([url], tmp_path, ca_file=certificate, headers=headers)
+        assert contents(outcome, tmp_path) == {"x": b"x"}
+        assert server.calls[0].headers["X-Token"] == "a-secret"
+        assert "X-Token" not in plain.calls[0].headers
+
+
+def test_through_a_proxy_names_are_the_proxys_to_resolve(certificate: Path, tmp_path: Path) -> None:
+    with HttpHandlerServer(certificate) as server:
+        server.answer = lambda call: call.reply(200, b"x")
+        proxy = ConnectProxy(server.port)
+        proxy.start()
+        try:
+            changes = {"allow_hosts": [], "ca_file": certificate, "proxy": proxy.endpoint}
+            outcome = fetch(["https://files.example.com/x"], tmp_path, max_retries=0, **changes)
+            # The certificate is for 127.0.0.1, so TLS ends it: what was asked for is what counts.
+            assert only_reason(outcome).startswith("the certificate is not trusted")
+            assert proxy.asked == ["files.example.com:443"]
+            for url in ("https://127.0.0.1/x", "https://10.0.0.1/x", "https://[::1]/x"):
+                assert "allow_hosts does not name it" in only_reason(
+                    fetch([url], tmp_path, **changes)
+                )
+            assert proxy.asked == ["files.example.com:443"]
+        finally:
+            proxy.stop()
+
+
+def test_a_proxy_that_is_down_is_named_without_its_login(tmp_path: Path) -> None:
+    proxy = f"http://me:a-secret@{LOOPBACK}:{free_port()}"
+    outcome = fetch(["http://example.com/x"], tmp_path, proxy=proxy, allow_hosts=[], max_retries=0)
+    assert only_reason(outcome).startswith("the proxy does not connect")
+    assert outcome.missed[0].unreachable
+    assert "a-secret" not in repr(outcome)
