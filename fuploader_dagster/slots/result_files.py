@@ -14,6 +14,7 @@ What must always hold (`DirectoryWriter` has the rest):
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -24,13 +25,14 @@ from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs, syncfs, write_all
 from fuploader_dagster.disk.own_files import closed_after, file_mode, open_own_folder, read_own
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import DamagedResults, DamagedSlot, ForeignFile
+from fuploader_dagster.errors import DamagedResults, DamagedSlot, DiskFailed, ForeignFile
 from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
 from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.item_folders import CheckedFile
 from fuploader_dagster.slots.plain_files import FILES_NAME
 
 _DIGITS = 8
+_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def file_name(number: int) -> str:
@@ -119,7 +121,16 @@ class ResultFilesWriter(DirectoryWriter):
     def add_file(self, name: str, file: CheckedFile, headers: str) -> None:
         """Link the file from its item's folder. Raises `BadItem` if it has changed."""
         with naming_disk_trouble(self.directory / FILES_NAME):
-            file.link(file_name(self._next), self._data)
+            try:
+                file.link(file_name(self._next), self._data)
+            except OSError as error:
+                if error.errno not in _WITHOUT_LINKS:
+                    raise
+                raise DiskFailed(
+                    f"{file.result.path} cannot be linked into {self.directory}: {error.strerror}",
+                    hint="results that are files need a file system with hard links: put "
+                    "storage_root on one",
+                ) from error
         self._note(name, file.result.size_bytes, file.result.sha256, headers)
 
     def _note(self, name: str, size_bytes: int, sha256: bytes, headers: str) -> None:

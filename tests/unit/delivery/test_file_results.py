@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fuploader_dagster.archives.reader import Archive
+from fuploader_dagster.catalog.catalog import Catalog
 from fuploader_dagster.contracts.processor import (
     Answer,
     Failure,
@@ -26,16 +27,22 @@ from fuploader_dagster.contracts.processor import (
 )
 from fuploader_dagster.dead_letters.letters import DeadLetter, numbered_dead_letters, requeued_ids
 from fuploader_dagster.delivery.attempts import Done, Failed
+from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions, unaccounted
+from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.reprocess import process_again
+from fuploader_dagster.delivery.scrub import examine
 from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.delivery.slot_items import ItemsHere
 from fuploader_dagster.disk.crash_points import CrashPoint, observe
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.intake.disk_space import Unshipped
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.formats import contents_of_results
 from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
+from fuploader_dagster.slots.receipts import find_receipt
 from fuploader_dagster.slots.sealing import SealedSlot
+from tests.lives import pack_by_hand
 from tests.processors_for_tests import Script, ScriptWithFolders, calls, later, script
 from tests.settings import archived_files, pipeline, sealed
 
@@ -361,3 +368,50 @@ def test_a_second_attempt_that_ends_otherwise_leaves_one_letter_that_waits(tmp_p
     sent = requeued_ids(settings.layout)
     waiting = [letter for key, letter in numbered_dead_letters(settings.layout) if key not in sent]
     assert [json.loads(letter.body) for letter in waiting] == [{"bad": "no"}, {"files": ["c"]}]
+
+
+@pytest.mark.parametrize("form", ["tar.zst", "zip", "jsonl.zst", "parquet"])
+def test_files_go_the_whole_way_in_every_format(form: str, tmp_path: Path) -> None:
+    settings = made(tmp_path, archive_format=form)
+    task = script(files=["x", "large"], missing=["z"], times=300_000)
+    slot = sealed(settings, {"a": task, "b": script()})
+    found = processed(settings, slot)
+    assert [item.name for _, item in ItemsHere(slot, found, settings.layout).read()] == [
+        *("x", "large", "b"),
+    ]
+    partition = slot.seal.partition
+    assert all(isinstance(one, Done) for one in ship(settings, settings.store.open()))
+    finder = ArchiveFinder({settings.name: settings})
+    with finder.open(partition) as archive:
+        assert not archive.verify().damages
+        assert not archive.unproven.count
+        assert archive.read("results/large") == b"a large " * 300_000
+        assert archive.read("results/b") == b"b-0"
+        assert sorted(archive.results()) == ["results/b", "results/large", "results/x"]
+        (member,) = [one for one in archive.members if one.name == "results/x"]
+        assert from_text(member.headers)["etag"] == "x"
+        assert [one.name for one in archive.failures()] == ["z"]
+    with Catalog.to_read(settings.layout.catalog) as catalog:
+        assert [hit.name for hit in catalog.find("results/*")] == [
+            *("results/b", "results/large", "results/x"),
+        ]
+    again = settings.model_copy(update={"archive_format": "tar.zst", "key": "again/{archive}"})
+    (outcome,) = repack_partitions([partition], again, again.store.open(), finder.open)
+    assert isinstance(outcome, Done), outcome
+    with ArchiveFinder({again.name: again}).open(partition) as archive:
+        assert archive.read("results/large") == b"a large " * 300_000
+        assert [one.name for one in archive.failures()] == ["z"]
+        assert archive.manifest is not None
+        assert archive.manifest.failure_count == 1
+    receipt = find_receipt(settings.layout, partition)
+    assert receipt is not None
+    assert not examine(receipt, lambda one: finder.of_receipt(one, settings).source).problems
+
+
+def test_a_packer_of_ones_own_gets_the_files(tmp_path: Path) -> None:
+    settings = made(tmp_path, packer=pack_by_hand, archive_suffix=".tar.zst")
+    slot = sealed(settings, {"a": script(files=["x", "y"], times=400_000)})
+    processed(settings, slot)
+    packed(settings)
+    found = archived_files(tmp_path / "objects")
+    assert found["results/y"] == [b"a y " * 400_000]
