@@ -62,7 +62,8 @@ class Redeliveries:
         """Whether a message that may be stored already is."""
         if look == "none" or not (message.redelivered or look == "all"):
             return False
-        return self._window.holds(file.name, hashlib.sha256(file.content).digest())
+        headers = file.headers if self._pipeline.headers else None
+        return self._window.holds(file.name, hashlib.sha256(file.content).digest(), headers)
 
     def without_written(self, letters: Sequence[DeadLetter], look: Look) -> Sequence[DeadLetter]:
         """The letters that are still to be written."""

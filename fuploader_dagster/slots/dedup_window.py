@@ -2,8 +2,8 @@
 
 What must always hold:
 
-- A message counts as stored only if a record of the same name (or a numbered name of it) and the
-  same SHA-256 was read from an index just now, and if the message itself is durable: in a sealed
+- A message counts as stored only if a record of the same name (or a numbered name of it), the same
+  SHA-256 and, where headers are kept, the same headers was read from an index just now, and if the message itself is durable: in a sealed
   directory it is, of a shipped one the object store has confirmed it, and an active one, whose
   writer may be in the middle of a sync, is synced here once more before it counts.
 - Everything that was committed in any directory of the pipeline before `refresh` was called is in
@@ -127,13 +127,16 @@ class DedupWindow:
         while not self._looked():
             log.debug("a directory moved during the search, which starts again")
 
-    def holds(self, name: str, sha256: bytes) -> bool:
-        """Whether a durable copy of this message was there at the last `refresh`."""
+    def holds(self, name: str, sha256: bytes, headers: str | None = None) -> bool:
+        """Whether a durable copy of this message was there at the last `refresh`.
+
+        `headers`: those that are kept with it; None if none are kept.
+        """
         key = _key(name.encode("utf-8"), sha256)
         while True:
             known = self._known
             candidates = [place for place, one in known.items() if one.may_hold(key)]
-            if any(self._confirmed(place, name, sha256) for place in candidates):
+            if any(self._confirmed(place, name, sha256, headers) for place in candidates):
                 return True
             if self._known is known:
                 return False
@@ -177,10 +180,10 @@ class DedupWindow:
                     seen.add(place)
                     yield place, path, is_active
 
-    def _confirmed(self, place: _Place, name: str, sha256: bytes) -> bool:
+    def _confirmed(self, place: _Place, name: str, sha256: bytes, headers: str | None) -> bool:
         """Check that the record is really there, and make it durable."""
         content = self._content(place)
-        names = index.names_of(content, sha256)
+        names = index.names_of(content, sha256, headers)
         if name not in names and not (
             any(is_numbered(stored, name) for stored in names)
             # A numbered name is one of ours only if the name itself is there too.

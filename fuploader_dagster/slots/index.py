@@ -34,6 +34,7 @@ never ends with a zero, nor holds 64 in a row. Everything else is damage.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,19 @@ class IndexEntry(NamedTuple):
     sha256: bytes
     headers: str = ""
     """The message headers that are kept with the file, as text."""
+
+    @property
+    def identity(self) -> bytes:
+        """See `identity`."""
+        return identity(self.sha256, self.headers)
+
+
+def identity(sha256: bytes, headers: str) -> bytes:
+    """What two messages of one name have in common if they are the same one: the digest of their
+    content and of the headers that are kept, 32 bytes."""
+    if not headers:
+        return sha256
+    return hashlib.sha256(sha256 + headers.encode("utf-8", "surrogateescape")).digest()
 
 
 @dataclass(frozen=True)
@@ -224,8 +238,9 @@ def identities(content: bytes, version: int | None = None) -> Identities:
     return Identities(names, digests, position, version)
 
 
-def names_of(content: bytes, sha256: bytes) -> list[str]:
-    """Names of all records with this digest, without reading the others."""
+def names_of(content: bytes, sha256: bytes, headers: str | None = None) -> list[str]:
+    """Names of all records with this digest, and with these headers if any are kept with them,
+    without reading the others. `headers`: None for any."""
     entries: list[IndexEntry] = []
     versions = _possible_versions(content)
     position = content.find(sha256)
@@ -233,7 +248,12 @@ def names_of(content: bytes, sha256: bytes) -> list[str]:
         start = position - _DIGEST_AT
         for version in versions:
             if start >= HEADER_BYTES and _is_record(content, start, version):
-                _add_entries(content, start, start + _RECORD_BYTES[version], entries, version)
+                found: list[IndexEntry] = []
+                _add_entries(content, start, start + _RECORD_BYTES[version], found, version)
+                if headers is None or version == PLAIN:
+                    entries += found
+                else:
+                    entries += [entry for entry in found if entry.headers == headers]
         position = content.find(sha256, position + 1)
     return [entry.name for entry in entries]
 

@@ -47,7 +47,7 @@ from fuploader_dagster.settings.split import NO_SPLIT
 from fuploader_dagster.slots.directory_writer import DirectoryWriter
 from fuploader_dagster.slots.dividing import Full, divide, undo_divisions
 from fuploader_dagster.slots.formats import WRITERS, has_headers, salvage, writer_for
-from fuploader_dagster.slots.index import INDEX_NAME
+from fuploader_dagster.slots.index import INDEX_NAME, identity
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
@@ -66,9 +66,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Variants:
-    """What arrived under one name: its digests, and the next number to try."""
+    """What arrived under one name: its identities, and the next number to try."""
 
-    digests: set[bytes]
+    identities: set[bytes]
     next_number: int = 2
 
 
@@ -111,7 +111,7 @@ class SlotOwner:
         """Of the message headers, about."""
         self._opened_at = 0.0
         """In `monotonic` time."""
-        self._digests: dict[str, bytes] = {}
+        self._identities: dict[str, bytes] = {}
         self._variants: dict[str, _Variants] = {}
 
     def __enter__(self) -> SlotOwner:
@@ -138,14 +138,15 @@ class SlotOwner:
     def add(self, name: str, content: bytes, headers: str = "") -> bool:
         """Take a message into the next commit; False if the directory has it already.
 
-        Name and content decide about that, not the `headers` (`disk/header_text.py`). Raises
-        `BadMessage`, having taken nothing, if the file system cannot store the name.
+        Name, content and `headers` (`disk/header_text.py`) decide about that. Raises `BadMessage`,
+        having taken nothing, if the file system cannot store the name.
         """
         digest = hashlib.sha256(content).digest()
-        known = self._digests.get(name)
+        same = identity(digest, headers)
+        known = self._identities.get(name)
         stored_as: str | None = name
         if known is not None:
-            stored_as = None if known == digest else self._free_name(name, digest)
+            stored_as = None if known == same else self._free_name(name, same)
         if stored_as is None:
             return False
         writer = self._writer or self._open_directory()
@@ -153,25 +154,25 @@ class SlotOwner:
             writer.add(stored_as, content, digest, headers)
         except BadMessage:
             if known is not None:
-                self._variants[name].digests.discard(digest)
+                self._variants[name].identities.discard(same)
             raise
-        self._digests[stored_as] = digest
+        self._identities[stored_as] = same
         self._entries += 1
         self._bytes += len(content)
         if headers:
             self._header_bytes += len(headers)
         return True
 
-    def _free_name(self, name: str, digest: bytes) -> str | None:
-        """A free name for other bytes under a known name; None if these bytes are stored."""
+    def _free_name(self, name: str, same: bytes) -> str | None:
+        """A free name for another message under a known name; None if this one is stored."""
         variants = self._variants.get(name)
         if variants is None:
-            variants = self._variants[name] = _Variants({self._digests[name]})
-        while digest not in variants.digests:
+            variants = self._variants[name] = _Variants({self._identities[name]})
+        while same not in variants.identities:
             candidate = numbered_name(name, variants.next_number)
             variants.next_number += 1
-            taken_by = self._digests.get(candidate)
-            variants.digests.add(digest if taken_by is None else taken_by)
+            taken_by = self._identities.get(candidate)
+            variants.identities.add(same if taken_by is None else taken_by)
             if taken_by is None:
                 return candidate
         return None
@@ -249,7 +250,7 @@ class SlotOwner:
             self._writer.close()
             self._writer = None
         self._entries = self._bytes = self._header_bytes = 0
-        self._digests = {}
+        self._identities = {}
         self._variants = {}
 
     def _recover(self) -> None:
@@ -343,7 +344,7 @@ class SlotOwner:
         writer = writer_for(directory, self.pipeline.slot_format, keeps_headers=self._keeps_headers)
         entries = writer.open(self._set_aside)
         self._writer, self._number = writer, number
-        self._digests = {entry.name: entry.sha256 for entry in entries}
+        self._identities = {entry.name: entry.identity for entry in entries}
         self._entries = len(entries)
         self._bytes = sum(entry.size_bytes for entry in entries)
         self._header_bytes = sum(len(entry.headers) for entry in entries)

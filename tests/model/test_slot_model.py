@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -71,15 +71,19 @@ def letter(body: bytes) -> DeadLetter:
     )
 
 
-def stored_name(files: Files, name: str, content: bytes) -> str | None:
+_Message = tuple[bytes, str]
+"""Content and headers."""
+
+
+def stored_name(there: Mapping[str, _Message], name: str, message: _Message) -> str | None:
     """Where a message goes by the rules, said plainly; None if it is there already."""
-    if name not in files:
+    if name not in there:
         return name
-    if files[name] == content:
+    if there[name] == message:
         return None
     number = 2
-    while (candidate := numbered_name(name, number)) in files:
-        if files[candidate] == content:
+    while (candidate := numbered_name(name, number)) in there:
+        if there[candidate] == message:
             return None
         number += 1
     return candidate
@@ -138,7 +142,9 @@ class SlotLife(RuleBasedStateMachine):
     def add(self, messages: Messages) -> None:
         for name, content, drawn in messages:
             headers = drawn if self.settings.headers else ""
-            stored = stored_name({**self.committed, **self.added}, name, content)
+            files = {**self.committed, **self.added}
+            there = {one: (files[one], self.headers[one]) for one in files}
+            stored = stored_name(there, name, (content, headers))
             assert self.slot.add(name, content, headers) is (stored is not None)
             if stored is not None:
                 self.added[stored] = content

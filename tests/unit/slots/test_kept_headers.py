@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from fuploader_dagster.disk.header_text import from_text, to_text
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.dedup_window import DedupWindow
-from fuploader_dagster.slots.formats import WRITERS
+from fuploader_dagster.slots.formats import WRITERS, contents
 from fuploader_dagster.slots.index import PLAIN, WITH_HEADERS, read_index
 from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.slots.slot import SlotOwner
@@ -71,15 +72,46 @@ def test_a_pipeline_that_keeps_none_writes_the_bytes_of_version_2(
     assert version_of(sealed.directory) == PLAIN
 
 
-def test_name_and_content_decide_what_is_a_duplicate(tmp_path: Path) -> None:
-    """The headers that came first stay."""
-    with SlotOwner(keeping(tmp_path), 0) as slot:
-        assert slot.add("a", b"1", CMD)
-        assert not slot.add("a", b"1", to_text({"cmd": "other"}))
-        assert slot.add("a", b"2", to_text({"cmd": "other"}))
-        sealed = slot.seal("request")
+@pytest.mark.parametrize("slot_format", FORMATS)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_name_content_and_headers_decide_what_is_a_duplicate(
+    tmp_path: Path, slot_format: str, reopened: bool
+) -> None:
+    """The same file for two commands is two messages."""
+    other = to_text({"cmd": "other"})
+    wanted = {"a": (b"1", CMD), "a~2": (b"1", other), "a~3": (b"2", other), "a~4": (b"1", "")}
+    settings = keeping(tmp_path, slot_format)
+    with SlotOwner(settings, 0) as slot:
+        assert [slot.add("a", *message) for message in wanted.values()] == [True] * 4
+        slot.commit()
+        if not reopened:
+            assert [slot.add("a", *message) for message in wanted.values()] == [False] * 4
+            sealed = slot.seal("request")
+    if reopened:
+        with SlotOwner(settings, 0) as slot:
+            assert [slot.add("a", *message) for message in wanted.values()] == [False] * 4
+            sealed = slot.seal("request")
     assert sealed is not None
-    assert headers_of(sealed) == {"a": CMD, "a~2": '{"cmd":"other"}'}
+    found = zip(sealed.entries(), contents(sealed, sealed.entries()), strict=True)
+    assert {entry.name: (content, entry.headers) for entry, content in found} == wanted
+
+
+def test_a_redelivered_message_is_looked_for_with_its_headers(tmp_path: Path) -> None:
+    settings = keeping(tmp_path)
+    with SlotOwner(without(settings), 0) as slot:
+        slot.add("plain", b"1")
+        slot.seal("request")
+    with SlotOwner(settings, 1) as slot:
+        slot.add("a", b"1", CMD)
+        slot.add("a", b"1", to_text({"cmd": "other"}))
+        slot.commit()
+        window = DedupWindow(settings.layout, 100)
+        window.refresh()
+        digest = hashlib.sha256(b"1").digest()
+        asked = [CMD, to_text({"cmd": "other"}), to_text({"cmd": "third"}), "", None]
+        assert [window.holds("a", digest, one) for one in asked] == [True, True, False, False, True]
+        # Stored while no headers were kept: nobody knows which it had.
+        assert window.holds("plain", digest, CMD)
 
 
 @pytest.mark.parametrize("slot_format", FORMATS)
@@ -197,18 +229,19 @@ def test_a_redelivered_message_is_found_in_an_index_of_either_version(tmp_path: 
     """In the open directory too, of which more is read each time."""
     settings = keeping(tmp_path)
     window = DedupWindow(settings.layout, 1000)
-    digests = {}
+    bodies = {"plain": b"0"}
     with SlotOwner(without(settings), 0) as slot:
         slot.add("plain", b"0")
-        digests["plain"] = slot._digests["plain"]
         slot.commit()
     with SlotOwner(settings, 0) as slot:
         for number in range(3):
+            bodies[f"{number}"] = b"%d" % number
             slot.add(f"{number}", b"%d" % number, CMD)
             slot.commit()
-            digests |= slot._digests
             window.refresh()
-            assert all(window.holds(name, digest) for name, digest in digests.items())
+            digests = {name: hashlib.sha256(body).digest() for name, body in bodies.items()}
+            for headers in (CMD, None):
+                assert all(window.holds(name, one, headers) for name, one in digests.items())
         assert not window.holds("3", digests["2"])
 
 
