@@ -159,7 +159,7 @@ def read_here(layout: Layout) -> Wishes:
     """What this node knows. Never raises: see above for a file that cannot be read."""
     try:
         return msgspec.json.decode(read_own(layout.pause), type=Wishes)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Wishes()
     except (OSError, ForeignFile, *UNREADABLE_JSON) as error:
         damaged = Wish(
