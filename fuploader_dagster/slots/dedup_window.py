@@ -3,9 +3,10 @@
 What must always hold:
 
 - A message counts as stored only if a record of the same name (or a numbered name of it), the same
-  SHA-256 and, where headers are kept, the same headers was read from an index just now, and if the message itself is durable: in a sealed
-  directory it is, of a shipped one the object store has confirmed it, and an active one, whose
-  writer may be in the middle of a sync, is synced here once more before it counts.
+  SHA-256 and, where headers are kept, the same headers was read from an index just now, and if the
+  message itself is durable: in a sealed directory it is, of a shipped one the object store has
+  confirmed it, and an active one, whose writer may be in the middle of a sync, is synced here once
+  more before it counts.
 - Everything that was committed in any directory of the pipeline before `refresh` was called is in
   the window afterwards, up to its size; the newest directories come first.
 

@@ -1,0 +1,20 @@
+"""Puts files into the queue: python send.py CMD FILE..."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from fuploader_dagster import load_pipelines
+
+
+def main(cmd: str, *files: str) -> None:
+    queue = load_pipelines()["files"].source
+    with closing(queue.publisher()) as publisher:
+        sent = publisher.publish((Path(file).read_bytes(), {"cmd": cmd}) for file in files)
+    print(f"{sent} messages are confirmed by {queue.describe()}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,154 @@
+"""Projects of `fuploader init --example`: the commands of their README do what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from fuploader_dagster.cli.init import EXAMPLES, write_project
+from fuploader_dagster.errors import ConfigError
+from tests.integration.test_cli import fuploader
+from tests.servers.ports import free_port, wait_until
+from tests.settings import archived_files
+
+SHIP = "fuploader drain --ship"
+SHELL = "/bin/sh"
+
+
+def commands(project: Path) -> list[str]:
+    """Those that the README shows, in their order."""
+    lines = (project / "README.md").read_text().splitlines()
+    return [line.strip() for line in lines if line.startswith("    ")]
+
+
+def environment() -> dict[str, str]:
+    """Commands are those of this Python."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@contextmanager
+def running(command: str, project: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """In the background; ended as by Ctrl-C."""
+    log = project.parent / "background.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [SHELL, "-c", f"exec {command.removesuffix('&')}"],
+            cwd=project,
+            env=environment(),
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
+
+
+def ship_until(done: Callable[[], bool], project: Path) -> None:
+    with running(SHIP, project):
+        log = project.parent / "background.log"
+        wait_until(done, seconds=200, what=SHIP, diagnose=log.read_text)
+
+
+def run(command: str, project: Path) -> str:
+    answer = subprocess.run(
+        [SHELL, "-c", command],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+    return answer.stdout
+
+
+def test_handlers(tmp_path: Path) -> None:
+    project = tmp_path / "handlers"
+    write_project(project, "handlers")
+    process, first, second, ship, ls = commands(project)
+    assert ship == SHIP
+    assert len(json.loads(run(process, project))) == 3
+    assert "3 messages are confirmed" in run(first, project)
+    assert "1 messages are confirmed" in run(second, project)
+    store = project / "data/object-store"
+    ship_until(lambda: len(archived_files(store)) >= 8, project)
+    files = {name: content for name, (content,) in archived_files(store).items()}
+    results = [content for name, content in files.items() if name.startswith("results/")]
+    readme = (project / "README.md").read_bytes()
+    assert readme.upper() in results  # the same file as one of the others, for another function
+    assert sum(content.startswith(b"{") for content in results) == 3
+    assert len(run(ls, project).splitlines()) == len(files) == 8
+
+
+def test_table_to_handler_to_table(tmp_path: Path) -> None:
+    project = tmp_path / "table"
+    write_project(project, "table-to-handler-to-table")
+    port = str(free_port())
+    for name in ("fuploader.yaml", "handler.py"):
+        path = project / name
+        path.write_text(path.read_text().replace("8001", port))
+    prepare, handler, doctor, ship, show = commands(project)
+    assert (handler[-1], ship) == ("&", SHIP)
+    run(prepare, project)
+
+    def results() -> list[tuple[str, str]]:
+        with closing(sqlite3.connect(project / "shop.sqlite")) as database:
+            return list(database.execute("SELECT * FROM doc_ent_map ORDER BY 1"))
+
+    with running(handler, project):
+        wait_until(
+            lambda: " takes connections" in fuploader(project, "doctor").stdout,
+            seconds=60,
+            what="the handler",
+            diagnose=(tmp_path / "background.log").read_text,
+        )
+        assert "200 rows wait" in run(doctor, project)
+        ship_until(lambda: len(results()) == 200, project)
+    assert results()[3] == ("doc-003", "Lima,Lisbon")
+    assert run(show, project).startswith("200 ")
+    assert "0 rows wait" in fuploader(project, "doctor").stdout
+
+
+def test_stream_to_clickhouse_says_which_servers_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REDIS_URL", "CLICKHOUSE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    answer = fuploader(tmp_path, "init", "flow", "--example", "stream-to-clickhouse")
+    assert answer.returncode == 0
+    assert "README.md has what it needs" in answer.stdout
+    needs = (tmp_path / "flow/README.md").read_text()
+    assert all(
+        one in needs for one in ("Redis 6.2", "REDIS_URL", "ClickHouse 23.3", "[clickhouse]")
+    )
+    missing = fuploader(tmp_path / "flow", "doctor")
+    assert missing.returncode == 2
+    assert "REDIS_URL" in missing.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_project_passes_its_own_tests(example: str, tmp_path: Path) -> None:
+    files = write_project(tmp_path / "new", example)
+    modules = [path.stem for path in files if path.suffix == ".py" and path.parent.name == "new"]
+    assert f"py-modules = {json.dumps(modules)}" in (tmp_path / "new/pyproject.toml").read_text()
+    if (tmp_path / "new/tests").exists():
+        run("python -m pytest -q -p no:cacheprovider", tmp_path / "new")
+
+
+def test_an_unknown_example_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no example 'x'") as caught:
+        write_project(tmp_path / "new", "x")
+    assert all(name in str(caught.value) for name in EXAMPLES)
+    assert not (tmp_path / "new").exists()
