@@ -123,6 +123,14 @@ class ObjectStore(ABC):
     def address(self, key: str) -> str:
         """The full address of a key, for people."""
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        """An http(s) address from which whoever has it can download the object for that time.
+
+        None where there is no such thing; that is the default. Asks nobody: it may be made for an
+        object that is not there.
+        """
+        return None
+
     def erase(self, key: str) -> None:
         """Remove the object with all its versions. A missing one is no error.
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -61,6 +62,8 @@ class ObjectStoreContract(_Given):
 
     create_only_is_atomic = True
     """False: the server checks only at the beginning of a put whether the key is taken."""
+    presigns = False
+    """Whether the store has presigned addresses."""
 
     def test_a_stored_archive_comes_back_with_its_exact_bytes(self) -> None:
         store, archive = self._store, self._archive(100_000, pipeline="aweme")
@@ -68,6 +71,24 @@ class ObjectStoreContract(_Given):
         address = store.address("a/b/one.tar.zst")
         assert receipt == StoredObject(address, "a/b/one.tar.zst", 100_000, archive.sha256)
         assert read_all(store, "a/b/one.tar.zst", 100_000) == archive.path.read_bytes()
+
+    def test_whoever_has_a_presigned_address_downloads_the_object(self) -> None:
+        """Where there is such a thing; unusual keys are part of it."""
+        store, archive = self._store, self._archive(3_000)
+        key = "tasks/ü x/a+b=c&d.tar.zst"
+        store.put(key, archive)
+        address = store.presigned(key, 60)
+        if self.presigns:
+            assert address is not None
+            assert self.downloaded(address) == archive.path.read_bytes()
+        else:
+            assert address is None
+
+    def downloaded(self, address: str) -> bytes:
+        """What a browser gets."""
+        with urlopen(address, timeout=60) as answer:  # noqa: S310 - the store made it
+            content: bytes = answer.read()
+            return content
 
     def test_an_empty_archive_is_an_object_like_any_other(self) -> None:
         store, archive = self._store, self._archive(0)

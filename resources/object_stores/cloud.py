@@ -166,6 +166,9 @@ class CloudObjectStore(ObjectStore):
     def address(self, key: str) -> str:
         return self._service.address(full_key(self._prefix, key))
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        return self._service.presigned(full_key(self._prefix, key), seconds)
+
     def clock(self) -> datetime | None:
         date = self._service.date()
         try:

@@ -9,6 +9,7 @@ What must always hold:
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -57,6 +58,22 @@ class CosService(Crc64Service):
     def _head(self, key: str) -> Mapping[str, Any]:
         headers: Mapping[str, Any] = self._client.head_object(Bucket=self._bucket, Key=key)
         return headers
+
+    def presigned(self, key: str, seconds: int) -> str | None:
+        # A browser does not know the setting `address`, so the bucket's own host is signed.
+        signer, public = copy.copy(self._client), copy.copy(self._client.get_conf())
+        signer._conf, public._ip, public._port = public, None, None
+        token = public._token
+        with self._asking("signing an address of", key):
+            return str(
+                signer.get_presigned_url(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Method="GET",
+                    Expired=seconds,
+                    Params={"x-cos-security-token": token} if token else {},
+                )
+            )
 
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         with self._asking("storing", key):

@@ -137,6 +137,10 @@ class MirroredObjectStore(ObjectStore):
     def address(self, key: str) -> str:
         return " and ".join(store.address(key) for store in self._stores)
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        found = (store.presigned(key, seconds) for store in self._stores)
+        return next((address for address in found if address is not None), None)
+
     def clock(self) -> datetime | None:
         return next((time for store in self._stores if (time := store.clock())), None)
 

@@ -52,6 +52,10 @@ class OssService(Crc64Service):
         headers: Mapping[str, Any] = self._bucket.head_object(key).headers
         return headers
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        with self._asking("signing an address of", key):
+            return str(self._bucket.sign_url("GET", key, seconds, slash_safe=True))
+
     def put(self, key: str, body: View, md5: bytes, metadata: Mapping[str, str]) -> None:
         headers = self._new_object(metadata) | self._new | {"Content-MD5": service.base64_text(md5)}
         with self._asking("storing", key):

@@ -93,6 +93,9 @@ class RetryingObjectStore(ObjectStore):
     def address(self, key: str) -> str:
         return self.store.address(key)
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        return self._try(lambda: self.store.presigned(key, seconds))
+
     def clock(self) -> datetime | None:
         """One attempt only: a later one would have another time."""
         return self.store.clock()

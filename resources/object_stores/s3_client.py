@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 def open_client(settings: S3Settings) -> S3Client:
     config = Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
+        signature_version="s3v4",  # otherwise presigned addresses have the older, refused by many
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": False},

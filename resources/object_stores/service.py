@@ -95,6 +95,10 @@ class Service(ABC):
         return f"{self._root}/{key}"
 
     @abstractmethod
+    def presigned(self, key: str, seconds: int) -> str | None:
+        """As in `ObjectStore`; asks nobody."""
+
+    @abstractmethod
     def head(self, key: str) -> Stated | None:
         """One HEAD. `Refusal` without a code where the service refuses it."""
 

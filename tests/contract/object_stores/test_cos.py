@@ -20,7 +20,7 @@ from fuploader_dagster.testing.object_store_contract import (
     make_archive,
 )
 from tests.contract.object_stores.cos_and_oss import CosAndOss, KeysByDefault
-from tests.servers.fake_cos import FakeCOS
+from tests.servers.fake_cos import FakeCOS, downloaded_of
 
 
 @pytest.fixture
@@ -55,6 +55,15 @@ def parts_sent(fake_cos: FakeCOS) -> Callable[[], int]:
 
 
 class TestCOS(CosAndOss, ObjectStoreContract, PartsContract):
+    presigns = True
+
+    @pytest.fixture(autouse=True)
+    def _give_fake(self, fake: FakeCOS) -> None:
+        self._fake = fake
+
+    def downloaded(self, address: str) -> bytes:
+        return downloaded_of(self._fake, address)
+
     part_bytes = MIB
     scheme = "cos"
     key_setting = "secret_id"

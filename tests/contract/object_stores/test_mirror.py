@@ -20,7 +20,7 @@ from fuploader_dagster.testing.object_store_contract import (
     make_archive,
     read_all,
 )
-from tests.servers.fake_cos import FakeCOS
+from tests.servers.fake_cos import FakeCOS, downloaded_of
 
 
 @pytest.fixture
@@ -54,6 +54,14 @@ def open_store(fake_cos: FakeCOS, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 class TestMirror(ObjectStoreContract):
     # Two stores may be won by two different archives; then neither counts as stored.
     create_only_is_atomic = False
+    presigns = True
+
+    @pytest.fixture(autouse=True)
+    def _give_fake(self, fake_cos: FakeCOS) -> None:
+        self._fake = fake_cos
+
+    def downloaded(self, address: str) -> bytes:
+        return downloaded_of(self._fake, address)
 
 
 def test_an_archive_counts_as_stored_only_when_both_have_confirmed(

@@ -54,6 +54,7 @@ def parts_sent(fake_oss: FakeOSS) -> Callable[[], int]:
 
 
 class TestOSS(CosAndOss, ObjectStoreContract, PartsContract):
+    presigns = True
     part_bytes = MIB
     scheme = "oss"
     key_setting = "access_key_id"

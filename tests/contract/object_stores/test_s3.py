@@ -46,6 +46,7 @@ def parts_sent(settings: dict[str, Any], swift_proxy: FaultyProxy) -> Callable[[
 
 
 class TestS3OnSwift(ObjectStoreContract, PartsContract):
+    presigns = True
     create_only_is_atomic = False
 
 
