@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.assets.ship_job import build_ship_job as build_ship_job
     from fuploader_dagster.component import QueueToObjectStore as QueueToObjectStore
     from fuploader_dagster.contracts.diagnosis import Diagnosis as Diagnosis
+    from fuploader_dagster.contracts.notifier import Notice as Notice
+    from fuploader_dagster.contracts.notifier import Notifier as Notifier
+    from fuploader_dagster.contracts.notifier import NotifierSettings as NotifierSettings
     from fuploader_dagster.contracts.object_store import ArchiveFile as ArchiveFile
     from fuploader_dagster.contracts.object_store import ObjectInfo as ObjectInfo
     from fuploader_dagster.contracts.object_store import ObjectStore as ObjectStore
@@ -81,6 +84,11 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     )
     from fuploader_dagster.processing.routes import from_buffer as from_buffer
     from fuploader_dagster.processing.routes import processor as processor
+    from fuploader_dagster.resources.notifiers.queue import QueueNotices as QueueNotices
+    from fuploader_dagster.resources.notifiers.redis_list import (
+        RedisListNotices as RedisListNotices,
+    )
+    from fuploader_dagster.resources.notifiers.webhook import WebhookNotices as WebhookNotices
     from fuploader_dagster.resources.object_stores import COS as COS
     from fuploader_dagster.resources.object_stores import OSS as OSS
     from fuploader_dagster.resources.object_stores import S3 as S3
@@ -143,6 +151,7 @@ _NAMES = {
     "assets.ship_job": ("build_ship_job",),
     "component": ("QueueToObjectStore",),
     "contracts.diagnosis": ("Diagnosis",),
+    "contracts.notifier": ("Notice", "Notifier", "NotifierSettings"),
     "contracts.object_store": (
         "ArchiveFile",
         "ObjectInfo",
@@ -204,6 +213,9 @@ _NAMES = {
         "serialize_file_payload",
     ),
     "processing.routes": ("from_buffer", "processor"),
+    "resources.notifiers.queue": ("QueueNotices",),
+    "resources.notifiers.redis_list": ("RedisListNotices",),
+    "resources.notifiers.webhook": ("WebhookNotices",),
     "resources.object_stores": ("COS", "OSS", "S3", "Local", "Mirror", "ObjectStoreResource"),
     "resources.object_stores.archive_bytes": ("open_archive", "refuse_changed"),
     "resources.object_stores.keys": ("full_key",),

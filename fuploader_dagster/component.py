@@ -29,6 +29,7 @@ from fuploader_dagster.settings.pipeline import Pipeline
 
 _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),
+    "notify": dict[str, Any] | list[dict[str, Any]],
     "former_stores": list[dict[str, Any]],
     "sinks": dict[str, dict[str, Any]],
     "name_fields": list[str] | str,

@@ -8,6 +8,7 @@
     |   |   +-- StoreAwaited         the same, while another process already waits for it
     |   +-- ProcessorUnavailable  the processor of a pipeline does not work for any item
     |   +-- SinkUnavailable      a sink does not answer, or cannot at the moment
+    |   +-- NotifierUnavailable  who is to be told does not answer, or cannot at the moment
     |   +-- RetryItem            it did not work for one item, which is tried again
     |   +-- Paused               somebody has paused the pipeline
     |   +-- SlotInUse            another process is writing this slot
@@ -22,6 +23,7 @@
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   |   +-- ColdObject           the object is stored, but must be restored to be read
     |   +-- SinkRefused          a sink refuses us: login, rights, no such table, no such column
+    |   +-- NotifierRefused      who is to be told refuses us, or refuses a notice
     |   +-- ObjectConflict       our key already has an object with other content
     |   +-- TooLarge             reading an archive needs more memory than allowed
     |   +-- StrategyError        a parser, name generator, packer or key function failed
@@ -29,6 +31,7 @@
     +-- DamagedData          bytes are not what they must be
         +-- BadMessage           a message that cannot become a file becomes a dead letter
         +-- BadItem              an item that cannot be processed becomes a dead letter
+        +-- BadNotice            a notice that can be sent to nobody: its task has no such field
         +-- DamagedSlot          a slot directory contradicts its index or its seal
         |   +-- OtherFormat          another version of this software wrote it; it is intact
         +-- DamagedResults       a processed slot contradicts its index or its seal
@@ -98,6 +101,10 @@ class ProcessorUnavailable(TemporaryError):
 
 class SinkUnavailable(TemporaryError):
     """A sink does not answer, or cannot store anything at the moment."""
+
+
+class NotifierUnavailable(TemporaryError):
+    """Who is to be told of tasks does not answer, or takes nothing at the moment."""
 
 
 class RetryItem(TemporaryError):
@@ -185,6 +192,10 @@ class SinkRefused(PermanentError):
     """A sink refuses us: login, rights, no such table, no such column."""
 
 
+class NotifierRefused(PermanentError):
+    """Who is to be told of tasks refuses us, or this notice."""
+
+
 class ObjectConflict(PermanentError):
     """The key already has an object with other content. It was not touched."""
 
@@ -211,6 +222,10 @@ class BadMessage(DamagedData):
 
 class BadItem(DamagedData):
     """An item of a slot that can never be processed. It becomes a dead letter."""
+
+
+class BadNotice(DamagedData):
+    """A notice that can be sent to nobody, however often it is tried."""
 
 
 class DamagedSlot(DamagedData):

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.control.wishes import PARTS, Part, current, wish
-from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.all_rows import AllRows, stored_here
 from fuploader_dagster.delivery.attempts import Done, Outcome
 from fuploader_dagster.delivery.failures import all_failures, is_due
@@ -94,6 +94,7 @@ def run_pipeline(
             shipped += ships.due()
             while until_empty and ships.paused and not told_to_stop.wait(RENEW_SECONDS):
                 shipped += ships.due()
+            notices.settle(pipeline)
             if not until_empty or told_to_stop.is_set() or _is_empty(pipeline):
                 return shipped
 
@@ -115,7 +116,7 @@ def ship_pipeline(pipeline: Pipeline, *, despite_pause: bool = False) -> Shipped
     refuse_leftovers(pipeline)
     if not despite_pause:
         refuse_while_paused(pipeline)
-    return _ship_due(pipeline, pipeline.store.open())
+    return _shipped_and_told(pipeline)
 
 
 def pause_pipeline(
@@ -158,7 +159,13 @@ def recover_pipeline(pipeline: Pipeline, *, despite_pause: bool = False) -> Ship
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
     mend_unreadable(pipeline)
     recovery.seal_unowned(pipeline.intake(), pipeline.layout.active_slots())
-    return _ship_due(pipeline, pipeline.store.open())
+    return _shipped_and_told(pipeline)
+
+
+def _shipped_and_told(pipeline: Pipeline) -> Shipped:
+    shipped = _ship_due(pipeline, pipeline.store.open())
+    notices.settle(pipeline)
+    return shipped
 
 
 class _Ships:
@@ -220,6 +227,7 @@ def _workers(pipeline: Pipeline, *, despite_pause: bool) -> Iterator[Supervisor]
 
 
 def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
+    notices.wake(pipeline)
     now = time.time()
     waiting = {
         failure.partition

@@ -25,7 +25,7 @@ from fuploader_dagster.assets.partitions import (
     slots_per_run,
 )
 from fuploader_dagster.control.wishes import current
-from fuploader_dagster.delivery import recovery
+from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
 from fuploader_dagster.delivery.store_trouble import (
@@ -155,6 +155,7 @@ def _do_what_needs_no_run(
 ) -> None:
     """Remove, seal, mend, register. Trouble with the state store holds up no run."""
     recovery.apply(plan, pipeline)
+    notices.wake(pipeline)
     forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
     forgotten += mend_unreadable(pipeline)
     forgotten += sorted({*plan.ask, *chain(*plan.rows.values())} - set(registered))

@@ -41,6 +41,7 @@ from tests.lives import (
     whole,
     without_key,
 )
+from tests.notice_lives import telling, to_tell
 from tests.row_lives import storing, storing_letters, to_store
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,8 @@ LIVES: dict[str, Callable[[Pipeline], None]] = {
         to_store,
         storing,
         storing_letters,
+        to_tell,
+        telling,
     )
 }
 

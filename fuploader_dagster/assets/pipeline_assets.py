@@ -21,6 +21,7 @@ import dagster as dg
 
 from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.partitions import Names, slots_per_run
+from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.attempts import Outcome
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions, unaccounted
@@ -168,6 +169,7 @@ class Step:
         """Take the partitions through the step: `tried` come as they are read."""
         self._context, self._pipeline, self._names = context, pipeline, Names.of(pipeline)
         self.done, self.failed = outcomes.sorted_outcomes(context.log, tried)
+        notices.settle(pipeline)
         last = context.retry_number >= pipeline.max_retries
         self.is_final = bool(self.failed) and (last or all(one.permanent for one in self.failed))
         """It fails for good: no attempt is left, or none could help."""

@@ -99,6 +99,13 @@ def _print_status(found: dict[str, Any]) -> None:
                 for one in found["sinks"]
             ),
         )
+    for one in found["notices"]:
+        console.say(
+            f"{one['notifier']}: {one['waiting_tasks']:,} tasks wait to be told, "
+            f"{one['given_up_tasks']:,} were given up"
+        )
+        if problem := one["trouble"] or one["last_given_up"]:
+            console.say(problem)
     for one in found["failures"]:
         console.say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
     for mended in found["mended"]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fuploader_dagster.contracts.object_store import ObjectStore
-from fuploader_dagster.delivery import mend
+from fuploader_dagster.delivery import mend, notices
 from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt, mending, note_failed
 from fuploader_dagster.delivery.failures import Stage
@@ -116,6 +116,8 @@ def ship(pipeline: Pipeline, store: ObjectStore, rows: AllRows | None = None) ->
     again = replacements(pipeline, partitions)
     yield from upload_partitions(again, pipeline, store, first=rows.of)
     rows.of_owed()
+    notices.wake(pipeline)
+    notices.settle(pipeline)
 
 
 def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
@@ -144,6 +146,7 @@ def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> D
                 mend.note_told(layout, partition, mended)
             return Done(partition, note=mended.sentence(layout))
         with mending(key, pipeline) as slot:
+            notices.began(pipeline, slot)
             packed = pack(slot, pipeline)
         return Done(partition, packed, deliver(slot, packed) if deliver is not None else None)
 

@@ -32,6 +32,7 @@ from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
 from fuploader_dagster.contracts.processor import Item, Result, StoredResult
 from fuploader_dagster.dead_letters import letters
+from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.answers import CheckedAnswer, checked, headers_of
 from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process_step import Step, cancel
@@ -103,7 +104,7 @@ class SlotInWork:
         """`before`: results of the slot that are stored, if it is processed again."""
         self._step = step
         self._before = before if step.processor.uses_folder else None
-        self._slot = slot
+        self._slot, self._layout = slot, layout
         self._writer = ProcessedWriter(
             slot,
             layout,
@@ -149,6 +150,7 @@ class SlotInWork:
     async def _work(self) -> None:
         async with self._step.turn:
             await self._step.open()
+            self._tell()
             for items in self._batches():
                 while not self._has_room():
                     await self._change()
@@ -277,6 +279,7 @@ class SlotInWork:
             lettered=lettered,
             failures=[part for finished in self._taken for part in finished.answer.failures],
         )
+        self._tell()
 
     def _add(self, finished: _Finished) -> None:
         for result in finished.answer.results:
@@ -286,6 +289,16 @@ class SlotInWork:
             else:
                 name = result.result.name or finished.item.name
                 self._writer.add_file(name, result, headers_of(result.result))
+
+    def _tell(self) -> None:
+        """Say what is durable to those who are told of tasks."""
+        notices.committed(
+            self._step.pipeline,
+            self._slot,
+            self._layout,
+            processing=self._writer.processing.id,
+            results=self._writer.figures.results,
+        )
 
     def _letter(self, finished: _Finished, position: int) -> letters.DeadLetter:
         item = letters.FailedItem(

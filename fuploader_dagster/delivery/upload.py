@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.rebuild import note_in_catalog
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
+from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.archive_members import names_in
 from fuploader_dagster.delivery.failures import clear_failure
 from fuploader_dagster.delivery.pack import Packed, forget_packed
@@ -123,6 +124,7 @@ def remove_local_data(pipeline: Pipeline, receipt: Receipt) -> None:
     reached(CrashPoint.FAILURE_CLEARED)
     slot = find_sealed(layout, receipt.partition)
     if slot is not None:
+        notices.over(pipeline, slot, receipt)
         forget_packed(layout, receipt.partition, slot.seal.archive)
         if keep_or_owe(pipeline, receipt.partition):
             return

@@ -90,6 +90,12 @@ class CrashPoint(Enum):
     OWED_CLEARED = "the note that rows are owed removed"
     LETTER_STORED = "the rows of a dead letter stored, the letter not noted as sent back"
 
+    # Notices of a task: `delivery/notices.py`, `delivery/notice_files.py`
+    TASK_ENDED = "what is to be told of a task's end durable, the slot still there"
+    NOTICE_SENT = "notices sent, not noted as told"
+    NOTICE_NOTED = "notices noted as told"
+    NOTICES_CLOSED = "nothing left to be told of a task, how much was told still noted"
+
     # A stored partition that is processed again: `delivery/redo.py`
     REDO_BEGUN = "the messages of a stored archive fetched, to be processed again"
     REDO_REMOVED = "what a redo needed on this disk removed"

@@ -9,6 +9,7 @@
       processed/slot-0/dir-000001/   what came out of its items, where a pipeline has a processor
       redo/{partition}/              a stored archive that is processed again, in the same folders
       sinks/{name}/                  of each sink: which rows it has, which it is owed, what failed
+      notices/{key}/                 of each notifier: which tasks it is still to be told of
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
       shipped/                       indexes of recent slots that are in the object store
@@ -133,6 +134,7 @@ class Layout:
     redo = _Below("redo")
     """Has a folder for each stored partition that is being processed again."""
     sinks = _Below("sinks")
+    notices = _Below("notices")
     locks = _Below("locks")
     pause_lock = _Below("locks/pause.lock")
     """Held while `pause.json` is written."""

@@ -16,6 +16,7 @@ from fuploader_dagster.control.wishes import read_here
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
 from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.notice_files import all_notice_files
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.sink_notes import all_sinks
 from fuploader_dagster.delivery.store_trouble import find_trouble
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LISTED = 20
 LISTED_CHARACTERS = 500
+GIVEN_UP_SECONDS = 3600.0
+"""How long after notices were given up that counts as trouble."""
 WHAT_TO_DO = (
     "their data is kept. Fix what their errors say, then materialise their partitions, or wait for "
     "the recovery schedule"
@@ -78,6 +81,7 @@ def look(
         "store": lambda: store_trouble(pipeline),
         "processor": lambda: processor_trouble(pipeline),
         "sinks": lambda: sink_trouble(pipeline),
+        "notices": lambda: notice_trouble(pipeline, now),
         "disk": lambda: disk_trouble(pipeline, now, paused="disk" in going_on),
         "dead_letters": lambda: letter_trouble(pipeline, now),
         "failed_slots": lambda: slot_trouble(
@@ -172,6 +176,29 @@ def sink_trouble(pipeline: Pipeline) -> Trouble | None:
         return None
     text = f"rows could not be stored: {'; '.join(told.values())}. They are kept and tried again"
     return Trouble("sinks", text, min(since), tuple(told))
+
+
+def notice_trouble(pipeline: Pipeline, now: float) -> Trouble | None:
+    """Whether those who ask for tasks can be told of them, and were not given up lately."""
+    told: dict[str, str] = {}
+    since: list[float] = []
+    for settings, files in all_notice_files(pipeline):
+        trouble, given_up = files.trouble, files.given_up
+        if trouble is not None:
+            waiting = len(files.ends())
+            error = trouble.error[:LISTED_CHARACTERS]
+            told[files.key] = f"{settings.describe()}: {error} ({waiting} tasks wait to be told)"
+            since.append(trouble.since)
+        elif 0 <= now - given_up.at < GIVEN_UP_SECONDS:
+            told[files.key] = (
+                f"{settings.describe()}: {given_up.tasks} tasks were given up so far, the last "
+                f"one because {given_up.reason[:LISTED_CHARACTERS]}"
+            )
+            since.append(given_up.at)
+    if not told:
+        return None
+    text = f"tasks are done, but nobody is told: {'; '.join(told.values())}"
+    return Trouble("notices", text, min(since), tuple(told))
 
 
 def _others(pipeline: Pipeline) -> list[Failure]:

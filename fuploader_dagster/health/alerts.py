@@ -30,6 +30,7 @@ Kind = Literal[
     "store",
     "processor",
     "sinks",
+    "notices",
     "disk",
     "dead_letters",
     "failed_slots",
@@ -42,7 +43,7 @@ MAX_CAUSES = 50
 REPEATED_SECONDS = 3600.0
 """A failed run that left no failed slot is reported at most once in this time per cause."""
 
-GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0, "sinks": 60.0}
+GRACE_SECONDS: Mapping[str, float] = {"drain": 30.0, "store": 30.0, "sinks": 60.0, "notices": 60.0}
 """How long a trouble has to last, and to be over, before that is reported: a server's restart
 alerts nobody. Other kinds have waited already: for retries, or for a limit."""
 
@@ -51,6 +52,7 @@ _ENDS: Mapping[str, str] = {
     "store": "reaches its object store again",
     "processor": "processes its slots again",
     "sinks": "stores rows in all its sinks again",
+    "notices": "tells of its tasks again",
     "disk": "has enough disk space again",
     "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",

@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
+from fuploader_dagster.contracts.notifier import NotifierSettings
 from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.all_rows import stored_here
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.notice_files import NoticeFiles, all_notice_files
 from fuploader_dagster.delivery.owed_rows import look_at
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.redo import redos
@@ -53,6 +55,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "failed_items": read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total,
         "processor_trouble": str(processor_trouble_of(pipeline) or ""),
         "sinks": [_sink_status(notes, pipeline) for notes in all_sinks(pipeline)],
+        "notices": [_notices_status(*one) for one in all_notice_files(pipeline)],
         "failures": list(all_failures(layout)),
         "mended": [
             {**msgspec.to_builtins(one), "sentence": one.sentence(layout)} for one in mended
@@ -88,6 +91,17 @@ def _ships(layout: Layout) -> bool:
         return False
     locks = [path for path in layout.locks.iterdir() if PartitionKey.parse(path.stem)]
     return any(is_held(path) for path in locks)
+
+
+def _notices_status(settings: NotifierSettings, files: NoticeFiles) -> dict[str, Any]:
+    given_up = files.given_up
+    return {
+        "notifier": settings.describe(),
+        "waiting_tasks": len(files.ends()),
+        "given_up_tasks": given_up.tasks,
+        "last_given_up": given_up.reason,
+        "trouble": str(files.trouble or ""),
+    }
 
 
 def _queue_status(pipeline: Pipeline) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from pydantic_settings import (
 )
 
 from fuploader_dagster.contracts.functions import load_reference, reference_to
+from fuploader_dagster.contracts.notifier import NotifierSettings
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.contracts.sink import SinkSettings
@@ -80,6 +81,11 @@ KINDS: dict[str, dict[str, str]] = {
         "http": "fuploader_dagster.processing.http:HttpHandler",
         "fetch": "fuploader_dagster.fetching.settings:Fetch",
     },
+    "notify": {
+        "redis_list": "fuploader_dagster.resources.notifiers.redis_list:RedisListNotices",
+        "webhook": "fuploader_dagster.resources.notifiers.webhook:WebhookNotices",
+        "queue": "fuploader_dagster.resources.notifiers.queue:QueueNotices",
+    },
     "sink": {
         "sql": "fuploader_dagster.resources.sinks.sql:SqlSink",
         "clickhouse": "fuploader_dagster.resources.sinks.clickhouse:ClickHouseSink",
@@ -91,6 +97,7 @@ _BASES: dict[str, type] = {
     "state": StateSettings,
     "store": OpensObjectStore,
     "process": ProcessorSettings,
+    "notify": NotifierSettings,
     "sink": SinkSettings,
 }
 _FUPLOADER_VARIABLES = {
@@ -190,6 +197,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     backends["sinks"] = {
         name: load_backend("sink", one, f"{where}.sinks.{name}") for name, one in sinks.items()
     }
+    backends["notify"] = _notifiers(values.get("notify"), f"{where}.notify")
     former = values.get("former_stores", [])
     if not isinstance(former, list):
         raise ConfigError(f"{where}.former_stores must be a list of stores")
@@ -201,6 +209,17 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
         return Pipeline(**{**values, **backends})
     except ValidationError as error:
         raise _config_error(error, where, Pipeline.model_fields) from None
+
+
+def _notifiers(values: Any, where: str) -> tuple[Any, ...]:
+    """One, or a list of several."""
+    if values is None:
+        return ()
+    if isinstance(values, list):
+        return tuple(
+            load_backend("notify", one, f"{where}.{number}") for number, one in enumerate(values)
+        )
+    return (load_backend("notify", values, where),)
 
 
 def load_backend(role: str, values: Any, where: str) -> Any:

@@ -46,6 +46,7 @@ from fuploader_dagster.settings.archive_formats import (
 )
 from fuploader_dagster.settings.batches import DEFAULT_PREFETCH, fitted_to_prefetch
 from fuploader_dagster.settings.names import comma_separated, each_header_once
+from fuploader_dagster.settings.notify import Notify, check_notify
 from fuploader_dagster.settings.secret import Secret
 from fuploader_dagster.settings.sinks import Sinks, check_sinks
 from fuploader_dagster.settings.split import SplitBy, check_split
@@ -294,6 +295,9 @@ class Pipeline(Intake):
     sinks: Sinks = Field({})
     """Where rows that are made of the files go, each sink by a name of yours: tables, for example
     (see the page on sinks)."""
+    notify: Notify = ()
+    """Who is told of a task's start, of each result, and of its end: one, or a list of several.
+    Needs `seal_each: message` (see the page on notices)."""
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""
@@ -373,6 +377,7 @@ class Pipeline(Intake):
     @model_validator(mode="after")
     def _check_shipping_traps(self) -> Pipeline:
         check_format(self)
+        check_notify(self)
         check_sinks(self.sinks, self.process, unreadable=why_unreadable(self))
         if self.recovery_base_seconds > self.recovery_cap_seconds:
             raise ValueError(

@@ -17,6 +17,7 @@ import pytest
 pytest.register_assert_rewrite(  # a failed assert shows its values
     "fuploader_dagster.testing.limit_contract",
     "fuploader_dagster.testing.message_source_contract",
+    "fuploader_dagster.testing.notifier_contract",
     "fuploader_dagster.testing.object_store_contract",
     "fuploader_dagster.testing.processor_contract",
     "fuploader_dagster.testing.sink_contract",
@@ -25,6 +26,7 @@ pytest.register_assert_rewrite(  # a failed assert shows its values
 )
 
 from fuploader_dagster.testing.message_source_contract import MessageSourceContract  # noqa: E402
+from fuploader_dagster.testing.notifier_contract import NotifierContract  # noqa: E402
 from fuploader_dagster.testing.object_store_contract import (  # noqa: E402
     ObjectStoreContract,
     OpenStore,
@@ -36,6 +38,7 @@ from fuploader_dagster.testing.state_store_contract import StateStoreContract  #
 
 __all__ = [
     "MessageSourceContract",
+    "NotifierContract",
     "ObjectStoreContract",
     "OpenStore",
     "PartsContract",

@@ -42,6 +42,8 @@ ELSEWHERE = {
     *(CrashPoint.PROCESSED_REMOVED, CrashPoint.REDO_BEGUN, CrashPoint.REDO_REMOVED),
     *(CrashPoint.OWED_NOTED, CrashPoint.ROWS_STORED, CrashPoint.ROWS_RECEIPT_KEPT),
     *(CrashPoint.OWED_CLEARED, CrashPoint.LETTER_STORED),
+    *(CrashPoint.TASK_ENDED, CrashPoint.NOTICE_SENT),
+    *(CrashPoint.NOTICE_NOTED, CrashPoint.NOTICES_CLOSED),
 }
 """Steps that only a broker, a cloud, or a damaged, divided or processed slot has: these have tests
 of their own."""
