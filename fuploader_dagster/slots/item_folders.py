@@ -57,8 +57,8 @@ class CheckedFile(NamedTuple):
         with _found(self.result.path, self.folder) as (folder, name):
             self._require(_look(self.result.path, folder, name))
 
-    def link(self, target: str, target_folder: int) -> None:
-        """Give the file a second name in another folder, a descriptor.
+    def link(self, target: str, target_folder: int, mode: int) -> None:
+        """Give the file a second name in another folder, a descriptor, and these rights.
 
         Raises `BadItem`, having made nothing, if the file has changed since.
         """
@@ -70,6 +70,7 @@ class CheckedFile(NamedTuple):
         try:
             # Once more: something may have taken the file's place just before.
             self._require(_look(self.result.path, target_folder, target))
+            os.chmod(target, mode, dir_fd=target_folder)
         except BaseException:
             os.unlink(target, dir_fd=target_folder)
             raise

@@ -67,7 +67,7 @@ class ResultFilesWriter(DirectoryWriter):
 
     def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
         super().__init__(directory, keeps_headers=keeps_headers)
-        self._committed = 0
+        self._committed = self._mode = 0
 
     def _has_data(self) -> bool:
         folder = self.directory / FILES_NAME
@@ -77,6 +77,7 @@ class ResultFilesWriter(DirectoryWriter):
         folder = self.directory / FILES_NAME
         make_dirs(folder)
         self._data = open_own_folder(folder)
+        self._mode = file_mode(folder)
         for number, entry in enumerate(entries):
             if entry.offset != number or not self._has(entry):
                 raise DamagedSlot(
@@ -109,11 +110,10 @@ class ResultFilesWriter(DirectoryWriter):
     def add(self, name: str, content: bytes, sha256: bytes, headers: str = "") -> None:
         """Write the content into a file of its own. It is not synced yet."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        mode = file_mode(self.directory / FILES_NAME)
         made = file_name(self._next)
         with (
             naming_disk_trouble(self.directory / FILES_NAME),
-            closed_after(os.open(made, flags, mode, dir_fd=self._data)) as descriptor,
+            closed_after(os.open(made, flags, self._mode, dir_fd=self._data)) as descriptor,
         ):
             write_all(descriptor, content)
         self._note(name, len(content), sha256, headers)
@@ -122,7 +122,7 @@ class ResultFilesWriter(DirectoryWriter):
         """Link the file from its item's folder. Raises `BadItem` if it has changed."""
         with naming_disk_trouble(self.directory / FILES_NAME):
             try:
-                file.link(file_name(self._next), self._data)
+                file.link(file_name(self._next), self._data, self._mode)
             except OSError as error:
                 if error.errno not in _WITHOUT_LINKS:
                     raise

@@ -35,6 +35,8 @@ PROCESSED = ("processed", "slot-0")
 _CALL = re.compile(r"(?P<call>\w+)\((?P<given>.*)\) += (?P<result>-?\d+)")
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _OPEN_FILE = re.compile(r"^\d+<((?:\\x[0-9a-f]{2})*)>")
+_PLACE = re.compile(r'\w+<((?:\\x[0-9a-f]{2})*)>, "((?:\\x[0-9a-f]{2})*)"')
+"""An open folder and a name in it."""
 _SETTLED = re.compile(rb"\x00\x3c\x00[\x50\x5a]........", re.DOTALL)
 """AMQP 0-9-1: basic.ack or basic.reject, with a delivery tag."""
 
@@ -94,7 +96,8 @@ class Disk:
         """What has to be synced before a commit of results goes on with this file."""
         here = path.parent.relative_to(self._folder)
         synced = [str(here / "outcomes"), "data/docs/dead-letters"]
-        return synced if path.name == "segment.tar" else [*synced, str(here / "segment.tar")]
+        data = [str(here / "segment.tar"), str(here / "files")]
+        return synced if path.name == "segment.tar" else [*synced, *data]
 
     def _name(self, path: Path) -> None:
         self.known.add(path)
@@ -160,9 +163,12 @@ def parsed(trace: str) -> Iterator[Call]:
         match = _CALL.match(line)
         if match is None or match["result"].startswith("-"):
             continue
+        places = _PLACE.findall(match["given"]) if match["call"].endswith("at") else ()
         strings = [_bytes(each) for each in _STRING.findall(match["given"])]
         opened = _OPEN_FILE.match(match["given"])
-        if opened is not None:
+        if places:
+            paths = [Path(_bytes(each).decode()) / _bytes(name).decode() for each, name in places]
+        elif opened is not None:
             paths = [Path(_bytes(opened[1]).decode())]
         else:
             paths = [Path(each.decode()) for each in strings if each.startswith(b"/")]
@@ -251,6 +257,22 @@ def test_a_power_cut_at_any_call_takes_no_result_that_was_counted(tmp_path: Path
         r"data/docs/processed/slot-0/dir-\d+/segment\.tar",
         r"data/docs/processed/slot-0/dir-\d+/index",
         r"data/docs/dead-letters/.*\.jsonl",
+        r"data/docs/receipts/.*\.jsonl",
+    )
+
+
+def test_a_power_cut_at_any_call_takes_no_file_that_was_counted(tmp_path: Path) -> None:
+    traced("to_process_into_files", tmp_path)
+    done = traced("processing_into_files", tmp_path)
+    disk = replayed(done, tmp_path)
+    assert disk.early == []
+    assert disk.seen["results in index"] > 3
+    assert disk.seen["a processed slot"] == 1
+    assert_that_it_would_notice(
+        done,
+        tmp_path,
+        r"data/docs/processed/slot-0/dir-\d+/files",
+        r"data/docs/processed/slot-0/dir-\d+/index",
         r"data/docs/receipts/.*\.jsonl",
     )
 

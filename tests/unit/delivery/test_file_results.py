@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -289,6 +291,8 @@ def test_names_of_results_are_free_and_no_name_is_one_on_the_disk(tmp_path: Path
     ]
     files = sorted(path.name for path in (found.directory / "files").iterdir())
     assert files == [f"{number:08d}" for number in range(len(names))]
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (found.directory / "files").iterdir()}
+    assert modes == {0o600}
 
 
 def test_what_an_attempt_left_in_the_folder_is_there_for_the_next_one(tmp_path: Path) -> None:
@@ -415,3 +419,50 @@ def test_a_packer_of_ones_own_gets_the_files(tmp_path: Path) -> None:
     packed(settings)
     found = archived_files(tmp_path / "objects")
     assert found["results/y"] == [b"a y " * 400_000]
+
+
+def test_committing_files_holds_up_no_item_in_work(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    slot = sealed(settings, {"a": script(files=["x"])})
+    threads: list[threading.Thread] = []
+
+    def look(point: CrashPoint) -> None:
+        if point is CrashPoint.DATA_WRITTEN:
+            threads.append(threading.current_thread())
+
+    observe(look)
+    try:
+        processed(settings, slot)
+    finally:
+        observe(None)
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+def test_a_partial_item_of_a_processor_without_folders_is_in_a_segment(tmp_path: Path) -> None:
+    settings = made(tmp_path, Script())
+    found = processed(settings, sealed(settings, {"a": script(missing=["x"]), "b": script()}))
+    assert [one.name for one in found.entries()] == ["results/a", "results/b"]
+    assert (found.seal.version, found.seal.processing.version, found.seal.partial) == (2, 1, 1)
+    assert [part.name for part in found.failures()] == ["x"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_directory_of_an_older_version_is_continued_and_read(
+    finished: bool, tmp_path: Path
+) -> None:
+    settings = made(tmp_path, Script(concurrency=1), commit_messages=1, prefetch_count=2)
+    slot = sealed(settings, {"a": script(), "b": script(stop=True)})
+    stopped(settings, slot)
+    directory = settings.layout.processed(0, 1)
+    if finished:
+        processed(settings, slot)
+    for name in ("processing.json", *(("seal.json",) if finished else ())):
+        noted = json.loads((directory / name).read_bytes())
+        for added in ("slot_format", "partial", "failures"):
+            noted.pop(added, None)
+            noted.get("processing", {}).pop(added, None)
+        (directory / name).write_text(json.dumps(noted))
+    assert len(processed(settings, slot).entries()) == 2
+    assert calls["a"] == 1
+    packed(settings)
