@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install those servers and tools of the tests that are missing.
+# Install those servers and tools of the tests that are missing, and those named as arguments
+# (program:package).
 # Nothing is started here: the tests start private instances on free ports.
 set -euo pipefail
 
@@ -20,6 +21,7 @@ needed=(
     mariadbd:mariadb-server
     initdb:postgresql
     setpriv:util-linux
+    "$@"
 )
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin

@@ -11,6 +11,7 @@ from benchmarks.ground import Ground
 from benchmarks.results import Row
 from benchmarks.rows import (
     dagster_ticks,
+    downloads,
     drain,
     growth,
     memory,
@@ -33,6 +34,7 @@ GROUPS: dict[str, Callable[[Ground], Iterator[Row]]] = {
     "under-dagster": under_dagster.rows,
     "upload": upload.rows,
     "processing": processing.rows,
+    "downloads": downloads.rows,
     "sinks": sinks.rows,
     "sql-source": sql_source.rows,
     "redis-sources": redis_sources.rows,

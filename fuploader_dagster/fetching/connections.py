@@ -16,10 +16,12 @@ proxy has to refuse what names must not lead to.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -37,6 +39,39 @@ USER_AGENT = "fuploader-dagster"
 _READ_BYTES = 64 * 1024
 """aiohttp stops reading at twice that: with 100 downloads a few megabytes are in memory."""
 _DNS_SECONDS = 10
+_RESOLVING = 32
+"""Names that are resolved at once."""
+
+
+class ThreadResolver(AbstractResolver):
+    """Asks the system, in threads of its own: names that resolve slowly delay only each other, and
+    many of them at once are asked for."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_RESOLVING, thread_name_prefix="resolve")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._pool, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM
+        )
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=kind,
+                proto=protocol,
+                flags=flags,
+            )
+            for kind, _, protocol, _, address in found
+            if len(address) == 2 or not address[3]  # of IPv6, those that need no interface
+        ]
+
+    async def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class CheckedResolver(AbstractResolver):
@@ -65,6 +100,8 @@ class CheckedResolver(AbstractResolver):
                 refusal = error
         if not kept and refusal is not None:
             raise refusal
+        if not kept:
+            raise OSError(None, "the name has no address that can be connected to")
         return kept
 
     def socket_for(self, address: tuple[Any, ...]) -> socket.socket:
@@ -89,7 +126,7 @@ class Connections:
         self._proxy = URL(settings.proxy.get_secret_value()) if settings.proxy else None
         encodings = "gzip, deflate" if settings.decode else "identity"
         proxy_host = (self._proxy.raw_host or "") if self._proxy else ""
-        checked = CheckedResolver(self.places, resolver or aiohttp.ThreadedResolver(), proxy_host)
+        checked = CheckedResolver(self.places, resolver or ThreadResolver(), proxy_host)
         if proxy_host:
             checked._admitted.add(proxy_host)  # it may be an IP address
         self._session = aiohttp.ClientSession(

@@ -14,9 +14,11 @@ What must always hold:
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from yarl import URL
 from fuploader_dagster.fetching import answers
 from fuploader_dagster.fetching.connections import Connections
 from fuploader_dagster.fetching.failures import NotFetched, Passing, Refused
+from fuploader_dagster.fetching.lanes import Lanes
 from fuploader_dagster.fetching.part_file import PartFile
 from fuploader_dagster.fetching.places import shown
 from fuploader_dagster.settings.safe_text import in_a_line
@@ -56,23 +59,31 @@ class Download:
     """The attempts for one address. `attempt` may be called again after it raised `Passing`."""
 
     def __init__(
-        self, url: URL, part: PartFile, settings: Fetch, connections: Connections, count: Count
+        self,
+        url: URL,
+        part: PartFile,
+        *,
+        settings: Fetch,
+        connections: Connections,
+        lanes: Lanes,
+        count: Count,
     ) -> None:
         self._url = url
         self._part = part
         self._settings = settings
         self._connections = connections
+        self._lanes = lanes
         self._count = count
+        self.deadline = math.inf
+        """Of the event loop's clock; known once there was a place. Waiting for places does not
+        count."""
         self._resumes = True
         """Whether the server may be asked for the rest of a file."""
 
-    async def attempt(self, deadline: float) -> Answer:
-        """Fetch what is missing. Raises `NotFetched`, and `DiskFull` or `DiskFailed`.
-
-        `deadline`: of the event loop's clock.
-        """
+    async def attempt(self) -> Answer:
+        """Fetch what is missing. Raises `NotFetched`, and `DiskFull` or `DiskFailed`."""
         try:
-            return await self._follow(deadline)
+            return await self._follow()
         except NotFetched:
             raise
         except (aiohttp.ClientError, asyncio.TimeoutError, TimeoutError, OSError) as error:
@@ -82,21 +93,34 @@ class Download:
         finally:
             self._part.close()
 
-    async def _follow(self, deadline: float) -> Answer:
+    async def _follow(self) -> Answer:
         url, with_login = self._url, True
         for _ in range(self._settings.max_redirects + 1):
-            response = await self._ask(url, deadline, with_login)
-            try:
-                if response.status not in answers.REDIRECTS:
-                    await self._take(response, deadline)
-                    return Answer(url, response.headers)
-                if not (location := response.headers.get("Location", "")):
-                    raise Refused(f"the server answered {response.status} without a Location")
-                before, url = url, self._redirected(url, location)
-                with_login = with_login and not (before.scheme == "https" != url.scheme)
-            finally:
-                response.release()  # closes the connection unless all of the answer was read
+            async with self._place(url):
+                response = await self._ask(url, with_login)
+                try:
+                    if response.status not in answers.REDIRECTS:
+                        await self._take(response)
+                        return Answer(url, response.headers)
+                    if not (location := response.headers.get("Location", "")):
+                        raise Refused(f"the server answered {response.status} without a Location")
+                finally:
+                    response.release()  # closes the connection unless all of the answer was read
+            before, url = url, self._redirected(url, location)
+            with_login = with_login and not (before.scheme == "https" != url.scheme)
         raise Refused(f"more than {self._settings.max_redirects} redirects (max_redirects)")
+
+    @asynccontextmanager
+    async def _place(self, url: URL) -> AsyncIterator[None]:
+        """A place for the host: where an address leads has a limit too."""
+        now = asyncio.get_running_loop().time
+        since = now()
+        async with self._lanes.place(url.raw_host or ""):
+            if self.deadline == math.inf:
+                self.deadline = now() + self._settings.timeout_seconds
+            else:
+                self.deadline += now() - since
+            yield
 
     def _redirected(self, url: URL, location: str) -> URL:
         try:
@@ -105,14 +129,14 @@ class Download:
         except Refused as error:
             raise Refused(f"{shown(url)} redirects elsewhere: {error.reason}") from None
 
-    async def _ask(self, url: URL, deadline: float, with_login: bool) -> aiohttp.ClientResponse:
+    async def _ask(self, url: URL, with_login: bool) -> aiohttp.ClientResponse:
         """The answer's status and headers."""
         part = self._part
         headers = {}
         if self._resumes and part.size_bytes and part.validator:
             headers = {"Range": f"bytes={part.size_bytes}-", "If-Range": part.validator}
         seconds = min(
-            2 * self._settings.stall_seconds, deadline - asyncio.get_running_loop().time()
+            2 * self._settings.stall_seconds, self.deadline - asyncio.get_running_loop().time()
         )
         try:
             answer: aiohttp.ClientResponse = await asyncio.wait_for(
@@ -124,7 +148,7 @@ class Download:
             raise Passing("no answer within stall_seconds", unreachable=True) from None
         return answer
 
-    async def _take(self, response: aiohttp.ClientResponse, deadline: float) -> None:
+    async def _take(self, response: aiohttp.ClientResponse) -> None:
         """Add the answer's bytes to the part, which is whole afterwards."""
         part, headers = self._part, response.headers
         status = response.status
@@ -146,7 +170,7 @@ class Download:
             raise answers.error_of(status, headers)
         self._check_size(total or 0)
         packing = self._packing(headers)
-        pieces = self._pieces(response, deadline)
+        pieces = self._pieces(response)
         async for piece in _unpacked(pieces, packing) if packing else pieces:
             self._check_size(part.size_bytes + len(piece))
             self._count(len(piece))
@@ -155,9 +179,7 @@ class Download:
             raise Passing(f"{part.size_bytes:,} of {total:,} bytes came")
         part.total_bytes = part.size_bytes
 
-    async def _pieces(
-        self, response: aiohttp.ClientResponse, deadline: float
-    ) -> AsyncIterator[bytes]:
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """The answer's body. Raises `Passing` if it comes too slowly."""
         now = asyncio.get_running_loop().time
         window = self._settings.stall_seconds
@@ -166,7 +188,7 @@ class Download:
         while piece := await content.readany():
             came += len(piece)
             moment = now()
-            if moment > deadline:
+            if moment > self.deadline:
                 raise Refused("it took longer than timeout_seconds")
             if moment - since > window:
                 if came < LEAST_BYTES_PER_SECOND * (moment - since):

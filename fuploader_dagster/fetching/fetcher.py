@@ -179,25 +179,28 @@ class Fetcher:
 
     async def _attempts(self, task: _Task, url: URL, key: str, part: PartFile) -> Answer:
         settings = self._settings
-        now = asyncio.get_running_loop().time
-        host = url.raw_host or ""
         if task.folder.may_have(key):
             await asyncio.to_thread(part.take_up)
             task.count(part.size_bytes)
-        download = Download(url, part, settings, self._connections, task.count)
-        failures, deadline = 0, None
+        download = Download(
+            url,
+            part,
+            settings=settings,
+            connections=self._connections,
+            lanes=self._lanes,
+            count=task.count,
+        )
+        failures = 0
         while True:
             before = part.size_bytes
             try:
-                async with self._lanes.place(host):
-                    deadline = deadline or now() + settings.timeout_seconds
-                    return await download.attempt(deadline)
+                return await download.attempt()
             except Passing as error:
-                failures = 1 if part.size_bytes - before >= _PROGRESS_BYTES else failures + 1
-                pause = wait_seconds(error, failures, settings.retry_delay_seconds)
+                failures = 0 if part.size_bytes - before >= _PROGRESS_BYTES else failures + 1
                 if failures > settings.max_retries:
                     raise
-                if deadline is not None and now() + pause >= deadline:
+                pause = wait_seconds(error, max(failures, 1), settings.retry_delay_seconds)
+                if asyncio.get_running_loop().time() + pause >= download.deadline:
                     error.reason += "; timeout_seconds leaves no time for another attempt"
                     raise
                 await asyncio.sleep(pause)

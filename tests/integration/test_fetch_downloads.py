@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import socket
@@ -532,6 +533,48 @@ def test_never_more_downloads_at_once_than_allowed(
     assert len(outcome.fetched) == 60
     assert most <= 3
     assert len(origin.ports) <= 3
+
+
+def test_a_host_that_many_lead_to_is_asked_as_politely_as_any_other(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    """Four hosts redirect to one; who waits for it is not given up meanwhile."""
+    running, most = 0, 0
+
+    async def answer(call: Call) -> web.StreamResponse:
+        nonlocal running, most
+        if call.request.host.startswith("from"):
+            there = f"http://to.example.com:{origin.port}{call.request.path}"
+            return await call.reply(302, Location=there)
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.2)
+        running -= 1
+        return await call.reply(200, b"x")
+
+    origin.answer = answer
+    given = [f"http://from{i % 4}.example.com:{origin.port}/{i}" for i in range(24)]
+    outcome = fetch(
+        given,
+        tmp_path,
+        resolver=ChangingResolver(LOOPBACK),
+        allow_hosts=["*.example.com", LOOPBACK],
+        per_host=2,
+        stall_seconds=1,
+        max_retries=0,
+    )
+    assert outcome.missed == []
+    assert most <= 2
+
+
+def test_names_are_resolved_by_the_system(origin: HttpHandlerServer, tmp_path: Path) -> None:
+    origin.answer = lambda call: call.reply(200, b"x")
+    url = f"http://localhost:{origin.port}/x"
+    outcome = fetch([url], tmp_path, allow_hosts=["localhost"])
+    assert contents(outcome, tmp_path) == {"x": b"x"}
+    outcome = fetch(["http://no-such-host.invalid/x"], tmp_path, allow_hosts=[], max_retries=0)
+    assert only_reason(outcome).startswith("the host's name cannot be resolved")
+    assert outcome.missed[0].unreachable
 
 
 def test_a_task_ends_at_max_task_bytes(origin: HttpHandlerServer, tmp_path: Path) -> None:
