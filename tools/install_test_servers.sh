@@ -21,6 +21,7 @@ needed=(
     mariadbd:mariadb-server
     initdb:postgresql
     setpriv:util-linux
+    systemd-analyze:systemd
     "$@"
 )
 

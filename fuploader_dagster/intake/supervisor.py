@@ -5,11 +5,13 @@ What must always hold: workers run only within the lease. `renew` (a sensor tick
 was used up, or they died) without waiting for the next renewal. A worker that dies repeatedly is
 restarted after growing pauses, unless a redelivered message may be the cause (`poison` counts
 those). When the lease runs out, or this process dies, the pipes close and the workers leave by
-themselves; one that does not is killed, so that its slots become free.
+themselves; one that does not is killed, so that its slots become free. A process that
+ends in order waits for its workers: in a container they are killed once the main process is gone.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -230,6 +232,7 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
             if supervisor is not None:
                 supervisor.let_go()
             supervisor = _supervisors[pipeline.layout.root] = Supervisor(pipeline)
+            atexit.register(supervisor.stop)
         return supervisor
 
 
