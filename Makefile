@@ -58,7 +58,7 @@ bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH
 	@tools/install_test_servers.sh nginx:nginx aria2c:aria2
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
-soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60; SEED=n replays; SOURCE=redis_stream, redis_list
+soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60; SEED=n replays; SOURCE=redis_stream, redis_list, kafka
 	@tools/install_test_servers.sh
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(SOURCE),--source $(SOURCE))
 

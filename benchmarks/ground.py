@@ -25,6 +25,7 @@ from benchmarks.disk import Disk
 from benchmarks.documents import documents_of
 from benchmarks.results import Row, Spread
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
+from tests.servers.kafka import KafkaServer, noida
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 from tests.servers.queue_fixtures import channel, new_queue, waiting
@@ -34,8 +35,9 @@ from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
 RABBITMQ_VARIABLE, REDIS_VARIABLE, S3_VARIABLE = "BENCH_RABBITMQ", "BENCH_REDIS", "BENCH_S3_SECRET"
-QUEUE_REDIS_VARIABLE = "BENCH_QUEUE_REDIS"
-"""The variables with the secrets of this run's own servers, for the programs under measurement."""
+QUEUE_REDIS_VARIABLE, KAFKA_VARIABLE = "BENCH_QUEUE_REDIS", "BENCH_KAFKA"
+"""The variables with the secrets and addresses of this run's own servers, for the programs under
+measurement."""
 FEWEST_MESSAGES = 5000
 """With fewer, a drain is over before it was looked at twice."""
 
@@ -143,6 +145,14 @@ class Ground:
         self._stack.callback(server.stop)
         server.start()
         os.environ[QUEUE_REDIS_VARIABLE] = server.url()
+        return server
+
+    @cached_property
+    def kafka(self) -> KafkaServer:
+        server = noida(self._server_folder("kafka"))
+        self._stack.callback(server.stop)
+        server.start()
+        os.environ[KAFKA_VARIABLE] = server.bootstrap
         return server
 
     @cached_property

@@ -39,7 +39,7 @@ class KafkaServer:
         """`command`: of the port, and of the port that clients are sent to."""
         self.name, self.folder, self.port = name, folder, free_port()
         self.advertised = self.port
-        self._command = command
+        self.command = command
         self._process = ServerProcess(name, folder / "console.log")
 
     @property
@@ -49,11 +49,19 @@ class KafkaServer:
     def start(self, ready: Callable[[], bool] | None = None) -> None:
         """`ready`: how to see that it is, for one that sends clients to a proxy with TLS."""
         self._process.start(
-            self._command(self.port, self.advertised),
+            self.command(self.port, self.advertised),
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
             cwd=self.folder,
             ready=ready or (lambda: answers(self.bootstrap)),
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
 
     def stop(self) -> None:
         self._process.stop(10)
@@ -99,6 +107,7 @@ def tansu(
             *(program, "broker", "--storage-engine", "memory://tansu/"),
             *("--listener-url", f"tcp://{LOOPBACK}:{port}"),
             *("--advertised-listener-url", f"tcp://{LOOPBACK}:{advertised}"),
+            *more,
         ]
 
     return KafkaServer("Tansu", folder, command)

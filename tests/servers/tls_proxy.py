@@ -16,11 +16,13 @@ _CHUNK_BYTES = 1 << 16
 class TlsProxy:
     """Use as a context manager; clients connect to `port`."""
 
-    def __init__(self, upstream_port: int, certificate: Path) -> None:
-        """`certificate`: a PEM file with its key in it."""
+    def __init__(self, upstream_port: int, certificate: Path | None) -> None:
+        """`certificate`: a PEM file with its key in it; without one it speaks no TLS."""
         self._upstream_port = upstream_port
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate)
+        self._context: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self.port = 0
@@ -47,7 +49,22 @@ class TlsProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.CancelledError):
             above, below = await asyncio.open_connection(LOOPBACK, self._upstream_port)
+            try:
+                await self._welcome(reader, writer, above, below)
+            except (EOFError, OSError):
+                writer.close()
+                below.close()
+                return
             await asyncio.gather(_pass_on(reader, below), _pass_on(above, writer))
+
+    async def _welcome(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        above: asyncio.StreamReader,
+        below: asyncio.StreamWriter,
+    ) -> None:
+        """What comes before bytes are passed on: nothing. An error ends the connection."""
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -28,7 +28,7 @@ from tests.soak.plan import LIMITED, PLAIN
 from tests.soak.queues import QUEUES
 
 WORKERS = {PLAIN: 2, LIMITED: 1}
-"""Of each pipeline."""
+"""Of each pipeline, if the queue's server can do that."""
 PROCESS = {"kind": "functions", "module": "handlers", "workers": 1, "partitions_per_run": 64}
 WATCH_SECONDS = 0.2
 
@@ -192,8 +192,13 @@ class Installation:
     def places(self) -> list[tuple[Layout, int]]:
         """The slots of all pipelines."""
         return [
-            (layout, slot) for name, layout in self.layouts.items() for slot in range(WORKERS[name])
+            (layout, slot)
+            for name, layout in self.layouts.items()
+            for slot in range(self._workers(name))
         ]
+
+    def _workers(self, name: str) -> int:
+        return min(WORKERS[name], self.queues.most_workers)
 
     def processes(self, *words: str) -> list[int]:
         """All processes of Dagster here, and workers, whoever started them."""
@@ -224,7 +229,7 @@ class Installation:
         pipelines = {
             name: {
                 **parts,
-                "process_count": WORKERS[name],
+                "process_count": self._workers(name),
                 "source": self.queues.source(name),
                 **own[name],
             }

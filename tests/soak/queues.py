@@ -2,7 +2,7 @@
 
 `make soak SOURCE=redis_list`; the default is `rabbitmq`. Publishers and counts are made without the
 code under test. The server of a Redis queue is not that of the states, which comes back empty at
-times.
+times. What the broker of a Kafka queue cannot do is said at its class.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import redis
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import OffsetSpec
 
+from tests.servers.kafka import LARGE_BYTES, KafkaServer, admin, create, noida
 from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import DURABLE, RedisServer
@@ -59,6 +67,8 @@ class Queues(ABC):
     server: Server
     lost: tuple[type[BaseException], ...]
     """What is raised when the server goes away."""
+    most_workers: int = 2
+    """Of one pipeline."""
 
     @abstractmethod
     def declare(self, names: Sequence[str]) -> None:
@@ -186,9 +196,114 @@ class RedisListQueues(_RedisQueues):
         return sum(int(client.llen(key)) for key in (name, *in_hand))
 
 
+class NotConfirmed(Exception):
+    """The broker did not take a message in time."""
+
+
+class _StoppedInOrder(KafkaServer):
+    def kill(self) -> None:
+        self.stop()
+
+
+class KafkaQueues(Queues):
+    """A topic of each pipeline, on noida-db 0.2.3.
+
+    It loses what it confirmed in the last seconds when it is killed, so it is stopped in good order
+    instead. Where the leader of a group is killed and comes back, it gives a partition to two
+    workers, so a pipeline has one.
+    """
+
+    name = "Kafka"
+    lost = (KafkaException, NotConfirmed)
+    most_workers = 1
+    _PARTITIONS = 3
+
+    def __init__(self, folder: Path) -> None:
+        started = noida(folder)
+        self.server: KafkaServer = _StoppedInOrder(started.name, folder, started.command)
+
+    def declare(self, names: Sequence[str]) -> None:
+        for name in names:
+            largest = {"max.message.bytes": str(LARGE_BYTES)}
+            create(self.server.bootstrap, name, self._PARTITIONS, largest)
+
+    def source(self, name: str) -> dict[str, Any]:
+        return {
+            "kind": "kafka",
+            "bootstrap_servers": self.server.bootstrap,
+            "topic": name,
+            "group": name,
+            "session_timeout_seconds": 6,
+        }
+
+    def variables(self) -> dict[str, str]:
+        return {}
+
+    def publisher(self) -> _KafkaPublisher:
+        return _KafkaPublisher(self)
+
+    def waiting(self, names: Sequence[str]) -> Mapping[str, int]:
+        client, waiting = admin(self.server.bootstrap), {}
+        for name in names:
+            group = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])
+            committed = {
+                one.partition: one.offset
+                for one in group[name].result(10).topic_partitions
+                if one.topic == name
+            }
+            places = [TopicPartition(name, number) for number in range(self._PARTITIONS)]
+            ends = client.list_offsets(dict.fromkeys(places, OffsetSpec.latest()))
+            waiting[name] = sum(
+                end.result(10).offset - max(0, committed.get(place.partition, 0))
+                for place, end in ends.items()
+            )
+        return waiting
+
+
+class _KafkaPublisher:
+    """What is not confirmed is not sent again: it would be there twice."""
+
+    def __init__(self, queues: KafkaQueues) -> None:
+        self._queues = queues
+        self._producer: Producer | None = None
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        if self._producer is None:
+            self._producer = Producer(
+                {
+                    "bootstrap.servers": self._queues.server.bootstrap,
+                    "acks": "all",
+                    "retries": 0,
+                    "message.max.bytes": LARGE_BYTES,
+                    "message.timeout.ms": 5_000,
+                    "log_level": 0,
+                }
+            )
+        confirmed: list[Any] = []
+        for one in messages:
+            self._producer.produce(
+                one.queue,
+                one.body,
+                on_delivery=lambda error, _: confirmed.append(None) if error is None else None,
+            )
+        left = self._producer.flush(10)
+        if left or len(confirmed) < len(messages):
+            self.close()
+            raise NotConfirmed(f"{len(messages) - len(confirmed)} messages")
+
+    def longest(self, queues: Sequence[str]) -> int:
+        return max(self._queues.waiting(queues).values())
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer = None
+
+
 QUEUES: dict[str, type[Queues]] = {
     "rabbitmq": RabbitMQQueues,
     "redis_stream": RedisStreamQueues,
     "redis_list": RedisListQueues,
+    "kafka": KafkaQueues,
 }
 """By the name that `SOURCE` gives. Each is made with a folder."""

@@ -1,4 +1,7 @@
-"""Streams and lists of Redis: the drain beside RabbitMQ's, the source beside a bare client loop."""
+"""Redis and Kafka: the drain beside RabbitMQ's, the source beside a bare client loop.
+
+The broker of Kafka is noida-db, which comes as a wheel.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,24 @@ from typing import Literal
 
 from benchmarks.contenders import REPOSITORY
 from benchmarks.drains import Case, DrainRun, drain, drains
-from benchmarks.ground import QUEUE_REDIS_VARIABLE, Ground, note, row_of_rounds
+from benchmarks.ground import Ground, note, row_of_rounds
 from benchmarks.processes import Program
 from benchmarks.queues import Kind, backlog
 from benchmarks.results import Row
 
 COMMIT = 500
 _MOST_SECONDS = 600.0
-NAMES: dict[Kind, str] = {"redis_stream": "Redis stream", "redis_list": "Redis list"}
-LEAST_OF_RABBITMQ = 0.95
+NAMES: dict[Kind, str] = {
+    "redis_stream": "Redis stream",
+    "redis_list": "Redis list",
+    "kafka": "Kafka topic",
+}
+LOOPS: dict[Kind, str] = {
+    "redis_stream": "XREADGROUP, XACK, XDEL",
+    "redis_list": "RPOP, which loses what it has",
+    "kafka": "consume, commit",
+}
+LEAST_OF_RABBITMQ: dict[Kind, float] = {"redis_stream": 0.95, "kafka": 1.1}
 MOST_CPU_MICROSECONDS = 5.0
 MOST_MIB = 100.0
 
@@ -36,6 +48,9 @@ def rows(ground: Ground) -> Iterator[Row]:
     yield from _drains(ground)
     for kind, name in NAMES.items():
         yield from _readings(ground, kind, name)
+
+
+def memory_rows(ground: Ground) -> Iterator[Row]:
     for kind, name in NAMES.items():
         yield _memory(ground, kind, name)
 
@@ -47,11 +62,12 @@ def _drains(ground: Ground) -> Iterator[Row]:
         return drain(ground, Case("ours", count, source=kind))
 
     sides = ground.rounds(
-        f"drains of RabbitMQ and Redis, {count:,} messages",
+        f"drains of RabbitMQ, Redis and Kafka, {count:,} messages",
         {
             "rabbitmq": lambda: of("rabbitmq"),
             "redis_stream": lambda: of("redis_stream"),
             "redis_list": lambda: of("redis_list"),
+            "kafka": lambda: of("kafka"),
         },
         ground.sizes.times(),
     )
@@ -68,7 +84,7 @@ def _drains(ground: Ground) -> Iterator[Row]:
             ours=sides.spread(lambda one, kind=kind: one[kind].messages_per_second),  # type: ignore[misc]
             bare=sides.spread(lambda one: one["rabbitmq"].messages_per_second),
             against="bare",
-            least=LEAST_OF_RABBITMQ if kind == "redis_stream" else None,
+            least=LEAST_OF_RABBITMQ.get(kind),
             note=note(
                 f"median of the rounds' own ratios {ratios.median:.2f}" if ratios else "", sides
             ),
@@ -85,10 +101,9 @@ def _readings(ground: Ground, kind: Kind, name: str) -> Iterator[Row]:
         },
         ground.sizes.times(),
     )
-    loop = "RPOP, which loses what it has" if kind == "redis_list" else "XREADGROUP, XACK, XDEL"
     rate = Row(row=f"{name} read and settled, against a bare client loop", unit="messages/s")
     yield row_of_rounds(
-        rate, sides, "loop", lambda one: one.messages_per_second, f"the loop: {loop}"
+        rate, sides, "loop", lambda one: one.messages_per_second, f"the loop: {LOOPS[kind]}"
     )
     cpu = Row(
         row=f"CPU of the source of a {name}, against a bare client loop",
@@ -104,11 +119,8 @@ def _read(ground: Ground, kind: Kind, count: int, how: Literal["ours", "loop"]) 
     with backlog(ground, kind, 2000, count) as queue, ground.folder() as folder:
         settings = {"how": how, "kind": kind, "queue": queue, "messages": count, "commit": COMMIT}
         with Program(
-            [sys.executable, "-m", "benchmarks.programs.redis_reading"],
-            env={
-                "BENCH_SETTINGS": json.dumps(settings),
-                QUEUE_REDIS_VARIABLE: ground.queue_redis.url(),
-            },
+            [sys.executable, "-m", "benchmarks.programs.queue_reading"],
+            env={"BENCH_SETTINGS": json.dumps(settings)},
             cwd=REPOSITORY,
             log=folder / "reading.log",
         ) as program:
@@ -120,6 +132,7 @@ def _read(ground: Ground, kind: Kind, count: int, how: Literal["ours", "loop"]) 
 def _memory(ground: Ground, kind: Kind, name: str) -> Row:
     count = ground.sizes.messages(1_000_000, 200_000)
     found = drains(ground, Case("ours", count, source=kind), ground.sizes.times(3, 1))
+    growth = found.spread(lambda run: run.growth)
     return Row(
         row=f"peak memory of a worker, backlog of {count:,} in a {name}",
         unit="MiB",
@@ -127,5 +140,5 @@ def _memory(ground: Ground, kind: Kind, name: str) -> Row:
         judge="ours",
         least=MOST_MIB,
         more_is_better=False,
-        note=note(found),
+        note=note(f"{growth.median:.2f} times that after a tenth of them" if growth else "", found),
     )

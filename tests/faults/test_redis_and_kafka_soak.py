@@ -1,4 +1,4 @@
-"""Less than a minute of the soak, with queues of Redis."""
+"""Less than a minute of the soak, with queues of Redis and Kafka."""
 
 from __future__ import annotations
 

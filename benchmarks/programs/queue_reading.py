@@ -1,11 +1,12 @@
-"""Reads a queue of Redis to its end, in one of two ways, and prints what it took.
+"""Reads a queue of Redis or Kafka to its end, in one of two ways, and prints what it took.
 
-Settings come as JSON in BENCH_SETTINGS; the server's address is in BENCH_QUEUE_REDIS. `kind`:
-`redis_stream` or `redis_list`; `messages`, `commit`. `how`:
+Settings come as JSON in BENCH_SETTINGS; the server's address is in BENCH_QUEUE_REDIS or in
+BENCH_KAFKA. `kind`: `redis_stream`, `redis_list` or `kafka`; `messages`, `commit`. `how`:
 
 - `ours`: the source, settled after each `commit` messages.
-- `loop`: a bare loop of the client: XREADGROUP, then XACK and XDEL; or, of a list, RPOP, which
-  loses what it has if it dies.
+- `loop`: a bare loop of the client: XREADGROUP, then XACK and XDEL; of a list RPOP, which loses
+  what it has if it dies; of Kafka `consume` and a synchronous `commit`, with the source's limits of
+  what is fetched ahead.
 
 Seconds and CPU seconds are those from the first message to the last.
 """
@@ -66,6 +67,8 @@ def _ours(settings: dict[str, Any]) -> Step:
 
 
 def _loop(settings: dict[str, Any]) -> Step:
+    if settings["kind"] == "kafka":
+        return _loop_of_kafka(settings)
     import redis  # noqa: PLC0415
 
     queue, commit = settings["queue"], settings["commit"]
@@ -87,6 +90,31 @@ def _loop(settings: dict[str, Any]) -> Step:
         return of_a_list
     client.xgroup_create(queue, "bench", id="0")
     return of_a_stream
+
+
+def _loop_of_kafka(settings: dict[str, Any]) -> Step:
+    from confluent_kafka import Consumer  # noqa: PLC0415
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": os.environ["BENCH_KAFKA"],
+            "group.id": "bare",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "queued.max.messages.kbytes": 16 << 10,
+            "fetch.max.bytes": 8 << 20,
+        }
+    )
+    consumer.subscribe([settings["queue"]])
+
+    def step() -> int:
+        records = consumer.consume(settings["commit"], _LONGEST_PAUSE_SECONDS)
+        size = sum(len(record.value()) for record in records)
+        if size:
+            consumer.commit(asynchronous=False)
+        return len(records)
+
+    return step
 
 
 def _cpu_seconds() -> float:
