@@ -101,8 +101,8 @@ def _loop_of_kafka(settings: dict[str, Any]) -> Step:
             "group.id": "bare",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            "queued.max.messages.kbytes": 16 << 10,
-            "fetch.max.bytes": 8 << 20,
+            "queued.max.messages.kbytes": 8 << 10,
+            "fetch.max.bytes": 4 << 20,
         }
     )
     consumer.subscribe([settings["queue"]])

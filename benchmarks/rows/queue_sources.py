@@ -1,6 +1,6 @@
 """Redis and Kafka: the drain beside RabbitMQ's, the source beside a bare client loop.
 
-The broker of Kafka is noida-db, which comes as a wheel.
+The broker of Kafka is Tansu, which comes in a wheel and keeps messages in memory.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ times. What the broker of a Kafka queue cannot do is said at its class.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,6 +202,14 @@ class NotConfirmed(Exception):
 
 
 class _StoppedInOrder(KafkaServer):
+    def __init__(self, of: KafkaServer) -> None:
+        super().__init__(of.name, of.folder, of.command)
+        self.publishing = threading.Lock()
+
+    def stop(self) -> None:
+        with self.publishing:
+            super().stop()
+
     def kill(self) -> None:
         self.stop()
 
@@ -208,9 +217,9 @@ class _StoppedInOrder(KafkaServer):
 class KafkaQueues(Queues):
     """A topic of each pipeline, on noida-db 0.2.3.
 
-    It loses what it confirmed in the last seconds when it is killed, so it is stopped in good order
-    instead. Where the leader of a group is killed and comes back, it gives a partition to two
-    workers, so a pipeline has one.
+    It loses what it confirmed in the last seconds when it is killed, and what it confirms while it
+    stops, so it is stopped in good order when nobody publishes. Where the leader of a group is
+    killed and comes back, it gives a partition to two workers, so a pipeline has one.
     """
 
     name = "Kafka"
@@ -219,8 +228,7 @@ class KafkaQueues(Queues):
     _PARTITIONS = 3
 
     def __init__(self, folder: Path) -> None:
-        started = noida(folder)
-        self.server: KafkaServer = _StoppedInOrder(started.name, folder, started.command)
+        self.server: _StoppedInOrder = _StoppedInOrder(noida(folder))
 
     def declare(self, names: Sequence[str]) -> None:
         for name in names:
@@ -268,6 +276,10 @@ class _KafkaPublisher:
         self._producer: Producer | None = None
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
+        with self._queues.server.publishing:
+            self._publish(messages)
+
+    def _publish(self, messages: Sequence[Outgoing]) -> None:
         if self._producer is None:
             self._producer = Producer(
                 {

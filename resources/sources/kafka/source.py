@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 << 20
 _FIRST_COUNT = 32
-_FETCHED_AHEAD_KIB = 16 << 10
-_FETCH_BYTES = 8 << 20
+_FETCHED_AHEAD_KIB = 8 << 10
+_FETCH_BYTES = 4 << 20
 _GOODBYE_SECONDS = 1.0
 _MOST_SURPLUS = 32
 """Before partitions are paused: what was fetched ahead is fetched again after a pause."""
