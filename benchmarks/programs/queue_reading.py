@@ -103,6 +103,7 @@ def _loop_of_kafka(settings: dict[str, Any]) -> Step:
             "auto.offset.reset": "earliest",
             "queued.max.messages.kbytes": 8 << 10,
             "fetch.max.bytes": 4 << 20,
+            "fetch.queue.backoff.ms": 50,
         }
     )
     consumer.subscribe([settings["queue"]])
