@@ -5,8 +5,8 @@ declares no queue, and it removes what it writes: a probe on the disk, a small o
 of its own, a probe in the state store that nobody else sees. A check that finds trouble does not
 stop the others, and nothing is retried: it reports how things are now.
 
-Queue, state store and sinks check themselves (`examine` of their settings). The object store is
-tried through its contract, the machine through `machine`.
+Queue, state store, sinks and notifiers check themselves (`examine` of their settings). The object
+store is tried through its contract, the machine through `machine`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
         for found in _reported("sink", sink.examine()):
             what = "" if found.check == "sink" else f": {found.check}"
             yield replace(found, check=f"sink {name}{what}")
+    for notifier in pipeline.notify:
+        yield from _reported("notifier", notifier.examine())
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))

@@ -18,6 +18,7 @@ from fuploader_dagster import QueueNotices, RedisListNotices, WebhookNotices, ru
 from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.notice_files import NoticeFiles
 from fuploader_dagster.health.alert_look import notice_trouble
+from fuploader_dagster.health.doctor import examine
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
@@ -235,3 +236,17 @@ def test_without_a_processor_start_and_end_are_told(tmp_path: Path) -> None:
     shipped(settings, task("t1", 1))
     notices.settle(settings, 60)
     assert words_of(tmp_path / "journal", "t1") == ["start", "end"]
+
+
+def test_the_doctor_says_whether_anybody_can_be_told(
+    redis_alone: RedisServer, tmp_path: Path
+) -> None:
+    queue = QueueNotices(to=EmbeddedQueue(path=tmp_path / "told"))
+    settings = made(tmp_path, RedisListNotices(url=redis_alone.url(), key=KEY), queue)
+
+    def found() -> list[str]:
+        return [one.verdict for one in examine(settings) if one.check == "notifier"]
+
+    assert found() == ["good", "good"]
+    redis_alone.stop()
+    assert found() == ["unreachable", "good"]
