@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fuploader_dagster.cli.init import EXAMPLES, write_project
 from fuploader_dagster.errors import ConfigError
 from tests.integration.test_cli import fuploader
-from tests.servers.ports import free_port, wait_until
+from tests.servers.ports import answers, free_port, wait_until
 from tests.settings import archived_files
 
 SHIP = "fuploader drain --ship"
@@ -26,7 +29,8 @@ SHELL = "/bin/sh"
 
 def commands(project: Path) -> list[str]:
     """Those that the README shows, in their order."""
-    lines = (project / "README.md").read_text().splitlines()
+    text = re.sub(r"```.*?```", "", (project / "README.md").read_text(), flags=re.DOTALL)
+    lines = text.splitlines()
     return [line.strip() for line in lines if line.startswith("    ")]
 
 
@@ -119,6 +123,53 @@ def test_table_to_handler_to_table(tmp_path: Path) -> None:
     assert results()[3] == ("doc-003", "Lima,Lisbon")
     assert run(show, project).startswith("200 ")
     assert "0 rows wait" in fuploader(project, "doctor").stdout
+
+
+def test_downloads(tmp_path: Path) -> None:
+    project = tmp_path / "downloads"
+    write_project(project, "downloads")
+    ports = {one: str(free_port()) for one in ("8002", "8003")}
+    for path in project.iterdir():
+        text = path.read_text()
+        path.write_text(text.replace("8002", ports["8002"]).replace("8003", ports["8003"]))
+    origin, asker, fetch, send, ship, ls, letters = commands(project)
+    assert (origin[-1], asker[-1], ship) == ("&", "&", SHIP)
+    log = tmp_path / "background.log"
+    store = project / "data/object-store/tasks"
+
+    def told() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines() if line[:1] == "{"]
+
+    with running(origin, project), running(asker, project):
+        for port in ports.values():
+            wait_until(
+                lambda port=port: answers(int(port)), seconds=60, what=port, diagnose=log.read_text
+            )
+        one = subprocess.run(
+            [SHELL, "-c", fetch],
+            cwd=project,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert one.returncode == 4, one.stderr
+        assert "missing.txt" in one.stdout + one.stderr
+        assert (project / "fetched/sender.py").read_bytes() == (project / "send.py").read_bytes()
+        assert "5 tasks are confirmed" in run(send, project)
+        ship_until(lambda: sum(one["event"] == "end" for one in told()) == 5, project)
+    for number in range(5):
+        events = [one["event"] for one in told() if one["task"]["task_id"] == f"task-{number}"]
+        assert events == ["start", "item", "item", "item", "end"]
+        (archive,) = (store / f"task-{number}").iterdir()
+        with zipfile.ZipFile(archive) as opened:
+            results = [name for name in opened.namelist() if name.startswith("results/")]
+            assert results == [f"results/{name}" for name in ("README.md", "send.py", "asker.py")]
+            for name in results:
+                assert opened.read(name) == (project / Path(name).name).read_bytes()
+    assert run(ls, project).count("results/asker.py") == 5
+    assert "5 × 1 parts failed and 3 have results: missing.txt" in run(letters, project)
 
 
 def test_stream_to_clickhouse_says_which_servers_it_needs(
