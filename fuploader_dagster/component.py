@@ -14,6 +14,7 @@ templates (`{{ env.BUCKET }}`) first. `dg scaffold defs` writes a component that
 # No `from __future__ import annotations` here: Dagster reads annotations of components.
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -23,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
+from fuploader_dagster.contracts.functions import USER_ERRORS, load_reference
 from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import KINDS, load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -123,6 +126,42 @@ class QueueToObjectStore(dg.Component):
         values = dict(context.resolution_context.resolve_value(given))
         running = values.pop("running", True)
         return cls(load_pipeline(values, where=str(context.path)), running=running)
+
+
+def pipelines_of(documents: Sequence[dict[str, Any]], *, where: str) -> dict[str, Pipeline]:
+    """By name, the pipelines of a component's file, for commands. Raises `ConfigError`."""
+    found: dict[str, Pipeline] = {}
+    for document in documents:
+        if not _is_ours(document.get("type")):
+            continue
+        attributes = document.get("attributes") or {}
+        if not isinstance(attributes, dict):
+            raise ConfigError(f"{where}: attributes must be a mapping")
+        try:
+            values = dict(dg.ResolutionContext.default().resolve_value(attributes))
+        except USER_ERRORS as error:
+            raise ConfigError(f"{where}: a template cannot be filled in: {error}") from None
+        values.pop("running", None)
+        pipeline = load_pipeline(values, where=where)
+        if pipeline.name in found:
+            raise ConfigError(f"{where}: two components have the same name, {pipeline.name}")
+        found[pipeline.name] = pipeline
+    if not found:
+        raise ConfigError(
+            f"{where} has no component of type fuploader_dagster.QueueToObjectStore",
+            hint="`dg scaffold defs fuploader_dagster.QueueToObjectStore NAME` writes one",
+        )
+    return found
+
+
+def _is_ours(type_name: Any) -> bool:
+    """Whether a component's type is ours, or a class of somebody's that is made of it."""
+    module, _, name = str(type_name).rpartition(".")
+    try:
+        found = load_reference(f"{module}:{name}")
+    except ValueError:  # another component, which need not be importable here
+        return False
+    return isinstance(found, type) and issubclass(found, QueueToObjectStore)
 
 
 def pipeline_name(folder: str) -> str:

@@ -33,6 +33,7 @@ from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.sensors.scrub_schedule import build_scrub_job, build_scrub_schedule
 from fuploader_dagster.settings.apart import refuse_shared_folders
+from fuploader_dagster.settings.built import note_built
 from fuploader_dagster.settings.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
 def build_assets(pipeline: Pipeline) -> list[dg.AssetSpec | dg.AssetsDefinition]:
     """`queue`, `sealed_slot`, `packed_archive`, `uploaded_archive` and `dead_letters`; where the
     pipeline has a processor, also `processed_slot`; and `sink_NAME` for each sink."""
+    _note(pipeline)
     return [
         *build_archive_assets(pipeline),
         *build_sink_assets(pipeline),
@@ -88,6 +90,7 @@ def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJob
 
     Sensors and schedules name the ship job, and the scrub schedule the scrub job.
     """
+    _note(pipeline)
     return [
         build_ship_job(pipeline),
         build_seal_job(pipeline),
@@ -104,6 +107,7 @@ def build_sensors(pipeline: Pipeline, *, running: bool = True) -> list[dg.Sensor
 
     Without the drain sensor nothing is drained or registered.
     """
+    _note(pipeline)
     sensors = [
         build_drain_sensor(pipeline, running=running),
         build_automation_sensor(pipeline, running=running),
@@ -128,7 +132,15 @@ def build_schedules(pipeline: Pipeline, *, running: bool = True) -> list[dg.Sche
 
 def build_resources(pipeline: Pipeline) -> dict[str, Any]:
     """The object store, under the key that the assets ask for: `documents_store`."""
+    _note(pipeline)
     return {Names.of(pipeline).store: as_resource(pipeline.store)}
+
+
+def _note(pipeline: Pipeline) -> None:
+    """So that commands find the pipeline by the definitions it is in."""
+    names = Names.of(pipeline)
+    assets = (names.queue.to_user_string(), names.uploaded_archive.to_user_string())
+    note_built(pipeline, {names.store, *names.jobs, *names.instigators, *assets})
 
 
 def _check_apart(pipelines: tuple[Pipeline, ...]) -> None:

@@ -1,7 +1,8 @@
 """The command line, `fuploader --help`: puts the commands together and runs them.
 
 Every command reads the same configuration as the code location: `$FUPLOADER_CONFIG`, else
-`fuploader.yaml`.
+`fuploader.yaml`. A project that has its pipelines in Python names the module before the command
+(`fuploader -m shop.definitions status`), or in `$FUPLOADER_MODULE`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +34,7 @@ from fuploader_dagster.cli.status import status
 from fuploader_dagster.cli.verify import verify
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.settings.modules import MODULE_VARIABLE
 from fuploader_dagster.settings.safe_text import log_to_stderr, print_uncaught
 
 _USAGE_ERRORS: Any = typer.BadParameter.__bases__
@@ -42,7 +44,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From a message queue to verified archives in object storage.",
 )
 COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Set up and start": [init, doctor, dev, migrate],
@@ -52,6 +53,24 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Use archives": [ls, cat, verify, restore, find, replay],
 }
 """By the panels of `--help`."""
+
+
+@app.callback()
+def choose(
+    config: console.ConfigOption = None,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            "-m",
+            help="Module with Dagster definitions that have the pipelines, as `dagster dev -m` "
+            f"takes it; package.module:name if it has several. Default: ${MODULE_VARIABLE}.",
+        ),
+    ] = None,
+) -> None:
+    """From a message queue to verified archives in object storage."""
+    console.choose(config, module)
+
 
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import DAMAGED, REFUSED, UNPROVEN
 from fuploader_dagster.delivery.find_archive import FoundArchive, find_archive, is_partition
 from fuploader_dagster.disk.header_text import from_text
-from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
@@ -176,9 +174,9 @@ def _pipelines(target: str, config: Path | None, name: str | None) -> dict[str, 
     if name is not None:
         return {name: console.one_pipeline(config, name)}
     if is_partition(target):
-        return load_pipelines(config)
-    configured = config or CONFIG_VARIABLE in os.environ or Path(DEFAULT_FILE).exists()
-    return load_pipelines(config) if "://" in target and configured else {}
+        return console.configured(config)
+    wanted = "://" in target and console.is_configured(config)
+    return console.configured(config) if wanted else {}
 
 
 def report_and_exit(

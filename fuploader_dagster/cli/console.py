@@ -8,6 +8,7 @@ it safe and never interprets it as markup.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from rich.text import Text
 from fuploader_dagster.contracts import object_store
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
+from fuploader_dagster.settings.modules import MODULE_VARIABLE, pipelines_of_module
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
@@ -36,7 +38,8 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help=f"Configuration file. Default: ${CONFIG_VARIABLE}, else {DEFAULT_FILE}.",
+        help="Configuration file, or the defs.yaml of a component. "
+        f"Default: ${CONFIG_VARIABLE}, else {DEFAULT_FILE}.",
     ),
 ]
 PipelineOption = Annotated[
@@ -53,11 +56,59 @@ _REFRESH_SECONDS = 0.1
 _LISTED_TROUBLES = 100
 
 
+class _Chosen:
+    """What the options before the command say. Set anew for each command line."""
+
+    config: Path | None = None
+    module: str | None = None
+
+
+_chosen = _Chosen()
+
+
+def choose(config: Path | None, module: str | None) -> None:
+    """Take the pipelines of all that follows from this file or module; by default from the
+    environment. Raises `ConfigError` if both are named."""
+    if config and module:
+        raise ConfigError("--config and --module are both given", hint="leave one of them out")
+    _chosen.config, _chosen.module = config, module
+
+
+def configuration_file(config: Path | None) -> Path | None:
+    """The file that the command or the command line names; None for the default, or a module."""
+    return config or _chosen.config
+
+
+def chosen_module(config: Path | None) -> str | None:
+    """The module whose definitions have the pipelines, unless a file is named."""
+    if configuration_file(config):
+        return None
+    of_environment = os.environ.get(MODULE_VARIABLE)
+    if of_environment and not _chosen.module and os.environ.get(CONFIG_VARIABLE):
+        raise ConfigError(
+            f"{CONFIG_VARIABLE} and {MODULE_VARIABLE} are both set",
+            hint="unset one of them, or say --config or --module before the command",
+        )
+    return _chosen.module or of_environment
+
+
+def configured(config: Path | None) -> dict[str, Pipeline]:
+    """All pipelines, by name: of the command's own file, else as `choose` was told."""
+    module = chosen_module(config)
+    return pipelines_of_module(module) if module else load_pipelines(configuration_file(config))
+
+
+def is_configured(config: Path | None) -> bool:
+    """Whether there is anything that names pipelines."""
+    named = configuration_file(config) or chosen_module(config) or CONFIG_VARIABLE in os.environ
+    return bool(named) or Path(DEFAULT_FILE).exists()
+
+
 def one_pipeline(
     config: Path | None, name: str | None, *, option: str = "with --pipeline"
 ) -> Pipeline:
     """The pipeline of this name, or the only one. Raises `ConfigError` if neither exists."""
-    pipelines = load_pipelines(config)
+    pipelines = configured(config)
     if name is None and len(pipelines) == 1:
         return next(iter(pipelines.values()))
     if name not in pipelines:
@@ -70,7 +121,7 @@ def one_pipeline(
 
 def chosen_pipelines(config: Path | None, name: str | None) -> list[Pipeline]:
     """The pipeline of this name; without a name all of them."""
-    return [one_pipeline(config, name)] if name else list(load_pipelines(config).values())
+    return [one_pipeline(config, name)] if name else list(configured(config).values())
 
 
 def print_json(value: Any) -> None:

@@ -19,7 +19,6 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
-from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 
 SAMPLES = 5000
@@ -41,15 +40,16 @@ def dev(
     config: console.ConfigOption = None,
 ) -> None:
     """Start everything on this machine: Dagster's daemon and UI, and the drain workers."""
-    pipelines = load_pipelines(config)
-    if not Path("workspace.yaml").exists():
+    pipelines = console.configured(config)
+    module, file = console.chosen_module(config), console.configuration_file(config)
+    if module is None and not Path("workspace.yaml").exists():
         raise ConfigError(
             f"there is no workspace.yaml in {Path.cwd()}, so Dagster would not know what to load",
             hint="run this in a folder that `fuploader init` or `fuploader migrate` wrote, or "
             "start Dagster itself: `dagster dev -m fuploader_dagster.code_location`",
         )
-    if config is not None:
-        os.environ["FUPLOADER_CONFIG"] = str(config.absolute())
+    if file is not None:
+        os.environ["FUPLOADER_CONFIG"] = str(file.absolute())
     for pipeline in pipelines.values():
         _put_samples(pipeline, samples)
     port = port or _free_port()
@@ -58,7 +58,8 @@ def dev(
         console.say(f"archives: {pipeline.store.describe()}")
     console.say("Ctrl-C stops everything; the next start continues where this one stopped.")
     dagster = Path(sys.executable).with_name("dagster")
-    where = ["-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    code = ["-m", module.partition(":")[0]] if module else ["-w", "workspace.yaml"]
+    where = [*code, "-h", "127.0.0.1", "-p", str(port)]
     sys.stdout.flush()
     os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` leaves it ignored in this process

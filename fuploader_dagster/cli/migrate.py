@@ -17,7 +17,7 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import root_of, what_is_left
-from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
+from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.takeover.configuration import Answers, write_configuration
 from fuploader_dagster.takeover.rivals import refuse_rivals
@@ -60,7 +60,11 @@ def migrate(
     Shows the plan and asks first. If there is no configuration file, writes one instead, from
     FUploader's environment variables and the options or answers given here.
     """
-    path = config or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    if console.chosen_module(config) and not write:
+        _take_over(config, pipeline_name, stopped=stopped, yes=yes, dry_run=dry_run)
+        return
+    named = console.configuration_file(config)
+    path = named or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     if dry_run and not path.exists():
         raise ConfigError(
             f"there is no configuration file {path} that says where FUploader kept its data",
@@ -81,15 +85,16 @@ def migrate(
         }
         _write(path, {setting: value for setting, value in given.items() if value}, yes=yes)
         return
-    _take_over(
-        console.one_pipeline(config, pipeline_name), path, stopped=stopped, yes=yes, dry_run=dry_run
-    )
+    _take_over(config, pipeline_name, stopped=stopped, yes=yes, dry_run=dry_run)
 
 
-def _take_over(pipeline: Pipeline, path: Path, *, stopped: bool, yes: bool, dry_run: bool) -> None:
+def _take_over(
+    config: Path | None, name: str | None, *, stopped: bool, yes: bool, dry_run: bool
+) -> None:
     from fuploader_dagster.takeover import look, run  # noqa: PLC0415  loads the client of Redis
 
-    refuse_rivals(pipeline, load_pipelines(path).values())
+    pipeline = console.one_pipeline(config, name)
+    refuse_rivals(pipeline, console.configured(config).values())
     plan = run.examine(pipeline, stopped=stopped)
     if plan.alive:
         console.complain(f"FUploader still runs: {plan.alive}")

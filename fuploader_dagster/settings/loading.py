@@ -55,6 +55,8 @@ from fuploader_dagster.settings.pipeline import Intake, Pipeline
 
 CONFIG_VARIABLE = "FUPLOADER_CONFIG"
 DEFAULT_FILE = "fuploader.yaml"
+_OF_COMPONENTS = "fuploader_dagster.component:pipelines_of"
+"""Reads a component's file. Named, not imported, because it loads Dagster."""
 
 KINDS: dict[str, dict[str, str]] = {
     "source": {
@@ -142,11 +144,19 @@ class _File(BaseSettings):
 def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
     """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
 
+    A Dagster component's file (`defs.yaml`) is read as Dagster reads it. Its process loads Dagster.
     Raises `ConfigError`, which names every wrong setting and never contains a secret.
     """
     path = Path(path or os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
-    raw = _read(path)
+    raw, *more = _read(path)
     _make_importable(path.absolute().parent)
+    if "type" in raw and "pipelines" not in raw:
+        of_components = load_reference(_OF_COMPONENTS)  # loads Dagster, which fills in templates
+        pipelines: dict[str, Pipeline] = of_components([raw, *more], where=str(path))
+        refuse_shared_folders(pipelines.values())
+        return pipelines
+    if more:
+        raise ConfigError(f"{path} has several documents of YAML, of which only one can be read")
     of_fuploader = _fuploader_environment(os.environ)
     if isinstance(raw.get("pipelines"), dict):  # the pipeline's own variables win over these
         raw["pipelines"] = {
@@ -282,9 +292,10 @@ def _dump_backend(backend: BaseModel) -> dict[str, Any]:
     return {"kind": reference_to(type(backend)), **dumped}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file, mostly one."""
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        documents = list(yaml.safe_load_all(path.read_text("utf-8"))) or [None]
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {path}",
@@ -298,10 +309,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
     except _UNREADABLE_YAML as error:
         raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must be a mapping with `pipelines:`")
-    _check_names(raw, str(path))
-    return cast(dict[str, Any], raw)
+    for raw in documents:
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path} must be a mapping with `pipelines:`")
+        _check_names(raw, str(path))
+    return cast(list[dict[str, Any]], documents)
 
 
 def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:

@@ -1,4 +1,4 @@
-"""The project of `fuploader init --example stream-to-clickhouse`, with the commands of its README."""
+"""The project of `fuploader init --example stream-to-clickhouse`, run as its README says."""
 
 from __future__ import annotations
 
