@@ -5,9 +5,6 @@ What must always hold (`process` has the rest):
 - Results are taken and committed in the order of the inputs, whatever order they are ready in.
 - Each item that was begun ends with its results or with a reason, or with both, or the slot ends
   with an error that blames no item.
-- A letter that an attempt wrote before it was killed stays the only one of its item if the item
-  ends the same way. If it ends otherwise, the letter counts as sent back, after another one is
-  written if there is still something to do.
 - Where results can be files, committing them holds up no other item: a thread does it.
 - Memory does not grow with the slot. Between the first item in work and the last one that was begun
   are at most `WINDOW` times `concurrency` items, and all that is not committed has about
@@ -25,24 +22,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item, Result, StoredResult
-from fuploader_dagster.dead_letters import letters
-from fuploader_dagster.delivery import notices
-from fuploader_dagster.delivery.answers import CheckedAnswer, checked, headers_of
+from fuploader_dagster.contracts.processor import Item, StoredResult
+from fuploader_dagster.delivery.answers import checked
 from fuploader_dagster.delivery.failures import find_failure
+from fuploader_dagster.delivery.item_commit import NOTHING, Finished, ItemCommits
 from fuploader_dagster.delivery.process_step import Step, cancel
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.trouble import FULL, disk_trouble
 from fuploader_dagster.slots.formats import contents
 from fuploader_dagster.slots.index import IndexEntry
-from fuploader_dagster.slots.outcomes import FAILED
-from fuploader_dagster.slots.processed import ProcessedSlot, ProcessedWriter
+from fuploader_dagster.slots.processed import ProcessedSlot
+from fuploader_dagster.slots.processed_writer import ProcessedWriter
 from fuploader_dagster.slots.sealing import SealedSlot
 
 log = logging.getLogger(__name__)
@@ -58,38 +54,6 @@ OF_THE_DISK = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.E
 
 NOTHING_IS_LOST = "nothing became a dead letter; the slots are asked for again"
 
-NOTHING = CheckedAnswer(())
-
-
-@dataclass(slots=True)
-class _Finished:
-    """An item that is not in work any more."""
-
-    item: Item
-    answer: CheckedAnswer = NOTHING
-    reason: str = ""
-    """Why it has no results, and becomes a dead letter."""
-    seconds: float = 0.0
-    retries: int = 0
-
-    def check_files(self) -> None:
-        """See that the results that are files are still what they were."""
-        try:
-            for result in self.answer.results:
-                if not isinstance(result, Result):
-                    result.check()
-        except errors.BadItem as error:
-            self.answer, self.reason = NOTHING, str(error)
-
-    @property
-    def has_letter(self) -> bool:
-        return bool(self.reason or self.answer.failures)
-
-    @property
-    def left_to_do(self) -> bytes:
-        """What its dead letter holds."""
-        return self.item.content if self.answer.rest is None else self.answer.rest
-
 
 class SlotInWork:
     """One slot whose items are processed."""
@@ -104,7 +68,7 @@ class SlotInWork:
         """`before`: results of the slot that are stored, if it is processed again."""
         self._step = step
         self._before = before if step.processor.uses_folder else None
-        self._slot, self._layout = slot, layout
+        self._slot = slot
         self._writer = ProcessedWriter(
             slot,
             layout,
@@ -112,19 +76,17 @@ class SlotInWork:
             step.version,
             uses_folders=step.processor.uses_folder,
         )
-        self._waiting: deque[asyncio.Task[list[_Finished]]] = deque()
+        self._waiting: deque[asyncio.Task[list[Finished]]] = deque()
         """Of each batch that was begun and not taken yet, in the order of the inputs."""
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
-        self._letters = letters.DeadLetterBox(step.pipeline.layout, letters.PROCESSING_WRITER)
-        self._lettered: dict[int, tuple[str, letters.DeadLetter]] = {}
-        """Letters that an earlier attempt wrote, with their ids, by the items' positions."""
+        self._commits = ItemCommits(step.pipeline, slot, layout, self._writer)
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
         self._failed_before = failure.failed_at if failure is not None else math.inf
         self._in_hand = 0
         """Begun and not taken."""
         self._bytes_in_hand = 0
-        self._taken: list[_Finished] = []
+        self._taken: list[Finished] = []
         """Results that are not committed."""
         self._taken_bytes = 0
         self._committed_at = time.monotonic()
@@ -138,9 +100,7 @@ class SlotInWork:
                     writer.figures.inputs,
                     self._slot.seal.messages,
                 )
-                self._lettered = letters.letters_of_processing(
-                    self._step.pipeline.layout, writer.processing.id
-                )
+                self._commits.resume()
             try:
                 await self._work()
             finally:
@@ -150,7 +110,7 @@ class SlotInWork:
     async def _work(self) -> None:
         async with self._step.turn:
             await self._step.open()
-            self._tell()
+            self._commits.tell()
             for items in self._batches():
                 while not self._has_room():
                     await self._change()
@@ -202,7 +162,7 @@ class SlotInWork:
         task.add_done_callback(self._ended)
         self._waiting.append(task)
 
-    def _ended(self, task: asyncio.Task[list[_Finished]]) -> None:
+    def _ended(self, task: asyncio.Task[list[Finished]]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._error = self._error or error
         self._changed.set()
@@ -241,9 +201,9 @@ class SlotInWork:
         """Make what was taken durable, and forget it."""
         if self._taken:
             if self._writer.folders is None:
-                self._store()
+                self._commits.store(self._taken)
             else:
-                await _in_thread(self._store)
+                await _in_thread(partial(self._commits.store, self._taken))
             self._bytes_in_hand -= self._taken_bytes
             self._taken, self._taken_bytes = [], 0
             figures = self._writer.figures
@@ -252,67 +212,7 @@ class SlotInWork:
             )
         self._committed_at = time.monotonic()
 
-    def _store(self) -> None:
-        """Make what was taken durable: dead letters, then outcomes and results."""
-        counts: list[int] = []
-        lettered: list[int] = []
-        written: list[letters.DeadLetter] = []
-        outdated: list[str] = []
-        for number, finished in enumerate(self._taken, start=self._writer.figures.inputs):
-            finished.check_files()
-            before = self._lettered.get(number)
-            if before is not None and not _says(before[1], finished):
-                outdated.append(before[0])
-            if finished.has_letter and (before is None or not _says(before[1], finished)):
-                written.append(self._letter(finished, number))
-            if not finished.reason and (finished.has_letter or before is not None):
-                lettered.append(number)
-            self._add(finished)
-            counts.append(FAILED if finished.reason else len(finished.answer.results))
-        self._letters.keep(written)
-        if outdated:
-            letters.note_requeued(self._step.pipeline.layout, outdated)
-        self._writer.commit(
-            counts,
-            [int(finished.seconds * 1000) for finished in self._taken],
-            sum(finished.retries for finished in self._taken),
-            lettered=lettered,
-            failures=[part for finished in self._taken for part in finished.answer.failures],
-        )
-        self._tell()
-
-    def _add(self, finished: _Finished) -> None:
-        for result in finished.answer.results:
-            if isinstance(result, Result):
-                name = result.name or finished.item.name
-                self._writer.add(name, result.content, headers_of(result))
-            else:
-                name = result.result.name or finished.item.name
-                self._writer.add_file(name, result, headers_of(result.result))
-
-    def _tell(self) -> None:
-        """Say what is durable to those who are told of tasks."""
-        notices.committed(
-            self._step.pipeline,
-            self._slot,
-            self._layout,
-            processing=self._writer.processing.id,
-            results=self._writer.figures.results,
-        )
-
-    def _letter(self, finished: _Finished, position: int) -> letters.DeadLetter:
-        item = letters.FailedItem(
-            partition=self._slot.seal.partition,
-            position=position,
-            name=finished.item.name,
-            processing=self._writer.processing.id,
-            headers=dict(finished.item.headers),
-            failures=len(finished.answer.failures),
-        )
-        reason = finished.reason or finished.answer.reason()
-        return self._letters.item_letter(item, reason, finished.left_to_do)
-
-    async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[_Finished]:
+    async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[Finished]:
         """Process a batch until each item has its results or a reason.
 
         Raises `ProcessorUnavailable` if the processor works for no item, and what it raises if it
@@ -358,7 +258,7 @@ class SlotInWork:
                 reason = f"the processor gave {len(answers)} answers for {len(items)} items"
             if len(items) == 1:
                 seconds = time.monotonic() - started
-                return [_Finished(items[0], NOTHING, reason, seconds, retries)]
+                return [Finished(items[0], NOTHING, reason, seconds, retries)]
             return [one for item in items for one in await self._finish([item], has_place=False)]
 
     def _pause(self, error: errors.RetryItem, retries: int) -> float:
@@ -372,17 +272,12 @@ class SlotInWork:
         answers = self._step.answers
         return answers.since(began) or answers.between_runs(self._failed_before)
 
-    def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> _Finished:
+    def _checked(self, item: Item, answer: Any, seconds: float, retries: int) -> Finished:
         try:
             found = checked(answer, item, self._step.settings.max_result_bytes)
         except errors.BadItem as error:
-            return _Finished(item, NOTHING, str(error), seconds, retries)
-        return _Finished(item, found, "", seconds, retries)
-
-
-def _says(letter: letters.DeadLetter, finished: _Finished) -> bool:
-    """Whether the letter is the one that the item gets now."""
-    return finished.has_letter and letter.body == finished.left_to_do
+            return Finished(item, NOTHING, str(error), seconds, retries)
+        return Finished(item, found, "", seconds, retries)
 
 
 def _raise_if_of_the_disk(error: Exception, item: Item) -> None:
