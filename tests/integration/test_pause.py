@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fuploader_dagster.control.wishes import PARTS, Part, wish
+from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.intake.worker_status import read_statuses
 from fuploader_dagster.settings.pipeline import Intake
@@ -24,6 +25,7 @@ from tests.drains import (
     pids,
     publish,
     publishing,
+    sealed_files,
     snapshot,
     wait_for,
     wait_until_stored,
@@ -147,3 +149,40 @@ def test_a_paused_worker_still_seals_what_is_old_and_leaves_when_its_lease_ends(
         wait_for(lambda: bool(settings.layout.sealed_dirs()), settings, "a seal by age")
     assert pids(settings) == set()
     assert snapshot(settings).owners == {}
+
+
+def test_nodes_that_share_redis_obey_a_pause_on_one_of_them_through_an_outage_and_a_loss(
+    tmp_path: Path, rabbitmq: RabbitMQServer, redis_server: RedisServer
+) -> None:
+    shared = on_servers(rabbitmq, redis_server)
+    here, there = (
+        embedded(tmp_path, storage_root=tmp_path / name, node_id=name, **shared)
+        for name in ("node-1", "node-2")
+    )
+    contents = files(400)
+    with draining(here), draining(there):
+        for one in (here, there):
+            wait_for(lambda: doing(one.layout) == ["draining"], one, "a worker")  # noqa: B023
+        say(here, True)
+        for one in (here, there):
+            wait_until_held(one, 1)
+        publish(here, contents)
+        redis_server.stop()
+        wait_for(lambda: doing(there.layout) == ["trouble"], there, "the outage")
+        redis_server.start()
+        redis_server.flush()
+        for one in (here, there):
+            wait_until_held(one, 1)
+        assert backlog(here) == len(contents)
+        assert stored(here) + stored(there) == 0
+        say(there, False)  # on the other node, after the store has lost everything
+        wait_for(
+            lambda: stored(here) + stored(there) >= len(contents),
+            here,
+            "the drain of both",
+        )
+    assert backlog(here) == 0
+    seal_on_request(here)
+    seal_on_request(there)
+    found = {**sealed_files(here.layout), **sealed_files(there.layout)}
+    assert found == {name: [body] for name, body in contents.items()}
