@@ -136,7 +136,7 @@ def resume_pipeline(
 def _wish(pipeline: Pipeline, parts: Sequence[Part], *, paused: bool, by: str, reason: str) -> None:
     done = wish(pipeline, parts, paused=paused, by=by, reason=reason)
     if done.trouble:
-        log.warning("other nodes of %s do not know it yet: %s", pipeline.name, done.trouble)
+        log.warning("%s: %s", pipeline.name, done.trouble)
 
 
 def refuse_while_paused(pipeline: Pipeline) -> None:

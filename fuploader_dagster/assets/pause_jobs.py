@@ -55,9 +55,7 @@ def _job(pipeline: Pipeline, name: str, *, paused: bool, description: str) -> dg
         before = str(done.before) or "nothing was paused"
         context.log.info(f"before: {before}; now: {str(done.now) or 'nothing is paused'}")
         if done.trouble:
-            context.log.warning(
-                f"only this node knows it for now, and tells the others when it can: {done.trouble}"
-            )
+            context.log.warning(done.trouble)
 
     @dg.job(
         name=name,

@@ -66,9 +66,7 @@ def _wish(
     if str(done.now):
         console.say(f"now {done.now}")
     if done.trouble:
-        console.complain(
-            f"only this node knows it for now, and tells the others when it can: {done.trouble}"
-        )
+        console.complain(done.trouble)
 
 
 def _before(done: Wished, parts: tuple[Part, ...]) -> str:

@@ -19,7 +19,7 @@ docs/decisions/0018.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -87,37 +87,49 @@ class Wished:
 
 
 def wish(pipeline: Intake, parts: Sequence[Part], *, paused: bool, by: str, reason: str) -> Wished:
-    """Have the parts paused or resumed, on all nodes. May be repeated: the last one counts."""
-    layout = pipeline.layout
-    with waited_for(FileLock(layout.pause_lock)):
-        before, trouble = read_here(layout), ""
-        settings = pipeline.state.in_a_hurry()
-        with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+    """Have the parts paused or resumed, on all nodes. May be repeated: the last one counts.
+
+    Raises the disk's error if neither the disk nor the state store takes it.
+    """
+    layout, settings, trouble = pipeline.layout, pipeline.state.in_a_hurry(), ""
+    lock = FileLock(layout.pause_lock)
+    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        unwritable = _failure_of(lock.wait)
+        try:
+            before = read_here(layout)
             try:
                 state.open()
                 before = _later(before, _there(state))
             except FuploaderError as error:
                 trouble = str(error)
             at = max(int(time.time() * 1e6), *(before.of(part).at + 1 for part in PARTS))
-            new = Wish(
-                at=min(at, HIGHEST_NOTE_TIME),
-                paused=paused,
-                by=by,
-                reason=reason[:LONGEST_REASON],
-            )
+            reason = reason[:LONGEST_REASON]
+            new = Wish(at=min(at, HIGHEST_NOTE_TIME), paused=paused, by=by, reason=reason)
             now = replace(before, **dict.fromkeys(parts, new))
             if not trouble:
                 try:
                     _put(state, now, parts)
                 except FuploaderError as error:
                     trouble = str(error)
-            try:
-                _write(layout, now)
-            except FuploaderError as error:
-                if trouble:
-                    raise
-                trouble = str(error)
+            unwritable = unwritable or _failure_of(lambda: _write(layout, now))
+        finally:
+            lock.release()
+    if unwritable and trouble:
+        raise unwritable
+    if trouble:
+        trouble = f"other nodes learn of it when the state store answers again: {trouble}"
+    if unwritable:
+        trouble = f"only the state store knows it, not the disk: {unwritable}"
     return Wished(before, now, trouble)
+
+
+def _failure_of(act: Callable[[], None]) -> Exception | None:
+    """The error of the disk, a full one for example; None if it worked."""
+    try:
+        act()
+    except (FuploaderError, OSError) as error:
+        return error
+    return None
 
 
 def current(pipeline: Intake, *, changing: bool = True) -> Wishes:
@@ -150,7 +162,10 @@ def known(layout: Layout, state: StateStore, *, changing: bool = True) -> Wishes
             with waited_for(FileLock(layout.pause_lock)):
                 newest = _later(read_here(layout), newest)
                 _write(layout, newest)
-        except FuploaderError as error:  # a full disk is no reason to do what nobody wants
+        except (
+            FuploaderError,
+            OSError,
+        ) as error:  # a full disk is no reason to do what nobody wants
             warn_once(f"the state store has to remember alone what is paused: {error}")
     return newest
 
@@ -159,7 +174,7 @@ def read_here(layout: Layout) -> Wishes:
     """What this node knows. Never raises: see above for a file that cannot be read."""
     try:
         return msgspec.json.decode(read_own(layout.pause), type=Wishes)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):  # there can be no file
         return Wishes()
     except (OSError, ForeignFile, *UNREADABLE_JSON) as error:
         damaged = Wish(

@@ -163,6 +163,19 @@ def test_a_folder_in_place_of_the_file_counts_as_a_pause(tmp_path: Path) -> None
     assert current(one).intake.paused
 
 
+def test_where_no_file_can_be_nothing_is_paused_but_what_the_state_store_knows(
+    tmp_path: Path,
+) -> None:
+    one, broken = node(tmp_path, "a"), node(tmp_path, "b")
+    broken.storage_root.touch()
+    assert current(broken) == Wishes()
+    say(one, True)
+    assert current(broken).intake.paused
+    done = say(broken, False)  # its disk takes nothing
+    assert str(broken.layout.root.parent) in done.trouble
+    assert not current(one).intake.paused
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"paused": "yes"}', "[" * 10_000])
 def test_nonsense_in_the_state_store_is_no_wish(tmp_path: Path, text: str) -> None:
     one = node(tmp_path, "a")
