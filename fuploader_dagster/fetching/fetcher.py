@@ -108,7 +108,8 @@ class Fetcher:
 
         `durably`: sync the files at the end.
         """
-        await asyncio.to_thread(folder.take_over)
+        if not folder.is_new:
+            await asyncio.to_thread(folder.take_over)
         task = _Task(folder, counts or Counts(), self._settings.max_task_bytes)
         ready: list[tuple[int, Address, str, URL]] = []
         for position, (address, key) in enumerate(zip(addresses, keys_of(addresses), strict=True)):

@@ -30,7 +30,7 @@ import msgspec
 
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.file_digest import digest_of
-from fuploader_dagster.disk.own_files import closed_after, open_own, read_own
+from fuploader_dagster.disk.own_files import closed_after, folder_mode, open_own, read_own
 from fuploader_dagster.disk.temporaries import lock_now
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON, SlotInUse
@@ -66,9 +66,14 @@ class TaskFolder:
         self._parts = work / "parts"
         self.files = files or work / "files"
         self._for_people = files is not None
-        self._is_new = not self._parts.exists()
-        for folder in (self._parts, self.files):
-            durable.make_dirs(folder, for_others=folder == files)
+        self.is_new = not self._parts.exists()
+        """Whether there is nothing to take over."""
+        with naming_disk_trouble(work):
+            for folder in (work.parent, *([files] if files is not None else [])):
+                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self._work, self._parts, self.files):  # nothing of them need be durable
+                if not folder.is_dir():
+                    folder.mkdir(folder_mode(folder.parent))
         self._lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
         if lock_now(self._lock, fcntl.LOCK_EX) is False:
             os.close(self._lock)
@@ -88,8 +93,6 @@ class TaskFolder:
 
     def take_over(self) -> None:
         """Find finished files. Reads all of them, so call this in a thread."""
-        if self._is_new:
-            return
         path = self._work / LOG_NAME
         log = read_own(path)
         if log and not log.endswith(b"\n"):
@@ -109,11 +112,11 @@ class TaskFolder:
 
     def part(self, key: str) -> PartFile:
         """The file in work for this key."""
-        return PartFile(self._parts, key, is_new=self._is_new)
+        return PartFile(self._parts, key, is_new=self.is_new)
 
     def may_have(self, key: str) -> bool:
         """Whether an earlier process may have left a part of it."""
-        return not self._is_new and (self._parts / f"{key}.json").exists()
+        return not self.is_new and (self._parts / f"{key}.json").exists()
 
     def finish(
         self, key: str, part: PartFile, name: str, content_type: str, headers: dict[str, str]

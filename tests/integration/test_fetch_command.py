@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import pytest
 from aiohttp import web
 
 from fuploader_dagster import Archive
-from fuploader_dagster.archives.ranges import StoredArchive  # noqa: F401
 from tests.integration.test_cli import fuploader
 from tests.servers.http_handler import Call, HttpHandlerServer
 from tests.servers.ports import LOOPBACK
@@ -116,3 +117,69 @@ def test_bad_calls_say_what_is_wrong(
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+COMMAND = [sys.executable, "-m", "fuploader_dagster.cli.app", "fetch", "list.txt", *ALLOW]
+PATIENCE_SECONDS = 120
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_calls(origin: HttpHandlerServer, number: int, one: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(origin.calls) < number and one.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("output", ["out", "new/all.tar.zst"])
+@pytest.mark.parametrize("kill_at", [1, 40, 90])
+def test_a_command_that_is_killed_is_finished_by_the_next_one(
+    origin: HttpHandlerServer, tmp_path: Path, output: str, kill_at: int
+) -> None:
+    listed(origin, tmp_path, *(f"{n}/same.txt" for n in range(100)))
+    killed = started(tmp_path, "-o", output)
+    try:
+        wait_for_calls(origin, kill_at, killed)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    done = fuploader(tmp_path, "fetch", "list.txt", *ALLOW, "-o", output)
+    assert done.returncode == 0, done.stderr
+    if output == "out":
+        found = [p.read_bytes() for p in (tmp_path / output).iterdir() if p.is_file()]
+    else:
+        with Archive.open(tmp_path / output) as archive:
+            found = [archive.read(one.name) for one in archive.listing().members]
+    assert sorted(found) == sorted(f"/{n}/same.txt".encode() * 1000 for n in range(100))
+
+
+def test_ctrl_c_ends_the_command_and_what_came_stays(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    async def answer(call: Call) -> web.StreamResponse:
+        return await (call.nothing() if call.request.path == "/hangs" else path_as_content(call))
+
+    origin.answer = answer
+    listed(origin, tmp_path, "a.txt", "hangs")
+    one = started(tmp_path, "-o", "out")
+    wait_for_calls(origin, 2, one)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (tmp_path / "out/a.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    one.send_signal(signal.SIGINT)
+    _, complaints = one.communicate(timeout=PATIENCE_SECONDS)
+    assert one.returncode == 130, complaints  # as shells say: ended by SIGINT
+    assert "Traceback" not in complaints
+    origin.answer = path_as_content
+    assert fuploader(tmp_path, "fetch", "list.txt", *ALLOW, "-o", "out").returncode == 0
+    assert [call.request.path for call in origin.calls] == ["/a.txt", "/hangs", "/hangs"]
