@@ -25,6 +25,8 @@ LONGEST_NAME = 1000
 """Of a part that failed: mostly the address that it would have come from."""
 MOST_DETAIL_BYTES = 4096
 MOST_FAILURES = 100_000
+FAILURE_BYTES = 200
+"""About what one takes in memory."""
 NAMED_FAILURES = 3
 
 
@@ -35,12 +37,8 @@ class CheckedAnswer(NamedTuple):
     failures: Sequence[FailedPart] = ()
     rest: bytes | None = None
     """What a dead letter holds in place of the item's content."""
-
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes of memory."""
-        content = sum(len(one.content) for one in self.results if isinstance(one, Result))
-        return content + 100 * len(self.failures) + len(self.rest or b"")
+    size_bytes: int = 0
+    """About what it takes of memory."""
 
     def reason(self) -> str:
         """Why the item has a dead letter beside its results."""
@@ -53,25 +51,26 @@ class CheckedAnswer(NamedTuple):
 
 
 def checked(answer: Any, item: Item, most_bytes: int) -> CheckedAnswer:
-    """An item's results, if they can be stored. Raises `BadItem`."""
+    """An item's results, if they can be stored. Raises `BadItem`. Called once per item."""
     if isinstance(answer, BadItem):
         raise answer
-    partial = answer if isinstance(answer, Partial) else Partial(answer, ())
+    failures: Sequence[FailedPart] = ()
+    rest: bytes | None = None
+    size = 0
+    results: list[Result | CheckedFile] = []
     try:
-        results = [_checked_result(result, item.folder) for result in partial.results]
-        if not isinstance(partial.rest, bytes | None):
-            raise BadItem(f"the rest of its Partial is a {type(partial.rest).__name__}, not bytes")
-        failures = [_checked_failure(failure, item) for failure in partial.failures]
+        if isinstance(answer, Partial):
+            failures, rest = _checked_failures(answer, item)
+            size = FAILURE_BYTES * len(failures) + len(rest or b"")
+            answer = answer.results
+        for result in answer:
+            results.append(_checked_result(result, item.folder))
+            size += len(result.content) if isinstance(result, Result) else 0
     except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
         raise BadItem(f"a result cannot be stored: {error}") from error
-    if len(failures) > MOST_FAILURES:
-        raise BadItem(f"{len(failures):,} of its parts failed; at most {MOST_FAILURES:,} can")
-    found = CheckedAnswer(results, failures, partial.rest if failures else None)
-    if found.size_bytes > most_bytes:
-        raise BadItem(
-            f"its results have {found.size_bytes:,} bytes; max_result_bytes is {most_bytes:,}"
-        )
-    return found
+    if size > most_bytes:
+        raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
+    return CheckedAnswer(results, failures, rest, size)
 
 
 def headers_of(result: Result | FileResult) -> dict[str, str]:
@@ -81,16 +80,17 @@ def headers_of(result: Result | FileResult) -> dict[str, str]:
 
 
 def _checked_result(result: Any, folder: Path | None) -> Result | CheckedFile:
-    if not isinstance(result, FileResult) and not (
-        isinstance(result, Result) and isinstance(result.content, bytes)
-    ):
+    is_file = isinstance(result, FileResult)
+    if not is_file and not (isinstance(result, Result) and isinstance(result.content, bytes)):
         raise BadItem(f"the processor gave a {type(result).__name__}, not a Result")
     if result.name:
         check_file_name(result.name)
     if len(result.content_type.encode()) > LONGEST_CONTENT_TYPE:
         raise BadItem(f"a content type of more than {LONGEST_CONTENT_TYPE} bytes")
-    if isinstance(result, Result):
-        return result
+    return _checked_file(result, folder) if is_file else result
+
+
+def _checked_file(result: FileResult, folder: Path | None) -> CheckedFile:
     if not (isinstance(result.sha256, bytes) and len(result.sha256) == 32):
         raise BadItem(f"the sha256 of the file {result.name!r} is not a digest of 32 bytes")
     _check_headers(result)
@@ -108,6 +108,16 @@ def _check_headers(result: FileResult) -> None:
             f"the headers of the file {result.name!r} have {size:,} bytes; at most {MOST_BYTES:,} "
             f"are kept"
         )
+
+
+def _checked_failures(partial: Partial, item: Item) -> tuple[Sequence[FailedPart], bytes | None]:
+    """The failures, and what a dead letter about them holds, if there are any."""
+    if not isinstance(partial.rest, bytes | None):
+        raise BadItem(f"the rest of its Partial is a {type(partial.rest).__name__}, not bytes")
+    failures = [_checked_failure(failure, item) for failure in partial.failures]
+    if len(failures) > MOST_FAILURES:
+        raise BadItem(f"{len(failures):,} of its parts failed; at most {MOST_FAILURES:,} can")
+    return failures, partial.rest if failures else None
 
 
 def _checked_failure(failure: Any, item: Item) -> FailedPart:

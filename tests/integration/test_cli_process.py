@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.test_cli import configure, fuploader
 from tests.integration.test_hostile_text import HOSTILE, problems_of
-from tests.settings import archived_files, pipeline, sealed
+from tests.settings import archived_files, archives_in, pipeline, sealed
 
 APP = """
 from fuploader_dagster import Item, Result, processor
@@ -49,6 +49,57 @@ def test_a_file_is_processed_without_a_queue(project: Path) -> None:
     done = fuploader(project, "process", "a.txt", "--header", "cmd=repeat/2")
     assert "0-a.txt: 9 bytes" in done.stdout
     assert not (project / "data").exists()
+
+
+COPIES = """
+import hashlib
+from fuploader_dagster import Failure, FileResult, Partial, Processor, ProcessorSettings
+
+class Copies(Processor):
+    uses_folder = True
+
+    async def process(self, items):
+        return [self.copy(item) for item in items]
+
+    def copy(self, item):
+        path = item.folder / "copy"
+        path.write_bytes(item.content)
+        digest = hashlib.sha256(item.content).digest()
+        file = FileResult("copy.txt", path, len(item.content), digest)
+        return Partial([file], [Failure("other", "404 Not Found")], b"other")
+
+    async def close(self):
+        pass
+
+class Settings(ProcessorSettings):
+    def processor(self):
+        return Copies()
+
+    def describe(self):
+        return "copies"
+"""
+
+
+def test_results_that_are_files_are_written_and_what_is_missing_is_named(project: Path) -> None:
+    (project / "copies.py").write_text(COPIES)
+    configure(project, process={"kind": "copies:Settings"}, message_format="raw")
+    done = fuploader(project, "process", "a.txt", "-o", "b.txt")
+    assert done.returncode == 4
+    assert "no result for other: 404 Not Found" in done.stderr
+    assert (project / "b.txt").read_text() == "some text"
+    sealed(pipeline(project), {"task": b"a task"})
+    shipped = fuploader(project, "ship")
+    assert shipped.returncode == 0, shipped.stderr
+    (archive,) = archives_in(project / "objects")
+    listed = fuploader(project, "ls", str(archive))
+    assert "results/copy.txt" in listed.stdout
+    assert "1 parts of items have no result" in listed.stderr
+    (failure,) = json.loads(fuploader(project, "ls", "--json", str(archive)).stdout)["failures"]
+    assert failure == {"item": "task", "name": "other", "reason": "404 Not Found", "detail": {}}
+    again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")
+    assert "1 files will be processed again" in again.stdout, again.stderr
+    assert fuploader(project, "ship").returncode == 0
+    assert sorted(archived_files(project / "objects")["task"]) == [b"a task", b"other"]
 
 
 def test_a_bad_file_and_a_bad_call_say_what_is_wrong(project: Path) -> None:
