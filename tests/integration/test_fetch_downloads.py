@@ -290,7 +290,7 @@ def test_a_packed_file_that_is_cut_short_is_no_file(
 
 def test_a_server_that_trickles_is_given_up(origin: HttpHandlerServer, tmp_path: Path) -> None:
     origin.answer = lambda call: call.trickle(head(1_000_000), b"x")
-    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=0.5, max_retries=0)
+    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=2, max_retries=0)
     assert "bytes came in" in only_reason(outcome)
 
 
@@ -298,14 +298,26 @@ def test_a_server_that_trickles_its_headers_is_given_up(
     origin: HttpHandlerServer, tmp_path: Path
 ) -> None:
     origin.answer = lambda call: call.trickle(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x")
-    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=0.3, max_retries=0)
+    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=2, max_retries=0)
     assert only_reason(outcome) == "no answer within stall_seconds"
 
 
 def test_a_server_that_falls_silent_is_given_up(origin: HttpHandlerServer, tmp_path: Path) -> None:
     origin.answer = lambda call: call.reply_raw(head(1000) + b"x", end=False)
-    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=0.3, max_retries=0)
+    outcome = fetch([f"{base(origin)}/x"], tmp_path, stall_seconds=2, max_retries=0)
     assert only_reason(outcome) == "the server fell silent for stall_seconds"
+
+
+def test_all_attempts_for_a_file_end_after_timeout_seconds(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    start = head(1_000_000_000, f"ETag: {ETAG}")
+    origin.answer = lambda call: call.trickle(start, b"x" * 50_000)
+    outcome = fetch([f"{base(origin)}/x"], tmp_path, timeout_seconds=3)
+    assert only_reason(outcome) == (
+        "the file did not come in time; timeout_seconds leaves no time for another attempt"
+    )
+    assert list((tmp_path / "parts").glob("*.part"))  # the next run goes on
 
 
 @pytest.mark.parametrize("bomb", [b"\r\nX-Header: y" * 100, b"x" * 1000], ids=["many", "long"])
@@ -506,6 +518,7 @@ def test_a_task_fetched_again_takes_over_what_is_there(
     assert (out / "1~2").read_bytes() == b"/1"
 
 
+@pytest.mark.timeout(900)
 def test_5000_addresses_of_a_task_are_fetched(origin: HttpHandlerServer, tmp_path: Path) -> None:
     origin.answer = lambda call: call.reply(200, call.request.path.encode())
     outcome = fetch([f"{base(origin)}/{i:04}" for i in range(5000)], tmp_path)
@@ -548,7 +561,7 @@ def test_a_host_that_many_lead_to_is_asked_as_politely_as_any_other(
             return await call.reply(302, Location=there)
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)  # the last ones wait for a place longer than for an answer
         running -= 1
         return await call.reply(200, b"x")
 
@@ -560,7 +573,7 @@ def test_a_host_that_many_lead_to_is_asked_as_politely_as_any_other(
         resolver=ChangingResolver(LOOPBACK),
         allow_hosts=["*.example.com", LOOPBACK],
         per_host=2,
-        stall_seconds=1,
+        stall_seconds=5,
         max_retries=0,
     )
     assert outcome.missed == []
