@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ LINE_START = b'{"name":'
 """How each line begins."""
 _MOST_LEVELS = 100
 _STRINGS = re.compile(rb'"[^"]*"')
+_BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _CONTENT, _TEXT, _BASE64 = b"content", b"content_text", b"content_base64"
@@ -42,7 +43,7 @@ class Line(NamedTuple):
 
     name: str
     headers: str
-    content: bytes
+    content: bytes | memoryview
 
 
 class _Fields(msgspec.Struct):
@@ -51,7 +52,7 @@ class _Fields(msgspec.Struct):
     newlines: list[int] = []
     content: msgspec.Raw = msgspec.Raw(b"")
     content_text: str | None = None
-    content_base64: str | None = None
+    content_base64: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decode_fields = msgspec.json.Decoder(_Fields).decode
@@ -84,28 +85,36 @@ def decode_line(line: bytes) -> Line:
     headers = bytes(fields.headers).decode()
     if fields.content_text is not None:
         return Line(fields.name, headers, fields.content_text.encode("utf-8", "strict"))
-    if fields.content_base64 is not None:
-        try:
-            content = b64decode(fields.content_base64, validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"its content is not base64: {error}") from error
-        return Line(fields.name, headers, content)
+    if encoded := memoryview(fields.content_base64):
+        return Line(fields.name, headers, _from_base64(encoded))
     head = _head(fields.name, headers, fields.newlines, _CONTENT)
     if not line.startswith(head) or not line.endswith(b"}\n"):
         raise ValueError("its fields are not those of this format")
-    content = line[len(head) : -2]
+    content = memoryview(line)[len(head) : -2]
     if fields.newlines:
-        content = _with_newlines(content, fields.newlines)
+        return Line(fields.name, headers, _with_newlines(content, fields.newlines))
     return Line(fields.name, headers, content)
 
 
-def _with_newlines(content: bytes, newlines: list[int]) -> bytes:
+def _from_base64(quoted: memoryview) -> memoryview:
+    """Without a copy of what is decoded as text: some members are large."""
+    if bytes(quoted[:1]) != b'"' or bytes(quoted[-1:]) != b'"':
+        raise ValueError("its content is no text")
+    try:
+        if not _BASE64_TEXT.fullmatch(quoted[1:-1]):
+            raise ValueError("its content is not base64")
+        return memoryview(binascii.a2b_base64(quoted[1:-1]))
+    except binascii.Error as error:
+        raise ValueError(f"its content is not base64: {error}") from error
+
+
+def _with_newlines(content: memoryview, newlines: list[int]) -> memoryview:
     changed = bytearray(content)
     for at in accumulate(newlines):
         if not 0 <= at < len(changed) or changed[at] != ord(" "):
             raise ValueError("a newline is said to be where there is no space")
         changed[at] = ord("\n")
-    return bytes(changed)
+    return memoryview(changed)
 
 
 def _head(name: str, headers: str, newlines: list[int], field: bytes) -> bytes:
@@ -133,7 +142,7 @@ def json_value(content: bytes) -> Any:
 
 
 def _as_json(line: Line) -> bytes | None:
-    content = line.content
+    content = bytes(line.content)  # the same, if it is that
     try:
         json_value(content)
     except ValueError:
@@ -159,7 +168,7 @@ def _levels(content: bytes) -> int:
 
 def _as_text(line: Line) -> bytes | None:
     try:
-        text = _encode(line.content.decode())
+        text = _encode(bytes(line.content).decode())
     except UnicodeDecodeError:
         return None
     if len(text) > 2 + 4 * -(-len(line.content) // 3):

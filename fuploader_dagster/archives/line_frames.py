@@ -46,7 +46,10 @@ class LineFrames(ZstdFrames):
         parts, digest = [], b""
         for part, digest in payload_of_pieces(member, pieces):  # noqa: B007 - the last one counts
             parts.append(part)
-        line = encode_line(Line(member.name, member.headers, b"".join(parts)))
+        content = b"".join(parts)
+        parts.clear()  # or they stay in memory until the frame is made
+        line = encode_line(Line(member.name, member.headers, content))
+        del content
         yield partial(self.compress, line, digest, [len(line)])
 
 

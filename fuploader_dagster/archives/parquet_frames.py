@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import io
 import json
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +47,7 @@ from fuploader_dagster.archives.parquet_end import (
 )
 from fuploader_dagster.archives.placed_manifest import trailer
 from fuploader_dagster.disk.header_text import from_text
-from fuploader_dagster.errors import DamagedArchive
+from fuploader_dagster.errors import DamagedArchive, PermanentError
 
 _TYPES = {
     "bool": pa.bool_(),
@@ -56,6 +58,8 @@ _TYPES = {
 _NO_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError)
 _MOST_THRIFT = 2**26
 _SEPARATOR = b"\0"
+_MOST_BYTES = 2**31 - 2**20
+"""Of a content: offsets of Parquet's library have 31 bits."""
 
 
 class _Sink(io.RawIOBase):
@@ -119,6 +123,8 @@ class ParquetFrames(FrameEncoder):
             compression="zstd",
             compression_level=level,
             use_dictionary=list(columns),
+            # Of contents nobody asks for the least, and finding it takes six copies of a large one.
+            write_statistics=[one.name for one in fields if one.name != CONTENT],
             write_page_checksum=True,
             store_schema=False,
         )
@@ -133,10 +139,19 @@ class ParquetFrames(FrameEncoder):
     def encode_large(
         self, member: MemberToPack, pieces: Iterator[Piece]
     ) -> Iterator[Callable[[], Frame]]:
+        if member.size_bytes > _MOST_BYTES:
+            raise PermanentError(
+                f"{member.name!r} has {member.size_bytes:,} bytes, and a value in a Parquet file "
+                f"has at most {_MOST_BYTES:,}",
+                hint="the slot is kept, with the file in its segment.tar; for slots to come, set "
+                "archive_format: tar.zst",
+            )
         parts, found = [], b""
         for part, found in payload_of_pieces(member, pieces):  # noqa: B007 - the last one counts
             parts.append(part)
-        yield partial(self._row_group, [(member, b"".join(parts))], found)
+        content = b"".join(parts)
+        parts.clear()  # or they stay in memory until the row group is made
+        yield partial(self._row_group, [(member, content)], found)
 
     def _row_group(self, rows: Sequence[tuple[MemberToPack, bytes]], digests: bytes) -> Frame:
         headers = [from_text(member.headers) for member, _ in rows]
@@ -147,7 +162,7 @@ class ParquetFrames(FrameEncoder):
             values = [as_type(one.get(name), kind) for one in fields]
             arrays.append(pa.array(values, _TYPES[kind]))
         if self._content:
-            arrays.append(pa.array([content for _, content in rows], pa.binary()))
+            arrays.append(_binary([content for _, content in rows]))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(rows))
         data = self._sink.fetch()
@@ -169,6 +184,25 @@ class ParquetFrames(FrameEncoder):
                 hint="nothing was stored; install the version of pyarrow in requirements/run.txt",
             )
         return trailer(manifest_bytes) + self._footer
+
+
+def _binary(contents: Sequence[bytes]) -> pa.Array:
+    """A column of them. That of a single large one is not copied."""
+    ends = array("i", accumulate(map(len, contents), initial=0))
+    data = b"".join(contents)  # of one, it is that
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.binary(), len(contents), buffers)
+
+
+def _separated(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """The values of a column, each followed by the separator; none is copied."""
+    for chunk in column.chunks:
+        _, ends, data = chunk.buffers()
+        values = memoryview(data or b"")
+        places = memoryview(ends).cast("B").cast("i")[chunk.offset :][: len(chunk) + 1]
+        for start, end in pairwise(places):
+            yield values[start:end]
+            yield _SEPARATOR
 
 
 class _Part(io.RawIOBase):
@@ -233,8 +267,7 @@ class ParquetReader(FrameReader):
             table = file.read_row_group(index, columns=[column], use_threads=False)
             if not self._keeps_content:
                 return _SEPARATOR * int(table.num_rows)
-            contents = table.column(CONTENT).to_pylist()
-            return b"".join(content + _SEPARATOR for content in contents)
+            return b"".join(_separated(table.column(CONTENT)))
         except _NO_PARQUET as error:
             raise ValueError(f"it is no row group that can be read: {error}") from error
 
