@@ -232,8 +232,15 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
             if supervisor is not None:
                 supervisor.let_go()
             supervisor = _supervisors[pipeline.layout.root] = Supervisor(pipeline)
-            atexit.register(supervisor.stop)
         return supervisor
+
+
+@atexit.register
+def _stop_all() -> None:
+    for supervisor in _supervisors.values():
+        supervisor.let_go()
+    for supervisor in _supervisors.values():
+        supervisor.stop()
 
 
 def _problem_of(worker: _Worker, status: worker_status.WorkerStatus | None) -> str:
