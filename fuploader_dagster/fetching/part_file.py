@@ -95,7 +95,7 @@ class PartFile:
                 self._descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND)
                 os.ftruncate(self._descriptor, self.size_bytes)
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """The next bytes. Raises `DiskFull` or `DiskFailed`."""
         assert self._descriptor is not None, "begin() comes first"  # noqa: S101
         try:

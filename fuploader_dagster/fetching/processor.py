@@ -7,11 +7,13 @@ What must always hold:
 - An item is blamed only if somebody answered. A task of which nothing came and no server gave a
   final answer (the network is down, all hosts are, or all of them say "later") is tried again; if
   that goes on for every task, the processor is unavailable and nothing becomes a dead letter.
-- What is in the item's folder is taken up: after a crash only what is missing is fetched.
+- What is in the item's folder is taken up: after a crash only what is missing is fetched. When a
+  stored task is processed again, so is what its archive holds.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -26,6 +28,7 @@ from fuploader_dagster.contracts.processor import (
 )
 from fuploader_dagster.errors import BadItem, RetryItem
 from fuploader_dagster.fetching.addresses import addresses_of, rest_of
+from fuploader_dagster.fetching.stored_files import ADDRESS_HEADER, take_stored
 from fuploader_dagster.fetching.task_folder import TaskFolder
 
 if TYPE_CHECKING:
@@ -45,12 +48,15 @@ class FetchProcessor(Processor):
         self._settings = settings
         self._connections: Connections | None = None
         self._fetcher: Fetcher | None = None
+        self._takes_over: asyncio.Lock | None = None
+        """Held while files are read from a stored archive."""
 
     async def open(self) -> None:
         # They load aiohttp, which loading settings must not.
         from fuploader_dagster.fetching.connections import Connections  # noqa: PLC0415
         from fuploader_dagster.fetching.fetcher import Fetcher  # noqa: PLC0415
 
+        self._takes_over = asyncio.Lock()
         self._connections = Connections(self._settings)
         self._fetcher = Fetcher(self._settings, self._connections)
 
@@ -60,7 +66,7 @@ class FetchProcessor(Processor):
 
     async def process(self, items: Sequence[Item]) -> Sequence[Answer]:
         (item,) = items
-        assert self._fetcher is not None, "open() comes first"  # noqa: S101 - part of the contract
+        assert self._fetcher and self._takes_over, "open() comes first"  # noqa: S101 - the contract
         assert item.folder is not None, "each item has one"  # noqa: S101
         settings = self._settings
         try:
@@ -70,6 +76,9 @@ class FetchProcessor(Processor):
         except BadItem as error:
             return [error]
         with TaskFolder(item.folder) as folder:
+            if item.before is not None:
+                async with self._takes_over:
+                    await asyncio.to_thread(take_stored, folder, addresses, item.before)
             outcome = await self._fetcher.fetch(addresses, folder, durably=False)
             results = [
                 FileResult(
@@ -78,7 +87,7 @@ class FetchProcessor(Processor):
                     size_bytes=one.file.size_bytes,
                     sha256=bytes.fromhex(one.file.sha256),
                     content_type=one.file.content_type,
-                    headers=one.file.headers,
+                    headers={**one.file.headers, ADDRESS_HEADER: one.file.key},
                 )
                 for one in outcome.fetched
             ]

@@ -79,6 +79,7 @@ class TaskFolder:
             os.close(self._lock)
             raise SlotInUse(f"another process is fetching into {work}")
         self.done: dict[str, DoneFile] = {}
+        self._taken_over = False
         self._log = open_own(work / LOG_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
     def __enter__(self) -> TaskFolder:
@@ -92,7 +93,10 @@ class TaskFolder:
         os.close(self._lock)
 
     def take_over(self) -> None:
-        """Find finished files. Reads all of them, so call this in a thread."""
+        """Find finished files, once. Reads all of them, so call this in a thread."""
+        if self._taken_over:
+            return
+        self._taken_over = True
         path = self._work / LOG_NAME
         log = read_own(path)
         if log and not log.endswith(b"\n"):

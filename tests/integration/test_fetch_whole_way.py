@@ -19,6 +19,7 @@ from fuploader_dagster.slots.processed import find_processed
 from tests.servers.http_handler import Call, HttpHandlerServer
 from tests.servers.ports import LOOPBACK, free_port
 from tests.settings import archived_files, archives_in, pipeline, sealed
+from tests.unit.delivery.test_redo import content_of, redone, stored_at
 
 
 async def path_as_content(call: Call) -> web.StreamResponse:
@@ -163,3 +164,40 @@ def test_a_dead_host_is_a_tasks_own_trouble_if_others_answer(
     assert letter.item is not None
     assert letter.item.name == "dead"
     assert "could not connect" in letter.reason
+
+
+def test_a_task_that_is_processed_again_fetches_only_what_its_archive_lacks(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    missing = {"/m", "/n"}
+    asked: list[str] = []
+
+    async def some(call: Call) -> web.StreamResponse:
+        asked.append(call.request.path)
+        if call.request.path in missing:
+            return await call.reply(404)
+        return await path_as_content(call)
+
+    origin.answer = some
+    settings = with_fetch(tmp_path, min_success=0)
+    files = {"one": task(origin, "a", "m", "x/a"), "two": task(origin, "b", "n")}
+    partition = sealed(settings, files).seal.partition
+    assert isinstance(shipped(settings)[0], Done)
+    missing.remove("/m")
+    asked.clear()
+    outcome = redone(settings, partition)
+    assert isinstance(outcome, Done), outcome
+    assert sorted(asked) == ["/m", "/n"]
+    assert outcome.receipt is not None
+    found = content_of(stored_at(settings, outcome.receipt))
+    results = {name: content for name, content in found.items() if name.startswith("results/")}
+    assert results == {
+        "results/a.txt": b"/a",
+        "results/m.txt": b"/m",
+        "results/a~2.txt": b"/x/a",
+        "results/b.txt": b"/b",
+    }
+    again = redone(settings, partition)  # of the redo's archive
+    assert isinstance(again, Done) and again.receipt is not None
+    assert asked[2:] == ["/n"]
+    assert content_of(stored_at(settings, again.receipt)) == found
