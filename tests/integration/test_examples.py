@@ -169,7 +169,7 @@ def test_downloads(tmp_path: Path) -> None:
             for name in results:
                 assert opened.read(name) == (project / Path(name).name).read_bytes()
     assert run(ls, project).count("results/asker.py") == 5
-    assert "5 × 1 parts failed and 3 have results: missing.txt" in run(letters, project)
+    assert "5 × 1 of its parts failed and 3 have results: missing.txt" in run(letters, project)
 
 
 def test_stream_to_clickhouse_says_which_servers_it_needs(
