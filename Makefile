@@ -25,10 +25,14 @@ DATABASE_TESTS := $(sort $(wildcard \
 	tests/faults/test_redis_*.py tests/integration/test_sinks_*.py tests/integration/test_sql_*.py \
 	tests/integration/test_stream_*.py tests/contract/sources/test_kafka_*.py \
 	tests/faults/test_kafka_*.py tests/integration/test_kafka_*.py))
+TASK_TESTS := $(sort $(wildcard \
+	tests/contract/notifiers/test_*.py tests/faults/test_fetch_*.py tests/faults/test_notice_*.py \
+	tests/faults/test_seal_each_*.py tests/integration/test_compose.py tests/integration/test_examples.py \
+	tests/integration/test_fetch_*.py tests/integration/test_image.py tests/integration/test_notices_*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-databases test-clickhouse check bench soak fuzz lock clean
+.PHONY: help run test test-databases test-tasks test-clickhouse check bench soak fuzz lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -38,11 +42,15 @@ run: $(VENV)/.run ## From nothing to the Dagster UI, with sample messages; Ctrl-
 
 test: $(VENV)/.dev ## Tests on real servers; PYTEST="-k name" selects; SEED=n repeats an order
 	@tools/install_test_servers.sh
-	$(PYTEST_IN_ORDER) $(addprefix --ignore=,$(DATABASE_TESTS)) $(PYTEST)
+	$(PYTEST_IN_ORDER) $(addprefix --ignore=,$(DATABASE_TESTS) $(TASK_TESTS)) $(PYTEST)
 
 test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in and out of databases, and of queues in Redis and Kafka
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
+
+test-tasks: $(VENV)/.dev ## Tests of downloads and notices, of the example projects, and of the files in deploy/
+	@tools/install_test_servers.sh
+	$(PYTEST_IN_ORDER) $(TASK_TESTS) $(PYTEST)
 
 test-clickhouse: $(VENV)/.dev $(VENV)/clickhouse/.ready ## Tests of the ClickHouse sink, on its engine (600 MB to install)
 	$(PYTEST_IN_ORDER) tests/clickhouse $(PYTEST)

@@ -45,8 +45,8 @@ class CheckedAnswer(NamedTuple):
         named = "; ".join(f"{one.name}: {one.reason}" for one in self.failures[:NAMED_FAILURES])
         more = len(self.failures) - NAMED_FAILURES
         return (
-            f"{len(self.failures)} of its parts failed and {len(self.results)} have results: {named}"
-            f"{f'; and {more} more' if more > 0 else ''}"
+            f"{len(self.failures)} of its parts failed and {len(self.results)} have results: "
+            f"{named}{f'; and {more} more' if more > 0 else ''}"
         )
 
 

@@ -114,7 +114,8 @@ def test_a_partial_item_keeps_its_results_and_one_letter_asks_for_the_rest(tmp_p
     (letter,) = letters_of(settings)
     assert letter.item is not None
     assert (letter.item.position, letter.item.failures) == (0, 4)
-    assert "4 of its parts failed and 2 have results: c: 404; d: 404; e: 404; and 1 more" in letter.reason
+    named = "c: 404; d: 404; e: 404; and 1 more"
+    assert f"4 of its parts failed and 2 have results: {named}" in letter.reason
     assert json.loads(letter.body) == {"files": ["c", "d", "e", "f"]}
     (archive,) = packed(settings)
     with Archive.open(archive) as opened:
