@@ -134,6 +134,10 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
     with Catalog(layout.catalog) as catalog:
         other = CatalogedArchive(f"s3://b/{HOSTILE}", "k", "p", "", 1, 1, None)
         catalog.add(other, ["evilkey"])
+    hosts = ("127.0.0.1:1/", "127.0.0.1:1/[/red]", "")
+    (project / "addresses.txt").write_text(
+        "".join(f"http://{host}{HOSTILE.replace(chr(10), '')} {NAME}\n" for host in hosts)
+    )
     for arguments in (
         ("status",),
         ("ls", partition),
@@ -163,6 +167,15 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
         ("status", "-p", HOSTILE),
         ("status", HOSTILE),
         (HOSTILE,),
+        ("fetch", HOSTILE),
+        ("fetch", "addresses.txt", "-o", "fetched", "--allow-host", "127.0.0.1"),
+        ("pause", HOSTILE),
+        ("pause", "docs", "--reason", HOSTILE + "[/red]"),
+        ("status",),
+        ("doctor",),
+        ("ship",),
+        ("resume", HOSTILE),
+        ("resume", "docs"),
     ):
         run(*arguments)
     wrong = {name: found for name, out in outputs.items() if (found := problems_of(out))}

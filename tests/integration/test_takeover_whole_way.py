@@ -37,6 +37,10 @@ def test_started_in_place_of_a_killed_fuploader_it_waits_for_migrate_and_then_st
     on_its_disk, stored = former.on_disk(), former.in_store()
     assert on_its_disk
     assert stored == Counter(stored.keys())
+    # What it was writing when it was killed is not whole. It is kept, because nobody can know that,
+    # and its message comes again.
+    torn = on_its_disk.keys() - published.items()
+    assert all(published[name].startswith(content) for name, content in torn)
     assert former.keys()
     assert len(on_its_disk.keys() | stored.keys()) < MESSAGES
 
@@ -52,7 +56,9 @@ def test_started_in_place_of_a_killed_fuploader_it_waits_for_migrate_and_then_st
         assert not _left(former)
         assert not former.keys()
         dev.wait_for(
-            lambda: _receipted(former) >= MESSAGES - stored.total(), "everything to be stored", 120
+            lambda: _receipted(former) >= MESSAGES + len(torn) - stored.total(),
+            "everything to be stored",
+            120,
         )
         dev.wait_for(lambda: _ended(dev), "the runs' end")
         uploaded = dev.materialized("docs", NODE, "uploaded_archive")
@@ -60,7 +66,7 @@ def test_started_in_place_of_a_killed_fuploader_it_waits_for_migrate_and_then_st
         assert {run["status"] for run in dev.runs()} == {"SUCCESS"}
     finally:
         dev.stop()
-    assert former.in_store() == Counter(published.items())
+    assert former.in_store() == Counter([*published.items(), *torn])
     assert waiting(rabbitmq, former.queue) == 0
     ours = former.root / "docs"
     assert not [path for path in ours.glob("sealed/*/*") if path.is_dir()]
