@@ -23,7 +23,7 @@ def four(noida_server: KafkaServer) -> Topic:
 
 
 @pytest.fixture
-def opened() -> Iterator[Opened]:
+def kafka_opened() -> Iterator[Opened]:
     made: list[MessageSource] = []
 
     def open_one(settings: Kafka, name: str = "", prefetch: int = 100) -> MessageSource:

@@ -28,9 +28,11 @@ from tests.servers.kafka import admin
 from tests.servers.ports import wait_until
 
 
-def test_tombstones_that_are_passed_over_are_settled_too(topic: Topic, opened: Opened) -> None:
+def test_tombstones_that_are_passed_over_are_settled_too(
+    topic: Topic, kafka_opened: Opened
+) -> None:
     topic.produce((b"1", None, [], 0), (None, b"b", [], 0))
-    source = opened(topic.settings())
+    source = kafka_opened(topic.settings())
     settle(source, collect(source, 1))
     source.receive(1, 0.2)
     topic.produce(*[(None, b"c", [], 0)] * 5)
@@ -43,11 +45,11 @@ def test_tombstones_that_are_passed_over_are_settled_too(topic: Topic, opened: O
 
 
 def test_a_first_offset_is_committed_so_that_latest_means_the_first_start(
-    topic: Topic, opened: Opened
+    topic: Topic, kafka_opened: Opened
 ) -> None:
     settings = topic.settings(auto_offset_reset="latest")
     topic.fill(3)
-    source = opened(settings)
+    source = kafka_opened(settings)
 
     def begun() -> bool:
         source.receive(1, 0.2)
@@ -56,23 +58,23 @@ def test_a_first_offset_is_committed_so_that_latest_means_the_first_start(
     wait_until(begun, seconds=60, what="first offset", diagnose=lambda: str(topic.committed()))
     source.close()
     topic.fill(2)
-    messages = collect(opened(settings), 2)
+    messages = collect(kafka_opened(settings), 2)
     assert bodies_of(messages) == [b"0-0", b"0-1"]
 
 
 @despite_stuck_rebalances
 def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_marked(
-    four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
+    four: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A rebalance in the middle of a batch."""
     caplog.set_level(logging.INFO)
     bodies = four.fill(20)
-    one = opened(four.settings())
+    one = kafka_opened(four.settings())
     in_hand = collect(one, 80)
     settle(one, in_hand[:8])
     settled = sum(four.committed())
     assert settled == 8
-    two = opened(four.settings())
+    two = kafka_opened(four.settings())
     others: list[Message] = []
 
     def rebalanced() -> bool:
@@ -100,12 +102,12 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
 
 @despite_stuck_rebalances
 def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before(
-    four: Topic, opened: Opened
+    four: Topic, kafka_opened: Opened
 ) -> None:
     four.fill(20)
-    one = opened(four.settings())
+    one = kafka_opened(four.settings())
     in_hand = collect(one, 80)
-    two = opened(four.settings())
+    two = kafka_opened(four.settings())
     others: list[Message] = []
 
     def done(both: bool) -> bool:
@@ -135,16 +137,16 @@ def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before
 
 @despite_stuck_rebalances
 def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_notices(
-    four: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
+    four: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     settings = four.settings(session_timeout_seconds=60)
-    sources = {"a": opened(settings, "a")}
+    sources = {"a": kafka_opened(settings, "a")}
     ends(
         lambda: not sources["a"].receive(0, 0.1) and len(four.members().get("a", ())) == 4,
         lambda: str(four.members()),
     )
-    sources["b"] = opened(settings, "b")
+    sources["b"] = kafka_opened(settings, "b")
 
     def shared() -> bool:
         for source in sources.values():
@@ -158,7 +160,7 @@ def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_noti
     sources["b"].close()  # as one that was killed: it says no goodbye
     four.fill(5)
     caplog.clear()
-    sources["b"] = opened(settings, "b")
+    sources["b"] = kafka_opened(settings, "b")
     assert places_of(collect(sources["a"], 10)) == before["a"]
     assert places_of(collect(sources["b"], 10)) == before["b"]
     assert four.members() == before
@@ -166,12 +168,12 @@ def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_noti
 
 
 def test_a_second_worker_of_the_same_name_is_said(
-    topic: Topic, opened: Opened, capfd: pytest.CaptureFixture[str]
+    topic: Topic, kafka_opened: Opened, capfd: pytest.CaptureFixture[str]
 ) -> None:
     topic.fill(5)
-    first = opened(topic.settings(), "same")
+    first = kafka_opened(topic.settings(), "same")
     collect(first, 1)
-    second = opened(topic.settings(), "same")
+    second = kafka_opened(topic.settings(), "same")
     with pytest.raises(SourceRefused, match="node_id"):
         for _ in range(100):
             second.receive(1, 0.1)
@@ -180,10 +182,10 @@ def test_a_second_worker_of_the_same_name_is_said(
 
 
 def test_messages_that_were_removed_unread_are_said_and_the_rest_is_read(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
+    topic: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic.fill(10)
-    source = opened(topic.settings())
+    source = kafka_opened(topic.settings())
     settle(source, collect(source, 2))
     source.close()
     gone = TopicPartition(topic.name, 0, 7)
@@ -191,18 +193,18 @@ def test_messages_that_were_removed_unread_are_said_and_the_rest_is_read(
     client.delete_records([gone])[gone].result(30)
     found = {one.check: one for one in topic.settings().examine()}
     assert found["retention"].verdict == "wrong"
-    assert bodies_of(collect(opened(topic.settings()), 3)) == [b"0-7", b"0-8", b"0-9"]
+    assert bodies_of(collect(kafka_opened(topic.settings()), 3)) == [b"0-7", b"0-8", b"0-9"]
     assert "removed up to 5 messages before they were read" in caplog.text
 
 
 def test_an_offset_beyond_the_end_is_said_and_the_topic_read_from_its_oldest_message(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
+    topic: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     """So with a topic that was deleted and created again."""
     topic.fill(10)
     topic.commit(10_000)
     topic.fill(2)
-    source = opened(topic.settings(auto_offset_reset="latest"))
+    source = kafka_opened(topic.settings(auto_offset_reset="latest"))
     messages = collect(source, 12)
     assert "ends at offset 12, and 10000 was to be read next" in caplog.text
     settle(source, messages)
@@ -210,15 +212,15 @@ def test_an_offset_beyond_the_end_is_said_and_the_topic_read_from_its_oldest_mes
 
 
 def test_a_topic_that_was_created_again_is_read_from_its_oldest_message(
-    topic: Topic, opened: Opened
+    topic: Topic, kafka_opened: Opened
 ) -> None:
     topic.fill(10)
-    source = opened(topic.settings())
+    source = kafka_opened(topic.settings())
     settle(source, collect(source, 10))
     source.close()
     topic.recreate()
     topic.fill(3)
-    assert bodies_of(collect(opened(topic.settings()), 3)) == [b"0-0", b"0-1", b"0-2"]
+    assert bodies_of(collect(kafka_opened(topic.settings()), 3)) == [b"0-0", b"0-1", b"0-2"]
 
 
 def test_a_committed_offset_says_of_which_topic_and_reading_it_is() -> None:
@@ -234,9 +236,11 @@ def test_a_committed_offset_says_of_which_topic_and_reading_it_is() -> None:
     assert not was_created_again(Note(), "other")
 
 
-def test_a_message_that_comes_again_has_the_same_position(topic: Topic, opened: Opened) -> None:
+def test_a_message_that_comes_again_has_the_same_position(
+    topic: Topic, kafka_opened: Opened
+) -> None:
     topic.fill(20)
-    source = opened(topic.settings())
+    source = kafka_opened(topic.settings())
     messages = collect(source, 20)
     positions = positions_of(source, messages)
     assert [one.number for one in positions] == list(range(20))
@@ -244,18 +248,18 @@ def test_a_message_that_comes_again_has_the_same_position(topic: Topic, opened: 
     settle(source, messages[:10])
     assert source.position_of(messages[9]) is None
     source.close()
-    again = opened(topic.settings())
+    again = kafka_opened(topic.settings())
     assert positions_of(again, collect(again, 10)) == positions[10:]
     again.close()
     topic.commit(0)  # as a person who wants them all again
-    anew = opened(topic.settings())
+    anew = kafka_opened(topic.settings())
     once_more = positions_of(anew, collect(anew, 20))
     assert {one.reading for one in once_more} != {one.reading for one in positions}
 
 
-def test_of_each_partition_there_is_the_last_position(four: Topic, opened: Opened) -> None:
+def test_of_each_partition_there_is_the_last_position(four: Topic, kafka_opened: Opened) -> None:
     four.fill(10)
-    source = opened(four.settings())
+    source = kafka_opened(four.settings())
     messages = collect(source, 40)
     ends = {one.part: one.number for one in source.positions_up_to(messages[-1])}
     assert ends == {f"{four.name}[{number}]": 9 for number in range(4)}
@@ -267,10 +271,10 @@ def positions_of(source: MessageSource, messages: Sequence[Message]) -> list[Pos
 
 
 def test_a_worker_that_takes_nothing_for_long_stays_in_the_group(
-    topic: Topic, opened: Opened, caplog: pytest.LogCaptureFixture
+    topic: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     bodies = topic.fill(200)
-    source = opened(topic.settings(max_poll_interval_seconds=10))
+    source = kafka_opened(topic.settings(max_poll_interval_seconds=10))
     messages = collect(source, 50)
     until = time.monotonic() + 15
     while time.monotonic() < until:
@@ -285,10 +289,10 @@ def test_a_worker_that_takes_nothing_for_long_stays_in_the_group(
 
 
 def test_a_worker_that_does_not_ask_for_too_long_says_so_and_loses_nothing(
-    topic: Topic, opened: Opened
+    topic: Topic, kafka_opened: Opened
 ) -> None:
     bodies = topic.fill(20)
-    source = opened(topic.settings(max_poll_interval_seconds=10), "worker")
+    source = kafka_opened(topic.settings(max_poll_interval_seconds=10), "worker")
     messages = collect(source, 5)
     time.sleep(13)  # as a parser that holds the interpreter's lock
     with pytest.raises(SourceUnavailable, match="max_poll_interval_seconds"):

@@ -36,7 +36,7 @@ from tests.servers.ports import LOOPBACK, answers, free_port
 from tests.servers.tls_proxy import TlsProxy
 
 
-def test_key_place_time_and_headers_are_described(topic: Topic, opened: Opened) -> None:
+def test_key_place_time_and_headers_are_described(topic: Topic, kafka_opened: Opened) -> None:
     headers: list[tuple[str, bytes | None]] = [
         ("cmd", b"thumb/64"),
         ("raw", b"\xff"),
@@ -48,7 +48,7 @@ def test_key_place_time_and_headers_are_described(topic: Topic, opened: Opened) 
     ]
     before = int(time.time() * 1000)
     topic.produce((b"x", b"k", headers, 0), (b"y", b"\xfe", [], 0))
-    source = opened(topic.settings())
+    source = kafka_opened(topic.settings())
     first, second = collect(source, 2)
     described = source.describe(first)
     assert before - 1_000 <= described.pop("timestamp") <= int(time.time() * 1000) + 1_000
@@ -72,12 +72,12 @@ def test_key_place_time_and_headers_are_described(topic: Topic, opened: Opened) 
 
 
 def test_a_dead_letter_goes_back_to_its_topic_with_its_key_and_headers(
-    topic: Topic, noida_server: KafkaServer, opened: Opened
+    topic: Topic, noida_server: KafkaServer, kafka_opened: Opened
 ) -> None:
     other = Topic(noida_server)
     settings = topic.settings(topic=[other.name, topic.name])
     topic.produce((b"x", b"\xfe", [("raw", b"\xff"), ("cmd", b"a")], 0), (None, b"k", [], 0))
-    source = opened(settings.model_copy(update={"tombstones": "store"}))
+    source = kafka_opened(settings.model_copy(update={"tombstones": "store"}))
     messages = collect(source, 2)
     described = [source.describe(one) for one in messages]
     settle(source, messages)
@@ -117,15 +117,17 @@ def test_what_we_publish_needs_one_topic_and_each_partition_has_a_depth(four: To
     publisher.close()
 
 
-def test_tombstones_are_passed_over_stored_or_dead_letters(topic: Topic, opened: Opened) -> None:
+def test_tombstones_are_passed_over_stored_or_dead_letters(
+    topic: Topic, kafka_opened: Opened
+) -> None:
     topic.produce(
         (None, b"a", [], 0), (b"1", None, [], 0), (None, b"b", [], 0), (b"2", None, [], 0)
     )
     topic.produce((None, b"c", [], 0))
-    source = opened(topic.settings(group="skips"))
+    source = kafka_opened(topic.settings(group="skips"))
     skipped = collect(source, 2)
     assert bodies_of(skipped) == [b"1", b"2"]
-    stored = collect(opened(topic.settings(group="stores", tombstones="store")), 5)
+    stored = collect(kafka_opened(topic.settings(group="stores", tombstones="store")), 5)
     assert [(one.body, one.damage) for one in stored] == [
         (b"", ""),
         (b"1", ""),
@@ -133,17 +135,17 @@ def test_tombstones_are_passed_over_stored_or_dead_letters(topic: Topic, opened:
         (b"2", ""),
         (b"", ""),
     ]
-    dead = collect(opened(topic.settings(group="dead", tombstones="dead_letter")), 5)
+    dead = collect(kafka_opened(topic.settings(group="dead", tombstones="dead_letter")), 5)
     assert ["tombstone" in one.damage for one in dead] == [True, False, True, False, True]
 
 
 def test_several_topics_and_a_pattern_are_read_together(
-    topic: Topic, four: Topic, opened: Opened
+    topic: Topic, four: Topic, kafka_opened: Opened
 ) -> None:
     topic.fill(10)
     four.fill(10)
     both = topic.settings(topic=[topic.name, f"^{four.name[:-1]}.$"])
-    source = opened(both)
+    source = kafka_opened(both)
     messages = collect(source, 50)
     assert {message.attributes.topic() for message in messages} == {topic.name, four.name}
     settle(source, messages)
@@ -153,10 +155,13 @@ def test_several_topics_and_a_pattern_are_read_together(
 
 
 def test_a_missing_topic_is_refused_and_declare_creates_it(
-    noida_server: KafkaServer, opened: Opened
+    noida_server: KafkaServer, kafka_opened: Opened
 ) -> None:
     settings = kafka_settings(noida_server.bootstrap, "not-there", partitions=3)
-    for tried in (lambda: opened(settings), lambda: settings.publisher().publish([(b"x", {})])):
+    for tried in (
+        lambda: kafka_opened(settings),
+        lambda: settings.publisher().publish([(b"x", {})]),
+    ):
         with pytest.raises(SourceRefused, match=r"no topic not-there.*declare: true"):
             tried()
     assert settings.publisher().backlog() == 0
@@ -166,7 +171,7 @@ def test_a_missing_topic_is_refused_and_declare_creates_it(
     bodies = publish(publisher, 30)
     assert publisher.backlog() == 30
     publisher.close()
-    assert sorted(bodies_of(collect(opened(declaring), 30))) == sorted(bodies)
+    assert sorted(bodies_of(collect(kafka_opened(declaring), 30))) == sorted(bodies)
 
 
 def test_a_message_that_the_topic_does_not_take_is_named_and_the_others_are_there(
@@ -242,13 +247,13 @@ def test_tls_trusts_the_authority_that_is_named_and_no_other(tmp_path: Path) -> 
 
 
 @despite_stuck_rebalances
-def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, opened: Opened) -> None:
+def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, kafka_opened: Opened) -> None:
     four.fill(5)
     found = {one.check: one for one in four.settings().examine()}
     assert found["queue"].verdict == "good"
     assert "20 messages wait in 4 partitions" in found["queue"].found
     assert found["replicas"].verdict == "warning"
-    collect(opened(four.settings()), 1)
+    collect(kafka_opened(four.settings()), 1)
     assert "other members" not in {one.check for one in four.settings().examine()}
     foreign = Consumer(
         {
