@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 from pydantic import ValidationError
-from rich.progress import Progress, TaskID
 
 from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.writer import write_archive
@@ -168,20 +167,20 @@ async def _show(counts: Counts, addresses: int) -> None:
     """A bar of finished files and the bytes that came, until it is cancelled."""
     with console.counting() as progress:
         bar = progress.add_task("fetching", total=addresses)
+
+        def update() -> None:
+            progress.update(
+                bar,
+                completed=counts.done + counts.failed,
+                description=f"fetching, {counts.size_bytes / 1e6:,.1f} MB",
+            )
+
         try:
             while True:
-                _update(progress, bar, counts)
+                update()
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
-            _update(progress, bar, counts)
-
-
-def _update(progress: Progress, bar: TaskID, counts: Counts) -> None:
-    progress.update(
-        bar,
-        completed=counts.done + counts.failed,
-        description=f"fetching, {counts.size_bytes / 1e6:,.1f} MB",
-    )
+            update()
 
 
 def _report(addresses: Sequence[Address], outcome: Outcome, output: Path, *, as_json: bool) -> None:
