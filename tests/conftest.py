@@ -12,6 +12,7 @@ a machine is decides nothing: no example has a deadline, and what waits, waits f
 from __future__ import annotations
 
 import random
+import signal
 
 import hypothesis
 import pytest
@@ -22,6 +23,11 @@ pytest_plugins = [
     "tests.servers.database_fixtures",
     "tests.servers.kafka",
 ]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # The tests were started in the background. Programs that they start would take that over, and
+    # Ctrl-C would not reach them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "any machine",
