@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 
 from fuploader_dagster.contracts.retry_after import pause_seconds
 from fuploader_dagster.fetching.failures import NotFetched, Passing, Refused
+from fuploader_dagster.settings.http_headers import usable_content_type
 from fuploader_dagster.settings.safe_text import in_a_line
 
 WHOLE = (200, 203)
@@ -92,9 +93,7 @@ def check_type(headers: Mapping[str, str], accepted: list[str]) -> None:
 
 def type_of(headers: Mapping[str, str]) -> str:
     """The content type, if it can be one."""
-    value = headers.get("Content-Type", "").strip()
-    usable = "/" in value and value.isascii() and value.isprintable() and len(value) <= 200
-    return value if usable else ""
+    return usable_content_type(headers.get("Content-Type", ""))
 
 
 def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ What the settings mean together: docs/downloads.md. aiohttp is imported when a p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -19,9 +18,9 @@ from fuploader_dagster.contracts.settings import Count, Seconds
 from fuploader_dagster.fetching.addresses import template_fields
 from fuploader_dagster.fetching.places import Places, host_problem
 from fuploader_dagster.fetching.processor import FetchProcessor
+from fuploader_dagster.settings.http_headers import sendable
 from fuploader_dagster.settings.secret import Secret
 
-_HEADER_NAME = re.compile(r"[!#$&'*+.^_`|~%0-9A-Za-z-]+")
 _SET_HERE = {
     "accept-encoding",
     "connection",
@@ -115,14 +114,8 @@ class Fetch(ProcessorSettings):
                 raise ValueError("the key of headers must be a host or host:port")
             of_host = kept.setdefault(host.lower(), {})
             for name, secret in named.items():
-                value = secret.get_secret_value().strip()  # files of secrets end with a line break
-                if not _HEADER_NAME.fullmatch(name):
-                    raise ValueError("a header has a name that HTTP does not allow")
-                if name.lower() in _SET_HERE:
-                    raise ValueError(f"the header {name} is set by the download itself")
-                if not (value.isascii() and value.replace("\t", " ").isprintable()):
-                    raise ValueError(f"the value of the header {name} is not printable ASCII")
-                of_host[name] = SecretStr(value)
+                set_by = "the download" if name.lower() in _SET_HERE else ""
+                of_host[name] = sendable(name, secret, set_by=set_by)
         return kept
 
     @field_validator("proxy")

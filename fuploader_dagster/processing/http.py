@@ -30,7 +30,6 @@ opens.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -41,13 +40,13 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.errors import ConfigError, ProcessorUnavailable
-from fuploader_dagster.processing.http_calls import ITEM_HEADER, TOKEN, HttpProcessor
+from fuploader_dagster.processing.http_calls import ITEM_HEADER, HttpProcessor
 from fuploader_dagster.processing.http_connection import try_to_connect
+from fuploader_dagster.settings.http_headers import sendable
 from fuploader_dagster.settings.safe_text import in_a_line
 from fuploader_dagster.settings.secret import Secret
 
 _USABLE = "url must look like https://host:8001/path"
-_HEADER_NAME = re.compile(rf"[{re.escape(TOKEN)}%0-9A-Za-z]+")
 _SET_HERE = {
     "accept-encoding",
     "connection",
@@ -110,14 +109,8 @@ class HttpHandler(ProcessorSettings):
     def _usable_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         kept: dict[str, SecretStr] = {}
         for name, secret in headers.items():
-            value = secret.get_secret_value().strip()  # files of secrets end with a line break
-            if not _HEADER_NAME.fullmatch(name):
-                raise ValueError("a header has a name that HTTP does not allow")
-            if name.lower() in _SET_HERE or name.lower().startswith(ITEM_HEADER.lower()):
-                raise ValueError(f"the header {name} is set by the pipeline itself")
-            if not (value.isascii() and value.replace("\t", " ").isprintable()):
-                raise ValueError(f"the value of the header {name} is not printable ASCII")
-            kept[name] = SecretStr(value)
+            ours = name.lower() in _SET_HERE or name.lower().startswith(ITEM_HEADER.lower())
+            kept[name] = sendable(name, secret, set_by="the pipeline" if ours else "")
         if len({name.lower() for name in kept}) < len(kept):
             raise ValueError("a header is there twice: capital letters make no difference")
         return kept

@@ -8,7 +8,6 @@ import io
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -24,6 +23,7 @@ from fuploader_dagster.processing.http_answers import (
     read_results,
 )
 from fuploader_dagster.processing.http_connection import connect_hint, reason_of, tls_context
+from fuploader_dagster.settings.http_headers import TOKEN, usable_content_type
 from fuploader_dagster.settings.safe_text import in_a_line
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
 ITEM_HEADER = "X-Fuploader-"
 """Begins the names of headers that say what is known of an item."""
-TOKEN = "!#$&'*+-.^_`|~"  # noqa: S105 - what RFC 9110 calls the characters of a header's name
 QUOTED_CHARACTERS = 200
 _READ_OF_A_REFUSAL = 16 * 1024
-_LONGEST_CONTENT_TYPE = 200
 _LARGE_BODY = 512 * 1024
 """aiohttp sends larger ones in pieces if they come as a file, so that others get their turn."""
 _SHORTEST_SECRET = 6
@@ -135,7 +133,7 @@ class HttpProcessor(Processor):
         (item,) = items
         for name, value in item.headers.items():
             if name.lower() == "content-type" and not self._type_is_given:
-                headers["Content-Type"] = _content_type(value) or _BYTES_TYPE
+                headers["Content-Type"] = usable_content_type(value) or _BYTES_TYPE
             if name.lower() != "name":
                 headers[ITEM_HEADER + quote(name, safe=TOKEN)] = _encoded(value)
         headers[_NAME_HEADER] = _encoded(item.name)
@@ -155,7 +153,7 @@ class HttpProcessor(Processor):
                 answered = True
                 if 200 <= answer.status < 300:
                     content = await self._content(answer)
-                    return content, _content_type(answer.headers.get("Content-Type", ""))
+                    return content, usable_content_type(answer.headers.get("Content-Type", ""))
                 refusal = await self._refusal(answer)
         except (asyncio.TimeoutError, TimeoutError):
             said = "the answer was not complete" if answered else "there was no answer"
@@ -258,11 +256,3 @@ def _encoded(value: str) -> str:
         return value
     safe = _PRINTABLE if value == value.strip() else _PRINTABLE.strip()
     return quote(value, safe=safe, errors="surrogatepass")
-
-
-@lru_cache(256)
-def _content_type(value: str) -> str:
-    """A content type that came from outside, if it can be one."""
-    value = value.strip()
-    usable = "/" in value and value.isascii() and value.isprintable()
-    return value if usable and len(value) <= _LONGEST_CONTENT_TYPE else ""

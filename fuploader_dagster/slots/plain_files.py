@@ -30,22 +30,30 @@ _NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 log = logging.getLogger(__name__)
 
 
-class FilesWriter(DirectoryWriter):
+class FolderWriter(DirectoryWriter):
+    """A writer whose data is a folder with a file for each record."""
+
     slot_format = "files"
     data_name = FILES_NAME
-
-    def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
-        super().__init__(directory, keeps_headers=keeps_headers)
-        self._pending: list[tuple[str, bytes]] = []
 
     def _has_data(self) -> bool:
         folder = self.directory / FILES_NAME
         return folder.is_dir() and any(folder.iterdir())
 
-    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+    def _open_folder(self) -> Path:
         folder = self.directory / FILES_NAME
         make_dirs(folder)
         self._data = open_own_folder(folder)
+        return folder
+
+
+class FilesWriter(FolderWriter):
+    def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
+        super().__init__(directory, keeps_headers=keeps_headers)
+        self._pending: list[tuple[str, bytes]] = []
+
+    def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
+        folder = self._open_folder()
         find_by_content(folder, entries)
         for entry in entries:
             path = folder / entry.name

@@ -22,14 +22,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
-from fuploader_dagster.disk.durable import make_dirs, syncfs, write_all
-from fuploader_dagster.disk.own_files import closed_after, file_mode, open_own_folder, read_own
+from fuploader_dagster.disk.durable import syncfs, write_all
+from fuploader_dagster.disk.own_files import closed_after, file_mode, read_own
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import DamagedResults, DamagedSlot, DiskFailed, ForeignFile
-from fuploader_dagster.slots.directory_writer import DirectoryWriter, SetAside
+from fuploader_dagster.slots.directory_writer import SetAside
 from fuploader_dagster.slots.index import IndexEntry
 from fuploader_dagster.slots.item_folders import CheckedFile
-from fuploader_dagster.slots.plain_files import FILES_NAME
+from fuploader_dagster.slots.plain_files import FILES_NAME, FolderWriter
 
 _DIGITS = 8
 _WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -61,22 +61,13 @@ def contents_of_files(directory: Path, entries: Sequence[IndexEntry]) -> Iterato
         yield content
 
 
-class ResultFilesWriter(DirectoryWriter):
-    slot_format = "files"
-    data_name = FILES_NAME
-
+class ResultFilesWriter(FolderWriter):
     def __init__(self, directory: Path, *, keeps_headers: bool = False) -> None:
         super().__init__(directory, keeps_headers=keeps_headers)
         self._committed = self._mode = 0
 
-    def _has_data(self) -> bool:
-        folder = self.directory / FILES_NAME
-        return folder.is_dir() and any(folder.iterdir())
-
     def _open_data(self, entries: list[IndexEntry], set_aside: SetAside) -> None:
-        folder = self.directory / FILES_NAME
-        make_dirs(folder)
-        self._data = open_own_folder(folder)
+        folder = self._open_folder()
         self._mode = file_mode(folder)
         for number, entry in enumerate(entries):
             if entry.offset != number or not self._has(entry):
