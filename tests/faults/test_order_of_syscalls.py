@@ -67,15 +67,15 @@ class Disk:
             if _SETTLED.search(done.content):
                 self._demand("an acknowledgement", "data/docs/active", "data/docs/dead-letters")
             return
-        if call == "syncfs":
-            self.bytes.clear()
-            self.names.clear()
-            return
         paths = [path for path in done.paths if path.is_relative_to(self._folder)]
         if not paths:
             return
         first, last = paths[0], paths[-1]
-        if call in ("fsync", "fdatasync"):
+        if call == "syncfs":
+            # It syncs the rest as well, but whether that comes in time is chance.
+            for here in (self.bytes, self.names):
+                here -= {path for path in here if path.is_relative_to(first.parent)}
+        elif call in ("fsync", "fdatasync"):
             self.bytes.discard(first)
             if call == "fsync":
                 self.names -= {name for name in self.names if name.parent == first}
