@@ -26,6 +26,7 @@
       processor-answered             touched when it works for one
       suspects/                      messages whose decoding may have ended a worker
       alerts.json                    the alerts that were sent
+      figures.json                   sums over receipts and dead letters, to read them only once
       workers/                       what each worker is doing, for ticks and `fuploader status`
       locks/                         lock files, which the kernel locks for live processes only
 
@@ -124,6 +125,7 @@ class Layout:
     suspects = _Below("suspects")
     workers = _Below("workers")
     alerts = _Below("alerts.json")
+    figures = _Below("figures.json")
     root_id = _Below("root-id")
     seal_request = _Below("seal-request")
     """Touched to ask for all active slots to be sealed now."""

@@ -106,7 +106,7 @@ class ReceiptFiles(Generic[_Receipt]):
         return {
             receipt.partition: receipt
             for path, keys in wanted.items()
-            for receipt in self._in(path)
+            for receipt in self.lines_of(path)
             if receipt.partition in keys
         }
 
@@ -119,7 +119,7 @@ class ReceiptFiles(Generic[_Receipt]):
         for path in sorted(self.folder.glob("*.jsonl")):
             if path.stem < first:  # of an earlier hour
                 continue
-            for receipt in self._in(path):
+            for receipt in self.lines_of(path):
                 key = PartitionKey.parse(receipt.partition)
                 if key is None or (since and key.sealed_at < since):
                     continue
@@ -127,7 +127,8 @@ class ReceiptFiles(Generic[_Receipt]):
                     found[receipt.partition] = receipt
         return dict(sorted(found.items()))
 
-    def _in(self, path: Path) -> Iterator[_Receipt]:
+    def lines_of(self, path: Path) -> Iterator[_Receipt]:
+        """All receipts in a file, also those that a later line replaces."""
         with suppress(FileNotFoundError), os.fdopen(open_own(path, os.O_RDONLY), "rb") as lines:
             for line in lines:
                 with suppress(*UNREADABLE_JSON):  # torn, see the module docstring
@@ -161,6 +162,11 @@ def find_receipt(layout: Layout, partition: str) -> Receipt | None:
 def find_receipts(layout: Layout, partitions: Iterable[str]) -> dict[str, Receipt]:
     """The receipts of those partitions whose archive is stored; each file is read once."""
     return _of_archives(layout).find(partitions)
+
+
+def receipts_in(path: Path) -> dict[str, Receipt]:
+    """The receipts of archives in one file, by partition."""
+    return {one.partition: one for one in ReceiptFiles(path.parent, Receipt).lines_of(path)}
 
 
 def receipts_between(

@@ -71,14 +71,8 @@ class Disk:
         if not paths:
             return
         first, last = paths[0], paths[-1]
-        if call == "syncfs":
-            # It syncs the rest as well, but whether that comes in time is chance.
-            for here in (self.bytes, self.names):
-                here -= {path for path in here if path.is_relative_to(first.parent)}
-        elif call in ("fsync", "fdatasync"):
-            self.bytes.discard(first)
-            if call == "fsync":
-                self.names -= {name for name in self.names if name.parent == first}
+        if call in ("syncfs", "fsync", "fdatasync"):
+            self._sync(call, first)
         elif call == "mkdir" or (call == "openat" and done.creates):
             if first not in self.known:
                 self._name(first)
@@ -91,6 +85,16 @@ class Disk:
             if first.parts[-4:-2] == PROCESSED and commits:
                 self._demand(f"results in {first.name}", *self._before(first))
             self.bytes.add(first)
+
+    def _sync(self, call: str, first: Path) -> None:
+        if call == "syncfs":
+            # It syncs the rest as well, but whether that comes in time is chance.
+            for here in (self.bytes, self.names):
+                here -= {path for path in here if path.is_relative_to(first.parent)}
+            return
+        self.bytes.discard(first)
+        if call == "fsync":
+            self.names -= {name for name in self.names if name.parent == first}
 
     def _before(self, path: Path) -> list[str]:
         """What has to be synced before a commit of results goes on with this file."""
