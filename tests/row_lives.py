@@ -62,4 +62,4 @@ def storing_letters(settings: Pipeline) -> None:
     settings = settings.model_copy(update={"sinks": {**settings.sinks, "rows": taken}})
     sent = requeued_ids(settings.layout)
     letters = [pair for pair in numbered_dead_letters(settings.layout) if pair[0] not in sent]
-    store_letters(letters, settings)
+    store_letters([letters], settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.cli.stages import hand_over
+from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
     as_message,
@@ -25,14 +26,15 @@ from fuploader_dagster.dead_letters.letters import (
     sink_of,
 )
 from fuploader_dagster.delivery.reprocess import process_again
+from fuploader_dagster.delivery.sending_back import SendingBack
 from fuploader_dagster.delivery.settled_letters import settled
 from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
 
 SHOWN_REASON = 100
-REQUEUE_BATCH = 500
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
@@ -127,8 +129,9 @@ def requeue_letters(
 ) -> None:
     """Send dead letters back to the queue with their headers and properties, each confirmed.
 
-    One that the queue refuses stays here and is named; the exit code is then 4. One that is settled
-    is not sent: its item was stored since by another attempt.
+    One that the queue refuses stays here and is named, as one does whose partition is in work; the
+    exit code is then 4. One that is settled is not sent: its item was stored since by another
+    attempt.
     """
     pipeline = console.one_pipeline(config, pipeline_name)
     if bool(ids) == every:
@@ -137,54 +140,60 @@ def requeue_letters(
             hint="`fuploader dead-letters list` shows the ids",
         )
     layout = pipeline.layout
-    letters = list(_not_sent_back(layout)) if every else _chosen(layout, ids or [])
-    done = settled(letters, pipeline)
-    _say_settled(done)
-    letters = [pair for pair in letters if pair[0] not in done]
-    if done and not letters:
-        return
-    if stage:
-        if every:
+    with waited_for(FileLock(layout.letters_lock("requeue"))):  # or two commands send the same
+        letters = list(_not_sent_back(layout)) if every else _chosen(layout, ids or [])
+        if stage and every:
             letters = [pair for pair in letters if pair[1].item is not None]
-        of_sinks = [pair for pair in letters if sink_of(pair[1])]
-        others = [pair for pair in letters if not sink_of(pair[1])]
-        if others or not of_sinks:
-            _process_again(others, pipeline)
-        if of_sinks:
-            _store_again(of_sinks, pipeline)
-        return
-    letters = [(key, as_message(one, pipeline.message_format)) for key, one in letters]
-    sent, refused = 0, 0
-    with closing(pipeline.source.publisher()) as publisher:
-        for start in range(0, len(letters), REQUEUE_BATCH):
-            one = requeue(layout, letters[start : start + REQUEUE_BATCH], publisher)
-            sent += one.sent
-            refused += len(one.refused)
-            for letter_id, error in one.refused:
-                console.complain(f"{letter_id} stays here: {error}")
-    console.say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
-    if refused:
+        left = _do_again(letters, pipeline) if stage else _send(letters, pipeline)
+    if left:
         raise typer.Exit(REFUSED)
 
 
-def _process_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
-    slots = process_again(letters, pipeline)
-    if not slots:
-        console.say("there is nothing to process again")
-        return
-    hand_over(pipeline, slots)
+def _send(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> bool:
+    """Send them to the queue. Returns whether some stay that are not settled."""
+    sending = SendingBack(letters, pipeline)
+    sent, refused = 0, 0
+    with ExitStack() as opened:
+        publisher: MessagePublisher | None = None
+        for batch in sending.batches():
+            publisher = publisher or opened.enter_context(closing(pipeline.source.publisher()))
+            messages = [(key, as_message(one, pipeline.message_format)) for key, one in batch]
+            done = requeue(pipeline.layout, messages, publisher)
+            sent += done.sent
+            refused += len(done.refused)
+            for letter_id, error in done.refused:
+                console.complain(f"{letter_id} stays here: {error}")
+    _say_not_sent(sending)
+    if sent or not sending.settled:
+        console.say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
+    return bool(refused or sending.busy)
+
+
+def _do_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> bool:
+    """Process them again, or store their rows. Returns whether some stay that are not settled."""
+    of_sinks = SendingBack([pair for pair in letters if sink_of(pair[1])], pipeline)
+    others = SendingBack([pair for pair in letters if not sink_of(pair[1])], pipeline)
+    slots = process_again(others.batches(), pipeline) if others or not of_sinks else []
+    if slots:
+        hand_over(pipeline, slots)
+    _say_not_sent(others)
     for slot in slots:
         seal = slot.seal
         console.say(f"{seal.messages:,} files will be processed again, as {seal.partition}")
+    if not (slots or of_sinks or others.settled):
+        console.say("there is nothing to process again")
+    refused = bool(of_sinks) and _store_again(of_sinks, pipeline)
+    return bool(refused or others.busy or of_sinks.busy)
 
 
-def _store_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> None:
-    done = store_letters(letters, pipeline)
+def _store_again(letters: SendingBack, pipeline: Pipeline) -> bool:
+    done = store_letters(letters.batches(), pipeline)
+    _say_not_sent(letters)
     for letter_id, error in done.refused:
         console.complain(f"{letter_id} stays here: {error}")
-    console.say(f"stored {done.rows:,} rows of {done.letters:,} files")
-    if done.refused:
-        raise typer.Exit(REFUSED)
+    if done.letters or done.refused or not letters.settled:
+        console.say(f"stored {done.rows:,} rows of {done.letters:,} files")
+    return bool(done.refused)
 
 
 @dead_letters.command()
@@ -223,6 +232,12 @@ def _place(letter: DeadLetter) -> dict[str, Any]:
 def _not_sent_back(layout: Layout, *, every: bool = False) -> Iterator[tuple[str, DeadLetter]]:
     sent_back = set() if every else requeued_ids(layout)
     return (pair for pair in numbered_dead_letters(layout) if pair[0] not in sent_back)
+
+
+def _say_not_sent(letters: SendingBack) -> None:
+    _say_settled(letters.settled)
+    for letter_id, sentence in letters.busy.items():
+        console.complain(f"{letter_id} stays here: {sentence}")
 
 
 def _say_settled(sentences: Mapping[str, str]) -> None:

@@ -13,7 +13,8 @@ A letter's id is its file's stem and line number, `20261121-w0:15`. Letters that
 the queue stay where they are; their ids are in `dead-letters/requeued`, appended after the queue
 confirmed them. After a crash in between they are sent twice; none is ever skipped. A letter that
 the queue refuses (it is too large) does not keep the others from being sent, or from counting as
-sent.
+sent. The ids of letters that another attempt made untrue before anybody sent them are in
+`dead-letters/outdated`: they wait no more, and their items are where they were.
 """
 
 from __future__ import annotations
@@ -250,7 +251,25 @@ def letters_of_processing(layout: Layout, processing: str) -> dict[int, tuple[st
 
 
 def requeued_ids(layout: Layout) -> set[str]:
+    """Ids of letters that do not wait: they were sent back, or are outdated."""
+    return sent_back_ids(layout) | _ids_in(_outdated(layout))
+
+
+def sent_back_ids(layout: Layout) -> set[str]:
+    """Ids of letters whose messages or items are somewhere else by now."""
+    return _ids_in(_requeued(layout))
+
+
+def sent_back_version(layout: Layout) -> tuple[int, int] | None:
+    """Changes when a letter is sent back; None if none ever was."""
     path = _requeued(layout)
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def _ids_in(path: Path) -> set[str]:
     return set(path.read_text("utf-8").split()) if path.exists() else set()
 
 
@@ -299,7 +318,16 @@ def as_message(letter: DeadLetter, message_format: str) -> DeadLetter:
 
 def note_requeued(layout: Layout, ids: Sequence[str]) -> None:
     """Note that these letters were sent back: they do not wait any more."""
-    append_durably(_requeued(layout), "".join(f"{one}\n" for one in ids).encode("utf-8"))
+    _append(_requeued(layout), ids)
+
+
+def note_outdated(layout: Layout, ids: Sequence[str]) -> None:
+    """Note that these letters are not true any more, though nobody sent them back."""
+    _append(_outdated(layout), ids)
+
+
+def _append(path: Path, ids: Sequence[str]) -> None:
+    append_durably(path, "".join(f"{one}\n" for one in ids).encode("utf-8"))
 
 
 def last_sent_back(layout: Layout) -> str:
@@ -327,3 +355,7 @@ def _as_time(seconds: float) -> str:
 
 def _requeued(layout: Layout) -> Path:
     return layout.dead_letters / "requeued"
+
+
+def _outdated(layout: Layout) -> Path:
+    return layout.dead_letters / "outdated"

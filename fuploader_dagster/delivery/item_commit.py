@@ -4,7 +4,9 @@ What must always hold:
 
 - Letters are durable before the outcomes that count them. A letter that an attempt wrote before it
   was killed stays the only one of its item if the item ends the same way. If it ends otherwise, the
-  letter counts as sent back, after another one is written if there is still something to do.
+  letter is outdated, after another one is written if there is still something to do.
+- An item that was sent back since is not processed. Its letter of this processing, if that was not
+  counted yet, is.
 - A result that is a file is looked at once more. If it has changed, its item becomes a dead letter.
 - What those who asked are told of is durable by then.
 """
@@ -81,6 +83,11 @@ class ItemCommits:
             self._pipeline.layout, self._writer.processing.id
         )
 
+    def sent_back(self, item: Item, position: int) -> Finished:
+        """What becomes of an item that is processed elsewhere."""
+        before = self._lettered.get(position)
+        return Finished(item, reason=before[1].reason if before is not None else "")
+
     def store(self, taken: Sequence[Finished]) -> None:
         """Make these items durable. They are the next ones, in the order of the inputs."""
         counts: list[int] = []
@@ -101,7 +108,7 @@ class ItemCommits:
             counts.append(FAILED if finished.reason else len(finished.answer.results))
         self._letters.keep(written)
         if outdated:
-            letters.note_requeued(self._pipeline.layout, outdated)
+            letters.note_outdated(self._pipeline.layout, outdated)
         self._writer.commit(
             counts,
             [int(finished.seconds * 1000) for finished in taken],

@@ -14,6 +14,7 @@ from typing import Any
 
 from fuploader_dagster.contracts.processor import Item, Processor
 from fuploader_dagster.delivery.processor_trouble import Answers, note_processor_trouble
+from fuploader_dagster.delivery.sent_items import SentItems
 from fuploader_dagster.errors import ConfigError, ProcessorUnavailable
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -41,6 +42,7 @@ class Step:
         self.settings = pipeline.process
         self.progress = progress or (lambda *_: None)
         self.answers = Answers(pipeline.layout)
+        self.sent_items = SentItems(pipeline.layout)
         self.places = asyncio.Semaphore(self.settings.concurrency)
         self.turn = asyncio.Lock()
         """Held by the one slot that hands out items."""

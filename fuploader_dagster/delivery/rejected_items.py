@@ -23,7 +23,7 @@ MOST_LETTERS, MOST_BYTES = 2_000, 4 * 2**20
 def sent_back(layout: Layout, delivery: Delivery) -> set[str]:
     """Names of the partition's items whose letters of this sink were sent back. Each has its rows
     by a delivery of its own, or is in another slot by now."""
-    sent = letters.requeued_ids(layout)
+    sent = letters.sent_back_ids(layout)
     found = (
         letters.numbered_dead_letters(layout, f"*-{letters.sink_writer(delivery.sink)}")
         if sent

@@ -6,7 +6,7 @@ back. After a crash in between they are sent twice; none is ever skipped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fuploader_dagster.dead_letters.letters import DeadLetter, note_requeued
 from fuploader_dagster.disk.header_text import to_text
@@ -20,9 +20,10 @@ REQUEUED_SLOT = 9997
 
 
 def process_again(
-    letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline
+    batches: Iterable[Sequence[tuple[str, DeadLetter]]], pipeline: Pipeline
 ) -> list[SealedSlot]:
-    """Seal these letters' items as a slot, or several (`split_by`), to be processed.
+    """Seal these letters' items as a slot, or several (`split_by`), to be processed. Before the
+    next batch is asked for, those of the last one count as sent back.
 
     Raises `ConfigError` if the pipeline has no processor, or a letter is not about an item, and
     `SlotInUse` while another process does the same.
@@ -33,13 +34,14 @@ def process_again(
             hint="leave --stage away to send messages back to the queue",
         )
     with SlotOwner(pipeline, REQUEUED_SLOT, keeps_headers=True) as slot:
-        for letter_id, letter in letters:
-            if letter.item is None:
-                raise ConfigError(
-                    f"dead letter {letter_id} never became a file, so it cannot be processed",
-                    hint="leave --stage away to send it back to the queue",
-                )
-            slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
-        slot.commit()
-        note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
+        for letters in batches:
+            for letter_id, letter in letters:
+                if letter.item is None:
+                    raise ConfigError(
+                        f"dead letter {letter_id} never became a file, so it cannot be processed",
+                        hint="leave --stage away to send it back to the queue",
+                    )
+                slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
+            slot.commit()
+            note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
         return slot.seal_divided("requeued")

@@ -5,7 +5,10 @@ rows, or has a letter of its own about it. Whoever sends a settled letter back g
 
 Nothing is noted about it. The receipts say which delivery or processing a partition has now, and a
 letter of any other is settled: one from before a redo, or one of a redo that has not ended. If that
-redo ends after all, its letters wait again.
+redo ends after all, its letters wait again. So is a letter of a slot that was damaged before it was
+stored, if the slot's replacement has the item.
+
+Whoever sends letters asks while nobody works on their partitions (`sending_back`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Iterable
 
 from fuploader_dagster.contracts.sink import Delivery
 from fuploader_dagster.dead_letters.letters import DeadLetter, FailedItem, sink_of
+from fuploader_dagster.delivery.mend import LISTED_NAMES, Mended, find_mended
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -59,8 +63,17 @@ def _has_rows(item: FailedItem, receipt: RowsReceipt | None, pipeline: str, sink
 
 def _has_results(item: FailedItem, receipt: Receipt | None, layout: Layout) -> str:
     if receipt is None:
+        if mended := find_mended(layout, item.partition):
+            return _is_in_replacement(item, mended)
         now = processing_here(item.partition, layout)
         return f"{item.partition} is processed again" if now not in ("", item.processing) else ""
     if receipt.processing in ("", item.processing):
         return ""
     return f"another processing of {item.partition} counts, whose results are in {receipt.address}"
+
+
+def _is_in_replacement(item: FailedItem, mended: Mended) -> str:
+    may_be_lost = item.name in mended.lost or len(mended.lost) >= LISTED_NAMES
+    if not mended.stored_as or may_be_lost:
+        return ""
+    return f"{item.partition} was damaged, and its messages are processed as {mended.stored_as}"

@@ -5,6 +5,7 @@ What must always hold (`process` has the rest):
 - Results are taken and committed in the order of the inputs, whatever order they are ready in.
 - Each item that was begun ends with its results or with a reason, or with both, or the slot ends
   with an error that blames no item.
+- An item that was sent back from its dead letter is not processed here (`sent_items`).
 - Where results can be files, committing them holds up no other item: a thread does it.
 - Memory does not grow with the slot. Between the first item in work and the last one that was begun
   are at most `WINDOW` times `concurrency` items, and all that is not committed has about
@@ -20,7 +21,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -81,6 +82,8 @@ class SlotInWork:
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._commits = ItemCommits(step.pipeline, slot, layout, self._writer)
+        self._elsewhere: frozenset[str] = frozenset()
+        """Names of items that were sent back."""
         failure = find_failure(step.pipeline.layout, slot.seal.partition)
         self._failed_before = failure.failed_at if failure is not None else math.inf
         self._in_hand = 0
@@ -111,35 +114,52 @@ class SlotInWork:
         async with self._step.turn:
             await self._step.open()
             self._commits.tell()
-            for items in self._batches():
+            self._elsewhere = self._step.sent_items.names(self._slot.seal.partition)
+            if self._elsewhere:
+                log.info(
+                    "%s: items whose dead letters were sent back are left out: %d",
+                    self._slot.partition,
+                    len(self._elsewhere),
+                )
+            for position, items in self._batches():
                 while not self._has_room():
                     await self._change()
                 if self._step.unavailable is not None:
                     raise self._step.unavailable
-                await self._step.places.acquire()
-                self._begin(items)
+                if items[0].name in self._elsewhere:
+                    self._begin(items, self._left_out(items[0], position))
+                else:
+                    await self._step.places.acquire()
+                    self._begin(items, self._finish(items))
                 await self._take()
         while self._waiting:
             await self._change()
         await self._commit()
 
-    def _batches(self) -> Iterator[list[Item]]:
-        """What is not done yet, read from the slot as it is needed."""
-        position = self._writer.figures.inputs
+    def _batches(self) -> Iterator[tuple[int, list[Item]]]:
+        """What is not done yet, read from the slot as it is needed, with the position of the first.
+
+        An item that was sent back is alone.
+        """
+        first = position = self._writer.figures.inputs
         processing = self._writer.processing.id
         batch: list[Item] = []
         folders = self._writer.folders
         for entry, content in self._not_done(position):
             headers = from_text(entry.headers)
-            folder = folders.make(position) if folders is not None else None
             key = f"{processing}-{position}"
+            left_out = entry.name in self._elsewhere
+            if batch and left_out:
+                yield first, batch
+                batch, first = [], position
+            folder = folders.make(position) if folders is not None and not left_out else None
             batch.append(Item(entry.name, content, headers, key, folder, self._before))
             position += 1
-            if len(batch) == self._step.settings.batch:
-                yield batch
-                batch = []
+            if left_out or len(batch) == self._step.settings.batch:
+                yield first, batch
+                batch, first = [], position
         if batch:
-            yield batch
+            yield first, batch
 
     def _not_done(self, done: int) -> Iterator[tuple[IndexEntry, bytes]]:
         """The messages behind the first ones, and their contents."""
@@ -155,10 +175,12 @@ class SlotInWork:
         most = WINDOW * settings.concurrency * settings.batch
         return self._in_hand < most and self._bytes_in_hand < MOST_BYTES
 
-    def _begin(self, items: list[Item]) -> None:
+    def _begin(
+        self, items: list[Item], finished: Coroutine[object, object, list[Finished]]
+    ) -> None:
         self._in_hand += len(items)
         self._bytes_in_hand += sum(len(item.content) for item in items)
-        task = asyncio.create_task(self._finish(items))
+        task = asyncio.create_task(finished)
         task.add_done_callback(self._ended)
         self._waiting.append(task)
 
@@ -211,6 +233,9 @@ class SlotInWork:
                 self._slot.seal.partition, figures.inputs, self._slot.seal.messages, figures.failed
             )
         self._committed_at = time.monotonic()
+
+    async def _left_out(self, item: Item, position: int) -> list[Finished]:
+        return [self._commits.sent_back(item, position)]
 
     async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[Finished]:
         """Process a batch until each item has its results or a reason.

@@ -7,8 +7,8 @@ rows stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from fuploader_dagster.contracts.processor import Item
@@ -35,27 +35,37 @@ class StoredLetters:
     """Ids of those that still have no rows. They stay here."""
 
 
-def store_letters(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> StoredLetters:
-    """Store the items of these letters, each in the sink that has no rows of it. The caller leaves
-    out those that are settled (`settled_letters`).
+def store_letters(
+    batches: Iterable[Sequence[tuple[str, DeadLetter]]], pipeline: Pipeline
+) -> StoredLetters:
+    """Store the items of these letters, each in the sink that has no rows of it. Before the next
+    batch is asked for, those of the last one that were stored count as sent back (`sending_back`).
 
     Raises `ConfigError` if there is no such sink, and what storing raises; those that were stored
     by then count as sent back.
     """
     done = StoredLetters()
-    for sink in sorted({sink_of(letter) for _, letter in letters}):
-        if sink not in pipeline.sinks:
-            raise ConfigError(
-                f"pipeline {pipeline.name} has no sink {sink!r} (setting `sinks`), which the "
-                f"letters are of",
-                hint="leave --stage away to send them back to the queue as messages",
-            )
-        chosen = [pair for pair in letters if sink_of(pair[1]) == sink]
-        with closing(pipeline.sinks[sink].sink()) as opened:
-            storing = _Storing(pipeline, sink, opened, done)
-            for start in range(0, len(chosen), NOTED_AT_ONCE):
-                storing.store(chosen[start : start + NOTED_AT_ONCE])
+    with ExitStack() as opened:
+        sinks: dict[str, _Storing] = {}
+        for letters in batches:
+            for name in sorted({sink_of(letter) for _, letter in letters}):
+                if name not in sinks:
+                    sink = opened.enter_context(closing(_open(name, pipeline)))
+                    sinks[name] = _Storing(pipeline, name, sink, done)
+                chosen = [pair for pair in letters if sink_of(pair[1]) == name]
+                for start in range(0, len(chosen), NOTED_AT_ONCE):
+                    sinks[name].store(chosen[start : start + NOTED_AT_ONCE])
     return done
+
+
+def _open(name: str, pipeline: Pipeline) -> Sink:
+    if name not in pipeline.sinks:
+        raise ConfigError(
+            f"pipeline {pipeline.name} has no sink {name!r} (setting `sinks`), which the letters "
+            f"are of",
+            hint="leave --stage away to send them back to the queue as messages",
+        )
+    return pipeline.sinks[name].sink()
 
 
 class _Storing:

@@ -125,7 +125,7 @@ def test_a_partial_item_keeps_its_results_and_one_letter_asks_for_the_rest(tmp_p
         assert (listed[0].item, listed[0].name, listed[0].reason) == ("task", "c", "404")
         assert listed[3].detail == {"status": 404}
         assert opened.failures() == listed
-    (again,) = process_again(list(numbered_dead_letters(settings.layout)), settings)
+    (again,) = process_again([list(numbered_dead_letters(settings.layout))], settings)
     rest = processed(settings, again)
     assert [one.name for one in rest.entries()] == [f"results/{name}" for name in "cdef"]
     assert len(letters_of(settings)) == 1

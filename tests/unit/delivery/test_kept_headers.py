@@ -78,7 +78,7 @@ def test_an_item_that_is_processed_again_has_its_headers(tmp_path: Path, still_o
     settings = shipped(tmp_path)
     if not still_on:
         settings = settings.model_copy(update={"headers": ()})
-    (again,) = process_again(list(numbered_dead_letters(settings.layout)), settings)
+    (again,) = process_again([list(numbered_dead_letters(settings.layout))], settings)
     assert [(e.name, from_text(e.headers)) for e in again.entries()] == [("bad.json", BAD)]
 
 

@@ -193,7 +193,7 @@ def test_dead_letters_are_processed_again_as_a_slot_of_their_own(tmp_path: Path)
     processed(settings, sealed(settings, files))
     letters = list(numbered_dead_letters(settings.layout))
     assert len(letters) == 2
-    (again,) = process_again(letters, settings)
+    (again,) = process_again([letters], settings)
     assert again.seal.reason == "requeued"
     assert {letter_id for letter_id, _ in letters} == requeued_ids(settings.layout)
     assert results(processed(settings, again)) == ["results/late"]

@@ -238,7 +238,7 @@ def test_a_redo_leaves_alone_what_was_sent_back_from_dead_letters(tmp_path: Path
     key = sealed(settings, items(0, 2) | {"r": b'{"refused": 1}'}).seal.partition
     store(settings, [key])
     taken = made(tmp_path, takes_refused=True)
-    done = store_letters(list(numbered_dead_letters(settings.layout)), taken)
+    done = store_letters([list(numbered_dead_letters(settings.layout))], taken)
     assert (done.letters, done.rows, done.refused) == (1, 1, [])
     rows = table(tmp_path)
     assert rows == [{"n": 0}, {"n": 1}, {"refused": 1}]
@@ -368,7 +368,7 @@ def test_an_item_that_got_a_letter_is_not_stored_by_a_later_attempt_too(tmp_path
     assert isinstance(outcome, Done) and outcome.rows is not None
     assert (outcome.rows.rows, outcome.rows.rejected) == (2, 1)
     assert len(list(notes(settings).folder.iterdir())) == 1
-    store_letters(list(numbered_dead_letters(settings.layout)), taken)
+    store_letters([list(numbered_dead_letters(settings.layout))], taken)
     assert table(tmp_path) == [{"n": 0}, {"n": 1}, {"refused": 1}]
 
 
@@ -387,7 +387,7 @@ def test_letters_from_before_a_redo_are_not_stored_beside_it(tmp_path: Path) -> 
         True,
         False,
     ]
-    left = store_letters([pair for pair in letters if pair[0] not in done], taken)
+    left = store_letters([[pair for pair in letters if pair[0] not in done]], taken)
     assert (left.letters, len(left.refused)) == (0, 1)
     assert table(tmp_path) == rows
 
