@@ -45,6 +45,7 @@ from fuploader_dagster.catalog.name_grams import ROWS, Gram, gram_rows, grams_of
 from fuploader_dagster.catalog.name_lists import NamePattern, join_names, pack_names
 from fuploader_dagster.disk.sqlite_files import TROUBLE, SqliteFile, open_to_read, trouble
 from fuploader_dagster.errors import PermanentError
+from fuploader_dagster.slots.numbered_names import is_numbered, numbered_name
 
 FORMAT_VERSION = 3
 WAIT_SECONDS = 30.0
@@ -230,8 +231,7 @@ class Catalog:
         those that may hold a match. Files with the same name come oldest archive first.
         """
         with self._explained():
-            exactly = self._db.execute("select doc from vocabulary where term = ?", [_word(wanted)])
-            yield from self._hits((wanted, document) for (document,) in exactly)
+            yield from self._exactly(wanted)
             wildcard = re.search(r"[*?[]", wanted)
             if wildcard is None:
                 return
@@ -245,6 +245,25 @@ class Catalog:
                 )
             else:
                 yield from self._in_lists(pattern, wanted)
+
+    def find_message(self, name: str) -> Iterator[Hit]:
+        """Files with exactly this name, and those of its numbered names (`a~2.json`): other
+        messages that were called like it. Of very many numbers, and of the high ones of a name
+        that nearly fills a directory entry, not all are found.
+        """
+        with self._explained():
+            yield from self._exactly(name)
+            start = numbered_name(name, 2).rpartition("~")[0] + "~"
+            numbered = (
+                (found, document)
+                for found, document in islice(self._beginning(start), _IN_ORDER)
+                if is_numbered(found, name)
+            )
+            yield from self._hits(numbered)
+
+    def _exactly(self, name: str) -> Iterator[Hit]:
+        found = self._db.execute("select doc from vocabulary where term = ?", [_word(name)])
+        return self._hits((name, document) for (document,) in found)
 
     def _in_lists(self, pattern: NamePattern, wanted: str) -> Iterator[Hit]:
         for number in self._may_hold(grams_of(pattern.literals)):

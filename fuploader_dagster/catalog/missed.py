@@ -12,7 +12,7 @@ catalog knows it, and its names as `name_lists` packs them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -45,6 +45,17 @@ def remember(layout: Layout, archive: CatalogedArchive, names: Sequence[str]) ->
     missed = _Missed(archive=archive, names=pack_names(join_names(names)))
     write_for_readers(folder / f"{name}.json", msgspec.json.encode(missed))
     return True
+
+
+def missed_archives(layout: Layout) -> Iterator[tuple[CatalogedArchive, list[str]]]:
+    """What waits to be added, with its names. Changes nothing."""
+    for path in sorted(layout.catalog_missed.glob("*.json")):
+        try:
+            missed = msgspec.json.decode(path.read_bytes(), type=_Missed)
+            names = unpack_names(missed.names)
+        except (FileNotFoundError, *UNREADABLE_JSON, zstandard.ZstdError):
+            continue  # an upload has added it, or will remove it
+        yield missed.archive, names
 
 
 def add_missed(layout: Layout, catalog: Catalog, *, most: int | None = None) -> None:

@@ -330,15 +330,19 @@ def sealed_partitions(layout: Layout) -> list[str]:
 
     A directory whose seal cannot be read is logged and left out: it must not hold up the others.
     """
-    found = []
+    return sorted(slot.seal.partition for slot in sealed_slots(layout))
+
+
+def sealed_slots(layout: Layout) -> Iterator[SealedSlot]:
+    """The same as slots, by slot and number."""
     for directory in layout.sealed_dirs():
         try:
             seal = _seal_if_there(directory, layout)
         except DamagedSlot as error:
             log.error("skipped a damaged slot: %s", error)
         else:
-            found += [seal.partition] if seal else []
-    return sorted(found)
+            if seal is not None:
+                yield SealedSlot(directory, seal)
 
 
 def _seal_if_there(directory: Path, layout: Layout) -> Seal | None:

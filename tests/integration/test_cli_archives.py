@@ -15,11 +15,15 @@ import pytest
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.cli import app
+from fuploader_dagster.contracts.source import Message
+from fuploader_dagster.dead_letters.letters import DeadLetterBox
 from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.disk.durable import make_dirs
+from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.slots.slot import SlotOwner
 from tests.integration.test_cli import FUPLOADER, configure
 from tests.integration.test_cli import fuploader as in_a_process
 from tests.processors_for_tests import script
@@ -468,10 +472,51 @@ def test_find_says_which_archives_hold_a_name_and_rebuild_learns_it_from_the_sto
     ]
     missing = fuploader("find", "b.json")
     assert missing.code == 4
-    assert "no archive of docs is known to hold b.json" in missing.err
+    assert "no message, archive or dead letter of docs is known here as b.json" in missing.err
     (tmp_path / "data" / "docs" / "catalog.sqlite").write_bytes(b"broken" * 1000)
-    assert fuploader("find", "a.json").code == 4
+    broken = fuploader("find", "a.json")
+    assert (broken.code, broken.lines) == (4, lines)  # of recent archives this disk knows itself
+    assert "catalog rebuild --anew" in broken.err
     rebuilt = fuploader("catalog", "rebuild", "--anew", "--json")
     assert rebuilt.code == 0
     assert json.loads(rebuilt.out)["added"] == 2
     assert fuploader("find", "a.json").lines == lines
+
+
+def test_find_shows_a_message_that_is_not_stored_yet_and_one_that_is_a_dead_letter(
+    fuploader: Fuploader, tmp_path: Path
+) -> None:
+    sinks = {"rows": {"kind": "sql", "url": f"sqlite:///{tmp_path}/no/r.sqlite", "table": "t"}}
+    configure(tmp_path, sinks=sinks)
+    (settings,) = load_pipelines(tmp_path / "fuploader.yaml").values()
+    with SlotOwner(settings, 0) as writer:
+        writer.add("a.json", b"[]")
+        writer.commit()
+        (line,) = fuploader("find", "a.json").lines
+        assert line == "a.json  -  -  in slot 0, directory 1, not sealed yet"
+        slot = writer.seal("request")
+    assert slot is not None
+    first, second = fuploader("find", "a.json").lines
+    assert first.split()[2] == slot.seal.partition
+    assert first.endswith("sealed in slot 0, directory 1")
+    assert second == "    sink rows: waiting"
+    list(ship(settings, settings.store.open()))
+    first, second = fuploader("find", "a.json").lines
+    assert first.split()[3].startswith("file://")
+    assert second.startswith("    sink rows: owed, failed ")
+    box = DeadLetterBox(settings.layout, 0)
+    message = Message(b"\x1b[31m", 1, False, "id-1")
+    box.keep([box.letter(message, BadMessage("\x1b[31m no"), lambda _: {})])
+    answer = fuploader("find", "id-1")
+    assert answer.code == 0
+    assert answer.lines[0].startswith("dead letter ")
+    assert answer.lines[0].endswith("  drain  waits: \\x1b[31m no")
+    (found,) = [json.loads(line) for line in fuploader("find", "id-1", "--json").lines]
+    assert (found["state"], found["reason"], found["waits"]) == ("dead letter", "\x1b[31m no", True)
+    (found,) = [json.loads(line) for line in fuploader("find", "a.json", "--json").lines]
+    assert set(found) == {
+        *("name", "pipeline", "state", "node", "sealed_at", "partition", "slot", "directory"),
+        *("address", "key", "member", "stored_at", "current", "size_bytes", "sha256", "results"),
+        *("redo", "trouble", "sinks"),
+    }
+    assert found["sinks"]["rows"]["state"] == "owed"

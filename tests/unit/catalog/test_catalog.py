@@ -24,10 +24,13 @@ from fuploader_dagster.catalog.rebuild import (
     rebuild,
     remove_catalog,
 )
-from fuploader_dagster.cli.catalog import _as_json, _as_line
+from fuploader_dagster.cli.catalog import _as_lines
 from fuploader_dagster.delivery.attempts import Done
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.lookup.found import as_builtins
+from fuploader_dagster.lookup.search import Search
+from fuploader_dagster.lookup.wanted import Wanted
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt
 from tests.settings import pipeline, sealed
@@ -298,11 +301,14 @@ def test_a_damaged_catalog_fails_no_upload_and_find_says_what_to_do(
         note_in_catalog(receipt(1), lambda: ["a"], settings)
         try:
             with Catalog.to_read(path) as catalog:
-                for wanted in ("*", "name-1-00*", "*-00777", "name-0-00001"):
-                    for hit in catalog.find(wanted):
-                        assert json.loads(_as_json(hit, settings))
-                        assert _as_line(hit)
                 catalog.archives()
+            for wanted in ("*", "name-1-00*", "*-00777", "name-0-00001"):
+                search = Search(settings, Wanted(wanted, patterns=True))
+                for copy in search.copies():
+                    assert json.loads(json.dumps(as_builtins(copy)))
+                    assert _as_lines(copy)
+                if search.catalog_trouble is not None:
+                    raise search.catalog_trouble
         except CatalogUnusable as error:
             refused += 1
             assert error.hint

@@ -1,0 +1,1 @@
+"""Where a message is, whatever has become of it."""
