@@ -165,6 +165,13 @@ class Archive:
         """Parts of items that have no result, as many as the manifest lists."""
         return self.manifest.failures if self.manifest is not None else ()
 
+    def member(self, name: str) -> MemberEntry | None:
+        """One member, without its content; None if the archive has no manifest to look into.
+
+        Raises `StoreRefused` if there is no such member.
+        """
+        return self._find(name)
+
     def read(self, name: str) -> bytes:
         """One member, whole and verified; two reads if the archive has a manifest.
 

@@ -15,7 +15,7 @@ from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.contracts.processor import Item, Result
-from fuploader_dagster.delivery.process import process_item
+from fuploader_dagster.delivery.direct import process_item
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.slots.item_folders import CheckedFile
 

@@ -25,11 +25,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from fuploader_dagster import errors
-from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item, StoredResult
+from fuploader_dagster.contracts.processor import StoredResult
 from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery import attempts
-from fuploader_dagster.delivery.answers import CheckedAnswer, checked
 from fuploader_dagster.delivery.mend import find_mended
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel
@@ -104,25 +102,6 @@ def _finished(slot: SealedSlot, layout: Layout) -> ProcessedSlot | None:
         target = set_aside(layout.processed(slot.seal.slot, slot.seal.number), layout)
         log.error("%s; it was moved to %s, and the slot is processed again", error, target)
         return None
-
-
-async def process_item(pipeline: Pipeline, item: Item) -> CheckedAnswer:
-    """What comes out of one item, in one attempt; for trials and direct requests.
-
-    Without the item's folder, a processor that uses one has none. Raises `BadItem`, `RetryItem`,
-    and what the processor cannot go on with.
-    """
-    async with aclosing(Step(pipeline, None)) as step:
-        await step.open()
-        if not step.processor.uses_folder:
-            item = replace(item, folder=None)
-        try:
-            (answer,) = await step.processor.process([item])
-        except errors.FuploaderError:
-            raise
-        except Exception as error:
-            raise errors.BadItem(f"the processor raised {raised(error)}") from error
-        return checked(answer, item, step.settings.max_result_bytes)
 
 
 def unaccounted(processed: Sequence[ProcessedSeal], layout: Layout) -> list[str]:

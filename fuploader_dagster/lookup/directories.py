@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
-from fuploader_dagster.errors import DamagedSlot, ForeignFile
+from fuploader_dagster.errors import DamagedResults, DamagedSlot, ForeignFile, OtherFormat
 from fuploader_dagster.lookup.wanted import Wanted
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit
+from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_slots
 from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 
@@ -33,6 +34,8 @@ class InDirectory(NamedTuple):
     """None while the directory is active."""
     sealed: SealedSlot | None = None
     """None if it is active, or not on this disk any more."""
+    processed: ProcessedSlot | None = None
+    """If it is not a message, but came out of some of that slot."""
 
 
 @dataclass
@@ -62,7 +65,8 @@ class Reading:
 
 
 def on_this_disk(layout: Layout, wanted: Wanted, reading: Reading) -> Iterator[InDirectory]:
-    """The wanted messages in active and sealed directories, newest sealed ones first."""
+    """The wanted messages in active and sealed directories, newest sealed ones first, each with the
+    wanted results of it."""
     for slot in layout.active_slots():
         for number in layout.active_numbers(slot):
             path = layout.active(slot, number) / INDEX_NAME
@@ -71,9 +75,19 @@ def on_this_disk(layout: Layout, wanted: Wanted, reading: Reading) -> Iterator[I
     newest_first = sorted(sealed_slots(layout), key=lambda one: one.seal.partition, reverse=True)
     for one in newest_first:
         path = one.directory / INDEX_NAME
+        seal = one.seal
         for position, entry in _found(path, "sealed slots", wanted, reading, one.entries):
-            seal = one.seal
             yield InDirectory(seal.slot, seal.number, position, entry, seal.partition, one)
+        try:
+            done = find_processed(one, layout)
+        except (DamagedResults, OtherFormat) as error:
+            reading.troubles.append(str(error))
+            continue
+        if done is not None:
+            path = done.directory / INDEX_NAME
+            for position, entry in _found(path, "processed slots", wanted, reading, done.entries):
+                found = (seal.slot, seal.number, position, entry, seal.partition, one, done)
+                yield InDirectory(*found)
 
 
 def shipped(layout: Layout, wanted: Wanted, reading: Reading) -> Iterator[InDirectory]:
@@ -103,7 +117,7 @@ def _found(
                     yield position, entry
     except FileNotFoundError:
         return  # it has just moved, and is found there; or it is being made
-    except (DamagedSlot, ForeignFile) as error:
+    except (DamagedSlot, DamagedResults, ForeignFile) as error:
         if path.exists():  # else it was removed while it was read
             reading.troubles.append(str(error))
 

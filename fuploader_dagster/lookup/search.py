@@ -154,7 +154,9 @@ class Search:
             self._of_partition(copy, known),
             state=known.state(place.sealed),
             sealed_at=place.sealed.seal.sealed_at,
-            results=known.results_of(place.sealed, place.position),
+            results=known.results_of(place.sealed, place.position)
+            if place.processed is None
+            else None,
             trouble=known.trouble,
         )
         return self._by_receipt(copy, known)
@@ -244,12 +246,13 @@ def _with_content(copy: Copy, here: dict[_Identity, Copy]) -> Copy:
     )
 
 
-def _order(copy: Copy) -> tuple[bool, str, int, str, str]:
+def _order(copy: Copy) -> tuple[bool, str, int, bool, str, str]:
     sealed_at = copy.sealed_at or ""
     return (
         copy.state == "active",
         sealed_at,
         STATES.index(copy.state),
+        copy.name.startswith(RESULTS_PREFIX),
         copy.name,
         copy.address or "",
     )

@@ -106,10 +106,11 @@ def test_a_message_is_found_on_each_step_of_its_way(tmp_path: Path) -> None:
     assert (found.state, found.slot, found.partition) == ("sealed", 3, partition)
     assert (found.results, found.sinks) == (None, {"rows": AtSink(state="waiting")})
     list(process_partitions([partition], settings))
-    found = one(settings, "7.json")
+    found, *results = copies(settings, "7.json")
     assert (found.state, found.results) == ("processed", 2)
+    assert [one.name for one in results] == ["results/7.json", "results/7~2.json"]
     list(pack_partitions([partition], settings))
-    assert one(settings, "7.json").state == "packed"
+    assert {one.state for one in copies(settings, "7.json")} == {"packed"}
     list(ship(settings, settings.store.open()))  # the sink is away
     receipt = find_receipt(settings.layout, partition)
     assert receipt is not None
