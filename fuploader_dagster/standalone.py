@@ -31,9 +31,10 @@ from dataclasses import dataclass
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.control.wishes import PARTS, Part, current, wish
 from fuploader_dagster.delivery import notices, recovery
-from fuploader_dagster.delivery.all_rows import AllRows, stored_here
+from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Done, Outcome
 from fuploader_dagster.delivery.failures import all_failures, is_due
+from fuploader_dagster.delivery.owed_rows import stored_here
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.delivery.sink_notes import kept_for_sinks

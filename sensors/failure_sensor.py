@@ -10,7 +10,7 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names, keys_of_run
 from fuploader_dagster.assets.unreported import report_unreported
 from fuploader_dagster.delivery.failures import all_failures
-from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.mended import all_mended
 from fuploader_dagster.delivery.sink_notes import all_sinks
 from fuploader_dagster.health.alert_look import WHAT_TO_DO
 from fuploader_dagster.sensors.default_status import sensor_status

@@ -19,7 +19,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.unreported import report_unreported
-from fuploader_dagster.delivery.mend import find_mended
+from fuploader_dagster.delivery.mended import find_mended
 from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
 from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.sensors.default_status import schedule_status

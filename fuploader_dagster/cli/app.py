@@ -3,6 +3,9 @@
 Every command reads the same configuration as the code location: `$FUPLOADER_CONFIG`, else
 `fuploader.yaml`. A project that has its pipelines in Python names the module before the command
 (`fuploader -m shop.definitions status`), or in `$FUPLOADER_MODULE`.
+
+What must always hold: a command costs only what it needs. So this module imports none of them; the
+table below has their names and help, and the module of the one that is called is imported then.
 """
 
 from __future__ import annotations
@@ -10,49 +13,187 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
 from fuploader_dagster.cli import console
-from fuploader_dagster.cli.archives import cat, ls, restore
-from fuploader_dagster.cli.catalog import catalog, find
-from fuploader_dagster.cli.dead_letters import dead_letters
-from fuploader_dagster.cli.dev import dev
-from fuploader_dagster.cli.doctor import doctor
 from fuploader_dagster.cli.exit_codes import REFUSED, TRY_LATER, exit_code_of
-from fuploader_dagster.cli.fetch import fetch
-from fuploader_dagster.cli.init import init
-from fuploader_dagster.cli.migrate import migrate
-from fuploader_dagster.cli.pause import pause, resume
-from fuploader_dagster.cli.process import process
-from fuploader_dagster.cli.publish import publish
-from fuploader_dagster.cli.replay import replay
-from fuploader_dagster.cli.stages import drain, seal, ship
-from fuploader_dagster.cli.status import status
-from fuploader_dagster.cli.verify import verify
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.settings.modules import MODULE_VARIABLE
+from fuploader_dagster.settings.places import MODULE_VARIABLE
 from fuploader_dagster.settings.safe_text import log_to_stderr, print_uncaught
 
 _USAGE_ERRORS: Any = typer.BadParameter.__bases__
 """`UsageError`, of whichever copy of click this version of typer has."""
 
+
+class Command(NamedTuple):
+    """A command, or a group of commands, whose module is imported when it is called."""
+
+    panel: str
+    name: str
+    module: str
+    """The file in `cli/` that has it. It is called like the command there, with underscores."""
+    help: str
+    """The first sentence of its own help."""
+
+    def load(self) -> Any:
+        """Import it, as typer's own object for it."""
+        home = import_module(f"{__package__}.{self.module}")
+        found = getattr(home, self.name.replace("-", "_"))
+        around = typer.Typer(pretty_exceptions_enable=False)
+        if isinstance(found, typer.Typer):
+            around.add_typer(found, name=self.name, rich_help_panel=self.panel)
+        else:
+            around.command(self.name, rich_help_panel=self.panel)(found)
+        return typer.main.get_group(around).commands[self.name]
+
+
+_START, _PAUSE = "Set up and start", "Pause"
+_ALONE, _LOOK, _ARCHIVES = "Run without Dagster", "Look at a pipeline", "Use archives"
+COMMANDS = [
+    Command(
+        _START,
+        "init",
+        "init",
+        "Write a new project: a pipeline without servers and a parser to edit, or an example.",
+    ),
+    Command(
+        _START,
+        "doctor",
+        "doctor",
+        "Check broker, queue, state, disk, object store, clock and limits; say what to do.",
+    ),
+    Command(
+        _START,
+        "dev",
+        "dev",
+        "Start everything on this machine: Dagster's daemon and UI, and the drain workers.",
+    ),
+    Command(
+        _START,
+        "migrate",
+        "migrate",
+        "Take over what FUploader left: its directories, archives and Redis keys.",
+    ),
+    Command(
+        _PAUSE,
+        "pause",
+        "pause",
+        "Pause a pipeline on all its nodes until `fuploader resume`, also across restarts.",
+    ),
+    Command(
+        _PAUSE,
+        "resume",
+        "pause",
+        "End a pause, whoever asked for it, on all nodes of the pipeline.",
+    ),
+    Command(
+        _ALONE, "publish", "publish", "Publish messages to a pipeline's queue, each confirmed."
+    ),
+    Command(
+        _ALONE,
+        "drain",
+        "stages",
+        "Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.",
+    ),
+    Command(_ALONE, "seal", "stages", "Seal all active slots now, however full they are."),
+    Command(
+        _ALONE,
+        "process",
+        "process",
+        "Process one file with a pipeline's processor and its limits, to try it out.",
+    ),
+    Command(
+        _ALONE,
+        "ship",
+        "stages",
+        "Pack and upload all sealed slots now, and store their rows in the sinks, without Dagster.",
+    ),
+    Command(
+        _ALONE,
+        "fetch",
+        "fetch",
+        "Fetch a list of addresses, many at once, into a folder or an archive.",
+    ),
+    Command(
+        _LOOK, "status", "status", "Show what the pipelines are doing, and what waits or failed."
+    ),
+    Command(
+        _LOOK,
+        "dead-letters",
+        "dead_letters",
+        "Messages that could not become files: list, show, requeue, export.",
+    ),
+    Command(
+        _ARCHIVES,
+        "ls",
+        "archives",
+        "List the members of an archive in their order, with their sizes.",
+    ),
+    Command(_ARCHIVES, "cat", "archives", "Write one member to stdout, verified."),
+    Command(
+        _ARCHIVES,
+        "verify",
+        "verify",
+        "Read whole archives and compare every byte with what was recorded when it was written.",
+    ),
+    Command(
+        _ARCHIVES, "restore", "archives", "Unpack an archive; of a damaged one, what is intact."
+    ),
+    Command(
+        _ARCHIVES,
+        "find",
+        "catalog",
+        "Show which archives hold a file of this name, when they were sealed and where they are.",
+    ),
+    Command(
+        _ARCHIVES,
+        "replay",
+        "replay",
+        "Publish archived messages to a queue again, in their order, each confirmed.",
+    ),
+    Command(
+        _ARCHIVES,
+        "catalog",
+        "catalog",
+        "The catalog, in which `find` looks up file names: rebuild.",
+    ),
+]
+"""In the order of `--help`."""
+
+
+class _CalledCommands(TyperGroup):
+    """Lists all commands, and imports the one that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        called = next((one.load() for one in COMMANDS if one.name == name), None)
+        return name, called, rest
+
+
+def loaded_commands() -> dict[str, Any]:
+    """All commands by name: typer's own objects, with their options."""
+    return {one.name: one.load() for one in COMMANDS}
+
+
 app = typer.Typer(
+    cls=_CalledCommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS: dict[str, list[Callable[..., None]]] = {
-    "Set up and start": [init, doctor, dev, migrate],
-    "Pause": [pause, resume],
-    "Run without Dagster": [publish, drain, seal, process, ship, fetch],
-    "Look at a pipeline": [status],
-    "Use archives": [ls, cat, verify, restore, find, replay],
-}
-"""By the panels of `--help`."""
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415  takes long, and few ask
+
+        console.say(f"fuploader {version('fuploader-dagster')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -67,16 +208,21 @@ def choose(
             f"takes it; package.module:name if it has several. Default: ${MODULE_VARIABLE}.",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     """From a message queue to verified archives in object storage."""
     console.choose(config, module)
 
 
-for _panel, _commands in COMMANDS.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
-app.add_typer(dead_letters, name="dead-letters", rich_help_panel="Look at a pipeline")
-app.add_typer(catalog, name="catalog", rich_help_panel="Use archives")
+def _not_loaded() -> None:
+    """In the place of every command, until it is called."""
+
+
+for _command in COMMANDS:
+    app.command(_command.name, help=_command.help, rich_help_panel=_command.panel)(_not_loaded)
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 Results go to stdout, everything else (errors, progress) to stderr. What must always hold: text that
 is not ours (names, keys, reasons, answers) reaches a terminal only through this module, which makes
 it safe and never interprets it as markup.
+
+`fuploader --help` imports this module, so whatever only some commands need is imported where it is
+used.
 """
 
 from __future__ import annotations
@@ -14,21 +17,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
-from rich import progress as bars
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from fuploader_dagster.contracts import object_store
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE, load_pipelines
-from fuploader_dagster.settings.modules import MODULE_VARIABLE, pipelines_of_module
-from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.places import CONFIG_VARIABLE, DEFAULT_FILE, MODULE_VARIABLE
 from fuploader_dagster.settings.safe_text import in_a_line
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+
+    from fuploader_dagster.contracts.object_store import Progress
+    from fuploader_dagster.settings.pipeline import Pipeline
 
 console = Console()
 errors = Console(stderr=True)
@@ -94,8 +97,13 @@ def chosen_module(config: Path | None) -> str | None:
 
 def configured(config: Path | None) -> dict[str, Pipeline]:
     """All pipelines, by name: of the command's own file, else as `choose` was told."""
-    module = chosen_module(config)
-    return pipelines_of_module(module) if module else load_pipelines(configuration_file(config))
+    if module := chosen_module(config):
+        from fuploader_dagster.settings.modules import pipelines_of_module  # noqa: PLC0415
+
+        return pipelines_of_module(module)
+    from fuploader_dagster.settings.loading import load_pipelines  # noqa: PLC0415
+
+    return load_pipelines(configuration_file(config))
 
 
 def is_configured(config: Path | None) -> bool:
@@ -126,6 +134,8 @@ def chosen_pipelines(config: Path | None, name: str | None) -> list[Pipeline]:
 
 def print_json(value: Any) -> None:
     """A result for programs. Names that are not UTF-8 are kept, as escapes."""
+    import msgspec  # noqa: PLC0415
+
     sys.stdout.write(json.dumps(value, default=msgspec.to_builtins) + "\n")
 
 
@@ -149,6 +159,8 @@ def complain_of_each(what: str, troubles: Sequence[object]) -> None:
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Results in columns."""
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(in_a_line(cell)) for cell in row))
@@ -171,12 +183,16 @@ def show_title(line: str) -> None:
 
 def counting() -> bars.Progress:
     """Progress in things: "3/12"."""
+    from rich import progress as bars  # noqa: PLC0415
+
     return _progress(bars.MofNCompleteColumn())
 
 
 @contextmanager
-def bytes_bar(what: str) -> Iterator[object_store.Progress]:
+def bytes_bar(what: str) -> Iterator[Progress]:
     """Progress in bytes, as the engine reports it; a total of 0 means that it is not known."""
+    from rich import progress as bars  # noqa: PLC0415
+
     with _progress(bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()) as progress:
         task = progress.add_task(in_a_line(what), total=None)
         shown = 0.0
@@ -194,6 +210,8 @@ def bytes_bar(what: str) -> Iterator[object_store.Progress]:
 
 
 def _progress(*columns: bars.ProgressColumn) -> bars.Progress:
+    from rich import progress as bars  # noqa: PLC0415
+
     return bars.Progress(
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),

@@ -34,8 +34,7 @@ def init(
         str, typer.Option(help=f"What the project does: {', '.join(EXAMPLES)}.")
     ] = _PLAIN,
 ) -> None:
-    """Write a new project. Without `--example`: one pipeline that needs no server, and a parser to
-    edit."""
+    """Write a new project: a pipeline without servers and a parser to edit, or an example."""
     for path in write_project(folder, example):
         console.say(f"wrote {path}")
     if example != _PLAIN:

@@ -17,8 +17,8 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.cli.init import write_instance
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import root_of, what_is_left
-from fuploader_dagster.settings.loading import CONFIG_VARIABLE, DEFAULT_FILE
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.places import CONFIG_VARIABLE, DEFAULT_FILE
 from fuploader_dagster.takeover.configuration import Answers, write_configuration
 from fuploader_dagster.takeover.rivals import refuse_rivals
 

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 
 from fuploader_dagster.delivery.attempts import Failed
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
-from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
+from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at, stored_here
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks, kept_for_sinks
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.slots.receipts import find_receipts
-from fuploader_dagster.slots.sealing import sealed_partitions
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +64,3 @@ class AllRows:
                 self.failures.append(said)
             elif outcome.rows is not None and outcome.partition not in stored:
                 self.stored += outcome.rows.rows
-
-
-def stored_here(pipeline: Pipeline) -> list[str]:
-    """Partitions that the object store has confirmed and whose slots are still on this disk."""
-    return list(find_receipts(pipeline.layout, sealed_partitions(pipeline.layout)))

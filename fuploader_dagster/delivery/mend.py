@@ -30,15 +30,23 @@ from pathlib import Path
 import msgspec
 
 from fuploader_dagster.delivery.failures import clear_failure
+from fuploader_dagster.delivery.mended import (
+    LISTED_NAMES,
+    MENDED_SLOT,
+    Mended,
+    all_mended,
+    mended_path,
+    read_mended,
+)
 from fuploader_dagster.delivery.slot_members import append_member
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import fsync_file, make_dirs, rename_durably, write_durably
-from fuploader_dagster.disk.layout import Layout, PartitionKey
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock, waited_for
-from fuploader_dagster.disk.setting_aside import directories_aside, place_aside, set_aside
+from fuploader_dagster.disk.setting_aside import place_aside, set_aside
 from fuploader_dagster.disk.temporaries import temporary_folder
 from fuploader_dagster.disk.trouble import naming_disk_trouble
-from fuploader_dagster.errors import UNREADABLE_JSON, DamagedSlot, OtherFormat
+from fuploader_dagster.errors import DamagedSlot, OtherFormat
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots import index, sealing
 from fuploader_dagster.slots.formats import Salvaged, salvage
@@ -47,82 +55,6 @@ from fuploader_dagster.slots.message_values import Tally
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 log = logging.getLogger(__name__)
-
-MENDED_SLOT = 9998
-"""No worker has this number, so a worker of the damaged slot goes on undisturbed."""
-LISTED_NAMES = 100
-_SAID_NAMES = 5
-
-
-class Mended(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a damaged slot. Paths are relative to the pipeline's folder."""
-
-    partition: str
-    """Empty where its seal could not be read."""
-    error: str
-    """What was damaged."""
-    sealed_messages: int | None
-    """As its seal or its index says; None if neither can be read."""
-    stored: int
-    """Messages that were proven and stored again."""
-    stored_as: str
-    """The partition of these; empty if there are none."""
-    number: int
-    """Of the directory with these."""
-    lost: list[str]
-    """Names that could not be proven, as far as they are known, at most 100."""
-    set_aside: str
-    told: bool = False
-    """Whether a run has reported it for its partition."""
-
-    def sentence(self, layout: Layout) -> str:
-        """What a person has to know about it."""
-        aside = layout.root / self.set_aside
-        again = f"{self.stored} messages of it were proven and stored again"
-        again += f" as {self.stored_as}" if self.stored_as else ""
-        where = f"the damaged directory was moved to {aside}"
-        if self.stored == self.sealed_messages:
-            return f"{self.error}. All {again}; {where} and can be removed"
-        names = ", ".join(map(repr, self.lost[:_SAID_NAMES])) or "names unknown"
-        names += ", ..." if len(self.lost) > _SAID_NAMES else ""
-        count = "others" if self.sealed_messages is None else self.sealed_messages - self.stored
-        return f"{self.error}. {again}; {where}, and the only copy of {count} ({names}) is there"
-
-
-def find_mended(layout: Layout, partition: str) -> Mended | None:
-    """What became of a partition whose slot was damaged; None if it was not, or is still here."""
-    key = PartitionKey.parse(partition)
-    if key is None or layout.sealed(key.slot, key.number).exists():
-        return None
-    record = _read(_path(layout, key.slot, key.number))
-    return record if record is not None and record.partition in ("", partition) else None
-
-
-def all_mended(layout: Layout) -> Iterator[Mended]:
-    """All slots that were ever found damaged, in the order of their names."""
-    for path in sorted(layout.mended.glob("*.json")):
-        record = _read(path)
-        if record is not None:
-            yield record
-
-
-def damaged_aside(layout: Layout) -> tuple[list[Mended], list[Path]]:
-    """What is still in `set-aside/`: damaged sealed slots, and the other damaged directories.
-
-    Those were found when a worker started, or after the upload: only the log says what became of
-    their messages.
-    """
-    records = {layout.root / one.set_aside: one for one in all_mended(layout)}
-    mended = [record for path, record in records.items() if path.exists()]
-    return mended, [path for path in directories_aside(layout) if path not in records]
-
-
-def note_told(layout: Layout, partition: str, record: Mended) -> None:
-    """Note that a run has reported it: nobody has to ask for the partition again."""
-    key = PartitionKey.parse(partition)
-    if key is not None and not record.told:
-        told = msgspec.structs.replace(record, told=True)
-        write_durably(_path(layout, key.slot, key.number), msgspec.json.encode(told))
 
 
 def unreadable_slots(layout: Layout) -> list[Path]:
@@ -149,7 +81,7 @@ def mend(slot: int, number: int, error: DamagedSlot, pipeline: Intake) -> Mended
     layout = pipeline.layout
     directory = layout.sealed(slot, number)
     with _mending(layout), naming_disk_trouble(directory):
-        record = _read(_path(layout, slot, number))
+        record = read_mended(mended_path(layout, slot, number))
         if directory.exists() and not _is_replaced(record, layout):
             record = _replace(directory, error, pipeline)
         if record is None:
@@ -161,7 +93,7 @@ def mend(slot: int, number: int, error: DamagedSlot, pipeline: Intake) -> Mended
 
 def is_replaced(layout: Layout, slot: int, number: int) -> bool:
     """Whether a sealed directory has its replacement beside it, and only has to be moved."""
-    return _is_replaced(_read(_path(layout, slot, number)), layout)
+    return _is_replaced(read_mended(mended_path(layout, slot, number)), layout)
 
 
 def finish_mending(replacement: sealing.SealedSlot, layout: Layout) -> None:
@@ -170,7 +102,7 @@ def finish_mending(replacement: sealing.SealedSlot, layout: Layout) -> None:
         return
     slot, number = replacement.seal.mends
     with _mending(layout):
-        record = _read(_path(layout, slot, number))
+        record = read_mended(mended_path(layout, slot, number))
         if record is not None and record.stored_as == replacement.seal.partition:
             _finish(layout.sealed(slot, number), record, layout)
 
@@ -209,7 +141,7 @@ def _replace(directory: Path, error: DamagedSlot, pipeline: Intake) -> Mended:
             set_aside=str(place_aside(directory, layout).relative_to(layout.root)),
         )
         slot, old_number = place_of(directory)
-        write_durably(_path(layout, slot, old_number), msgspec.json.encode(record))
+        write_durably(mended_path(layout, slot, old_number), msgspec.json.encode(record))
         reached(CrashPoint.MENDING_NOTED)
         if seal is not None:
             rename_durably(work, target)
@@ -305,14 +237,3 @@ def place_of(directory: Path) -> tuple[int, int]:
     """Slot and number of a sealed directory."""
     slot, number = (name.rpartition("-")[2] for name in directory.parts[-2:])
     return int(slot), int(number)
-
-
-def _path(layout: Layout, slot: int, number: int) -> Path:
-    return layout.mended / f"slot-{slot}-dir-{number:06d}.json"
-
-
-def _read(path: Path) -> Mended | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Mended)
-    except (FileNotFoundError, *UNREADABLE_JSON):
-        return None

@@ -14,6 +14,8 @@ from fuploader_dagster.delivery.failures import Failure, is_due
 from fuploader_dagster.delivery.sink_notes import SinkNotes, SinkTrouble
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import find_receipts
+from fuploader_dagster.slots.sealing import sealed_partitions
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def look_at(notes: SinkNotes, kept: Iterable[str], shippable: Collection[str] = 
         failures,
         notes.trouble,
     )
+
+
+def stored_here(pipeline: Pipeline) -> list[str]:
+    """Partitions that the object store has confirmed and whose slots are still on this disk."""
+    return list(find_receipts(pipeline.layout, sealed_partitions(pipeline.layout)))
 
 
 def due(found: OwedRows, pipeline: Pipeline, *, busy: Collection[str], now: float) -> list[str]:

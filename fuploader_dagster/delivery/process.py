@@ -28,7 +28,7 @@ from fuploader_dagster import errors
 from fuploader_dagster.contracts.processor import StoredResult
 from fuploader_dagster.dead_letters.letters import item_letters
 from fuploader_dagster.delivery import attempts
-from fuploader_dagster.delivery.mend import find_mended
+from fuploader_dagster.delivery.mended import find_mended
 from fuploader_dagster.delivery.pack import find_packed
 from fuploader_dagster.delivery.process_step import ItemsDone, Step, cancel
 from fuploader_dagster.delivery.slot_in_work import SlotInWork

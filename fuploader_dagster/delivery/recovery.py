@@ -15,10 +15,10 @@ from pathlib import Path
 
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.delivery.failures import FAILURE_SUFFIX, Failure, all_failures, is_due
-from fuploader_dagster.delivery.mend import all_mended, find_mended
+from fuploader_dagster.delivery.mended import all_mended, find_mended
 from fuploader_dagster.delivery.owed_rows import OwedRows, due, look_at
 from fuploader_dagster.delivery.processor_trouble import is_ready_for_rows
-from fuploader_dagster.delivery.redo import redos, remove_if_stored, stored_redos
+from fuploader_dagster.delivery.redo import remove_if_stored, stored_redos
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks, kept_for_sinks
 from fuploader_dagster.delivery.upload import PartitionLock
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
@@ -180,7 +180,7 @@ def abort_unneeded_uploads(pipeline: Pipeline, store: ObjectStore, now: datetime
         name = upload.key.rpartition("/")[2]
         stem = without_suffix(name, pipeline.archive_suffix)
         partition, mark, _ = stem.partition(REDO_MARK)
-        needed = bool(mark) and partition in redos(pipeline.layout)
+        needed = bool(mark) and partition in pipeline.layout.redos()
         old = now - upload.begun_at > UNNEEDED_AFTER
         if old and not needed and find_receipts(pipeline.layout, [partition]):
             store.abort(upload)

@@ -137,14 +137,8 @@ def _redo_one(
 
 def stored_redos(layout: Layout) -> tuple[str, ...]:
     """Partitions whose redo is stored, but a crash came before its folder was removed."""
-    receipts = find_receipts(layout, redos(layout)).values()
+    receipts = find_receipts(layout, layout.redos()).values()
     return tuple(receipt.partition for receipt in receipts if _is_stored(layout, receipt))
-
-
-def redos(layout: Layout) -> list[str]:
-    """Partitions whose redo has begun and is not finished."""
-    folders = layout.redo.iterdir() if layout.redo.is_dir() else ()
-    return sorted(path.name for path in folders if PartitionKey.parse(path.name))
 
 
 def remove_if_stored(layout: Layout, receipt: Receipt) -> bool:

@@ -28,7 +28,7 @@ from fuploader_dagster import errors
 from fuploader_dagster.contracts.sink import Delivery, ItemRows, RejectedItem, Sink
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt
 from fuploader_dagster.delivery.item_rows import rows_of
-from fuploader_dagster.delivery.mend import MENDED_SLOT, all_mended, find_mended
+from fuploader_dagster.delivery.mended import MENDED_SLOT, all_mended, find_mended
 from fuploader_dagster.delivery.rejected_items import RejectedItems, sent_back
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.slot_items import ItemsStored, SlotItems, items_here

@@ -22,6 +22,7 @@ from fuploader_dagster.delivery import mend, notices
 from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome, attempt, mending, note_failed
 from fuploader_dagster.delivery.failures import Stage
+from fuploader_dagster.delivery.mended import MENDED_SLOT, find_mended, note_told
 from fuploader_dagster.delivery.pack import Packed, pack
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.store_trouble import Patience, ProgressOf
@@ -123,7 +124,7 @@ def ship(pipeline: Pipeline, store: ObjectStore, rows: AllRows | None = None) ->
 def replacements(pipeline: Pipeline, shipped: Collection[str]) -> list[str]:
     """Sealed slots that replaced damaged ones while these partitions were shipped."""
     new = (PartitionKey.parse(key) for key in sealed_partitions(pipeline.layout))
-    return [str(k) for k in new if k and k.slot == mend.MENDED_SLOT and str(k) not in shipped]
+    return [str(k) for k in new if k and k.slot == MENDED_SLOT and str(k) not in shipped]
 
 
 def _ship_one(
@@ -141,9 +142,9 @@ def _steps(key: PartitionKey, pipeline: Pipeline, deliver: _Deliver | None) -> D
     with naming_disk_trouble(layout.root), PartitionLock(pipeline, partition) as stored_before:
         if stored_before is not None:
             return Done(partition, receipt=stored_before)
-        if mended := mend.find_mended(layout, partition):
+        if mended := find_mended(layout, partition):
             if deliver is not None:
-                mend.note_told(layout, partition, mended)
+                note_told(layout, partition, mended)
             return Done(partition, note=mended.sentence(layout))
         with mending(key, pipeline) as slot:
             notices.began(pipeline, slot)

@@ -214,6 +214,11 @@ class Layout:
         """Slot and number of all processed directories, finished or not, in that order."""
         return _numbers_below(self.root / "processed")
 
+    def redos(self) -> list[str]:
+        """Partitions that are processed again: this has begun and is not finished."""
+        folders = self.redo.iterdir() if self.redo.is_dir() else ()
+        return sorted(path.name for path in folders if PartitionKey.parse(path.name))
+
 
 def _numbers_below(folder: Path) -> list[tuple[int, int]]:
     return [

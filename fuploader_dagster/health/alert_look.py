@@ -15,7 +15,7 @@ from typing import Any
 from fuploader_dagster.control.wishes import read_here
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
-from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.mended import damaged_aside
 from fuploader_dagster.delivery.notice_files import all_notice_files
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.sink_notes import all_sinks

@@ -12,13 +12,11 @@ from fuploader_dagster.contracts.notifier import NotifierSettings
 from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
-from fuploader_dagster.delivery.all_rows import stored_here
 from fuploader_dagster.delivery.failures import all_failures
-from fuploader_dagster.delivery.mend import damaged_aside
+from fuploader_dagster.delivery.mended import damaged_aside
 from fuploader_dagster.delivery.notice_files import NoticeFiles, all_notice_files
-from fuploader_dagster.delivery.owed_rows import look_at
+from fuploader_dagster.delivery.owed_rows import look_at, stored_here
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
-from fuploader_dagster.delivery.redo import redos
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.temporaries import is_held
@@ -47,7 +45,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(layout)),
         "processed": len(layout.processed_numbers()),
-        "redos": redos(layout),
+        "redos": layout.redos(),
         "room": space_of(pipeline.storage_root.absolute(), Unshipped(layout).bytes()),
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,

@@ -34,13 +34,7 @@ from typing import Any, cast
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fuploader_dagster.contracts.functions import load_reference, reference_to
 from fuploader_dagster.contracts.notifier import NotifierSettings
@@ -52,9 +46,8 @@ from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.apart import refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.places import CONFIG_VARIABLE, DEFAULT_FILE
 
-CONFIG_VARIABLE = "FUPLOADER_CONFIG"
-DEFAULT_FILE = "fuploader.yaml"
 _OF_COMPONENTS = "fuploader_dagster.component:pipelines_of"
 """Reads a component's file. Named, not imported, because it loads Dagster."""
 
@@ -114,31 +107,19 @@ _FUPLOADER_VARIABLES = {
 _UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
 `!!timestamp x`, and on endless brackets."""
+_OVERRIDES = "FUPLOADER_PIPELINES"
 _LEAST = {"process_count": 1, "max_tasks_per_child": 0, "prefetch_count": 2}
 """Like FUploader, raise smaller values to the minimum (its prefetch: 20; ours must be 2)."""
 _NODE_ID_OF_WORKER = re.compile(r"-(meta|packer)-p.*")
 """What FUploader appends to the node's name in its worker processes."""
 
 
-class _File(BaseSettings):
-    """The raw file, overridden by the environment; `Pipeline` validates the values."""
+class _File(BaseModel):
+    """The raw file; `Pipeline` validates the values."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FUPLOADER_", env_nested_delimiter="__", extra="allow"
-    )
+    model_config = ConfigDict(extra="allow")
 
     pipelines: dict[str, dict[str, Any]] = {}
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (env_settings, init_settings)
 
 
 def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
@@ -164,26 +145,31 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
             for name, values in raw["pipelines"].items()
         }
     try:
-        settings = _File(**raw)
+        values_of, beside = _overridden(raw)
     except ValidationError as error:
         raise _config_error(error, str(path)) from None
-    except SettingsError as error:
-        raise ConfigError(
-            f"FUPLOADER_PIPELINES in the environment cannot be read: {error}",
-            hint="unset it, or set one setting: FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES",
-        ) from None
-    shared = {**(settings.model_extra or {}), **of_fuploader}
-    if not settings.pipelines:
+    shared = {**beside, **of_fuploader}
+    if not values_of:
         raise ConfigError(
             f"{path} defines no pipeline",
             hint="add one below `pipelines:`, or write an example with `fuploader init`",
         )
     pipelines = {
         name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
-        for name, values in settings.pipelines.items()
+        for name, values in values_of.items()
     }
     refuse_shared_folders(pipelines.values())
     return pipelines
+
+
+def _overridden(raw: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The values of each pipeline, and those beside `pipelines`; the environment's own win."""
+    if any(name.upper().startswith(_OVERRIDES) for name in os.environ):
+        from fuploader_dagster.settings.environment import overridden  # noqa: PLC0415
+
+        return overridden(raw)
+    file = _File(**raw)
+    return file.pipelines, file.model_extra or {}
 
 
 def _make_importable(folder: Path) -> None:

@@ -20,8 +20,6 @@ from fuploader_dagster.errors import ConfigError, FuploaderError
 from fuploader_dagster.settings.built import built_of
 from fuploader_dagster.settings.pipeline import Pipeline
 
-MODULE_VARIABLE = "FUPLOADER_MODULE"
-
 _FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?", re.ASCII)
 _LAZY = "dagster.components.definitions"
 

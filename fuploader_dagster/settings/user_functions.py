@@ -11,7 +11,6 @@ stops.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import string
 from collections.abc import Awaitable, Callable, Mapping
@@ -208,6 +207,8 @@ def call(function: Callable[..., Any], argument: Any, *, what: str) -> Any:
     try:
         result = function(argument)
         if inspect.isawaitable(result):
+            import asyncio  # noqa: PLC0415  loading settings must not import it
+
             result = asyncio.run(_wait_for(result))
     except USER_ERRORS as error:
         raise StrategyError(f"the {what} {name_of(function)} raised {raised(error)}") from error

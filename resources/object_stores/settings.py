@@ -31,7 +31,6 @@ from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.object_store import ObjectStore
 from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.resources.object_stores.retrying import RetryingObjectStore
 from fuploader_dagster.settings.secret import without_logins
 
 _LOGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/?#]*@|[^?#]*\?)")
@@ -97,6 +96,10 @@ class ObjectStoreSettings(Settings):
 
         Raises `ConfigError` if an environment variable is not set, and names it.
         """
+        from fuploader_dagster.resources.object_stores.retrying import (  # noqa: PLC0415
+            RetryingObjectStore,  # loads tenacity, which loading settings must not do
+        )
+
         settings = self.resolved()
         return RetryingObjectStore(settings.connect(), budget_seconds=self.retry_budget_seconds)
 

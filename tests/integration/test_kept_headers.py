@@ -13,7 +13,7 @@ from file_uploader.packers import tar_zstd_packer
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.delivery.find_archive import find_archive
-from fuploader_dagster.delivery.mend import all_mended
+from fuploader_dagster.delivery.mended import all_mended
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.replay import Selection, replay
 from fuploader_dagster.delivery.ship import ship

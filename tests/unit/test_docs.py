@@ -9,7 +9,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import typer
 import yaml
 
 from fuploader_dagster.cli import app
@@ -82,7 +81,7 @@ def test_the_page_on_sql_tables_has_a_configuration_that_loads_and_python_that_r
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
-    commands = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+    commands = {one.name for one in app.COMMANDS}
     assert set(re.findall(r"`fuploader ([a-z-]+)", README)) == commands
 
 
@@ -214,7 +213,7 @@ def test_a_commit_is_checked_by_what_make_check_runs() -> None:
 def test_the_page_on_compatibility_names_every_command_with_json() -> None:
     page = (REPOSITORY / "docs" / "compatibility.md").read_text("utf-8")
     (said,) = re.findall(r"what\s+`--json` prints:(.*?)\. ", page, re.S)
-    commands = dict(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+    commands = app.loaded_commands()
     for group in [name for name, one in commands.items() if hasattr(one, "commands")]:
         inner = commands.pop(group).commands
         commands |= {f"{group} {name}": one for name, one in inner.items()}

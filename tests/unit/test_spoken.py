@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-import typer
 
 from fuploader_dagster.cli import app
 from fuploader_dagster.disk.layout import PartitionKey
@@ -93,9 +91,8 @@ def sentences() -> list[tuple[str, str]]:
 @cache
 def commands() -> dict[str, set[str]]:
     """Every command of `fuploader`, groups included, with its options."""
-    group: Any = typer.main.get_command(app.app)
     found: dict[str, set[str]] = {}
-    for name, command in group.commands.items():
+    for name, command in app.loaded_commands().items():
         found[name] = {option for one in command.params for option in one.opts}
         for inner, second in getattr(command, "commands", {}).items():
             options = {option for one in second.params for option in one.opts}

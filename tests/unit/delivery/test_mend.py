@@ -13,7 +13,7 @@ import pytest
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.failures import all_failures
-from fuploader_dagster.delivery.mend import MENDED_SLOT, all_mended, find_mended
+from fuploader_dagster.delivery.mended import MENDED_SLOT, all_mended, find_mended
 from fuploader_dagster.delivery.ship import pack_partitions, ship, upload_partitions
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.dedup_window import DedupWindow

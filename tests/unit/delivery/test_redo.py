@@ -21,7 +21,7 @@ from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.process_step import ItemsDone
 from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
-from fuploader_dagster.delivery.redo import redo_partitions, redos
+from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.delivery.settled_letters import settled
 from fuploader_dagster.delivery.ship import ship
@@ -127,7 +127,7 @@ def test_todays_code_makes_another_archive_and_the_first_one_stays(
         for p in objects(settings).rglob("*")
         if p.is_file()
     } == keys
-    assert redos(settings.layout) == settings.layout.processed_numbers() == []
+    assert settings.layout.redos() == settings.layout.processed_numbers() == []
     assert list(settings.layout.redo.iterdir()) == []
 
 
@@ -248,13 +248,13 @@ def test_a_redo_that_was_interrupted_continues_under_the_same_key(tmp_path: Path
     first = shipped(settings)
     with pytest.raises(KeyboardInterrupt):
         stopped_at(CrashPoint.OUTCOMES_KEPT, settings, first.partition)
-    assert redos(settings.layout) == [first.partition]
+    assert settings.layout.redos() == [first.partition]
     (seal,) = settings.layout.redo.rglob("sealed/*/*/seal.json")
     key = json.loads(seal.read_bytes())["object_key"]
     assert recovery.look(settings).redone == ()
     assert isinstance(redone(settings, first.partition), Done)
     assert receipt_of(settings, first.partition).key == key
-    assert redos(settings.layout) == []
+    assert settings.layout.redos() == []
 
 
 def stopped_at(step: CrashPoint, settings: Pipeline, partition: str) -> None:
@@ -323,7 +323,7 @@ def test_a_stored_redo_whose_folder_is_left_is_finished_by_recovery_or_the_next_
             outcome = redone(settings, first.partition)
             assert isinstance(outcome, Done)
             assert outcome.receipt == stored
-        assert redos(settings.layout) == []
+        assert settings.layout.redos() == []
         assert receipt_of(settings, first.partition) == stored
 
 
