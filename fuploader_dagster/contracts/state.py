@@ -186,6 +186,11 @@ class StateSettings(Settings):
         """The store of one pipeline on one node. Not yet connected."""
         raise NotImplementedError
 
+    def exists(self) -> bool:
+        """Whether there is something to read. False only where opening the store would make it (a
+        file that is missing): who only looks, leaves it alone then."""
+        return True
+
     def in_a_hurry(self) -> StateSettings:
         """The same store, but giving up after `HURRIED_SECONDS`: for sensors, whose ticks hold up
         all other sensors. By default there is no difference.

@@ -23,7 +23,7 @@ from fuploader_dagster.control.wishes import Wishes, known, read_here
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.errors import DamagedSlot, FuploaderError
 from fuploader_dagster.health.growing_files import Stored, letters_waiting, stored_so_far
-from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, space_of
+from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, existing_part, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import find_receipts
@@ -124,7 +124,7 @@ def figures_of(pipeline: Pipeline, queue: Queue | None = None) -> Figures:
         sealed_messages=sum(one.messages for one in waiting),
         damaged_slots=damaged,
         oldest_unshipped_at=min(begun, default=None),
-        space=space_of(_existing(layout.root), _unshipped(layout).bytes()),
+        space=space_of(existing_part(layout.root), _unshipped(layout).bytes()),
         stored=stored_so_far(layout),
         letters=letters_waiting(layout),
     )
@@ -210,6 +210,8 @@ def disk_days_left(before: Reading, now: Reading, reserved_bytes: int) -> float 
 
 def _ask_state(pipeline: Pipeline) -> tuple[Snapshot | None, str, Wishes]:
     settings = pipeline.state.in_a_hurry()
+    if not settings.exists():
+        return Snapshot(), "", read_here(pipeline.layout)
     with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         try:
             state.open()
@@ -224,11 +226,6 @@ _seals: dict[Path, dict[Path, Seal]] = {}
 
 def _unshipped(layout: Layout) -> Unshipped:
     return _backlogs.setdefault(layout.root, Unshipped(layout))
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
-    return next((one for one in (folder, *folder.parents) if one.is_dir()), folder)
 
 
 def _sealed(layout: Layout) -> tuple[list[Seal], int]:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.contracts.notifier import NotifierSettings
-from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known
+from fuploader_dagster.contracts.state import Snapshot
+from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known, read_here
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.failures import all_failures
@@ -21,19 +22,16 @@ from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.intake.disk_space import Unshipped, space_of
+from fuploader_dagster.intake.disk_space import Unshipped, existing_part, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
 
 
 def status_of(pipeline: Pipeline) -> dict[str, Any]:
-    """What `fuploader status --json` prints of a pipeline; msgspec encodes it."""
+    """What `fuploader status --json` prints of a pipeline; msgspec encodes it. Makes no file."""
     layout = pipeline.layout
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
-        snapshot = state.snapshot()
-        wishes = known(layout, state)
+    snapshot, wishes = _state_of(pipeline)
     mended, others = damaged_aside(layout)
     workers = read_statuses(layout)
     return {
@@ -46,7 +44,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "sealed": len(sealed_partitions(layout)),
         "processed": len(layout.processed_numbers()),
         "redos": layout.redos(),
-        "room": space_of(pipeline.storage_root.absolute(), Unshipped(layout).bytes()),
+        "room": space_of(existing_part(layout.root), Unshipped(layout).bytes()),
         "stored_messages": snapshot.stored_messages,
         "duplicates": snapshot.duplicates,
         "dead_letters": snapshot.dead_letters,
@@ -60,6 +58,15 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         ],
         "set_aside": [str(path) for path in others],
     }
+
+
+def _state_of(pipeline: Pipeline) -> tuple[Snapshot, Wishes]:
+    """What the state store knows; one that does not exist yet is not made."""
+    if not pipeline.state.exists():
+        return Snapshot(), read_here(pipeline.layout)
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        return state.snapshot(), known(pipeline.layout, state, changing=False)
 
 
 def _part(

@@ -147,6 +147,11 @@ def space_of(folder: Path, unshipped_bytes: int) -> DiskSpace:
     )
 
 
+def existing_part(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there: for those who only look."""
+    return next((one for one in (folder, *folder.parents) if one.is_dir()), folder)
+
+
 class Unshipped:
     """Counts the bytes that are sealed, processed or packed; a slot that never changes, once. What
     items in work have in their folders counts."""

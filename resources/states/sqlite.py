@@ -81,6 +81,9 @@ class SqliteState(state.StateSettings):
     def store(self, *, pipeline: str, node: str) -> SqliteStateStore:
         return SqliteStateStore(self, pipeline, node)
 
+    def exists(self) -> bool:
+        return self.path.exists()
+
     def in_a_hurry(self) -> SqliteState:
         seconds = min(self.busy_timeout_seconds, state.HURRIED_SECONDS)
         return self.model_copy(update={"busy_timeout_seconds": seconds})

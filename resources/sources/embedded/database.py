@@ -58,6 +58,10 @@ class QueueDatabase:
         self._path = settings.path / FILE
         self._file: SqliteFile | None = None
 
+    def exists(self) -> bool:
+        """Whether the file has been made."""
+        return self._path.exists()
+
     def open(self) -> None:
         if self._file is None:
             with self.explaining():

@@ -24,13 +24,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.source import (
     CommittedBatch,
     Message,
@@ -73,6 +74,11 @@ class EmbeddedQueue(SourceSettings):
 
     def describe(self) -> str:
         return f"embedded queue in {self.path}"
+
+    def examine(self) -> Iterator[Diagnosis]:
+        with closing(database.QueueDatabase(self)) as file:
+            file.open()  # can it be made? `backlog` of a queue without a file makes none
+        yield from super().examine()
 
 
 class _Run(NamedTuple):
@@ -313,6 +319,9 @@ class EmbeddedPublisher(MessagePublisher):
         return published
 
     def backlog(self) -> int:
+        """Looking makes no file: a queue without one is empty."""
+        if not self._database.exists():
+            return 0
         with self._database.transaction(durable=False) as db:
             (held,) = db.execute("SELECT total(messages) FROM held").fetchone()
             return max(0, _waiting(db) - int(held))

@@ -65,7 +65,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
         (["status"], HEAVY | {"tenacity"}),
         (["status", "--json"], HEAVY | {"tenacity"}),
         (["doctor"], HEAVY),
-        (["dead-letters", "list"], HEAVY),
+        (["dead-letters", "list"], HEAVY - {"asyncio"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
