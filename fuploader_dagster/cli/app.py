@@ -148,7 +148,8 @@ COMMANDS = [
         _ARCHIVES,
         "find",
         "catalog",
-        "Show which archives hold a file of this name, when they were sealed and where they are.",
+        "Show where the message of this name or id is: in which slot or archive, at which sinks, "
+        "or among the dead letters.",
     ),
     Command(
         _ARCHIVES,

@@ -17,7 +17,7 @@ from fuploader_dagster.dead_letters.letters import (
     sent_back_ids,
     sent_back_version,
 )
-from fuploader_dagster.delivery.mend import MENDED_SLOT, all_mended
+from fuploader_dagster.delivery.mended import MENDED_SLOT, all_mended
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 
 _CLOCKS_DIFFER = timedelta(days=1)

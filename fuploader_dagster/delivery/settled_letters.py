@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from fuploader_dagster.contracts.sink import Delivery
 from fuploader_dagster.dead_letters.letters import DeadLetter, FailedItem, sink_of
-from fuploader_dagster.delivery.mend import LISTED_NAMES, Mended, find_mended
+from fuploader_dagster.delivery.mended import LISTED_NAMES, Mended, find_mended
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.settings.pipeline import Pipeline
