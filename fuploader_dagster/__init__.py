@@ -15,6 +15,7 @@ from fuploader_dagster._moved import find_moved_modules
 if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the two
     from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
     from fuploader_dagster.archives.reader import Archive as Archive
+    from fuploader_dagster.assets.find_job import build_find_job as build_find_job
     from fuploader_dagster.assets.partitions import Names as Names
     from fuploader_dagster.assets.pause_jobs import build_pause_job as build_pause_job
     from fuploader_dagster.assets.pause_jobs import build_resume_job as build_resume_job
@@ -143,6 +144,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
 _NAMES = {
     "archives.ranges": ("StoredArchive",),
     "archives.reader": ("Archive",),
+    "assets.find_job": ("build_find_job",),
     "assets.partitions": ("Names",),
     "assets.pause_jobs": ("build_pause_job", "build_resume_job"),
     "assets.repack_job": ("build_repack_job",),

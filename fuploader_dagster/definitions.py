@@ -15,6 +15,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.checks import build_check, build_reachable_check
 from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
+from fuploader_dagster.assets.find_job import build_find_job
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.pause_jobs import build_pause_job, build_resume_job
 from fuploader_dagster.assets.pipeline_assets import build_archive_assets
@@ -86,7 +87,7 @@ def build_asset_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
 
 
 def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
-    """Ship, seal now, pause, resume, replay, repack; and scrub, unless `scrub_archives` is 0.
+    """Ship, seal now, pause, resume, find, replay, repack; and scrub, unless `scrub_archives` is 0.
 
     Sensors and schedules name the ship job, and the scrub schedule the scrub job.
     """
@@ -96,6 +97,7 @@ def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJob
         build_seal_job(pipeline),
         build_pause_job(pipeline),
         build_resume_job(pipeline),
+        build_find_job(pipeline),
         build_replay_job(pipeline),
         build_repack_job(pipeline),
         *([build_scrub_job(pipeline)] if pipeline.scrub_archives else []),

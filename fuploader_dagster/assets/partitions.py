@@ -121,11 +121,12 @@ class Names:
     scrub_job = _Scoped("scrub")
     pause_job = _Scoped("pause")
     resume_job = _Scoped("resume")
+    find_job = _Scoped("find")
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        without_partitions = (self.seal_job, self.scrub_job, self.pause_job, self.resume_job)
-        return (self.ship_job, self.replay_job, self.repack_job, *without_partitions)
+        others = (self.seal_job, self.scrub_job, self.pause_job, self.resume_job, self.find_job)
+        return (self.ship_job, self.replay_job, self.repack_job, *others)
 
     @property
     def instigators(self) -> tuple[str, ...]:
