@@ -221,7 +221,15 @@ class BadMessage(DamagedData):
 
 
 class BadItem(DamagedData):
-    """An item of a slot that can never be processed. It becomes a dead letter."""
+    """An item of a slot that can never be processed. It becomes a dead letter.
+
+    `answered`: whether somebody was asked who could have answered otherwise. An item that is
+    refused before that (it is not JSON, for example) does not show that the processor works.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", answered: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.answered = answered
 
 
 class BadNotice(DamagedData):

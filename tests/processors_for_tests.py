@@ -46,13 +46,29 @@ class Scripted(Processor):
         most_at_once[0] += 1
         most_at_once[1] = max(most_at_once)
         try:
+            refused = [self._refused(item) for item in items]
+            if len(items) == 1 and refused[0] is not None:
+                return [refused[0]]
             if self._settings.switch is not None and not self._settings.switch.exists():
                 raise RetryItem("the handler is switched off")
             if len(items) > 1 and any("poison" in one.json() for one in items):
                 raise BadItem("one of them is bad")
-            return [await self._one(item) for item in items]
+            return [
+                await self._one(item) if bad is None else bad
+                for item, bad in zip(items, refused, strict=True)
+            ]
         finally:
             most_at_once[0] -= 1
+
+    def _refused(self, item: Item) -> BadItem | None:
+        """Before anybody is asked."""
+        if self._settings.refuses:
+            return BadItem("refused", answered=False)
+        try:
+            item.json()
+        except BadItem as error:
+            return error
+        return None
 
     async def _one(self, item: Item) -> Answer:
         calls[item.name] += 1
@@ -121,6 +137,7 @@ class Scripted(Processor):
         if not found:
             path.write_bytes(content)
         digest = hashlib.sha256(content).digest()
+        digest = bytes.fromhex(steps.get("digest", "")) or digest
         return FileResult(name, path, len(content), digest, "text/plain", {"etag": name[:9]})
 
     async def close(self) -> None:
@@ -134,6 +151,8 @@ class Script(ProcessorSettings):
     edition: int = 1
     switch: Path | None = None
     """Without this file the handler does not answer."""
+    refuses: bool = False
+    """Whether each item is refused before anybody is asked."""
     takes_over: bool = False
     """Whether results that are stored are taken over."""
     journal: Path | None = None

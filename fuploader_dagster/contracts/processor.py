@@ -6,7 +6,9 @@ What must always hold:
   nothing between two calls that a result depends on: after a crash the items that were in work are
   processed again, by another process. `Item.key` is the same then, so that a handler can see it.
 - What is wrong with an item raises `BadItem`; it becomes a dead letter and the others go on. What
-  may pass raises `RetryItem`; the item is tried again. Nothing is swallowed.
+  may pass raises `RetryItem`; the item is tried again. Nothing is swallowed. Items that always get
+  `RetryItem` are blamed only if others get an answer; so who refuses an item before anybody is
+  asked says so (`BadItem.answered`).
 - A result is content in memory (`Result`), or a file that the processor made in the item's folder
   (`FileResult`), which is never read whole. An item may give both.
 - An item that is made of parts may give the results of some and say why it has none of the others
@@ -80,7 +82,7 @@ class Item:
         try:
             return json.loads(self.content)
         except (ValueError, RecursionError) as error:
-            raise BadItem(f"{self.name!r} is not JSON: {error}") from error
+            raise BadItem(f"{self.name!r} is not JSON: {error}", answered=False) from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class FileResult:
     """In the item's folder, or in a folder below it. Two results may be of one file."""
     size_bytes: int
     sha256: bytes
-    """The digest, 32 bytes. It is compared when the file is packed, not before."""
+    """The digest, 32 bytes. It is compared when the file is packed, and for the first 16 MiB of a
+    slot's files when they are committed."""
     content_type: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Kept with the file, as message headers are; at most 16 KiB of JSON."""
@@ -140,6 +143,9 @@ class Partial:
     """The content of an item that asks for what failed, and for nothing else: a task with only
     those addresses. The dead letter holds it, so sending that back, to the stage or to the queue,
     does not do again what is stored. None: the whole content, and all is done again."""
+    answered: bool = True
+    """Whether somebody answered. False, if the results were there before and nobody was asked for
+    them: that does not show that the processor works."""
 
 
 Answer = Sequence[Result | FileResult] | Partial | BadItem

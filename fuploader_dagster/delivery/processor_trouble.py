@@ -90,11 +90,15 @@ class Answers:
         self._last = time.monotonic()
         if self._last - self._noted_at < ANSWERS_NOTED_EVERY_SECONDS:
             return
-        if self._layout.processor_trouble.exists():
-            end_processor_trouble(self._layout)
+        self.note_end()
         self._noted_at = self._last
         path = self._layout.processor_answered
         path.touch(file_mode(path.parent))
+
+    def note_end(self) -> None:
+        """It works for what it did not work for: if there was trouble, it is over."""
+        if self._layout.processor_trouble.exists():
+            end_processor_trouble(self._layout)
 
     def since(self, monotonic: float) -> bool:
         """Whether it worked for an item of this step after that moment."""

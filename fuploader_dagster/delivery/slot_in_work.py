@@ -108,7 +108,10 @@ class SlotInWork:
                 await self._work()
             finally:
                 await cancel(self._waiting)
-            return writer.seal()
+            processed = writer.seal()
+            if math.isfinite(self._failed_before):  # perhaps nobody had to be asked this time
+                self._step.answers.note_end()
+            return processed
 
     async def _work(self) -> None:
         async with self._step.turn:
@@ -265,7 +268,7 @@ class SlotInWork:
                     ) from error
                 reason = f"after {retries + 1} attempts: {error}"
             except errors.BadItem as error:
-                self._step.answers.note()
+                self._note([error])
                 reason = str(error)
             except errors.FuploaderError:
                 raise
@@ -273,7 +276,7 @@ class SlotInWork:
                 _raise_if_of_the_disk(error, items[0])
                 reason = f"the processor raised {raised(error)}"
             else:
-                self._step.answers.note()
+                self._note(answers)
                 seconds = time.monotonic() - started
                 if len(answers) == len(items):
                     return [
@@ -285,6 +288,11 @@ class SlotInWork:
                 seconds = time.monotonic() - started
                 return [Finished(items[0], NOTHING, reason, seconds, retries)]
             return [one for item in items for one in await self._finish([item], has_place=False)]
+
+    def _note(self, answers: Sequence[Any]) -> None:
+        """Note that the processor works, if one of these answers shows it."""
+        if any(getattr(answer, "answered", True) for answer in answers):
+            self._step.answers.note()
 
     def _pause(self, error: errors.RetryItem, retries: int) -> float:
         if error.retry_after_seconds is not None:

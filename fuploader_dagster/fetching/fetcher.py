@@ -46,6 +46,8 @@ class Fetched:
     position: int
     """Of the address in the task, from 0."""
     file: DoneFile
+    before: bool = False
+    """It was here before anybody was asked."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ class Outcome:
 
     fetched: list[Fetched] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
+
+    @property
+    def answered(self) -> bool:
+        """Whether any server did, with a file or a final no."""
+        final = (one.status is not None and not one.passing for one in self.missed)
+        return self.something_came or any(final)
+
+    @property
+    def something_came(self) -> bool:
+        """Whether a file was fetched, and not only found here."""
+        return not all(one.before for one in self.fetched)
 
 
 class Fetcher:
@@ -225,7 +238,7 @@ class _Task:
         self.counts.size_bytes += size_bytes
 
     def take(self, position: int, done: DoneFile, *, before: bool = False) -> None:
-        self._fetched.append(Fetched(position, done))
+        self._fetched.append(Fetched(position, done, before))
         self.counts.done += 1
         if before:
             self.counts.before += 1

@@ -74,6 +74,7 @@ class FetchProcessor(Processor):
                 item.content, urls=settings.urls, url=settings.url, most=settings.max_files
             )
         except BadItem as error:
+            error.answered = False
             return [error]
         with TaskFolder(item.folder) as folder:
             if item.before is not None:
@@ -92,11 +93,14 @@ class FetchProcessor(Processor):
                 for one in outcome.fetched
             ]
         if not outcome.missed:
-            return [results]
-        if len(results) < settings.needed(len(addresses)):
-            return [_failed(outcome, len(addresses))]
+            return [results if outcome.answered else Partial(results, [], answered=False)]
+        if not results or len(results) < settings.needed(len(addresses)):
+            failed = _failed(outcome, len(addresses))
+            if len(results) < settings.needed(len(addresses)):
+                return [failed]
         rest = rest_of(item.content, [one.position for one in outcome.missed], urls=settings.urls)
-        return [Partial(results, [_failure(one) for one in outcome.missed], rest)]
+        failures = [_failure(one) for one in outcome.missed]
+        return [Partial(results, failures, rest, answered=outcome.answered)]
 
 
 def _failed(outcome: Outcome, addresses: int) -> BadItem:
@@ -104,13 +108,14 @@ def _failed(outcome: Outcome, addresses: int) -> BadItem:
     missed = outcome.missed
     asked = [one for one in missed if one.passing or one.status is not None]
     said = f"{len(missed)} of {addresses} addresses could not be fetched: {_reasons(missed)}"
-    if asked and not outcome.fetched and all(one.passing for one in asked):
+    if asked and not outcome.something_came and all(one.passing for one in asked):
         nobody = all(one.unreachable for one in asked)
         raise RetryItem(
             said,
             hint="check the network, name resolution and proxy of this machine" if nobody else "",
         )
-    return BadItem(said, hint="min_success says how many have to be")
+    hint = "min_success says how many have to be"
+    return BadItem(said, hint=hint, answered=outcome.answered)
 
 
 def _reasons(missed: Sequence[Missed]) -> str:

@@ -93,7 +93,8 @@ class _Server:
         except BaseException as error:  # noqa: BLE001 - also sys.exit(); the item's reason says it
             call = self._calls.get(order.number)
             if call is not None and call.cancelled is not None:
-                late = BadItem(f"it took longer than timeout_seconds ({self._limit:g} s)")
+                reason = f"it took longer than timeout_seconds ({self._limit:g} s)"
+                late = BadItem(reason, answered=False)
                 return answer_to(order.number, name, late)
             return answer_to(order.number, name, error)
 

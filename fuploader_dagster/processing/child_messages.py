@@ -69,6 +69,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     text: str = ""
     hint: str = ""
     retry_after_seconds: float | None = None
+    answered: bool = True
+    """As in `BadItem`."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -286,6 +286,7 @@ def _judge(call: Call, reason: str) -> None:
         verdict = BadItem(
             f"processing it ended its process, and again one in which it was alone: {reason}",
             hint="correct the function, then run `fuploader dead-letters requeue`",
+            answered=False,
         )
         call.future.set_result(verdict)
 

@@ -188,7 +188,8 @@ class Child(asyncio.BufferedProtocol):
         try:
             data = order(number, item.name, item.content, item.headers, item.key)
         except (UnicodeEncodeError, TypeError, ValueError, OverflowError) as error:
-            raise BadItem(f"the item cannot be given to a process: {error}") from error
+            reason = f"the item cannot be given to a process: {error}"
+            raise BadItem(reason, answered=False) from error
         self.handled += 1
         if not self.in_hand:
             self._began, self._worked = self._loop.time(), 0.0
@@ -362,7 +363,7 @@ def settle(call: Call, answer: Answer) -> None:
     if answer.kind == DONE:
         future.set_result([Result(*one) for one in answer.results])
     elif answer.kind == BAD:
-        future.set_result(BadItem(answer.text, hint=answer.hint))
+        future.set_result(BadItem(answer.text, hint=answer.hint, answered=answer.answered))
     elif answer.kind == RETRY:
         after = answer.retry_after_seconds
         future.set_exception(RetryItem(answer.text, hint=answer.hint, retry_after_seconds=after))

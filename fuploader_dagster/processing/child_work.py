@@ -148,10 +148,11 @@ def answer_to(number: int, name: str, error: BaseException) -> Answer:
     if isinstance(error, ProcessorUnavailable):
         return Answer(number, UNAVAILABLE, [], as_text(error.message), as_text(error.hint))
     if isinstance(error, BadItem):
-        return Answer(number, BAD, [], f"{name}: {as_text(error.message)}", as_text(error.hint))
-    return Answer(
-        number, BAD, text=f"the processor {name} raised {raised_by(error)}{place_of(error)}"
-    )
+        text = f"{name}: {as_text(error.message)}"
+        answered = bool(error.answered)
+        return Answer(number, BAD, [], text, as_text(error.hint), answered=answered)
+    text = f"the processor {name} raised {raised_by(error)}{place_of(error)}"
+    return Answer(number, BAD, text=text, answered=False)
 
 
 def raised_by(error: BaseException) -> str:

@@ -103,7 +103,8 @@ class HttpProcessor(Processor):
                 sent.append(item)
                 answers.append([])
             except UNREADABLE_JSON as error:  # it would take the others of the batch with it
-                answers.append(BadItem(f"its content is not JSON, as body: json needs it: {error}"))
+                reason = f"its content is not JSON, as body: json needs it: {error}"
+                answers.append(BadItem(reason, answered=False))
         if not sent:
             return answers
         before, after = self._around

@@ -19,6 +19,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadItem
 
 WORK_NAME = "work"
+_PIECE_BYTES = 1 << 20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOT_THERE = (
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT),
@@ -56,6 +58,23 @@ class CheckedFile(NamedTuple):
         """Raises `BadItem` if the file has changed since."""
         with _found(self.result.path, self.folder) as (folder, name):
             self._require(_look(self.result.path, folder, name))
+
+    def compare(self) -> None:
+        """Read the file. Raises `BadItem` if its digest is not the one that was stated."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        digest = sha256()
+        with _found(self.result.path, self.folder) as (folder, name):
+            with _not_there(self.result.path):
+                descriptor = os.open(name, flags, dir_fd=folder)
+            with os.fdopen(descriptor, "rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    digest.update(piece)
+            self._require(_look(self.result.path, folder, name))
+        if digest.digest() != self.result.sha256:
+            raise BadItem(
+                f"the file {self.result.path.name!r} has the SHA-256 {digest.hexdigest()}, and the "
+                f"processor stated {self.result.sha256.hex()}"
+            )
 
     def link(self, target: str, target_folder: int, mode: int) -> None:
         """Give the file a second name in another folder, a descriptor, and these rights.

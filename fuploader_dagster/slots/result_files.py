@@ -9,7 +9,7 @@ What must always hold (`DirectoryWriter` has the rest):
 - A file that comes out of an item's folder is linked, and never copied or read. It stays in the
   folder until the commit, so after a crash the processor finds it there.
 - When a directory is opened, its files are compared by size. By digest they are when they are read:
-  at the latest, by whoever packs them.
+  at the latest, by whoever packs them. The first ones were before the commit (`item_commit`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def contents_of_files(directory: Path, entries: Sequence[IndexEntry]) -> Iterato
         if content is None or sha256(content).digest() != entry.sha256:
             raise DamagedResults(
                 f"{path}, the result {entry.name!r}, is missing or is not what was sealed",
-                hint="the disk is failing, or something changed it (dmesg, SMART)",
+                hint="the disk is failing, something changed it (dmesg, SMART), or the processor "
+                "stated a wrong digest",
             )
         yield content
 

@@ -132,11 +132,12 @@ def test_a_bad_task_takes_no_other_with_it(origin: HttpHandlerServer, tmp_path: 
     assert ["the task is not JSON" in letter.reason for letter in letters(settings)] == [True]
 
 
+@pytest.mark.parametrize("min_success", ["all", 0])
 @pytest.mark.parametrize("how", ["nobody listens", "503"])
 def test_while_nobody_serves_anything_nothing_becomes_a_dead_letter(
-    origin: HttpHandlerServer, tmp_path: Path, how: str
+    origin: HttpHandlerServer, tmp_path: Path, how: str, min_success: Any
 ) -> None:
-    settings = with_fetch(tmp_path)
+    settings = with_fetch(tmp_path, min_success=min_success)
     port = origin.port
     if how == "503":
         origin.answer = lambda call: call.reply(503)
@@ -148,6 +149,46 @@ def test_while_nobody_serves_anything_nothing_becomes_a_dead_letter(
     assert isinstance(done, Failed)
     assert "works for no item" in done.error
     assert letters(settings) == []
+
+
+def test_tasks_that_need_nobody_to_answer_do_not_show_that_the_origin_works(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    settings = with_fetch(tmp_path)
+    down = task(origin, "a").replace(str(origin.port).encode(), str(free_port()).encode())
+    needless = {
+        "malformed": b"no JSON",
+        "refused": b'{"task_info": ["http://192.0.2.1/x", "ftp://x/y"]}',
+        "empty": b'{"task_info": []}',
+    }
+    slot = sealed(settings, {**needless, **{f"t{n}": down for n in range(5)}})
+    for _ in range(2):
+        (failed,) = process_partitions([slot.seal.partition], settings)
+        assert isinstance(failed, Failed) and failed.unavailable
+        blamed = {one.item.name for one in letters(settings) if one.item is not None}
+        assert blamed <= {"malformed", "refused"}
+
+
+def test_what_was_fetched_before_does_not_show_that_the_origin_works(
+    origin: HttpHandlerServer, tmp_path: Path
+) -> None:
+    answers = {"/b": 404}
+
+    async def answer(call: Call) -> web.StreamResponse:
+        status = answers.get(call.request.path)
+        return await (path_as_content(call) if status is None else call.reply(status))
+
+    origin.answer = answer
+    settings = with_fetch(tmp_path, min_success=1)
+    partition = sealed(settings, {"t": task(origin, "a", "b")}).seal.partition
+    (first,) = shipped(settings)
+    assert isinstance(first, Done) and len(letters(settings)) == 1
+    answers["/b"] = 503
+    failed = redone(with_fetch(tmp_path), partition)  # /a is in the archive
+    assert isinstance(failed, Failed) and failed.unavailable, failed
+    assert len(letters(settings)) == 1
+    answers.clear()
+    assert isinstance(redone(with_fetch(tmp_path), partition), Done)
 
 
 def test_a_dead_host_is_a_tasks_own_trouble_if_others_answer(

@@ -28,6 +28,7 @@ from fuploader_dagster.contracts.processor import (
     ProcessorSettings,
 )
 from fuploader_dagster.dead_letters.letters import DeadLetter, numbered_dead_letters, requeued_ids
+from fuploader_dagster.delivery import item_commit
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.process import process_partitions, unaccounted
@@ -467,3 +468,24 @@ def test_a_directory_of_an_older_version_is_continued_and_read(
     assert len(processed(settings, slot).entries()) == 2
     assert calls["a"] == 1
     packed(settings)
+
+
+@pytest.mark.parametrize("size", ["within", "behind"])
+def test_a_wrong_digest_is_found_before_packing_in_the_first_bytes_of_a_slot(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if size == "behind":
+        monkeypatch.setattr(item_commit, "COMPARED_BYTES", 3)
+    settings = made(tmp_path)
+    slot = sealed(
+        settings, {"a": script(files=["x"]), "b": script(files=["y", "z"], digest="0" * 64)}
+    )
+    found = processed(settings, slot)
+    if size == "behind":
+        assert len(found.entries()) == 3
+        return
+    assert [one.name for one in found.entries()] == ["results/x"]
+    (letter,) = letters_of(settings)
+    assert "the processor stated " + "0" * 64 in letter.reason
+    packed(settings)
+    assert archived_files(tmp_path / "objects")["results/x"] == [b"a x "]

@@ -215,3 +215,40 @@ def test_sent_to_the_queue_a_letter_of_an_item_is_a_message_that_becomes_it(
     one = as_message(letter, message_format)
     message = Message(one.body, 1, False, one.message_id)
     assert Decoder(settings.intake()).decode([message]) == [File("bad.json", script(bad="no"))]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_items_that_are_refused_before_anybody_is_asked_do_not_show_that_the_processor_works(
+    batch: int, tmp_path: Path
+) -> None:
+    switch = tmp_path / "on"
+    settings = made(tmp_path, process=Script(switch=switch, max_retries=2, batch=batch))
+    files = {f"f{n:02d}": script() if n % 3 else b"no JSON" for n in range(30)}
+    slot = sealed(settings, files)
+    (outcome,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(outcome, Failed) and outcome.unavailable
+    assert {letter.body for _, letter in numbered_dead_letters(settings.layout)} <= {b"no JSON"}
+    trouble = find_processor_trouble(settings.layout)
+    assert trouble is not None
+    (outcome,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(outcome, Failed) and outcome.unavailable
+    again = find_processor_trouble(settings.layout)
+    assert again is not None
+    assert again.since == trouble.since
+    switch.touch()
+    found = processed(settings, slot)
+    assert (found.seal.results, found.seal.failed) == (20, 10)
+    assert find_processor_trouble(settings.layout) is None
+
+
+def test_trouble_ends_with_the_slot_that_had_it_though_nobody_is_asked_any_more(
+    tmp_path: Path,
+) -> None:
+    switch = tmp_path / "on"
+    settings = made(tmp_path, process=Script(switch=switch, max_retries=0))
+    slot = sealed(settings, {"a": script()})
+    (outcome,) = process_partitions([slot.seal.partition], settings)
+    assert isinstance(outcome, Failed) and outcome.unavailable
+    stricter = made(tmp_path, process=Script(switch=switch, max_retries=0, refuses=True))
+    assert processed(stricter, slot).seal.failed == 1
+    assert find_processor_trouble(settings.layout) is None

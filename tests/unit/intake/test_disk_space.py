@@ -11,6 +11,7 @@ import pytest
 from fuploader_dagster.delivery.ship import pack_partitions, ship
 from fuploader_dagster.intake.disk_space import (
     LEAST_RESERVE_BYTES,
+    WALK_SHARE,
     DiskSpace,
     SpaceWatch,
     Unshipped,
@@ -125,3 +126,27 @@ def test_after_a_full_disk_messages_wait_until_their_batch_fits(tmp_path: Path) 
     assert watch.shortage() == ""
     assert LEAST_RESERVE_BYTES > 0
     assert list(settings.layout.root.iterdir()) == []
+
+
+def test_a_long_walk_through_items_in_work_is_not_repeated_at_every_look(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    now = 0.0
+
+    def clock() -> float:  # each look at it is a second later: a walk takes one
+        nonlocal now
+        now += 1
+        return now
+
+    work = settings.layout.processed(0, 1) / "work" / "0"
+    work.mkdir(parents=True)
+    (work / "a").write_bytes(bytes(100))
+    unshipped = Unshipped(settings.layout, clock=clock)
+    assert unshipped.bytes() == 100
+    (work / "b").write_bytes(bytes(100))
+    assert {unshipped.bytes() for _ in range(10)} == {100}
+    now += WALK_SHARE
+    assert unshipped.bytes() == 200
+    (settings.layout.processed(0, 1) / "seal.json").write_bytes(bytes(10))
+    assert unshipped.bytes() == 210  # it does not grow any more
+    (work / "c").write_bytes(bytes(100))
+    assert Unshipped(settings.layout).bytes() == 310
