@@ -26,6 +26,7 @@ from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.settings.loading import KINDS
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.serve import Serve
 from fuploader_dagster.settings.takeover import Takeover
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -36,7 +37,17 @@ _ORDER["sink"] = "Where rows go"
 _ORDER["notify"] = "Who is told of tasks"
 _COLUMNS = "| setting | takes | default | |\n|---|---|---|---|"
 _MIB = 1 << 20
-_OWN_ROWS = {"source", "state", "store", "former_stores", "takeover", "process", "sinks", "notify"}
+_OWN_ROWS = {
+    "source",
+    "state",
+    "store",
+    "former_stores",
+    "takeover",
+    "process",
+    "sinks",
+    "notify",
+    "serve",
+}
 _HEADINGS = {"sink": "each of `sinks`"}
 _LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 _HEAD = """# Every setting
@@ -66,6 +77,9 @@ def page() -> str:
         "\n## What FUploader left: `takeover`\n",
         "Told in [migrating from FUploader](migrating-from-fuploader.md).\n",
         _table(Takeover.model_fields, "Takeover"),
+        "\n## What `fuploader serve` takes: `serve`\n",
+        "`true` for the defaults. Told in [over HTTP](serve.md).\n",
+        _table(Serve.model_fields, "Serve"),
     ]
     for part, title in _ORDER.items():
         parts.append(f"\n## {title}: {_HEADINGS.get(part, f'`{part}`')}\n")

@@ -75,6 +75,12 @@ COMMANDS = [
     ),
     Command(
         _START,
+        "serve",
+        "serve",
+        "Serve the pipelines that say `serve` over HTTP, until SIGTERM or Ctrl-C.",
+    ),
+    Command(
+        _START,
         "migrate",
         "migrate",
         "Take over what FUploader left: its directories, archives and Redis keys.",

@@ -48,6 +48,7 @@ from fuploader_dagster.settings.batches import DEFAULT_PREFETCH, fitted_to_prefe
 from fuploader_dagster.settings.names import comma_separated, each_header_once
 from fuploader_dagster.settings.notify import Notify, check_notify
 from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.serve import MaybeServe
 from fuploader_dagster.settings.sinks import Sinks, check_sinks
 from fuploader_dagster.settings.split import SplitBy, check_split
 from fuploader_dagster.settings.takeover import Takeover
@@ -298,6 +299,9 @@ class Pipeline(Intake):
     notify: Notify = ()
     """Who is told of a task's start, of each result, and of its end: one, or a list of several.
     Needs `seal_each: message` (see the page on notices)."""
+    serve: MaybeServe = None
+    """`true`, or settings of its own: `fuploader serve` takes messages for it over HTTP, and says
+    where they are (see the page on serving)."""
     packer: Strategy | None = None
     """Your own packer `(Path) -> Path | None`, sync or async: takes a directory with real files,
     returns the archive it wrote."""

@@ -63,6 +63,7 @@ def project(tmp_path: Path) -> Path:
         "parser": "hostile:parse",
         "min_free_bytes": 1024,
         "flush_interval_seconds": 0.2,
+        "serve": True,
     }
     configuration = {"storage_root": "data", "pipelines": {"docs": pipeline}}
     (folder / "fuploader.yaml").write_text(yaml.safe_dump(configuration))
@@ -73,7 +74,7 @@ def fuploader(folder: Path, *arguments: str) -> subprocess.CompletedProcess[byte
     return subprocess.run(
         [str(FUPLOADER), *arguments],
         cwd=folder,
-        env={**os.environ, "COLUMNS": "400"},
+        env={**os.environ, "COLUMNS": "400", "FUPLOADER_SERVE_TOKEN": "0123456789abcdef"},
         capture_output=True,
         timeout=120,
         check=False,
@@ -175,6 +176,9 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
         ("ship",),
         ("resume", HOSTILE),
         ("resume", "docs"),
+        ("serve", "--host", HOSTILE),
+        ("serve", "--tls-cert", HOSTILE),
+        ("serve", "--root-path", HOSTILE),
     ):
         run(*arguments)
     wrong = {name: found for name, out in outputs.items() if (found := problems_of(out))}

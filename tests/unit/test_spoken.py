@@ -41,6 +41,7 @@ OTHER_NAMES = {
     "pg_hba",  # of PostgreSQL
     *("max_memory_usage", "insert_quorum", "query_log"),  # of ClickHouse
     *("lightweight_mutation_projection_mode", "non_replicated_deduplication_window"),
+    *("insufficient_scope", "invalid_token"),  # of bearer tokens, RFC 6750
     "dev_command",  # of Dagster, whose warning is silenced
 }
 
