@@ -12,21 +12,16 @@ from dataclasses import replace
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.functions import raised
-from fuploader_dagster.contracts.processor import Item, Processor
+from fuploader_dagster.contracts.processor import Item, Processor, ProcessorSettings
 from fuploader_dagster.delivery.answers import CheckedAnswer, checked
 from fuploader_dagster.settings.pipeline import Pipeline
 
 
 class DirectProcessor:
-    """The processor of one pipeline, in one event loop."""
+    """A processor, in one event loop."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        """Raises `ConfigError` if the pipeline has no processor."""
-        if pipeline.process is None:
-            raise errors.ConfigError(
-                f"pipeline {pipeline.name} has no processor (setting `process`)"
-            )
-        self._settings = pipeline.process
+    def __init__(self, settings: ProcessorSettings) -> None:
+        self._settings = settings
         self._places = asyncio.Semaphore(self._settings.concurrency)
         self._waiting = 0
         self._opening = asyncio.Lock()
@@ -87,8 +82,11 @@ class DirectProcessor:
 
 
 async def process_item(pipeline: Pipeline, item: Item) -> CheckedAnswer:
-    """What comes out of one item; otherwise as `DirectProcessor.process`."""
-    direct = DirectProcessor(pipeline)
+    """What comes out of one item. Raises `ConfigError` if the pipeline has no processor; otherwise
+    as `DirectProcessor.process`."""
+    if pipeline.process is None:
+        raise errors.ConfigError(f"pipeline {pipeline.name} has no processor (setting `process`)")
+    direct = DirectProcessor(pipeline.process)
     try:
         return await direct.process(item)
     finally:

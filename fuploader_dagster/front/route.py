@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.serve import Right, Serve
+
+Kept = TypeVar("Kept")
 
 if TYPE_CHECKING:
     from fuploader_dagster.front.app import Front
@@ -30,6 +32,15 @@ class Served:
         self.serve = pipeline.serve or Serve()
         self.at_end = ExitStack()
         """Closed in a thread when the server ends, after the last answer."""
+        self._kept: dict[object, Any] = {}
+
+    def kept(self, make: Callable[[Served], Kept]) -> Kept:
+        """What this makes of the pipeline, made when it is first asked for. Called in the event
+        loop."""
+        if make not in self._kept:
+            self._kept[make] = make(self)
+        made: Kept = self._kept[make]
+        return made
 
 
 @dataclass(frozen=True)

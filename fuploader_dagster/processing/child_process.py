@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -256,8 +256,7 @@ class Child(asyncio.BufferedProtocol):
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a socket is one
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of a class of its own
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return memoryview(self._buffer)[self._filled :]

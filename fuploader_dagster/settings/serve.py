@@ -67,6 +67,9 @@ class Serve(Settings):
         AfterValidator(each_header_once),
     ] = ()
     """HTTP headers of a request that become headers of its messages, such as `Content-Type`."""
+    fetch_hosts: list[str] = Field(default_factory=list)
+    """The only hosts from which `process?url=` fetches a file, as `allow_hosts` of downloads. One
+    that is not public is fetched from only if an entry names it. Without any: all public hosts."""
     flat: bool = False
     """Take only JSON objects without lists or objects in them."""
     remember_ids: Annotated[int, Field(ge=0)] = 1_000_000

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from fuploader_dagster.contracts.processor import Item, Result
-from fuploader_dagster.delivery.direct import DirectProcessor
+from fuploader_dagster.contracts.processor import Item, ProcessorSettings, Result
+from fuploader_dagster.delivery.direct import DirectProcessor, process_item
 from fuploader_dagster.errors import BadItem, ConfigError, RetryItem
-from fuploader_dagster.settings.pipeline import Pipeline
 from tests.processors_for_tests import Script, ScriptWithFolders, most_at_once, script
 from tests.settings import pipeline
 
 
-def with_one(settings: Pipeline, use: Callable[[DirectProcessor], Awaitable[None]]) -> None:
+def with_one(
+    settings: ProcessorSettings, use: Callable[[DirectProcessor], Awaitable[None]]
+) -> None:
     async def run() -> None:
         direct = DirectProcessor(settings)
         try:
@@ -33,7 +34,7 @@ def item(folder: Path | None = None, **steps: object) -> Item:
     return Item(f"{uuid.uuid4().hex}.json", script(**steps), folder=folder)
 
 
-def test_answers_are_results_and_what_is_wrong_is_raised(tmp_path: Path) -> None:
+def test_answers_are_results_and_what_is_wrong_is_raised() -> None:
     async def use(direct: DirectProcessor) -> None:
         one = item(name="x", kind="text/plain")
         (result,) = (await direct.process(one)).results
@@ -48,8 +49,7 @@ def test_answers_are_results_and_what_is_wrong_is_raised(tmp_path: Path) -> None
             await direct.process(item(retries=1))
         assert len((await direct.process(item(results=3))).results) == 3
 
-    with_one(pipeline(tmp_path, process=Script(max_result_bytes=1000)), use)
-    assert not (tmp_path / "data").exists()
+    with_one(Script(max_result_bytes=1000), use)
 
 
 def test_a_processor_with_folders_gets_that_of_the_item(tmp_path: Path) -> None:
@@ -63,12 +63,10 @@ def test_a_processor_with_folders_gets_that_of_the_item(tmp_path: Path) -> None:
         ]
         assert [one.name for one in answer.failures] == ["c"]
 
-    with_one(pipeline(tmp_path, process=ScriptWithFolders()), use)
+    with_one(ScriptWithFolders(), use)
 
 
-def test_more_at_once_than_the_setting_wait_and_more_than_twice_as_many_are_refused(
-    tmp_path: Path,
-) -> None:
+def test_more_at_once_than_the_setting_wait_and_more_than_twice_as_many_are_refused() -> None:
     async def use(direct: DirectProcessor) -> None:
         most_at_once[:] = [0, 0]
         slow = [asyncio.create_task(direct.process(item(seconds=0.2))) for _ in range(4)]
@@ -80,9 +78,9 @@ def test_more_at_once_than_the_setting_wait_and_more_than_twice_as_many_are_refu
         assert most_at_once[1] == 2
         assert (await direct.process(item())).results
 
-    with_one(pipeline(tmp_path, process=Script(concurrency=2)), use)
+    with_one(Script(concurrency=2), use)
 
 
 def test_without_a_processor_there_is_nothing_to_do_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no processor"):
-        DirectProcessor(pipeline(tmp_path))
+        asyncio.run(process_item(pipeline(tmp_path), item()))
