@@ -26,9 +26,13 @@ DATABASE_TESTS := $(sort $(wildcard \
 	tests/integration/test_stream_*.py tests/contract/sources/test_kafka_*.py \
 	tests/faults/test_kafka_*.py tests/integration/test_kafka_*.py))
 TASK_TESTS := $(sort $(wildcard \
-	tests/contract/notifiers/test_*.py tests/faults/test_fetch_*.py tests/faults/test_notice_*.py \
-	tests/faults/test_seal_each_*.py tests/integration/test_compose.py tests/integration/test_examples.py \
-	tests/integration/test_fetch_*.py tests/integration/test_image.py tests/integration/test_notices_*.py))
+	tests/contract/notifiers/test_*.py tests/contract/processors/test_*.py \
+	tests/faults/test_fetch_*.py tests/faults/test_hostile_functions.py tests/faults/test_notice_*.py \
+	tests/faults/test_processing_*.py tests/faults/test_redo_*.py tests/faults/test_seal_each_*.py \
+	tests/integration/test_cli_process.py tests/integration/test_compose.py \
+	tests/integration/test_examples.py tests/integration/test_fetch_*.py tests/integration/test_image.py \
+	tests/integration/test_notices_*.py tests/integration/test_pause*.py \
+	tests/integration/test_processing_*.py tests/integration/test_serve*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -48,7 +52,7 @@ test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in an
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
 
-test-tasks: $(VENV)/.dev ## Tests of downloads and notices, of the example projects, and of the files in deploy/
+test-tasks: $(VENV)/.dev ## Tests of processing, downloads, notices, pauses, HTTP, examples, deployment
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(TASK_TESTS) $(PYTEST)
 
