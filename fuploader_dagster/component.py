@@ -25,10 +25,12 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from fuploader_dagster.contracts.functions import USER_ERRORS, load_reference
+from fuploader_dagster.contracts.relative_paths import relative_to
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import KINDS, load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.yaml_file import refuse_shell_variables, texts_in
 
 _IN_YAML: dict[str, Any] = {
     **dict.fromkeys(KINDS, dict[str, Any]),
@@ -41,6 +43,7 @@ _IN_YAML: dict[str, Any] = {
     "alert_webhook": dict[str, str] | str | None,
 }
 """Settings that YAML writes in another form. Functions and paths are written as their names."""
+_TEMPLATE = re.compile(r"\{\{.*?\}\}", re.S)
 _RUNNING = "Sensors and schedules are on as soon as Dagster loads them."
 _YAML = """\
 type: {type_name}
@@ -123,9 +126,10 @@ class QueueToObjectStore(dg.Component):
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
         given = attributes.model_dump(exclude_unset=True) if attributes else {}
-        values = dict(context.resolution_context.resolve_value(given))
+        values = _filled_in(given, context.resolution_context, where=str(context.path))
         running = values.pop("running", True)
-        return cls(load_pipeline(values, where=str(context.path)), running=running)
+        with relative_to(context.project_root):
+            return cls(load_pipeline(values, where=str(context.path)), running=running)
 
 
 def pipelines_of(documents: Sequence[dict[str, Any]], *, where: str) -> dict[str, Pipeline]:
@@ -138,11 +142,14 @@ def pipelines_of(documents: Sequence[dict[str, Any]], *, where: str) -> dict[str
         if not isinstance(attributes, dict):
             raise ConfigError(f"{where}: attributes must be a mapping")
         try:
-            values = dict(dg.ResolutionContext.default().resolve_value(attributes))
+            values = _filled_in(attributes, dg.ResolutionContext.default(), where=where)
+        except ConfigError:
+            raise
         except USER_ERRORS as error:
             raise ConfigError(f"{where}: a template cannot be filled in: {error}") from None
         values.pop("running", None)
-        pipeline = load_pipeline(values, where=where)
+        with relative_to(_project_of(Path(where))):
+            pipeline = load_pipeline(values, where=where)
         if pipeline.name in found:
             raise ConfigError(f"{where}: two components have the same name, {pipeline.name}")
         found[pipeline.name] = pipeline
@@ -152,6 +159,30 @@ def pipelines_of(documents: Sequence[dict[str, Any]], *, where: str) -> dict[str
             hint="`dg scaffold defs fuploader_dagster.QueueToObjectStore NAME` writes one",
         )
     return found
+
+
+def _filled_in(
+    given: dict[str, Any], context: dg.ResolutionContext, *, where: str
+) -> dict[str, Any]:
+    """The attributes with Dagster's templates filled in. One that gives nothing is refused: Dagster
+    would leave the setting out, and its default might mean another server."""
+    refuse_shell_variables(given, where, templates=True)
+    for place, text in texts_in(given):
+        for template in _TEMPLATE.findall(text):
+            if context.resolve_value(template) in (None, ""):
+                raise ConfigError(
+                    f"{where}: {'.'.join(map(str, place))}: the template {template} gives nothing",
+                    hint="set its variable, or write {{ env('NAME', 'a default') }}; for a secret "
+                    "{env: NAME} instead, which is needed only where the secret is used",
+                )
+    return dict(context.resolve_value(given))
+
+
+def _project_of(file: Path) -> Path:
+    """The folder of the project that a component's file belongs to, where Dagster is started."""
+    above = file.absolute().parents
+    marks = ("pyproject.toml", "dg.toml")
+    return next((one for one in above if any((one / mark).exists() for mark in marks)), Path.cwd())
 
 
 def _is_ours(type_name: Any) -> bool:

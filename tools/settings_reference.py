@@ -60,7 +60,12 @@ In `fuploader.yaml` a pipeline's settings are below `pipelines: NAME:`, or besid
 all pipelines. In Python they are the arguments of `Pipeline(...)`, with objects for `source`,
 `state` and `store`. Environment variables override the file:
 `FUPLOADER_PIPELINES__DOCUMENTS__SEAL_MESSAGES=500`. Give secrets as `{env: NAME}`, in Python as
-`EnvVar("NAME")`; an object store takes them in no other way.
+`EnvVar("NAME")`; an object store takes them in no other way. A variable that is not set is an error
+where the secret is used, not when the file is loaded: so the file can be checked without secrets.
+
+Relative paths are relative to the file; in a component's file, to the folder of its project (with
+`pyproject.toml`); in Python, to the working folder. YAML fills in no `${NAME}`, and takes the last
+of two equal keys: both are refused, and so is a component's template that gives nothing.
 """
 
 

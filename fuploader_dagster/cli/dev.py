@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from fuploader_dagster.cli import console
-from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.disk.locks import FileLock
+from fuploader_dagster.errors import ConfigError, PermanentError, SlotInUse
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -50,6 +51,7 @@ def dev(
         )
     if file is not None:
         os.environ["FUPLOADER_CONFIG"] = str(file.absolute())
+    locks = [_only_here(pipeline) for pipeline in pipelines.values()]
     for pipeline in pipelines.values():
         _put_samples(pipeline, samples)
     port = port or _free_port()
@@ -62,9 +64,25 @@ def dev(
     where = [*code, "-h", "127.0.0.1", "-p", str(port)]
     sys.stdout.flush()
     os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
+    for lock in locks:
+        lock.keep_over_exec()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` leaves it ignored in this process
     # In place of this process, so that signals reach it.
     os.execv(dagster, [str(dagster), "dev", *where, "--log-level", "warning"])  # noqa: S606
+
+
+def _only_here(pipeline: Pipeline) -> FileLock:
+    """The lock that says that the pipeline runs under this command. Raises `PermanentError` if it
+    does under another one."""
+    lock = FileLock(pipeline.layout.dev_lock)
+    try:
+        lock.acquire()
+    except SlotInUse as taken:
+        raise PermanentError(
+            f"`fuploader dev` runs already for pipeline {pipeline.name}: {taken.message}",
+            hint="use its UI, or stop it first with Ctrl-C; two would drain the same queue",
+        ) from None
+    return lock
 
 
 def sample_messages(count: int, *, seed: int = 1) -> Iterator[tuple[bytes, dict[str, str]]]:

@@ -140,6 +140,8 @@ class Layout:
     locks = _Below("locks")
     pause_lock = _Below("locks/pause.lock")
     """Held while `pause.json` is written."""
+    dev_lock = _Below("locks/dev.lock")
+    """Held by `fuploader dev` as long as it runs."""
     suspects_lock = _Below("locks/suspects.lock")
     store_wait_lock = _Below("locks/store-wait.lock")
     """Held by the one process that waits for an object store that does not answer."""

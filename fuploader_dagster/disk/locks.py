@@ -33,6 +33,11 @@ class _Lock:
             raise DiskFailed(f"the lock {self.path} is not held")
         still_at(self._descriptor, self.path)
 
+    def keep_over_exec(self) -> None:
+        """Let a program that takes this process's place hold the lock as long as it runs."""
+        if self._descriptor is not None:
+            os.set_inheritable(self._descriptor, True)
+
     def release(self) -> None:
         """Release the lock. May be repeated."""
         if self._descriptor is not None:

@@ -19,7 +19,7 @@ from fuploader_dagster.fetching.addresses import template_fields
 from fuploader_dagster.fetching.places import Places, host_problem
 from fuploader_dagster.fetching.processor import FetchProcessor
 from fuploader_dagster.settings.http_headers import sendable
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 _SET_HERE = {
     "accept-encoding",
@@ -121,8 +121,8 @@ class Fetch(ProcessorSettings):
     @field_validator("proxy")
     @classmethod
     def _usable_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
-        if proxy is None:
-            return None
+        if proxy is None or place_of_unset(proxy):
+            return proxy
         try:
             parts = urlsplit(proxy.get_secret_value().strip())
             usable = parts.scheme == "http" and parts.hostname and parts.port != 0

@@ -33,6 +33,7 @@ from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health import machine
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.settings.secret import unset_variables
 from fuploader_dagster.settings.user_functions import key_prefix
 
 PROBE_PREFIX = "fuploader-doctor-"
@@ -44,6 +45,12 @@ STRATEGIES = ("parser", "file_name", "key", "packer")
 
 def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     """Check one pipeline, in the order in which a message passes its parts."""
+    if unset := sorted(set(unset_variables(pipeline))):
+        for variable in unset:
+            said = f"environment variable {variable} is not set"
+            hint = "the configuration takes a secret from it; nothing else was checked"
+            yield Diagnosis("secrets", "wrong", said, hint)
+        return
     yield from _reported("queue", pipeline.source.examine())
     yield from headers_of_the_queue(pipeline)
     yield prefetch_against_batch(pipeline)

@@ -121,10 +121,26 @@ def decode_envelope(
         name, content_type, content = read_envelope(body, name_fields, max_bytes)
     except _DAMAGE as error:
         raise BadMessage(
-            f"the message is not an envelope: {_reason(error)}",
-            hint="if producers send other bodies, set message_format to json or raw",
+            f"the message is not an envelope: {_reason(error)}", hint=_better_format(body)
         ) from error
     return Envelope(name or _name_from(body), content_type, content)
+
+
+def _better_format(body: bytes) -> str:
+    """What to set, if the producers' bodies are no envelopes and never will be."""
+    try:
+        fields = _json_object(body)
+    except _DAMAGE:
+        return (
+            "it is no JSON object: if producers send such bodies, set message_format: raw; each "
+            "body is then a file"
+        )
+    if fields.keys() & {"compression", "content_type"}:
+        return "it looks like an envelope: correct the producer, see `fuploader publish`"
+    return (
+        "it is plain JSON: if producers send that, set message_format: json; each body is then a "
+        "file, and name_fields say which of its fields names it"
+    )
 
 
 def decode_json(body: bytes, *, name_fields: tuple[str, ...] = NAME_FIELDS) -> Envelope:

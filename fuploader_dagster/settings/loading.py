@@ -24,29 +24,34 @@ and says what would be right. No error quotes a value: it may be a secret in the
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fuploader_dagster.contracts.functions import load_reference, reference_to
 from fuploader_dagster.contracts.notifier import NotifierSettings
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.contracts.processor import ProcessorSettings
+from fuploader_dagster.contracts.relative_paths import relative_to
 from fuploader_dagster.contracts.sink import SinkSettings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.apart import refuse_shared_folders
+from fuploader_dagster.settings.apart import overlaps, refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.places import CONFIG_VARIABLE, DEFAULT_FILE
+from fuploader_dagster.settings.secret import refuse_unset, unset_variables
+from fuploader_dagster.settings.yaml_file import check_names, read_documents, refuse_shell_variables
+
+log = logging.getLogger(__name__)
 
 _OF_COMPONENTS = "fuploader_dagster.component:pipelines_of"
 """Reads a component's file. Named, not imported, because it loads Dagster."""
@@ -104,9 +109,6 @@ _FUPLOADER_VARIABLES = {
     "RESIDUE_FILE_UPLOADE": "residue_file_upload",
 }
 """FUploader reads the misspelled name first, so the last of the two wins here as well."""
-_UNREADABLE_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-"""PyYAML lets through what its conversions raise: on `2026-13-45`, `!!bool x`, `!!int ''`,
-`!!timestamp x`, and on endless brackets."""
 _OVERRIDES = "FUPLOADER_PIPELINES"
 _LEAST = {"process_count": 1, "max_tasks_per_child": 0, "prefetch_count": 2}
 """Like FUploader, raise smaller values to the minimum (its prefetch: 20; ours must be 2)."""
@@ -125,11 +127,12 @@ class _File(BaseModel):
 def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
     """All pipelines of a file (by default `$FUPLOADER_CONFIG`, else `./fuploader.yaml`).
 
+    Relative paths in it are relative to the file. Pipelines that take from each other are logged.
     A Dagster component's file (`defs.yaml`) is read as Dagster reads it. Its process loads Dagster.
     Raises `ConfigError`, which names every wrong setting and never contains a secret.
     """
     path = Path(path or os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
-    raw, *more = _read(path)
+    raw, *more = read_documents(path)
     _make_importable(path.absolute().parent)
     if "type" in raw and "pipelines" not in raw:
         of_components = load_reference(_OF_COMPONENTS)  # loads Dagster, which fills in templates
@@ -138,6 +141,7 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
         return pipelines
     if more:
         raise ConfigError(f"{path} has several documents of YAML, of which only one can be read")
+    refuse_shell_variables(raw, str(path))
     of_fuploader = _fuploader_environment(os.environ)
     if isinstance(raw.get("pipelines"), dict):  # the pipeline's own variables win over these
         raw["pipelines"] = {
@@ -154,12 +158,37 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
             f"{path} defines no pipeline",
             hint="add one below `pipelines:`, or write an example with `fuploader init`",
         )
-    pipelines = {
-        name: load_pipeline({**shared, **values, "name": name}, where=f"{path}: pipelines.{name}")
-        for name, values in values_of.items()
-    }
+    with relative_to(path.parent):
+        pipelines = {
+            name: load_pipeline(
+                {**shared, **values, "name": name}, where=f"{path}: pipelines.{name}"
+            )
+            for name, values in values_of.items()
+        }
+        for pipeline in pipelines.values():
+            _refuse_former_folder(pipeline, path.parent.resolve())
     refuse_shared_folders(pipelines.values())
+    for sentence in overlaps(pipelines.values()):
+        log.warning("%s: %s", path, sentence)
     return pipelines
+
+
+def _refuse_former_folder(pipeline: Pipeline, folder: Path) -> None:
+    """Earlier versions took relative paths from the working folder. A pipeline whose data is there
+    must not begin again elsewhere."""
+    here = Path.cwd()
+    if here == folder or (here / DEFAULT_FILE).exists():  # another project's
+        return
+    root = pipeline.layout.root
+    if root.is_relative_to(folder) and not root.exists():
+        former = here / root.relative_to(folder)
+        if former.exists():
+            raise ConfigError(
+                f"the data of pipeline {pipeline.name} is in {former}, but its storage_root now "
+                f"means {root.parent}: relative paths are relative to the configuration file",
+                hint="move the data there, or write the absolute path as storage_root (and those "
+                "of an embedded queue, a state file and a local store)",
+            )
 
 
 def _overridden(raw: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -180,7 +209,7 @@ def _make_importable(folder: Path) -> None:
 
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
-    _check_names(values, where)
+    check_names(values, where)
     backends = {
         role: load_backend(role, values.get(role), f"{where}.{role}")
         for role in ("source", "state", "store", "process")
@@ -189,7 +218,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     sinks = values.get("sinks") or {}
     if not isinstance(sinks, Mapping):
         raise ConfigError(f"{where}.sinks must be a mapping: a name for each sink")
-    _check_names(sinks, f"{where}.sinks")
+    check_names(sinks, f"{where}.sinks")
     backends["sinks"] = {
         name: load_backend("sink", one, f"{where}.sinks.{name}") for name, one in sinks.items()
     }
@@ -205,6 +234,8 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
         return Pipeline(**{**values, **backends})
     except ValidationError as error:
         raise _config_error(error, where, Pipeline.model_fields) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def _notifiers(values: Any, where: str) -> tuple[Any, ...]:
@@ -227,7 +258,7 @@ def load_backend(role: str, values: Any, where: str) -> Any:
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str):
         raise ConfigError(f"{where} must be a mapping with a `kind`", hint=hint)
-    _check_names(values, where)
+    check_names(values, where)
     try:
         backend = load_reference(KINDS[role].get(kind, kind))
     except ValueError as error:
@@ -243,17 +274,12 @@ def load_backend(role: str, values: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
 
-def _check_names(values: Mapping[Any, Any], where: str) -> None:
-    for name in values:
-        if not isinstance(name, str):
-            raise ConfigError(
-                f"{where} has a setting whose name is a {type(name).__name__}, not a string",
-                hint="YAML reads on, off, yes and no as booleans: quote such a name",
-            )
-
-
 def dump_intake(intake: Intake) -> bytes:
-    """Settings as one line of JSON, including secrets: only for a worker's stdin."""
+    """Settings as one line of JSON, including secrets: only for a worker's stdin.
+
+    Raises `ConfigError` if the variable of a secret is not set.
+    """
+    refuse_unset(unset_variables(intake))
     plain = intake.model_dump(
         mode="json", exclude={"source", "state"}, context={"reveal_secrets": True}
     )
@@ -276,30 +302,6 @@ def load_intake(line: bytes) -> Intake:
 def _dump_backend(backend: BaseModel) -> dict[str, Any]:
     dumped = backend.model_dump(mode="json", exclude_unset=True, context={"reveal_secrets": True})
     return {"kind": reference_to(type(backend)), **dumped}
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The documents of a file, mostly one."""
-    try:
-        documents = list(yaml.safe_load_all(path.read_text("utf-8"))) or [None]
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no configuration file {path}",
-            hint=f"name one with {CONFIG_VARIABLE}, or create one with `fuploader init`",
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:  # its own text quotes the line
-        mark = error.problem_mark or error.context_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from None
-    except _UNREADABLE_YAML as error:
-        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
-    for raw in documents:
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} must be a mapping with `pipelines:`")
-        _check_names(raw, str(path))
-    return cast(list[dict[str, Any]], documents)
 
 
 def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:

@@ -47,7 +47,7 @@ from fuploader_dagster.settings.archive_formats import (
 from fuploader_dagster.settings.batches import DEFAULT_PREFETCH, fitted_to_prefetch
 from fuploader_dagster.settings.names import comma_separated, each_header_once
 from fuploader_dagster.settings.notify import Notify, check_notify
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 from fuploader_dagster.settings.serve import MaybeServe
 from fuploader_dagster.settings.sinks import Sinks, check_sinks
 from fuploader_dagster.settings.split import SplitBy, check_split
@@ -75,7 +75,9 @@ class Intake(Settings):
     node_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
     """Name of this machine, where several machines share a queue. Part of partition keys and asset
     keys; asset keys spell `node-1` as `node_1_xd`."""
-    storage_root: Annotated[Path, AfterValidator(Path.expanduser)] = Path("data")
+    storage_root: Annotated[Path, AfterValidator(Path.expanduser), Field(validate_default=True)] = (
+        Path("data")
+    )
     """Local folder for slots and archives. The disk must honour fsync."""
     source: SerializeAsAny[InstanceOf[SourceSettings]]
     """The queue that messages come from."""
@@ -374,7 +376,9 @@ class Pipeline(Intake):
     @field_validator("alert_webhook")
     @classmethod
     def _is_an_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _WEB_ADDRESS.match(value.get_secret_value()):
+        if value is None or place_of_unset(value):
+            return value
+        if not _WEB_ADDRESS.match(value.get_secret_value()):
             raise ValueError("it must be an address that begins with http:// or https://")
         return value
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator
 
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.settings.secret import Secret
 
 
-class Takeover(BaseModel):
+class Takeover(Settings):
     """Where FUploader kept the data to take over. The defaults fit a pipeline that uses the same
     storage root and Redis, and has the name of FUploader's task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
     """If true, the pipeline refuses to start while FUploader's data is in its folder or Redis,

@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 from fuploader_dagster.contracts.notifier import Notice, Notifier, NotifierSettings
 from fuploader_dagster.errors import NotifierRefused, NotifierUnavailable
 from fuploader_dagster.settings import secret_post
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 _WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
 _PASSING = {408, 425, 429}
@@ -45,14 +45,14 @@ class WebhookNotices(NotifierSettings):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: Secret) -> Secret:
-        if not _WEB_ADDRESS.match(url.get_secret_value()):
+        if not place_of_unset(url) and not _WEB_ADDRESS.match(url.get_secret_value()):
             raise ValueError("it must be an address that begins with http:// or https://")
         return url
 
     @field_validator("secret")
     @classmethod
     def _is_something(cls, secret: Secret) -> Secret:
-        if len(secret.get_secret_value()) < 8:
+        if not place_of_unset(secret) and len(secret.get_secret_value()) < 8:
             raise ValueError("it must have at least 8 characters")
         return secret
 
@@ -60,6 +60,8 @@ class WebhookNotices(NotifierSettings):
         return WebhookNotifier(self)
 
     def describe(self) -> str:
+        if unset := place_of_unset(self.url):
+            return f"a webhook at {unset}"
         url = self.url.get_secret_value()
         digest = hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:6]
         return f"a webhook ({digest}) at {secret_post.host_of(url)}"

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pydantic import field_validator
+
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import (
     ArchiveFile,
@@ -30,6 +32,7 @@ from fuploader_dagster.contracts.object_store import (
     StoredObject,
     UnfinishedUpload,
 )
+from fuploader_dagster.contracts.relative_paths import placed
 from fuploader_dagster.disk import durable
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.file_digest import digest_of
@@ -59,6 +62,11 @@ class LocalSettings(ObjectStoreSettings):
 
     path: str
     """Path of the folder. It is created if it is missing."""
+
+    @field_validator("path")
+    @classmethod
+    def _relative_to_the_file(cls, path: str) -> str:
+        return str(placed(Path(path).expanduser()))
 
     def connect(self) -> ObjectStore:
         return LocalObjectStore(Path(self.path).expanduser().absolute())

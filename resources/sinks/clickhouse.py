@@ -49,7 +49,7 @@ from fuploader_dagster.resources.sinks.clickhouse_examination import examine
 from fuploader_dagster.resources.sinks.clickhouse_rows import RowsToStore, columns_of
 from fuploader_dagster.resources.sinks.clickhouse_server import Server
 from fuploader_dagster.resources.sinks.clickhouse_table import Table, described, quoted
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 MOST_ATTEMPTS = 4
 """Tokens that are tried in one attempt of the engine."""
@@ -80,6 +80,8 @@ class ClickHouseSink(SinkSettings):
     @field_validator("url")
     @classmethod
     def _usable_url(cls, url: Secret) -> Secret:
+        if place_of_unset(url):
+            return url
         try:
             parts = urlsplit(url.get_secret_value())
             usable = (
@@ -104,6 +106,8 @@ class ClickHouseSink(SinkSettings):
     @property
     def server_address(self) -> str:
         """Without login."""
+        if unset := place_of_unset(self.url):
+            return unset
         parts = self.parsed_url
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

@@ -40,7 +40,7 @@ from fuploader_dagster.resources.sql.address import dialect_of, shown_address, u
 from fuploader_dagster.resources.sql.connection import Database, Transaction
 from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.own_table import full_name
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -94,7 +94,7 @@ class SqlSink(SinkSettings):
     @property
     def database_address(self) -> str:
         """Without login and options."""
-        return shown_address(self.parsed_url)
+        return place_of_unset(self.url) or shown_address(self.parsed_url)
 
     @cached_property
     def parsed_url(self) -> sa.URL:

@@ -12,12 +12,15 @@ from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.mysql import Mysql
 from fuploader_dagster.resources.sql.postgresql import Postgresql
 from fuploader_dagster.resources.sql.sqlite import Sqlite
+from fuploader_dagster.settings.secret import place_of_unset
 
 DIALECTS: Sequence[type[Dialect]] = (Postgresql, Mysql, Sqlite)
 
 
 def usable_url(url: SecretStr) -> SecretStr:
     """The same. Raises `ValueError`, which does not quote it."""
+    if place_of_unset(url):
+        return url
     try:
         parsed = sa.make_url(url.get_secret_value())
         usable = _kind_of(parsed) is not None and bool(parsed.database)

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
 from fuploader_dagster.resources.states.redis_sentinel import master, names_sentinels, watched
+from fuploader_dagster.settings.secret import place_of_unset
 
 
 def connect(
@@ -68,6 +69,8 @@ def _as_bytes(argument: Any) -> Any:
 
 def usable(url: SecretStr) -> SecretStr:
     """The same url. Raises `ValueError`, which does not quote it, if nothing can be made of it."""
+    if place_of_unset(url):
+        return url
     text = url.get_secret_value()
     if names_sentinels(text):
         watched(text)
@@ -84,6 +87,8 @@ def usable(url: SecretStr) -> SecretStr:
 
 def address(url: SecretStr) -> str:
     """The url without login and options."""
+    if unset := place_of_unset(url):
+        return unset
     parts = urlsplit(url.get_secret_value())
     if names_sentinels(url.get_secret_value()):
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

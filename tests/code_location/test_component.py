@@ -86,7 +86,9 @@ def test_sinks_are_written_as_in_a_file() -> None:
     kind = "tests.sinks_for_tests:RowsFile"
     sinks = {"rows": {"kind": kind, "path": "rows.sqlite", "columns": ["id"], "required": True}}
     made = load({**ATTRIBUTES, "sinks": sinks}).pipeline.sinks
-    assert made == {"rows": RowsFile(path=Path("rows.sqlite"), columns=["id"], required=True)}
+    path = Path(made["rows"].path)
+    assert path.name == "rows.sqlite" and path.is_absolute()  # in the project's folder
+    assert made == {"rows": RowsFile(path=path, columns=["id"], required=True)}
 
 
 @pytest.mark.parametrize(

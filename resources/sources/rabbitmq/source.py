@@ -46,7 +46,7 @@ from fuploader_dagster.resources.sources.rabbitmq.examination import examine
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import closing_reason
 from fuploader_dagster.resources.sources.rabbitmq.properties import chosen, described
 from fuploader_dagster.resources.sources.rabbitmq.publisher import RabbitMQPublisher
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 LARGEST_PREFETCH = 65_535  # the protocol's field has two bytes; 0 would mean "no limit"
 _LONGEST_WITHOUT_IO_SECONDS = 1.0
@@ -114,8 +114,8 @@ class RabbitMQ(SourceSettings):
     @field_validator("url")
     @classmethod
     def _usable_url(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is None:
-            return None
+        if url is None or place_of_unset(url):
+            return url
         url = SecretStr(url.get_secret_value().strip())  # files of secrets end with a line break
         try:
             parts = urlsplit(url.get_secret_value())
@@ -142,7 +142,7 @@ class RabbitMQ(SourceSettings):
         if self.url is not None and doubled:
             raise ValueError(f"url already says this: remove {', '.join(doubled)}")
         for name in ("ca_file", "cert_file", "key_file"):
-            if getattr(self, name) is not None and not self.address().tls:
+            if getattr(self, name) is not None and not self._encrypted:
                 raise ValueError(f"{name} is set, but neither tls: true nor an amqps:// url")
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file is set, but not the cert_file that it belongs to")
@@ -157,7 +157,15 @@ class RabbitMQ(SourceSettings):
         return RabbitMQPublisher(self)
 
     def describe(self) -> str:
-        return f"queue {self.queue!r} on RabbitMQ ({self.address()})"
+        where = place_of_unset(self.url, self.password) or self.address()
+        return f"queue {self.queue!r} on RabbitMQ ({where})"
+
+    @property
+    def _encrypted(self) -> bool:
+        """What a url says whose variable is not set is not known: it may be."""
+        return bool(place_of_unset(self.url)) or (
+            self.tls if self.url is None else self.address().tls
+        )
 
     def examine(self) -> Iterator[Diagnosis]:
         return examine(self)

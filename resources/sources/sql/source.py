@@ -52,7 +52,7 @@ from fuploader_dagster.resources.sql.address import dialect_of, shown_address, u
 from fuploader_dagster.resources.sql.connection import Database, Transaction
 from fuploader_dagster.resources.sql.errors import OF_A_SOURCE
 from fuploader_dagster.resources.sql.own_table import OwnTable, full_name
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, place_of_unset
 
 _WAYS = ("cursor", "skip_done", "status")
 _CLOCK_SECONDS = 2.0
@@ -156,7 +156,7 @@ class SqlTable(SourceSettings):
     @property
     def address(self) -> str:
         """Without login and options."""
-        return shown_address(self.parsed_url)
+        return place_of_unset(self.url) or shown_address(self.parsed_url)
 
     @property
     def reader_name(self) -> str:

@@ -313,3 +313,21 @@ def test_a_name_that_no_file_should_have_is_refused_with_the_reason(name: str, r
 )
 def test_any_other_name_is_taken_as_it_is(name: str) -> None:
     assert check_file_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        (b'{"id": 1, "text": "x"}', "set message_format: json"),
+        (b'{"file_name": "a", "payload": {"n": 1}}', "set message_format: json"),
+        (b"hello", "set message_format: raw"),
+        (b"\xff\x00", "set message_format: raw"),
+        (b"[1]", "set message_format: raw"),
+        (b'{"compression": "zip", "payload": "x"}', "correct the producer"),
+        (b'{"compression": "gzip", "payload": "xx"}', "correct the producer"),
+    ],
+)
+def test_a_body_that_is_no_envelope_says_which_format_would_take_it(body: bytes, hint: str) -> None:
+    with pytest.raises(BadMessage) as caught:
+        decode_envelope(body, max_bytes=1000)
+    assert hint in caught.value.hint

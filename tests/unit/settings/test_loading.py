@@ -89,10 +89,11 @@ def test_a_short_file_gives_a_pipeline_with_defaults(tmp_path: Path) -> None:
 def test_settings_beside_the_pipelines_apply_to_all_and_each_may_differ(tmp_path: Path) -> None:
     one, two = values_of(), values_of(seal_messages=2)
     shared = {"seal_messages": 1, "storage_root": "elsewhere"}
+    folder = str(tmp_path / "elsewhere")
     loaded = load(tmp_path, {**shared, "pipelines": {"one": one, "two": two}})
     assert [(p.name, p.seal_messages, str(p.storage_root)) for p in loaded.values()] == [
-        ("one", 1, "elsewhere"),
-        ("two", 2, "elsewhere"),
+        ("one", 1, folder),
+        ("two", 2, folder),
     ]
 
 
@@ -128,10 +129,6 @@ def test_settings_beside_the_pipelines_apply_to_all_and_each_may_differ(tmp_path
         (
             {"source": {"kind": "rabbitmq", "queue": "q", "passwort": SECRET}},
             "source: passwort: there is no such setting, did you mean password?",
-        ),
-        (
-            {"source": {"kind": "rabbitmq", "queue": "q", "password": {"env": "NOT_SET_X"}}},
-            "source: password: environment variable NOT_SET_X is not set",
         ),
         (
             {"source": {"kind": "rabbitmq", "queue": "q", "password": [SECRET]}},
@@ -226,7 +223,7 @@ def test_the_environment_wins_over_the_file(
     assert settings.seal_messages == 7
     assert settings.name_fields == ("id", "name")
     assert isinstance(settings.source, EmbeddedQueue)
-    assert settings.source.path == Path("other")
+    assert settings.source.path == tmp_path / "other"
 
 
 def test_a_variable_that_cannot_be_read_is_named(

@@ -7,9 +7,10 @@ import json
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
-from fuploader_dagster.settings.secret import Secret
+from fuploader_dagster.settings.secret import Secret, unset_variables
 
 
 class Holder(BaseModel):
@@ -40,10 +41,18 @@ def test_dagster_env_var_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert holder.password.get_secret_value() == "hunter2"
 
 
-def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_not_set_is_named_where_the_secret_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("TEST_SECRET", raising=False)
-    with pytest.raises(ValidationError, match="TEST_SECRET is not set"):
-        Holder.model_validate({"password": {"env": "TEST_SECRET"}})
+    holder = Holder.model_validate({"password": {"env": "TEST_SECRET"}})
+    assert list(unset_variables(holder)) == ["TEST_SECRET"]
+    for shown in (repr(holder), str(holder.password), holder.model_dump_json()):
+        assert "TEST_SECRET" in shown or "**********" in shown
+    with pytest.raises(ConfigError, match="TEST_SECRET is not set"):
+        holder.password.get_secret_value()
+    assert holder == Holder.model_validate({"password": {"env": "TEST_SECRET"}})
+    assert holder != Holder.model_validate({"password": {"env": "TEST_SECRET_2"}})
 
 
 def test_a_secret_shows_in_no_repr_text_or_dump() -> None:

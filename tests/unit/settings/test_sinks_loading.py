@@ -40,7 +40,7 @@ def test_a_kind_is_a_short_name_or_a_class_of_ones_own(tmp_path: Path) -> None:
         },
     )
     assert list(settings.sinks) == ["rows", "table"]
-    assert settings.sinks["rows"] == RowsFile(path=Path("rows.sqlite"), rows=two_rows)
+    assert settings.sinks["rows"] == RowsFile(path=tmp_path / "rows.sqlite", rows=two_rows)
     assert settings.sinks["table"].columns == ["a"]
     assert settings.sinks["table"].partitions_per_run == 100
 
