@@ -19,7 +19,8 @@ SOURCE ?=
 INPUTS ?= 100000
 PYTEST_IN_ORDER = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	--durations 20 --randomly-seed $(or $(SEED),$$(date +%s))
-DATABASE_TESTS := $(sort $(wildcard \
+DATABASE_TESTS := $(sort $(wildcard tests/code_location/test_postgres_*.py \
+	tests/faults/test_postgres_*.py tests/integration/test_postgres_*.py \
 	tests/contract/sinks/test_*.py tests/contract/sources/test_sql_*.py \
 	tests/contract/sources/test_redis_*.py tests/faults/test_rows_*.py tests/faults/test_sql_*.py \
 	tests/faults/test_redis_*.py tests/integration/test_sinks_*.py tests/integration/test_sql_*.py \

@@ -24,7 +24,11 @@ from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
 from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
-from fuploader_dagster.sensors.old_history import remove_old_runs, remove_old_ticks
+from fuploader_dagster.sensors.old_history import (
+    remove_old_runs,
+    remove_old_ticks,
+    remove_partitions,
+)
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import find_receipts, receipts_between
 from fuploader_dagster.slots.sealing import sealed_partitions
@@ -66,8 +70,7 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         if added:
             context.instance.add_dynamic_partitions(names.partition_set, added)
         report_unreported(context.instance, pipeline, [*registered, *added])
-        for key in stored:
-            context.instance.delete_dynamic_partition(names.partition_set, key)
+        remove_partitions(context.instance, names.partition_set, stored)
         now, log_key = time.time(), context.log_key
         runs = remove_old_runs(context.instance, pipeline, now=now)
         repository = log_key[0] if log_key else None

@@ -14,6 +14,7 @@ from benchmarks.rows import (
     downloads,
     drain,
     growth,
+    histories,
     memory,
     packing,
     processing,
@@ -44,5 +45,6 @@ GROUPS: dict[str, Callable[[Ground], Iterator[Row]]] = {
     "quiet": quiet.rows,
     "ticks": dagster_ticks.rows,
     "growth": growth.rows,
+    "histories": histories.rows,
 }
 QUICK = ("drain", "packing", "whole-way")

@@ -150,6 +150,15 @@ def test_all_blocks_that_a_fleet_needs_no_others_of_are_those_of_the_repositorys
     assert "run_launcher" not in theirs, "runs start where their slots are"
 
 
+def test_the_instance_of_a_fleet_differs_from_the_others_in_its_history_alone() -> None:
+    fleet = read(REPOSITORY / "dagster.fleet.yaml")
+    assert fleet["storage"] == read(CONFIG / "dagster.yaml")["storage"]
+    alone = read(REPOSITORY / "dagster.yaml")
+    differ = {key for key in alone if alone[key] != fleet.get(key)}
+    assert differ == {"storage", "run_launcher"}
+    assert fleet.keys() == alone.keys() - {"run_launcher"}
+
+
 @pytest.mark.parametrize("way", ["compose", "systemd"])
 def test_dagster_loads_instance_and_workspace_with_the_environment_of_each_part(
     way: str, monkeypatch: pytest.MonkeyPatch
@@ -165,8 +174,8 @@ def test_dagster_loads_instance_and_workspace_with_the_environment_of_each_part(
         for name in wanted | reachable:
             monkeypatch.setenv(name, environment[name])
         reference = InstanceRef.from_dir(str(CONFIG))
-        assert reference.run_storage_data is not None
-        assert reference.run_storage_data.class_name == "PostgresRunStorage"
+        assert reference.storage_data is not None
+        assert reference.storage_data.class_name == "PostgresHistory"
         workspace = process_workspace_config(read(CONFIG / "workspace.yaml"))
         assert workspace.success, workspace.errors
 

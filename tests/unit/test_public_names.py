@@ -21,6 +21,7 @@ HOMES = fuploader_dagster._HOMES
 PUBLIC = {
     "code_location",
     "errors",
+    "postgres_history",
     "sqlite_history",
     "testing",
     "warm_runs",

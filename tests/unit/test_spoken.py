@@ -36,6 +36,7 @@ OTHER_NAMES = {
     "fuploader_dagster",
     "has_journal",  # of ext4
     "load_reference",  # the example in the contract of sources
+    "statement_timeout",  # of PostgreSQL
     *("binlog_format", "innodb_flush_log_at_trx_commit", "innodb_lock_wait_timeout"),  # of MySQL
     *("max_allowed_packet", "sql_mode", "time_zone", "wait_timeout"),
     "pg_hba",  # of PostgreSQL

@@ -10,12 +10,19 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster_postgres import DagsterPostgresStorage
 
-from fuploader_dagster import dagster_internals, sqlite_history, warm_runs
+from fuploader_dagster import dagster_internals, postgres_history, sqlite_history, warm_runs
 
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 REPLACEMENTS = [
     (sqlite_history.SqliteHistory, DagsterSqliteStorage, "sqlite_history", "SqliteHistory"),
+    (
+        postgres_history.PostgresHistory,
+        DagsterPostgresStorage,
+        "postgres_history",
+        "PostgresHistory",
+    ),
     (warm_runs.WarmRunLauncher, dg.DefaultRunLauncher, "warm_runs", "WarmRunLauncher"),
 ]
 
@@ -48,6 +55,7 @@ def test_with_another_version_dagsters_own_is_used_and_a_warning_says_so(
     ("private", "module", "name"),
     [
         ("dagster._core.storage.sqlite_storage._runs_directory", "sqlite_history", "SqliteHistory"),
+        ("dagster_postgres.utils.pg_url_from_config", "postgres_history", "PostgresHistory"),
         ("dagster._cli.api._execute_run_command_body", "warm_runs", "WarmRunLauncher"),
     ],
 )
@@ -62,7 +70,7 @@ def test_where_a_private_name_is_missing_the_class_in_dagster_yaml_is_dagsters(
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("dagster.")
+    assert done.stdout.startswith(("dagster.", "dagster_postgres."))
     assert f"{name} is not used with Dagster" in done.stderr
     assert missing in done.stderr
 
