@@ -200,6 +200,10 @@ def _problems(pipeline: Pipeline, *, dry: bool) -> list[str]:
         return _told_by_workers(pipeline)
     supervisor = supervisor_for(pipeline.intake())
     supervisor.renew()
+    if pipeline.metrics_port is not None:
+        from fuploader_dagster.health.metrics_port import offer_metrics  # noqa: PLC0415  few ask
+
+        offer_metrics(pipeline)
     return supervisor.problems()
 
 

@@ -22,6 +22,7 @@ needed=(
     initdb:postgresql
     setpriv:util-linux
     systemd-analyze:systemd
+    promtool:prometheus
     "$@"
 )
 

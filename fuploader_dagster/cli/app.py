@@ -130,6 +130,12 @@ COMMANDS = [
     ),
     Command(
         _LOOK,
+        "metrics",
+        "metrics",
+        "Print the metrics of the pipelines for Prometheus, or write them for node_exporter.",
+    ),
+    Command(
+        _LOOK,
         "dead-letters",
         "dead_letters",
         "Messages that could not become files: list, show, requeue, export.",

@@ -43,6 +43,15 @@ def drain(
     pipeline_name: console.PipelineOption = None,
     ship_too: ShipOption = False,
     despite_pause: PauseOption = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            min=1,
+            max=65535,
+            help="Serve metrics for Prometheus at this port. Default: metrics_port.",
+        ),
+    ] = None,
 ) -> None:
     """Run the drain workers of a pipeline without Dagster, until SIGTERM or Ctrl-C.
 
@@ -52,6 +61,10 @@ def drain(
     """
     log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     pipeline = console.one_pipeline(config, pipeline_name)
+    if metrics_port or pipeline.metrics_port:
+        from fuploader_dagster.health.metrics_port import offer_metrics  # noqa: PLC0415  few ask
+
+        offer_metrics(pipeline, metrics_port)
     if ship_too:
         run_pipeline(pipeline, despite_pause=despite_pause)
         if pipeline.residue_file_upload and any(all_failures(pipeline.layout)):  # which is logged

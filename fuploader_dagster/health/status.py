@@ -74,7 +74,7 @@ def _part(
 ) -> dict[str, Any]:
     """What is wanted of intake or shipping, and what it does on this node."""
     wish = wishes.of(part)
-    busy = _drains(workers) if part == "intake" else _ships(layout)
+    busy = _drains(workers) if part == "intake" else ships(layout)
     return {
         "wanted": "paused" if wish.paused else "runs",
         "actual": "works" if busy else "stands still",
@@ -90,7 +90,7 @@ def _drains(workers: Sequence[WorkerStatus]) -> bool:
     return any(one.doing == "draining" for one in workers)
 
 
-def _ships(layout: Layout) -> bool:
+def ships(layout: Layout) -> bool:
     """Whether a process works on a sealed slot."""
     if not layout.locks.is_dir():
         return False

@@ -358,6 +358,13 @@ class Pipeline(Intake):
     max_dead_letters_per_hour: Annotated[int, Field(ge=0)] = 100
     """With more dead letters than this within an hour, the asset check of `dead_letters` warns. A
     few are somebody's mistakes; a hundred mean that a producer or the parser has changed."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Serve metrics for Prometheus at this port, from the process that runs the drain workers: the
+    code server, or `fuploader drain`. Pipelines of one process may share a port."""
+    metrics_host: str = "127.0.0.1"
+    """Address that `metrics_port` listens on. Everybody who reaches it sees the metrics: names of
+    pipelines and figures, no messages. In a container, or for a Prometheus on another machine, this
+    is `0.0.0.0`."""
     alert_webhook: Secret | None = None
     """An http(s) address that gets a POST of JSON when the drain stops, the object store does not
     answer, the disk is nearly full, there are too many dead letters, or slots failed or were

@@ -176,6 +176,8 @@ def test_no_command_and_no_log_shows_what_a_terminal_would_obey(project: Path) -
         ("ship",),
         ("resume", HOSTILE),
         ("resume", "docs"),
+        ("metrics",),
+        ("metrics", "--output", HOSTILE),
         ("serve", "--host", HOSTILE),
         ("serve", "--tls-cert", HOSTILE),
         ("serve", "--root-path", HOSTILE),

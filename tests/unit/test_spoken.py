@@ -43,6 +43,7 @@ OTHER_NAMES = {
     *("max_memory_usage", "insert_quorum", "query_log"),  # of ClickHouse
     *("lightweight_mutation_projection_mode", "non_replicated_deduplication_window"),
     *("insufficient_scope", "invalid_token"),  # of bearer tokens, RFC 6750
+    *("node_exporter", "in_hand"),  # of Prometheus, and a label of a metric
     "dev_command",  # of Dagster, whose warning is silenced
 }
 
