@@ -253,6 +253,8 @@ class Catalog:
         """
         with self._explained():
             yield from self._exactly(name)
+            if not _is_utf8(name):
+                return  # no number is ever given to such a name
             start = numbered_name(name, 2).rpartition("~")[0] + "~"
             numbered = (
                 (found, document)
@@ -356,6 +358,10 @@ def _archive_of(row: tuple[Any, ...]) -> CatalogedArchive:
     if not all(type(text) is str for text in texts) or type(archive.size_bytes) is not int:
         raise TypeError("a row of archives has columns of other types")
     return archive
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _place(row: int, archive: int) -> int:

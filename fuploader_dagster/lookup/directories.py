@@ -111,7 +111,7 @@ def _found(
         if not reading.allows(path, what):
             return
         content = read_own(path)
-        if wanted.is_in(content):
+        if wanted.may_be_in_index(content):
             for position, entry in enumerate(entries() if entries else _committed(content)):
                 if wanted.fits(entry.name) or wanted.fits_headers(entry.headers):
                     yield position, entry

@@ -60,7 +60,7 @@ def _found(
             if not reading.allows(path, "files of dead letters"):
                 continue
             for number, line in _lines(path):
-                if not (wanted.is_in(line) or _may_be_in_body(line)):
+                if not (wanted.may_be_in(line) or _may_be_in_body(line)):
                     continue
                 try:
                     letter = msgspec.json.decode(line, type=DeadLetter)

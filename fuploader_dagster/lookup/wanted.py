@@ -13,6 +13,7 @@ import msgspec
 
 from fuploader_dagster.catalog.name_lists import NamePattern
 from fuploader_dagster.disk.header_text import folded, from_text
+from fuploader_dagster.slots.index import has_record_of
 from fuploader_dagster.slots.numbered_names import family, is_numbered
 from fuploader_dagster.slots.processed import RESULTS_PREFIX
 
@@ -30,11 +31,26 @@ class Wanted:
         self.pattern = NamePattern(text) if patterns and _WILD.search(text) else None
         self.result = f"{RESULTS_PREFIX}{text}"
         """What a result is called that has the name of its item."""
-        self._parts = _parts(text)
+        raw = _encoded(text)
+        self._names = [raw, RESULTS_PREFIX.encode() + raw] if raw else []
+        self._quoted = b'"%b"' % _in_json(raw)
+        self._gist = [family(raw), self._quoted] if raw else []
+        self._numbered = [re.compile(one) for one in _beginnings_of_numbered(raw)]
 
-    def is_in(self, content: bytes) -> bool:
-        """False if nothing wanted is in an index, or in a dead letter's line, whatever it means."""
-        return self.pattern is not None or any(part in content for part in self._parts)
+    def may_be_in_index(self, content: bytes) -> bool:
+        """False if nothing wanted is in this index; to read its records takes far longer."""
+        if self.pattern is not None:
+            return True
+        return self.may_be_in(content) and (
+            self._quoted in content
+            or any(name in content and has_record_of(content, name) for name in self._names)
+            or any(one.search(content) for one in self._numbered)
+        )
+
+    def may_be_in(self, content: bytes) -> bool:
+        """False if nothing wanted is in this, an index or the line of a dead letter without its
+        body."""
+        return self.pattern is not None or any(one in content for one in self._gist)
 
     def fits(self, name: str) -> bool:
         """Whether a file of this name is wanted."""
@@ -52,13 +68,22 @@ class Wanted:
         )
 
 
-def _parts(text: str) -> list[bytes]:
-    """Bytes of which each file or letter that is wanted has some; none if there can be none."""
+def _encoded(text: str) -> bytes:
+    """As it is on the disk; empty for what no name on a disk and no message id is like."""
     try:
-        raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no name on a disk and no message id is like that
-        return []
-    if not text:
-        return []
-    as_json = msgspec.json.encode(text.encode("utf-8", "replace").decode())[1:-1]
-    return [family(raw), as_json]
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return b""
+
+
+def _in_json(raw: bytes) -> bytes:
+    return msgspec.json.encode(raw.decode("utf-8", "replace"))[1:-1]
+
+
+def _beginnings_of_numbered(name: bytes) -> set[bytes]:
+    """Patterns of what a numbered name of this one begins with."""
+    stem, dot, _ = name.rpartition(b".")
+    start = family(name)
+    is_whole = start == (stem if dot else name)
+    # Of a name whose ending is too long to be one, the number follows the whole of it.
+    return {re.escape(start) + b"~[0-9]" * is_whole, re.escape(name) + b"~[0-9]"}

@@ -35,6 +35,7 @@ never ends with a zero, nor holds 64 in a row. Everything else is damage.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -256,6 +257,23 @@ def names_of(content: bytes, sha256: bytes, headers: str | None = None) -> list[
                     entries += [entry for entry in found if entry.headers == headers]
         position = content.find(sha256, position + 1)
     return [entry.name for entry in entries]
+
+
+def has_record_of(content: bytes, name: bytes) -> bool:
+    """Whether there is a record of this name, in a hundredth of the time of `read_index`."""
+    if not 0 < len(name) <= _LONGEST_NAME:
+        return False
+    length = struct.pack("<H", len(name))
+    between = _RECORD_BYTES[PLAIN] - _CRC.size - len(length)
+    found = re.compile(re.escape(length) + b"(?=.{%d})" % between, re.DOTALL)
+    versions = _possible_versions(content)
+    for match in found.finditer(content):
+        start = match.start() - _CRC.size
+        for version in versions:
+            name_at = start + _RECORD_BYTES[version]
+            if content.startswith(name, name_at) and _is_record(content, start, version):
+                return True
+    return False
 
 
 def salvage_records(content: bytes) -> list[IndexEntry]:

@@ -27,8 +27,12 @@ def numbered_name(name: str, number: int) -> str:
 
 
 def is_numbered(stored: str, name: str) -> bool:
-    """Whether `stored` is what `numbered_name` makes of `name` with some number."""
-    return any(numbered_name(name, int(match[1])) == stored for match in _NUMBER.finditer(stored))
+    """Whether `stored` is what `numbered_name` makes of `name` with some number; False of a name
+    that UTF-8 cannot encode, which gets none."""
+    try:
+        return any(numbered_name(name, int(one[1])) == stored for one in _NUMBER.finditer(stored))
+    except UnicodeEncodeError:
+        return False
 
 
 def family(name: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -27,6 +28,15 @@ from fuploader_dagster.lookup.search import Search
 from fuploader_dagster.lookup.wanted import Wanted
 from fuploader_dagster.processing.envelope import decode_raw, encode
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.index import (
+    PLAIN,
+    WITH_HEADERS,
+    IndexEntry,
+    record,
+    record_with_headers,
+    whole_index,
+)
+from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.receipts import find_receipt
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.processors_for_tests import Script, script
@@ -310,8 +320,12 @@ def test_hostile_names_are_names_that_nobody_has(tmp_path: Path, name: str) -> N
     shipped(settings)
     sealed(settings, {"b.json": b"1"})
     keep_letter(settings, b"x")
-    assert copies(settings, name) == []
-    assert letters(settings, name) == []
+    sealed(settings, {"a~2.json": b"1"}, slot=1)
+    search = Search(settings, Wanted(name))
+    assert search.letters() == []
+    assert list(search.copies()) == []
+    assert search.incomplete() == []
+    assert search.catalog_trouble is None
 
 
 @pytest.mark.parametrize("name", ["a[1].json", "*", "消息.json", "a'\"b", "A b.json"])
@@ -392,3 +406,54 @@ def test_all_states_of_a_search_are_json(tmp_path: Path) -> None:
     found: Sequence[Copy | Letter] = [*copies(settings, "a.json"), *letters(settings, "a.json")]
     states = [json.loads(json.dumps(as_builtins(copy)))["state"] for copy in found]
     assert states == ["sealed", "dead letter"]
+
+
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "7",
+        "a.json",
+        "a~2.json",
+        "a.b.c",
+        ".hidden",
+        "~",
+        "x" * 99 + ".json",
+        "y" * 255,
+        "消" * 80 + ".json",
+        "name.with-an-ending-of-more-than-twenty",
+        "\udc80.json",
+    ],
+)
+def test_no_index_is_passed_over_that_has_a_record_of_the_name(name: str, headers: bool) -> None:
+    wanted = Wanted(name)
+    text = to_text({"x": "1"}) if headers else ""
+    others = [index_entry(f"{n}.json", text) for n in range(50)]
+    stored = [name]
+    if not name.startswith("\udc80"):  # as bytes that are no UTF-8, which get no number
+        stored += [numbered_name(name, number) for number in (2, 10, 123_456_789)]
+    results = [f"results/{one}" for one in stored]
+    stored += [one for one in results if len(one.encode("utf-8", "surrogateescape")) < 256]
+    for one in stored:
+        for entries in ([index_entry(one, text)], [*others, index_entry(one, text), *others]):
+            content = written(entries)
+            assert wanted.may_be_in_index(content), one
+            assert wanted.fits(one)
+
+
+@pytest.mark.parametrize("name", ["a.json", "1", "1.json", "10.b", "9.jso"])
+def test_an_index_without_the_name_is_not_read(name: str) -> None:
+    entries = [index_entry(f"{n}.json", "") for n in range(10, 60)]
+    assert not Wanted(name).may_be_in_index(written(entries))
+
+
+def index_entry(name: str, headers: str) -> IndexEntry:
+    sha256 = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return IndexEntry(name, 512, 512, 7, sha256, headers)
+
+
+def written(entries: list[IndexEntry]) -> bytes:
+    """As a writer writes it, names that are no UTF-8 too."""
+    make = record_with_headers if entries[0].headers else record
+    records = [make(one.name.encode("utf-8", "surrogateescape"), *one[1:]) for one in entries]
+    return whole_index(records, WITH_HEADERS if entries[0].headers else PLAIN)
