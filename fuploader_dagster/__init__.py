@@ -130,6 +130,9 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.sensors.scrub_schedule import (
         build_scrub_schedule as build_scrub_schedule,
     )
+    from fuploader_dagster.sensors.watch_schedule import (
+        build_watch_schedule as build_watch_schedule,
+    )
     from fuploader_dagster.settings.loading import load_pipelines as load_pipelines
     from fuploader_dagster.settings.pipeline import Pipeline as Pipeline
     from fuploader_dagster.settings.secret import Secret as Secret
@@ -239,6 +242,7 @@ _NAMES = {
     "sensors.recovery_schedule": ("build_recovery_schedule",),
     "sensors.retention_schedule": ("build_retention_schedule",),
     "sensors.scrub_schedule": ("build_scrub_job", "build_scrub_schedule"),
+    "sensors.watch_schedule": ("build_watch_schedule",),
     "settings.loading": ("load_pipelines",),
     "settings.pipeline": ("Pipeline",),
     "settings.secret": ("Secret",),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from fuploader_dagster.assets.checks import build_check, build_reachable_check
+from fuploader_dagster.assets.checks import build_check, build_judged_checks, build_reachable_check
 from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.assets.find_job import build_find_job
 from fuploader_dagster.assets.partitions import Names
@@ -33,6 +33,7 @@ from fuploader_dagster.sensors.failure_sensor import build_failure_sensor
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.sensors.scrub_schedule import build_scrub_job, build_scrub_schedule
+from fuploader_dagster.sensors.watch_schedule import build_watch_schedule
 from fuploader_dagster.settings.apart import refuse_shared_folders
 from fuploader_dagster.settings.built import note_built
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -78,12 +79,14 @@ def build_assets(pipeline: Pipeline) -> list[dg.AssetSpec | dg.AssetsDefinition]
 
 
 def build_asset_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
-    """`archive_matches_seal`, `store_reachable` and `dead_letters_below_limit`.
+    """`archive_matches_seal`, `store_reachable`, `dead_letters_below_limit`, and of queue and slots
+    `being_drained`, `keeping_up`, `disk_room` and `nothing_lost`.
 
-    The ship job needs `store_reachable`: it names it, to leave it out of its runs.
+    The ship job needs `store_reachable`: it names it, to leave it out of its runs. The watch
+    schedule reports all but the first.
     """
     builds = (build_check, build_reachable_check, build_dead_letter_check)
-    return [build(pipeline) for build in builds]
+    return [*(build(pipeline) for build in builds), *build_judged_checks(pipeline)]
 
 
 def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
@@ -120,11 +123,13 @@ def build_sensors(pipeline: Pipeline, *, running: bool = True) -> list[dg.Sensor
 
 
 def build_schedules(pipeline: Pipeline, *, running: bool = True) -> list[dg.ScheduleDefinition]:
-    """Recovery and retention; and scrub, unless `scrub_archives` is 0.
+    """Recovery, retention and watch; and scrub, unless `scrub_archives` is 0.
 
-    Without the recovery schedule nothing that failed is asked for again.
+    Without the recovery schedule nothing that failed is asked for again. Without the watch nothing
+    is reported of the queue.
     """
     schedules = [
+        build_watch_schedule(pipeline, running=running),
         build_recovery_schedule(pipeline, running=running),
         build_retention_schedule(pipeline, running=running),
         build_scrub_schedule(pipeline, running=running),

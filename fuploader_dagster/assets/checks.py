@@ -1,15 +1,18 @@
-"""The asset checks of `uploaded_archive`: does the store hold what was sealed, and does it answer?
+"""The asset checks: what an operator asks of a pipeline.
 
-`archive_matches_seal` runs after each upload, for the partitions of the run; executed by hand, for
-the newest ones. It compares size and digest as the store states them, and the number of members in
-the manifest, with the receipt (which has them from the seal). Two small requests per archive.
+`archive_matches_seal`, of `uploaded_archive`: does the store hold what was sealed? It runs after
+each upload, for the partitions of the run; executed by hand, for the newest ones. It compares size
+and digest as the store states them, and the number of members in the manifest, with the receipt
+(which has them from the seal). Two small requests per archive.
 
-`store_reachable` costs no run: the drain sensor reports each change, from what runs and the
-recovery schedule have noted. Executed by hand, it looks at the store.
+All others are judged by `health/judging.py`, as in `fuploader status`. They cost no run: the watch
+schedule reports each change, and the drain sensor those of `store_reachable` and
+`dead_letters_below_limit` at once. Executed by hand, they look now.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
@@ -19,10 +22,20 @@ from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
 from fuploader_dagster.delivery.store_trouble import look
 from fuploader_dagster.errors import TemporaryError
+from fuploader_dagster.health import judging
+from fuploader_dagster.health.judging import Judgement, judge
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, find_receipts, receipts_between
 
 CHECK_NAME = "archive_matches_seal"
+JUDGED = {
+    "being_drained": "Somebody takes the messages that wait in the queue.",
+    "keeping_up": "Messages are stored in time, and the queue does not grow faster than it is "
+    "drained: seal_age_seconds and late_after_seconds say what is late.",
+    "disk_room": "The drain does not pause for lack of disk space, now or within a day.",
+    "nothing_lost": "All acknowledged messages are in an active slot, in a sealed one, or stored.",
+}
+"""The checks without a module of their own, and what they mean."""
 NEWEST = 64
 LISTED_PROBLEMS = 10
 
@@ -73,6 +86,53 @@ def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         )
 
     return store_reachable
+
+
+def check_keys(names: Names) -> Mapping[str, dg.AssetCheckKey]:
+    """By name, the checks that are judged, each at the asset that it is about."""
+    return {
+        **{name: dg.AssetCheckKey(names.queue, name) for name in JUDGED},
+        "nothing_lost": dg.AssetCheckKey(names.sealed_slot, "nothing_lost"),
+        "store_reachable": names.reachable_check,
+        "dead_letters_below_limit": dg.AssetCheckKey(
+            names.dead_letters, "dead_letters_below_limit"
+        ),
+    }
+
+
+def build_judged_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
+    """The checks of queue and slots."""
+    return [_judged_check(pipeline, name, what) for name, what in JUDGED.items()]
+
+
+def _judged_check(pipeline: Pipeline, name: str, what: str) -> dg.AssetChecksDefinition:
+    key = check_keys(Names.of(pipeline))[name]
+
+    @dg.asset_check(asset=key.asset_key, name=name, description=what)
+    def check() -> dg.AssetCheckResult:
+        found = {one.check: one for one in judge(pipeline, judging.look(pipeline))}
+        new = evaluation(pipeline, found[name])
+        return dg.AssetCheckResult(
+            passed=new.passed,
+            severity=new.severity,
+            description=new.description,
+            metadata=new.metadata,
+        )
+
+    return check
+
+
+def evaluation(pipeline: Pipeline, one: Judgement) -> dg.AssetCheckEvaluation:
+    """A judgement as the result of its check."""
+    key = check_keys(Names.of(pipeline))[one.check]
+    return dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=one.passed,
+        severity=dg.AssetCheckSeverity.ERROR if one.serious else dg.AssetCheckSeverity.WARN,
+        description=one.found if one.passed else f"{one.found}. What to do: {one.hint}",
+        metadata=dict(one.numbers),
+    )
 
 
 def _receipts(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> list[Receipt]:

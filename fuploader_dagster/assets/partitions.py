@@ -114,6 +114,7 @@ class Names:
     """The resource key of the object store."""
     drain_sensor = _Scoped("drain")
     alert_sensor = _Scoped("alerts")
+    watch_schedule = _Scoped("watch")
     ship_job = _Scoped("ship")
     seal_job = _Scoped("seal_now")
     replay_job = _Scoped("replay")
@@ -132,7 +133,8 @@ class Names:
     def instigators(self) -> tuple[str, ...]:
         """Sensors and schedules."""
         others = ("failures", "automation", "recovery", "retention", "scrub_schedule")
-        return (self.drain_sensor, self.alert_sensor, *(f"{self.scope}_{one}" for one in others))
+        first = (self.drain_sensor, self.alert_sensor, self.watch_schedule)
+        return (*first, *(f"{self.scope}_{one}" for one in others))
 
     def partitions(self) -> dg.DynamicPartitionsDefinition:
         return SlotPartitions(name=self.partition_set)

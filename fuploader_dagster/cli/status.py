@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fuploader_dagster.cli import console
@@ -47,12 +48,19 @@ def _number(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
+def _print_judgements(judgements: Sequence[dict[str, Any]]) -> None:
+    for one in judgements:
+        if not one["passed"]:
+            console.say(f"{one['check']}: {one['found']}. What to do: {one['hint']}")
+
+
 def _print_status(found: dict[str, Any]) -> None:
     console.say(
         f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
         f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
         f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
     )
+    _print_judgements(found["judgements"])
     for part in found["parts"].values():
         if part["sentence"]:
             console.say(f"{part['sentence']}; on this node it {part['actual']}")

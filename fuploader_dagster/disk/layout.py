@@ -12,6 +12,7 @@
       notices/{key}/                 of each notifier: which tasks it is still to be told of
       archives/                      packed, not yet confirmed by the store; failures beside them
       receipts/                      what the object store has confirmed, one line per archive
+      seal-log/                      which slots were sealed, until they are accounted for
       shipped/                       indexes of recent slots that are in the object store
       catalog.sqlite                 which archive holds which file
       catalog-missed/                what could not be added to it yet
@@ -116,6 +117,7 @@ class Layout:
 
     archives = _Below("archives")
     receipts = _Below("receipts")
+    seal_log = _Below("seal-log")
     shipped = _Below("shipped")
     catalog = _Below("catalog.sqlite")
     catalog_missed = _Below("catalog-missed")

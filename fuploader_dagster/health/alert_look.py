@@ -112,30 +112,45 @@ def drain_trouble(
     kind of its own."""
     if not draining.wanted:
         return None
-    busy = {one.worker for one in workers if one.doing == "draining"}
-    troubled = [
-        one for one in workers if one.problem and one.doing != "paused" and one.worker not in busy
-    ]
-    silent = [
-        one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
-    ]
-    if troubled:
-        said = "; ".join(f"worker {one.worker}: {one.problem}" for one in troubled[:LISTED])
-        since = min(one.problem_since or now for one in troubled)
-    elif silent:
-        said = f"{len(silent)} workers have not reported for {SILENT_SECONDS:.0f} s or longer"
-        since = min(one.updated_at for one in silent)
-    elif draining.problem and not any(one.problem for one in workers):
-        said, since = draining.problem, draining.since
-    elif not workers:
-        said, since = _no_workers(pipeline), now
-    else:
+    hindered = _hindered(workers, now)
+    if hindered is None and draining.problem and not any(one.problem for one in workers):
+        hindered = draining.problem, draining.since
+    if hindered is None and not workers:
+        hindered = no_workers(pipeline), now
+    if hindered is None:
         return None
+    said, since = hindered
     text = f"the drain is stopped or hindered, and messages wait in the queue: {said}"
     return Trouble("drain", text, since)
 
 
-def _no_workers(pipeline: Pipeline) -> str:
+def why_nobody_drains(pipeline: Pipeline, workers: Sequence[WorkerStatus], now: float) -> str:
+    """Why no worker takes messages, in the words of the alert."""
+    if hindered := _hindered(workers, now):
+        return hindered[0]
+    paused = [one.problem for one in workers if one.problem]
+    return paused[0] if paused else no_workers(pipeline)
+
+
+def _hindered(workers: Sequence[WorkerStatus], now: float) -> tuple[str, float] | None:
+    """What workers that are alive say keeps them from draining, and since when."""
+    busy = {one.worker for one in workers if one.doing == "draining"}
+    troubled = [
+        one for one in workers if one.problem and one.doing != "paused" and one.worker not in busy
+    ]
+    if troubled:
+        said = "; ".join(f"worker {one.worker}: {one.problem}" for one in troubled[:LISTED])
+        return said, min(one.problem_since or now for one in troubled)
+    silent = [
+        one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
+    ]
+    if silent:
+        said = f"{len(silent)} workers have not reported for {SILENT_SECONDS:.0f} s or longer"
+        return said, min(one.updated_at for one in silent)
+    return None
+
+
+def no_workers(pipeline: Pipeline) -> str:
     if pipeline.drain_by == "command":
         return "no worker is running: is `fuploader drain` running on this machine?"
     return "no worker is running: look at the ticks of the drain sensor"

@@ -31,7 +31,7 @@ from fuploader_dagster.contracts.processor import ProcessorSettings
 from fuploader_dagster.control.wishes import PARTS, current
 from fuploader_dagster.disk.header_text import folded
 from fuploader_dagster.errors import FuploaderError
-from fuploader_dagster.health import machine
+from fuploader_dagster.health import judging, machine
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
 from fuploader_dagster.settings.secret import unset_variables
 from fuploader_dagster.settings.user_functions import key_prefix
@@ -73,6 +73,31 @@ def examine(pipeline: Pipeline) -> Iterator[Diagnosis]:
     yield from object_store(pipeline)
     for former in pipeline.former_stores:
         yield from _reported("former store", _former_store(former))
+    yield from _reported("judgements", judgements(pipeline))
+
+
+def judgements(pipeline: Pipeline) -> Iterator[Diagnosis]:
+    """What the asset checks say of the pipeline at this moment, in their words.
+
+    Without those of disk and object store, which are tried here, and without any before the first
+    start. What has to be drained or uploaded is a warning: a doctor is also asked when everything
+    is stopped.
+    """
+    if not pipeline.layout.root.is_dir():
+        return
+    try:
+        seen = judging.look(pipeline)
+    except OSError as error:
+        found = f"cannot read what is in {pipeline.layout.root}: {error}"
+        yield Diagnosis("judgements", "wrong", found, "make it readable for this user")
+        return
+    for one in judging.judge(pipeline, seen):
+        if one.check == "being_drained" and seen.figures.queue.depth is None:
+            continue  # the queue's own check says it
+        if one.check in ("being_drained", "keeping_up"):
+            yield replace(one, serious=False).diagnosis()
+        elif one.check in ("nothing_lost", "dead_letters_below_limit"):
+            yield one.diagnosis()
 
 
 def pauses(pipeline: Intake) -> Diagnosis:

@@ -22,11 +22,17 @@ from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import Wishes, known, read_here
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.errors import DamagedSlot, FuploaderError
-from fuploader_dagster.health.growing_files import Stored, letters_waiting, stored_so_far
+from fuploader_dagster.health.remembered import (
+    Reading,
+    Stored,
+    letters_waiting,
+    stored_so_far,
+)
 from fuploader_dagster.intake.disk_space import DiskSpace, Unshipped, existing_part, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import find_receipts
+from fuploader_dagster.slots.seal_log import Noted
 from fuploader_dagster.slots.sealing import Seal, is_whole, read_seal
 
 QUEUE_SECONDS = 8.0
@@ -130,6 +136,11 @@ def figures_of(pipeline: Pipeline, queue: Queue | None = None) -> Figures:
     )
 
 
+def sealed_now(layout: Layout) -> list[Noted]:
+    """The sealed slots on the disk, for the seal log."""
+    return [Noted(one.partition, one.messages) for one in _sealed(layout)[0]]
+
+
 def ask_queue(source: SourceSettings, patience_seconds: float = QUEUE_SECONDS) -> Queue:
     """What waits in a queue. One that does not answer in time says so; its thread is left alone."""
     answers: list[Queue] = []
@@ -162,25 +173,16 @@ class Rates:
     """Of archives."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The totals of one reading, to compare with a later one."""
-
-    at: float
-    messages_in: int | None
-    stored_messages: int
-    archive_bytes: int
-    free_bytes: int
-
-    @classmethod
-    def of(cls, figures: Figures) -> Reading:
-        return cls(
-            figures.at,
-            figures.messages_in,
-            figures.stored.messages,
-            figures.stored.archive_bytes,
-            figures.space.free_bytes,
-        )
+def reading_of(figures: Figures) -> Reading:
+    """What later figures are compared with."""
+    return Reading(
+        at=figures.at,
+        waiting=figures.queue.waiting,
+        messages_in=figures.messages_in,
+        stored_messages=figures.stored.messages,
+        archive_bytes=figures.stored.archive_bytes,
+        free_bytes=figures.space.free_bytes,
+    )
 
 
 def rates(before: Reading, now: Reading) -> Rates | None:

@@ -21,7 +21,8 @@ from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.temporaries import is_held
-from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.health.figures import Queue
+from fuploader_dagster.health.judging import Judgement, judge, look
 from fuploader_dagster.intake.disk_space import Unshipped, existing_part, space_of
 from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -34,12 +35,14 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
     snapshot, wishes = _state_of(pipeline)
     mended, others = damaged_aside(layout)
     workers = read_statuses(layout)
+    seen = look(pipeline)
     return {
         "pipeline": pipeline.name,
         "node": pipeline.node,
         "workers": workers,
         "parts": {part: _part(part, wishes, workers, layout) for part in PARTS},
-        "queue": _queue_status(pipeline),
+        "judgements": [_judgement(one) for one in judge(pipeline, seen)],
+        "queue": _queue_status(pipeline, seen.figures.queue),
         "slots": list(snapshot.slots),
         "sealed": len(sealed_partitions(layout)),
         "processed": len(layout.processed_numbers()),
@@ -109,14 +112,23 @@ def _notices_status(settings: NotifierSettings, files: NoticeFiles) -> dict[str,
     }
 
 
-def _queue_status(pipeline: Pipeline) -> dict[str, Any]:
+def _queue_status(pipeline: Pipeline, queue: Queue) -> dict[str, Any]:
     """What waits in the queue. A queue that does not answer is named, and the rest still shown."""
-    found = {"queue": pipeline.source.describe(), "depth": None, "trouble": ""}
-    try:
-        with closing(pipeline.source.publisher()) as publisher:
-            return {**found, "depth": publisher.depth()}
-    except FuploaderError as error:
-        return {**found, "trouble": str(error)}
+    return {
+        "queue": pipeline.source.describe(),
+        "depth": queue.depth,
+        "trouble": queue.trouble,
+    }
+
+
+def _judgement(one: Judgement) -> dict[str, Any]:
+    return {
+        "check": one.check,
+        "passed": one.passed,
+        "serious": one.serious,
+        "found": one.found,
+        "hint": one.hint,
+    }
 
 
 def _sink_status(notes: SinkNotes, pipeline: Pipeline) -> dict[str, Any]:

@@ -355,6 +355,10 @@ class Pipeline(Intake):
     scrub_members: Count = 4
     """Number of members of each of them that are read back. Members of ordinary size take at most 1
     MiB each."""
+    late_after_seconds: Seconds = 900.0
+    """With messages that are not in the object store this long after their slot should have been
+    sealed (`seal_age_seconds`), or a queue that grows and needs longer than this to be drained, the
+    asset check `keeping_up` fails. Processing that takes long needs more."""
     max_dead_letters_per_hour: Annotated[int, Field(ge=0)] = 100
     """With more dead letters than this within an hour, the asset check of `dead_letters` warns. A
     few are somebody's mistakes; a hundred mean that a producer or the parser has changed."""

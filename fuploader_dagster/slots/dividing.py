@@ -50,6 +50,7 @@ from fuploader_dagster.slots.formats import contents_in
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, index_of, read_index
 from fuploader_dagster.slots.message_values import Piece, Tally
 from fuploader_dagster.slots.plain_files import FILES_NAME
+from fuploader_dagster.slots.seal_log import Noted, note_sealed
 from fuploader_dagster.slots.sealing import (
     SEAL_NAME,
     Reason,
@@ -124,6 +125,7 @@ def divide(
                 reached(CrashPoint.PIECE_NAMED)
             fsync_dir(folder)
         remove_tree(full.directory)
+    note_sealed(pipeline.layout, (Noted(one.seal.partition, one.seal.messages) for one in sealed))
     reached(CrashPoint.DIVIDED)
     log.info("divided %s into %d slots, %s", full.directory, len(sealed), reason)
     return sealed

@@ -44,6 +44,7 @@ from fuploader_dagster.settings.split import NO_SPLIT
 from fuploader_dagster.settings.user_functions import object_key
 from fuploader_dagster.slots.index import INDEX_NAME, IndexEntry, entries_by_commit, read_index
 from fuploader_dagster.slots.plain_files import FILES_NAME
+from fuploader_dagster.slots.seal_log import Noted, note_sealed
 from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ def finish_seal(directory: Path, layout: Layout) -> SealedSlot:
             f"{directory} has the seal of {target}" + ", which exists" * target.exists(),
             hint="somebody copied the directory; compare the two",
         )
+    note_sealed(layout, [Noted(seal.partition, seal.messages)])
     rename_durably(directory, target)
     return SealedSlot(target, seal)
 

@@ -21,6 +21,7 @@ import zstandard
 
 from fuploader_dagster.dead_letters.letters import read_dead_letters
 from fuploader_dagster.disk.crash_points import CrashPoint
+from fuploader_dagster.health.balance import balance
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import receipts_between
 from tests.crashes import EVERY_HIT, RESIDUE, Kill, Lives, copied
@@ -117,6 +118,8 @@ def assert_everything_is_stored_once(settings: Pipeline, case: str = "") -> None
     state.open()
     assert set(state.sealed(1000)) <= set(receipts), case
     assert state.snapshot().owners == {}, case
+    found = balance(settings.layout, state.snapshot())
+    assert (found.lost, found.total("stored")) == ([], found.sealed_messages), case
     state.close()
     assert_nothing_is_left(settings, case)
 
@@ -126,7 +129,7 @@ def assert_nothing_is_left(
 ) -> None:
     """`known`: what an interrupted commit may have left in set-aside/."""
     root = settings.layout.root
-    kept = {"receipts", "locks", "dead-letters", "set-aside", "shipped", "workers"}
+    kept = {"receipts", "locks", "dead-letters", "set-aside", "shipped", "workers", "seal-log"}
     kept.add("suspects")  # empty between two attempts
     left = [
         path.relative_to(root)

@@ -76,6 +76,7 @@ def test_an_upload_killed_around_any_step_is_finished_by_recovery_with_nothing_l
         "catalog.sqlite.lock",
         "locks",
         "receipts",
+        "seal-log",
         "shipped",  # the index
     }
 

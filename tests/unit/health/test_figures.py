@@ -20,16 +20,17 @@ from fuploader_dagster.dead_letters.letters import (
 )
 from fuploader_dagster.delivery.ship import pack_partitions, upload_partitions
 from fuploader_dagster.errors import SourceUnavailable
-from fuploader_dagster.health import growing_files
+from fuploader_dagster.health import remembered
 from fuploader_dagster.health.figures import (
     Figures,
     Queue,
-    Reading,
     ask_queue,
     disk_days_left,
     figures_of,
     rates,
+    reading_of,
 )
+from fuploader_dagster.health.remembered import KEPT_SECONDS, Reading, readings, remember
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -51,7 +52,7 @@ def ship(settings: Pipeline, keys: Sequence[str]) -> None:
 
 def reading(at: float, **values: Any) -> Reading:
     totals = {"messages_in": 0, "stored_messages": 0, "archive_bytes": 0, "free_bytes": 1000}
-    return Reading(at=at, **{**totals, **values})
+    return Reading(**{"at": at, "waiting": 0, **totals, **values})
 
 
 def test_an_idle_pipeline_has_nothing_waiting_and_nothing_is_made_by_looking(
@@ -126,20 +127,20 @@ def test_letters_wait_by_stage_until_they_are_sent_back_and_are_read_once(
         file.write(b'{"torn')
     assert figures_of(settings).letters["drain"] == 2
 
-    growing_files.remember(layout)
-    growing_files._memories.clear()  # another process
+    remembered.remember(layout, reading_of(first))
+    remembered._memories.clear()  # another process
     read: list[str] = []
-    counted = growing_files._counted_on
+    counted = remembered._counted_on
 
-    def noted(path: Path, known: growing_files._Lines) -> growing_files._Lines:
+    def noted(path: Path, known: remembered._Lines) -> remembered._Lines:
         read.append(path.name)
         return counted(path, known)
 
-    monkeypatch.setattr(growing_files, "_counted_on", noted)
+    monkeypatch.setattr(remembered, "_counted_on", noted)
     assert figures_of(settings).letters["drain"] == 2
     assert {name.partition("-")[2] for name in read} == {"w1.jsonl"}  # its torn end
     layout.figures.write_bytes(b"\xff nonsense")
-    growing_files._memories.clear()
+    remembered._memories.clear()
     assert figures_of(settings).letters["drain"] == 2
 
 
@@ -213,3 +214,15 @@ def test_figures_are_ready_for_json(tmp_path: Path) -> None:
     found = figures_of(settings, Queue(None, "not asked"))
     assert isinstance(found, Figures)
     assert msgspec.json.decode(msgspec.json.encode(found))["sealed_messages"] == 20
+
+
+def test_readings_are_kept_for_an_hour_and_those_of_a_clock_that_was_set_back_are_not(
+    tmp_path: Path,
+) -> None:
+    layout = embedded(tmp_path).layout
+    layout.root.mkdir(parents=True)
+    for at in (0.0, 60.0, KEPT_SECONDS + 30):
+        remember(layout, reading(at))
+    assert [one.at for one in readings(layout)] == [60.0, KEPT_SECONDS + 30]
+    remember(layout, reading(100.0))
+    assert [one.at for one in readings(layout)] == [60.0, 100.0]

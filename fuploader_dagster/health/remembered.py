@@ -1,8 +1,8 @@
-"""Sums over files of lines that only grow: receipts and dead letters, read once.
+"""What is remembered between two looks: sums over receipts and dead letters, and the last readings.
 
-What must always hold: reading changes nothing. A file whose size is the one that is remembered is
-not read again. What is remembered is in this process, and in `figures.json` where somebody called
-`remember`: losing that costs reading everything once.
+What must always hold: reading changes nothing. A file of lines whose size is the one that is
+remembered is not read again. What is remembered is in this process, and in `figures.json` where
+somebody called `remember`: losing that costs reading everything once, and the rates of an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile, FuploaderErro
 from fuploader_dagster.slots.receipts import Receipt, receipts_in
 
 DRAIN_STAGE = "drain"
+KEPT_SECONDS = 3600.0
 _SINK = "sink-"
 
 
@@ -33,6 +34,18 @@ class Stored(msgspec.Struct, frozen=True):
     archive_bytes: int = 0
     last_stored_at: str = ""
     """UTC, ISO 8601; empty if nothing is stored."""
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one moment that later ones are compared with."""
+
+    at: float
+    waiting: int | None
+    """In the queue."""
+    messages_in: int | None
+    stored_messages: int
+    archive_bytes: int
+    free_bytes: int
 
 
 class _Hour(msgspec.Struct, frozen=True):
@@ -48,6 +61,7 @@ class _Lines(msgspec.Struct, frozen=True):
 class _Memory(msgspec.Struct):
     hours: dict[str, _Hour] = {}
     letters: dict[str, _Lines] = {}
+    readings: list[Reading] = []
 
 
 _memories: dict[Path, _Memory] = {}
@@ -100,10 +114,19 @@ def letters_waiting(layout: Layout) -> dict[str, int]:
     return waiting
 
 
-def remember(layout: Layout) -> None:
-    """Keep what this process knows for those that follow. Not needed: a failure is ignored."""
+def readings(layout: Layout) -> list[Reading]:
+    """Those of the last hour that somebody remembered, the oldest first."""
+    return _read(layout.figures).readings
+
+
+def remember(layout: Layout, reading: Reading) -> None:
+    """Keep the reading, and what this process knows, for those that follow. Not needed: a failure
+    is ignored."""
+    memory = _memory(layout)
+    recent = [one for one in readings(layout) if 0 < reading.at - one.at <= KEPT_SECONDS]
+    memory.readings = [*recent, reading]
     with suppress(OSError, FuploaderError):
-        write_for_readers(layout.figures, msgspec.json.encode(_memory(layout)))
+        write_for_readers(layout.figures, msgspec.json.encode(memory))
 
 
 def _memory(layout: Layout) -> _Memory:

@@ -1,0 +1,233 @@
+"""The watch: figures at the asset `queue` each minute, and checks that turn red and green again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from fuploader_dagster.assets.checks import JUDGED, check_keys
+from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.health import remembered
+from fuploader_dagster.intake.worker_status import StatusReport
+from fuploader_dagster.processing.envelope import encode
+from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
+from fuploader_dagster.sensors.old_history import remove_old_reports
+from fuploader_dagster.sensors.watch_schedule import build_watch_schedule
+from fuploader_dagster.settings.pipeline import Pipeline
+from tests.settings import pipeline, sealed
+
+DAY = 86_400.0
+FILES = {f"{n}.json": b"%d" % n for n in range(10)}
+
+
+class Watching:
+    """A pipeline's watch in an instance of its own."""
+
+    def __init__(self, folder: Path, **values: Any) -> None:
+        queue = EmbeddedQueue(path=folder / "queue")
+        self.settings: Pipeline = pipeline(folder, source=queue, **values)
+        self.names = Names.of(self.settings)
+        self.keys = check_keys(self.names)
+        home = folder / "home"
+        home.mkdir(exist_ok=True)
+        self.instance = dg.DagsterInstance.local_temp(str(home))
+        self.schedule = build_watch_schedule(self.settings, running=True)
+
+    def tick(self) -> str:
+        with dg.build_schedule_context(instance=self.instance) as context:
+            answer = self.schedule(context)
+        assert isinstance(answer, dg.SkipReason)
+        assert answer.skip_message is not None
+        return answer.skip_message
+
+    def publish(self, count: int) -> None:
+        with closing(self.settings.source.publisher()) as publisher:
+            publisher.publish((encode(f"{n}.json", b"x", "bytes"), {}) for n in range(count))
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Metadata of each report of the queue, the newest first."""
+        records = self.instance.fetch_materializations(self.names.queue, limit=1000).records
+        return [
+            {name: one.value for name, one in record.asset_materialization.metadata.items()}
+            for record in records
+            if record.asset_materialization
+        ]
+
+    def evaluations(self, check: str) -> list[dg.AssetCheckEvaluation]:
+        """What was reported of a check, the newest first."""
+        storage = self.instance.event_log_storage
+        records = storage.get_asset_check_execution_history(self.keys[check], limit=100)
+        return [record.evaluation for record in records if record.evaluation]
+
+    def red(self) -> list[str]:
+        """The checks whose last result is a failure."""
+        return [name for name in self.keys if not self.evaluations(name)[0].passed]
+
+    def by_hand(self, check: str) -> dg.AssetCheckEvaluation:
+        job = build_definitions(self.settings).get_implicit_global_asset_job_def()
+        run = job.get_subset(asset_selection=set(), asset_check_selection={self.keys[check]})
+        (found,) = run.execute_in_process(instance=self.instance).get_asset_check_evaluations()
+        return found
+
+
+def test_each_tick_reports_the_queue_and_only_what_changed_of_the_checks(tmp_path: Path) -> None:
+    watching = Watching(tmp_path)
+    said = watching.tick()
+    assert said == "0 messages wait, 0 workers take them; all is well"
+    assert watching.red() == []
+    for _ in range(3):
+        watching.tick()
+    assert len(watching.reports()) == 4
+    assert {len(watching.evaluations(name)) for name in watching.keys} == {1}
+    record = watching.instance.get_latest_materialization_event(watching.names.queue)
+    assert record is not None
+    assert record.run_id == ""  # it costs no run
+
+
+def test_a_drain_that_is_off_while_messages_wait_is_red_until_somebody_drains(
+    tmp_path: Path,
+) -> None:
+    watching = Watching(tmp_path)
+    watching.tick()
+    watching.publish(5)
+    said = watching.tick()
+    assert said.startswith("5 messages wait, 0 workers take them; being_drained: 5 messages wait")
+    assert "\n" not in said
+    assert watching.red() == ["being_drained"]
+    failed = watching.evaluations("being_drained")[0]
+    assert failed.severity is dg.AssetCheckSeverity.ERROR
+    assert "What to do: switch on the pipeline's drain sensor" in str(failed.description)
+    watching.publish(1)
+    watching.tick()  # another number is no news
+    assert len(watching.evaluations("being_drained")) == 2
+    assert not watching.by_hand("being_drained").passed
+    report = StatusReport(watching.settings.layout, 0)
+    report.doing("draining")
+    watching.tick()
+    assert watching.red() == []
+    assert watching.by_hand("being_drained").passed
+    (workers,) = [one for one in watching.reports() if "workers" in one]
+    assert workers["workers"].records[0].data["doing"] == "draining"
+    report.remove()
+
+
+def test_a_slot_that_somebody_removed_is_red_whatever_else_happens(tmp_path: Path) -> None:
+    watching = Watching(tmp_path)
+    settings = watching.settings
+    lost, kept = sealed(settings, FILES), sealed(settings, FILES, slot=1)
+    watching.tick()
+    assert watching.red() == []
+    shutil.rmtree(lost.directory)
+    watching.tick()
+    assert watching.red() == ["nothing_lost"]
+    assert lost.seal.partition in str(watching.evaluations("nothing_lost")[0].description)
+    assert kept.seal.partition not in str(watching.evaluations("nothing_lost")[0].description)
+    assert len(list(ship(settings, settings.store.open()))) == 1
+    remembered._memories.clear()  # another code server
+    restarted = Watching(tmp_path)
+    restarted.tick()
+    assert not restarted.by_hand("nothing_lost").passed
+    assert restarted.by_hand("nothing_lost").metadata["lost"].value == len(FILES)
+
+
+def test_what_runs_note_of_the_store_turns_its_check_red_and_green(tmp_path: Path) -> None:
+    watching = Watching(tmp_path)
+    note_trouble(watching.settings.layout, "connection refused")
+    watching.tick()
+    assert watching.red() == ["store_reachable"]
+    end_trouble(watching.settings.layout)
+    watching.tick()
+    assert watching.red() == []
+
+
+@pytest.mark.parametrize("check", JUDGED)
+def test_each_check_can_be_run_by_hand(tmp_path: Path, check: str) -> None:
+    found = Watching(tmp_path).by_hand(check)
+    assert found.passed
+    assert found.metadata
+
+
+def test_rates_come_from_the_minute_before_also_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_795_262_400.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    watching = Watching(tmp_path)
+    settings = watching.settings
+    slot = sealed(settings, FILES, seconds_ago=30)
+    watching.tick()
+    assert "messages_out_per_second" not in watching.reports()[0]
+    assert watching.reports()[0]["oldest_unshipped_seconds"] == 30.0
+    assert len(list(ship(settings, settings.store.open()))) == 1
+    remembered._memories.clear()
+    now[0] += 60
+    Watching(tmp_path).tick()
+    found = watching.reports()[0]
+    assert found["messages_out_per_second"] == round(len(FILES) / 60, 3)
+    assert (found["stored_messages"], found["stored_archives"]) == (len(FILES), 1)
+    assert found["bytes_out_per_second"] > 0
+    assert "last_upload" in found
+    assert not slot.directory.exists()
+
+
+def test_a_queue_that_does_not_answer_is_said_and_hides_nothing_else(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)  # its broker is nowhere
+    watching = Watching(tmp_path)
+    watching.settings, watching.schedule = settings, build_watch_schedule(settings, running=True)
+    said = watching.tick()
+    assert said.startswith("an unknown number of messages wait")
+    assert watching.red() == ["being_drained"]
+    found = watching.reports()[0]
+    assert "never-opened" in found["trouble"]
+    assert "depth" not in found
+    assert found["disk_free_bytes"] > 0
+
+
+def test_a_test_by_hand_says_what_it_would_report_and_reports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = Watching(tmp_path)
+    monkeypatch.setattr("fuploader_dagster.sensors.watch_schedule.is_dry_run", bool)
+    assert "a tick would report: 0 messages wait" in watching.tick()
+    assert watching.reports() == []
+    assert not watching.settings.storage_root.exists()
+
+
+def test_old_reports_go_and_the_newest_and_those_of_registered_slots_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = Watching(tmp_path, tick_history_days=1, run_history_days=2, retention_days=2)
+    instance, names = watching.instance, watching.names
+    for _ in range(3):
+        watching.tick()
+    for key in ("folded", "registered", "newest"):
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(names.sealed_slot, partition=key)
+        )
+    instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey("somebody_elses")))
+
+    def left() -> tuple[int, list[str | None]]:
+        found = instance.fetch_materializations(names.sealed_slot, limit=10).records
+        return len(watching.reports()), [one.partition_key for one in found]
+
+    def remove(days: float) -> int:
+        now = time.time() + days * DAY
+        return remove_old_reports(instance, watching.settings, {"registered"}, now=now)
+
+    assert remove(0.9) == 0
+    assert remove(1.1) == 2
+    assert left() == (1, ["newest", "registered", "folded"])
+    assert remove(2.1) == 1
+    assert left() == (1, ["newest", "registered"])
+    assert remove(400) == 0
+    assert instance.get_latest_materialization_event(dg.AssetKey("somebody_elses")) is not None
+    assert [check for check in JUDGED if not watching.evaluations(check)] == []
