@@ -15,6 +15,11 @@ from fuploader_dagster._moved import find_moved_modules
 if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the two
     from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
     from fuploader_dagster.archives.reader import Archive as Archive
+    from fuploader_dagster.assets.dead_letter_jobs import build_discard_job as build_discard_job
+    from fuploader_dagster.assets.dead_letter_jobs import (
+        build_export_letters_job as build_export_letters_job,
+    )
+    from fuploader_dagster.assets.dead_letter_jobs import build_requeue_job as build_requeue_job
     from fuploader_dagster.assets.find_job import build_find_job as build_find_job
     from fuploader_dagster.assets.partitions import Names as Names
     from fuploader_dagster.assets.pause_jobs import build_pause_job as build_pause_job
@@ -147,6 +152,11 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
 _NAMES = {
     "archives.ranges": ("StoredArchive",),
     "archives.reader": ("Archive",),
+    "assets.dead_letter_jobs": (
+        "build_discard_job",
+        "build_export_letters_job",
+        "build_requeue_job",
+    ),
     "assets.find_job": ("build_find_job",),
     "assets.partitions": ("Names",),
     "assets.pause_jobs": ("build_pause_job", "build_resume_job"),

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from fuploader_dagster.assets.checks import build_check, build_judged_checks, build_reachable_check
+from fuploader_dagster.assets.dead_letter_jobs import (
+    build_discard_job,
+    build_export_letters_job,
+    build_requeue_job,
+)
 from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.assets.find_job import build_find_job
 from fuploader_dagster.assets.partitions import Names
@@ -90,7 +95,8 @@ def build_asset_checks(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
 
 
 def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
-    """Ship, seal now, pause, resume, find, replay, repack; and scrub, unless `scrub_archives` is 0.
+    """Ship, seal now, pause, resume, find, replay, repack, and of dead letters requeue, export and
+    discard; and scrub, unless `scrub_archives` is 0.
 
     Sensors and schedules name the ship job, and the scrub schedule the scrub job.
     """
@@ -103,6 +109,9 @@ def build_jobs(pipeline: Pipeline) -> list[dg.JobDefinition | UnresolvedAssetJob
         build_find_job(pipeline),
         build_replay_job(pipeline),
         build_repack_job(pipeline),
+        build_requeue_job(pipeline),
+        build_export_letters_job(pipeline),
+        build_discard_job(pipeline),
         *([build_scrub_job(pipeline)] if pipeline.scrub_archives else []),
     ]
 

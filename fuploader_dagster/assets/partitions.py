@@ -122,12 +122,16 @@ class Names:
     scrub_job = _Scoped("scrub")
     pause_job = _Scoped("pause")
     resume_job = _Scoped("resume")
+    requeue_job = _Scoped("dead_letters_requeue")
+    export_letters_job = _Scoped("dead_letters_export")
+    discard_job = _Scoped("dead_letters_discard")
     find_job = _Scoped("find")
 
     @property
     def jobs(self) -> tuple[str, ...]:
         others = (self.seal_job, self.scrub_job, self.pause_job, self.resume_job, self.find_job)
-        return (self.ship_job, self.replay_job, self.repack_job, *others)
+        letters = (self.requeue_job, self.export_letters_job, self.discard_job)
+        return (self.ship_job, self.replay_job, self.repack_job, *others, *letters)
 
     @property
     def instigators(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ config, or use `fuploader replay`. A run that is retried goes on where the last 
 # No `from __future__ import annotations` here: Dagster reads the annotations of `context` and
 # `config`.
 
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import Optional
@@ -21,6 +22,7 @@ from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import ReplayReport, Selection, another_queue, replay, select
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import find_receipts
 
 
 class ReplayConfig(dg.Config):
@@ -30,35 +32,37 @@ class ReplayConfig(dg.Config):
         default=[], description="Partitions to replay, for a run that is launched without any."
     )
     since: Optional[str] = Field(  # noqa: UP045 - Dagster reads this annotation
-        default=None, description="Sealed at or after this time: 2026-11-20T12:00 (UTC)."
+        default="", description="Sealed at or after this time: 2026-11-20T12:00 (UTC)."
     )
-    until: Optional[str] = Field(default=None, description="Sealed before this time.")  # noqa: UP045
+    until: Optional[str] = Field(default="", description="Sealed before this time.")  # noqa: UP045
     name: Optional[str] = Field(  # noqa: UP045
-        default=None, description="Only files whose name matches: *, ?, [...]."
+        default="", description="Only files whose name matches: *, ?, [...]."
     )
     queue: Optional[str] = Field(  # noqa: UP045
-        default=None, description="Another queue of the same broker, in place of the pipeline's."
+        default="",
+        description="Another queue of the same broker. Empty: the pipeline's own, which stores "
+        "all of them again.",
+    )
+    dry_run: bool = Field(
+        default=False, description="Only say what would be published, and where to."
     )
 
 
 def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
     """The replay job of a pipeline."""
     names = Names.of(pipeline)
+    op_name = f"{names.replay_job}_op"
 
-    @dg.op(name=f"{names.replay_job}_op")
+    @dg.op(name=op_name)
     def publish_again(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
         source = another_queue(pipeline.source, config.queue) if config.queue else pipeline.source
-        selection = Selection(
-            select(
-                pipeline,
-                partitions=partitions_of_run(context) or config.partitions,
-                since=_moment(config.since),
-                until=_moment(config.until),
-                pattern=config.name,
-            ),
-            config.name,
-            source.describe(),
-        )
+        chosen = _selected(pipeline, partitions_of_run(context) or config.partitions, config)
+        selection = Selection(chosen, config.name or None, source.describe())
+        plan = _plan(pipeline, selection, own=source is pipeline.source)
+        if config.dry_run:
+            context.log.info(f"dry run: {plan}; nothing was published")
+            return
+        context.log.info(plan)
         with closing(source.publisher()) as publisher:
             done = replay(
                 selection,
@@ -77,12 +81,39 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
         name=names.replay_job,
         partitions_def=names.partitions(),
         executor_def=dg.in_process_executor,
-        description="Publishes the messages of stored archives to a queue again, in order.",
+        description="Publishes the messages of stored archives to a queue again, in order. Into "
+        "the pipeline's own queue, they are stored a second time.",
+        config=dg.RunConfig(ops={op_name: ReplayConfig()}),
     )
     def replay_messages() -> None:
         publish_again()
 
     return replay_messages
+
+
+def _selected(pipeline: Pipeline, partitions: Sequence[str], config: ReplayConfig) -> list[str]:
+    """The partitions to replay. Nothing is chosen for a person who has chosen nothing."""
+    try:
+        return select(
+            pipeline,
+            partitions=partitions,
+            since=_moment(config.since),
+            until=_moment(config.until),
+            pattern=config.name or None,
+        )
+    except ConfigError as error:
+        raise dg.Failure(f"nothing was published: {error}", allow_retries=False) from None
+
+
+def _plan(pipeline: Pipeline, selection: Selection, *, own: bool) -> str:
+    """How many messages go where, in a sentence."""
+    receipts = find_receipts(pipeline.layout, selection.partitions).values()
+    messages = sum(one.messages * one.originals for one in receipts)
+    many = f"at most {messages:,} messages" if selection.pattern else f"{messages:,} messages"
+    unknown = len(selection.partitions) - len(receipts)
+    more = f" and those of {unknown:,} without a receipt" if unknown else ""
+    again = ", the pipeline's own queue, which will store them again as new files" if own else ""
+    return f"{many} of {len(selection.partitions):,} archives{more} go to {selection.target}{again}"
 
 
 def _conclude(context: dg.OpExecutionContext, done: ReplayReport, selection: Selection) -> None:

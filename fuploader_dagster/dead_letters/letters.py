@@ -14,7 +14,8 @@ the queue stay where they are; their ids are in `dead-letters/requeued`, appende
 confirmed them. After a crash in between they are sent twice; none is ever skipped. A letter that
 the queue refuses (it is too large) does not keep the others from being sent, or from counting as
 sent. The ids of letters that another attempt made untrue before anybody sent them are in
-`dead-letters/outdated`: they wait no more, and their items are where they were.
+`dead-letters/outdated`: they wait no more, and their items are where they were. Those that a person
+discarded are in `dead-letters/discarded`.
 """
 
 from __future__ import annotations
@@ -251,8 +252,8 @@ def letters_of_processing(layout: Layout, processing: str) -> dict[int, tuple[st
 
 
 def requeued_ids(layout: Layout) -> set[str]:
-    """Ids of letters that do not wait: they were sent back, or are outdated."""
-    return sent_back_ids(layout) | _ids_in(_outdated(layout))
+    """Ids of letters that do not wait: they were sent back or discarded, or are outdated."""
+    return sent_back_ids(layout) | _ids_in(_outdated(layout)) | _ids_in(_discarded(layout))
 
 
 def sent_back_ids(layout: Layout) -> set[str]:
@@ -326,6 +327,11 @@ def note_outdated(layout: Layout, ids: Sequence[str]) -> None:
     _append(_outdated(layout), ids)
 
 
+def note_discarded(layout: Layout, ids: Sequence[str]) -> None:
+    """Note that nobody wants these letters: they stay in their files, and wait no more."""
+    _append(_discarded(layout), ids)
+
+
 def _append(path: Path, ids: Sequence[str]) -> None:
     append_durably(path, "".join(f"{one}\n" for one in ids).encode("utf-8"))
 
@@ -359,3 +365,7 @@ def _requeued(layout: Layout) -> Path:
 
 def _outdated(layout: Layout) -> Path:
     return layout.dead_letters / "outdated"
+
+
+def _discarded(layout: Layout) -> Path:
+    return layout.dead_letters / "discarded"

@@ -156,7 +156,7 @@ def keeping_up(pipeline: Pipeline, seen: Look) -> Judgement:
     paused = f"shipping is paused {shipping}" if shipping.paused else ""
     hints = [
         f"`fuploader resume {pipeline.name}` ends the pause" if late and paused else "",
-        "see the failed partitions of uploaded_archive" if late and not paused else "",
+        "see which partitions failed: `fuploader status`" if late and not paused else "",
         "raise process_count, or drain on another node too" if growth else "",
     ]
     return Judgement(

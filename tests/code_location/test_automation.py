@@ -116,7 +116,7 @@ def test_several_pipelines_of_one_code_location_share_no_name(tmp_path: Path) ->
     assert scopes == ["docs", "images_node_1_xd", "docs2_node_1_xd"]
     assert len(merged.resolve_all_asset_keys()) == 5 * len(settings)
     assert len(repository.sensor_defs) == 3 * len(settings)
-    assert len(repository.schedule_defs) == 3 * len(settings)
+    assert len(repository.schedule_defs) == 4 * len(settings)
     groups = {spec.group_name for spec in merged.resolve_all_asset_specs()}
     assert groups == set(scopes)
     sets = {

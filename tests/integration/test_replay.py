@@ -273,3 +273,61 @@ def test_the_job_replays_partitions_that_were_picked_in_the_ui(tmp_path: Path, w
             assert [file.name for file in files_in(settings, other)] == ["a.json", "c.json"]
     assert result.success
     assert [file.name for file in files_in(settings)] == expected
+
+
+def launched(settings: Pipeline, config: dict[str, Any]) -> tuple[bool, list[str]]:
+    """A run of the job from the launchpad: whether it succeeded, and what its log says."""
+    names = Names.of(settings)
+    ops = {"ops": {f"{names.replay_job}_op": {"config": config}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_definitions(settings).resolve_job_def(names.replay_job)
+        result = job.execute_in_process(instance=instance, run_config=ops, raise_on_error=False)
+        logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
+        failed = [
+            str(event.step_failure_data.error)
+            for event in result.all_events
+            if event.is_step_failure
+        ]
+    return result.success, logged + failed
+
+
+def test_the_job_says_what_goes_where_before_it_publishes_and_only_that_in_a_dry_run(
+    tmp_path: Path,
+) -> None:
+    settings = with_queue(tmp_path)
+    keys = stored(settings, {"a.json": JSON, "b.json": JSON}, {"c.json": JSON})
+    success, said = launched(settings, {"partitions": keys, "dry_run": True})
+    assert success
+    (line,) = [one for one in said if one.startswith("dry run: ")]
+    assert "3 messages of 2 archives go to" in line
+    assert "the pipeline's own queue, which will store them again as new files" in line
+    assert files_in(settings) == []
+    other = {"partitions": keys[:1], "queue": str(tmp_path / "other"), "name": "a*"}
+    success, said = launched(settings, other)
+    assert success
+    (line,) = [one for one in said if " go to " in one]
+    assert line.startswith("at most 2 messages of 1 archives go to")
+    assert "the pipeline's own queue" not in line
+
+
+@pytest.mark.parametrize("config", [{}, {"since": "yesterday"}, {"partitions": ["no key"]}])
+def test_the_job_refuses_to_choose_for_a_person_and_is_not_tried_again(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    settings = with_queue(tmp_path)
+    stored(settings, {"a.json": JSON})
+    success, said = launched(settings, config)
+    assert not success
+    assert any("nothing was published: " in one for one in said)
+    assert files_in(settings) == []
+
+
+def test_the_launchpad_shows_all_that_the_job_can_be_told(tmp_path: Path) -> None:
+    settings = with_queue(tmp_path)
+    names = Names.of(settings)
+    job = build_definitions(settings).resolve_job_def(names.replay_job)
+    assert job.partitioned_config is not None
+    shown = job.partitioned_config.get_run_config_for_partition_key("any")
+    assert set(shown["ops"][f"{names.replay_job}_op"]["config"]) == {
+        "partitions", "since", "until", "name", "queue", "dry_run"
+    }  # fmt: skip

@@ -1,0 +1,186 @@
+"""Dead letters as jobs: send them back, write them into files, discard them.
+
+None of them does anything before a person has chosen letters in the launchpad: ids, as
+`fuploader dead-letters list` shows them, or `everything`.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of `context` and
+# `config`.
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+from pydantic import Field
+
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
+from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
+from fuploader_dagster.delivery.send_letters import Sent, discard, send_back, waiting_letters
+from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.pipeline import Pipeline
+
+LISTED = 20
+
+
+class Letters(dg.Config):
+    """Which letters, for all three jobs."""
+
+    ids: list[str] = Field(
+        default=[], description="Ids of letters, as `fuploader dead-letters list` shows them."
+    )
+    everything: bool = Field(default=False, description="All that wait, in place of ids.")
+
+
+class RequeueConfig(Letters):
+    """What a person can say in the launchpad."""
+
+    to: Literal["queue", "stage"] = Field(
+        default="queue",
+        description="queue: as messages, which are stored as new files. stage: do again what "
+        "failed: process the files, or store their rows in the sink.",
+    )
+
+
+class ExportConfig(Letters):
+    """What a person can say in the launchpad."""
+
+    folder: str = Field(
+        default="", description="Folder on this node to write each body into, as a file."
+    )
+
+
+def build_requeue_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """A job that sends dead letters back."""
+    name = Names.of(pipeline).requeue_job
+
+    @dg.op(name=f"{name}_op")
+    def send(context: dg.OpExecutionContext, config: RequeueConfig) -> None:
+        with _refusals():
+            ids = _ids(config)
+            done = send_back(pipeline, ids, stage=config.to == "stage", tell=context.log.info)
+            _hand_over(pipeline, done)
+        context.log.info(
+            f"sent {done.messages:,} messages to {pipeline.source.describe()}; "
+            f"{len(done.slots):,} slots are processed again; stored {done.rows:,} rows; "
+            f"{len(done.settled):,} letters are settled already"
+        )
+        context.add_output_metadata(
+            {"messages": done.messages, "slots": len(done.slots), "rows": done.rows}
+        )
+        if done.refused:
+            listed = [f"{key}: {why}" for key, why in list(done.refused.items())[:LISTED]]
+            raise dg.Failure(
+                f"{len(done.refused):,} letters stay here: {'; '.join(listed)}",
+                allow_retries=False,
+            )
+
+    return _job(
+        name,
+        send,
+        dg.RunConfig(ops={f"{name}_op": RequeueConfig()}),
+        "Sends dead letters back, to the queue or to the stage that failed. Choose ids, or "
+        "everything.",
+    )
+
+
+def build_export_letters_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """A job that writes the bodies of dead letters into files."""
+    name = Names.of(pipeline).export_letters_job
+
+    @dg.op(name=f"{name}_op")
+    def export(context: dg.OpExecutionContext, config: ExportConfig) -> None:
+        with _refusals():
+            ids = _ids(config)
+            if not config.folder:
+                raise ConfigError("no folder was given", hint="say `folder` in the config")
+            letters = waiting_letters(pipeline.layout, ids)
+            written, refused = 0, []
+            with RestoreFolder(Path(config.folder)) as target:
+                for letter_id, letter in letters:
+                    file = letter_id.replace(":", "-")
+                    try:
+                        written += target.write(file, [memoryview(letter.body)])
+                    except Refused as error:
+                        refused.append(error.message)
+        context.log.info(f"wrote {written:,} bodies into {config.folder}")
+        context.add_output_metadata(
+            {"written": written, "folder": dg.MetadataValue.path(config.folder)}
+        )
+        if refused:
+            raise dg.Failure(f"not written: {'; '.join(refused[:LISTED])}", allow_retries=False)
+
+    return _job(
+        name,
+        export,
+        dg.RunConfig(ops={f"{name}_op": ExportConfig()}),
+        "Writes the bodies of dead letters into files in a folder of this node. Existing files are "
+        "not touched.",
+    )
+
+
+def build_discard_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """A job that has dead letters wait no more."""
+    name = Names.of(pipeline).discard_job
+
+    @dg.op(name=f"{name}_op")
+    def drop(context: dg.OpExecutionContext, config: Letters) -> None:
+        with _refusals():
+            count = discard(pipeline.layout, _ids(config))
+        context.log.info(
+            f"{count:,} dead letters are discarded: they wait no more. Nothing was removed; "
+            f"`fuploader dead-letters list --all` shows them"
+        )
+        context.add_output_metadata({"discarded": count})
+
+    return _job(
+        name,
+        drop,
+        dg.RunConfig(ops={f"{name}_op": Letters()}),
+        "Has dead letters wait no more, because nobody needs them. Removes nothing from the disk.",
+    )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What our errors say of a wrong config, as a failure that Dagster does not try again."""
+    try:
+        yield
+    except ConfigError as error:
+        raise dg.Failure(f"nothing was done: {error}", allow_retries=False) from None
+
+
+def _ids(config: Letters) -> list[str]:
+    """The letters that were chosen; none for all. Raises `ConfigError` without a choice."""
+    if bool(config.ids) == config.everything:
+        raise ConfigError(
+            "give either the ids of dead letters or everything: true",
+            hint="`fuploader dead-letters list` shows the ids",
+        )
+    return config.ids
+
+
+def _hand_over(pipeline: Pipeline, done: Sent) -> None:
+    """List new slots where the drain sensor looks for them."""
+    if done.slots:
+        settings = pipeline.state
+        with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+            state.open()
+            state.add_sealed([slot.seal.partition for slot in done.slots])
+
+
+def _job(
+    name: str, op: Callable[[], object], config: dg.RunConfig, description: str
+) -> dg.JobDefinition:
+    @dg.job(
+        name=name,
+        executor_def=dg.in_process_executor,
+        tags=PRIORITY_TAGS,
+        description=description,
+        config=config,
+    )
+    def job() -> None:
+        op()
+
+    return job
