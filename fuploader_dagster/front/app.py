@@ -18,13 +18,13 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.front import health, lookups, processing
+from fuploader_dagster.front import health, lookups, metrics, processing
 from fuploader_dagster.front.answers import Refusal, error_answer, refusal_of
 from fuploader_dagster.front.route import Call, Route, Served
 from fuploader_dagster.front.tokens import Tokens
 from fuploader_dagster.settings.pipeline import Pipeline
 
-ROUTE_MODULES = (health, lookups, processing)
+ROUTE_MODULES = (health, lookups, metrics, processing)
 """Each has a function `routes()`."""
 
 _SAID = {404: "there is nothing at this address", 405: "this address does not take this method"}

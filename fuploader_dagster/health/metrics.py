@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from importlib.metadata import version
@@ -226,6 +226,9 @@ def _failing(pipeline: Pipeline) -> Iterator[Sample]:
         yield "fuploader_failing_partitions", (stage,), count
 
 
+_Read = tuple[Pipeline, list[Sample]]
+
+
 class PipelineMetrics(Collector):
     """The metrics of pipelines. Thread-safe; the pipelines may change."""
 
@@ -236,7 +239,7 @@ class PipelineMetrics(Collector):
         self._clock = clock
         self._lock = threading.Lock()
         self._read_at = -FRESH_SECONDS
-        self._families: list[Metric] = []
+        self._known: list[_Read] = []
 
     def add(self, pipeline: Pipeline) -> None:
         """Have the metrics of this pipeline as well, or of its changed settings."""
@@ -247,28 +250,42 @@ class PipelineMetrics(Collector):
         return [_family(name) for name in METRICS]
 
     def collect(self) -> Iterable[Metric]:
-        with self._lock:
-            if self._clock() - self._read_at >= FRESH_SECONDS:
-                self._families = self._read()
-                self._read_at = self._clock()
-            return self._families
+        return _families(self._read())
 
-    def text(self) -> bytes:
-        """All of it, in the text format."""
+    def text(self, names: Collection[str] | None = None) -> bytes:
+        """All of it in the text format, or only that of the pipelines with these names."""
+        known = self._read()
+        chosen = [one for one in known if names is None or one[0].name in names]
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
+        registry.register(_Ready(_families(chosen)))
         return generate_latest(registry)
 
-    def _read(self) -> list[Metric]:
-        pipelines = list(self._pipelines.values())
-        with ThreadPoolExecutor(_AT_ONCE, "metrics") as threads:
-            samples = list(threads.map(_read, pipelines))
-        families = {name: _family(name) for name in METRICS}
-        families["fuploader_build_info"].add_metric([version("fuploader-dagster")], 1)
-        for pipeline, found in zip(pipelines, samples, strict=True):
-            for name, labels, value in found:
-                families[name].add_metric([pipeline.name, pipeline.node, *labels], float(value))
-        return [family for family in families.values() if family.samples]
+    def _read(self) -> list[_Read]:
+        with self._lock:
+            if self._clock() - self._read_at >= FRESH_SECONDS:
+                pipelines = list(self._pipelines.values())
+                with ThreadPoolExecutor(_AT_ONCE, "metrics") as threads:
+                    found = threads.map(_read, pipelines)
+                    self._known = list(zip(pipelines, found, strict=True))
+                self._read_at = self._clock()
+            return self._known
+
+
+class _Ready(Collector):
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _families(known: Iterable[_Read]) -> list[Metric]:
+    families = {name: _family(name) for name in METRICS}
+    families["fuploader_build_info"].add_metric([version("fuploader-dagster")], 1)
+    for pipeline, found in known:
+        for name, labels, value in found:
+            families[name].add_metric([pipeline.name, pipeline.node, *labels], float(value))
+    return [family for family in families.values() if family.samples]
 
 
 def _read(pipeline: Pipeline) -> list[Sample]:

@@ -72,6 +72,9 @@ class Serve(Settings):
     that is not public is fetched from only if an entry names it. Without any: all public hosts."""
     flat: bool = False
     """Take only JSON objects without lists or objects in them."""
+    open_metrics: bool = False
+    """Whether `/metrics` shows this pipeline to everybody, without a token: names and figures, no
+    messages. Otherwise it needs the right to read."""
     remember_ids: Annotated[int, Field(ge=0)] = 1_000_000
     """Number of recent idempotency keys and item ids that this node remembers, so that what is sent
     again is not published again. About 100 bytes of disk each."""
