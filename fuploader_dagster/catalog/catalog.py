@@ -45,7 +45,7 @@ from fuploader_dagster.catalog.name_grams import ROWS, Gram, gram_rows, grams_of
 from fuploader_dagster.catalog.name_lists import NamePattern, join_names, pack_names
 from fuploader_dagster.disk.sqlite_files import TROUBLE, SqliteFile, open_to_read, trouble
 from fuploader_dagster.errors import PermanentError
-from fuploader_dagster.slots.numbered_names import is_numbered, numbered_name
+from fuploader_dagster.slots.numbered_names import is_numbered_member, numbered_name
 
 FORMAT_VERSION = 3
 WAIT_SECONDS = 30.0
@@ -255,11 +255,12 @@ class Catalog:
             yield from self._exactly(name)
             if not _is_utf8(name):
                 return  # no number is ever given to such a name
-            start = numbered_name(name, 2).rpartition("~")[0] + "~"
+            folder, slash, last = name.rpartition("/")
+            start = f"{folder}{slash}{numbered_name(last, 2).rpartition('~')[0]}~"
             numbered = (
                 (found, document)
                 for found, document in islice(self._beginning(start), _IN_ORDER)
-                if is_numbered(found, name)
+                if is_numbered_member(found, name)
             )
             yield from self._hits(numbered)
 

@@ -14,7 +14,7 @@ import msgspec
 from fuploader_dagster.catalog.name_lists import NamePattern
 from fuploader_dagster.disk.header_text import folded, from_text
 from fuploader_dagster.slots.index import has_record_of
-from fuploader_dagster.slots.numbered_names import family, is_numbered
+from fuploader_dagster.slots.numbered_names import family, is_numbered_member
 from fuploader_dagster.slots.processed import RESULTS_PREFIX
 
 _WILD = re.compile(r"[*?[]")
@@ -57,7 +57,8 @@ class Wanted:
         if self.pattern is not None and self.pattern.fits(name):
             return True
         return any(
-            name == wanted or is_numbered(name, wanted) for wanted in (self.text, self.result)
+            name == wanted or is_numbered_member(name, wanted)
+            for wanted in (self.text, self.result)
         )
 
     def fits_headers(self, headers: str) -> bool:

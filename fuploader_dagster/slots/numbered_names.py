@@ -35,6 +35,13 @@ def is_numbered(stored: str, name: str) -> bool:
         return False
 
 
+def is_numbered_member(stored: str, name: str) -> bool:
+    """The same in an archive, where names may have folders, as results do: these stay."""
+    folder, _, last = name.rpartition("/")
+    stored_folder, _, stored_last = stored.rpartition("/")
+    return folder == stored_folder and is_numbered(stored_last, last)
+
+
 def family(name: bytes) -> bytes:
     """The same for a name and all its numbered names; few other names share it."""
     stem, dot, ending = name.rpartition(b".")

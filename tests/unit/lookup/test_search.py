@@ -38,6 +38,7 @@ from fuploader_dagster.slots.index import (
 )
 from fuploader_dagster.slots.numbered_names import numbered_name
 from fuploader_dagster.slots.receipts import find_receipt
+from fuploader_dagster.slots.sealing import sealed_partitions
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.processors_for_tests import Script, script
 from tests.settings import pipeline, sealed
@@ -189,6 +190,20 @@ def test_another_message_of_the_name_is_found_under_its_numbered_name(tmp_path: 
     shutil.rmtree(settings.layout.shipped)
     assert {one.name for one in copies(settings, "a.json")} == {"a.json", "a~2.json", "a~3.json"}
     assert one(settings, "a~2.json").name == "a~2.json"
+
+
+def test_numbered_results_are_found_by_the_name_of_their_item(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, process=Script())
+    names = [".hidden", "a.b.json", "a"]
+    sealed(settings, {name: script(results=2) for name in names})
+    for _ in range(2):
+        list(process_partitions(sealed_partitions(settings.layout), settings))
+        for name in names:
+            found = {one.name for one in copies(settings, name)}
+            assert found == {name, f"results/{name}", f"results/{numbered_name(name, 2)}"}
+            result = f"results/{name}"
+            assert {one.name for one in copies(settings, result)} == found - {name}
+        shipped(settings)
 
 
 def test_of_a_redo_both_archives_are_found_and_only_the_new_one_is_current(tmp_path: Path) -> None:
