@@ -80,7 +80,7 @@ class Call:
 
     def _transport(self) -> asyncio.Transport:
         transport = self.request.transport
-        assert isinstance(transport, asyncio.Transport)
+        assert transport is not None
         return transport
 
 
