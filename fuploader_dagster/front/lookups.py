@@ -19,11 +19,11 @@ from typing import Any
 from starlette.responses import Response
 
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
-from fuploader_dagster.errors import StoreRefused
+from fuploader_dagster.errors import ColdObject, StoreRefused
 from fuploader_dagster.front.answers import Refusal
 from fuploader_dagster.front.file_answers import FileAnswer, headers_of_file
 from fuploader_dagster.front.route import Call, Route, Served
-from fuploader_dagster.lookup.files import OpenFile, open_file
+from fuploader_dagster.lookup.files import NoSuchFile, OpenFile, open_file
 from fuploader_dagster.lookup.found import STATES, Copy, Letter, as_builtins
 from fuploader_dagster.lookup.search import Search
 from fuploader_dagster.lookup.wanted import Wanted
@@ -113,8 +113,11 @@ async def _file(call: Call) -> Response:
     async with lookups.turn:
         try:
             file = await asyncio.to_thread(find)
-        except StoreRefused as error:
+        except NoSuchFile as error:
             raise Refusal(404, error.message, hint=error.hint) from error
+        except StoreRefused as error:  # the archive is known, and the store does not hand it out
+            status = 409 if isinstance(error, ColdObject) else 502
+            raise Refusal(status, error.message, hint=error.hint) from error
     return FileAnswer(
         pieces=file.pieces,
         size_bytes=file.size_bytes,
@@ -162,6 +165,8 @@ _SPEC_OF_FILE: dict[str, Any] = {
         "206": {"description": "A part of it", "content": {"application/octet-stream": {}}},
         "304": {"description": "It is the one that If-None-Match names"},
         "404": {"description": "There is no such file here"},
+        "409": {"description": "Its archive must be restored by the store first"},
         "416": {"description": "It has no such bytes"},
+        "502": {"description": "The store does not hand out its archive"},
     },
 }

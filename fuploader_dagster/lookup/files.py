@@ -34,6 +34,10 @@ SMALL_BYTES = 4 * 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
 
 
+class NoSuchFile(StoreRefused):
+    """No file of this name is known here."""
+
+
 @dataclass
 class OpenFile:
     """A file that can be read. Close it; a context manager."""
@@ -71,7 +75,7 @@ def open_file(
 ) -> OpenFile:
     """The newest file of exactly this name, or that of one partition.
 
-    `most_bytes`: of indexes, that are read to find it. Raises `StoreRefused` if there is none,
+    `most_bytes`: of indexes, that are read to find it. Raises `NoSuchFile` if there is none,
     `DamagedData` if it is damaged, and what opening an archive raises.
     """
     wanted = Wanted(name)
@@ -116,7 +120,7 @@ def _newest_stored(
     ]
     if not stored:
         unseen = "; ".join([*search.incomplete(), str(search.catalog_trouble or "")]).strip("; ")
-        raise StoreRefused(
+        raise NoSuchFile(
             f"there is no file {name!r} here{f' in {partition}' if partition else ''}",
             hint=f"not looked at: {unseen}"
             if unseen

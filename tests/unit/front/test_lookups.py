@@ -214,6 +214,19 @@ def test_large_files_and_ranges_of_them_are_exact(tmp_path: Path, stored: bool) 
         assert door.ask("GET", "/docs/files/empty", headers={"range": "bytes=0-"}).status == 416
 
 
+def test_an_archive_that_the_store_does_not_hand_out_is_not_called_unknown(
+    settings: Pipeline, door: FrontDoor
+) -> None:
+    sealed(settings, {"a.json": b"1"})
+    shipped(settings)
+    (path,) = (settings.storage_root.parent / "objects").rglob("*.tar.zst")
+    path.unlink()
+    answer = door.ask("GET", "/docs/files/a.json")
+    assert answer.status == 502
+    assert "there is no archive" in answer.json()["error"]
+    assert door.ask("GET", "/docs/messages/a.json").json()["state"] == "stored"
+
+
 def test_of_a_name_in_two_archives_the_partition_chooses(
     settings: Pipeline, door: FrontDoor
 ) -> None:

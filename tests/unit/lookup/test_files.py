@@ -15,9 +15,9 @@ from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.redo import redo_partitions
 from fuploader_dagster.delivery.ship import pack_partitions, ship
 from fuploader_dagster.disk.header_text import to_text
-from fuploader_dagster.errors import DamagedData, DamagedSlot, StoreRefused
+from fuploader_dagster.errors import DamagedData, DamagedSlot
 from fuploader_dagster.lookup import files
-from fuploader_dagster.lookup.files import SMALL_BYTES, OpenFile, open_file
+from fuploader_dagster.lookup.files import SMALL_BYTES, NoSuchFile, OpenFile, open_file
 from fuploader_dagster.settings.archive_formats import SUFFIXES, ArchiveFormat
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.slot import SlotOwner
@@ -188,11 +188,11 @@ def test_there_is_no_file_of_a_name_that_no_message_has(tmp_path: Path, name: st
     sealed(settings, {"a.json": b"1"})
     shipped(settings)
     sealed(settings, {"b.json": b"1"})
-    with pytest.raises(StoreRefused, match="there is no file"):
+    with pytest.raises(NoSuchFile, match="there is no file"):
         opened(settings, name)
-    with pytest.raises(StoreRefused, match="in 2026"):
+    with pytest.raises(NoSuchFile, match="in 2026"):
         opened(settings, "b.json", "2026")
     shutil.rmtree(settings.layout.shipped)
     settings.layout.catalog.unlink()
-    with pytest.raises(StoreRefused, match="older archives"):
+    with pytest.raises(NoSuchFile, match="older archives"):
         opened(settings, "a.json")
