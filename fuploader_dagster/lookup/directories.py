@@ -21,6 +21,9 @@ from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_slots
 from fuploader_dagster.slots.shipped_indexes import shipped_indexes
 
+_LEAST_BYTES = 4096
+"""What a file counts as, however small: opening it takes as long as reading this much."""
+
 
 class InDirectory(NamedTuple):
     """A wanted message in a directory."""
@@ -49,7 +52,7 @@ class Reading:
 
     def allows(self, path: Path, what: str) -> bool:
         """Whether this file may be read. Raises `FileNotFoundError`."""
-        size = path.stat().st_size
+        size = max(path.stat().st_size, _LEAST_BYTES)
         if size > self.bytes_left:
             self.left_out[what] = self.left_out.get(what, 0) + 1
             return False
@@ -60,7 +63,7 @@ class Reading:
         """What was not looked at, and why."""
         return [
             *self.troubles,
-            *(f"{count:,} {what}, which are too large" for what, count in self.left_out.items()),
+            *(f"{count:,} {what}: too much to read" for what, count in self.left_out.items()),
         ]
 
 

@@ -377,13 +377,13 @@ def test_what_it_may_not_read_is_said(tmp_path: Path) -> None:
     settings = pipeline(tmp_path)
     sealed(settings, {"a.json": b"1"})
     sealed(settings, {f"{n}.json": b"1" for n in range(100)}, slot=1)
-    keep_letter(settings, b"x" * 2000, message_id="a.json")
-    search = Search(settings, Wanted("a.json"), most_bytes=1000)
+    keep_letter(settings, b"x" * 4000, message_id="a.json")
+    search = Search(settings, Wanted("a.json"), most_bytes=5000)
     assert search.letters() == []
     assert len(list(search.copies())) == 1
     assert search.incomplete() == [
-        "1 sealed slots, which are too large",
-        "1 files of dead letters, which are too large",
+        "1 sealed slots: too much to read",
+        "1 files of dead letters: too much to read",
     ]
 
 
