@@ -68,7 +68,7 @@ check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/python -m tools.settings_reference --check
 
 bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH="..." passes arguments
-	@tools/install_test_servers.sh nginx:nginx aria2c:aria2
+	@tools/install_test_servers.sh nginx:nginx aria2c:aria2 wrk:wrk
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 soak: $(VENV)/.dev ## Kill everything at random for SECONDS=60; SEED=n replays; SOURCE=redis_stream, redis_list, kafka

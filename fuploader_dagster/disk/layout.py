@@ -21,6 +21,7 @@
       mended/                        what became of damaged sealed slots
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
+      accepted.sqlite                ids of messages that came over HTTP, to know them again
       pause.json                     whether people want intake and shipping to be paused
       seal-request                   touched to have all active slots sealed now
       processor-trouble.json         since when the processor works for no item
@@ -131,6 +132,7 @@ class Layout:
     root_id = _Below("root-id")
     seal_request = _Below("seal-request")
     """Touched to ask for all active slots to be sealed now."""
+    accepted = _Below("accepted.sqlite")
     pause = _Below("pause.json")
     store_trouble = _Below("store-trouble.json")
     processor_trouble = _Below("processor-trouble.json")

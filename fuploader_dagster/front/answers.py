@@ -19,6 +19,8 @@ from fuploader_dagster.settings.safe_text import in_a_line
 
 log = logging.getLogger(__name__)
 
+JSON_HEADERS = {"content-type": "application/json", "x-content-type-options": "nosniff"}
+"""Stored text in an answer may be anybody's: no browser may guess another type."""
 RETRY_SECONDS = 5
 """What `Retry-After` says where nothing better is known."""
 
@@ -69,13 +71,8 @@ def refusal_of(error: Exception) -> Refusal:
 def json_answer(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A JSON body. Stored text in it may be anybody's, so no browser may guess another type."""
-    return Response(
-        msgspec.json.encode(value),
-        status,
-        {"x-content-type-options": "nosniff", **(headers or {})},
-        "application/json",
-    )
+    """A JSON body."""
+    return Response(msgspec.json.encode(value), status, {**JSON_HEADERS, **(headers or {})})
 
 
 def error_answer(refusal: Refusal) -> Response:

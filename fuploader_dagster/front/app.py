@@ -18,13 +18,21 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.front import health, lookups, metrics, processing
+from fuploader_dagster.front import (
+    health,
+    lookups,
+    messages,
+    metrics,
+    openapi,
+    pausing,
+    processing,
+)
 from fuploader_dagster.front.answers import Refusal, error_answer, refusal_of
 from fuploader_dagster.front.route import Call, Route, Served
 from fuploader_dagster.front.tokens import Tokens
 from fuploader_dagster.settings.pipeline import Pipeline
 
-ROUTE_MODULES = (health, lookups, metrics, processing)
+ROUTE_MODULES = (health, messages, lookups, processing, pausing, metrics, openapi)
 """Each has a function `routes()`."""
 
 _SAID = {404: "there is nothing at this address", 405: "this address does not take this method"}
@@ -46,6 +54,8 @@ class Front:
                 hint="add `serve: true` to the settings of each pipeline that is",
             )
         self.tokens = Tokens([one.pipeline for one in self.served.values()], environment)
+        self.doors = {name: messages.Door(one) for name, one in self.served.items()}
+        self._by_path = {f"/{name}/messages": door for name, door in self.doors.items()}
         self.routes: Sequence[Route] = [route for one in ROUTE_MODULES for route in one.routes()]
         self._app = Starlette(
             routes=[
@@ -55,15 +65,26 @@ class Front:
             exception_handlers={HTTPException: _not_routed},
             lifespan=self._life,
         )
+        self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            door = self._by_path.get(path)
+            if door is not None:
+                await door(self.tokens, scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     @asynccontextmanager
     async def _life(self, _: Starlette) -> AsyncIterator[None]:
+        for door in self.doors.values():
+            door.publishing.start()
         try:
             yield
         finally:
+            for door in self.doors.values():
+                await asyncio.to_thread(door.publishing.close)
             for one in self.served.values():
                 await asyncio.to_thread(one.at_end.close)
 

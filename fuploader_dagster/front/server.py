@@ -27,6 +27,7 @@ from uvicorn.supervisors import Multiprocess
 
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.front.app import Front
+from fuploader_dagster.front.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def serve(
         config = uvicorn.Config(
             _Made(make, os.getpid()) if workers > 1 else make(),
             workers=workers,
+            http=Connection,
             lifespan="on",
             ws="none",
             log_config=None,

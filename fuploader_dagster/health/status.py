@@ -40,7 +40,7 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         "pipeline": pipeline.name,
         "node": pipeline.node,
         "workers": workers,
-        "parts": {part: _part(part, wishes, workers, layout) for part in PARTS},
+        "parts": {part: part_status(part, wishes, workers, layout) for part in PARTS},
         "judgements": [_judgement(one) for one in judge(pipeline, seen)],
         "queue": _queue_status(pipeline, seen.figures.queue),
         "slots": list(snapshot.slots),
@@ -72,7 +72,7 @@ def _state_of(pipeline: Pipeline) -> tuple[Snapshot, Wishes]:
         return state.snapshot(), known(pipeline.layout, state, changing=False)
 
 
-def _part(
+def part_status(
     part: Part, wishes: Wishes, workers: Sequence[WorkerStatus], layout: Layout
 ) -> dict[str, Any]:
     """What is wanted of intake or shipping, and what it does on this node."""

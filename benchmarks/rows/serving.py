@@ -1,0 +1,64 @@
+"""Messages over HTTP, beside a server that does nothing with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from benchmarks.ground import Ground, note, row_of_rounds
+from benchmarks.results import Row
+from benchmarks.serving import CONNECTIONS, Queue, paced, taken
+
+RATE = 500
+_MOST_P99_MS = 50
+_MOST_REFUSAL_MS = 10
+_REFUSALS = 100
+_SAID = "one process each; ours are in the queue, confirmed, the echo keeps nothing"
+
+
+def rows(ground: Ground) -> Iterator[Row]:
+    yield _against_echo(ground, "rabbitmq", "RabbitMQ", 0.5)
+    yield _against_echo(ground, "embedded", "embedded queue", None)
+    runs = ground.repeat(
+        f"serve, {RATE} requests/s", lambda: paced(ground, RATE, 202), ground.sizes.times()
+    )
+    yield Row(
+        row=f"serve, p99 of answers at {RATE} requests/s, RabbitMQ",
+        unit="ms",
+        ours=runs.spread(lambda run: run.p99_ms),
+        judge="ours",
+        least=_MOST_P99_MS,
+        more_is_better=False,
+        note=note(runs),
+    )
+    refusals = ground.repeat(
+        "serve, refusals",
+        lambda: paced(ground, _REFUSALS, 429, max_backlog=10),
+        ground.sizes.times(),
+    )
+    yield Row(
+        row="serve, time of a 429",
+        unit="ms",
+        ours=refusals.spread(lambda run: run.median_ms),
+        judge="ours",
+        least=_MOST_REFUSAL_MS,
+        more_is_better=False,
+        note=note(refusals),
+    )
+
+
+def _against_echo(ground: Ground, queue: Queue, name: str, least: float | None) -> Row:
+    sides = ground.rounds(
+        f"serve, {name}",
+        {
+            "ours": lambda: taken(ground, "ours", queue),
+            "echo": lambda: taken(ground, "echo", queue),
+        },
+        ground.sizes.times(),
+    )
+    row = Row(
+        row=f"serve, messages of 1 kB at {CONNECTIONS} connections, {name}, against a bare echo",
+        unit="requests/s",
+    )
+    made = row_of_rounds(row, sides, "echo", lambda run: run.requests_per_second, _SAID)
+    return replace(made, least=least)
