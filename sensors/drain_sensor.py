@@ -25,6 +25,7 @@ import dagster as dg
 import msgspec
 
 from fuploader_dagster.assets.dead_letters import Reported, report
+from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.partitions import (
     UNFINISHED_RUNS,
     Names,
@@ -99,7 +100,8 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         job_name=names.ship_job,
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
         default_status=sensor_status(running=running),
-        description="Keeps the drain workers running, registers sealed slots and asks for runs.",
+        description="Keeps the drain workers running, registers sealed slots and asks for runs. "
+        "It ticks every 5 seconds, as often as Dagster's daemon looks at sensors.",
     )
     def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dry = is_dry_run(context)
@@ -293,7 +295,8 @@ def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterializa
             "messages": slot.seal.messages,
             "payload_bytes": slot.seal.payload_bytes,
             "reason": slot.seal.reason,
-            "sealed_at": slot.seal.sealed_at,
+            "dagster/partition_row_count": slot.seal.messages,
+            "sealed_at": moment(slot.seal.sealed_at),
             "object_key": slot.seal.object_key or slot.seal.key_problem,
             **({"split": _split(slot.seal.split)} if slot.seal.split else {}),
             "directory": dg.MetadataValue.path(str(slot.directory)),

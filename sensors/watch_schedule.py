@@ -8,13 +8,15 @@ say what waits in it. It starts nothing and stops nothing: with the drain switch
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import dagster as dg
 
 from fuploader_dagster.assets.checks import check_keys, evaluation
+from fuploader_dagster.assets.dead_letters import letters_metadata
+from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.dead_letters.counts import read_counts
 from fuploader_dagster.health.balance import tidy
 from fuploader_dagster.health.figures import reading_of, sealed_now
 from fuploader_dagster.health.judging import Judgement, Look, failing, judge, look
@@ -24,6 +26,14 @@ from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
 
+_LARGE = (
+    "unshipped_bytes",
+    "disk_free_bytes",
+    "acknowledged_messages",
+    "stored_messages",
+    "stored_bytes",
+)
+"""Dagster's UI does not plot whole numbers of more than 31 bits."""
 _FIGURES = re.compile(r"[0-9][0-9.,:TZ-]*")
 
 
@@ -57,20 +67,40 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
 def report(
     instance: dg.DagsterInstance, pipeline: Pipeline, seen: Look, judgements: Sequence[Judgement]
 ) -> None:
-    """Report the figures, and the checks whose result is another one than before."""
+    """Report the figures, the checks whose result is another one than before, and once that there
+    are no dead letters, or how many: later the drain sensor reports each change."""
     names = Names.of(pipeline)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(names.queue, metadata=metadata_of(pipeline, seen))
     )
+    if instance.get_latest_materialization_event(names.dead_letters) is None:
+        counts = read_counts(pipeline.layout)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(names.dead_letters, metadata=letters_metadata(pipeline, counts))
+        )
     keys = check_keys(names)
     before = instance.event_log_storage.get_latest_asset_check_execution_by_key(
         [keys[one.check] for one in judgements]
     )
     for one in judgements:
-        new = evaluation(pipeline, one)
+        new = _reported(evaluation(pipeline, one))
         last = before.get(keys[one.check])
         if last is None or last.evaluation is None or _differs(last.evaluation, new):
             instance.report_runless_asset_event(new)
+
+
+def _reported(new: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
+    """Without the figures of a result that stays for as long as nothing is wrong: those of now are
+    at the queue."""
+    if not new.passed:
+        return new
+    return dg.AssetCheckEvaluation(
+        asset_key=new.asset_key,
+        check_name=new.check_name,
+        passed=True,
+        severity=new.severity,
+        description="nothing has been wrong since then",
+    )
 
 
 def _differs(last: dg.AssetCheckEvaluation, new: dg.AssetCheckEvaluation) -> bool:
@@ -115,14 +145,17 @@ def metadata_of(pipeline: Pipeline, seen: Look) -> dict[str, Any]:
         "stored_archives": figures.stored.archives,
         "stored_bytes": figures.stored.archive_bytes,
     }
-    found: dict[str, Any] = {name: one for name, one in numbers.items() if one is not None}
+    found: dict[str, Any] = {
+        name: float(one) if name in _LARGE else one
+        for name, one in numbers.items()
+        if one is not None
+    }
     if last:
-        stored_at = datetime.fromisoformat(last.replace("Z", "+00:00"))
-        found["last_upload"] = dg.MetadataValue.timestamp(stored_at)
+        found["last_upload"] = moment(last)
     trouble = "; ".join(filter(None, (figures.queue.trouble, figures.state_trouble)))
     if trouble:
-        found["trouble"] = trouble
-    if figures.workers:
+        found["trouble"] = in_a_line(trouble)
+    if any(one.problem for one in figures.workers):
         found["workers"] = _workers(seen)
     return found
 

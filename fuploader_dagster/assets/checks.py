@@ -25,6 +25,7 @@ from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.health import judging
 from fuploader_dagster.health.judging import Judgement, judge
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.safe_text import in_a_line
 from fuploader_dagster.slots.receipts import Receipt, find_receipts, receipts_between
 
 CHECK_NAME = "archive_matches_seal"
@@ -130,7 +131,7 @@ def evaluation(pipeline: Pipeline, one: Judgement) -> dg.AssetCheckEvaluation:
         check_name=key.name,
         passed=one.passed,
         severity=dg.AssetCheckSeverity.ERROR if one.serious else dg.AssetCheckSeverity.WARN,
-        description=one.found if one.passed else f"{one.found}. What to do: {one.hint}",
+        description=in_a_line(one.found if one.passed else f"{one.found}. What to do: {one.hint}"),
         metadata=dict(one.numbers),
     )
 

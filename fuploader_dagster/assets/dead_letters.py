@@ -15,7 +15,7 @@ import msgspec
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.safe_text import in_code
+from fuploader_dagster.settings.safe_text import in_a_line
 
 CHECK_NAME = "dead_letters_below_limit"
 REPORT_SECONDS = 60.0
@@ -38,9 +38,12 @@ def build_dead_letter_asset(pipeline: Pipeline) -> dg.AssetSpec:
         deps=[names.queue],
         group_name=names.scope,
         kinds={"file"},
+        owners=pipeline.owners,
+        tags=pipeline.tags,
         description=(
             "Messages that could not become files, each kept whole with the reason. "
-            "`fuploader dead-letters` lists, shows and exports them, and sends them back."
+            "`fuploader dead-letters` lists, shows and exports them, and sends them back; the jobs "
+            f"{names.requeue_job}, {names.export_letters_job} and {names.discard_job} do so here."
         ),
     )
 
@@ -77,7 +80,10 @@ def report(
     ]
     if counts.total != last.total:
         events.insert(
-            0, dg.AssetMaterialization(names.dead_letters, metadata=_metadata(pipeline, counts))
+            0,
+            dg.AssetMaterialization(
+                names.dead_letters, metadata=letters_metadata(pipeline, counts)
+            ),
         )
     return events, Reported(now, counts.total, warned)
 
@@ -93,11 +99,18 @@ def _judged(pipeline: Pipeline, counts: DeadLetterCounts, now: float) -> dict[st
     }
 
 
-def _metadata(pipeline: Pipeline, counts: DeadLetterCounts) -> dict[str, Any]:
+def letters_metadata(pipeline: Pipeline, counts: DeadLetterCounts) -> dict[str, Any]:
+    """What the UI shows of the asset."""
     listed = list(counts.reasons.items())[:LISTED_REASONS]
-    rows = "\n".join(f"| {count:,} | {in_code(reason)} |" for reason, count in listed)
+    columns = [dg.TableColumn("messages", "int"), dg.TableColumn("reason", "string")]
     return {
         "dead_letters": counts.total,
-        "reasons": dg.MetadataValue.md(f"| messages | reason |\n|---|---|\n{rows}"),
+        "reasons": dg.MetadataValue.table(
+            records=[
+                dg.TableRecord({"messages": count, "reason": in_a_line(reason)})
+                for reason, count in listed
+            ],
+            schema=dg.TableSchema(columns),
+        ),
         "folder": dg.MetadataValue.path(str(pipeline.layout.dead_letters)),
     }

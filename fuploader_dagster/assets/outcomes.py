@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, ParamSpec
 
 import dagster as dg
@@ -110,8 +111,9 @@ def receipt_metadata(receipt: Receipt) -> dict[str, Any]:
     return {
         **_archive_metadata(receipt),
         "address": _address(receipt.address),
+        "dagster/uri": receipt.address,
         "object_key": receipt.key,
-        "stored_at": receipt.stored_at,
+        "stored_at": moment(receipt.stored_at),
     }
 
 
@@ -119,6 +121,7 @@ def processing_metadata(processed: ProcessedSeal) -> dict[str, Any]:
     """What the UI shows of a processed slot."""
     return {
         "items": processed.inputs,
+        "dagster/partition_row_count": processed.results,
         "results": processed.results,
         "result_bytes": processed.payload_bytes,
         "failed": processed.failed,
@@ -141,9 +144,10 @@ def rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:
     """What the UI shows of rows in a sink."""
     return {
         "rows": receipt.rows,
+        "dagster/partition_row_count": receipt.rows,
         "rejected_items": receipt.rejected,
         "address": receipt.address,
-        "stored_at": receipt.stored_at,
+        "stored_at": moment(receipt.stored_at),
         **({"redo": receipt.redo} if receipt.redo else {}),
     }
 
@@ -151,12 +155,21 @@ def rows_metadata(receipt: RowsReceipt) -> dict[str, Any]:
 def _archive_metadata(archive: Packed | Receipt) -> dict[str, Any]:
     return {
         "messages": archive.messages,
+        "dagster/partition_row_count": archive.members,
         **({"results": archive.results} if archive.results else {}),
         "payload_bytes": archive.payload_bytes,
         "archive_bytes": archive.size_bytes,
         "ratio": round(archive.payload_bytes / max(1, archive.size_bytes), 2),
         "sha256": archive.sha256,
     }
+
+
+def moment(text: str) -> Any:
+    """A time of ours, UTC in ISO 8601, as Dagster shows it; what is none, as it is."""
+    try:
+        return dg.MetadataValue.timestamp(datetime.fromisoformat(text.replace("Z", "+00:00")))
+    except ValueError:  # a receipt of a later version, or somebody changed it
+        return text
 
 
 def _address(address: str) -> dg.MetadataValue[Any]:

@@ -15,6 +15,7 @@ skips what comes after a step that failed, so that step ships its good partition
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -36,6 +37,8 @@ REDO_TAG = "fuploader/redo"
 """Makes a run of `processed_slot` process stored partitions again, with today's code, and a run of
 a sink store their rows again."""
 ACCOUNT_CHECK = "items_accounted_for"
+UNWATCHED_AFTER = timedelta(minutes=15)
+"""Without a report for this long, nobody looks after the pipeline."""
 UNFINISHED = "what it did not finish is kept and will be asked for again"
 
 
@@ -59,7 +62,14 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         names.queue,
         group_name=names.scope,
         kinds={type(pipeline.source).__name__.lower()},
-        description=f"Messages that wait in {pipeline.source.describe()}",
+        owners=pipeline.owners,
+        tags=pipeline.tags,
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=UNWATCHED_AFTER, warn_window=UNWATCHED_AFTER / 3
+        ),
+        description=f"Messages that wait in {pipeline.source.describe()}. The schedule "
+        f"{names.watch_schedule} reports once a minute how the pipeline is doing: the plots show "
+        "it over time, the checks say what is wrong.",
     )
     sealed_slot = dg.AssetSpec(
         names.sealed_slot,
@@ -67,7 +77,10 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         partitions_def=names.partitions(),
         group_name=names.scope,
         kinds={"file"},
-        description="Sealed slots on the local disk, reported by the drain sensor.",
+        owners=pipeline.owners,
+        tags=pipeline.tags,
+        description="Sealed slots on the local disk, reported by the drain sensor: what was "
+        "drained and never changes again. Each is a partition, and becomes an archive.",
     )
 
     processed_slot = _processed_slot(pipeline, sealed_slot) if pipeline.process else None
@@ -259,6 +272,8 @@ def made(
         required_resource_keys={names.store},
         partitions_def=names.partitions(),
         group_name=names.scope,
+        owners=pipeline.owners,
+        tags=pipeline.tags,
         backfill_policy=dg.BackfillPolicy.multi_run(slots or slots_per_run(pipeline)),
         pool=pool,
         check_specs=check_specs,

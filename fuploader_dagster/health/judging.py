@@ -28,7 +28,7 @@ from fuploader_dagster.health.remembered import Reading, readings
 from fuploader_dagster.settings.pipeline import Pipeline
 
 TREND_SECONDS = 600.0
-"""A queue that grows for less than this may only have met a burst."""
+"""A queue that grows, or a disk that fills, for less than this may only have met a burst."""
 LISTED = 10
 
 
@@ -57,7 +57,7 @@ class Look:
         return rates(self.before, reading_of(self.figures)) if self.before else None
 
     def disk_days_left(self, pipeline: Pipeline) -> float | None:
-        if self.before is None:
+        if self.before is None or self.figures.at - self.before.at < TREND_SECONDS:
             return None
         return disk_days_left(self.before, reading_of(self.figures), pipeline.min_free_bytes)
 

@@ -61,6 +61,9 @@ FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
 LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and reports what it is doing."""
 
+_OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
+_TAG = re.compile(r"([A-Za-z0-9_.-]{1,63}/)?[A-Za-z0-9_.-]{1,63}")
+_TAG_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 _WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+[^\s]*\Z")
 
 
@@ -369,6 +372,11 @@ class Pipeline(Intake):
     """Address that `metrics_port` listens on. Everybody who reaches it sees the metrics: names of
     pipelines and figures, no messages. In a container, or for a Prometheus on another machine, this
     is `0.0.0.0`."""
+    owners: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = ()
+    """Who answers for the pipeline, as Dagster shows it at its assets: e-mail addresses, or
+    `team:NAME`."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of its assets in Dagster, to search and select by: `{domain: documents}`."""
     alert_webhook: Secret | None = None
     """An http(s) address that gets a POST of JSON when the drain stops, the object store does not
     answer, the disk is nearly full, there are too many dead letters, or slots failed or were
@@ -383,6 +391,25 @@ class Pipeline(Intake):
         renamed["alert_webhook"] = renamed.get("alert_webhook") or values["failure_webhook"]
         _warn_of_old_name()
         return renamed
+
+    @field_validator("owners")
+    @classmethod
+    def _can_be_owners(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for one in values:
+            if not _OWNER.fullmatch(one):
+                raise ValueError(f"{one!r} is neither an e-mail address nor team:NAME")
+        return values
+
+    @field_validator("tags")
+    @classmethod
+    def _can_be_tags(cls, values: dict[str, str]) -> dict[str, str]:
+        for key, value in values.items():
+            if not (_TAG.fullmatch(key) and _TAG_VALUE.fullmatch(value)):
+                raise ValueError(
+                    f"{key!r}: {value!r} is no tag: Dagster takes at most 63 letters, digits, '_', "
+                    f"'-' and '.', in the key also a prefix and '/'"
+                )
+        return values
 
     @field_validator("alert_webhook")
     @classmethod

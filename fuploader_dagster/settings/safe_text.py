@@ -30,15 +30,6 @@ def in_lines(text: str) -> str:
     return "\n".join(in_a_line(line.expandtabs()) for line in text.split("\n"))
 
 
-def in_code(text: str) -> str:
-    """The text as code in Markdown, also in a table cell: links, images and HTML take no effect.
-
-    A backtick would end the code, so it becomes an apostrophe.
-    """
-    line = in_a_line(text).replace("`", "'").replace("|", "\\|")
-    return f"`{line}`" if line.strip() else ""
-
-
 class LineFormatter(logging.Formatter):
     """Formats a record as one line. Only the lines of a traceback follow it, indented, so that none
     of them looks like a record."""

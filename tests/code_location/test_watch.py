@@ -16,6 +16,7 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.health import remembered
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.envelope import encode
@@ -91,6 +92,9 @@ def test_each_tick_reports_the_queue_and_only_what_changed_of_the_checks(tmp_pat
     record = watching.instance.get_latest_materialization_event(watching.names.queue)
     assert record is not None
     assert record.run_id == ""  # it costs no run
+    letters = watching.instance.fetch_materializations(watching.names.dead_letters, limit=9)
+    assert len(letters.records) == 1  # nothing in the graph was never materialised
+    assert isinstance(watching.reports()[0]["disk_free_bytes"], float)  # or it would not be plotted
 
 
 def test_a_drain_that_is_off_while_messages_wait_is_red_until_somebody_drains(
@@ -115,8 +119,12 @@ def test_a_drain_that_is_off_while_messages_wait_is_red_until_somebody_drains(
     watching.tick()
     assert watching.red() == []
     assert watching.by_hand("being_drained").passed
-    (workers,) = [one for one in watching.reports() if "workers" in one]
-    assert workers["workers"].records[0].data["doing"] == "draining"
+    assert not any("workers" in one for one in watching.reports())
+    report.doing("trouble", SourceUnavailable("no broker"))
+    watching.tick()
+    assert watching.red() == ["being_drained"]
+    row = watching.reports()[0]["workers"].records[0].data
+    assert (row["doing"], row["problem"]) == ("trouble", "no broker")
     report.remove()
 
 

@@ -201,3 +201,19 @@ def test_headers_that_are_no_names_or_too_many_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=problem):
         intake(tmp_path, headers=names)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"owners": ["ann"]}, "'ann' is neither an e-mail address nor team:NAME"),
+        ({"owners": "a@example.com,team:"}, "'team:' is neither"),
+        ({"tags": {"a b": "c"}}, "'a b': 'c' is no tag"),
+        ({"tags": {"a": "c" * 64}}, "is no tag"),
+        ({"tags": {"a/b/c": "d"}}, "is no tag"),
+    ],
+)
+def test_owners_and_tags_that_dagster_would_refuse_are_named(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(tmp_path, values)

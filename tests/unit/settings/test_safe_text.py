@@ -14,7 +14,7 @@ import pytest
 
 import fuploader_dagster
 from fuploader_dagster.settings import safe_text
-from fuploader_dagster.settings.safe_text import LineFormatter, in_a_line, in_code, in_lines
+from fuploader_dagster.settings.safe_text import LineFormatter, in_a_line, in_lines
 
 PACKAGE = Path(fuploader_dagster.__file__).parent
 
@@ -40,19 +40,6 @@ def test_nothing_of_unicode_that_is_obeyed_or_ends_a_line_gets_through() -> None
     shown = in_a_line("".join(map(chr, range(sys.maxunicode + 1))))
     assert len(shown.splitlines()) == 1
     assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a | b", "`a \\| b`"),
-        ("`[x](http://e)` <img src=x>", "`'[x](http://e)' <img src=x>`"),
-        ("a\n| 1 | b", "`a\\n\\| 1 \\| b`"),
-        ("", ""),
-    ],
-)
-def test_in_markdown_it_is_code_that_cannot_be_left(text: str, shown: str) -> None:
-    assert in_code(text) == shown
 
 
 def test_lines_that_are_ours_stay_lines() -> None:
