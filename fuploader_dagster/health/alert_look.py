@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import read_here
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
 from fuploader_dagster.delivery.failures import Failure, all_failures
@@ -23,6 +25,7 @@ from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.alerts import Findings, Kind, Trouble
+from fuploader_dagster.health.balance import balance, lost_in_words, what_to_do
 from fuploader_dagster.intake.disk_space import Unshipped, shortage, space_of
 from fuploader_dagster.intake.worker_status import SILENT_SECONDS, WorkerStatus, read_statuses
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -88,6 +91,7 @@ def look(
             _others(pipeline), runs, pipeline, now, going_on="failed_slots" in going_on
         ),
         "damaged": lambda: damage(layout, now),
+        "lost": lambda: loss(pipeline, now),
     }
     found, unknown = [], []
     for kind, one in looks.items():
@@ -297,6 +301,25 @@ def _failed_runs(runs: Sequence[FailedRun], now: float) -> Iterator[Trouble]:
 
 def _failed(run: FailedRun) -> str:
     return f"run {run.run_id} failed: {run.reason.rstrip('.')}"
+
+
+def loss(pipeline: Pipeline, now: float) -> Trouble | None:
+    """Acknowledged messages that are neither on the disk nor stored."""
+    lost = balance(pipeline.layout, _snapshot(pipeline)).lost
+    if not lost:
+        return None
+    text = f"{lost_in_words(lost)}; {what_to_do(lost)}"
+    details = [{"what": one.what, "messages": one.messages} for one in lost[:LISTED]]
+    return Trouble("lost", text, now, tuple(one.what for one in lost), {"lost": details})
+
+
+def _snapshot(pipeline: Pipeline) -> Snapshot:
+    settings = pipeline.state.in_a_hurry()
+    if not settings.exists():
+        return Snapshot()
+    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        return state.snapshot()
 
 
 def damage(layout: Layout, now: float) -> Trouble | None:

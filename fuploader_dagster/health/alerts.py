@@ -35,6 +35,7 @@ Kind = Literal[
     "dead_letters",
     "failed_slots",
     "damaged",
+    "lost",
     "failed_run",
 ]
 
@@ -57,6 +58,7 @@ _ENDS: Mapping[str, str] = {
     "dead_letters": "is below max_dead_letters_per_hour again",
     "failed_slots": "has no failed slots any more",
     "damaged": "has no damaged directories in set-aside/ any more",
+    "lost": "has, or has written off, everything that was acknowledged",
 }
 
 

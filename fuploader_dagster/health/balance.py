@@ -36,6 +36,7 @@ from fuploader_dagster.slots.segment import SEGMENT_NAME
 
 SETTLED_AFTER = timedelta(hours=2)
 """An hour's file stays this long: its slots are still listed by whoever looks."""
+LISTED = 10
 PLACES = ("waiting", "stored", "replaced", "aside", "lost")
 
 
@@ -74,6 +75,23 @@ class Balance:
     @property
     def sealed_messages(self) -> int:
         return sum(day.messages for day in self.days.values())
+
+
+def lost_in_words(lost: Sequence[Lost]) -> str:
+    """What is missing, in a sentence."""
+    messages = sum(one.messages for one in lost)
+    listed = ", ".join(f"{one.what} ({one.messages:,} messages)" for one in lost[:LISTED])
+    more = f" and {len(lost) - LISTED:,} more" if len(lost) > LISTED else ""
+    return f"{messages:,} acknowledged messages are neither on the disk nor stored: {listed}{more}"
+
+
+def what_to_do(lost: Sequence[Lost]) -> str:
+    """Where to look for it, and how to accept that it is gone."""
+    files = sorted({one.log.name for one in lost if one.log})
+    hint = "look for it in set-aside/ and in backups of the disk"
+    if files:
+        hint += f"; if it was removed on purpose, remove its line from seal-log/{', '.join(files)}"
+    return hint
 
 
 def balance(layout: Layout, snapshot: Snapshot | None) -> Balance:

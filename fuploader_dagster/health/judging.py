@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
 from fuploader_dagster.health.alert_look import disk_trouble, store_trouble, why_nobody_drains
-from fuploader_dagster.health.balance import Balance, balance
+from fuploader_dagster.health.balance import Balance, balance, lost_in_words, what_to_do
 from fuploader_dagster.health.figures import (
     Figures,
     Queue,
@@ -29,7 +29,6 @@ from fuploader_dagster.settings.pipeline import Pipeline
 
 TREND_SECONDS = 600.0
 """A queue that grows, or a disk that fills, for less than this may only have met a burst."""
-LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -237,14 +236,8 @@ def nothing_lost(seen: Look) -> Judgement:
         found += "; the state store does not answer, so active slots are not compared"
     if not sums.lost:
         return Judgement("nothing_lost", found, numbers=numbers)
-    listed = ", ".join(f"{one.what} ({one.messages:,} messages)" for one in sums.lost[:LISTED])
-    more = f" and {len(sums.lost) - LISTED:,} more" if len(sums.lost) > LISTED else ""
-    files = sorted({one.log.name for one in sums.lost if one.log})
-    hint = "look for it in set-aside/ and in backups of the disk"
-    if files:
-        hint += f"; if it was removed on purpose, remove its line from seal-log/{', '.join(files)}"
-    missing = f"{lost:,} acknowledged messages are neither on the disk nor stored: {listed}{more}"
-    return Judgement("nothing_lost", f"{missing}. {found}", hint, numbers=numbers)
+    missing = f"{lost_in_words(sums.lost)}. {found}"
+    return Judgement("nothing_lost", missing, what_to_do(sums.lost), numbers=numbers)
 
 
 def store_reachable(seen: Look) -> Judgement:

@@ -185,7 +185,8 @@ def test_neither_the_address_nor_the_answer_is_shown_and_no_redirect_is_followed
     """Whatever it answers; None: nobody listens there."""
     hook = Webhook()
     pressed = settings.model_copy(update={"min_free_bytes": 1 << 60})
-    pressed = Pipeline(**{**dict(pressed), "alert_webhook": hook.url})
+    others = {"metrics_host": "localhost"}  # its default is the address of the hook
+    pressed = Pipeline(**{**dict(pressed), "alert_webhook": hook.url, **others})
     make_dirs(settings.layout.root)
     sensor = build_alert_sensor(pressed, running=False)
     assert sensor

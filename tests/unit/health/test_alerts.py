@@ -38,7 +38,7 @@ from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.worker_status import Doing, WorkerStatus
 from fuploader_dagster.slots.slot import SlotOwner
 from tests.processors_for_tests import Script
-from tests.settings import pipeline
+from tests.settings import pipeline, sealed
 from tests.sinks_for_tests import RowsFile
 
 NOW = 1_764_000_000.0
@@ -397,3 +397,22 @@ def test_memory_outlives_a_restart_and_damage_to_it_tells_again(tmp_path: Path) 
 def test_every_kind_of_alert_is_in_the_table_that_operators_read() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text("utf-8")
     assert [kind for kind in get_args(Kind) if f"| `{kind}` |" not in page] == []
+
+
+def test_messages_that_went_missing_are_told_and_the_end_too(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path)
+    slots = [sealed(settings, {"a": b"a", "b": b"b"}, slot=slot) for slot in range(2)]
+
+    def looked() -> list[str]:
+        return [one.kind for one in look(settings, Draining(wanted=False), [], now=NOW).troubles]
+
+    assert looked() == []
+    aside = tmp_path / "elsewhere"
+    slots[0].directory.rename(aside)
+    assert looked() == ["lost"]
+    found = alert_look.loss(settings, NOW)
+    assert found is not None
+    assert "2 acknowledged messages are neither on the disk nor stored" in found.sentence
+    assert found.causes == (f"slot {slots[0].seal.partition}",)
+    aside.rename(slots[0].directory)
+    assert looked() == []
