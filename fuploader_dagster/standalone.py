@@ -177,6 +177,7 @@ class _Ships:
         self.despite_pause = despite_pause
         self.paused = ""
         self._store = store
+        self._said = _Said()
 
     def due(self) -> Shipped:
         """Ship; nothing while `paused`, which is logged once."""
@@ -186,7 +187,7 @@ class _Ships:
             if self.paused != before:
                 log.warning("nothing of %s is shipped: it is %s", self.pipeline.name, self.paused)
             return Shipped()
-        return _ship_due(self.pipeline, self._store)
+        return _ship_due(self.pipeline, self._store, self._said)
 
 
 def _why_paused(pipeline: Pipeline) -> str:
@@ -227,7 +228,17 @@ def _workers(pipeline: Pipeline, *, despite_pause: bool) -> Iterator[Supervisor]
         supervisor.stop()
 
 
-def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
+class _Said:
+    """What was logged last of something that is looked at all the time."""
+
+    last = ""
+
+    def is_news(self, sentence: str) -> bool:
+        before, self.last = self.last, sentence
+        return sentence not in ("", before)
+
+
+def _ship_due(pipeline: Pipeline, store: ObjectStore, said: _Said | None = None) -> Shipped:
     notices.wake(pipeline)
     now = time.time()
     waiting = {
@@ -238,8 +249,9 @@ def _ship_due(pipeline: Pipeline, store: ObjectStore) -> Shipped:
     kept = kept_for_sinks(pipeline, stored_here(pipeline))
     sealed = [k for k in sealed_partitions(pipeline.layout) if k not in waiting and k not in kept]
     partitions, idle = held_back(sealed, pipeline, now)
-    if idle and len(partitions) < len(sealed):
-        log.warning("%d slots wait: %s", len(sealed) - len(partitions), idle)
+    waits = idle if len(partitions) < len(sealed) else ""
+    if (said or _Said()).is_news(waits):  # this is called twice a second
+        log.warning("%d slots wait: %s", len(sealed) - len(partitions), waits)
     rows = AllRows(pipeline, patient=True)
     outcomes = upload_partitions(partitions, pipeline, store, first=rows.of)
     shipped = sum(map(_shipped, outcomes), Shipped())

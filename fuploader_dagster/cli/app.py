@@ -23,6 +23,8 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED, TRY_LATER, exit_code_of
 from fuploader_dagster.disk.names_in_utf8 import require_utf8_names
 from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.settings import logs
+from fuploader_dagster.settings.logs import FORMAT_VARIABLE, LEVEL_VARIABLE, LogFormat, LogLevel
 from fuploader_dagster.settings.places import MODULE_VARIABLE
 from fuploader_dagster.settings.safe_text import log_to_stderr, print_uncaught
 
@@ -221,6 +223,16 @@ def choose(
             f"takes it; package.module:name if it has several. Default: ${MODULE_VARIABLE}.",
         ),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            help=f"How long-running commands log to stderr. Default: ${FORMAT_VARIABLE}, else text."
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help=f"The least that they log. Default: ${LEVEL_VARIABLE}, else info."),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
@@ -228,6 +240,7 @@ def choose(
 ) -> None:
     """From a message queue to verified archives in object storage."""
     console.choose(config, module)
+    logs.choose(log_format, log_level)
 
 
 def _not_loaded() -> None:

@@ -15,9 +15,7 @@ from fuploader_dagster.front.app import Front
 from fuploader_dagster.front.server import Address
 from fuploader_dagster.front.server import serve as serve_until_stopped
 from fuploader_dagster.processing.cores import available_cores
-from fuploader_dagster.settings.safe_text import log_to_stderr
-
-_LOG_FORM = "%(asctime)s %(levelname)s %(message)s"
+from fuploader_dagster.settings.logs import log_as
 
 
 def serve(
@@ -48,7 +46,7 @@ def serve(
     Takes messages and confirms them, says where they are, and pauses and resumes. Clients need a
     token: set FUPLOADER_SERVE_TOKEN, or name variables in the settings.
     """
-    log_to_stderr(_LOG_FORM)
+    log_as("serve")
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise ConfigError(
             f"--root-path {root_path} must begin with / and not end with it", hint="such as /queue"
@@ -68,7 +66,7 @@ def serve(
 
 def _made(config: Path | None, module: str | None) -> Front:
     """The application, in a process of its own."""
-    log_to_stderr(_LOG_FORM)
+    log_as("serve")
     if module or config:
         console.choose(config, module)
     return Front(console.configured(None), os.environ)

@@ -18,8 +18,8 @@ from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.ship import ship as ship_sealed
 from fuploader_dagster.errors import Paused
 from fuploader_dagster.intake.leftovers import refuse_leftovers
+from fuploader_dagster.settings.logs import log_as
 from fuploader_dagster.settings.pipeline import Pipeline
-from fuploader_dagster.settings.safe_text import log_to_stderr
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
 from fuploader_dagster.standalone import (
     drain_pipeline,
@@ -59,7 +59,7 @@ def drain(
     pipeline is paused (`fuploader pause`), workers wait and take no messages, and nothing is
     shipped.
     """
-    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
+    log_as("drain")
     pipeline = console.one_pipeline(config, pipeline_name)
     if metrics_port or pipeline.metrics_port:
         from fuploader_dagster.health.metrics_port import offer_metrics  # noqa: PLC0415  few ask

@@ -108,6 +108,7 @@ def store_archive(
         note_in_catalog(receipt, names, pipeline)
         reached(CrashPoint.CATALOGED)
     keep_receipt(pipeline.layout, receipt)
+    log.info("stored %s: %s", receipt.partition, receipt.address)
     return receipt
 
 

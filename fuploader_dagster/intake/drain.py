@@ -262,6 +262,8 @@ class Drain:
             bad = [message for message, _ in dead]
             self._in_hand.settle(CommittedBatch(batch[-1], len(batch), bad))
             reached(CrashPoint.SETTLED)
+        if log.isEnabledFor(logging.DEBUG):
+            self._trace(batch, files, slot)
         commit = Commit(
             slots=[slot.count],
             stored_messages=stored,
@@ -272,6 +274,21 @@ class Drain:
         self._count(len(batch), commit, letters)
         self._record(commit)
         return len(batch)
+
+    def _trace(
+        self, batch: Sequence[Message], files: Sequence[File | BadMessage], slot: SlotOwner
+    ) -> None:
+        """Say what became of each message. The partition of a slot's directory ends with both
+        numbers, `-s0-000017`."""
+        count = slot.count
+        for message, file in zip(batch, files, strict=True):
+            if isinstance(file, BadMessage):
+                log.debug("message %s became a dead letter: %s", message.message_id, file)
+            else:
+                log.debug(
+                    "message %s is the file %s in s%d-%06d, or was stored before",
+                    *(message.message_id, file.name, count.slot, count.number),
+                )
 
     def _decode(self, attempt: Attempt) -> list[File | BadMessage]:
         if attempt.verdict is not None:

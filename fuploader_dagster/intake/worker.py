@@ -30,11 +30,10 @@ from pydantic import ValidationError
 
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.lease import Lease
-from fuploader_dagster.settings.safe_text import log_to_stderr
+from fuploader_dagster.settings.logs import log_as
 
 log = logging.getLogger(__name__)
 
-LOG_FORMAT = "%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s"
 LEAVING_SECONDS = 30.0
 """How long a worker may take to leave before it is killed. Nothing is lost then: the queue delivers
 again what it had not acknowledged."""
@@ -74,7 +73,7 @@ def main() -> int:
     lease.renew(job.lease_seconds)
     if job.last_words > sys.stderr.fileno():
         os.set_inheritable(job.last_words, False)
-    log_to_stderr(LOG_FORMAT)
+    log_as(f"worker {job.worker}")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors reach the log as ours
     threading.Thread(target=_leave_at_last, args=[lease], daemon=True).start()
     try:

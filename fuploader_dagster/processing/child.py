@@ -48,9 +48,8 @@ from fuploader_dagster.processing.child_work import (
     raised_by,
 )
 from fuploader_dagster.processing.routes import Routes
-from fuploader_dagster.settings.safe_text import log_to_stderr
+from fuploader_dagster.settings.logs import log_as
 
-LOG_FORMAT = "%(asctime)s %(levelname)s processor %(process)d %(name)s: %(message)s"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,7 +82,7 @@ def main() -> int:
         signal.signal(ignored, lambda *_: None)
     sys.path[:] = [*job.sys_path, *(path for path in sys.path if path not in job.sys_path)]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what a crash left
-    log_to_stderr(LOG_FORMAT)
+    log_as("processor")
     if job.memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
     routes = _load(job.module, connection)
