@@ -14,6 +14,7 @@ import errno
 import logging
 import sys
 from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -38,14 +39,16 @@ class Command(NamedTuple):
     panel: str
     name: str
     module: str
-    """The file in `cli/` that has it. It is called like the command there, with underscores."""
+    """The file in `cli/` that has it. It is called like the command there, with underscores,
+    and one more after a word of Python's: `try_`."""
     help: str
     """The first sentence of its own help."""
 
     def load(self) -> Any:
         """Import it, as typer's own object for it."""
         home = import_module(f"{__package__}.{self.module}")
-        found = getattr(home, self.name.replace("-", "_"))
+        name = self.name.replace("-", "_")
+        found = getattr(home, f"{name}_" if iskeyword(name) else name)
         around = typer.Typer(pretty_exceptions_enable=False)
         if isinstance(found, typer.Typer):
             around.add_typer(found, name=self.name, rich_help_panel=self.panel)
@@ -69,6 +72,13 @@ COMMANDS = [
         "doctor",
         "Check broker, queue, state, disk, object store, clock and limits; say what to do.",
     ),
+    Command(
+        _START,
+        "lint",
+        "lint",
+        "Check the configuration alone: no network, no secrets, nothing written.",
+    ),
+    Command(_START, "schema", "schema", "Print the JSON Schema of fuploader.yaml, for editors."),
     Command(
         _START,
         "dev",
@@ -135,6 +145,19 @@ COMMANDS = [
         "metrics",
         "metrics",
         "Print the metrics of the pipelines for Prometheus, or write them for node_exporter.",
+    ),
+    Command(
+        _LOOK,
+        "partitions",
+        "partitions",
+        "List the partitions of this node with their state, sizes and age: those on the disk, then "
+        "the stored ones, each newest first.",
+    ),
+    Command(
+        _LOOK,
+        "try",
+        "try_message",
+        "Show what a pipeline would make of a message: its file's name, headers, digest and key.",
     ),
     Command(
         _LOOK,

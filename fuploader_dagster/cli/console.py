@@ -10,6 +10,7 @@ used.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 _REFRESH_SECONDS = 0.1
 _LISTED_TROUBLES = 100
+_SHOWN_BYTES = 32
 
 
 class _Chosen:
@@ -119,12 +121,22 @@ def one_pipeline(
     pipelines = configured(config)
     if name is None and len(pipelines) == 1:
         return next(iter(pipelines.values()))
-    if name not in pipelines:
+    if name is None:
         raise ConfigError(
-            f"there is no pipeline {name!r}" if name else "there are several pipelines",
-            hint=f"choose one of {', '.join(pipelines)} {option}",
+            "there are several pipelines", hint=f"choose one of {', '.join(pipelines)} {option}"
         )
+    if name not in pipelines:
+        hint = f"{choice(name, pipelines)} {option}"
+        raise ConfigError(f"there is no pipeline {name!r}", hint=hint)
     return pipelines[name]
+
+
+def choice(given: str, known: Iterable[str]) -> str:
+    """For a hint: what was probably meant, and what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{meant}choose one of {', '.join(names)}"
 
 
 def chosen_pipelines(config: Path | None, name: str | None) -> list[Pipeline]:
@@ -157,10 +169,24 @@ def complain_of_each(what: str, troubles: Sequence[object]) -> None:
         complain(f"{what}: {len(troubles) - _LISTED_TROUBLES:,} more")
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Results in columns."""
+def text_of(content: bytes) -> list[str]:
+    """Content for people: the lines of a text, or how bytes that are no text begin."""
+    try:
+        return content.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        return [f"{len(content):,} bytes that are no text: {content[:_SHOWN_BYTES].hex(' ')} ..."]
+
+
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, none: str = "none"
+) -> None:
+    """Results in columns. Without any row, `none` says so."""
     from rich.table import Table  # noqa: PLC0415
 
+    rows = list(rows)
+    if not rows:
+        say(none)
+        return
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(in_a_line(cell)) for cell in row))

@@ -16,6 +16,7 @@ from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.cli.stages import hand_over
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.dead_letters.letters import (
     DeadLetter,
@@ -77,17 +78,18 @@ def list_letters(
         )
         return
     console.show_table(
-        ("id", "time", "stage", "bytes", "reason"),
+        ("id", "time", "stage", "size", "reason"),
         (
             (
                 letter_id,
                 letter.time,
                 letter.item.stage if letter.item else "drain",
-                f"{len(letter.body):,}",
+                size(len(letter.body)),
                 letter.reason[:SHOWN_REASON],
             )
             for letter_id, letter in letters
         ),
+        none="no dead letter waits",
     )
     for reason, count in Counter(letter.reason for _, letter in letters).most_common(10):
         console.say(f"{count:,} × {reason[:SHOWN_REASON]}")
@@ -102,12 +104,30 @@ def show(
     config: console.ConfigOption = None,
     pipeline_name: console.PipelineOption = None,
     body: Annotated[bool, typer.Option("--body", help="Print only the raw body.")] = False,
+    as_json: console.JsonOption = False,
 ) -> None:
-    """Show a whole dead letter: reason, headers and body."""
+    """Show a whole dead letter: reason, headers and body, a text as text."""
     layout = console.one_pipeline(config, pipeline_name).layout
     ((_, letter),) = _chosen(layout, [letter_id])
-    content = letter.body if body else msgspec.json.format(msgspec.json.encode(letter)) + b"\n"
-    sys.stdout.buffer.write(content)
+    if body:
+        sys.stdout.buffer.write(letter.body)
+    elif as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(letter)) + b"\n")
+    else:
+        _print_letter(letter_id, letter)
+
+
+def _print_letter(letter_id: str, letter: DeadLetter) -> None:
+    plain = msgspec.to_builtins(letter)
+    console.say(f"{letter_id}, {letter.time}: {letter.reason}")
+    for name in [one for one in plain if one not in ("time", "reason", "body")]:
+        value = plain[name]
+        for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
+            if one not in (None, "", {}, []):
+                console.say(f"{name}{'.' * bool(inner)}{inner}: {one}")
+    console.say(f"body, {size(len(letter.body))}:")
+    for line in console.text_of(letter.body):
+        console.say(f"    {line}")
 
 
 @dead_letters.command(name="requeue")
@@ -165,7 +185,7 @@ def _send(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> bool
                 console.complain(f"{letter_id} stays here: {error}")
     _say_not_sent(sending)
     if sent or not sending.settled:
-        console.say(f"sent {sent:,} messages back to {pipeline.source.describe()}")
+        console.say(f"sent {counted(sent, 'message')} back to {pipeline.source.describe()}")
     return bool(refused or sending.busy)
 
 
@@ -179,7 +199,9 @@ def _do_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> 
     _say_not_sent(others)
     for slot in slots:
         seal = slot.seal
-        console.say(f"{seal.messages:,} files will be processed again, as {seal.partition}")
+        console.say(
+            f"{counted(seal.messages, 'file')} will be processed again, as {seal.partition}"
+        )
     if not (slots or of_sinks or others.settled):
         console.say("there is nothing to process again")
     refused = bool(of_sinks) and _store_again(of_sinks, pipeline)
@@ -192,7 +214,7 @@ def _store_again(letters: SendingBack, pipeline: Pipeline) -> bool:
     for letter_id, error in done.refused:
         console.complain(f"{letter_id} stays here: {error}")
     if done.letters or done.refused or not letters.settled:
-        console.say(f"stored {done.rows:,} rows of {done.letters:,} files")
+        console.say(f"stored {counted(done.rows, 'row')} of {counted(done.letters, 'file')}")
     return bool(done.refused)
 
 
@@ -217,7 +239,7 @@ def export(
             except Refused as error:
                 refused += 1
                 console.complain(f"not written: {error.message}")
-    console.say(f"wrote {written:,} bodies into {folder}")
+    console.say(f"wrote {counted(written, 'body', 'bodies')} into {folder}")
     if refused:
         raise typer.Exit(REFUSED)
 
@@ -244,8 +266,9 @@ def _say_settled(sentences: Mapping[str, str]) -> None:
     """Why nothing has to be done about these letters."""
     if not sentences:
         return
+    letters = counted(len(sentences), "dead letter is", "dead letters are")
     console.say(
-        f"{len(sentences):,} dead letters are settled, because their items were stored since "
+        f"{letters} settled, because stored since by another attempt "
         f"(`fuploader dead-letters list --all` shows them):"
     )
     for sentence, count in Counter(sentences.values()).most_common(10):

@@ -9,8 +9,9 @@ import typer
 from fuploader_dagster.cli import console
 from fuploader_dagster.contracts.diagnosis import Diagnosis, exit_code
 from fuploader_dagster.health.doctor import examine
+from fuploader_dagster.settings.apart import overlaps
 
-_COLOURS = {"good": "green", "warning": "yellow", "unreachable": "red", "wrong": "red"}
+COLOURS = {"good": "green", "warning": "yellow", "unreachable": "red", "wrong": "red"}
 
 
 def doctor(
@@ -27,14 +28,20 @@ def doctor(
     does not answer, 4 if something needs a person.
     """
     found: list[tuple[str, Diagnosis]] = []
-    for pipeline in console.chosen_pipelines(config, pipeline_name):
+    pipelines = console.chosen_pipelines(config, pipeline_name)
+    for pipeline in pipelines:
         if not as_json:
             console.show_title(pipeline.name)
         for one in examine(pipeline):
             found.append((pipeline.name, one))
             if not as_json and (everything or one.verdict != "good"):
                 line = f"{one.check:<12} {one.found}"
-                console.show_verdict(one.verdict, _COLOURS[one.verdict], line, one.hint)
+                console.show_verdict(one.verdict, COLOURS[one.verdict], line, one.hint)
+    for sentence in overlaps(pipelines):
+        one = Diagnosis("overlaps", "warning", sentence, "see above")
+        found.append(("", one))
+        if not as_json:
+            console.show_verdict(one.verdict, COLOURS[one.verdict], f"{one.check:<12} {one.found}")
     if as_json:
         console.print_json([{"pipeline": name, **vars(one)} for name, one in found])
     raise typer.Exit(exit_code(one for _, one in found))

@@ -27,6 +27,7 @@ import typer
 
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.contracts.refused_messages import publish_accepted
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, ConfigError, MessageRefused
@@ -61,7 +62,8 @@ def publish(
             report = publish_lines(
                 lines, pipeline, publisher, progress=lambda more: progress.advance(task, more)
             )
-    console.say(f"{report.confirmed:,} messages are confirmed by {pipeline.source.describe()}")
+    confirmed = counted(report.confirmed, "message is confirmed", "messages are confirmed")
+    console.say(f"{confirmed} by {pipeline.source.describe()}")
     for number, error in report.refused:
         console.complain(f"line {number} was not sent: {error}")
     if report.refused:

@@ -10,6 +10,7 @@ import typer
 
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import Selection, another_queue, select
 from fuploader_dagster.delivery.replay import replay as replay_selection
@@ -78,8 +79,8 @@ def replay(
         )
     earlier = f", {report.before:,} in an earlier attempt" if report.before else ""
     console.say(
-        f"{report.published:,} messages of {len(selection.partitions):,} archives are confirmed by "
-        f"{selection.target}{earlier}"
+        f"{counted(report.published, 'message')} of "
+        f"{counted(len(selection.partitions), 'archive')} confirmed by {selection.target}{earlier}"
     )
     console.complain_of_each("unproven", report.unproven)
     console.complain_of_each("cannot become a message", report.refused)

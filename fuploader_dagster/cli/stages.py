@@ -11,6 +11,7 @@ import typer
 
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.delivery import recovery
 from fuploader_dagster.delivery.all_rows import AllRows
 from fuploader_dagster.delivery.attempts import Failed
@@ -87,7 +88,9 @@ def seal(config: console.ConfigOption = None, pipeline_name: console.PipelineOpt
     pipeline = console.one_pipeline(config, pipeline_name)
     sealed = recovery.seal_on_request(pipeline)
     hand_over(pipeline, sealed)
-    console.say(f"sealed {len(sealed)} slots; running workers seal theirs within a second")
+    console.say(
+        f"sealed {counted(len(sealed), 'slot')}; running workers seal theirs within a second"
+    )
 
 
 def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
@@ -124,6 +127,6 @@ def ship(
     for sentence in rows.failures:
         console.complain(f"not stored: {sentence}")
     if pipeline.sinks:
-        console.say(f"stored {rows.stored:,} rows")
+        console.say(f"stored {counted(rows.stored, 'row')}")
     if failed or rows.failures:
         raise typer.Exit(REFUSED)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fuploader_dagster.cli import console
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.contracts.source import Depth
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.disk_space import DiskSpace
@@ -32,8 +33,9 @@ def _print_queue(found: dict[str, Any]) -> None:
     if depth is None:
         console.say(f"the queue cannot be asked how much waits: {found['trouble']}")
         return
-    in_hand = "" if depth.in_hand is None else f", {depth.in_hand:,} are in hand"
-    console.say(f"{found['queue']}: {depth.waiting:,} messages wait{in_hand}")
+    in_hand = "" if depth.in_hand is None else f", {depth.in_hand:,} in hand"
+    waiting = counted(depth.waiting, "message waits", "messages wait")
+    console.say(f"{found['queue']}: {waiting}{in_hand}")
     if depth.parts:
         console.show_table(
             ("part of the queue", "waiting", "next", "end"),
@@ -56,9 +58,10 @@ def _print_judgements(judgements: Sequence[dict[str, Any]]) -> None:
 
 def _print_status(found: dict[str, Any]) -> None:
     console.say(
-        f"{found['pipeline']} on {found['node']}: {found['stored_messages']:,} "
-        f"messages stored, {found['duplicates']:,} duplicates, {found['dead_letters']:,} dead "
-        f"letters, {found['sealed']:,} slots sealed and not yet in the object store"
+        f"{found['pipeline']} on {found['node']}: {counted(found['stored_messages'], 'message')} "
+        f"stored, {counted(found['duplicates'], 'duplicate')}, "
+        f"{counted(found['dead_letters'], 'dead letter')}, {counted(found['sealed'], 'slot')} "
+        f"sealed and not yet in the object store"
     )
     _print_judgements(found["judgements"])
     for part in found["parts"].values():
@@ -66,20 +69,25 @@ def _print_status(found: dict[str, Any]) -> None:
             console.say(f"{part['sentence']}; on this node it {part['actual']}")
     _print_queue(found["queue"])
     if found["failed_items"]:
-        console.say(f"{found['failed_items']:,} files could not be processed and are dead letters")
+        said = (
+            "file could not be processed and is a dead letter",
+            "files could not be processed and are dead letters",
+        )
+        console.say(counted(found["failed_items"], *said))
     if found["processor_trouble"]:
         console.say(found["processor_trouble"])
     if found["processed"]:
-        console.say(f"{found['processed']:,} of them are processed, or being processed")
+        said = ("of them is processed, or being", "of them are processed, or being")
+        console.say(f"{counted(found['processed'], *said)} processed")
     for partition in found["redos"]:
         console.say(
             f"{partition} is being processed again; if no run does it, a new run continues it"
         )
     space: DiskSpace = found["room"]
-    inodes = "" if space.free_inodes is None else f" and {space.free_inodes:,} inodes"
+    inodes = "" if space.free_inodes is None else f" and {counted(space.free_inodes, 'inode')}"
     console.say(
-        f"{space.unshipped_bytes:,} bytes are not in the object store yet; the disk has "
-        f"{space.free_bytes:,} bytes{inodes} free"
+        f"{size(space.unshipped_bytes)} are not in the object store yet; the disk has "
+        f"{size(space.free_bytes)}{inodes} free"
     )
     console.show_table(
         ("worker", "pid", "doing", "messages/s", "messages", "problem"),
@@ -94,6 +102,7 @@ def _print_status(found: dict[str, Any]) -> None:
             )
             for one in found["workers"]
         ),
+        none="no worker runs on this node",
     )
     if found["sinks"]:
         console.show_table(
@@ -109,13 +118,16 @@ def _print_status(found: dict[str, Any]) -> None:
         )
     for one in found["notices"]:
         console.say(
-            f"{one['notifier']}: {one['waiting_tasks']:,} tasks wait to be told, "
-            f"{one['given_up_tasks']:,} were given up"
+            f"{one['notifier']}: "
+            f"{counted(one['waiting_tasks'], 'task waits', 'tasks wait')} to be told, "
+            f"{one['given_up_tasks']:,} given up"
         )
         if problem := one["trouble"] or one["last_given_up"]:
             console.say(problem)
     for one in found["failures"]:
-        console.say(f"{one.partition} failed to {one.stage} {one.attempts} times: {one.error}")
+        console.say(
+            f"{one.partition} failed to {one.stage} {counted(one.attempts, 'time')}: {one.error}"
+        )
     for mended in found["mended"]:
         console.say(f"damaged: {mended['sentence']}")
     for path in found["set_aside"]:

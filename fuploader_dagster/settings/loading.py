@@ -28,10 +28,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -233,7 +233,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     try:
         return Pipeline(**{**values, **backends})
     except ValidationError as error:
-        raise _config_error(error, where, Pipeline.model_fields) from None
+        raise _config_error(error, where, Pipeline) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
@@ -262,14 +262,16 @@ def load_backend(role: str, values: Any, where: str) -> Any:
     try:
         backend = load_reference(KINDS[role].get(kind, kind))
     except ValueError as error:
-        raise ConfigError(f"{where}.kind: {error}", hint=hint) from None
+        near = difflib.get_close_matches(kind, KINDS[role], n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{where}.kind: {error}", hint=meant + hint) from None
     base = _BASES[role]
     if not (isinstance(backend, type) and issubclass(backend, base)):
         raise ConfigError(f"{where}.kind: {kind} does not implement {base.__name__}", hint=hint)
     try:
         return backend(**{name: value for name, value in values.items() if name != "kind"})
     except ValidationError as error:
-        raise _config_error(error, where, getattr(backend, "model_fields", ())) from None
+        raise _config_error(error, where, backend) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
@@ -304,14 +306,31 @@ def _dump_backend(backend: BaseModel) -> dict[str, Any]:
     return {"kind": reference_to(type(backend)), **dumped}
 
 
-def _config_error(error: ValidationError, where: str, known: Collection[str] = ()) -> ConfigError:
+def names_below(model: Any, place: Sequence[int | str]) -> list[str]:
+    """The names of the settings at a place in a model; none where it is not known."""
+    for part in place:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = _model_in(field.annotation)
+    return list(getattr(model, "model_fields", ()))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model in a type such as `Status | None` or `list[Status]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
+def _config_error(error: ValidationError, where: str, model: Any = None) -> ConfigError:
     """All complaints, one sentence each, without the values (they may be secrets)."""
     complaints = []
     for detail in error.errors(include_input=False, include_url=False, include_context=False):
         place = ".".join(str(part) for part in detail["loc"])
         said = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place, known, n=1)
+            *above, name = detail["loc"]
+            near = difflib.get_close_matches(str(name), names_below(model, above), n=1)
             said = "there is no such setting" + (f", did you mean {near[0]}?" if near else "")
         if variables := _set_by(place):
             place = f"{place} (from {variables} in the environment)"

@@ -124,7 +124,7 @@ def test_at_each_mark_the_drain_pauses_says_why_leaves_the_queue_alone_and_goes_
             assert sentence in found["workers"][0]["problem"]
             assert "messages wait in the queue" in found["workers"][0]["problem"]
             shown = CliRunner().invoke(app.app, ["status", "--config", str(config)]).stdout
-            assert "bytes are not in the object store yet" in shown
+            assert "are not in the object store yet" in shown
 
         def goes_on() -> None:
             wait_for(drains, settings, "the drain")

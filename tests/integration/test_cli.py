@@ -208,7 +208,8 @@ def test_dead_letters_are_listed_shown_exported_and_sent_back(tmp_path: Path) ->
     ids = [one["id"] for one in listed]
     assert len(ids) == 2
     assert "it is [red]no envelope" in fuploader(tmp_path, "dead-letters", "list").stdout
-    assert json.loads(fuploader(tmp_path, "dead-letters", "show", ids[0]).stdout)["reason"]
+    shown = fuploader(tmp_path, "dead-letters", "show", ids[0], "--json").stdout
+    assert json.loads(shown)["reason"] == "it is [red]no envelope"
     assert fuploader(tmp_path, "dead-letters", "export", "out").returncode == 0
     assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == bodies
     assert fuploader(tmp_path, "dead-letters", "requeue", "nobody:1").returncode == 2

@@ -97,7 +97,7 @@ def test_results_that_are_files_are_written_and_what_is_missing_is_named(project
     (failure,) = json.loads(fuploader(project, "ls", "--json", str(archive)).stdout)["failures"]
     assert failure == {"item": "task", "name": "other", "reason": "404 Not Found", "detail": {}}
     again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")
-    assert "1 files will be processed again" in again.stdout, again.stderr
+    assert "1 file will be processed again" in again.stdout, again.stderr
     assert fuploader(project, "ship").returncode == 0
     assert sorted(archived_files(project / "objects")["task"]) == [b"a task", b"other"]
 
@@ -123,11 +123,11 @@ def test_letters_of_items_show_their_stage_and_go_to_it_again(project: Path) -> 
     (letter,) = json.loads(fuploader(project, "dead-letters", "list", "--json").stdout)
     assert (letter["stage"], letter["name"]) == ("process", "bad")
     assert "ValueError: a bad one" in letter["reason"]
-    assert "1 files could not be processed" in fuploader(project, "status").stdout
+    assert "1 file could not be processed" in fuploader(project, "status").stdout
     (project / "app.py").write_text(APP.replace('b"bad"', 'b"worse"'))
     again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")
     assert again.returncode == 0, again.stderr
-    assert "1 files will be processed again" in again.stdout
+    assert "1 file will be processed again" in again.stdout
     done = fuploader(project, "ship")
     assert done.returncode == 0, done.stderr
     assert archived_files(project / "objects")["results/bad"] == [b"BAD"]

@@ -65,7 +65,7 @@ def test_what_a_sink_did_not_take_is_listed_and_stored_again_alone(project: Path
     (project / "app.py").write_text(APP.replace('["ids"]', '.get("ids", [3])'))
     done = fuploader(project, "dead-letters", "requeue", letters["d"]["id"], "--stage")
     assert done.returncode == 0, done.stderr
-    assert "stored 1 rows of 1 files" in done.stdout
+    assert "stored 1 row of 1 file" in done.stdout
     assert {one["name"] for one in listed(project)} == {"b", "c"}
     again = fuploader(project, "dead-letters", "requeue", letters["d"]["id"], "--stage")
     assert again.returncode == 0, again.stderr
@@ -98,7 +98,7 @@ def test_letters_whose_items_a_redo_stored_are_settled_and_not_sent(
     for which in ("--all", letter["id"]):
         done = fuploader(project, "dead-letters", "requeue", which, *how)
         assert done.returncode == 0, done.stderr
-        assert "1 dead letters are settled" in done.stdout
+        assert "1 dead letter is settled" in done.stdout
         assert "by redo 1 of sink rows" in done.stdout
         assert "sent" not in done.stdout
     assert ids(project, "numbers") == [1, 2]

@@ -85,7 +85,7 @@ def test_handlers(tmp_path: Path) -> None:
     assert ship == SHIP
     assert len(json.loads(run(process, project))) == 3
     assert "3 messages are confirmed" in run(first, project)
-    assert "1 messages are confirmed" in run(second, project)
+    assert "1 message is confirmed" in run(second, project)
     store = project / "data/object-store"
     ship_until(lambda: len(archived_files(store)) >= 8, project)
     files = {name: content for name, (content,) in archived_files(store).items()}

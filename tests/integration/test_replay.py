@@ -240,7 +240,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = stored(settings, {"a.json": JSON}, {"b.json": JSON})
     answer = fuploader(tmp_path, "replay", keys[1])
     assert answer.returncode == 0, answer.stderr
-    assert "1 messages of 1 archives are confirmed by embedded queue" in answer.stdout
+    assert "1 message of 1 archive confirmed by embedded queue" in answer.stdout
     answer = fuploader(tmp_path, "replay", "--since", "2020-01-01", "--queue", "another")
     assert answer.returncode == 0, answer.stderr
     assert [file.name for file in files_in(settings)] == ["b.json"]

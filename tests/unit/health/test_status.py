@@ -62,6 +62,6 @@ def test_parts_of_a_queue_are_shown_with_their_lag(
     found = status_of(pipeline(tmp_path, source=InPartsSettings()))["queue"]
     _print_queue(found)
     printed = capsys.readouterr().out
-    assert "topic orders: 1,207 messages wait, 40 are in hand" in printed
+    assert "topic orders: 1,207 messages wait, 40 in hand" in printed
     (line,) = (line for line in printed.splitlines() if "orders/0" in line)
     assert [word for word in line.split() if word[0].isdigit()] == ["1,200", "5,000", "6,200"]
