@@ -6,7 +6,8 @@ These are old runs with their events, their SQLite files and their compute logs;
 ticks; the log files of ticks, which no code of Dagster removes; and what the watch reports each
 minute. Only what belongs to this
 pipeline goes, by the names of its jobs, assets, sensors and schedules. Runs that have not ended
-stay. The pipeline needs none of it: receipts, slots and archives are on the disk and in the store.
+stay, and so do those that reported an asset's newest materialization or observation, which the UI
+shows. The pipeline needs none of it: receipts, slots and archives are on the disk and in the store.
 With a run go the materialisations that it reported, so runs are kept at least as long as their
 partitions (`retention_days`).
 """
@@ -32,6 +33,7 @@ from sqlalchemy import and_, delete, func, select
 from sqlalchemy.engine import Connection
 
 from fuploader_dagster.assets.partitions import Names, chunks
+from fuploader_dagster.sensors.old_events import newest_runs
 from fuploader_dagster.settings.pipeline import Pipeline
 
 RUNS_PER_EVALUATION = 500
@@ -62,7 +64,11 @@ def remove_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, *, now: fl
     days = max(pipeline.run_history_days, pipeline.retention_days)
     before = datetime.fromtimestamp(max(now - days * _DAY_SECONDS, 0), timezone.utc)
     ends_at, removed = time.monotonic() + SECONDS_PER_EVALUATION, 0
-    for run in _old_runs(instance, Names.of(pipeline), before):
+    names = Names.of(pipeline)
+    kept = newest_runs(instance, names)
+    for run in _old_runs(instance, names, before):
+        if run.run_id in kept:
+            continue
         if removed >= RUNS_PER_EVALUATION or time.monotonic() > ends_at:
             break
         _remove(instance, run)

@@ -2,9 +2,9 @@
 
 To fold a partition away is to delete its key from the partition set. Dagster lists all keys of the
 set for many things, so the set has to stay small (Dagster advises 100,000 at most). Deleting a key
-deletes no history; `old_history` removes what is old of that. Receipts stay. A partition without a
-receipt is never folded away, unless its slot was damaged and replaced (`mend`); nor is one whose
-rows are still owed to a sink.
+deletes no history; `old_history` and `old_events` remove what is old of that. Receipts stay. A
+partition without a receipt is never folded away, unless its slot was damaged and replaced (`mend`);
+nor is one whose rows are still owed to a sink.
 
 The schedule also adds the partitions of archives that were stored without Dagster (`fuploader
 ship`, `run_pipeline`), as long as it would not fold them away. It reports what no run has reported:
@@ -24,6 +24,7 @@ from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
 from fuploader_dagster.disk.layout import PartitionKey, utc
 from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
+from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.old_history import (
     remove_old_reports,
     remove_old_runs,
@@ -50,7 +51,7 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         cron_schedule="17 * * * *",
         execution_timezone="UTC",
         default_status=schedule_status(running=running),
-        description="Removes the keys of old verified partitions, and old runs and ticks.",
+        description="Removes the keys of old verified partitions, and old runs, events and ticks.",
     )
     def fold(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         registered = context.instance.get_dynamic_partitions(names.partition_set)
@@ -74,14 +75,16 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         remove_partitions(context.instance, names.partition_set, stored)
         now, log_key = time.time(), context.log_key
         runs = remove_old_runs(context.instance, pipeline, now=now)
+        events = remove_old_events(context.instance, pipeline, now=now)
         repository = log_key[0] if log_key else None
         logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
         kept = set(registered).difference(stored).union(added)
         remove_old_reports(context.instance, pipeline, kept, now=now)
         return dg.SkipReason(
             f"folded away {len(stored):,} of {len(registered):,} partitions; added {len(added):,} "
-            f"that were stored without Dagster; removed {runs:,} runs older than run_history_days "
-            f"and {logs:,} logs of ticks older than tick_history_days"
+            f"that were stored without Dagster; removed {runs:,} runs and {events:,} events of "
+            f"sensors older than run_history_days, and {logs:,} logs of ticks older than "
+            f"tick_history_days"
         )
 
     return fold

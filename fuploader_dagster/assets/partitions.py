@@ -99,7 +99,11 @@ class Names:
 
     def is_sink(self, asset: dg.AssetKey) -> bool:
         """Whether it is a sink of the pipeline, or was one."""
-        return asset == self.asset(asset.path[-1]) and asset.path[-1].startswith(_SINK)
+        return self.is_ours(asset) and asset.path[-1].startswith(_SINK)
+
+    def is_ours(self, asset: dg.AssetKey) -> bool:
+        """Whether it is an asset of the pipeline on this node, or was one."""
+        return asset == self.asset(asset.path[-1])
 
     def is_made_by_runs(self, asset: dg.AssetKey) -> bool:
         """Whether runs of the pipeline make this asset."""
