@@ -3,10 +3,11 @@
 Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other). Dagster has no
 call that removes single events.
 
-These are sealed slots, states of the queue, dead letters and checks, with their tags and the rows
-of past checks. What must always hold: an asset keeps its newest event of each kind, and a check its
-newest result, whatever their age; partitions that are still in the pipeline's set keep all; events
-of other assets stay. Events of runs go with their runs (`old_history`).
+These are sealed slots, dead letters and checks, with their tags and the rows of past checks, which
+go as late as runs; and what the watch says of the queue each minute, which goes after
+`tick_history_days`. What must always hold: an asset keeps its newest event of each kind, and a
+check its newest result, whatever their age; partitions that are still in the pipeline's set keep
+all; events of other assets stay. Events of runs go with their runs (`old_history`).
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def remove_old_events(instance: dg.DagsterInstance, pipeline: Pipeline, *, now: 
     if not isinstance(storage, SqlEventLogStorage):
         return 0
     names = Names.of(pipeline)
-    days = max(pipeline.run_history_days, pipeline.retention_days)
-    seconds = max(now - days * _DAY_SECONDS, 0)
-    before = datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
-    ours = [one.to_string() for one in instance.all_asset_keys() if names.is_ours(one)]
     ends_at, removed = time.monotonic() + SECONDS_PER_EVALUATION, 0
-    for asset in ours:
-        for numbers in _old(storage, asset, before, names.partition_set):
+    for asset in filter(names.is_ours, instance.all_asset_keys()):
+        days = max(pipeline.run_history_days, pipeline.retention_days)
+        if asset == names.queue:
+            days = pipeline.tick_history_days
+        moment = datetime.fromtimestamp(max(now - days * _DAY_SECONDS, 0), timezone.utc)
+        before = moment.replace(tzinfo=None)  # as Dagster stores it
+        for numbers in _old(storage, asset.to_string(), before, names.partition_set):
             removed += _remove(storage, numbers)
             if time.monotonic() > ends_at:
                 return removed

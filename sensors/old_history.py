@@ -3,8 +3,7 @@
 Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other).
 
 These are old runs with their events, their SQLite files and their compute logs; the rows of old
-ticks; the log files of ticks, which no code of Dagster removes; and what the watch reports each
-minute. Only what belongs to this
+ticks; and the log files of ticks, which no code of Dagster removes. Only what belongs to this
 pipeline goes, by the names of its jobs, assets, sensors and schedules. Runs that have not ended
 stay, and so do those that reported an asset's newest materialization or observation, which the UI
 shows. The pipeline needs none of it: receipts, slots and archives are on the disk and in the store.
@@ -16,21 +15,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.instance.utils import RUNLESS_RUN_ID
-from dagster._core.storage.event_log.schema import (
-    DynamicPartitionsTable,
-    SqlEventLogStorageTable,
-)
+from dagster._core.storage.event_log.schema import DynamicPartitionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
-from sqlalchemy import and_, delete, func, select
-from sqlalchemy.engine import Connection
 
 from fuploader_dagster.assets.partitions import Names, chunks
 from fuploader_dagster.sensors.old_events import newest_runs
@@ -44,12 +37,6 @@ ASSET_RUNS_LOOKED_AT = 2_000
 _ASSET_JOB = "__ASSET_JOB"
 """Dagster's name for the job of backfills, and of assets that a person materialises."""
 _DAY_SECONDS = 86_400.0
-REPORTS_PER_EVALUATION = 5_000
-_IDS_AT_ONCE = 500
-_REPORTED = (
-    dg.DagsterEventType.ASSET_MATERIALIZATION.value,
-    dg.DagsterEventType.ASSET_OBSERVATION.value,
-)
 _ENDED = [
     dg.DagsterRunStatus.SUCCESS,
     dg.DagsterRunStatus.FAILURE,
@@ -105,55 +92,6 @@ def remove_partitions(
                     columns.partitions_def_name == partition_set, columns.partition.in_(some)
                 )
             )
-
-
-def remove_old_reports(
-    instance: dg.DagsterInstance, pipeline: Pipeline, registered: Collection[str], *, now: float
-) -> int:
-    """Remove old materialisations and observations that no run reported; returns how many.
-
-    Those of the queue after `tick_history_days`, all others as late as runs. The newest of each
-    asset stays, and so do those of partitions that are registered.
-    """
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage):
-        return 0
-    names, runs = Names.of(pipeline), max(pipeline.run_history_days, pipeline.retention_days)
-    days = dict.fromkeys((names.dead_letters, names.sealed_slot, *names.archives), runs)
-    days[names.queue] = pipeline.tick_history_days
-    removed, kept = 0, set(registered)
-    # SQLite has such an event twice: among those of the run "", and in the index.
-    for place in (storage.run_connection(RUNLESS_RUN_ID), storage.index_connection()):
-        with place as connection:
-            removed = sum(
-                _remove_reports(connection, asset, now - days[asset] * _DAY_SECONDS, kept)
-                for asset in days
-            )
-    return removed
-
-
-def _remove_reports(
-    connection: Connection, asset: dg.AssetKey, before: float, kept: Collection[str]
-) -> int:
-    column = SqlEventLogStorageTable.c
-    ours = and_(
-        column.asset_key == asset.to_string(),
-        column.run_id == RUNLESS_RUN_ID,
-        column.dagster_event_type.in_(_REPORTED),
-    )
-    newest = connection.execute(select(func.max(column.id)).where(ours)).scalar() or 0
-    moment = datetime.fromtimestamp(max(before, 0), timezone.utc).replace(tzinfo=None)
-    old = (
-        select(column.id, column.partition)
-        .where(and_(ours, column.timestamp < moment, column.id < newest))
-        .order_by(column.id)
-        .limit(REPORTS_PER_EVALUATION)
-    )
-    ids = [row[0] for row in connection.execute(old) if row[1] not in kept]
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        some = column.id.in_(ids[start : start + _IDS_AT_ONCE])
-        connection.execute(delete(SqlEventLogStorageTable).where(some))
-    return len(ids)
 
 
 def _old_runs(

@@ -26,7 +26,6 @@ from fuploader_dagster.sensors.default_status import schedule_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
 from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.old_history import (
-    remove_old_reports,
     remove_old_runs,
     remove_old_ticks,
     remove_partitions,
@@ -78,8 +77,6 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         events = remove_old_events(context.instance, pipeline, now=now)
         repository = log_key[0] if log_key else None
         logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
-        kept = set(registered).difference(stored).union(added)
-        remove_old_reports(context.instance, pipeline, kept, now=now)
         return dg.SkipReason(
             f"folded away {len(stored):,} of {len(registered):,} partitions; added {len(added):,} "
             f"that were stored without Dagster; removed {runs:,} runs and {events:,} events of "

@@ -21,7 +21,7 @@ from fuploader_dagster.health import remembered
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
-from fuploader_dagster.sensors.old_history import remove_old_reports
+from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.watch_schedule import build_watch_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.settings import pipeline, sealed
@@ -217,6 +217,7 @@ def test_old_reports_go_and_the_newest_and_those_of_registered_slots_stay(
     instance, names = watching.instance, watching.names
     for _ in range(3):
         watching.tick()
+    instance.add_dynamic_partitions(names.partition_set, ["registered"])
     for key in ("folded", "registered", "newest"):
         instance.report_runless_asset_event(
             dg.AssetMaterialization(names.sealed_slot, partition=key)
@@ -229,7 +230,7 @@ def test_old_reports_go_and_the_newest_and_those_of_registered_slots_stay(
 
     def remove(days: float) -> int:
         now = time.time() + days * DAY
-        return remove_old_reports(instance, watching.settings, {"registered"}, now=now)
+        return remove_old_events(instance, watching.settings, now=now)
 
     assert remove(0.9) == 0
     assert remove(1.1) == 2

@@ -57,8 +57,8 @@ def configuration(folder: Path, **pipelines: dict[str, Any]) -> dict[str, Any]:
     return {"storage_root": str(folder / "data"), "pipelines": pipelines}
 
 
-def fill_a_slot(folder: Path, name: str) -> dict[str, bytes]:
-    contents = files(MESSAGES, prefix=name)
+def fill_a_slot(folder: Path, name: str, prefix: str | None = None) -> dict[str, bytes]:
+    contents = files(MESSAGES, prefix=prefix or name)
     publish(intake(folder, source=EmbeddedQueue(path=folder / f"queue-{name}")), contents)
     return contents
 

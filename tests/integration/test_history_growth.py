@@ -43,8 +43,10 @@ def test_quiet_ticks_leave_no_file_and_what_is_old_is_removed_and_nothing_else(
         after = len(list(ticks.iterdir())) if ticks.is_dir() else 0
         assert after == before, f"{QUIET_TICKS} ticks in which nothing happened left files"
 
-        (record,) = daemon.runs()
-        run_id = record.dagster_run.run_id
+        failing.fill_a_slot(tmp_path, "docs", "newer")
+        daemon.until(lambda: daemon.statuses().count("SUCCESS") == 2, "a newer run")
+        record, newer = daemon.runs()
+        run_id, newer_id = record.dagster_run.run_id, newer.dagster_run.run_id
         (foreign,) = (instance.add_run(dg.DagsterRun(job_name="somebody_elses")),)
         instance.report_run_canceled(foreign)
         now = time.time()
@@ -52,11 +54,12 @@ def test_quiet_ticks_leave_no_file_and_what_is_old_is_removed_and_nothing_else(
         assert (runs / f"{run_id}.db").exists()
         assert (logs / run_id).exists()
         assert remove_old_runs(instance, ours, now=now + 31 * DAY) == 1
-        assert [one.run_id for one in instance.get_runs()] == [foreign.run_id]
+        assert {one.run_id for one in instance.get_runs()} == {foreign.run_id, newer_id}
+        assert remove_old_runs(instance, ours, now=now + 365 * DAY) == 0, "it reported the newest"
         assert list(runs.glob(f"{run_id}*")) == []
         assert not (logs / run_id).exists()
         assert instance.all_logs(run_id) == []  # asking makes an empty file anew
-        assert len(receipts_between(layout)) == 1
+        assert len(receipts_between(layout)) == 2
 
         def rows() -> int:
             states = [
