@@ -28,7 +28,8 @@ DATABASE_TESTS := $(sort $(wildcard tests/code_location/test_postgres_*.py \
 	tests/faults/test_kafka_*.py tests/integration/test_kafka_*.py))
 TASK_TESTS := $(sort $(wildcard \
 	tests/contract/notifiers/test_*.py tests/contract/processors/test_*.py \
-	tests/faults/test_fetch_*.py tests/faults/test_hostile_functions.py tests/faults/test_notice_*.py \
+	tests/faults/test_fetch_*.py tests/faults/test_hostile_functions.py tests/faults/test_lost_*.py \
+	tests/faults/test_notice_*.py \
 	tests/faults/test_processing_*.py tests/faults/test_redo_*.py tests/faults/test_seal_each_*.py \
 	tests/integration/test_cli_process.py tests/integration/test_compose.py \
 	tests/integration/test_examples.py tests/integration/test_fetch_*.py tests/integration/test_image.py \

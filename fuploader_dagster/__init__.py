@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.source import MessageSource as MessageSource
     from fuploader_dagster.contracts.source import PartDepth as PartDepth
     from fuploader_dagster.contracts.source import SourceSettings as SourceSettings
+    from fuploader_dagster.contracts.state import Claim as Claim
     from fuploader_dagster.contracts.state import Commit as Commit
     from fuploader_dagster.contracts.state import Note as Note
     from fuploader_dagster.contracts.state import SlotCount as SlotCount
@@ -203,7 +204,15 @@ _NAMES = {
         "PartDepth",
         "SourceSettings",
     ),
-    "contracts.state": ("Commit", "Note", "SlotCount", "Snapshot", "StateSettings", "StateStore"),
+    "contracts.state": (
+        "Claim",
+        "Commit",
+        "Note",
+        "SlotCount",
+        "Snapshot",
+        "StateSettings",
+        "StateStore",
+    ),
     "definitions": (
         "build_asset_checks",
         "build_assets",

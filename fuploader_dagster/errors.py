@@ -19,6 +19,7 @@
     |   +-- MigrationNeeded      FUploader's data must be migrated before the pipeline starts
     |   +-- SourceRefused        the queue refuses us: login, rights, no such queue
     |   |   +-- MessageRefused       it refuses one message, which is too large, for example
+    |   +-- OutdatedCopy         another copy of this storage root has been written since
     |   +-- StateRefused         the state store refuses us: rights, no memory, not the master
     |   +-- StoreRefused         the object store refuses us: key, rights, no such bucket
     |   |   +-- ColdObject           the object is stored, but must be restored to be read
@@ -173,6 +174,10 @@ class MessageRefused(SourceRefused):
         super().__init__(message, hint=hint)
         self.position = position
         self.confirmed = confirmed
+
+
+class OutdatedCopy(PermanentError):
+    """This storage root is a copy of one that has been written elsewhere since it was copied."""
 
 
 class StateRefused(PermanentError):

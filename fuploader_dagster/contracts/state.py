@@ -5,9 +5,11 @@ What must always hold:
 - The store coordinates and counts; nothing is stored only there. Losing all of it loses no message:
   a worker that starts puts back what the directories say.
 - One committed batch costs one round trip (`record`), however many messages it has.
-- One storage root at a time claims a slot. Within a storage root a file lock decides; the claim
-  catches two machines with the same node name. Only the root that holds a claim can renew or
-  release it, and it expires by itself after its time to live.
+- One storage root in one place claims a slot. Within a storage root a file lock decides; the claim
+  catches two machines with the same node name, and two copies of one storage root. Only its holder
+  can renew or release a claim, and it expires by itself after its time to live.
+- Each take-over of a slot raises its epoch. A claim of an earlier epoch renews and commits nothing
+  any more, and a copy of a storage root that missed an epoch never claims the slot again.
 - Others who can write to the store may write nonsense. A value that no method here would have
   stored is skipped with one line in the log, and the next `record` replaces it. It never stops a
   worker or a tick. The directories on disk are the truth.
@@ -31,6 +33,7 @@ from pydantic import SecretStr
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Settings
+from fuploader_dagster.errors import OutdatedCopy, SlotInUse
 
 HIGHEST_NUMBER = 999_999_999
 """Highest directory number: one per second for 30 years. A store that returns a higher one returns
@@ -59,6 +62,23 @@ class SlotCount:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """One slot, claimed by a storage root in a place."""
+
+    slot: int
+    root_id: str
+    place: str
+    """Tells copies of one storage root apart, and tells people where each is. One line of text."""
+    epoch: int
+    """How often the slot was taken over, this time included; at most `HIGHEST_EPOCH`."""
+    nonce: str
+    """Hex digits, drawn for this take-over: two copies may both come to the same epoch."""
+
+
+HIGHEST_EPOCH = 10**15 - 1
+
+
+@dataclass(frozen=True)
 class Commit:
     """What one durable commit changed. `slots` are absolute counts, totals are differences."""
 
@@ -69,6 +89,8 @@ class Commit:
     stored_bytes: int = 0
     duplicates: int = 0
     dead_letters: int = 0
+    claims: Sequence[Claim] = ()
+    """With which `slots` were taken. A store that knows no epochs ignores them."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,37 @@ class StateStore(ABC):
     def release(self, slots: Sequence[int], root_id: str) -> None:
         """Release claims. Those of other roots stay."""
 
+    def take(self, claims: Sequence[Claim], ttl_seconds: float) -> Sequence[Claim]:
+        """Take slots over, all or none; returns the claims that hold now, which `record` is given.
+
+        Like `claim`, but also tells copies of a root apart. For a slot whose last take-over was by
+        the same root:
+
+        - in the same place, it is taken at once, in an epoch higher than the last one, or in the
+          last one if the nonce is the same too. The file lock has kept others out.
+        - in another place, it raises `OutdatedCopy` if the last epoch is higher than the claim's,
+          or equal with another nonce: that copy has gone on without this one. Otherwise it raises
+          `SlotInUse` until the claim there has expired or was given back.
+
+        A claim without an epoch, as `claim` leaves it, is taken at once by the same root.
+
+        The default is for a store that knows no epochs.
+        """
+        self.claim([one.slot for one in claims], claims[0].root_id, ttl_seconds)
+        return claims
+
+    def give_back(self, claims: Sequence[Claim]) -> None:
+        """Release claims that still hold; those that others have taken over since stay. Who took a
+        slot last is remembered. The default is for a store that knows no epochs."""
+        self.release([one.slot for one in claims], claims[0].root_id)
+
     @abstractmethod
     def record(self, commit: Commit, *, root_id: str, ttl_seconds: float) -> None:
         """In one round trip store a commit's counts, queue its sealed keys, renew its claims.
 
         An entry of `commit.slots` replaces what was stored for the slot. Raises `SlotInUse` and
-        changes nothing if another root holds a claim on one of these slots.
+        changes nothing if another root holds a claim on one of these slots, or if one of
+        `commit.claims` is not the last take-over of its slot, expired or not.
         """
 
     @abstractmethod
@@ -167,6 +214,37 @@ class StateStore(ABC):
 
     def put_note(self, name: str, note: Note) -> None:  # noqa: B027 - the default keeps none
         """Keep the note, unless the store has one of this name that is as late or later."""
+
+
+def refusal(
+    slot: int, holder: str, place: str, ours: Claim | None, *, outdated: bool, about: str
+) -> SlotInUse | OutdatedCopy:
+    """The error for a slot that another root, or another copy of this one, holds in `place`.
+
+    `about`: pipeline, node and store, for people. All stores use these words.
+    """
+    there = f"storage root {holder}" + (f" on {place}" if place else "")
+    here = f", not by this one, {ours.root_id} on {ours.place}" if ours else ""
+    if ours is None or holder != ours.root_id:
+        return SlotInUse(
+            f"slot {slot} of {about} is held by {there}{here}",
+            hint="do two machines use the same node name? Give each a node_id of its own. If the "
+            "other one is gone, this one continues by itself when its claim expires",
+        )
+    if outdated:
+        return OutdatedCopy(
+            f"slot {slot} of {about}: this is an older copy of {there}, which has been written "
+            f"since; this copy is on {ours.place} and is not written any more",
+            hint="remove this copy and keep the other one. Only if the other one is lost for good: "
+            "remove the file root-id in this folder, and this copy continues as a storage root of "
+            "its own",
+        )
+    return SlotInUse(
+        f"slot {slot} of {about} is being written by a copy of this storage root: {there}. This "
+        f"copy is on {ours.place} and waits",
+        hint="stop the one that should not write, and remove its folder. If the other one is gone, "
+        "this one continues by itself when its claim expires",
+    )
 
 
 @lru_cache(maxsize=256)

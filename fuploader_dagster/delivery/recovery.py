@@ -233,7 +233,7 @@ def _leftovers(pipeline: Intake) -> list[Path]:
     """What has one of our names, no live process holds, and no process will come back to."""
     layout = pipeline.layout
     folders = [layout.archives, layout.receipts, layout.mended, layout.workers]
-    folders += [layout.root, layout.redo, *_in(layout.sinks), *_in(layout.notices)]
+    folders += [layout.root, layout.epochs, layout.redo, *_in(layout.sinks), *_in(layout.notices)]
     for name in ("sealed", "active", "processed"):
         folders += layout.root.glob(f"{name}/slot-*")
     found = [path for folder in folders for path in _in(folder) if is_temporary(path.name)]

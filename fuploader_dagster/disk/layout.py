@@ -2,6 +2,7 @@
 
     {storage_root}/{pipeline}/
       root-id                        identity of this folder, for claims in the state store
+      epochs/slot-0                  how often the slot was taken over, as this copy of it knows
       active/slot-0/dir-000001/      one writer, growing
       active/slot-0/next-number      highest directory number handed out
       active/slot-0/positions        how far the queue's messages are stored, if it numbers them
@@ -130,6 +131,7 @@ class Layout:
     alerts = _Below("alerts.json")
     figures = _Below("figures.json")
     root_id = _Below("root-id")
+    epochs = _Below("epochs")
     seal_request = _Below("seal-request")
     """Touched to ask for all active slots to be sealed now."""
     accepted = _Below("accepted.sqlite")
@@ -153,6 +155,9 @@ class Layout:
     """Held by a worker during a commit that looks for copies of redelivered messages."""
     redeliveries = _Below("locks/redeliveries")
     """A counter, raised whenever a worker receives redelivered messages."""
+
+    def epoch(self, slot: int) -> Path:
+        return self.epochs / f"slot-{slot}"
 
     def slot_lock(self, slot: int) -> Path:
         return self.locks / f"slot-{slot}.lock"

@@ -18,6 +18,10 @@ Meanwhile it goes on sealing slots and renewing claims, so that what is stored c
 Trouble (broker, state store, disk) ends the session: unsettled messages go back to the queue, the
 worker says what is wrong, pauses (`pauses`), and starts again from what is on disk.
 
+Another machine, or another copy of this storage root, may take the slots over once the claims on
+them were not renewed for `CLAIM_SECONDS`. Each `record` compares and renews them, so that costs
+nothing; if the last one is that old, they are compared before a commit or a seal as well.
+
 While somebody has paused the intake (`hold`) it does the same, after it has committed what it has
 in hand: outside of the queue, no limit of deliveries and no idle time counts.
 
@@ -39,7 +43,7 @@ from fuploader_dagster.contracts.state import Commit, StateStore
 from fuploader_dagster.dead_letters.letters import DeadLetter, DeadLetterBox
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs
-from fuploader_dagster.disk.root_id import root_id
+from fuploader_dagster.disk.place import running_seconds
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import BadMessage, DiskFull, FuploaderError, SlotInUse
 from fuploader_dagster.intake.disk_space import SpaceWatch
@@ -61,8 +65,9 @@ from fuploader_dagster.slots.slot import SlotOwner
 
 log = logging.getLogger(__name__)
 
-CLAIM_SECONDS = 30.0
-"""How long a claim outlives its last renewal."""
+CLAIM_SECONDS = 15.0
+"""How long a claim outlives its last renewal. After that, a machine to which the disk of a dead one
+was attached continues."""
 HOUSEKEEPING_SECONDS = 1.0
 WORK_OFF_SECONDS = 5.0
 """How long a leaving worker may take to commit what it has in hand instead of giving it back: about
@@ -101,10 +106,10 @@ class Drain:
         self._space = SpaceWatch(pipeline)
         self._hold = Hold(self.layout, obeyed=not despite_pause)
         self._meanwhile = Meanwhile(self._stay_alive)
-        self._root_id = ""
         self._housekeeping_at = 0.0
         self._renewed_at = 0.0
-        """When all claims were renewed; a commit renews that of its own slot only."""
+        """When all claims were renewed, in `running_seconds`; a commit renews that of its own slot
+        only."""
         self._seal_requested_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_logged = 0
@@ -148,7 +153,6 @@ class Drain:
         if self._finished():
             return
         make_dirs(self.layout.root)
-        self._root_id = root_id(self.layout)
         with (
             closing(self.state),
             closing(self._in_hand),
@@ -206,8 +210,9 @@ class Drain:
         self.state.open()
         # Before the slots are locked: a seal request made after that is this worker's to answer.
         self._seal_requested_at = self._seal_request()
-        with self._slots.opened(self.state):
-            self.state.claim(self._slots.numbers, self._root_id, CLAIM_SECONDS)
+        asked_at = running_seconds()
+        with self._slots.opened(self.state, CLAIM_SECONDS):
+            self._renewed_at = asked_at
             reached(CrashPoint.SLOTS_CLAIMED)
             self.state.add_sealed(sealed_partitions(self.layout))
             reached(CrashPoint.SEALED_FOUND)
@@ -238,6 +243,7 @@ class Drain:
             batch = attempt.messages[: len(files)]
             self._batch_bytes = sum(len(message.body) for message in batch)
             slot = self._slots.take_turn(len(batch))
+            self._compare_old_claims()
             with self._redeliveries.turn(batch) as look:
                 for message, file in zip(batch, files, strict=True):
                     if self._redeliveries.is_behind(message, look):
@@ -325,10 +331,17 @@ class Drain:
             self.status.last_dead_reason = letters[-1].reason
 
     def _record(self, commit: Commit) -> None:
-        self.state.record(commit, root_id=self._root_id, ttl_seconds=CLAIM_SECONDS)
+        asked_at = running_seconds()
+        self._slots.record(commit, self.state, CLAIM_SECONDS)
         reached(CrashPoint.PARTITION_PUSHED if commit.sealed else CrashPoint.RECORDED)
         if len(commit.slots) == len(self._slots.numbers):
-            self._renewed_at = time.monotonic()
+            self._renewed_at = asked_at
+
+    def _compare_old_claims(self) -> None:
+        """Raise `SlotInUse` if claims that could not be renewed for too long are others' now: this
+        process, or its machine, was stopped for a while, or a disk did not answer."""
+        if running_seconds() - self._renewed_at > CLAIM_SECONDS:
+            self._record(self._slots.counts())
 
     def _seal_due(self) -> None:
         for slot in self._slots:
@@ -337,6 +350,7 @@ class Drain:
                 self._seal(slot, reason)
 
     def _seal(self, slot: SlotOwner, reason: Reason) -> None:
+        self._compare_old_claims()
         if self.pipeline.divides:  # reads all messages: seconds, on a slow disk
             with self._meanwhile.allowed():
                 sealed = slot.seal_divided(reason)
@@ -364,7 +378,7 @@ class Drain:
         self._stay_alive()
 
     def _renew_claims(self) -> None:
-        if self._slots and time.monotonic() - self._renewed_at > CLAIM_SECONDS / 3:
+        if self._slots and running_seconds() - self._renewed_at > CLAIM_SECONDS / 3:
             self._record(self._slots.counts())
 
     def _log_dead_letters(self, now: float) -> None:
@@ -390,7 +404,8 @@ class Drain:
         if reason and self.pipeline.residue_file_upload:
             for slot in self._slots:
                 self._seal(slot, "shutdown")
-        self.state.release(self._slots.numbers, self._root_id)
+        if reason:  # otherwise the next worker has them, and nobody else may come first
+            self._slots.give_back(self.state)
         reached(CrashPoint.SLOTS_RELEASED)
 
     def _work_off(self) -> None:

@@ -1,17 +1,21 @@
-"""The slots of one worker, from locking them until letting them go.
+"""The slots of one worker, from locking and claiming them until letting them go.
 
 What must always hold: batches go to the slots in turn, each slot getting as many messages as one
 full commit, however small the batches are; so a slow queue fills one slot, not all of them.
+A slot is changed only under its claim: each is locked, then taken over, then recovered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 
-from fuploader_dagster.contracts.state import Commit, StateStore
+from fuploader_dagster.contracts.state import Claim, Commit, StateStore
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.slot import SlotOwner
+from fuploader_dagster.slots.take_over import TakeOver
 
 
 class OwnedSlots:
@@ -21,6 +25,7 @@ class OwnedSlots:
         self.numbers = pipeline.slots_of(worker)
         self._pipeline = pipeline
         self._slots: list[SlotOwner] = []
+        self._claims: dict[int, Claim] = {}
         self._turn = self._given = 0
 
     def __iter__(self) -> Iterator[SlotOwner]:
@@ -30,16 +35,31 @@ class OwnedSlots:
         return len(self._slots)
 
     @contextmanager
-    def opened(self, state: StateStore) -> Iterator[None]:
-        """Lock and recover the slots; raises what opening a `SlotOwner` raises."""
+    def opened(self, state: StateStore, ttl_seconds: float) -> Iterator[None]:
+        """Lock, claim and recover the slots; raises what opening a `SlotOwner`, and taking it over,
+        raise."""
+        take_over = TakeOver.of(self._pipeline.layout)
+
+        def admitted(number: int) -> int:
+            self._claims[number] = take_over.take(number, state, ttl_seconds)
+            return state.highest_number(number)  # after that: nobody else raises it any more
+
         with ExitStack() as stack:
             stack.callback(self._slots.clear)
             for number in self.numbers:
-                slot = SlotOwner(
-                    self._pipeline, number, highest_number=state.highest_number(number)
-                )
+                slot = SlotOwner(self._pipeline, number, admission=partial(admitted, number))
                 self._slots.append(stack.enter_context(slot))
             yield
+
+    def record(self, commit: Commit, state: StateStore, ttl_seconds: float) -> None:
+        """Tell the state store what was committed, which compares and renews the claims."""
+        claims = [self._claims[one.slot] for one in commit.slots]
+        root_id = self._claims[self.numbers[0]].root_id
+        state.record(replace(commit, claims=claims), root_id=root_id, ttl_seconds=ttl_seconds)
+
+    def give_back(self, state: StateStore) -> None:
+        """Give the claims back, for whoever is to have the slots next."""
+        state.give_back([self._claims[number] for number in self.numbers])
 
     @property
     def left_in_turn(self) -> int:

@@ -81,11 +81,14 @@ class SlotOwner:
         slot: int,
         *,
         highest_number: int = 0,
+        admission: Callable[[], int] | None = None,
         keeps_headers: bool = False,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`highest_number`: the highest directory number that the state store remembers.
+        `admission`: returns it; called when the locks are held and nothing is changed yet, and
+        raises if somebody else has the slot.
         `keeps_headers`: messages may have headers, although the pipeline keeps none now.
 
         `clock` tells the time of day, and may be set back; `monotonic` measures intervals.
@@ -98,6 +101,7 @@ class SlotOwner:
         self._clock = clock
         self._monotonic = monotonic
         self._highest = highest_number
+        self._admission = admission
         self._lock = FileLock(self.layout.slot_lock(slot))
         self._folder = FolderLock(self.layout.active_slot(slot))
         self._positions = PositionsFile(self.layout, slot)
@@ -118,6 +122,8 @@ class SlotOwner:
         self._lock.acquire()
         try:
             self._folder.acquire()
+            if self._admission is not None:
+                self._highest = self._admission()
             with naming_disk_trouble(self.layout.active_slot(self.slot)):
                 self._recover()
         except BaseException:

@@ -16,6 +16,7 @@ import pytest
 from fuploader_dagster.contracts.state import (
     HIGHEST_NOTE_TIME,
     HIGHEST_NUMBER,
+    Claim,
     Commit,
     Note,
     SlotCount,
@@ -23,9 +24,16 @@ from fuploader_dagster.contracts.state import (
     StateSettings,
     StateStore,
 )
-from fuploader_dagster.errors import SlotInUse
+from fuploader_dagster.errors import OutdatedCopy, SlotInUse
 
 ROOT_A, ROOT_B = "root a", "root-b"
+HERE, THERE = "host one (boot 1), folder 7", "host two (boot 2), folder 7"
+
+
+def claim_of(
+    epoch: int, nonce: str, place: str = HERE, *, slot: int = 0, root: str = ROOT_A
+) -> Claim:
+    return Claim(slot, root, place, epoch, nonce)
 
 
 def record(store: StateStore, *slots: SlotCount, root: str = ROOT_A, **totals: int) -> None:
@@ -35,6 +43,17 @@ def record(store: StateStore, *slots: SlotCount, root: str = ROOT_A, **totals: i
 def _keeps_notes(store: StateStore) -> bool:
     """Whether the store keeps notes, which it need not."""
     return type(store).put_note is not StateStore.put_note
+
+
+def _knows_epochs(store: StateStore) -> bool:
+    """Whether the store tells copies of one storage root apart, which it need not."""
+    return type(store).take is not StateStore.take
+
+
+def commit_under(store: StateStore, claim: Claim, *, number: int = 1, ttl: float = 60) -> None:
+    counts = [SlotCount(claim.slot, number, 1, 1)]
+    commit = Commit(counts, stored_messages=1, claims=[claim])
+    store.record(commit, root_id=claim.root_id, ttl_seconds=ttl)
 
 
 class StateStoreContract:
@@ -304,3 +323,138 @@ class StateStoreContract:
         store.put_note("intake", Note(late, "of the same moment"))
         kept = {"intake": Note(late, f"at {late}")} if _keeps_notes(store) else {}
         assert store.notes() == kept
+
+    @pytest.fixture
+    def epochs(self, store: StateStore) -> StateStore:
+        if not _knows_epochs(store):
+            pytest.skip("this store knows no epochs")
+        return store
+
+    def test_a_store_without_epochs_takes_and_gives_back_as_it_claims_and_releases(
+        self, store: StateStore
+    ) -> None:
+        claim = claim_of(1, "a1")
+        assert list(store.take([claim], 60)) == [claim]
+        commit_under(store, claim)
+        assert store.snapshot().owners == {0: ROOT_A}
+        with pytest.raises(SlotInUse, match=ROOT_A):
+            store.take([claim_of(1, "b1", THERE, root=ROOT_B)], 60)
+        store.give_back([claim])
+        assert store.snapshot().owners == {}
+        store.take([claim_of(1, "b1", THERE, root=ROOT_B)], 60)
+
+    def test_a_root_in_the_same_place_takes_its_slot_at_once_in_the_next_epoch(
+        self, epochs: StateStore
+    ) -> None:
+        (first,) = epochs.take([claim_of(1, "a1")], 60)
+        (second,) = epochs.take([claim_of(2, "a2")], 60)
+        assert (first.epoch, second.epoch) == (1, 2)
+        (after_loss,) = epochs.take([claim_of(1, "a3")], 60)  # its file of epochs was lost
+        assert after_loss == claim_of(3, "a3")
+
+    def test_a_take_over_whose_answer_was_lost_is_repeated_in_the_same_epoch_anywhere(
+        self, epochs: StateStore
+    ) -> None:
+        epochs.take([claim_of(1, "a1")], 0.2)
+        assert list(epochs.take([claim_of(1, "a1")], 0.2)) == [claim_of(1, "a1")]
+        time.sleep(0.3)  # its disk is attached to another machine
+        assert list(epochs.take([claim_of(1, "a1", THERE)], 60)) == [claim_of(1, "a1", THERE)]
+
+    def test_a_commit_of_an_earlier_epoch_changes_nothing_even_if_the_later_one_is_over(
+        self, epochs: StateStore
+    ) -> None:
+        (old,) = epochs.take([claim_of(1, "a1")], 60)
+        (new,) = epochs.take([claim_of(2, "a2")], 60)
+        commit_under(epochs, new)
+        epochs.give_back([new])
+        before = epochs.snapshot()
+        with pytest.raises(SlotInUse):
+            commit_under(epochs, old, number=9)
+        assert epochs.snapshot() == before
+        assert epochs.highest_number(0) == 1
+
+    def test_a_copy_of_a_root_waits_for_the_claim_and_the_error_says_which_is_where(
+        self, epochs: StateStore
+    ) -> None:
+        epochs.take([claim_of(1, "a1")], 60)
+        with pytest.raises(SlotInUse) as refused:
+            epochs.take([claim_of(2, "b2", THERE)], 60)
+        assert HERE in str(refused.value)
+        assert THERE in str(refused.value)
+        assert epochs.snapshot().owners == {0: ROOT_A}
+        epochs.take([claim_of(2, "a2")], 60)  # the first one is not disturbed
+
+    def test_a_disk_that_was_attached_elsewhere_goes_on_when_the_claim_has_lapsed(
+        self, epochs: StateStore
+    ) -> None:
+        (old,) = epochs.take([claim_of(1, "a1")], 0.2)
+        time.sleep(0.3)
+        (new,) = epochs.take([claim_of(2, "b2", THERE)], 60)
+        commit_under(epochs, new)
+        with pytest.raises(SlotInUse, match="host two"):  # the old holder comes back
+            commit_under(epochs, old)
+        with pytest.raises(OutdatedCopy) as refused:
+            epochs.take([claim_of(2, "a2")], 60)
+        assert THERE in str(refused.value)
+        assert "root-id" in refused.value.hint
+
+    def test_a_copy_that_missed_an_epoch_never_takes_the_slot_though_it_is_free(
+        self, epochs: StateStore
+    ) -> None:
+        (first,) = epochs.take([claim_of(1, "a1")], 60)  # then the disk is copied
+        epochs.give_back([first])
+        (second,) = epochs.take([claim_of(2, "a2")], 60)
+        epochs.give_back([second])
+        assert epochs.snapshot().owners == {}
+        for epoch in (1, 2):
+            with pytest.raises(OutdatedCopy):
+                epochs.take([claim_of(epoch, f"b{epoch}", THERE)], 60)
+        epochs.take([claim_of(1, "c1", THERE, root=ROOT_B)], 60)  # as a root of its own, it may
+
+    def test_a_claim_of_a_version_without_epochs_is_taken_over_at_once_by_its_root_alone(
+        self, epochs: StateStore
+    ) -> None:
+        epochs.claim([0], ROOT_A, 60)
+        with pytest.raises(SlotInUse, match=ROOT_A):
+            epochs.take([claim_of(1, "b1", THERE, root=ROOT_B)], 60)
+        epochs.take([claim_of(1, "a1")], 60)
+        with pytest.raises(SlotInUse):
+            epochs.claim([0], ROOT_B, 60)
+
+    def test_a_take_over_takes_all_slots_or_none(self, epochs: StateStore) -> None:
+        epochs.take([claim_of(1, "b1", THERE, slot=1, root=ROOT_B)], 60)
+        with pytest.raises(SlotInUse, match="slot 1"):
+            epochs.take([claim_of(1, "a1", slot=slot) for slot in range(3)], 60)
+        assert epochs.snapshot().owners == {1: ROOT_B}
+        epochs.take([claim_of(1, "b1", THERE, slot=0, root=ROOT_B)], 60)
+
+    def test_who_lost_a_slot_does_not_give_back_the_claim_of_who_has_it(
+        self, epochs: StateStore
+    ) -> None:
+        (old,) = epochs.take([claim_of(1, "a1")], 0.2)
+        time.sleep(0.3)
+        epochs.take([claim_of(2, "b2", THERE)], 60)
+        epochs.give_back([old])
+        assert epochs.snapshot().owners == {0: ROOT_A}
+        with pytest.raises(SlotInUse):
+            commit_under(epochs, old)
+
+    def test_a_store_that_lost_everything_learns_the_epoch_from_the_next_commit(
+        self, epochs: StateStore
+    ) -> None:
+        commit_under(epochs, claim_of(5, "a5"))
+        with pytest.raises(OutdatedCopy):
+            epochs.take([claim_of(5, "b5", THERE)], 60)
+        assert list(epochs.take([claim_of(6, "a6")], 60)) == [claim_of(6, "a6")]
+
+    def test_a_slot_that_goes_from_one_root_to_another_is_the_first_ones_no_more(
+        self, epochs: StateStore
+    ) -> None:
+        (old,) = epochs.take([claim_of(8, "a8")], 0.2)
+        time.sleep(0.3)
+        (new,) = epochs.take([claim_of(1, "b1", THERE, root=ROOT_B)], 60)
+        commit_under(epochs, new)
+        with pytest.raises(SlotInUse, match="node_id") as refused:
+            commit_under(epochs, old)
+        assert HERE in str(refused.value)
+        assert THERE in str(refused.value)

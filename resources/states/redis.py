@@ -10,13 +10,15 @@ What must always hold:
 - Nothing is sent that a pipeline does not need: docs/operations.md lists the rights.
 - All keys may vanish at any time (FLUSHALL, an empty server): every method works without them.
 
-Format: five keys per pipeline and node, with a hash tag so that a cluster keeps them together:
+Format: six keys per pipeline and node, with a hash tag so that a cluster keeps them together:
 
     {prefix}:{pipeline:node}:slots      hash   slot -> "number messages size_bytes"
     {prefix}:{pipeline:node}:highest    hash   slot -> highest directory number
     {prefix}:{pipeline:node}:claims     hash   slot -> "lapses_at_milliseconds root_id"
     {prefix}:{pipeline:node}:sealed     sorted set, all scores 0, so in lexical order
     {prefix}:{pipeline:node}:totals     hash   counter name -> total
+    {prefix}:{pipeline:node}:epochs     hash   slot -> "epoch nonce place", a line break, "root_id":
+                                               who took the slot last, also after the claim lapsed
 
 and one for all nodes of a pipeline, with the hash tag of the node `local`, so that in a cluster a
 pipeline without `node_id` has it beside the others:
@@ -29,6 +31,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import redis
@@ -37,7 +41,7 @@ from pydantic import Field, SecretStr, field_validator
 from fuploader_dagster.contracts import state
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.disk.layout import NO_NODE
-from fuploader_dagster.errors import SlotInUse, StateRefused
+from fuploader_dagster.errors import StateRefused
 from fuploader_dagster.resources.states import redis_scripts as scripts
 from fuploader_dagster.resources.states import redis_values as values
 from fuploader_dagster.resources.states.redis_connection import address, connect, run, usable
@@ -45,8 +49,10 @@ from fuploader_dagster.resources.states.redis_errors import explained, shown
 from fuploader_dagster.resources.states.redis_examination import judge
 from fuploader_dagster.settings.secret import Secret
 
-_KEYS = ("slots", "highest", "claims", "sealed", "totals")
+_KEYS = ("slots", "highest", "claims", "sealed", "totals", "epochs")
 _MOST_NONSENSE_SHOWN = 3
+_MOST_OF_A_PLACE = 600
+"""Characters that are shown."""
 
 
 class RedisState(state.StateSettings):
@@ -119,7 +125,7 @@ class RedisStateStore(state.StateStore):
         self._client = connect(settings.url, settings.timeout_seconds)
         prefix = f"{settings.key_prefix}:{{{pipeline}:{node}}}"
         self._keys = [f"{prefix}:{name}" for name in _KEYS]
-        self._slots, self._highest, self._claims, self._sealed, self._totals = self._keys
+        self._slots, self._highest, self._claims, self._sealed, self._totals = self._keys[:5]
         self._notes = f"{settings.key_prefix}:{{{pipeline}:{NO_NODE}}}:notes"
 
     def open(self) -> None:
@@ -137,18 +143,38 @@ class RedisStateStore(state.StateStore):
     def release(self, slots: Sequence[int], root_id: str) -> None:
         self._run(scripts.RELEASE, root_id, *slots)
 
+    def take(self, claims: Sequence[state.Claim], ttl_seconds: float) -> list[state.Claim]:
+        if not claims:
+            return []
+        each = [(one.slot, one.epoch, one.nonce, one.place) for one in claims]
+        root_id, ttl = claims[0].root_id, _milliseconds(ttl_seconds)
+        answer = self._run(scripts.TAKE, root_id, ttl, *chain.from_iterable(each))
+        if answer[0] != "taken":
+            self._raise_if_held(answer, claims)
+        return [
+            replace(one, epoch=int(epoch)) for one, epoch in zip(claims, answer[1:], strict=True)
+        ]
+
+    def give_back(self, claims: Sequence[state.Claim]) -> None:
+        if claims:
+            each = [(one.slot, one.epoch, one.nonce) for one in claims]
+            self._run(scripts.GIVE_BACK, claims[0].root_id, *chain.from_iterable(each))
+
     def record(self, commit: state.Commit, *, root_id: str, ttl_seconds: float) -> None:
         counts = [(s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots]
+        claims = [(one.slot, one.epoch, one.nonce, one.place) for one in commit.claims]
         refused = self._run(
             scripts.RECORD,
             root_id,
             _milliseconds(ttl_seconds),
             *(getattr(commit, name) for name in state.TOTALS),
             len(counts),
-            *(value for count in counts for value in count),
+            *chain.from_iterable(counts),
+            len(claims),
+            *chain.from_iterable(claims),
             *commit.sealed,
         )
-        self._raise_if_held(refused)
+        self._raise_if_held(refused, commit.claims)
 
     def highest_number(self, slot: int) -> int:
         with self._explaining():
@@ -214,6 +240,8 @@ class RedisStateStore(state.StateStore):
         self._run(scripts.PROVE, probe)
         self._run(scripts.CLAIM, "doctor", 1)  # of no slots
         self._run(scripts.RELEASE, "doctor")
+        self._run(scripts.TAKE, "doctor", 1)
+        self._run(scripts.GIVE_BACK, "doctor")
         self.forget_sealed([probe])
         self.highest_number(0)
         self.sealed(1)
@@ -235,13 +263,19 @@ class RedisStateStore(state.StateStore):
         with self._explaining():
             return run(self._client, script, self._keys, *arguments)
 
-    def _raise_if_held(self, refused: Sequence[str] | None) -> None:
+    def _raise_if_held(
+        self, refused: Sequence[str] | None, claims: Sequence[state.Claim] = ()
+    ) -> None:
         if refused:
-            slot, holder = refused
-            raise SlotInUse(
-                f"slot {slot} of pipeline {self._pipeline} on node {self._node!r} is held by "
-                f"storage root {shown(holder)}, says {self._settings.describe()}",
-                hint="do two storage roots or machines use the same node name?",
+            kind, slot, holder, place = refused
+            raise state.refusal(
+                int(slot),
+                shown(holder),
+                shown(place, _MOST_OF_A_PLACE) if place else "",
+                next((one for one in claims if one.slot == int(slot)), None),
+                outdated=kind == "outdated",
+                about=f"pipeline {self._pipeline} on node {self._node!r} in "
+                f"{self._settings.describe()}",
             )
 
     @contextmanager

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pydantic import Field
 
 from fuploader_dagster.contracts import state
 from fuploader_dagster.disk.sqlite_files import TROUBLE, Kind, SqliteFile, trouble
-from fuploader_dagster.errors import SlotInUse, StateRefused, StateUnavailable
+from fuploader_dagster.errors import OutdatedCopy, SlotInUse, StateRefused, StateUnavailable
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS slots (
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS highest_numbers (
     PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (
     pipeline TEXT, node TEXT, slot INTEGER, root_id TEXT, lapses_at REAL,
+    PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS epochs (
+    pipeline TEXT, node TEXT, slot INTEGER, root_id TEXT, place TEXT, epoch INTEGER, nonce TEXT,
     PRIMARY KEY (pipeline, node, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sealed (
     pipeline TEXT, node TEXT, key TEXT,
@@ -120,10 +124,30 @@ class SqliteStateStore(state.StateStore):
                 [(*self._key, slot, root_id) for slot in slots],
             )
 
+    def take(self, claims: Sequence[state.Claim], ttl_seconds: float) -> list[state.Claim]:
+        with self._claiming([one.slot for one in claims], ttl_seconds) as db:
+            return [self._take_over(db, one, ttl_seconds) for one in claims]
+
+    def give_back(self, claims: Sequence[state.Claim]) -> None:
+        with self._transaction() as db:
+            for one in claims:
+                if _is_last(one, self._last(db, one.slot)):
+                    db.execute(
+                        "DELETE FROM claims "
+                        "WHERE pipeline = ? AND node = ? AND slot = ? AND root_id = ?",
+                        (*self._key, one.slot, one.root_id),
+                    )
+
     def record(self, commit: state.Commit, *, root_id: str, ttl_seconds: float) -> None:
         slots = [count.slot for count in commit.slots]
         with self._claiming(slots, ttl_seconds) as db:
-            self._take(db, slots, root_id, ttl_seconds)
+            for one in commit.claims:
+                last = self._last(db, one.slot)
+                if last is None:
+                    self._note(db, one)
+                elif not _is_last(one, last):
+                    raise self._refusal(db, one.slot, last.root_id, one)
+            self._take(db, slots, root_id, ttl_seconds, commit.claims)
             db.executemany(
                 "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
                 [(*self._key, s.slot, s.number, s.messages, s.size_bytes) for s in commit.slots],
@@ -259,8 +283,77 @@ class SqliteStateStore(state.StateStore):
                 )
             raise
 
+    def _take_over(
+        self, db: sqlite3.Connection, claim: state.Claim, ttl_seconds: float
+    ) -> state.Claim:
+        """Take one slot over, or raise; then the transaction undoes everything."""
+        last = self._last(db, claim.slot)
+        if last is not None and last.root_id == claim.root_id:
+            missed = last.epoch >= claim.epoch and not _is_last(claim, last)
+            if last.place != claim.place:
+                if missed and self._live_holder(db, claim.slot) in (None, claim.root_id):
+                    raise self._refusal(db, claim.slot, last.root_id, claim, outdated=True)
+                if self._live_holder(db, claim.slot) == claim.root_id:
+                    raise self._refusal(db, claim.slot, last.root_id, claim)
+            if missed:
+                claim = replace(claim, epoch=last.epoch + 1)
+        self._take(db, [claim.slot], claim.root_id, ttl_seconds, [claim])
+        self._note(db, claim)
+        return claim
+
+    def _last(self, db: sqlite3.Connection, slot: int) -> state.Claim | None:
+        """The last take-over of a slot; None if there was none, or it is nonsense."""
+        row = db.execute(
+            "SELECT slot, root_id, place, epoch, nonce FROM epochs "
+            "WHERE pipeline = ? AND node = ? AND slot = ? AND typeof(root_id) = 'text' "
+            "AND typeof(place) = 'text' AND typeof(nonce) = 'text' "
+            "AND typeof(epoch) = 'integer' AND epoch BETWEEN 1 AND ?",
+            (*self._key, slot, state.HIGHEST_EPOCH),
+        ).fetchone()
+        return None if row is None else state.Claim(*row)
+
+    def _note(self, db: sqlite3.Connection, claim: state.Claim) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO epochs (pipeline, node, slot, root_id, place, epoch, nonce) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*self._key, claim.slot, claim.root_id, claim.place, claim.epoch, claim.nonce),
+        )
+
+    def _live_holder(self, db: sqlite3.Connection, slot: int) -> str | None:
+        row = db.execute(
+            "SELECT root_id FROM claims WHERE pipeline = ? AND node = ? AND slot = ? "  # noqa: S608 - our own names
+            f"AND {_IS_A_CLAIM} AND lapses_at > ?",
+            (*self._key, slot, time.time()),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def _refusal(
+        self,
+        db: sqlite3.Connection,
+        slot: int,
+        holder: str,
+        claim: state.Claim | None,
+        *,
+        outdated: bool = False,
+    ) -> SlotInUse | OutdatedCopy:
+        last = self._last(db, slot)
+        pipeline, node = self._key
+        return state.refusal(
+            slot,
+            holder,
+            last.place if last is not None and last.root_id == holder else "",
+            claim,
+            outdated=outdated,
+            about=f"pipeline {pipeline} on node {node!r} in {self._settings.describe()}",
+        )
+
     def _take(
-        self, db: sqlite3.Connection, slots: Iterable[int], root_id: str, ttl_seconds: float
+        self,
+        db: sqlite3.Connection,
+        slots: Iterable[int],
+        root_id: str,
+        ttl_seconds: float,
+        claims: Sequence[state.Claim] = (),
     ) -> None:
         """Claim or renew; if a slot is held by others, the transaction undoes everything."""
         now = time.time()
@@ -277,12 +370,8 @@ class SqliteStateStore(state.StateStore):
                     "SELECT root_id FROM claims WHERE pipeline = ? AND node = ? AND slot = ?",
                     (*self._key, slot),
                 ).fetchone()
-                pipeline, node = self._key
-                raise SlotInUse(
-                    f"slot {slot} of pipeline {pipeline} on node {node!r} is held by storage root "
-                    f"{holder}, says {self._settings.describe()}",
-                    hint="do two storage roots use the same node name?",
-                )
+                claim = next((one for one in claims if one.slot == slot), None)
+                raise self._refusal(db, slot, holder, claim)
 
     def _add_sealed(self, db: sqlite3.Connection, keys: Iterable[str]) -> None:
         db.executemany(
@@ -317,6 +406,14 @@ class SqliteStateStore(state.StateStore):
         what = trouble(error)
         kind = StateUnavailable if what in ("busy", "disk") else StateRefused
         return kind(f"could not use {self._settings.describe()}: {error}", hint=_TO_DO[what])
+
+
+def _is_last(claim: state.Claim, last: state.Claim | None) -> bool:
+    """Whether nobody has taken the slot since."""
+    if last is None:
+        return True
+    ours = (claim.root_id, claim.epoch, claim.nonce)
+    return ours == (last.root_id, last.epoch, last.nonce)
 
 
 def _prepare(db: sqlite3.Connection) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import redis
 
-from fuploader_dagster.contracts.state import HIGHEST_NUMBER, SlotCount, Snapshot, StateStore
+from fuploader_dagster.contracts.state import HIGHEST_NUMBER, Claim, SlotCount, Snapshot, StateStore
 from fuploader_dagster.errors import SlotInUse
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.testing.state_store_contract import ROOT_A, ROOT_B, record
@@ -77,7 +77,7 @@ def keys(redis_server: RedisServer) -> Iterator[Keys]:
 def test_values_that_are_none_of_ours_are_passed_over_told_once_and_written_over(
     keys: Keys, value: str | bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for key in ("highest", "slots", "claims"):
+    for key in ("highest", "slots", "claims", "epochs"):
         keys.put(key, "0", value)
         keys.put(key, "x\ny", value)
         keys.put(key, "9" * 5000, value)
@@ -98,7 +98,8 @@ def test_values_that_are_none_of_ours_are_passed_over_told_once_and_written_over
     assert found.verdict == "warning"
     assert found.found.isprintable()
     if value != NO_NUMBERS["a claim"]:
-        store.claim([0], ROOT_A, 60)
+        (claim,) = store.take([Claim(0, ROOT_A, "here", 3, "a3")], 60)
+        assert claim.epoch == 3
         record(store, SlotCount(0, 7, 3, 4), stored_messages=1, stored_bytes=1, duplicates=1)
         snapshot = store.snapshot()
         assert snapshot.slots == (SlotCount(0, 7, 3, 4),)

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from fuploader_dagster.contracts.diagnosis import Diagnosis, Verdict, trouble
-from fuploader_dagster.contracts.state import Commit, SlotCount
+from fuploader_dagster.contracts.state import Claim, Commit, SlotCount
 from fuploader_dagster.errors import FuploaderError, StateRefused, StateUnavailable
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.resources.states.redis_errors import explained
@@ -37,17 +37,17 @@ def drained(settings: RedisState) -> None:
     try:
         store.open()
         store.highest_number(0)
-        store.claim([0], "root", 30)
+        (claim,) = store.take([Claim(0, "root", "here", 1, "a1")], 30)
         store.add_sealed(["key"])
         store.record(
-            Commit(slots=[SlotCount(0, 1, 1, 1)], stored_messages=1),
+            Commit(slots=[SlotCount(0, 1, 1, 1)], stored_messages=1, claims=[claim]),
             root_id="root",
             ttl_seconds=30,
         )
         assert store.sealed(1) == ["key"]
         store.forget_sealed(["key"])
         store.snapshot()
-        store.release([0], "root")
+        store.give_back([claim])
     finally:
         store.close()
 
