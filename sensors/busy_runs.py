@@ -64,7 +64,7 @@ def unfinished_runs(
             works = (
                 run.status is dg.DagsterRunStatus.QUEUED
                 or any(is_held(lock) for key in keys for lock in layout.locks_of(key))
-                or now - _last_event(instance, record) < YOUNG_SECONDS
+                or now - last_event(instance, record) < YOUNG_SECONDS
             )
             selected = frozenset(run.asset_selection or ())
             found.append(UnfinishedRun(named(record), keys, works, selected))
@@ -105,7 +105,7 @@ def given_up(keys: Collection[str], runs: Sequence[UnfinishedRun]) -> list[str]:
     ]
 
 
-def _last_event(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
+def last_event(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
     """When something last happened in a run; seconds since 1970. Never in the future: if the clock
     was set back, what happened before that counts as old."""
     moments = [record.update_timestamp.timestamp(), record.create_timestamp.timestamp()]

@@ -7,10 +7,11 @@ container that is removed), they stay "started" for ever: their partitions count
 and each run takes one of the places for concurrent runs. So the recovery schedule looks for them.
 
 What must always hold: a run is called dead only if its process was on this machine and is gone.
-Every run reports its process id when it starts. The kernel may have reused the number since, so a
-process that is younger than the run's start is another one. A run that has reported no process for
-`LONGEST_START_SECONDS` never started. Runs that other launchers started, in containers or on other
-machines, are left to those launchers.
+Every run reports its process id when it starts, and at its first step on which machine it is
+(`assets/run_machine.py`). The kernel may have reused the number since, so a process that is younger
+than the run's start is another one. A run that has come to no step, and from which nothing was
+heard for `LONGEST_START_SECONDS`, never started. Runs that other launchers started, in containers
+or on other machines, are left to those launchers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import dagster as dg
 from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.run_machine import machine_of
+from fuploader_dagster.disk.place import is_this_machine
+from fuploader_dagster.sensors.busy_runs import last_event
 
 _BEGUN = [
     dg.DagsterRunStatus.STARTING,
@@ -30,7 +34,8 @@ _BEGUN = [
     dg.DagsterRunStatus.CANCELING,
 ]
 LONGEST_START_SECONDS = 900.0
-"""From a run's launch to its process id. Dagster's run monitoring, where it is on, waits 180 s."""
+"""Of silence between a run's launch and its first step. Dagster's run monitoring, where it is on,
+waits 180 s."""
 _GONE = (
     "The process of this run is gone: it was killed together with its code server. "
     "Nothing is lost; what the run did not finish will be asked for again."
@@ -63,7 +68,8 @@ def end_dead_runs(instance: dg.DagsterInstance, names: Names) -> list[dg.Dagster
 
 
 def living_process_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> int | None:
-    """The process id of a run on this machine; None if it is gone, or not reported yet."""
+    """The process id of a run on this machine; None if it is gone, or not reported yet. Whether it
+    is on this machine, the caller knows."""
     process = _process_of(run, instance)
     return process[0] if process is not None and _still_there(*process) else None
 
@@ -75,15 +81,16 @@ def _is_ours(run: dg.DagsterRun, names: Names) -> bool:
 
 def _is_dead(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:
     run = record.dagster_run
-    process = _process_of(run, instance)
-    if process is None:
-        silent_seconds = time.time() - record.update_timestamp.timestamp()
-        # A run that somebody executes in their own process starts without reporting which.
-        in_process = run.status is dg.DagsterRunStatus.STARTED
-        if in_process or silent_seconds < LONGEST_START_SECONDS:
-            return False
-    elif _still_there(*process):
+    process, place = _process_of(run, instance), machine_of(run)
+    if place is not None and not is_this_machine(place):
         return False
+    if process is not None and _still_there(*process):
+        return False
+    if process is None or place is None:
+        # A run that somebody executes in their own process starts without reporting which.
+        in_process = process is None and run.status is dg.DagsterRunStatus.STARTED
+        if in_process or time.time() - last_event(instance, record) < LONGEST_START_SECONDS:
+            return False
     now = instance.get_run_by_id(run.run_id)  # it may have ended in this moment
     return now is not None and now.status is run.status
 

@@ -38,6 +38,7 @@ from fuploader_dagster.control.wishes import PARTS, Wishes, known
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.place import machine
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import supervisor_for
@@ -108,7 +109,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         problems = _problems(pipeline, dry=dry)
         layout, root = pipeline.layout, pipeline.layout.root
         try:
-            new, snapshot, wishes = _look(pipeline, context.instance, names, dry=dry)
+            new, elsewhere, snapshot, wishes = _look(pipeline, context.instance, names, dry=dry)
         except FuploaderError as error:
             others = [problem for problem in problems if str(error) not in problem]
             return _in_trouble("; ".join([*others, str(error)]), root, dry=dry)
@@ -127,7 +128,9 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
             events.append(_reachable(pipeline, trouble))
         if str(wishes) != last.paused:
             events.append(_wanted(names, wishes))
-        summary = "; ".join(filter(None, (str(wishes), _summary(last, snapshot, layout, now))))
+        of_others = _elsewhere(elsewhere, pipeline)
+        now_doing = _summary(last, snapshot, layout, now)
+        summary = "; ".join(filter(None, (str(wishes), of_others, now_doing)))
         if dry:
             summary = f"{SAID}; a tick would {_duty(pipeline)}; {summary}"
         waits_for = _last_run(len(new), now - last.asked_at, pipeline, names, context.instance)
@@ -225,14 +228,20 @@ def _duty(pipeline: Pipeline) -> str:
 
 def _look(
     pipeline: Pipeline, instance: dg.DagsterInstance, names: Names, *, dry: bool
-) -> tuple[list[str], Snapshot, Wishes]:
-    """Sealed slots to be registered, what the state store knows, and what is paused."""
+) -> tuple[list[str], int, Snapshot, Wishes]:
+    """Sealed slots to be registered, the number of those on another disk, what the state store
+    knows, and what is paused."""
     settings = pipeline.state.in_a_hurry()
     with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         state.open()
         waiting = WaitingList(state, pipeline, changing=not dry)
-        new = waiting.unregistered(instance, names)[:KEYS_PER_TICK]
-        return new, state.snapshot(), known(pipeline.layout, state, changing=not dry)
+        new = waiting.unregistered(instance, names, KEYS_PER_TICK)
+        return (
+            new,
+            waiting.elsewhere,
+            state.snapshot(),
+            known(pipeline.layout, state, changing=not dry),
+        )
 
 
 def _last_run(
@@ -255,6 +264,16 @@ def _last_run(
     for record in instance.get_run_records(of_this_sensor, limit=1):
         return named(record)
     return None
+
+
+def _elsewhere(slots: int, pipeline: Pipeline) -> str:
+    if not slots:
+        return ""
+    return (
+        f"{slots:,} sealed slots of node {pipeline.node} are not on the disk of this machine, "
+        f"{machine()}, and are left to the one that has them: if that is another machine, give "
+        f"each a node_id of its own"
+    )
 
 
 def _read_cursor(cursor: str | None) -> _Cursor:

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
 from fuploader_dagster.sensors.default_status import schedule_status
@@ -44,6 +45,7 @@ def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
 
     @dg.op(name=f"{names.scrub_job}_op", retry_policy=dg.RetryPolicy(max_retries=2, delay=60))
     def read_back(context: dg.OpExecutionContext) -> None:
+        note_machine(context)
         rng = random.Random()  # noqa: S311 - a sample
         stored = list(receipts_between(pipeline.layout).values())
         finder = ArchiveFinder({pipeline.name: pipeline})

@@ -12,7 +12,9 @@ schedule adds those that are registered nowhere.
 
 What must always hold: a key leaves the list only when its partition is in the instance, or when it
 is not a slot of this pipeline: anything else that somebody put there is removed and logged.
-Otherwise it would fail each tick (Dagster refuses some names) and stay at the head of the list.
+Otherwise it would fail each tick (Dagster refuses some names) and stay at the head of the list. A
+key of this node is registered only where its slot is on this disk: another machine may have the
+same node name, and runs that were asked for here would not find its slots.
 """
 
 import logging
@@ -22,9 +24,11 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.state import StateStore
-from fuploader_dagster.disk.layout import PartitionKey
+from fuploader_dagster.delivery.mended import find_mended
+from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.receipts import find_receipts
 from fuploader_dagster.slots.sealing import find_sealed
 
 KEYS_LOOKED_AT = 10_000
@@ -45,16 +49,28 @@ class WaitingList:
         self._state = state
         self._pipeline = pipeline
         self._changing = changing
+        self.elsewhere = 0
+        """How many keys of this node are of slots that are not on this disk."""
 
-    def unregistered(self, instance: dg.DagsterInstance, names: Names) -> list[str]:
-        """Keys that are no partitions yet. Those that are partitions leave the list."""
+    def unregistered(self, instance: dg.DagsterInstance, names: Names, most: int) -> list[str]:
+        """At most so many keys of slots on this disk that are no partitions yet. Keys that are
+        partitions leave the list."""
         waiting = self._ours()
         if not waiting:
             return []
         registered = instance.get_existing_dynamic_partitions(names.partition_set, waiting)
         if self._changing:
             self._state.forget_sealed([key for key in waiting if key in registered])
-        return [key for key in waiting if key not in registered]
+        layout = self._pipeline.layout
+        new, missing = [], []
+        for key in waiting:
+            if len(new) >= most:
+                break
+            if key not in registered:
+                (new if _is_here(key, layout) else missing).append(key)
+        stored = find_receipts(layout, missing[:most])  # without Dagster
+        self.elsewhere = len(missing) - len(stored)
+        return sorted([*new, *stored])[:most]
 
     def _ours(self) -> list[str]:
         for _ in range(LOOKS_PER_TICK):
@@ -90,9 +106,12 @@ def _is_ours(text: str, pipeline: Pipeline) -> bool:
     key = PartitionKey.parse(text) if len(text) <= LONGEST_KEY else None
     if key is None:
         return False
-    if key.node == pipeline.node:
-        return True
+    return key.node == pipeline.node or _is_here(text, pipeline.layout)
+
+
+def _is_here(key: str, layout: Layout) -> bool:
+    """Whether the slot, or what became of it, is on this disk."""
     try:
-        return find_sealed(pipeline.layout, text) is not None
+        return find_sealed(layout, key) is not None or find_mended(layout, key) is not None
     except FuploaderError:  # its directory is damaged, and the run will say so
         return True

@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.lookup.found import Copy, Letter, as_builtins
 from fuploader_dagster.lookup.search import Search
@@ -37,6 +38,7 @@ def build_find_job(pipeline: Pipeline) -> dg.JobDefinition:
 
     @dg.op(name=op_name)
     def look(context: dg.OpExecutionContext, config: FindConfig) -> None:
+        note_machine(context)
         if not config.name:
             raise dg.Failure(
                 "the config has no name: say which message to find", allow_retries=False

@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.control.wishes import PARTS, wish
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -49,6 +50,7 @@ def _job(pipeline: Pipeline, name: str, *, paused: bool, description: str) -> dg
 
     @dg.op(name=op_name)
     def say(context: dg.OpExecutionContext, config: PauseConfig) -> None:
+        note_machine(context)
         parts = PARTS if config.what == "both" else (config.what,)
         by = config.by or f"run {context.run_id[:8]}"
         done = wish(pipeline, parts, paused=paused, by=by, reason=config.reason)

@@ -22,6 +22,7 @@ import dagster as dg
 
 from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.partitions import Names, slots_per_run
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.attempts import Outcome
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
@@ -93,6 +94,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         description="One archive for each sealed slot, read back after it was written.",
     )
     def packed_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        note_machine(context)
         _refuse_former_tag(context, names)
         with outcomes.ended_by_interrupts(UNFINISHED):
             step = Step(context, pipeline, pack_partitions(context.partition_keys, pipeline))
@@ -108,6 +110,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         description=f"Archives that the store has confirmed: {pipeline.store.describe()}",
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        note_machine(context)
         _refuse_former_tag(context, names)
         with outcomes.ended_by_interrupts(UNFINISHED):
             step = Step(context, pipeline, _upload(context, pipeline, context.partition_keys))
@@ -138,6 +141,7 @@ def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsD
         ],
     )
     def processed_slot(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        note_machine(context)
         if is_redo(context):
             yield from _redone(context, pipeline)
             return

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.partitions import SHIP_TAG, Names, partitions_of_run
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.repack import repack_partitions
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -35,6 +36,7 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
         retry_policy=outcomes.retry_policy(pipeline),
     )
     def pack_again(context: dg.OpExecutionContext, config: RepackConfig) -> None:
+        note_machine(context)
         partitions = partitions_of_run(context) or config.partitions
         if not partitions:
             raise dg.Failure(

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fuploader_dagster.assets.outcomes import at_intervals
 from fuploader_dagster.assets.partitions import Names, partitions_of_run
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import ReplayReport, Selection, another_queue, replay, select
 from fuploader_dagster.errors import ConfigError
@@ -55,6 +56,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
 
     @dg.op(name=op_name)
     def publish_again(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
+        note_machine(context)
         source = another_queue(pipeline.source, config.queue) if config.queue else pipeline.source
         chosen = _selected(pipeline, partitions_of_run(context) or config.partitions, config)
         selection = Selection(chosen, config.name or None, source.describe())

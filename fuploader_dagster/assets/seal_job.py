@@ -5,6 +5,7 @@
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -15,6 +16,7 @@ def build_seal_job(pipeline: Pipeline) -> dg.JobDefinition:
 
     @dg.op(name=f"{names.seal_job}_op")
     def request(context: dg.OpExecutionContext) -> None:
+        note_machine(context)
         sealed = seal_on_request(pipeline)
         context.log.info(
             f"sealed {len(sealed)} slots that no worker writes. Running workers seal theirs within "

@@ -16,6 +16,7 @@ import dagster as dg
 from fuploader_dagster.assets.outcomes import ended_by_interrupts
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.pipeline_assets import UNFINISHED, Step, is_redo, made, quietly
+from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.rows import store_partitions
 from fuploader_dagster.delivery.sink_notes import SinkNotes
@@ -42,6 +43,7 @@ def _sink_asset(pipeline: Pipeline, name: str) -> dg.AssetsDefinition:
         slots=settings.partitions_per_run,
     )
     def sink(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        note_machine(context)
         trouble = SinkNotes(pipeline.layout, name).trouble
         if trouble is not None and not _is_tried(context, names):
             context.log.warning(f"Rows wait, and nothing is lost: {trouble}")

@@ -35,6 +35,8 @@ from dagster._utils import get_run_crash_explanation
 from dagster._utils.interrupts import capture_interrupts
 
 from fuploader_dagster.assets.partitions import PIPELINE_TAG
+from fuploader_dagster.assets.run_machine import machine_of, machine_tag
+from fuploader_dagster.disk.place import is_this_machine, machine
 from fuploader_dagster.sensors.dead_runs import living_process_of
 
 _forks = multiprocessing.get_context("forkserver")
@@ -52,6 +54,8 @@ class WarmRunLauncher(DefaultRunLauncher):
         process = _forks.Process(
             target=_execute, args=(run.run_id, self._instance.get_ref()), name=f"run {run.run_id}"
         )
+        # Another machine's launcher must not look for this process's number among its own.
+        self._instance.add_run_tags(run.run_id, machine_tag(run.run_id))
         process.start()
         threading.Thread(target=self._watch, args=(process, run.run_id), daemon=True).start()
 
@@ -68,6 +72,14 @@ class WarmRunLauncher(DefaultRunLauncher):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or GRPC_INFO_TAG in run.tags:
             return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
+        if (place := machine_of(run)) is not None and not is_this_machine(place):
+            self._instance.report_engine_event(
+                f"This run works on {place}. Terminate it there: its process number means nothing "
+                f"on {machine()}.",
+                run,
+                cls=type(self),
+            )
+            return False
         self._instance.report_run_canceling(run)
         pid = living_process_of(run, self._instance)
         if pid is None:

@@ -35,12 +35,18 @@ _BOOT_DIGITS = 13
 @lru_cache(maxsize=1)
 def machine() -> str:
     """This machine since its last boot, in words."""
+    return f"{_name()} (boot {_boot_id() or 'unknown'})"
+
+
+def is_this_machine(told: str) -> bool:
+    """Whether `machine()` said this here, now or before the last boot."""
+    return told == machine() or told.startswith(f"{_name()} (boot ")
+
+
+def _name() -> str:
     names = [socket.gethostname(), os.environ.get(MACHINE_VARIABLE, "")]
-    name = (
-        "/".join(filter(None, (_one_line(name, _MOST_OF_A_NAME) for name in names)))
-        or "a machine without a name"
-    )
-    return f"{name} (boot {_boot_id() or 'unknown'})"
+    found = "/".join(filter(None, (_one_line(name, _MOST_OF_A_NAME) for name in names)))
+    return found or "a machine without a name"
 
 
 def place_of(layout: Layout) -> str:

@@ -10,18 +10,34 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
+from dagster._core.utils import make_new_run_id
 
 from fuploader_dagster.assets.partitions import PARTITION_TAG
+from fuploader_dagster.assets.run_machine import MACHINE_TAG, machine_of, machine_tag
+from fuploader_dagster.assets.seal_job import build_seal_job
+from fuploader_dagster.disk.place import machine
 from fuploader_dagster.sensors.dead_runs import end_dead_runs
 from tests.code_location.test_recovery_schedule import Recovering
 
 STARTED = dg.DagsterRunStatus.STARTED
 
 
-def begin(recovering: Recovering, pid: int, *, key: str = "", job_name: str = "") -> str:
-    """A run that is under way in a process, as Dagster's code server records one."""
+def begin(
+    recovering: Recovering, pid: int, *, key: str = "", job_name: str = "", machine: str = "this"
+) -> str:
+    """A run that is under way in a process, as Dagster's code server and its first step record one.
+
+    `machine`: where; "this", a machine in words, or "" if it has come to no step.
+    """
+    run_id = make_new_run_id()
+    told = {"this": machine_tag(run_id), "": {}}.get(
+        machine, {MACHINE_TAG: f"{machine}, run {run_id[:8]}"}
+    )
     run = dg.DagsterRun(
-        job_name=job_name or recovering.names.ship_job, status=STARTED, tags={PARTITION_TAG: key}
+        job_name=job_name or recovering.names.ship_job,
+        run_id=run_id,
+        status=STARTED,
+        tags={PARTITION_TAG: key, **told},
     )
     recovering.instance.add_run(run)
     recovering.instance.report_engine_event("Started", run, EngineEventData.in_process(pid))
@@ -132,3 +148,61 @@ def test_a_run_that_begins_a_second_time_is_not_taken_for_its_first_process(
     assert end_dead_runs(recovering.instance, recovering.names) == []
     recovering.instance.report_engine_event("Started", run, EngineEventData.in_process(sleeper.pid))
     assert len(end_dead_runs(recovering.instance, recovering.names)) == 1
+
+
+def test_a_run_of_another_machine_is_left_alone_though_no_process_here_has_its_number(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Two machines that share an instance, and a node name or none: each judges its own runs."""
+    recovering = Recovering(tmp_path)
+    sleeper.kill()
+    sleeper.wait()
+    theirs = begin(recovering, sleeper.pid, machine="another (boot 1f3c9a2b-41d0)")
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    assert status(recovering, theirs) is STARTED
+    before_the_boot = f"{machine().partition(' (boot ')[0]} (boot 1f3c9a2b-41d0)"
+    ours = begin(recovering, sleeper.pid, machine=before_the_boot)
+    (dead,) = end_dead_runs(recovering.instance, recovering.names)
+    assert dead.run_id == ours
+
+
+def test_a_run_that_has_come_to_no_step_is_ended_only_when_nothing_is_heard_of_it(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows on which machine it is. A run that is started again has the first one's tags."""
+    recovering = Recovering(tmp_path)
+    sleeper.kill()
+    sleeper.wait()
+    begin(recovering, sleeper.pid, machine="")
+    again = begin(recovering, sleeper.pid, machine="")
+    recovering.instance.add_run_tags(again, machine_tag("of-another-run"))
+    assert end_dead_runs(recovering.instance, recovering.names) == []
+    monkeypatch.setattr("fuploader_dagster.sensors.dead_runs.LONGEST_START_SECONDS", -1.0)
+    assert len(end_dead_runs(recovering.instance, recovering.names)) == 2
+
+
+def test_a_run_says_on_which_machine_it_works_whoever_launched_it(tmp_path: Path) -> None:
+    recovering = Recovering(tmp_path)
+    job = build_seal_job(recovering.settings)
+    done = job.execute_in_process(instance=recovering.instance)
+    run = recovering.instance.get_run_by_id(done.run_id)
+    assert run is not None
+    assert machine_of(run) == machine()
+
+
+def test_a_run_of_another_machine_is_not_terminated_by_its_process_number(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    launcher = {"module": "fuploader_dagster.warm_runs", "class": "WarmRunLauncher"}
+    overrides = {"run_launcher": launcher}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
+        told = {MACHINE_TAG: "another (boot 1f3c9a2b-41d0), run 0000aaaa"}
+        run = dg.DagsterRun("docs_ship", run_id="0000aaaa-1", status=STARTED, tags=told)
+        instance.add_run(run)
+        instance.report_engine_event("Started", run, EngineEventData.in_process(sleeper.pid))
+        assert instance.run_launcher.terminate(run.run_id) is False
+        after = instance.get_run_by_id(run.run_id)
+        assert after is not None
+        assert after.status is STARTED
+        said = [entry.message for entry in instance.all_logs(run.run_id)]
+    assert any("This run works on another (boot 1f3c9a2b-41d0)" in one for one in said)

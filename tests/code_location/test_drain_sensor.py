@@ -26,6 +26,8 @@ from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from fuploader_dagster.resources.states.redis import RedisState
 from fuploader_dagster.sensors import drain_sensor
 from fuploader_dagster.sensors.drain_sensor import DrainTrouble
+from fuploader_dagster.slots.sealing import find_sealed
+from fuploader_dagster.standalone import ship_pipeline
 from tests.drains import files, pids, publish, publish_bodies, wait_for, wait_until_handled
 from tests.processors_for_tests import Script
 from tests.servers.ports import free_port
@@ -158,8 +160,7 @@ def test_a_run_takes_at_most_64_slots_and_a_tick_a_bounded_number(
 ) -> None:
     monkeypatch.setattr(drain_sensor, "KEYS_PER_TICK", 150)
     one: Ticking = ticking(drain_by="command")
-    keys = [f"20260101T000000{n:03d}Z-local-s0-{n:06d}" for n in range(1, 201)]
-    one.store().add_sealed(keys)
+    keys = queued(one, 200)
     sizes = []
     for expected in (keys[:150], keys[150:]):
         result = one.tick()
@@ -169,6 +170,34 @@ def test_a_run_takes_at_most_64_slots_and_a_tick_a_bounded_number(
             sizes.append(keys.index(end) - keys.index(start) + 1)
         one.accept(result)
     assert sizes == [64, 64, 22, 50]
+
+
+def test_a_tick_leaves_slots_that_are_not_on_this_disk_to_the_machine_that_has_them(
+    ticking: Any, tmp_path: Path
+) -> None:
+    """Another machine has the same node name, here none, and the same state store."""
+    one: Ticking = ticking(drain_by="command")
+    other: Ticking = ticking(drain_by="command", storage_root=tmp_path / "other")
+    theirs, ours = queued(other, 2), queued(one, 3)
+    result = one.tick()
+    assert new_keys(result) == ours
+    one.accept(result)
+    after = one.tick()
+    assert not after.run_requests
+    assert "2 sealed slots of node local are not on the disk of this machine" in str(
+        after.skip_reason
+    )
+    assert "a node_id of its own" in str(after.skip_reason)
+    assert new_keys(other.tick()) == theirs
+    assert one.store().sealed(10) == theirs
+
+
+def test_a_slot_that_was_stored_before_any_tick_saw_it_is_registered(ticking: Any) -> None:
+    one: Ticking = ticking(drain_by="command")
+    (key,) = queued(one, 1)
+    ship_pipeline(one.settings)
+    assert find_sealed(one.settings.layout, key) is None
+    assert new_keys(one.tick()) == [key]
 
 
 def test_new_slots_do_not_wait_behind_many_that_were_registered_before(
