@@ -29,6 +29,7 @@ from fuploader_dagster.assets.replay_job import build_replay_job
 from fuploader_dagster.assets.seal_job import build_seal_job
 from fuploader_dagster.assets.ship_job import build_ship_job
 from fuploader_dagster.assets.sink_assets import build_sink_assets
+from fuploader_dagster.dagster_internals.code_server import watch_code_server
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.object_stores.resource import as_resource
 from fuploader_dagster.sensors.alert_sensor import build_alert_sensor
@@ -57,6 +58,7 @@ def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definiti
     """
     _check_apart(pipelines)
     refuse_shared_folders(pipelines)
+    watch_code_server()
     return dg.Definitions.merge(
         *(
             dg.Definitions(

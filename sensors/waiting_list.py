@@ -62,7 +62,8 @@ class WaitingList:
         if self._changing:
             self._state.forget_sealed([key for key in waiting if key in registered])
         layout = self._pipeline.layout
-        new, missing = [], []
+        new: list[str] = []
+        missing: list[str] = []
         for key in waiting:
             if len(new) >= most:
                 break

@@ -236,7 +236,8 @@ def supervisor_for(pipeline: Intake) -> Supervisor:
 
 
 @atexit.register
-def _stop_all() -> None:
+def stop_all() -> None:
+    """Have the workers of all pipelines leave, and wait for them."""
     for supervisor in _supervisors.values():
         supervisor.let_go()
     for supervisor in _supervisors.values():
