@@ -19,6 +19,7 @@ from fuploader_dagster.archives.ranges import ReadAhead
 from fuploader_dagster.archives.reader import Archive, no_match
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import DAMAGED, REFUSED, UNPROVEN
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.delivery.find_archive import FoundArchive, find_archive, is_partition
 from fuploader_dagster.disk.header_text import from_text
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -148,8 +149,8 @@ def restore(
         console.print_json({"archive": opened.address, **asdict(report)})
     else:
         before = f"; {report.unchanged:,} of them were there already" if report.unchanged else ""
-        size = f"{report.restored:,} members, {report.size_bytes:,} bytes"
-        console.say(f"restored {size} to {folder}{before}")
+        members = f"{counted(report.restored, 'member')}, {size(report.size_bytes)},"
+        console.say(f"restored {members} to {folder}{before}")
     if report.unproven.count:
         console.complain(f"unproven: {report.unproven}; check the archive with `fuploader verify`")
     report_and_exit(report.damages, report.refused)

@@ -13,6 +13,7 @@ import typer
 from fuploader_dagster.catalog.rebuild import rebuild, remove_catalog
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import DAMAGED
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.errors import StoreRefused
 from fuploader_dagster.lookup.found import Copy, Letter, State, as_builtins
 from fuploader_dagster.lookup.search import Search
@@ -131,7 +132,7 @@ def rebuild_command(
         console.print_json(vars(report))
     else:
         console.say(
-            f"{report.archives:,} archives in the store: {report.added:,} added, "
+            f"{counted(report.archives, 'archive')} in the store: {report.added:,} added, "
             f"{report.gone:,} gone, {len(report.unreadable):,} not readable"
         )
     console.complain_of_each("not readable", report.unreadable)

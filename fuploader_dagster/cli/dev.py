@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from fuploader_dagster.cli import console
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import ConfigError, PermanentError, SlotInUse
 from fuploader_dagster.processing.envelope import encode
@@ -108,7 +109,9 @@ def _put_samples(pipeline: Pipeline, count: int | None) -> None:
     with closing(pipeline.source.publisher()) as publisher:
         if publisher.backlog() == 0:
             published = publisher.publish(sample_messages(count, seed=_next_seed(pipeline)))
-            console.say(f"put {published:,} sample messages into {pipeline.source.describe()}")
+            console.say(
+                f"put {counted(published, 'sample message')} into {pipeline.source.describe()}"
+            )
 
 
 def _next_seed(pipeline: Pipeline) -> int:

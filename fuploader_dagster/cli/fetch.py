@@ -19,6 +19,7 @@ from fuploader_dagster.archives.members import PlainMember
 from fuploader_dagster.archives.writer import write_archive
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED, TRY_LATER
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.delivery.slot_members import FolderMembers, RenamedMembers
 from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.errors import ConfigError, PermanentError
@@ -191,8 +192,9 @@ def _report(addresses: Sequence[Address], outcome: Outcome, output: Path, *, as_
         ]
         console.print_json({"fetched": fetched, "missed": [asdict(one) for one in outcome.missed]})
     else:
-        size = sum(one.file.size_bytes for one in outcome.fetched)
-        console.say(f"fetched {len(outcome.fetched):,} files, {size:,} bytes, into {output}")
+        fetched_bytes = size(sum(one.file.size_bytes for one in outcome.fetched))
+        files = counted(len(outcome.fetched), "file")
+        console.say(f"fetched {files}, {fetched_bytes}, into {output}")
         console.complain_of_each(
             "not fetched",
             [f"address {one.position + 1}, {one.address}: {one.reason}" for one in outcome.missed],

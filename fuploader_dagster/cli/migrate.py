@@ -15,6 +15,7 @@ import typer
 
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.init import write_instance
+from fuploader_dagster.cli.words import counted
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.intake.leftovers import root_of, what_is_left
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -112,7 +113,8 @@ def _take_over(
         sealed = run.take_over(
             pipeline, stopped=stopped, progress=lambda n: progress.advance(task, n)
         )
-    console.say(f"sealed {len(sealed):,} slots with {sum(s.seal.messages for s in sealed):,} files")
+    files = counted(sum(one.seal.messages for one in sealed), "file")
+    console.say(f"sealed {counted(len(sealed), 'slot')} with {files}")
     console.say("next: `fuploader ship` uploads them now; a running Dagster does so by itself")
 
 
@@ -146,7 +148,7 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
         reasons = sorted(set(step.drop.values()))
         lines += [f"      because {reason}" for reason in reasons[:3]]
     for taken in plan.archives:
-        what = "as it is" if taken.only is None else f"{len(taken.only):,} files of it"
+        what = "as it is" if taken.only is None else f"{counted(len(taken.only), 'file')} of it"
         lines.append(f"ship {taken.archive.path}: {what}")
     lines += [f"remove {step.path}: {step.because}" for step in plan.remove]
     lines += [f"set aside {step.path}: {step.because}" for step in plan.aside]
@@ -159,6 +161,7 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
     for remark in plan.remarks:
         console.say(f"note: {remark}")
     console.say(
-        f"{plan.files:,} files of {len(plan.adopt):,} directories and {len(plan.archives):,} "
-        f"archives to take over from {root_of(pipeline)}"
+        f"{counted(plan.files, 'file')} of "
+        f"{counted(len(plan.adopt), 'directory', 'directories')} and "
+        f"{counted(len(plan.archives), 'archive')} to take over from {root_of(pipeline)}"
     )

@@ -14,6 +14,7 @@ import typer
 from fuploader_dagster.archives.restore_folder import RestoreFolder
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.contracts.processor import Item, Result
 from fuploader_dagster.delivery.direct import process_item
 from fuploader_dagster.errors import ConfigError
@@ -84,16 +85,16 @@ def _write(results: Sequence[_Named], output: Path | None) -> None:
     elif output is not None and len(results) == 1 and not output.is_dir():
         with output.open("wb") as file:
             file.writelines(results[0].pieces())
-        console.say(f"wrote {results[0].size_bytes:,} bytes to {output}{results[0].kind}")
+        console.say(f"wrote {size(results[0].size_bytes)} to {output}{results[0].kind}")
     elif output is None:
         for result in results:
-            console.say(f"{result.name}: {result.size_bytes:,} bytes{result.kind}")
+            console.say(f"{result.name}: {size(result.size_bytes)}{result.kind}")
         console.say(f"{len(results)} results; --output FOLDER writes them")
     else:
         with RestoreFolder(output) as folder:
             for result in results:
                 folder.write(result.name, result.pieces())
-        console.say(f"wrote {len(results)} results into {output}")
+        console.say(f"wrote {counted(len(results), 'result')} into {output}")
 
 
 def _header(text: str) -> tuple[str, str]:

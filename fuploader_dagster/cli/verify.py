@@ -20,6 +20,7 @@ from fuploader_dagster.cli.archives import (
     open_archive,
     report_and_exit,
 )
+from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.delivery.find_archive import FoundArchive
 from fuploader_dagster.errors import DamagedArchive, DamagedData, StoreRefused, TooLarge
 
@@ -108,7 +109,7 @@ def _verdict(archive: Archive, found: FoundArchive, threads: int) -> Verdict:
             *what,
             "",
             (),
-            unproven=f"no damage shows in {report.members:,} members, but {unproven}",
+            unproven=f"no damage shows in {counted(report.members, 'member')}, but {unproven}",
             unproven_members=unproven.count,
             unproven_names=unproven.names,
         )
@@ -117,14 +118,15 @@ def _verdict(archive: Archive, found: FoundArchive, threads: int) -> Verdict:
         if report.has_digests
         else "no damage by the checksums of zstd; there is no manifest to compare with"
     )
-    return Verdict(*what, f"{report.members:,} members, {report.size_bytes:,} bytes: {by}", ())
+    members = counted(report.members, "member")
+    return Verdict(*what, f"{members}, {size(report.size_bytes)}: {by}", ())
 
 
 def _proof_as_a_whole(found: FoundArchive, sha256: str) -> str:
     """Compare the SHA-256 of the whole archive. Raises `DamagedArchive` if it is another."""
     with console.bytes_bar("verifying as a whole") as progress:
         verify_whole(found.source, sha256, progress)
-    return f"{found.source.size_bytes:,} bytes, as a whole: as it was stored"
+    return f"{size(found.source.size_bytes)}, as a whole: as it was stored"
 
 
 def _other_than_stored(found: FoundArchive, damages: Sequence[Damage]) -> Sequence[Damage]:

@@ -145,7 +145,7 @@ def test_status_and_replay_know_what_was_processed(fuploader: Fuploader, tmp_pat
     make_dirs(settings.layout.redo / stored.partition)
     plain = fuploader("status")
     assert plain.code == 0, plain.err
-    assert "1 of them are processed, or being processed" in plain.lines
+    assert "1 of them is processed, or being processed" in plain.lines
     assert any(f"{stored.partition} is being processed again" in line for line in plain.lines)
     (found,) = json.loads(fuploader("status", "--json").out)
     assert (found["sealed"], found["processed"], found["redos"]) == (1, 1, [stored.partition])

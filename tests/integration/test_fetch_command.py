@@ -44,7 +44,7 @@ def test_a_list_becomes_files_in_a_folder(origin: HttpHandlerServer, tmp_path: P
     listed(origin, tmp_path, "a.txt", "b.txt second.txt")
     done = fuploader(tmp_path, "fetch", "list.txt", "-o", "out", *ALLOW)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "fetched 2 files, 12,000 bytes, into out\n"
+    assert done.stdout == "fetched 2 files, 11.7 KiB, into out\n"
     assert (tmp_path / "out/a.txt").read_bytes() == b"/a.txt" * 1000
     assert (tmp_path / "out/second.txt").read_bytes() == b"/b.txt" * 1000
     assert fuploader(tmp_path, "fetch", "list.txt", "-o", "out", *ALLOW).returncode == 0

@@ -78,7 +78,7 @@ def test_the_drain_sensor_starts_no_worker_until_the_migrate_and_then_goes_on_by
             assert not any(worker.process for worker in supervisor_for(docs.intake())._workers)
             assert pids(docs.intake()) == set()
         done = fuploader(configuration, "migrate", "--yes", "--pipeline", "docs")
-        assert (done.returncode, "sealed 1 slots with 1 files" in done.stdout) == (0, True), done
+        assert (done.returncode, "sealed 1 slot with 1 file" in done.stdout) == (0, True), done
         (adopted,) = new_keys(sensor.tick())
         assert "-s9999-" in adopted
         wait_until_stored(docs.intake(), contents)

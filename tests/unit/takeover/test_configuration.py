@@ -154,9 +154,9 @@ def test_migrate_shows_the_plan_and_then_takes_over(
     left.parent.mkdir(parents=True)
     left.write_text("{}")
     said = migrate("--dry-run")
-    assert "1 files of 1 directories and 0 archives to take over" in said
+    assert "1 file of 1 directory and 0 archives to take over" in said
     assert left.exists()
-    assert "sealed 1 slots with 1 files" in migrate("--yes")
+    assert "sealed 1 slot with 1 file" in migrate("--yes")
     assert not left.exists()
     assert "nothing of FUploader's is left" in migrate()
 
