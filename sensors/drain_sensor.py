@@ -180,7 +180,7 @@ def _in_trouble(sentence: str, root: Path, *, dry: bool) -> dg.SensorResult:
     A failed tick leaves some 40 lines of traceback in the daemon's log, and a tick comes every 5 s.
     """
     if dry or _is_news(sentence, root):
-        raise DrainTrouble(sentence)
+        raise DrainTrouble(sentence) from None  # its cause is in the sentence
     return dg.SensorResult(skip_reason=f"{IN_TROUBLE}{sentence}")
 
 

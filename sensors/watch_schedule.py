@@ -17,6 +17,7 @@ from fuploader_dagster.assets.dead_letters import letters_metadata
 from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.dead_letters.counts import read_counts
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.balance import tidy
 from fuploader_dagster.health.figures import reading_of, sealed_now
 from fuploader_dagster.health.judging import Judgement, Look, failing, judge, look
@@ -37,6 +38,10 @@ _LARGE = (
 _FIGURES = re.compile(r"[0-9][0-9.,:TZ-]*")
 
 
+class LookFailed(Exception):
+    """Fails the tick with one sentence, so that the UI shows it."""
+
+
 def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.ScheduleDefinition:
     """The watch of a pipeline, once a minute. It launches no runs."""
     names = Names.of(pipeline)
@@ -51,7 +56,10 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
         "checks.",
     )
     def watch(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
-        seen = look(pipeline)
+        try:
+            seen = look(pipeline)
+        except (FuploaderError, OSError) as error:
+            raise LookFailed(in_a_line(f"cannot look at {pipeline.name}: {error}")) from None
         judgements = judge(pipeline, seen)
         if is_dry_run(context):
             return dg.SkipReason(f"{SAID}; a tick would report: {in_a_sentence(judgements, seen)}")

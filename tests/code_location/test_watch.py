@@ -22,7 +22,7 @@ from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.envelope import encode
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.old_events import remove_old_events
-from fuploader_dagster.sensors.watch_schedule import build_watch_schedule
+from fuploader_dagster.sensors.watch_schedule import LookFailed, build_watch_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.settings import pipeline, sealed
 
@@ -240,3 +240,19 @@ def test_old_reports_go_and_the_newest_and_those_of_registered_slots_stay(
     assert remove(400) == 0
     assert instance.get_latest_materialization_event(dg.AssetKey("somebody_elses")) is not None
     assert [check for check in JUDGED if not watching.evaluations(check)] == []
+
+
+def test_a_folder_that_cannot_be_read_fails_the_tick_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = Watching(tmp_path)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(watching.settings.layout.root))
+
+    monkeypatch.setattr("fuploader_dagster.sensors.watch_schedule.look", denied)
+    with pytest.raises(LookFailed) as caught:
+        watching.tick()
+    assert "cannot look at docs: [Errno 13] Permission denied" in str(caught.value)
+    assert caught.value.__suppress_context__  # the trace shows one error
+    assert watching.reports() == []
