@@ -122,7 +122,8 @@ def test_h_is_help(project: Path, command: list[str]) -> None:
 
 
 def test_a_shell_completes_commands_and_options(project: Path) -> None:
-    shown = run(project, "--show-completion", "bash")
+    told = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or it asks who started us
+    shown = run(project, "--show-completion", "bash", **told)
     assert "complete -o default -F _fuploader_completion fuploader" in shown.stdout
 
     def completed(words: str) -> list[str]:
