@@ -671,7 +671,6 @@ def test_doctor_does_not_wait_for_a_host_that_takes_connections_and_says_nothing
         ({"url": "http://host/", "headers": {"a": "1", "A": "2"}}, "there twice"),
         ({"url": "http://host/", "headers": {"Content-length": "1"}}, "set by the pipeline"),
         ({"url": "http://host/", "headers": {"X-Fuploader-Name": "1"}}, "set by the pipeline"),
-        ({"url": "http://host/", "headers": {"A": {"env": "NOT_SET"}}}, "NOT_SET is not set"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: Any, said: str) -> None:
@@ -679,6 +678,14 @@ def test_settings_that_cannot_work_are_refused(settings: Any, said: str) -> None
         load_backend("process", {"kind": "http", **settings}, "here")
     assert said in str(caught.value)
     assert "password" not in str(caught.value)
+
+
+def test_a_header_whose_variable_is_not_set_is_named_where_the_handler_is_asked() -> None:
+    settings = load_backend(
+        "process", {"kind": "http", "url": "http://host/", "headers": {"A": {"env": "NOT_SET"}}}, ""
+    )
+    with pytest.raises(ConfigError, match="environment variable NOT_SET is not set"):
+        settings.headers["A"].get_secret_value()
 
 
 def test_loading_the_settings_does_not_import_aiohttp() -> None:
