@@ -315,3 +315,17 @@ def test_without_the_extra_the_error_names_it() -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("fuploader_dagster.errors.ConfigError: PostgresHistory")
     assert "pip install 'fuploader-dagster[dagster-postgres]'" in last
+
+
+def test_a_wait_for_a_network_that_swallows_everything_ends(
+    tmp_path: Path, history_database: str
+) -> None:
+    """Without these libpq waits for a quarter of an hour; what the address says goes first."""
+    with opened(tmp_path, f"{history_database}?connect_timeout=7") as one:
+        storage = one.event_log_storage
+        with storage.index_connection() as connection:  # type: ignore[attr-defined]
+            used = connection.connection.dbapi_connection.get_dsn_parameters()
+    assert used["connect_timeout"] == "7"
+    assert 0 < int(used["tcp_user_timeout"]) <= 60_000
+    quiet = int(used["keepalives_idle"])
+    assert quiet + int(used["keepalives_interval"]) * int(used["keepalives_count"]) <= 60
