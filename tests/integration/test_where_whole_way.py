@@ -1,4 +1,4 @@
-"""One message on real servers, asked for over HTTP wherever it is."""
+"""One message over HTTP and on real servers, asked for wherever it is."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_a_published_message_is_found_in_every_state_up_to_the_bucket_and_the_si
 ) -> None:
     body = json.dumps({"rec_id": "a-1", "data": "text"}).encode()
     with front_door(settings) as door:
-        publish_bodies(settings, [body])
+        answer = door.ask("POST", "/docs/messages", body, {"content-type": "application/json"})
+        assert (answer.status, answer.json()) == (202, {"ids": ["a-1"]})
         assert asked(door, "a-1")["state"] == "unknown"  # it waits in the queue
         publish_bodies(settings, [b"no JSON"], message_id="bad 1")
         with draining(settings.intake()):
