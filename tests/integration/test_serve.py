@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import openapi_spec_validator
 import pytest
 
 from fuploader_dagster.contracts.source import CommittedBatch, Message, SourceSettings
@@ -556,6 +557,15 @@ def test_a_pause_over_http_is_the_pause_of_the_command(server: Server) -> None:
 
 def test_the_document_is_valid_and_has_every_route(server: Server) -> None:
     document = server.ask("GET", "/openapi.json").json()
+    openapi_spec_validator.validate(document)
+    routes = {(method, path) for path, found in document["paths"].items() for method in found}
+    assert {
+        ("post", "/{pipeline}/messages"),
+        ("get", "/{pipeline}/messages/{id}"),
+        ("get", "/health/ready"),
+        ("post", "/{pipeline}/pause"),
+        ("get", "/metrics"),
+    } <= routes
     assert document["paths"]["/{pipeline}/messages"]["post"]["security"] == [{"token": []}]
     assert document["paths"]["/health/live"]["get"]["security"] == []
     page = server.ask("GET", "/", token=None)

@@ -13,6 +13,8 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.workspace.config_schema import process_workspace_config
 
+from fuploader_dagster.cli.app import COMMANDS
+from fuploader_dagster.front.server import LONGEST_ENDING_SECONDS
 from fuploader_dagster.settings.loading import load_pipelines
 from tests.deployment import (
     DEPLOY,
@@ -27,6 +29,7 @@ from tests.deployment import (
 )
 
 CONFIG = DEPLOY / "config"
+SERVE: Any = next(one for one in COMMANDS if one.name == "serve").load()
 UNITS = sorted((DEPLOY / "systemd").glob("fuploader*"))
 SECRETS = re.findall(r"^(\w+)=", (DEPLOY / "env.example").read_text("utf-8"), re.M)
 SERVICES = compose(dict.fromkeys(SECRETS, "abc123"))["services"]
@@ -77,7 +80,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for unit in UNITS:
         text = unit.read_text("utf-8").replace("/opt/fuploader/bin", str(PROGRAMS))
         (tmp_path / unit.name).write_text(text)
-    assert len(UNITS) == 4
+    assert len(UNITS) == 5
     units = [str(tmp_path / unit.name) for unit in UNITS]
     checked("systemd-analyze", "verify", "--man=no", "--generators=no", *units)
 
@@ -222,6 +225,16 @@ def test_a_unit_runs_what_the_container_runs_and_has_as_long_to_end(part: str) -
     assert unit["ExecStart"] == f"/opt/fuploader/bin/{command}".replace("0.0.0.0", "127.0.0.1")
     assert f"{unit['TimeoutStopSec']}s" == service["stop_grace_period"]
     assert unit["KillMode"] == "mixed", "as in a container: the others are told by the first"
+
+
+def test_the_front_door_runs_where_the_node_does_and_has_time_to_answer() -> None:
+    unit, node = options("fuploader-serve.service"), options("fuploader-node.service")
+    for name in ("User", "KillMode", "RequiresMountsFor"):
+        assert unit[name] == node[name]
+    assert unit["StateDirectory"] in node["StateDirectory"].split()
+    assert float(unit["TimeoutStopSec"]) > LONGEST_ENDING_SECONDS
+    command = unit["ExecStart"].removeprefix("/opt/fuploader/bin/fuploader ").split()
+    assert {*command[1::2]} <= {one for each in SERVE.params for one in each.opts}
 
 
 def test_what_the_page_names_of_these_files_exists() -> None:
