@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from fuploader_dagster.contracts.refused_messages import publish_accepted
-from fuploader_dagster.errors import FuploaderError, MessageRefused, TemporaryError
+from fuploader_dagster.errors import ConfigError, FuploaderError, MessageRefused, TemporaryError
 from fuploader_dagster.front.accepted import Accepted
 from fuploader_dagster.front.answers import Refusal, try_later
 from fuploader_dagster.front.group import Group, Request
@@ -39,6 +39,8 @@ GROUP_BYTES = 16 * 2**20
 MOST_WAITING_BYTES = 256 * 2**20
 """Of requests that the queue has not confirmed yet."""
 ASK_SECONDS = 1.0
+ENDING_SECONDS = 10.0
+"""Longest time that the end waits for a queue."""
 DOWN_SECONDS = 1.0
 """After a failure, requests are refused at once for this long."""
 
@@ -52,6 +54,11 @@ class Publishing:
         self._serve = serve
         self._publisher = pipeline.source.publisher()
         self.publisher_type = type(self._publisher)
+        if serve.headers and not self.publisher_type.keeps_headers:
+            raise ConfigError(
+                f"{pipeline.source.describe()} has no place for the headers of a message",
+                hint=f"remove serve: {{headers: ...}} of {pipeline.name}, or use another queue",
+            )
         self._memory = (
             Accepted(
                 pipeline.layout.accepted,
@@ -82,7 +89,9 @@ class Publishing:
         """Publish what waits, then disconnect."""
         self._requests.put(None)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(ENDING_SECONDS)
+            if self._thread.is_alive():  # a queue that hangs; every request is answered by now
+                return
         self._publisher.close()
         if self._memory is not None:
             self._memory.close()
