@@ -14,7 +14,6 @@ What must always hold:
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from fuploader_dagster.disk.durable import write_all
 from fuploader_dagster.disk.own_files import open_own, opened_own, read_own
 from fuploader_dagster.disk.trouble import naming_disk_trouble
 from fuploader_dagster.errors import UNREADABLE_JSON
+from fuploader_dagster.fetching.running_digest import RunningDigest
 
 RECORDED_BYTES = 256 * 1024
 _READ_BYTES = 1 << 20
@@ -47,7 +47,7 @@ class PartFile:
         self._recorded = not is_new
         """Whether there may be a record."""
         self.size_bytes = 0
-        self.digest = hashlib.sha256()
+        self.digest = RunningDigest()
         self.validator = ""
         """What the server calls this version (for If-Range); empty if it has no name for it."""
         self.total_bytes: int | None = None
@@ -60,7 +60,7 @@ class PartFile:
             return
         if record.boot != _boot() or not record.validator or not self.path.is_file():
             return
-        digest, size = hashlib.sha256(), 0
+        digest, size = RunningDigest(), 0
         # Of a whole file the last byte is fetched again, because the answer has more to say.
         most = self.path.stat().st_size
         if record.total_bytes is not None:
@@ -85,7 +85,7 @@ class PartFile:
                 self._descriptor = open_own(self.path, flags)
             elif self.size_bytes:
                 os.ftruncate(self._descriptor, 0)
-        self.size_bytes, self.digest = 0, hashlib.sha256()
+        self.size_bytes, self.digest = 0, RunningDigest()
         self.validator, self.total_bytes = validator, total_bytes
 
     def go_on(self) -> None:
