@@ -59,7 +59,7 @@ def build_requeue_job(pipeline: Pipeline) -> dg.JobDefinition:
     def send(context: dg.OpExecutionContext, config: RequeueConfig) -> None:
         with _refusals():
             ids = _ids(config)
-            done = send_back(pipeline, ids, stage=config.to == "stage", tell=context.log.info)
+            done = send_back(pipeline, ids, stage=config.to == "stage")
             _hand_over(pipeline, done)
         context.log.info(
             f"sent {done.messages:,} messages to {pipeline.source.describe()}; "

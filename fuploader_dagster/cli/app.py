@@ -163,7 +163,7 @@ COMMANDS = [
         _LOOK,
         "dead-letters",
         "dead_letters",
-        "Messages that could not become files: list, show, requeue, export.",
+        "Messages that could not become files: list, show, requeue, export, discard.",
     ),
     Command(
         _ARCHIVES,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,29 +16,17 @@ from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.cli.stages import hand_over
 from fuploader_dagster.cli.words import counted, size
-from fuploader_dagster.contracts.source import MessagePublisher
-from fuploader_dagster.dead_letters.letters import (
-    DeadLetter,
-    as_message,
-    numbered_dead_letters,
-    requeue,
-    requeued_ids,
-    sink_of,
-)
-from fuploader_dagster.delivery.reprocess import process_again
-from fuploader_dagster.delivery.sending_back import SendingBack
+from fuploader_dagster.dead_letters.letters import DeadLetter, numbered_dead_letters, requeued_ids
+from fuploader_dagster.delivery.send_letters import discard, send_back, waiting_letters
 from fuploader_dagster.delivery.settled_letters import settled
-from fuploader_dagster.delivery.stored_letters import store_letters
 from fuploader_dagster.disk.layout import Layout
-from fuploader_dagster.disk.locks import FileLock, waited_for
 from fuploader_dagster.errors import ConfigError
-from fuploader_dagster.settings.pipeline import Pipeline
 
 SHOWN_REASON = 100
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
-    help="Messages that could not become files: list, show, requeue, export.",
+    help="Messages that could not become files: list, show, requeue, export, discard.",
 )
 
 IdsArgument = Annotated[
@@ -108,7 +95,7 @@ def show(
 ) -> None:
     """Show a whole dead letter: reason, headers and body, a text as text."""
     layout = console.one_pipeline(config, pipeline_name).layout
-    ((_, letter),) = _chosen(layout, [letter_id])
+    ((_, letter),) = waiting_letters(layout, [letter_id])
     if body:
         sys.stdout.buffer.write(letter.body)
     elif as_json:
@@ -154,68 +141,45 @@ def requeue_letters(
     attempt.
     """
     pipeline = console.one_pipeline(config, pipeline_name)
-    if bool(ids) == every:
-        raise ConfigError(
-            "give either the ids of dead letters or --all",
-            hint="`fuploader dead-letters list` shows the ids",
-        )
-    layout = pipeline.layout
-    with waited_for(FileLock(layout.letters_lock("requeue"))):  # or two commands send the same
-        letters = list(_not_sent_back(layout)) if every else _chosen(layout, ids or [])
-        if stage and every:
-            letters = [pair for pair in letters if pair[1].item is not None]
-        left = _do_again(letters, pipeline) if stage else _send(letters, pipeline)
-    if left:
+    _choose(ids, every=every)
+    sent = send_back(pipeline, ids or [], stage=stage)
+    if sent.slots:
+        hand_over(pipeline, sent.slots)
+    _say_settled(sent.settled)
+    for letter_id, reason in sent.refused.items():
+        console.complain(f"{letter_id} stays here: {reason}")
+    nothing = not (sent.settled or sent.refused or sent.slots or sent.files)
+    if not stage:
+        if sent.messages or nothing:
+            console.say(
+                f"sent {counted(sent.messages, 'message')} back to {pipeline.source.describe()}"
+            )
+    elif nothing:
+        console.say("there is nothing to process again")
+    for slot in sent.slots:
+        files = counted(slot.seal.messages, "file")
+        console.say(f"{files} will be processed again, as {slot.seal.partition}")
+    if sent.files:
+        console.say(f"stored {counted(sent.rows, 'row')} of {counted(sent.files, 'file')}")
+    if sent.refused:
         raise typer.Exit(REFUSED)
 
 
-def _send(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> bool:
-    """Send them to the queue. Returns whether some stay that are not settled."""
-    sending = SendingBack(letters, pipeline)
-    sent, refused = 0, 0
-    with ExitStack() as opened:
-        publisher: MessagePublisher | None = None
-        for batch in sending.batches():
-            publisher = publisher or opened.enter_context(closing(pipeline.source.publisher()))
-            messages = [(key, as_message(one, pipeline.message_format)) for key, one in batch]
-            done = requeue(pipeline.layout, messages, publisher)
-            sent += done.sent
-            refused += len(done.refused)
-            for letter_id, error in done.refused:
-                console.complain(f"{letter_id} stays here: {error}")
-    _say_not_sent(sending)
-    if sent or not sending.settled:
-        console.say(f"sent {counted(sent, 'message')} back to {pipeline.source.describe()}")
-    return bool(refused or sending.busy)
+@dead_letters.command(name="discard")
+def discard_letters(
+    ids: IdsArgument = None,
+    config: console.ConfigOption = None,
+    pipeline_name: console.PipelineOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Discard all that wait.")] = False,
+) -> None:
+    """Have dead letters wait no more, because nobody needs them. Nothing is removed.
 
-
-def _do_again(letters: Sequence[tuple[str, DeadLetter]], pipeline: Pipeline) -> bool:
-    """Process them again, or store their rows. Returns whether some stay that are not settled."""
-    of_sinks = SendingBack([pair for pair in letters if sink_of(pair[1])], pipeline)
-    others = SendingBack([pair for pair in letters if not sink_of(pair[1])], pipeline)
-    slots = process_again(others.batches(), pipeline) if others or not of_sinks else []
-    if slots:
-        hand_over(pipeline, slots)
-    _say_not_sent(others)
-    for slot in slots:
-        seal = slot.seal
-        console.say(
-            f"{counted(seal.messages, 'file')} will be processed again, as {seal.partition}"
-        )
-    if not (slots or of_sinks or others.settled):
-        console.say("there is nothing to process again")
-    refused = bool(of_sinks) and _store_again(of_sinks, pipeline)
-    return bool(refused or others.busy or of_sinks.busy)
-
-
-def _store_again(letters: SendingBack, pipeline: Pipeline) -> bool:
-    done = store_letters(letters.batches(), pipeline)
-    _say_not_sent(letters)
-    for letter_id, error in done.refused:
-        console.complain(f"{letter_id} stays here: {error}")
-    if done.letters or done.refused or not letters.settled:
-        console.say(f"stored {counted(done.rows, 'row')} of {counted(done.letters, 'file')}")
-    return bool(done.refused)
+    `fuploader dead-letters list --all` shows them.
+    """
+    pipeline = console.one_pipeline(config, pipeline_name)
+    _choose(ids, every=every)
+    done = counted(discard(pipeline.layout, ids or []), "dead letter")
+    console.say(f"discarded {done}; the bodies stay on the disk")
 
 
 @dead_letters.command()
@@ -256,10 +220,12 @@ def _not_sent_back(layout: Layout, *, every: bool = False) -> Iterator[tuple[str
     return (pair for pair in numbered_dead_letters(layout) if pair[0] not in sent_back)
 
 
-def _say_not_sent(letters: SendingBack) -> None:
-    _say_settled(letters.settled)
-    for letter_id, sentence in letters.busy.items():
-        console.complain(f"{letter_id} stays here: {sentence}")
+def _choose(ids: Sequence[str] | None, *, every: bool) -> None:
+    if bool(ids) == every:
+        raise ConfigError(
+            "give either the ids of dead letters or --all",
+            hint="`fuploader dead-letters list` shows the ids",
+        )
 
 
 def _say_settled(sentences: Mapping[str, str]) -> None:
@@ -273,14 +239,3 @@ def _say_settled(sentences: Mapping[str, str]) -> None:
     )
     for sentence, count in Counter(sentences.values()).most_common(10):
         console.say(f"{count:,} × {sentence}")
-
-
-def _chosen(layout: Layout, ids: list[str]) -> list[tuple[str, DeadLetter]]:
-    wanted = set(ids)
-    found = [pair for pair in numbered_dead_letters(layout) if pair[0] in wanted]
-    if missing := wanted - {letter_id for letter_id, _ in found}:
-        raise ConfigError(
-            f"there is no dead letter {', '.join(sorted(missing))}",
-            hint="`fuploader dead-letters list --all` shows the ids",
-        )
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -35,6 +35,8 @@ class Sent:
     """Whose files will be processed again; they have to be handed to the drain sensor."""
     rows: int = 0
     """Stored in sinks."""
+    files: int = 0
+    """Whose rows were stored."""
     refused: dict[str, str] = field(default_factory=dict)
     """Ids of letters that stay, because the queue or the sink refuses them, or a process works on
     their partition; each with the reason."""
@@ -57,11 +59,9 @@ def waiting_letters(layout: Layout, ids: Sequence[str] = ()) -> list[Numbered]:
     return found
 
 
-def send_back(
-    pipeline: Pipeline, ids: Sequence[str], *, stage: bool, tell: Callable[[str], None]
-) -> Sent:
+def send_back(pipeline: Pipeline, ids: Sequence[str], *, stage: bool) -> Sent:
     """Send letters to the queue, or with `stage` do again what failed; all that wait if no ids are
-    given."""
+    given. Raises `ConfigError` if the pipeline has nothing that a letter could be sent to."""
     layout, done = pipeline.layout, Sent()
     with waited_for(FileLock(layout.letters_lock("requeue"))):  # or two of us send the same
         letters = waiting_letters(layout, ids)
@@ -72,12 +72,11 @@ def send_back(
             letters = [pair for pair in letters if pair[1].item is not None]
         of_sinks = SendingBack([pair for pair in letters if sink_of(pair[1])], pipeline)
         others = SendingBack([pair for pair in letters if not sink_of(pair[1])], pipeline)
-        if others:
+        if others or not of_sinks:
             done.slots = process_again(others.batches(), pipeline)
-            tell(f"{sum(one.seal.messages for one in done.slots):,} files are processed again")
         if of_sinks:
             stored = store_letters(of_sinks.batches(), pipeline)
-            done.rows = stored.rows
+            done.rows, done.files = stored.rows, stored.letters
             done.refused |= {letter_id: str(error) for letter_id, error in stored.refused}
         for sending in (others, of_sinks):
             done.settled |= sending.settled

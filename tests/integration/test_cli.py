@@ -218,4 +218,10 @@ def test_dead_letters_are_listed_shown_exported_and_sent_back(tmp_path: Path) ->
     assert [one["id"] for one in left] == ids[:1]
     publisher = EmbeddedQueue(path=tmp_path / "queue").publisher()
     assert publisher.backlog() == 1
+    assert fuploader(tmp_path, "dead-letters", "discard").returncode == 2
+    assert "1 dead letter;" in fuploader(tmp_path, "dead-letters", "discard", "--all").stdout
+    assert json.loads(fuploader(tmp_path, "dead-letters", "list", "--json").stdout) == []
+    every = fuploader(tmp_path, "dead-letters", "list", "--all", "--json").stdout
+    assert [one["id"] for one in json.loads(every)] == ids
+    assert publisher.backlog() == 1
     publisher.close()
