@@ -65,7 +65,7 @@ class LocalSettings(ObjectStoreSettings):
 
     @field_validator("path")
     @classmethod
-    def _relative_to_the_file(cls, path: str) -> str:
+    def _folder_relative_to_the_file(cls, path: str) -> str:
         return str(placed(Path(path).expanduser()))
 
     def connect(self) -> ObjectStore:

@@ -108,7 +108,7 @@ def test_former_stores_come_from_yaml_and_a_wrong_one_is_named(tmp_path: Path) -
     path = tmp_path / "fuploader.yaml"
     path.write_text(yaml.safe_dump({"pipelines": {"docs": values}}))
     assert [one.describe() for one in load_pipelines(path)["docs"].former_stores] == [
-        "folder old",
+        f"folder {tmp_path / 'old'}",
         "s3://b/",
     ]
     values["former_stores"][1]["bucker"] = "b"

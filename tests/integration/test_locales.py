@@ -74,7 +74,8 @@ def test_no_code_location_loads_where_names_are_not_utf8(tmp_path: Path) -> None
         f"load_pipelines(Path({str(path)!r}))"
     )
     done = run(tmp_path, sys.executable, "-c", code, **NO_UTF8)
-    assert b"ConfigError: the locale of this process makes it write file names in" in done.stderr
+    assert b"errors.ConfigError: " in done.stderr
+    assert b"pipelines.docs: the locale of this process makes it write file names in" in done.stderr
 
 
 def test_no_worker_drains_where_names_are_not_utf8(tmp_path: Path) -> None:

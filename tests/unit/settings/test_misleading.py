@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from fuploader_dagster import Pipeline, build_definitions
 from fuploader_dagster.component import pipelines_of
+from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.health.doctor import examine
 from fuploader_dagster.resources.object_stores.local import LocalSettings
@@ -246,3 +248,16 @@ def test_a_state_store_without_its_secret_says_which(tmp_path: Path) -> None:
     loaded = one(tmp_path, state={"kind": "redis", "url": UNSET})
     with pytest.raises(ConfigError, match=NAMED):
         loaded.state.store(pipeline="docs", node="local").open()
+
+
+def test_no_validator_takes_the_place_of_one_that_was_inherited() -> None:
+    """By its name alone it would, and be called for the fields of both."""
+    classes = [Settings]
+    for one in classes:
+        classes += one.__subclasses__()
+        bases = [base for base in one.__mro__[1:] if issubclass(base, BaseModel)]
+        inherited = {
+            name for base in bases for name in base.__pydantic_decorators__.field_validators
+        }
+        assert not inherited & vars(one).keys(), one
+    assert LocalSettings in classes

@@ -69,7 +69,7 @@ def test_where_it_is_clear_whose_it_is_the_plan_is_shown(
     monkeypatch.chdir(tmp_path)
     leave(tmp_path, *left)
     said = plan_of_docs(tmp_path, pipelines)
-    assert f"{files} files of" in said if files else "nothing of FUploader's is left" in said
+    assert ("1 file of" if files else "nothing of FUploader's is left") in said
 
 
 def test_a_folder_that_is_reached_by_two_names_is_one(tmp_path: Path) -> None:
