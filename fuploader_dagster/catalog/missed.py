@@ -22,6 +22,7 @@ from fuploader_dagster.catalog.catalog import Catalog, CatalogedArchive
 from fuploader_dagster.catalog.name_lists import join_names, pack_names, unpack_names
 from fuploader_dagster.disk.durable import make_dirs, write_for_readers
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.temporaries import whole_files
 from fuploader_dagster.errors import UNREADABLE_JSON
 
 MOST_KEPT = 1000
@@ -49,7 +50,7 @@ def remember(layout: Layout, archive: CatalogedArchive, names: Sequence[str]) ->
 
 def missed_archives(layout: Layout) -> Iterator[tuple[CatalogedArchive, list[str]]]:
     """What waits to be added, with its names. Changes nothing."""
-    for path in sorted(layout.catalog_missed.glob("*.json")):
+    for path in whole_files(layout.catalog_missed, "*.json"):
         try:
             missed = msgspec.json.decode(path.read_bytes(), type=_Missed)
             names = unpack_names(missed.names)
@@ -60,7 +61,7 @@ def missed_archives(layout: Layout) -> Iterator[tuple[CatalogedArchive, list[str
 
 def add_missed(layout: Layout, catalog: Catalog, *, most: int | None = None) -> None:
     """Add what was missed. Raises `CatalogUnusable`, and keeps the rest."""
-    for path in islice(sorted(layout.catalog_missed.glob("*.json")), most):
+    for path in islice(whole_files(layout.catalog_missed, "*.json"), most):
         try:
             missed = msgspec.json.decode(path.read_bytes(), type=_Missed)
             names = unpack_names(missed.names)

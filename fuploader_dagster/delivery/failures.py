@@ -18,6 +18,7 @@ from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import make_dirs, write_durably
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.disk.temporaries import whole_files
 from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -64,7 +65,7 @@ class FailureNotes:
 
     def all(self) -> Iterator[Failure]:
         """The slots that failed and have not got through since."""
-        for path in sorted(self.folder.glob(f"*{FAILURE_SUFFIX}")):
+        for path in whole_files(self.folder, f"*{FAILURE_SUFFIX}"):
             failure = _read(path)
             if failure is not None:
                 yield failure

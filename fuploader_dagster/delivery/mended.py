@@ -13,6 +13,7 @@ import msgspec
 from fuploader_dagster.disk.durable import write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.setting_aside import directories_aside
+from fuploader_dagster.disk.temporaries import whole_files
 from fuploader_dagster.errors import UNREADABLE_JSON
 
 MENDED_SLOT = 9998
@@ -67,7 +68,7 @@ def find_mended(layout: Layout, partition: str) -> Mended | None:
 
 def all_mended(layout: Layout) -> Iterator[Mended]:
     """All slots that were ever found damaged, in the order of their names."""
-    for path in sorted(layout.mended.glob("*.json")):
+    for path in whole_files(layout.mended, "*.json"):
         record = read_mended(path)
         if record is not None:
             yield record

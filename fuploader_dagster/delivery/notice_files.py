@@ -38,6 +38,7 @@ from fuploader_dagster.disk.durable import (
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import read_own
+from fuploader_dagster.disk.temporaries import whole_files
 from fuploader_dagster.errors import UNREADABLE_JSON, ForeignFile
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -83,7 +84,7 @@ class NoticeFiles:
 
     def ends(self) -> list[str]:
         """Tasks that are over and not told to the end, oldest first."""
-        return sorted(path.name.removesuffix(_END) for path in self.folder.glob(f"*{_END}"))
+        return [path.name.removesuffix(_END) for path in whole_files(self.folder, f"*{_END}")]
 
     def end(self, partition: str) -> Task | None:
         return _read(self.folder / f"{partition}{_END}", Task)
@@ -112,7 +113,7 @@ class NoticeFiles:
 
     def sweep(self) -> None:
         """Forget tasks that are told, or that have become nothing, once their slots are gone."""
-        for path in self.folder.glob(f"*{_TOLD}"):
+        for path in whole_files(self.folder, f"*{_TOLD}"):
             self._forget(path.name.removesuffix(_TOLD))
 
     def _forget(self, partition: str) -> None:

@@ -26,6 +26,7 @@ from fuploader_dagster.delivery.trouble_note import TriedNote, note_attempt, rea
 from fuploader_dagster.disk.crash_points import CrashPoint, reached
 from fuploader_dagster.disk.durable import create_durably, make_dirs, remove_file
 from fuploader_dagster.disk.layout import Layout
+from fuploader_dagster.disk.temporaries import whole_files
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import ReceiptFiles, RowsReceipt, rows_receipts
 
@@ -63,8 +64,8 @@ class SinkNotes:
 
     def owed(self) -> list[str]:
         """Partitions whose rows are noted as owed, oldest first."""
-        found = self.folder.glob(f"*{OWED_SUFFIX}")
-        return sorted(path.name.removesuffix(OWED_SUFFIX) for path in found)
+        found = whole_files(self.folder, f"*{OWED_SUFFIX}")
+        return [path.name.removesuffix(OWED_SUFFIX) for path in found]
 
     def is_owed(self, partition: str) -> bool:
         return self._owed(partition).exists()

@@ -30,6 +30,15 @@ def is_temporary(name: str) -> bool:
     return _OWN_TEMPORARY.fullmatch(name) is not None
 
 
+def whole_files(folder: Path, pattern: str) -> list[Path]:
+    """What the pattern matches in the folder, sorted, without what is being written.
+
+    `*` matches temporary names too: whoever takes one for a file's own reads half a file, or a
+    second one that is gone in a moment.
+    """
+    return sorted(path for path in folder.glob(pattern) if not is_temporary(path.name))
+
+
 def final_name(temporary: str) -> str:
     """The final name within a temporary one."""
     return temporary[len(TEMPORARY_PREFIX) + 17 :]

@@ -23,7 +23,7 @@ from fuploader_dagster.disk.durable import write_for_readers
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.own_files import read_own
-from fuploader_dagster.disk.temporaries import TEMPORARY_PREFIX, is_held, remove_unless_held
+from fuploader_dagster.disk.temporaries import is_held, remove_unless_held, whole_files
 from fuploader_dagster.errors import UNREADABLE_JSON, DiskFailed, ForeignFile, FuploaderError
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,7 @@ class StatusReport:
 def read_statuses(layout: Layout) -> list[WorkerStatus]:
     """The statuses of all workers that are alive; files of dead ones are removed."""
     found = []
-    for path in sorted(layout.workers.glob("*.json")):
-        if path.name.startswith(TEMPORARY_PREFIX):  # being written, or left by a dead worker
-            continue
+    for path in whole_files(layout.workers, "*.json"):
         status = _read(path)
         if status is None:
             continue

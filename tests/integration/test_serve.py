@@ -529,7 +529,12 @@ def test_health_says_what_is_wrong_to_who_may_know_it(
                 what="trouble",
                 diagnose=server.log.read_text,
             )
-            assert server.ask("GET", "/health/ready", token=None).status_code == 503
+            wait_until(  # each server process has looked
+                lambda: server.ask("GET", "/health/ready", token=None).status_code == 503,
+                seconds=120,
+                what="the answer that it is not ready",
+                diagnose=server.log.read_text,
+            )
             assert server.ask("GET", "/health/live", token=None).status_code == 200
         finally:
             rabbitmq.start()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from fuploader_dagster.delivery.notice_files import NoticeFiles
+from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.disk import durable, temporaries
+from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import (
     final_name,
@@ -149,3 +154,36 @@ def test_a_worker_says_how_it_is_whatever_the_clock_does_and_whoever_removes_its
     assert [one.worker for one in read_statuses(settings.layout)] == [0]
     report.remove()
     assert list(settings.layout.workers.iterdir()) == []
+
+
+PARTITION = "20261127T203959825Z-local-s0-000003"
+
+
+@pytest.mark.parametrize(
+    ("final", "listed"),
+    [
+        (f"notices/key/{PARTITION}.end", lambda layout: NoticeFiles(layout, "key").ends()),
+        (f"sinks/rows/{PARTITION}.owed", lambda layout: SinkNotes(layout, "rows").owed()),
+    ],
+)
+def test_what_is_being_written_is_no_file_of_another_name(
+    tmp_path: Path, final: str, listed: Callable[[Layout], Sequence[str]]
+) -> None:
+    layout, path = Layout(tmp_path), tmp_path / final
+    path.parent.mkdir(parents=True)
+    with temporary_file(path) as temporary:
+        assert listed(layout) == []
+        temporary.replace(path)
+    assert listed(layout) == [PARTITION]
+
+
+def test_a_pattern_that_matches_temporary_names_is_used_in_one_place_only() -> None:
+    """Files that are only appended to have no temporary names."""
+    package = Path(temporaries.__file__).parents[1]
+    listing = re.compile(r"\bglob\(f?[\"']\*(?![^\"']*\.jsonl)")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if listing.search(re.sub(r"\.rglob\(", "", path.read_text("utf-8")))
+    }
+    assert found == {"disk/setting_aside.py"}  # where anything can lie
