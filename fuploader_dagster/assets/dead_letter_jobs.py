@@ -15,9 +15,14 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
-from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
-from fuploader_dagster.delivery.send_letters import Sent, discard, send_back, waiting_letters
+from fuploader_dagster.delivery.send_letters import (
+    Sent,
+    discard,
+    export,
+    send_back,
+    waiting_letters,
+)
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -90,20 +95,13 @@ def build_export_letters_job(pipeline: Pipeline) -> dg.JobDefinition:
     name = Names.of(pipeline).export_letters_job
 
     @dg.op(name=f"{name}_op")
-    def export(context: dg.OpExecutionContext, config: ExportConfig) -> None:
+    def write(context: dg.OpExecutionContext, config: ExportConfig) -> None:
         with _refusals():
             ids = _ids(config)
             if not config.folder:
                 raise ConfigError("no folder was given", hint="say `folder` in the config")
             letters = waiting_letters(pipeline.layout, ids)
-            written, refused = 0, []
-            with RestoreFolder(Path(config.folder)) as target:
-                for letter_id, letter in letters:
-                    file = letter_id.replace(":", "-")
-                    try:
-                        written += target.write(file, [memoryview(letter.body)])
-                    except Refused as error:
-                        refused.append(error.message)
+            written, refused = export(letters, Path(config.folder))
         context.log.info(f"wrote {written:,} bodies into {config.folder}")
         context.add_output_metadata(
             {"written": written, "folder": dg.MetadataValue.path(config.folder)}
@@ -113,7 +111,7 @@ def build_export_letters_job(pipeline: Pipeline) -> dg.JobDefinition:
 
     return _job(
         name,
-        export,
+        write,
         dg.RunConfig(ops={f"{name}_op": ExportConfig()}),
         "Writes the bodies of dead letters into files in a folder of this node. Existing files are "
         "not touched.",

@@ -11,13 +11,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.cli import console
 from fuploader_dagster.cli.exit_codes import REFUSED
 from fuploader_dagster.cli.stages import hand_over
 from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.dead_letters.letters import DeadLetter, numbered_dead_letters, requeued_ids
-from fuploader_dagster.delivery.send_letters import discard, send_back, waiting_letters
+from fuploader_dagster.delivery.send_letters import discard, export, send_back, waiting_letters
 from fuploader_dagster.delivery.settled_letters import settled
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import ConfigError
@@ -182,8 +181,8 @@ def discard_letters(
     console.say(f"discarded {done}; the bodies stay on the disk")
 
 
-@dead_letters.command()
-def export(
+@dead_letters.command(name="export")
+def export_letters(
     folder: Annotated[Path, typer.Argument(help="Folder to write into; created if it is missing.")],
     config: console.ConfigOption = None,
     pipeline_name: console.PipelineOption = None,
@@ -193,16 +192,10 @@ def export(
     pipeline = console.one_pipeline(config, pipeline_name)
     layout = pipeline.layout
     done = {} if every else settled(_not_sent_back(layout), pipeline)
-    written = refused = 0
-    with RestoreFolder(folder) as target:
-        for letter_id, letter in _not_sent_back(layout, every=every):
-            if letter_id in done:
-                continue
-            try:
-                written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
-            except Refused as error:
-                refused += 1
-                console.complain(f"not written: {error.message}")
+    letters = (pair for pair in _not_sent_back(layout, every=every) if pair[0] not in done)
+    written, refused = export(letters, folder)
+    for sentence in refused:
+        console.complain(f"not written: {sentence}")
     console.say(f"wrote {counted(written, 'body', 'bodies')} into {folder}")
     if refused:
         raise typer.Exit(REFUSED)

@@ -1,11 +1,14 @@
-"""Sends dead letters back: to the queue, or to the stage that failed. For commands and jobs."""
+"""What commands and jobs do with dead letters: send them back, to the queue or to the stage that
+failed, write their bodies into files, discard them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from fuploader_dagster.archives.restore_folder import Refused, RestoreFolder
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.dead_letters.letters import (
     as_message,
@@ -82,6 +85,19 @@ def send_back(pipeline: Pipeline, ids: Sequence[str], *, stage: bool) -> Sent:
             done.settled |= sending.settled
             done.refused |= sending.busy
     return done
+
+
+def export(letters: Iterable[Numbered], folder: Path) -> tuple[int, list[str]]:
+    """Write each raw body into a file of its own in the folder; existing files are not touched.
+    Returns how many were written, and a sentence for each that was not."""
+    written, refused = 0, []
+    with RestoreFolder(folder) as target:
+        for letter_id, letter in letters:
+            try:
+                written += target.write(letter_id.replace(":", "-"), [memoryview(letter.body)])
+            except Refused as error:
+                refused.append(error.message)
+    return written, refused
 
 
 def discard(layout: Layout, ids: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.processed import find_processed
-from fuploader_dagster.slots.sealing import find_sealed
+from fuploader_dagster.slots.sealing import SealedSlot, find_sealed
 from tests.processors_for_tests import Script, ScriptWithFolders, calls, later, script
 from tests.settings import archived_files, sealed
 from tests.unit.delivery.test_mend import flip
@@ -100,11 +100,9 @@ def test_an_item_with_results_is_processed_again_though_its_letter_was_sent(
     assert receipt_of(settings, first.partition).results == 1
 
 
-@pytest.mark.parametrize("process", [Script(), Script(edition=2)], ids=["same", "changed"])
-def test_a_slot_that_is_resumed_leaves_out_what_was_sent_back_meanwhile(
-    process: Script, tmp_path: Path
-) -> None:
-    settings = made(tmp_path, commit_messages=100, prefetch_count=200)
+def stopped_behind_its_letters(folder: Path) -> tuple[Pipeline, SealedSlot]:
+    """A slot whose processing ended after its letters were written, and before they counted."""
+    settings = made(folder, commit_messages=100, prefetch_count=200)
     slot = sealed(settings, FILES)
 
     def stop(point: CrashPoint) -> None:
@@ -115,6 +113,14 @@ def test_a_slot_that_is_resumed_leaves_out_what_was_sent_back_meanwhile(
     with pytest.raises(KeyboardInterrupt):
         list(process_partitions([slot.seal.partition], settings))
     observe(None)
+    return settings, slot
+
+
+@pytest.mark.parametrize("process", [Script(), Script(edition=2)], ids=["same", "changed"])
+def test_a_slot_that_is_resumed_leaves_out_what_was_sent_back_meanwhile(
+    process: Script, tmp_path: Path
+) -> None:
+    settings, slot = stopped_behind_its_letters(tmp_path)
     assert not to_queue(settings).busy
     later["b"] = script()
     again = made(tmp_path, process)
@@ -127,17 +133,7 @@ def test_a_slot_that_is_resumed_leaves_out_what_was_sent_back_meanwhile(
 
 
 def test_a_letter_that_an_attempt_made_untrue_leaves_nothing_out_of_a_redo(tmp_path: Path) -> None:
-    settings = made(tmp_path, commit_messages=100, prefetch_count=200)
-    slot = sealed(settings, FILES)
-
-    def stop(point: CrashPoint) -> None:
-        if point is CrashPoint.DEAD_LETTERS_KEPT:
-            raise KeyboardInterrupt
-
-    observe(stop)
-    with pytest.raises(KeyboardInterrupt):
-        list(process_partitions([slot.seal.partition], settings))
-    observe(None)
+    settings, slot = stopped_behind_its_letters(tmp_path)
     later["b"] = script()
     assert all(isinstance(one, Done) for one in ship(settings, settings.store.open()))
     assert receipt_of(settings, slot.seal.partition).results == 3
