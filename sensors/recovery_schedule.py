@@ -28,14 +28,7 @@ from fuploader_dagster.control.wishes import current
 from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
-from fuploader_dagster.delivery.store_trouble import (
-    StoreTrouble,
-    end_trouble,
-    find_trouble,
-    look,
-    note_trouble,
-)
-from fuploader_dagster.disk.temporaries import is_held
+from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble, look_again
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.sensors.busy_runs import (
     UnfinishedRun,
@@ -170,19 +163,11 @@ def _do_what_needs_no_run(
 
 
 def _store_trouble(pipeline: Pipeline, *, dry: bool) -> StoreTrouble | None:
-    """The object store does not answer, so nothing is asked for; None if it does.
-
-    This looks at the store, unless a run is waiting for it: that run notes when it is back.
-    """
-    layout = pipeline.layout
-    trouble = find_trouble(layout)
-    if trouble is None or dry or is_held(layout.store_wait_lock):
+    """The object store does not answer, so nothing is asked for; None if it does."""
+    trouble = find_trouble(pipeline.layout)
+    if trouble is None or dry:
         return trouble
-    if error := look(pipeline.store.open()):
-        note_trouble(layout, error)
-    else:
-        end_trouble(layout)
-    return find_trouble(layout)
+    return look_again(pipeline.layout, pipeline.store.open())
 
 
 def _keep_house(pipeline: Pipeline) -> None:

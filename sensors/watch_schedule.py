@@ -17,6 +17,7 @@ from fuploader_dagster.assets.dead_letters import letters_metadata
 from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.dead_letters.counts import read_counts
+from fuploader_dagster.delivery.store_trouble import find_trouble, look_again
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.balance import tidy
 from fuploader_dagster.health.figures import reading_of, sealed_now
@@ -56,12 +57,15 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
         "checks.",
     )
     def watch(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
+        dry = is_dry_run(context)
         try:
+            if not dry and find_trouble(pipeline.layout) is not None:
+                look_again(pipeline.layout, pipeline.store.open())
             seen = look(pipeline)
         except (FuploaderError, OSError) as error:
             raise LookFailed(in_a_line(f"cannot look at {pipeline.name}: {error}")) from None
         judgements = judge(pipeline, seen)
-        if is_dry_run(context):
+        if dry:
             return dg.SkipReason(f"{SAID}; a tick would report: {in_a_sentence(judgements, seen)}")
         report(context.instance, pipeline, seen, judgements)
         if pipeline.layout.root.is_dir():

@@ -20,7 +20,7 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
-from fuploader_dagster.delivery.store_trouble import look
+from fuploader_dagster.delivery.store_trouble import look_again
 from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.health import judging
 from fuploader_dagster.health.judging import Judgement, judge
@@ -81,9 +81,9 @@ def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         description="The object store answers.",
     )
     def store_reachable() -> dg.AssetCheckResult:
-        error = look(pipeline.store.open())
+        trouble = look_again(pipeline.layout, pipeline.store.open())
         return dg.AssetCheckResult(
-            passed=not error, description=error or "the object store answers"
+            passed=trouble is None, description=str(trouble or "the object store answers")
         )
 
     return store_reachable

@@ -8,7 +8,7 @@ What must always hold:
 - At most one process of a pipeline waits for a store that does not answer. The others fail at once
   and keep their data: each run that waits takes one of the instance's places for runs.
 - A note that nobody renews expires after `STALE_SECONDS`, so it never stops a pipeline whose store
-  is well. The process that waits renews it at each attempt, the recovery schedule at each look.
+  is well. The process that waits renews it at each attempt, recovery and watch at each look.
 - When the store answers again, slots that failed meanwhile are due within a minute.
 """
 
@@ -25,6 +25,7 @@ from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retr
 from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
+from fuploader_dagster.disk.temporaries import is_held
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ LASTING_SECONDS = 5.0
 """A failure that goes away with the first retries is no trouble."""
 LOOK_SECONDS = 10.0
 """How long a store may take to answer a look."""
+FAILING_SECONDS = 60.0
+"""While a run waits for the store, a look cannot end trouble that an attempt met so lately: it may
+be that only uploads fail. More than the longest pause between two attempts."""
 QUIET_SECONDS = 15.0
 """While uploads wait, the store is looked at after this long without a sign of it."""
 
@@ -86,6 +90,23 @@ def look(store: ObjectStore) -> str:
     thread.start()
     thread.join(LOOK_SECONDS)
     return answered[0] if answered else f"no answer within {LOOK_SECONDS:g} s"
+
+
+def look_again(layout: Layout, store: ObjectStore) -> StoreTrouble | None:
+    """Look at the store, and note what it says. None if it answers.
+
+    While a run waits for the store, its attempts count for more than this look: trouble ends here
+    only after `FAILING_SECONDS` without one that failed (the run may be sending an archive).
+    """
+    if error := look(store):
+        note_trouble(layout, error)
+        return find_trouble(layout)
+    trouble = find_trouble(layout)
+    just_met = trouble is not None and time.time() - trouble.seen_at < FAILING_SECONDS
+    if just_met and is_held(layout.store_wait_lock):
+        return trouble
+    end_trouble(layout)
+    return None
 
 
 class Patience:

@@ -24,12 +24,12 @@ from fuploader_dagster.assets.partitions import (
     Names,
     keys_of_run,
 )
+from fuploader_dagster.delivery import store_trouble
 from fuploader_dagster.delivery.failures import clear_failure, note_failure
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.delivery.store_trouble import find_trouble, note_trouble
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.resources.states.redis import RedisState
-from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.recovery_schedule import build_recovery_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.receipts import Receipt, keep_receipt
@@ -231,13 +231,13 @@ def test_a_store_that_is_down_is_looked_at_and_nothing_is_asked_for_until_it_is_
     recovering = Recovering(tmp_path, recovery_base_seconds=1, recovery_cap_seconds=3600)
     layout = recovering.settings.layout
     keys = recovering.slots(2)
-    monkeypatch.setattr(recovery_schedule, "look", lambda _: "connection refused")
+    monkeypatch.setattr(store_trouble, "look", lambda _: "connection refused")
     note_trouble(layout, "no answer")
     for _ in range(9):
         note_failure(layout, keys[0], stage="upload", error="no answer", now=time.time())
     assert recovering.tick() == []
     assert "connection refused" in str(find_trouble(layout)), "it was looked at, and noted anew"
-    monkeypatch.setattr(recovery_schedule, "look", lambda _: "")
+    monkeypatch.setattr(store_trouble, "look", lambda _: "")
     with FileLock(layout.store_wait_lock):
         assert recovering.tick(1) == []
         assert find_trouble(layout) is not None

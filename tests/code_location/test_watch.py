@@ -15,11 +15,13 @@ from fuploader_dagster.assets.checks import JUDGED, check_keys
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.delivery.ship import ship
-from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
-from fuploader_dagster.errors import SourceUnavailable
+from fuploader_dagster.delivery.store_trouble import FAILING_SECONDS, find_trouble, note_trouble
+from fuploader_dagster.disk.locks import FileLock
+from fuploader_dagster.errors import SourceUnavailable, StoreUnavailable
 from fuploader_dagster.health import remembered
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.envelope import encode
+from fuploader_dagster.resources.object_stores.local import LocalObjectStore
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.watch_schedule import LookFailed, build_watch_schedule
@@ -147,12 +149,64 @@ def test_a_slot_that_somebody_removed_is_red_whatever_else_happens(tmp_path: Pat
     assert restarted.by_hand("nothing_lost").metadata["lost"].value == len(FILES)
 
 
-def test_what_runs_note_of_the_store_turns_its_check_red_and_green(tmp_path: Path) -> None:
-    watching = Watching(tmp_path)
-    note_trouble(watching.settings.layout, "connection refused")
+class SwitchedStore:
+    """A store that is up or down, as the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.down = False
+        monkeypatch.setattr(LocalObjectStore, "check", self._check)
+
+    def _check(self, *_: object) -> None:
+        if self.down:
+            raise StoreUnavailable("connection refused")
+
+
+def test_what_runs_note_of_the_store_turns_its_check_red_until_the_store_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No upload and no other schedule has to come along for that."""
+    watching, store = Watching(tmp_path), SwitchedStore(monkeypatch)
+    layout = watching.settings.layout
+    store.down = True
+    note_trouble(layout, "no route to host")
     watching.tick()
     assert watching.red() == ["store_reachable"]
-    end_trouble(watching.settings.layout)
+    noted = find_trouble(layout)
+    assert noted is not None
+    assert noted.error == "connection refused", "it was looked at again"
+    store.down = False
+    watching.tick()
+    assert watching.red() == []
+    assert find_trouble(layout) is None
+
+
+def test_while_a_run_waits_for_the_store_a_look_ends_no_trouble_that_it_has_just_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may answer and refuse what is sent. Once no attempt fails, it is well: the archive
+    may take an hour."""
+    watching, layout = Watching(tmp_path), Watching(tmp_path).settings.layout
+    note_trouble(layout, "503 slow down")
+    with FileLock(layout.store_wait_lock):
+        watching.tick()
+        assert watching.red() == ["store_reachable"]
+        later = time.time() + FAILING_SECONDS
+        monkeypatch.setattr("fuploader_dagster.delivery.store_trouble.time.time", lambda: later)
+        watching.tick()
+    assert watching.red() == []
+
+
+def test_a_store_that_a_person_finds_down_stays_red_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching, store = Watching(tmp_path), SwitchedStore(monkeypatch)
+    watching.tick()
+    store.down = True
+    assert not watching.by_hand("store_reachable").passed
+    watching.tick()
+    assert watching.red() == ["store_reachable"]
+    store.down = False
+    assert watching.by_hand("store_reachable").passed
     watching.tick()
     assert watching.red() == []
 

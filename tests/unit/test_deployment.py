@@ -16,6 +16,7 @@ from dagster._core.workspace.config_schema import process_workspace_config
 from fuploader_dagster.cli.app import COMMANDS
 from fuploader_dagster.front.server import LONGEST_ENDING_SECONDS
 from fuploader_dagster.settings.loading import load_pipelines
+from fuploader_dagster.settings.yaml_file import read_documents
 from tests.deployment import (
     DEPLOY,
     DOCKERFILE,
@@ -49,6 +50,12 @@ def checked(*command: str) -> None:
 
 def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted({*REPOSITORY.glob("*.yaml"), *CONFIG.glob("*.yaml")}))
+def test_nothing_is_said_twice_in_a_yaml_file(path: Path) -> None:
+    """Of two the first is silently ignored."""
+    assert read_documents(path)
 
 
 def variables_of(name: str) -> set[str]:
