@@ -15,83 +15,40 @@ templates (`{{ env.BUCKET }}`) first. `dg scaffold defs` writes a component that
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any
 
 import dagster as dg
-from dagster.components import Scaffolder, ScaffoldRequest
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 from typing_extensions import Self
 
+from fuploader_dagster.component_scaffolder import QueueToObjectStoreScaffolder
 from fuploader_dagster.contracts.functions import USER_ERRORS, load_reference
 from fuploader_dagster.contracts.relative_paths import relative_to
 from fuploader_dagster.definitions import build_definitions
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.loading import KINDS, load_pipeline
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.schema import attribute
 from fuploader_dagster.settings.yaml_file import refuse_shell_variables, texts_in
 
-_IN_YAML: dict[str, Any] = {
-    **dict.fromkeys(KINDS, dict[str, Any]),
-    "notify": dict[str, Any] | list[dict[str, Any]],
-    "former_stores": list[dict[str, Any]],
-    "sinks": dict[str, dict[str, Any]],
-    "name_fields": list[str] | str,
-    "headers": list[str] | str,
-    "parquet_columns": dict[str, str],
-    "alert_webhook": dict[str, str] | str | None,
-}
-"""Settings that YAML writes in another form. Functions and paths are written as their names."""
+
+@dataclass(frozen=True)
+class _Attribute:
+    """Says in the schema what a setting may be; the pipeline's model checks it. The models of all
+    kinds are loaded for it, but only when a tool of Dagster's asks for the schema."""
+
+    setting: str
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> Any:
+        return attribute(self.setting)
+
+
 _TEMPLATE = re.compile(r"\{\{.*?\}\}", re.S)
 _RUNNING = "Sensors and schedules are on as soon as Dagster loads them."
-_YAML = """\
-type: {type_name}
-
-attributes:
-  name: {name}
-  storage_root: data
-  # A queue in a folder, so that this runs at once. On RabbitMQ:
-  # source: {{kind: rabbitmq, url: {{env: RABBITMQ_URL}}, queue: {name}}}
-  source: {{kind: embedded, path: data/{name}-queue}}
-  # state: {{kind: redis, url: {{env: REDIS_URL}}}}
-  state: {{kind: sqlite, path: data/{name}-state.sqlite}}
-  # store: {{kind: s3, bucket: archives, region: eu-central-1}}
-  store: {{kind: local, path: data/object-store}}
-"""
-_PYTHON = """\
-import dagster as dg
-from fuploader_dagster import EmbeddedQueue, Local, Pipeline, QueueToObjectStore, SqliteState
-
-
-@dg.component_instance
-def load(context: dg.ComponentLoadContext) -> QueueToObjectStore:
-    return QueueToObjectStore(
-        Pipeline(
-            name="{name}",
-            source=EmbeddedQueue(path="data/{name}-queue"),
-            state=SqliteState(path="data/{name}-state.sqlite"),
-            store=Local(path="data/object-store"),
-        )
-    )
-"""
-
-
-class QueueToObjectStoreScaffolder(Scaffolder):
-    """Writes a component that needs no server, named for its folder."""
-
-    def scaffold(self, request: ScaffoldRequest[Any]) -> None:
-        folder = request.target_path.parent if request.append else request.target_path
-        name = pipeline_name(folder.name)
-        if request.scaffold_format == "python":
-            (folder / "component.py").write_text(_PYTHON.format(name=name), "utf-8")
-            return
-        text = _YAML.format(name=name, type_name=request.type_name)
-        if request.append:
-            with request.target_path.open("a", encoding="utf-8") as file:
-                file.write(f"---\n{text}")
-        else:
-            (folder / "defs.yaml").write_text(text, "utf-8")
 
 
 @dg.scaffold_with(QueueToObjectStoreScaffolder)
@@ -195,21 +152,6 @@ def _is_ours(type_name: Any) -> bool:
     return isinstance(found, type) and issubclass(found, QueueToObjectStore)
 
 
-def pipeline_name(folder: str) -> str:
-    """A valid pipeline name, made of a folder's name."""
-    name = re.sub(r"\W+", "_", folder.lower(), flags=re.ASCII).strip("_")[:64]
-    return name if name[:1].isalpha() else f"pipeline_{name}".rstrip("_")
-
-
-def _in_yaml(name: str, annotation: Any) -> Any:
-    """The type of a setting in YAML."""
-    if name in _IN_YAML:
-        return _IN_YAML[name]
-    if annotation in (bool, int, float):
-        return annotation | str  # it may be a template
-    return annotation if annotation is str or get_origin(annotation) is Literal else str | None
-
-
 def _default(field: FieldInfo) -> Any:
     if field.is_required():
         return ...
@@ -220,13 +162,13 @@ def _default(field: FieldInfo) -> Any:
 def _attributes() -> type[BaseModel]:
     fields: dict[str, Any] = {
         name: (
-            _in_yaml(name, field.annotation),
+            Annotated[Any, _Attribute(name)],
             Field(_default(field), description=_described(name, field.description or "")),
         )
         for name, field in Pipeline.model_fields.items()
     }
     fields["failure_webhook"] = (
-        _IN_YAML["alert_webhook"],
+        Annotated[Any, _Attribute("alert_webhook")],
         Field(None, description="The old name of alert_webhook."),
     )
     fields["running"] = (bool, Field(True, description=_RUNNING))

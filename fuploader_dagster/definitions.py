@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster_shared.libraries import DagsterLibraryRegistry
 
+import fuploader_dagster
 from fuploader_dagster.assets.checks import build_check, build_judged_checks, build_reachable_check
 from fuploader_dagster.assets.dead_letter_jobs import (
     build_discard_job,
@@ -48,6 +50,13 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (
         UnresolvedAssetJobDefinition,
     )
+
+
+# For the UI, which shows the libraries of a code location. Our versions are not those of Dagster's
+# own packages.
+DagsterLibraryRegistry.register(
+    "fuploader_dagster", fuploader_dagster.__version__, is_dagster_package=False
+)
 
 
 def build_definitions(*pipelines: Pipeline, running: bool = True) -> dg.Definitions:

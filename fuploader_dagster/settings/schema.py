@@ -3,6 +3,9 @@
 What must always hold: a file that is written as the documentation writes it fits the schema. The
 schema knows less than the models do (values that do not go together, for example), and nothing of
 forms that are only tolerated (a number in quotes): `fuploader lint` has the last word.
+
+A Dagster component has the same settings in another form, `attribute`: a text may stand in place of
+any value, a template (`{{ env.BUCKET }}`), and a backend is a union of its kinds.
 """
 
 from __future__ import annotations
@@ -69,6 +72,66 @@ def schema() -> dict[str, Any]:
     }
 
 
+def attribute(name: str) -> dict[str, Any]:
+    """What a setting of a pipeline may be in a component. It has no references to other places,
+    because Dagster moves it; no description, and no default."""
+    if name in ("source", "state", "store", "process"):
+        return _union(name)
+    if name == "former_stores":
+        return {"type": "array", "items": _union("store")}
+    if name == "sinks":
+        return {"type": "object", "additionalProperties": _union("sink")}
+    if name == "notify":
+        one = _union("notify")
+        return {"anyOf": [one, {"type": "array", "items": one}]}
+    return {"anyOf": _or_template(_types(Pipeline.model_fields[name]))}
+
+
+def _union(role: str) -> dict[str, Any]:
+    """A backend of any kind, as a union that `kind` tells apart.
+
+    `oneOf` is what tools show. It leaves unknown kinds, and names that are unknown or missing, to
+    the rules beside it: those say which it is, and `oneOf` only that no alternative fits.
+    """
+    kinds = list(KINDS[role])
+    made = {kind: _kind(kind, reference) for kind, reference in KINDS[role].items()}
+    for one in made.values():
+        for name, field in one["properties"].items():
+            if name != "kind":
+                field["anyOf"] = _or_template(field["anyOf"])
+    own = {"title": "package.module:Class", "properties": {"kind": {"not": {"enum": kinds}}}}
+    kind = {"if": {"pattern": ":"}, "then": _REFERENCE, "else": {"enum": kinds}}
+    return {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"type": "string", **kind}},
+        "discriminator": {"propertyName": "kind"},
+        "oneOf": [
+            *(
+                {"title": kind, "required": ["kind"], "properties": one["properties"]}
+                for kind, one in made.items()
+            ),
+            own,
+        ],
+        "allOf": [
+            _if_kind(
+                kind,
+                {"required": one["required"], "propertyNames": {"enum": list(one["properties"])}},
+            )
+            for kind, one in made.items()
+        ],
+    }
+
+
+def _or_template(types: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    text = {"type": "string"}
+    return types if {} in types or text in types else [*types, text]
+
+
+def _if_kind(kind: str, then: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": then}
+
+
 def _role(role: str) -> dict[str, Any]:
     """A backend of any kind; of a class of one's own only the kind is known."""
     kinds = list(KINDS[role])
@@ -77,11 +140,7 @@ def _role(role: str) -> dict[str, Any]:
         "required": ["kind"],
         "properties": {"kind": {"anyOf": [{"enum": kinds}, _REFERENCE]}},
         "allOf": [
-            {
-                "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
-                "then": _kind(kind, reference),
-            }
-            for kind, reference in KINDS[role].items()
+            _if_kind(kind, _kind(kind, reference)) for kind, reference in KINDS[role].items()
         ],
     }
 
@@ -121,7 +180,7 @@ def _types(field: FieldInfo) -> list[dict[str, Any]]:
     if "string" in kinds:
         allowed = [*allowed, _OF_ENVIRONMENT]
     if "object" in kinds:  # whose values may be secrets; some are lists of names as well
-        return [{"type": ["object", "array"]}]
+        return [{"type": "object"}, {"type": "array"}]
     if "array" in kinds:  # `a, b` is a list of names
         allowed = [*allowed, {"type": "string"}]
     return allowed

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from dagster.components.component_scaffolding import scaffold_object
 
 import fuploader_dagster
-from fuploader_dagster import _moved, component
+from fuploader_dagster import _moved
+from fuploader_dagster.component_scaffolder import SourceKind
 from fuploader_dagster.settings.loading import load_backend
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,7 +38,6 @@ SHOWN = [
     *sorted((REPOSITORY / "examples").rglob("*.py")),
     *sorted((REPOSITORY / PACKAGE / "cli" / "new_project").rglob("*.[pty]*")),
     *sorted(REPOSITORY.glob("*.yaml")),
-    REPOSITORY / PACKAGE / "component.py",
 ]
 
 
@@ -78,9 +81,21 @@ def test_workers_producers_and_scripts_load_neither_dagster_nor_an_unused_client
 
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_only_public_paths_are_shown(path: Path) -> None:
-    text = path.read_text("utf-8")
-    if path.name == "component.py":
-        text = component._PYTHON + component._YAML
+    refuse_private_paths(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("kind", get_args(SourceKind))
+@pytest.mark.parametrize("how", ["yaml", "python"])
+def test_a_component_that_is_scaffolded_has_only_public_paths(
+    tmp_path: Path, kind: str, how: str
+) -> None:
+    params = json.dumps({"source": kind})
+    scaffold_object(tmp_path / "docs", f"{PACKAGE}.QueueToObjectStore", params, how, tmp_path)
+    (written,) = (tmp_path / "docs").iterdir()
+    refuse_private_paths(written.read_text("utf-8"))
+
+
+def refuse_private_paths(text: str) -> None:
     for module in re.findall(rf"\b{PACKAGE}\.([a-z_]+(?:\.[a-z_]+)*)\b(?!\()", text):
         assert module in PUBLIC, f"{PACKAGE}.{module} is not public"
     imported = re.findall(rf"from {PACKAGE} import (?:\(([^)]*)\)|(.*))", text)
