@@ -7,7 +7,7 @@ needs a missing name takes the slower public way (`deliveries`, which needs most
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -73,10 +73,16 @@ def confirm_without_waiting(
     on_confirmed: Callable[[Any], None],
     on_selected: Callable[[Any], None],
 ) -> bool:
-    """Have confirms come as callbacks; False if `basic_publish` waits for each by itself."""
-    wrapped = impl(channel, "confirm_delivery", "basic_publish")
-    if wrapped is None:
+    """Have confirms come as callbacks, for what `send` sends; False if `basic_publish` has to be
+    used, which waits for each."""
+    wrapped = impl(channel, "confirm_delivery")
+    if wrapped is None or impl(channel.connection, "_output_marshaled_frames") is None:
         channel.confirm_delivery()
         return False
     wrapped.confirm_delivery(on_confirmed, callback=on_selected)
     return True
+
+
+def send(connection: pika.BlockingConnection, pieces: Sequence[bytes]) -> None:
+    """Put pieces of frames into the connection's buffer. Each is given to the socket as a whole."""
+    impl(connection)._output_marshaled_frames(pieces)

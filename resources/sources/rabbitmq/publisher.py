@@ -12,7 +12,8 @@ What must always hold:
 
 pika's blocking channel waits for one confirm per message (about 500 messages a second on a disk).
 The channel that it wraps (`pika_internals`) has the same methods without the waiting, so messages
-go out in a window of unconfirmed ones and the confirms come in as callbacks.
+go out in a window of unconfirmed ones and the confirms come in as callbacks. They go out in pieces
+of many messages, framed here (`frames`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq import connection, pika_internals
+from fuploader_dagster.resources.sources.rabbitmq.frames import (
+    HEADER_BYTES,
+    OVERHEAD_BYTES,
+    Framing,
+)
 from fuploader_dagster.resources.sources.rabbitmq.written_properties import as_short, encoded
 
 if TYPE_CHECKING:
@@ -38,11 +44,14 @@ _WINDOW_MESSAGES = 2_000
 _FLUSH_MESSAGES = 100
 _FLUSH_BYTES = 1024 * 1024
 _ALONE_BYTES = 1024 * 1024
-_CONFIRM_PAUSE_SECONDS = 0.002
-"""A confirm does not end pika's waiting, so we look for confirms this often."""
+_PIECE_BYTES = 128 * 1024
+"""Messages are given to the connection in pieces of about this size: it copies what is left of one
+each time that the socket takes a part of it."""
+_LOOK_SECONDS = 0.1
+"""The confirm that we wait for ends pika's waiting (`_wake`); other ends are seen after this."""
+_NOBODY_WAITS = -1
 _PERSISTENT = 2
-_FRAME_OVERHEAD = 8 + 12
-"""Bytes of a frame around its payload, and of the payload before the properties."""
+_HEADER_OVERHEAD = OVERHEAD_BYTES + HEADER_BYTES
 _TOO_LARGE = re.compile(r"message size (?P<size>\d+) .*max size (?P<most>\d+)")
 
 _ACTED_UPON = frozenset(
@@ -76,6 +85,12 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
         self._next_tag = 1
         self._in_window = True
         """Confirms come as callbacks; otherwise pika waits for each."""
+        self._framing = Framing(1, settings.queue, 0)
+        """Of the open channel."""
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._awaited = _NOBODY_WAITS
+        """With no more unconfirmed messages than this, the wait in `_exchange` ends."""
         self._refused = 0
         self._unroutable = 0
 
@@ -139,15 +154,23 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
             self.close()
         channel = self._channel = connection.connect(self._settings, "publish")[1]
         self._unconfirmed.clear()
+        self._unsent, self._unsent_bytes, self._awaited = [], 0, _NOBODY_WAITS
         self._next_tag, self._refused, self._unroutable = 1, 0, 0
+        frame_max = pika_internals.largest_frame(channel.connection)
+        self._framing = Framing(channel.channel_number, self._settings.queue, frame_max)
         channel.add_on_return_callback(self._on_returned)
         selected: list[object] = []
+
+        def on_selected(frame: object) -> None:
+            selected.append(frame)
+            self._wake()
+
         with self._trying("publish to"):
             self._in_window = pika_internals.confirm_without_waiting(
-                channel, self._on_confirmed, selected.append
+                channel, self._on_confirmed, on_selected
             )
             while self._in_window and not selected:
-                channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+                channel.connection.process_data_events(_LOOK_SECONDS)
                 self._check(channel)
         return channel
 
@@ -158,24 +181,36 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
             header = encoded(properties)
         except (TypeError, RecursionError) as error:
             raise BadMessage(f"a header of type {error} cannot be sent to RabbitMQ") from error
-        frame_max = pika_internals.largest_frame(channel.connection)
-        if frame_max and len(header) > frame_max - _FRAME_OVERHEAD:
+        frame_max = self._framing.frame_max
+        if frame_max and len(header) > frame_max - _HEADER_OVERHEAD:
             self._exchange(channel, until_unconfirmed=0)
             sent = self._next_tag - first_tag
             raise MessageRefused(
                 f"headers and properties of {len(header):,} bytes cannot be sent to "
                 f"{self._settings.describe()}, which accepts at most "
-                f"{frame_max - _FRAME_OVERHEAD:,}",
+                f"{frame_max - _HEADER_OVERHEAD:,}",
                 position=sent,
                 confirmed=sent,
             )
-        raw: Any = _Encoded(header)
         self._unconfirmed[self._next_tag] = len(body)
         self._next_tag += 1
-        publishing = pika_internals.impl(channel) if self._in_window else channel
-        publishing.basic_publish("", self._settings.queue, body, raw, mandatory=True)
         if not self._in_window:
+            raw: Any = _Encoded(header)
+            channel.basic_publish("", self._settings.queue, body, raw, mandatory=True)
             self._unconfirmed.clear()
+            return
+        for piece in self._framing.framed(header, body):
+            self._unsent.append(piece)
+            self._unsent_bytes += len(piece)
+            if self._unsent_bytes >= _PIECE_BYTES:
+                self._hand_over(channel)
+
+    def _hand_over(self, channel: BlockingChannel) -> None:
+        """Give what was framed to the connection, which sends it when it exchanges data."""
+        self._check(channel)
+        if self._unsent:
+            pika_internals.send(channel.connection, [b"".join(self._unsent)])
+            self._unsent, self._unsent_bytes = [], 0
 
     def _refused_message(self, error: BaseException, first_tag: int) -> MessageRefused | None:
         """The error for the unconfirmed message that the broker's error is about, if any is."""
@@ -197,11 +232,14 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
 
     def _exchange(self, channel: BlockingChannel, *, until_unconfirmed: int) -> None:
         """Write out, read confirms, and wait until few enough messages are unconfirmed."""
+        self._hand_over(channel)
         channel.connection.process_data_events(0)
         self._check(channel)
+        self._awaited = until_unconfirmed
         while len(self._unconfirmed) > until_unconfirmed:
-            channel.connection.process_data_events(_CONFIRM_PAUSE_SECONDS)
+            channel.connection.process_data_events(_LOOK_SECONDS)
             self._check(channel)
+        self._awaited = _NOBODY_WAITS
 
     def _check(self, channel: BlockingChannel) -> None:
         if not channel.is_open:
@@ -220,17 +258,30 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
 
     def _on_confirmed(self, frame: Any) -> None:
         confirm = frame.method
-        if isinstance(confirm, pika.spec.Basic.Nack):
-            self._refused += 1
         unconfirmed = self._unconfirmed
         if not confirm.multiple:
             unconfirmed.pop(confirm.delivery_tag, None)
-            return
-        while unconfirmed and next(iter(unconfirmed)) <= confirm.delivery_tag:
-            unconfirmed.popitem(last=False)
+        else:
+            while unconfirmed and next(iter(unconfirmed)) <= confirm.delivery_tag:
+                unconfirmed.popitem(last=False)
+        if isinstance(confirm, pika.spec.Basic.Nack):
+            self._refused += 1
+            self._wake()
+        elif len(unconfirmed) <= self._awaited:
+            self._wake()
 
     def _on_returned(self, *_: object) -> None:
         self._unroutable += 1
+
+    def _wake(self) -> None:
+        """End pika's waiting, which no confirm ends, but a timer does."""
+        channel = self._channel
+        if channel is not None and channel.connection.is_open:
+            channel.connection.call_later(0, _nothing)
+
+
+def _nothing() -> None:
+    """What the timer of `_wake` calls."""
 
 
 class _Encoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fuploader_dagster.dead_letters.letters import (
 )
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import MessageRefused
+from fuploader_dagster.resources.sources.rabbitmq import pika_internals
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQSource
 from tests.contract.sources.rabbitmq_sources import collect, on, publish_raw
 from tests.properties_for_tests import EVERY_TYPE, NESTED_LEVELS, nested, with_headers
@@ -123,6 +124,32 @@ def test_headers_that_fit_into_no_frame_are_refused_and_the_others_are_sent(
     assert done.sent == publisher.backlog() == 2
     assert "headers and properties" in str(done.refused[0][1])
     publisher.close()
+
+
+def test_a_batch_goes_out_in_one_piece_and_is_whole_and_in_order(
+    rabbitmq: RabbitMQServer,
+    queue: str,
+    opened: Callable[..., RabbitMQSource],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In many, the broker syncs the first messages of a batch before it has seen the others."""
+    pieces: list[bytes] = []
+    send = pika_internals.send
+
+    def counted(connection: pika.BlockingConnection, sent: Sequence[bytes]) -> None:
+        pieces.extend(sent)
+        send(connection, sent)
+
+    monkeypatch.setattr(pika_internals, "send", counted)
+    batch = [b"%d" % number * (number * 10) for number in range(64)]
+    publisher = on(rabbitmq, queue).publisher()
+    assert publisher.publish((body, {"n": len(body)}) for body in batch) == len(batch)
+    assert len(pieces) == 1
+    large = b"x" * 5_000_000  # alone, in frames
+    assert publisher.publish([(b"before", {}), (large, {}), (b"after", {})]) == 3
+    publisher.close()
+    received = [one.body for one in collect(opened(queue), 67)]
+    assert received == [*batch, b"before", large, b"after"]
 
 
 def test_a_line_that_is_too_large_is_named_and_the_others_are_published(
