@@ -24,6 +24,7 @@ from pathlib import Path
 import dagster as dg
 import msgspec
 
+from fuploader_dagster.assets.checks import reachable
 from fuploader_dagster.assets.dead_letters import Reported, report
 from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.partitions import (
@@ -36,7 +37,7 @@ from fuploader_dagster.assets.partitions import (
 from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import PARTS, Wishes, known
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
-from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble
+from fuploader_dagster.delivery.store_trouble import find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.place import machine
 from fuploader_dagster.errors import FuploaderError
@@ -125,7 +126,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         trouble = find_trouble(pipeline.layout)
         idle = processor_trouble_of(pipeline)
         if last.store_down is not (trouble is not None):
-            events.append(_reachable(pipeline, trouble))
+            events.append(reachable(pipeline, trouble))
         if str(wishes) != last.paused:
             events.append(_wanted(names, wishes))
         of_others = _elsewhere(elsewhere, pipeline)
@@ -337,14 +338,3 @@ def _wanted(names: Names, wishes: Wishes) -> dg.AssetObservation:
 
 def _split(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def _reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:
-    """The result of `store_reachable`, reported without a run."""
-    return dg.AssetCheckEvaluation(
-        asset_key=Names.of(pipeline).uploaded_archive,
-        check_name=Names.of(pipeline).reachable_check.name,
-        passed=trouble is None,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=str(trouble or "no upload is waiting for the store"),
-    )

@@ -1,9 +1,10 @@
 """The watch: once a minute it reports how the pipeline is doing, whether or not it is drained.
 
 It materialises the asset `queue` with figures that Dagster plots, and reports each asset check
-whose result changed. That costs Dagster one event a minute and no run; `old_history` removes old
-ones. It is a schedule because ticks of sensors hold up each other, and a queue may take seconds to
-say what waits in it. It starts nothing and stops nothing: with the drain switched off it says so.
+whose result changed or is no longer shown. That costs Dagster one event a minute and no run;
+`old_history` removes old ones. It is a schedule because ticks of sensors hold up each other, and a
+queue may take seconds to say what waits in it. It starts nothing and stops nothing: with the drain
+switched off it says so.
 """
 
 import re
@@ -79,8 +80,9 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
 def report(
     instance: dg.DagsterInstance, pipeline: Pipeline, seen: Look, judgements: Sequence[Judgement]
 ) -> None:
-    """Report the figures, the checks whose result is another one than before, and once that there
-    are no dead letters, or how many: later the drain sensor reports each change."""
+    """Report the figures, the checks whose result is another one than before or is not shown any
+    more, and once that there are no dead letters, or how many: later the drain sensor reports each
+    change."""
     names = Names.of(pipeline)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(names.queue, metadata=metadata_of(pipeline, seen))
@@ -98,6 +100,10 @@ def report(
         new = _reported(evaluation(pipeline, one))
         last = before.get(keys[one.check])
         if last is None or last.evaluation is None or _differs(last.evaluation, new):
+            news = True
+        else:
+            news = _is_hidden(last.run_id, last.create_timestamp, new.asset_key, instance)
+        if news:
             instance.report_runless_asset_event(new)
 
 
@@ -120,6 +126,15 @@ def _differs(last: dg.AssetCheckEvaluation, new: dg.AssetCheckEvaluation) -> boo
     if (last.passed, last.severity) != (new.passed, new.severity):
         return True
     return not new.passed and _gist(last.description) != _gist(new.description)
+
+
+def _is_hidden(
+    run_id: str, reported_at: float, asset: dg.AssetKey, instance: dg.DagsterInstance
+) -> bool:
+    """Whether Dagster shows a result as "Not evaluated": the asset was materialised after it, and
+    not by the run that reported it. So somebody who runs a check that is red would see it gray."""
+    newest = instance.get_latest_materialization_event(asset)
+    return newest is not None and newest.run_id != run_id and newest.timestamp >= reported_at
 
 
 def _gist(sentence: str | None) -> str:

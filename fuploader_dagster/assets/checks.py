@@ -3,7 +3,8 @@
 `archive_matches_seal`, of `uploaded_archive`: does the store hold what was sealed? It runs after
 each upload, for the partitions of the run; executed by hand, for the newest ones. It compares size
 and digest as the store states them, and the number of members in the manifest, with the receipt
-(which has them from the seal). Two small requests per archive.
+(which has them from the seal). Two small requests per archive. It reports `store_reachable` too:
+Dagster shows a check's result only until the asset is materialised again.
 
 All others are judged by `health/judging.py`, as in `fuploader status`. They cost no run: the watch
 schedule reports each change, and the drain sensor those of `store_reachable` and
@@ -20,7 +21,7 @@ import dagster as dg
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
-from fuploader_dagster.delivery.store_trouble import look_again
+from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble, look_again
 from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.health import judging
 from fuploader_dagster.health.judging import Judgement, judge
@@ -67,6 +68,8 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
                 severity=dg.AssetCheckSeverity.WARN,
                 description=f"The archives could not be checked: {error}",
             )
+        if receipts and find_trouble(pipeline.layout) is None:
+            context.op_execution_context.log_event(reachable(pipeline, None))
         return _result(receipts, findings)
 
     return archive_matches_seal
@@ -87,6 +90,17 @@ def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         )
 
     return store_reachable
+
+
+def reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:
+    """The result of `store_reachable`, reported without a run of that check."""
+    return dg.AssetCheckEvaluation(
+        asset_key=Names.of(pipeline).uploaded_archive,
+        check_name=Names.of(pipeline).reachable_check.name,
+        passed=trouble is None,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=str(trouble or "no upload is waiting for the store"),
+    )
 
 
 def check_keys(names: Names) -> Mapping[str, dg.AssetCheckKey]:

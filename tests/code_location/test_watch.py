@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.loader import LoadingContextForTest
 
 from fuploader_dagster.assets.checks import JUDGED, check_keys
 from fuploader_dagster.assets.partitions import Names
@@ -26,6 +28,7 @@ from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.watch_schedule import LookFailed, build_watch_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
+from tests.servers.ports import wait_until
 from tests.settings import pipeline, sealed
 
 DAY = 86_400.0
@@ -74,6 +77,15 @@ class Watching:
     def red(self) -> list[str]:
         """The checks whose last result is a failure."""
         return [name for name in self.keys if not self.evaluations(name)[0].passed]
+
+    def is_shown(self, check: str) -> bool:
+        """Whether the UI shows the newest result, by Dagster's own rule."""
+        key = self.keys[check]
+        storage = self.instance.event_log_storage
+        record = storage.get_latest_asset_check_execution_by_key([key])[key]
+        return asyncio.run(
+            record.targets_latest_materialization(LoadingContextForTest(self.instance))
+        )
 
     def by_hand(self, check: str) -> dg.AssetCheckEvaluation:
         job = build_definitions(self.settings).get_implicit_global_asset_job_def()
@@ -209,6 +221,34 @@ def test_a_store_that_a_person_finds_down_stays_red_until_it_is_back(
     assert watching.by_hand("store_reachable").passed
     watching.tick()
     assert watching.red() == []
+
+
+@pytest.mark.parametrize("check", ["being_drained", "nothing_lost"])
+def test_a_check_that_somebody_ran_is_shown_in_the_next_minute_too(
+    tmp_path: Path, check: str
+) -> None:
+    """Dagster shows a result until the asset is materialised by another run, and the watch and the
+    drain sensor materialise without one: a red check would be gray in the next minute."""
+    watching = Watching(tmp_path)
+    watching.publish(5)
+    lost = sealed(watching.settings, FILES)
+    watching.tick()
+    shutil.rmtree(lost.directory)
+    assert not watching.by_hand(check).passed
+    moment = dg.AssetMaterialization(watching.keys[check].asset_key)
+    watching.instance.report_runless_asset_event(moment)
+    assert not watching.is_shown(check)
+
+    def shown() -> bool:
+        watching.tick()
+        return watching.is_shown(check)
+
+    # SQLite knows only the second in which a check was reported.
+    wait_until(shown, seconds=60, what="the check to be shown", diagnose=str)
+    assert check in watching.red()
+    count = len(watching.evaluations(check))
+    watching.tick()
+    assert len(watching.evaluations(check)) == count
 
 
 @pytest.mark.parametrize("check", JUDGED)

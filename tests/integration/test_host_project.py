@@ -114,7 +114,7 @@ HOST = {
             "pools": sorted(str(p) for node in assets for p in (node.pools or ())),
             "tags": dict(request.tags),
             "hosts_sensor": str(repository.get_sensor_def("hosts_sensor").name),
-            "checks": [e.passed for e in run.get_asset_check_evaluations()],
+            "checks": {e.check_name: e.passed for e in run.get_asset_check_evaluations()},
         }))
         """,
 }
@@ -195,7 +195,7 @@ def test_a_host_project_with_packages_of_the_same_names_ships_messages_and_keeps
     assert found["hosts_sensor"] == "hosts_sensor"
     assert found["pools"] == []
     assert not [tag for tag in found["tags"] if "concurrency" in tag or "pool" in tag]
-    assert found["checks"] == [True]
+    assert found["checks"] == {"archive_matches_seal": True, "store_reachable": True}
     assert found["slowest_tick_seconds"] < 10  # it never waits for queue, disk or store
     files = archived_files(tmp_path / "data" / "object-store")
     assert files == {f"{n}.json": [b'{"n":%d}' % n] for n in range(200)}
