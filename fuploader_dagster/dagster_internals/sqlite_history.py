@@ -31,6 +31,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
     INDEX_SHARD_NAME,
     SqliteEventLogStorage,
+    SqliteEventLogStorageWatchdog,
 )
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
@@ -46,6 +47,8 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
+from watchdog.events import FileSystemEvent
+from watchdog.observers import Observer
 
 from fuploader_dagster.disk.sqlite_files import being_made, identity
 
@@ -161,6 +164,7 @@ class _Schedules(_OfOneDatabase, SqliteScheduleStorage):
 class _Events(SqliteEventLogStorage):
     _known: ClassVar[set[str]] = set()
     """Tables and columns that exist: Dagster asks for each event."""
+    _observer: Any = None
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
@@ -212,9 +216,30 @@ class _Events(SqliteEventLogStorage):
                 self._store_asset_event(connection, one, number)
         return None
 
+    def watch(self, run_id: str, cursor: str | None, callback: Callable[..., Any]) -> None:
+        if self._observer is None:
+            self._observer = Observer()
+            self._observer.start()
+            self._obs = self._observer
+        watchdog = _Watchdog(self, run_id, callback, cursor)
+        schedule = self._observer.schedule(watchdog, self._base_dir, recursive=True)
+        self._watchers[run_id][callback] = watchdog, schedule
+
     def wipe(self) -> None:
         _engines.forget(map(self.conn_string_for_shard, self.get_all_run_ids()))
         super().wipe()
+
+
+class _Watchdog(SqliteEventLogStorageWatchdog):
+    """Tells a page of a run what is new. While a connection is open, that is in SQLite's log beside
+    the database."""
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self._log_path, f"{self._log_path}-wal"]
+
+    def on_modified(self, event: FileSystemEvent) -> None:
+        self._process_log()
 
 
 def _is_of_asset(one: EventLogEntry) -> bool:

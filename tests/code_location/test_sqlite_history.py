@@ -13,6 +13,7 @@ import sqlalchemy
 from dagster import EventLogEntry
 
 from fuploader_dagster.dagster_internals.sqlite_history import SqliteHistory, _Engines
+from tests.servers.ports import wait_until
 from tests.sqlite_races import PROCESSES, assert_waits_for_another_program, together
 
 OURS = """
@@ -69,6 +70,24 @@ def test_what_one_storage_wrote_the_other_reads(tmp_path: Path) -> None:
         assert found(ours) == (3, 5)
     with instance(tmp_path, DAGSTERS) as after:
         assert found(after) == (3, 5)
+
+
+def message_of(entry: EventLogEntry) -> str:
+    return str(entry.get_dagster_event().message)
+
+
+@pytest.mark.parametrize("settings", [OURS, DAGSTERS], ids=["ours", "dagsters"])
+def test_who_watches_a_run_is_told_each_event(tmp_path: Path, settings: str) -> None:
+    """Or the page of a run would show its first lines until somebody loads it again."""
+    seen: list[str] = []
+    with instance(tmp_path, settings) as one:
+        one.report_engine_event("enqueued", run_id="a-run", job_name="a-job")
+        one.watch_event_logs("a-run", None, lambda entry, _: seen.append(message_of(entry)))
+        for number in range(3):
+            said = f"event {number}"
+            one.report_engine_event(said, run_id="a-run", job_name="a-job")
+            wait_until(lambda: said in seen, seconds=60, what=said, diagnose=lambda: str(seen))  # noqa: B023
+        assert seen == ["enqueued", *(f"event {number}" for number in range(3))]
 
 
 def test_a_killed_process_leaves_every_event(tmp_path: Path) -> None:
