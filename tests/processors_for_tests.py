@@ -27,6 +27,8 @@ calls: Counter[str] = Counter()
 """How often each item was processed in this process."""
 later: dict[str, bytes] = {}
 """What items do instead of what is written in their content."""
+begun_when_quiet: list[int] = []
+"""How many items had been begun when nothing went on until an item that says `waits` has ended."""
 most_at_once = [0, 0]
 """How many calls are in work now, and the most that ever were."""
 
@@ -75,6 +77,8 @@ class Scripted(Processor):
         self._note(f"{item.name} {item.key}")
         steps = json.loads(later.get(item.name, item.content))
         await asyncio.sleep(steps.get("seconds", 0))
+        if "waits" in steps:
+            begun_when_quiet.append(await _all_begun())
         if "poison" in steps:
             raise BadItem(steps["poison"])
         if "bad" in steps:
@@ -142,6 +146,16 @@ class Scripted(Processor):
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+async def _all_begun() -> int:
+    """How many items have been begun, once no more are."""
+    begun = -1
+    while begun != calls.total():
+        begun = calls.total()
+        for _ in range(500):
+            await asyncio.sleep(0)
+    return begun
 
 
 class Script(ProcessorSettings):

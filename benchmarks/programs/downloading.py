@@ -1,8 +1,8 @@
 """Downloads the addresses in a file, in one of two ways, and prints what it took.
 
 Settings come as JSON in BENCH_SETTINGS: `how` (`ours` or `aria2c`), `list` (the file), `folder` (an
-empty one), `files` (how many there are) and `concurrency`. Ours are digested and synced at the end;
-aria2c does neither.
+empty one), `files` (how many there are) and `concurrency`. Ours are digested and synced at the end
+of each task, which has as many addresses as one may have by default; aria2c does neither.
 
 Time and CPU are of the downloads, without the start of Python. `rates` are files a second in each
 tenth of ours.
@@ -57,9 +57,11 @@ def _ours(settings: dict[str, Any]) -> Callable[[], _Done]:
     from fuploader_dagster.fetching.settings import Fetch  # noqa: PLC0415
     from fuploader_dagster.fetching.task_folder import TaskFolder  # noqa: PLC0415
 
-    at_once, most = settings["concurrency"], settings["files"]
-    limits = Fetch(allow_hosts=["127.0.0.1"], concurrency=at_once, per_host=at_once, max_files=most)
-    addresses = addresses_of(Path(settings["list"]).read_bytes(), most=most)
+    at_once = settings["concurrency"]
+    limits = Fetch(allow_hosts=["127.0.0.1"], concurrency=at_once, per_host=at_once)
+    addresses = addresses_of(Path(settings["list"]).read_bytes(), most=settings["files"])
+    most = limits.max_files
+    tasks = [addresses[first : first + most] for first in range(0, len(addresses), most)]
     folder = Path(settings["folder"])
 
     async def run() -> _Done:
@@ -72,8 +74,10 @@ def _ours(settings: dict[str, Any]) -> Callable[[], _Done]:
                 done.append((time.monotonic(), counts.done))
 
         looking = asyncio.create_task(look())
-        with TaskFolder(folder / "work", folder) as task:
-            await Fetcher(limits, connections).fetch(addresses, task, counts)
+        fetcher = Fetcher(limits, connections)
+        for number, task in enumerate(tasks):
+            with TaskFolder(folder / "work" / str(number), folder) as task_folder:
+                await fetcher.fetch(task, task_folder, counts)
         looking.cancel()
         await connections.close()
         return done

@@ -85,7 +85,7 @@ class Item:
             raise BadItem(f"{self.name!r} is not JSON: {error}", answered=False) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Result:
     """One file that came out of an item."""
 
@@ -95,7 +95,7 @@ class Result:
     content_type: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileResult:
     """One file that came out of an item, and is in the item's folder.
 

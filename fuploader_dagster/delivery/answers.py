@@ -26,7 +26,10 @@ LONGEST_NAME = 1000
 MOST_DETAIL_BYTES = 4096
 MOST_FAILURES = 100_000
 FAILURE_BYTES = 200
-"""About what one takes in memory."""
+RESULT_BYTES = 300
+FILE_BYTES = 2000
+"""About what one takes in memory: a part that failed, a result beside its content, and a result
+that is a file beside its headers."""
 NAMED_FAILURES = 3
 
 
@@ -56,7 +59,7 @@ def checked(answer: Any, item: Item, most_bytes: int) -> CheckedAnswer:
         raise answer
     failures: Sequence[FailedPart] = ()
     rest: bytes | None = None
-    size = 0
+    size = around = 0
     results: list[Result | CheckedFile] = []
     try:
         if isinstance(answer, Partial):
@@ -65,12 +68,18 @@ def checked(answer: Any, item: Item, most_bytes: int) -> CheckedAnswer:
             answer = answer.results
         for result in answer:
             results.append(_checked_result(result, item.folder))
-            size += len(result.content) if isinstance(result, Result) else 0
+            if isinstance(result, Result):
+                size += len(result.content)
+                around += RESULT_BYTES
+            else:
+                around += FILE_BYTES + sum(
+                    len(text) for pair in result.headers.items() for text in pair
+                )
     except (BadMessage, TypeError, AttributeError, UnicodeEncodeError) as error:
         raise BadItem(f"a result cannot be stored: {error}") from error
     if size > most_bytes:
         raise BadItem(f"its results have {size:,} bytes; max_result_bytes is {most_bytes:,}")
-    return CheckedAnswer(results, failures, rest, size)
+    return CheckedAnswer(results, failures, rest, size + around)
 
 
 def headers_of(result: Result | FileResult) -> dict[str, str]:

@@ -46,6 +46,8 @@ class Step:
         self.places = asyncio.Semaphore(self.settings.concurrency)
         self.turn = asyncio.Lock()
         """Held by the one slot that hands out items."""
+        self.bytes_in_hand = 0
+        """Contents and results that are not committed, of all slots."""
         self.unavailable: ProcessorUnavailable | None = None
         self._waits_for_all = asyncio.Lock()
         self._collections: tuple[int, int, int] | None = None

@@ -8,8 +8,9 @@ What must always hold (`process` has the rest):
 - An item that was sent back from its dead letter is not processed here (`sent_items`).
 - Where results can be files, committing them holds up no other item: a thread does it.
 - Memory does not grow with the slot. Between the first item in work and the last one that was begun
-  are at most `WINDOW` times `concurrency` items, and all that is not committed has about
-  `MOST_BYTES`.
+  are at most `WINDOW` times `concurrency` items. All that is not committed, of all slots of the
+  step together, has about `MOST_BYTES` before another item is begun: contents, and results also
+  while they wait for those of an item before them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -89,6 +90,7 @@ class SlotInWork:
         self._in_hand = 0
         """Begun and not taken."""
         self._bytes_in_hand = 0
+        """Of the step's, how many are of this slot."""
         self._taken: list[Finished] = []
         """Results that are not committed."""
         self._taken_bytes = 0
@@ -108,6 +110,7 @@ class SlotInWork:
                 await self._work()
             finally:
                 await cancel(self._waiting)
+                self._hold(-self._bytes_in_hand)
             processed = writer.seal()
             if math.isfinite(self._failed_before):  # perhaps nobody had to be asked this time
                 self._step.answers.note_end()
@@ -130,10 +133,10 @@ class SlotInWork:
                 if self._step.unavailable is not None:
                     raise self._step.unavailable
                 if items[0].name in self._elsewhere:
-                    self._begin(items, self._left_out(items[0], position))
+                    self._begin(items, partial(self._left_out, items[0], position))
                 else:
                     await self._step.places.acquire()
-                    self._begin(items, self._finish(items))
+                    self._begin(items, partial(self._finish, items))
                 await self._take()
         while self._waiting:
             await self._change()
@@ -176,16 +179,23 @@ class SlotInWork:
         if not self._in_hand:
             return True
         most = WINDOW * settings.concurrency * settings.batch
-        return self._in_hand < most and self._bytes_in_hand < MOST_BYTES
+        return self._in_hand < most and self._step.bytes_in_hand < MOST_BYTES
 
-    def _begin(
-        self, items: list[Item], finished: Coroutine[object, object, list[Finished]]
-    ) -> None:
+    def _hold(self, size_bytes: int) -> None:
+        self._bytes_in_hand += size_bytes
+        self._step.bytes_in_hand += size_bytes
+
+    def _begin(self, items: list[Item], work: Callable[[], Awaitable[list[Finished]]]) -> None:
         self._in_hand += len(items)
-        self._bytes_in_hand += sum(len(item.content) for item in items)
-        task = asyncio.create_task(finished)
+        self._hold(sum(len(item.content) for item in items))
+        task = asyncio.create_task(self._held(work))
         task.add_done_callback(self._ended)
         self._waiting.append(task)
+
+    async def _held(self, work: Callable[[], Awaitable[list[Finished]]]) -> list[Finished]:
+        finished = await work()
+        self._hold(sum(one.answer.size_bytes for one in finished))
+        return finished
 
     def _ended(self, task: asyncio.Task[list[Finished]]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -209,9 +219,7 @@ class SlotInWork:
             for finished in self._waiting.popleft().result():
                 self._taken.append(finished)
                 self._in_hand -= 1
-                size = finished.answer.size_bytes
-                self._taken_bytes += size + len(finished.item.content)
-                self._bytes_in_hand += size
+                self._taken_bytes += finished.answer.size_bytes + len(finished.item.content)
         if self._error is not None:
             await self._commit()
             raise self._error
@@ -229,7 +237,7 @@ class SlotInWork:
                 self._commits.store(self._taken)
             else:
                 await _in_thread(partial(self._commits.store, self._taken))
-            self._bytes_in_hand -= self._taken_bytes
+            self._hold(-self._taken_bytes)
             self._taken, self._taken_bytes = [], 0
             figures = self._writer.figures
             self._step.progress(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,12 @@ _PROGRESS_BYTES = 1 << 20
 """An attempt that brought that much does not count against `max_retries`."""
 
 
-@dataclass(frozen=True)
+_Wanted = tuple[int, Address, str]
+"""Position, address and key of one that is to be fetched. Thousands of them may wait, so the parsed
+address is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """An address whose file is here."""
 
@@ -50,7 +55,7 @@ class Fetched:
     """It was here before anybody was asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Missed:
     """An address whose file is not here."""
 
@@ -124,24 +129,23 @@ class Fetcher:
         if not folder.is_new:
             await asyncio.to_thread(folder.take_over)
         task = _Task(folder, counts or Counts(), self._settings.max_task_bytes)
-        ready: list[tuple[int, Address, str, URL]] = []
+        hosts: dict[str, deque[_Wanted]] = {}
         for position, (address, key) in enumerate(zip(addresses, keys_of(addresses), strict=True)):
             if key in folder.done:
                 task.take(position, folder.done[key], before=True)
                 continue
             try:
                 check_given_name(address.name)
-                ready.append(
-                    (position, address, key, self._connections.places.checked(address.url))
-                )
+                host = self._connections.places.checked(address.url).raw_host or ""
+                hosts.setdefault(host, deque()).append((position, address, key))
             except Refused as error:
                 task.miss(position, address, error)
-        await self._all(task, ready)
+        await self._all(task, hosts)
         if durably:
             await asyncio.to_thread(folder.sync)
         return task.outcome()
 
-    async def _all(self, task: _Task, ready: list[tuple[int, Address, str, URL]]) -> None:
+    async def _all(self, task: _Task, hosts: dict[str, deque[_Wanted]]) -> None:
         running: set[asyncio.Task[None]] = set()
         failed = asyncio.Event()
 
@@ -153,7 +157,7 @@ class Fetcher:
                 failed.set()
 
         try:
-            for one in _by_turns(ready):
+            for one in _by_turns(hosts):
                 await self._window.acquire()
                 if failed.is_set():
                     self._window.release()
@@ -172,7 +176,8 @@ class Fetcher:
         if task.error is not None:
             raise task.error
 
-    async def _one(self, task: _Task, position: int, address: Address, key: str, url: URL) -> None:
+    async def _one(self, task: _Task, position: int, address: Address, key: str) -> None:
+        url = self._connections.places.checked(address.url)
         part = task.folder.part(key)
         try:
             answer = await self._attempts(task, url, key, part)
@@ -268,18 +273,11 @@ class _Task:
         )
 
 
-def _by_turns(
-    ready: list[tuple[int, Address, str, URL]],
-) -> list[tuple[int, Address, str, URL]]:
+def _by_turns(hosts: dict[str, deque[_Wanted]]) -> Iterator[_Wanted]:
     """Hosts by turns, so that one with many addresses does not fill the window alone."""
-    hosts: dict[str, deque[tuple[int, Address, str, URL]]] = {}
-    for one in ready:
-        hosts.setdefault(one[3].raw_host or "", deque()).append(one)
-    found = []
     turns = deque(hosts.values())
     while turns:
         host = turns.popleft()
-        found.append(host.popleft())
+        yield host.popleft()
         if host:
             turns.append(host)
-    return found

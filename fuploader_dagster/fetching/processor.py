@@ -9,6 +9,8 @@ What must always hold:
   that goes on for every task, the processor is unavailable and nothing becomes a dead letter.
 - What is in the item's folder is taken up: after a crash only what is missing is fetched. When a
   stored task is processed again, so is what its archive holds.
+- Tasks in work have at most `ADDRESSES_IN_WORK` addresses together, or one of them alone has more:
+  memory does not grow with the number of large tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from fuploader_dagster.contracts.processor import (
     Processor,
 )
 from fuploader_dagster.errors import BadItem, RetryItem
-from fuploader_dagster.fetching.addresses import addresses_of, rest_of
+from fuploader_dagster.fetching.addresses import Address, addresses_of, rest_of
+from fuploader_dagster.fetching.room import Room
 from fuploader_dagster.fetching.stored_files import ADDRESS_HEADER, take_stored
 from fuploader_dagster.fetching.task_folder import TaskFolder
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from fuploader_dagster.fetching.fetcher import Fetcher, Missed, Outcome
     from fuploader_dagster.fetching.settings import Fetch
 
+ADDRESSES_IN_WORK = 10_000
+"""An address takes about a kilobyte until its task has ended."""
 _NAMED_REASONS = 3
 
 
@@ -50,6 +55,8 @@ class FetchProcessor(Processor):
         self._fetcher: Fetcher | None = None
         self._takes_over: asyncio.Lock | None = None
         """Held while files are read from a stored archive."""
+        self._room: Room | None = None
+        """For addresses."""
 
     async def open(self) -> None:
         # They load aiohttp, which loading settings must not.
@@ -57,6 +64,7 @@ class FetchProcessor(Processor):
         from fuploader_dagster.fetching.fetcher import Fetcher  # noqa: PLC0415
 
         self._takes_over = asyncio.Lock()
+        self._room = Room(ADDRESSES_IN_WORK)
         self._connections = Connections(self._settings)
         self._fetcher = Fetcher(self._settings, self._connections)
 
@@ -66,16 +74,25 @@ class FetchProcessor(Processor):
 
     async def process(self, items: Sequence[Item]) -> Sequence[Answer]:
         (item,) = items
-        assert self._fetcher and self._takes_over, "open() comes first"  # noqa: S101 - the contract
-        assert item.folder is not None, "each item has one"  # noqa: S101
-        settings = self._settings
+        assert self._room, "open() comes first"  # noqa: S101 - the contract
         try:
-            addresses = addresses_of(
-                item.content, urls=settings.urls, url=settings.url, most=settings.max_files
-            )
+            number = len(self._addresses(item))
         except BadItem as error:
             error.answered = False
             return [error]
+        async with self._room.taken(number):
+            return [await self._fetched(item, self._addresses(item))]
+
+    def _addresses(self, item: Item) -> list[Address]:
+        settings = self._settings
+        return addresses_of(
+            item.content, urls=settings.urls, url=settings.url, most=settings.max_files
+        )
+
+    async def _fetched(self, item: Item, addresses: Sequence[Address]) -> Answer:
+        assert self._fetcher and self._takes_over, "open() comes first"  # noqa: S101 - the contract
+        assert item.folder is not None, "each item has one"  # noqa: S101
+        settings = self._settings
         with TaskFolder(item.folder) as folder:
             if item.before is not None:
                 async with self._takes_over:
@@ -93,14 +110,14 @@ class FetchProcessor(Processor):
                 for one in outcome.fetched
             ]
         if not outcome.missed:
-            return [results if outcome.answered else Partial(results, [], answered=False)]
+            return results if outcome.answered else Partial(results, [], answered=False)
         if not results or len(results) < settings.needed(len(addresses)):
             failed = _failed(outcome, len(addresses))
             if len(results) < settings.needed(len(addresses)):
-                return [failed]
+                return failed
         rest = rest_of(item.content, [one.position for one in outcome.missed], urls=settings.urls)
         failures = [_failure(one) for one in outcome.missed]
-        return [Partial(results, failures, rest, answered=outcome.answered)]
+        return Partial(results, failures, rest, answered=outcome.answered)
 
 
 def _failed(outcome: Outcome, addresses: int) -> BadItem:

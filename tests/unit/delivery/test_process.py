@@ -8,25 +8,29 @@ from typing import Any
 
 import pytest
 
+from fuploader_dagster.contracts.processor import FileResult, Item, Result
 from fuploader_dagster.contracts.source import Message
 from fuploader_dagster.dead_letters.letters import as_message, numbered_dead_letters, requeued_ids
+from fuploader_dagster.delivery.answers import FILE_BYTES, RESULT_BYTES, checked
 from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.failures import find_failure
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.processor_trouble import find_processor_trouble
 from fuploader_dagster.delivery.reprocess import process_again
+from fuploader_dagster.delivery.slot_in_work import MOST_BYTES
 from fuploader_dagster.processing.decoder import Decoder, File
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.outcomes import FAILED
 from fuploader_dagster.slots.processed import ProcessedSlot, find_processed
 from fuploader_dagster.slots.sealing import SealedSlot
-from tests.processors_for_tests import Script, calls, most_at_once, script
+from tests.processors_for_tests import Script, begun_when_quiet, calls, most_at_once, script
 from tests.settings import pipeline, sealed
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     calls.clear()
+    begun_when_quiet.clear()
     most_at_once[:] = [0, 0]
     yield
 
@@ -61,6 +65,32 @@ def test_results_come_in_the_order_of_the_inputs_however_long_each_takes(tmp_pat
     assert found.seal.inputs == 200
     assert found.seal.results == len(wanted)
     assert most_at_once[1] == settings.process.concurrency  # type: ignore[union-attr]
+
+
+def test_results_that_wait_for_an_item_before_them_count_as_memory(tmp_path: Path) -> None:
+    settings = made(tmp_path, process=Script(concurrency=16))
+    times = 2**20 // len("f00-0")
+    files = {"f00": script(waits=True)} | {f"f{n:02}": script(times=times) for n in range(1, 64)}
+    assert len(results(processed(settings, sealed(settings, files)))) == 64
+    assert begun_when_quiet[0] <= MOST_BYTES // 2**20 + 16 + 2
+
+
+def test_results_of_all_slots_of_a_step_count_together(tmp_path: Path) -> None:
+    settings = made(tmp_path, process=Script(concurrency=16))
+    times = 2**20 // len("f00-0")
+    files = {"f00": script(waits=True)} | {f"f{n:02}": script(times=times) for n in range(1, 16)}
+    slots = [sealed(settings, files, slot=number) for number in range(4)]
+    outcomes = list(process_partitions([slot.seal.partition for slot in slots], settings))
+    assert all(isinstance(one, Done) for one in outcomes), outcomes
+    assert begun_when_quiet[0] <= MOST_BYTES // 2**20 + 16 + 4
+
+
+def test_a_result_counts_as_memory_beside_its_content(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    item = Item("i", b"{}", folder=tmp_path)
+    files = [FileResult("n", tmp_path / "file", 0, bytes(32), headers={"etag": "x" * 500})] * 100
+    assert checked(files, item, most_bytes=1).size_bytes > 100 * (500 + FILE_BYTES)
+    assert checked([Result(b"")] * 100, item, most_bytes=1).size_bytes >= 100 * RESULT_BYTES
 
 
 def test_what_is_bad_becomes_a_dead_letter_and_the_others_go_on(tmp_path: Path) -> None:
