@@ -14,7 +14,13 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from fuploader_dagster.errors import DamagedData, FuploaderError, TemporaryError
+from fuploader_dagster.errors import (
+    DamagedData,
+    FuploaderError,
+    SourceRefused,
+    StateRefused,
+    TemporaryError,
+)
 from fuploader_dagster.settings.safe_text import in_a_line
 
 log = logging.getLogger(__name__)
@@ -56,7 +62,8 @@ def refusal_of(error: Exception) -> Refusal:
     """What a request that ended with this exception is answered."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, TemporaryError):
+    if isinstance(error, TemporaryError | SourceRefused | StateRefused):
+        # also what a person has to mend first: then the same request succeeds
         pause = getattr(error, "retry_after_seconds", None) or RETRY_SECONDS
         return try_later(error.message, hint=error.hint, seconds=pause)
     if isinstance(error, DamagedData):

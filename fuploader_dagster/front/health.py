@@ -34,7 +34,22 @@ STORE_SECONDS = 30.0
 PATIENCE_SECONDS = 10.0
 """How long somebody who asks waits for a look."""
 
-_ANSWER = {"200": {"description": "yes"}, "503": {"description": "no; with a token also why"}}
+_SEEN = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["ready"],
+            "properties": {
+                "ready": {"type": "boolean"},
+                "pipelines": {"type": "array", "items": {"type": "object"}},
+            },
+        }
+    }
+}
+_ANSWER = {
+    "200": {"description": "yes", "content": _SEEN},
+    "503": {"description": "no; with a token also why", "content": _SEEN},
+}
 
 
 def routes() -> Sequence[Route]:

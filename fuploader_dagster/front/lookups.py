@@ -128,6 +128,7 @@ async def _file(call: Call) -> Response:
 
 
 _SPEC_OF_MESSAGE: dict[str, Any] = {
+    "operationId": "where",
     "summary": "Where a message is",
     "description": "By the id that publishing it gave, the name of its file, or its message id: in "
     "which slot or archive, what sinks have of it, dead letters.",
@@ -161,8 +162,8 @@ _SPEC_OF_FILE: dict[str, Any] = {
     "are named `results/...`. One range of bytes can be asked for.",
     "parameters": [_NAME, _PARTITION],
     "responses": {
-        "200": {"description": "The file", "content": {"application/octet-stream": {}}},
-        "206": {"description": "A part of it", "content": {"application/octet-stream": {}}},
+        "200": {"description": "The file", "content": {"*/*": {}}},
+        "206": {"description": "A part of it", "content": {"*/*": {}}},
         "304": {"description": "It is the one that If-None-Match names"},
         "404": {"description": "There is no such file here"},
         "409": {"description": "Its archive must be restored by the store first"},

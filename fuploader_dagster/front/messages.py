@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -23,7 +24,9 @@ from fuploader_dagster.front.bodies import (
 from fuploader_dagster.front.items import Items, form_of, request_digests
 from fuploader_dagster.front.publishing import Publishing
 from fuploader_dagster.front.route import Call, Route, Served
+from fuploader_dagster.front.schemas import message_bodies
 from fuploader_dagster.front.tokens import Tokens
+from fuploader_dagster.settings.pipeline import Pipeline
 
 LARGE_BYTES = 64 * 1024
 """A body of this size or more is taken apart in a thread, beside the others."""
@@ -33,37 +36,51 @@ _IDS = {
     "required": ["ids"],
     "properties": {"ids": {"type": "array", "items": {"type": "string"}}},
 }
-_SPEC = {
-    "summary": "Put one message, or several, into the pipeline's queue.",
-    "description": "A JSON list and JSON lines are a message per element; any other body is one.",
-    "parameters": [
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "description": "The same request with the same key is published once.",
-            "schema": {"type": "string", "maxLength": LONGEST_KEY, "pattern": "^[!-~]+$"},
-        }
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {}},
-            "application/x-ndjson": {"schema": {"type": "string"}},
-            "application/octet-stream": {"schema": {"type": "string"}},
+_LATER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
+
+
+def _spec(pipelines: Sequence[Pipeline]) -> dict[str, Any]:
+    return {
+        "operationId": "publish",
+        "summary": "Put one message, or several, into the pipeline's queue.",
+        "description": "A JSON list and JSON lines are a message per element; any other body is "
+        "one.",
+        "parameters": [
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "The same request with the same key is published once.",
+                "schema": {"type": "string", "maxLength": LONGEST_KEY},
+            }
+        ],
+        "requestBody": {"required": True, "content": message_bodies(pipelines)},
+        "responses": {
+            "202": {
+                "description": "The queue has confirmed all of them; their ids, in order.",
+                "content": {"application/json": {"schema": _IDS}},
+                "links": {
+                    "message": {
+                        "operationId": "where",
+                        "parameters": {
+                            "pipeline": "$request.path.pipeline",
+                            "id": "$response.body#/ids/0",
+                        },
+                    }
+                },
+            },
+            "409": {"description": "The same request is in work", "headers": _LATER},
+            "422": {"description": "A message cannot become a file, or the queue refuses it"},
+            "429": {"description": "Too many messages wait in the queue", "headers": _LATER},
+            "503": {"description": "The queue has not confirmed it", "headers": _LATER},
         },
-    },
-    "responses": {
-        "202": {
-            "description": "The queue has confirmed all of them; their ids, in order.",
-            "content": {"application/json": {"schema": _IDS}},
-        },
-    },
-}
+    }
+
+
 _OUR_HEADERS = [(name.encode(), value.encode()) for name, value in JSON_HEADERS.items()]
 
 
 def routes() -> Sequence[Route]:
-    return [Route("POST", "/{pipeline}/messages", "publish", _answer, spec=_SPEC)]
+    return [Route("POST", "/{pipeline}/messages", "publish", _answer, spec=_spec)]
 
 
 class Door:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from fuploader_dagster.front.answers import json_answer
 from fuploader_dagster.front.route import Call, Route
+from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.serve import RIGHTS
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
@@ -26,9 +27,10 @@ _ERROR = {
     "required": ["error", "hint"],
     "properties": {"error": {"type": "string"}, "hint": {"type": "string"}},
 }
+_IN_WORDS = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 _REFUSED = {
     "description": "It was refused; `error` says why, `hint` what to do.",
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    "content": _IN_WORDS,
 }
 
 
@@ -50,7 +52,9 @@ def routes() -> Sequence[Route]:
 async def _document(call: Call) -> Response:
     front = call.front
     root = call.request.scope.get("root_path", "")
-    return json_answer(document_of(front.routes, list(front.served), root or "/"))
+    return json_answer(
+        document_of(front.routes, [one.pipeline for one in front.served.values()], root or "/")
+    )
 
 
 async def _page(_: Call) -> Response:
@@ -59,7 +63,9 @@ async def _page(_: Call) -> Response:
     return Response(page, 200, headers, "text/html")
 
 
-def document_of(routes: Sequence[Route], pipelines: Sequence[str], root: str) -> dict[str, Any]:
+def document_of(
+    routes: Sequence[Route], pipelines: Sequence[Pipeline], root: str
+) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
     paths: dict[str, Any] = {}
     for route in routes:
@@ -81,18 +87,21 @@ def document_of(routes: Sequence[Route], pipelines: Sequence[str], root: str) ->
     }
 
 
-def _operation(route: Route, pipelines: Sequence[str]) -> dict[str, Any]:
-    spec = {**route.spec}
+def _operation(route: Route, pipelines: Sequence[Pipeline]) -> dict[str, Any]:
+    spec = {**(route.spec(pipelines) if callable(route.spec) else route.spec)}
     stated = {one["name"] for one in spec.get("parameters", ())}
     parameters = [*spec.pop("parameters", ())]
     for name in _PARAMETER.findall(route.path):
         if name not in stated:
             schema: dict[str, Any] = {"type": "string"}
             if name == "pipeline":
-                schema["enum"] = list(pipelines)
+                schema["enum"] = [pipeline.name for pipeline in pipelines]
             one = {"name": name, "in": "path", "required": True, "schema": schema}
             parameters.append(one)
-    responses = {**spec.pop("responses", {"200": {"description": "done"}})}
+    responses = {
+        status: {"content": _IN_WORDS, **response} if status >= "400" else response
+        for status, response in spec.pop("responses", {"200": {"description": "done"}}).items()
+    }
     responses["default"] = _REFUSED
     if route.right is not None and route.right in RIGHTS:
         spec["description"] = (

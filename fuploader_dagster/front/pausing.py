@@ -1,4 +1,7 @@
-"""`POST /NAME/pause` and `POST /NAME/resume`: what `fuploader pause` and `fuploader resume` do."""
+"""`POST /NAME/pause` and `POST /NAME/resume`: what `fuploader pause` and `fuploader resume` do.
+
+What is asked stands in the query or in a JSON body; what both say counts as the body says it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from fuploader_dagster.control.wishes import PARTS, Part, wish
@@ -15,27 +19,26 @@ from fuploader_dagster.front.answers import Refusal, json_answer
 from fuploader_dagster.front.bodies import body_of
 from fuploader_dagster.front.route import Call, Route
 
+_FIELDS: dict[str, dict[str, Any]] = {
+    "parts": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"enum": list(PARTS)},
+        "description": "Default: both.",
+    },
+    "reason": {"type": "string", "description": "Why, for all who meet it."},
+    "by": {"type": "string", "description": "Who asks. Default: http."},
+}
 _BODY = {
     "required": False,
+    "description": "May be left out. It wins over the query.",
     "content": {
         "application/json": {
-            "schema": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "parts": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"enum": list(PARTS)},
-                        "description": "Default: both.",
-                    },
-                    "reason": {"type": "string", "description": "Why, for all who meet it."},
-                    "by": {"type": "string", "description": "Who asks. Default: http."},
-                },
-            }
+            "schema": {"type": "object", "additionalProperties": False, "properties": _FIELDS}
         }
     },
 }
+_QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in _FIELDS.items()]
 
 
 def routes() -> Sequence[Route]:
@@ -47,10 +50,11 @@ def routes() -> Sequence[Route]:
             answer,
             spec={
                 "summary": f"{verb.capitalize()} the pipeline on all its nodes.",
+                "parameters": _QUERY,
                 "requestBody": _BODY,
                 "responses": {
                     "200": {"description": "what is wanted now, and before"},
-                    "400": {"description": "the body cannot be understood"},
+                    "400": {"description": "the body or the query cannot be understood"},
                 },
             },
         )
@@ -59,7 +63,7 @@ def routes() -> Sequence[Route]:
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
-    """The body; it may be left out."""
+    """What the query and the body say; both may be left out."""
 
     parts: tuple[Part, ...] = PARTS
     reason: str = ""
@@ -75,7 +79,7 @@ async def _resume(call: Call) -> Response:
 
 
 async def _wish(call: Call, *, paused: bool) -> Response:
-    asked = _asked(await body_of(call))
+    asked = _asked(call.request.query_params, await body_of(call))
     pipeline = call.of_pipeline.pipeline
     done = await asyncio.to_thread(
         wish, pipeline, asked.parts, paused=paused, by=asked.by, reason=asked.reason
@@ -84,16 +88,16 @@ async def _wish(call: Call, *, paused: bool) -> Response:
     return json_answer(answer)
 
 
-def _asked(body: bytes) -> _Asked:
-    if not body:
-        return _Asked()
+def _asked(query: QueryParams, body: bytes) -> _Asked:
+    stated = {name: query.getlist(name) if name == "parts" else query[name] for name in query}
     try:
-        asked = msgspec.json.decode(body, type=_Asked)
+        fields = msgspec.json.decode(body, type=dict[str, Any]) if body else {}
+        asked = msgspec.convert({**stated, **fields}, _Asked)
     except UNREADABLE_JSON as error:
         raise Refusal(
             400,
-            f"the body cannot be understood: {error}",
-            hint='leave it out, or send {"parts": ["intake"], "reason": "why"}',
+            f"the request cannot be understood: {error}",
+            hint='leave the body out, or send {"parts": ["intake"], "reason": "why"}',
         ) from None
     if not asked.parts:
         raise Refusal(400, "parts is empty", hint="leave it out for both")

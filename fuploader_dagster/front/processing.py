@@ -38,6 +38,7 @@ from fuploader_dagster.front.answers import Refusal
 from fuploader_dagster.front.bodies import body_of
 from fuploader_dagster.front.file_answers import OCTETS, headers_to_save, send_pieces
 from fuploader_dagster.front.route import Call, Route, Served
+from fuploader_dagster.front.schemas import FILE_NAME
 from fuploader_dagster.processing.envelope import check_file_name
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.item_folders import CheckedFile
@@ -252,8 +253,9 @@ def _content_of(result: Result | FileResult) -> Iterator[bytes]:
             yield piece
 
 
-def _query(name: str, said: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": said, "schema": {"type": "string"}}
+def _query(name: str, said: str, **schema: Any) -> dict[str, Any]:
+    schema = {"type": "string", **schema}
+    return {"name": name, "in": "query", "description": said, "schema": schema}
 
 
 _SPEC: dict[str, Any] = {
@@ -262,8 +264,8 @@ _SPEC: dict[str, Any] = {
     "is queued or stored.",
     "parameters": [
         _query("cmd", "Chooses a route: the value of the header `cmd`."),
-        _query("url", "Address of the file, in place of a body."),
-        _query("name", "What the file is called."),
+        _query("url", "Address of the file, in place of a body.", format="uri"),
+        _query("name", "What the file is called.", **FILE_NAME),
     ],
     "requestBody": {"content": {"*/*": {"schema": {}}}},
     "responses": {

@@ -24,7 +24,13 @@ from contextlib import suppress
 from typing import Any
 
 from fuploader_dagster.contracts.refused_messages import publish_accepted
-from fuploader_dagster.errors import ConfigError, FuploaderError, MessageRefused, TemporaryError
+from fuploader_dagster.errors import (
+    ConfigError,
+    FuploaderError,
+    MessageRefused,
+    SourceRefused,
+    TemporaryError,
+)
 from fuploader_dagster.front.accepted import Accepted
 from fuploader_dagster.front.answers import Refusal, try_later
 from fuploader_dagster.front.group import Group, Request
@@ -216,7 +222,7 @@ class Publishing:
         pairs: list[tuple[bytes, Mapping[str, Any]]] = [(one.body, one.headers) for one in items]
         try:
             refused = publish_accepted(self._publisher.publish, pairs)
-        except TemporaryError as error:
+        except (TemporaryError, SourceRefused) as error:
             self._went_down(error)
             raise
         self._trouble = None

@@ -7,7 +7,7 @@ server's own. `spec` is the route's operation in the OpenAPI document.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,6 +60,7 @@ class Call:
 
 
 Answer = Callable[[Call], Awaitable[Response]]
+Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Route:
     """The right that a token needs; None: any token of the server."""
     answer: Answer
     """May raise a `Refusal`, or an error of this package."""
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Spec | Callable[[Sequence[Pipeline]], Spec] = field(default_factory=dict)
+    """Or what makes it for the pipelines that are served."""
     open: bool = False
     """Needs no token."""

@@ -35,6 +35,9 @@ LONGEST_ENDING_SECONDS = 45
 """Longer than any request may take by its settings' defaults."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which most proxies close an idle connection themselves."""
+SILENT_SECONDS = 60
+"""A server process that says nothing for this long is replaced. On a busy machine starting takes
+more than the 5 s that uvicorn allows: it would kill each one before it serves, for ever."""
 _LOOK_AT_PARENT_SECONDS = 1.0
 
 
@@ -85,6 +88,7 @@ def serve(
             forwarded_allow_ips=address.trusted_proxies,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=LONGEST_ENDING_SECONDS,
+            timeout_worker_healthcheck=SILENT_SECONDS,
             ssl_certfile=address.tls_cert,
             ssl_keyfile=address.tls_key,
             factory=workers > 1,

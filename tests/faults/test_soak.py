@@ -16,6 +16,7 @@ from tests.servers.dagster_part import processes_in, processes_of
 from tests.servers.ports import wait_until
 from tests.soak.plan import (
     LIMITED,
+    PAUSED,
     PLAIN,
     VICTIMS,
     body_of,
@@ -28,6 +29,7 @@ from tests.soak.plan import (
     number_of,
     outgoing,
     pause_of,
+    pauses,
     queue_of,
     results_of,
 )
@@ -48,6 +50,12 @@ def test_the_same_seed_is_the_same_soak_and_everything_gets_its_turn() -> None:
     assert deck == list(islice(kills(SEED, 8), len(VICTIMS)))
     assert deck != list(islice(kills(SEED + 1, 8), len(VICTIMS)))
     assert sorted(kill.victim for kill in deck) == sorted(VICTIMS)
+    asked = list(islice(pauses(SEED, 8), 12))
+    assert asked == list(islice(pauses(SEED, 8), 12)) != list(islice(pauses(SEED + 1, 8), 12))
+    assert {pause.parts for pause in asked} == set(PAUSED)
+    assert {(pause.pipeline, pause.apart) for pause in asked} == {
+        (name, apart) for name in (PLAIN, LIMITED) for apart in (False, True)
+    }
     assert body_of(SEED, 5) == body_of(SEED, 5) != body_of(SEED + 1, 5)
 
 
@@ -208,6 +216,7 @@ def check_short_soak(tmp_path: Path, source: str) -> None:
     assert (result["lost_results"], result["second_results"]) == (0, 0)
     assert result["seed"] == SEED
     assert result["kills"] > 1
+    assert result["pauses"], "whatever was paused was resumed"
     assert result["published"] > 100
 
 

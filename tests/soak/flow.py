@@ -5,7 +5,8 @@ and it looks at the receipts. After a kill it flows again when a message that wa
 the victim's return is stored (in the slot of the worker that was killed, if one was), or, where
 uploads stood still, when the next receipt is there.
 
-Only a kill that was over before the next one is measured: else one would measure the other.
+Only a kill that was over before the next one is measured: else one would measure the other. None is
+while something is paused.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -53,6 +54,7 @@ class Flow:
         self._waiting: _Waiting | None = None
         self._measured: dict[str, list[float]] = defaultdict(list)
         self._lock = threading.Lock()
+        self._stands = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="flow", daemon=True)
 
@@ -78,9 +80,22 @@ class Flow:
         """
         with self._lock:
             everywhere = tuple(self._newest)
+            if self._stands:
+                return
             self._waiting = _Waiting(
                 victim, time.monotonic(), is_back, places or everywhere, uploads
             )
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Nothing is measured inside: something stands still because it was told to."""
+        with self._lock:
+            self._stands, self._waiting = True, None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stands = False
 
     def seconds(self) -> dict[str, dict[str, Any]]:
         """By victim: how many were measured, their median and their maximum."""

@@ -54,6 +54,9 @@ DEADLY_AT = (601, 621, 641, 661)
 TERM_ONE_IN = 4
 OVERLAP_ONE_IN = 4
 FLUSH_ONE_IN = 2
+PAUSED: tuple[tuple[str, ...], ...] = (("intake",), ("shipping",), ("intake", "shipping"))
+"""What may be paused: a deck, as the victims are."""
+PAUSED_SECONDS = (1, 12)
 
 _NAME = re.compile(r"m(\d{8})\.json")
 
@@ -92,6 +95,50 @@ def kills(seed: int, pause_seconds: float) -> Iterator[Kill]:
                 down_seconds=dice.uniform(0, 4),
                 emptied=victim == "redis" and not dice.randrange(FLUSH_ONE_IN),
                 dice=dice.random(),
+            )
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Somebody pauses a pipeline, and resumes it later."""
+
+    after_seconds: float
+    """After the end of the pause before."""
+    pipeline: str
+    parts: tuple[str, ...]
+    seconds: float
+    apart: bool
+    """Each part is resumed by a command of its own."""
+
+    @property
+    def what(self) -> str:
+        return " and ".join(self.parts)
+
+    @property
+    def options(self) -> list[str]:
+        """Of the command; without any, it is for both parts."""
+        return [f"--{part}" for part in self.parts if len(self.parts) == 1]
+
+    @property
+    def resumed(self) -> list[list[str]]:
+        """The options of each command that ends it."""
+        return [[f"--{part}"] for part in self.parts] if self.apart else [self.options]
+
+    def __str__(self) -> str:
+        return f"pause {self.what} of {self.pipeline} for {self.seconds:.0f} s"
+
+
+def pauses(seed: int, pause_seconds: float) -> Iterator[Pause]:
+    """Endless. A quarter as often as kills."""
+    dice = random.Random(f"{seed} pauses")
+    while True:
+        for parts in dice.sample(PAUSED, len(PAUSED)):
+            yield Pause(
+                after_seconds=dice.uniform(2, 6) * pause_seconds,
+                pipeline=dice.choice((PLAIN, LIMITED)),
+                parts=parts,
+                seconds=dice.uniform(*PAUSED_SECONDS),
+                apart=not dice.randrange(2),
             )
 
 

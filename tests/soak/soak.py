@@ -1,4 +1,4 @@
-"""One soak: start everything, kill by plan while messages flow, let it come to rest, count."""
+"""One soak: start everything, kill and pause while messages flow, let it come to rest, count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 from fuploader_dagster.intake.worker_status import read_statuses
 from tests.soak.flow import Flow
 from tests.soak.installation import Installation
-from tests.soak.plan import LIMITED, PLAIN, Kill, Victim, kills
+from tests.soak.pauses import Pauses
+from tests.soak.plan import LIMITED, PLAIN, Kill, Victim, kills, pauses
 from tests.soak.producer import Producer
 from tests.soak.verdict import Verdict, dead_letters_below, judge, members_in
 
@@ -73,6 +74,13 @@ def soak(
     ) as parts:
         producer = Producer(parts.queues, seed, rate)
         flow = Flow(parts.places(), lambda: producer.next)
+        pausing = Pauses(
+            parts.folder / "project",
+            parts.code_server.environment,
+            flow,
+            pauses(seed, pause_seconds),
+            say,
+        )
         flow.start()
         producer.start()
         try:
@@ -81,15 +89,21 @@ def soak(
             )
             say("it flows; the kills begin")
             progress.doing = "killing"
+            pausing.start()
             _kill(parts, flow, kills(seed, pause_seconds), seconds, progress.kills)
+            pausing.stop()
         finally:
+            pausing.let_go()
             producer.stop()
             flow.stop()
             progress.published = producer.next
         if producer.problem is not None:
             raise producer.problem
         done = progress.kills
-        say(f"{done.total()} kills, {producer.next:,} messages; no more of either")
+        say(
+            f"{done.total()} kills, {pausing.done.total()} pauses, {producer.next:,} messages; "
+            "no more of any"
+        )
         progress.doing = "coming to rest"
         began = time.monotonic()
         unfinished = _rest(parts, flow)
@@ -112,6 +126,7 @@ def soak(
             "source": source,
             "seconds": round(seconds),
             "kills_by_victim": dict(sorted(done.items())),
+            "pauses": dict(sorted(pausing.done.items())),
             "seconds_until_it_flowed": flow.seconds(),
             "seconds_until_rest": round(rested),
             "unfinished": unfinished,
