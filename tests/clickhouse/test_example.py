@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from fuploader_dagster.cli.init import write_project
-from tests.integration.test_examples import SHIP, commands, run, ship_until
+from tests.integration.test_examples import (
+    SHIP,
+    commands,
+    on_free_ports,
+    run,
+    running,
+    served,
+    ship_until,
+)
 from tests.servers.clickhouse import ClickhouseServer
 from tests.servers.redis import redis_configured
 
@@ -21,7 +30,8 @@ def test_stream_to_clickhouse(
     readme = (project / "README.md").read_text()
     (statement,) = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
     clickhouse.execute(statement)
-    doctor, send, ship = commands(project)
+    (port,) = on_free_ports(project, "8080")
+    doctor, send, ship, _, serve, publish = commands(project)
     assert ship == SHIP
     with redis_configured(tmp_path / "redis") as redis:
         monkeypatch.setenv("REDIS_URL", redis.url())
@@ -30,10 +40,13 @@ def test_stream_to_clickhouse(
             run(doctor, project)
             assert "1000 entries" in run(send, project)
             client = redis.client()
-            ship_until(lambda: client.xlen("BUFF:flow:out") == 1_000, project)
+            with running(serve, project):
+                served(project, port)
+                assert json.loads(run(publish, project)) == {"ids": ["http-1"]}
+            ship_until(lambda: client.xlen("BUFF:flow:out") == 1_001, project)
             rows = clickhouse.rows("SELECT rec_id, task_for, data FROM my_table ORDER BY rec_id")
         finally:
             clickhouse.execute("DROP TABLE my_table")
         assert client.xlen("BUFF:flow:in") == 0
     wanted = [(f"rec-{n:06d}", "demo", f"number {n}") for n in range(1_000)]
-    assert [tuple(one) for one in rows] == wanted
+    assert [tuple(one) for one in rows] == [("http-1", "demo", "a text"), *wanted]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.deployment import Installation, Part
 from tests.servers.dagster_part import end, processes_of
@@ -25,6 +26,7 @@ from tests.servers.redis import RedisServer
 from tests.servers.swift import SwiftServer
 
 MESSAGES = 300
+OVER_HTTP = "over-http.json"
 
 
 @pytest.fixture
@@ -48,8 +50,9 @@ def installed(
         "POSTGRES_PASSWORD": password,
         "S3_ACCESS_KEY_ID": swift.access_key,
         "S3_SECRET_ACCESS_KEY": swift.secret_key,
+        "SERVE_TOKEN": password,
     }
-    code_port, web_port = free_port(), free_port()
+    code_port, web_port, serve_port = free_port(), free_port(), free_port()
     addresses = {
         "rabbitmq:5672": f"{LOOPBACK}:{rabbitmq.port}",
         "redis:6379": f"{LOOPBACK}:{redis_server.port}",
@@ -60,6 +63,8 @@ def installed(
         "4000": str(code_port),
         "3000": str(web_port),
         "127.0.0.1:3000": f"{LOOPBACK}:{web_port}",
+        "8080": str(serve_port),
+        "127.0.0.1:8080": f"{LOOPBACK}:{serve_port}",
     }
     yield Installation(tmp_path, passwords, addresses)
     postgresql.execute("DROP DATABASE dagster WITH (FORCE)", "DROP ROLE dagster")
@@ -119,18 +124,27 @@ def test_messages_reach_the_bucket_and_each_part_is_healthy_and_stops_in_its_tim
     name = bucket.environment["S3_BUCKET"]
 
     node, daemon, web = (installed.part(one) for one in ("node1", "daemon", "webserver"))
+    door = installed.part("serve")
     running.start("node1", node, lambda: answers(port_of(node)))
     running.start("daemon", daemon, lambda: True)
     running.start("webserver", web, lambda: answers(port_of(web)))
+    running.start("serve", door, lambda: answers(port_of(door)))
 
     messages = installed.history / "messages.jsonl"
     lines = [{"file_name": f"{n}.json", "payload": {"n": n}} for n in range(MESSAGES)]
     messages.write_text("".join(json.dumps(line) + "\n" for line in lines))
     succeeds(node, "fuploader", "publish", str(messages))
+    answer = requests.post(
+        f"http://{LOOPBACK}:{port_of(door)}/documents/messages",
+        json={"file_name": OVER_HTTP, "payload": {"n": MESSAGES}},
+        headers={"Authorization": f"Bearer {door.environment['FUPLOADER_SERVE_TOKEN']}"},
+        timeout=120,
+    )
+    assert (answer.status_code, answer.json()) == (202, {"ids": [OVER_HTTP]})
 
     def drained() -> bool:
         status = json.loads(succeeds(node, "fuploader", "status", "--json"))
-        return bool(status[0]["stored_messages"] >= MESSAGES)
+        return bool(status[0]["stored_messages"] > MESSAGES)
 
     wait_until(drained, seconds=240, what="the drain", diagnose=running.logs)
     succeeds(node, "fuploader", "seal")
@@ -142,11 +156,12 @@ def test_messages_reach_the_bucket_and_each_part_is_healthy_and_stops_in_its_tim
     wait_until(lambda: bool(keys()), seconds=300, what="the archive", diagnose=running.logs)
     (key,) = keys()
     members = succeeds(node, "fuploader", "ls", f"s3://{name}/{key}")
-    assert all(f"{n}.json" in members for n in range(MESSAGES))
+    assert all(name in members for name in [OVER_HTTP, *(f"{n}.json" for n in range(MESSAGES))])
 
-    for one in (node, daemon, web):
+    for one in (node, daemon, web, door):
         succeeds(one, *one.health_check)
 
+    running.stop("serve", door.stop_seconds)
     running.stop("node1", node.stop_seconds)
     assert processes_of(str(installed.history), "fuploader_dagster.intake.worker") == []
     assert node.run(*node.health_check).returncode != 0

@@ -21,6 +21,7 @@ from fuploader_dagster.cli.init import EXAMPLES, write_project
 from fuploader_dagster.errors import ConfigError
 from tests.integration.test_cli import fuploader
 from tests.servers.ports import answers, free_port, wait_until
+from tests.serving import TOKEN
 from tests.settings import archived_files
 
 SHIP = "fuploader drain --ship"
@@ -36,7 +37,8 @@ def commands(project: Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Commands are those of this Python."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "FUPLOADER_SERVE_TOKEN": TOKEN}
 
 
 @contextmanager
@@ -81,7 +83,8 @@ def run(command: str, project: Path) -> str:
 def test_handlers(tmp_path: Path) -> None:
     project = tmp_path / "handlers"
     write_project(project, "handlers")
-    process, first, second, ship, ls = commands(project)
+    serve_port = on_free_ports(project, "8080", "8001")[0]
+    process, first, second, ship, ls, *over_http = commands(project)
     assert ship == SHIP
     assert len(json.loads(run(process, project))) == 3
     assert "3 messages are confirmed" in run(first, project)
@@ -94,15 +97,50 @@ def test_handlers(tmp_path: Path) -> None:
     assert readme.upper() in results  # the same file as one of the others, for another function
     assert sum(content.startswith(b"{") for content in results) == 3
     assert len(run(ls, project).splitlines()) == len(files) == 8
+    asked_over_http(project, serve_port, over_http)
+
+
+def asked_over_http(project: Path, port: str, shown: list[str]) -> None:
+    """The part of the README about `fuploader serve`."""
+    export, serve, web, body, url, later = shown
+    assert (export[:28], serve[-1], web[-1]) == ("export FUPLOADER_SERVE_TOKEN", "&", "&")
+    with running(serve, project), running(web, project):
+        served(project, port)
+        app, readme = (project / "app.py").read_text(), (project / "README.md").read_text()
+        assert sum(json.loads(run(body, project)).values()) <= len(app.split())
+        assert run(url, project) == readme.upper()
+        (name,) = json.loads(run(later, project))["ids"]
+        store = project / "data/object-store"
+        ship_until(lambda: f"results/{name}" in archived_files(store), project)
+        assert archived_files(store)[f"results/{name}"] == [app.upper().encode()]
+
+
+def served(project: Path, port: str) -> None:
+    """Wait until the front door takes connections."""
+    wait_until(
+        lambda: answers(int(port)),
+        seconds=60,
+        what="fuploader serve",
+        diagnose=(project.parent / "background.log").read_text,
+    )
+
+
+def on_free_ports(project: Path, *ports: str) -> list[str]:
+    """Replace these ports in the project's files by free ones."""
+    free = [str(free_port()) for _ in ports]
+    for path in project.iterdir():
+        if path.is_file():
+            text = path.read_text()
+            for old, new in zip(ports, free, strict=True):
+                text = text.replace(old, new)
+            path.write_text(text)
+    return free
 
 
 def test_table_to_handler_to_table(tmp_path: Path) -> None:
     project = tmp_path / "table"
     write_project(project, "table-to-handler-to-table")
-    port = str(free_port())
-    for name in ("fuploader.yaml", "handler.py"):
-        path = project / name
-        path.write_text(path.read_text().replace("8001", port))
+    on_free_ports(project, "8001")
     prepare, handler, doctor, ship, show = commands(project)
     assert (handler[-1], ship) == ("&", SHIP)
     run(prepare, project)
@@ -128,10 +166,7 @@ def test_table_to_handler_to_table(tmp_path: Path) -> None:
 def test_downloads(tmp_path: Path) -> None:
     project = tmp_path / "downloads"
     write_project(project, "downloads")
-    ports = {one: str(free_port()) for one in ("8002", "8003")}
-    for path in project.iterdir():
-        text = path.read_text()
-        path.write_text(text.replace("8002", ports["8002"]).replace("8003", ports["8003"]))
+    ports = on_free_ports(project, "8002", "8003")
     origin, asker, fetch, send, ship, ls, letters = commands(project)
     assert (origin[-1], asker[-1], ship) == ("&", "&", SHIP)
     log = tmp_path / "background.log"
@@ -141,7 +176,7 @@ def test_downloads(tmp_path: Path) -> None:
         return [json.loads(line) for line in log.read_text().splitlines() if line[:1] == "{"]
 
     with running(origin, project), running(asker, project):
-        for port in ports.values():
+        for port in ports:
             wait_until(
                 lambda port=port: answers(int(port)), seconds=60, what=port, diagnose=log.read_text
             )

@@ -15,6 +15,7 @@ from dagster._core.workspace.config_schema import process_workspace_config
 
 from fuploader_dagster.cli.app import COMMANDS
 from fuploader_dagster.front.server import LONGEST_ENDING_SECONDS
+from fuploader_dagster.front.tokens import MASTER_VARIABLE
 from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.yaml_file import read_documents
 from tests.deployment import (
@@ -224,7 +225,7 @@ def test_folders_of_the_configuration_are_volumes_and_state_directories_of_those
     assert f"{slots} {history}" in made
 
 
-@pytest.mark.parametrize("part", ["node", "daemon", "webserver"])
+@pytest.mark.parametrize("part", ["node", "daemon", "webserver", "serve"])
 def test_a_unit_runs_what_the_container_runs_and_has_as_long_to_end(part: str) -> None:
     service = OURS[{"node": "node1"}.get(part, part)]
     unit = options(f"fuploader-{part}.service")
@@ -242,6 +243,22 @@ def test_the_front_door_runs_where_the_node_does_and_has_time_to_answer() -> Non
     assert float(unit["TimeoutStopSec"]) > LONGEST_ENDING_SECONDS
     command = unit["ExecStart"].removeprefix("/opt/fuploader/bin/fuploader ").split()
     assert {*command[1::2]} <= {one for each in SERVE.params for one in each.opts}
+    service, node1 = OURS["serve"], OURS["node1"]
+    assert f"node1:{read(CONFIG / 'fuploader.yaml')['storage_root']}" in service["volumes"]
+    shared = {name: node1["environment"][name] for name in ("NODE_ID", "RABBITMQ_URL", "REDIS_URL")}
+    assert shared.items() <= service["environment"].items()
+
+
+def test_the_front_door_has_a_token_a_port_and_a_health_check_that_agree() -> None:
+    service = OURS["serve"]
+    command = service["command"]
+    port = command[command.index("--port") + 1]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f"http://127.0.0.1:{port}/health/ready" in service["healthcheck"]["test"][-1]
+    assert service["environment"][MASTER_VARIABLE] == "abc123", "of .env"
+    assert set(example("serve.env.example")) == {MASTER_VARIABLE}
+    served = [one["serve"] for one in read(CONFIG / "fuploader.yaml")["pipelines"].values()]
+    assert served == [True]
 
 
 def test_what_the_page_names_of_these_files_exists() -> None:
