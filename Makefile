@@ -84,7 +84,7 @@ lock: $(VENV)/.dev ## Write requirements/*.txt from pyproject.toml; UPGRADE=1 ta
 	tools/lock.sh $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove the environment and caches; data and history stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.build: requirements/build.txt tools/make_venv.sh

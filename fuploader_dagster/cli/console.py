@@ -177,20 +177,41 @@ def text_of(content: bytes) -> list[str]:
         return [f"{len(content):,} bytes that are no text: {content[:_SHOWN_BYTES].hex(' ')} ..."]
 
 
+_BROKEN_ABOVE = 30
+"""Characters of a word in the last column of a table."""
+
+
 def show_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, none: str = "none"
 ) -> None:
-    """Results in columns. Without any row, `none` says so."""
+    """Results in columns. Without any row, `none` says so.
+
+    No word is cut, because people copy keys and ids: where the terminal is too narrow for them the
+    table is wider than it. Only the last column, for free text, may break a long word.
+    """
     from rich.table import Table  # noqa: PLC0415
 
-    rows = list(rows)
-    if not rows:
+    lines = [[Text(in_a_line(cell)) for cell in row] for row in rows]
+    if not lines:
         say(none)
         return
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(in_a_line(cell)) for cell in row))
-    console.print(table)
+    table = Table()
+    width = 1
+    for column, *cells in zip(map(Text, columns), *lines, strict=True):
+        longest = max(Text(word).cell_len for one in (column, *cells) for word in _words(one))
+        if column.plain == columns[-1]:
+            longest = min(longest, _BROKEN_ABOVE)
+        table.add_column(column, min_width=longest, overflow="fold")
+        width += longest + 3
+    for line in lines:
+        table.add_row(*line)
+    if width > console.width:
+        table.width = width
+    console.print(table, crop=False)
+
+
+def _words(cell: Text) -> list[str]:
+    return cell.plain.split(" ")
 
 
 def show_verdict(word: str, colour: str, line: str, hint: str = "") -> None:
