@@ -16,6 +16,7 @@ QUICK ?=
 SECONDS ?= 60
 SEED ?=
 SOURCE ?=
+VERSION ?=
 INPUTS ?= 100000
 PYTEST_IN_ORDER = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	--durations 20 --randomly-seed $(or $(SEED),$$(date +%s))
@@ -39,7 +40,7 @@ TASK_TESTS := $(sort $(wildcard \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-databases test-tasks test-clickhouse check bench soak fuzz lock clean
+.PHONY: help run test test-databases test-tasks test-clickhouse check docs bench soak fuzz lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -68,6 +69,9 @@ check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/mypy -p fuploader_dagster
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.settings_reference --check
+
+docs: $(VENV)/docs/.ready ## The documentation as a site in build/docs/VERSION; a dead link is an error
+	$(VENV)/docs/bin/python tools/docs_site.py build/docs $(or $(VERSION),$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml))
 
 bench: $(VENV)/.dev ## Measure; QUICK=1: the first rows, in three minutes; BENCH="..." passes arguments
 	@tools/install_test_servers.sh nginx:nginx aria2c:aria2 wrk:wrk
@@ -109,6 +113,12 @@ $(VENV)/clickhouse/.ready: requirements/clickhouse.txt $(VENV)/.build
 	@$(BIN)/python -m venv --clear $(VENV)/clickhouse
 	@$(VENV)/clickhouse/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 		--require-hashes -r requirements/clickhouse.txt
+	@touch $@
+
+$(VENV)/docs/.ready: requirements/docs.txt $(VENV)/.build
+	@$(BIN)/python -m venv --clear $(VENV)/docs
+	@$(VENV)/docs/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+		--require-hashes -r requirements/docs.txt
 	@touch $@
 
 $(VENV)/redis-servers/.ready: requirements/redis-servers.txt $(VENV)/.build

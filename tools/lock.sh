@@ -17,5 +17,6 @@ compile "$@" pyproject.toml --all-extras \
 compile "$@" pyproject.toml --all-extras --group test --group check --group bench \
     --constraint requirements/build.txt --constraint requirements/run.txt \
     --output-file requirements/dev.txt
+compile "$@" requirements/docs.in --output-file requirements/docs.txt
 compile "$@" --no-deps requirements/clickhouse.in --output-file requirements/clickhouse.txt
 compile "$@" --no-deps requirements/redis-servers.in --output-file requirements/redis-servers.txt
