@@ -51,7 +51,8 @@ class SqlSink(SinkSettings):
 
     url: Secret
     """Address of the database: `postgresql://user:password@host/database`, `mysql://…`,
-    `mariadb://…`, or `sqlite:////path/of/the/file`."""
+    `mariadb://…`, or `sqlite:////path/of/the/file`
+    (with three slashes the path is relative to the configuration)."""
     table: Name
     """Name of the table."""
     schema_name: Name | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
+from fuploader_dagster.contracts.relative_paths import placed
 from fuploader_dagster.resources.sql.dialect import Dialect
 from fuploader_dagster.resources.sql.mysql import Mysql
 from fuploader_dagster.resources.sql.postgresql import Postgresql
@@ -18,19 +20,23 @@ DIALECTS: Sequence[type[Dialect]] = (Postgresql, Mysql, Sqlite)
 
 
 def usable_url(url: SecretStr) -> SecretStr:
-    """The same. Raises `ValueError`, which does not quote it."""
+    """The same; a file's path, if it is relative, as other paths of the settings are. Raises
+    `ValueError`, which does not quote it."""
     if place_of_unset(url):
         return url
     try:
         parsed = sa.make_url(url.get_secret_value())
-        usable = _kind_of(parsed) is not None and bool(parsed.database)
+        kind = _kind_of(parsed)
     except (SQLAlchemyError, ValueError):  # not passed on, because it may quote the password
-        usable = False
-    if not usable:
+        kind = None
+    if kind is None or not parsed.database:
         raise ValueError(
             "url must look like postgresql://user:password@host/database, mysql://..., "
             "mariadb://... or sqlite:////path/of/the/file"
         )
+    if kind.is_a_file and not parsed.database.startswith((":", "file:")):
+        file = parsed.set(database=str(placed(Path(parsed.database))))
+        return SecretStr(file.render_as_string(hide_password=False))
     return url
 
 

@@ -65,7 +65,8 @@ class SqlTable(SourceSettings):
 
     url: Secret
     """Address of the database: `postgresql://user:password@host/database`, `mysql://…`,
-    `mariadb://…`, or `sqlite:////path/of/the/file`."""
+    `mariadb://…`, or `sqlite:////path/of/the/file`
+    (with three slashes the path is relative to the configuration)."""
     table: Name
     """Name of the table or view."""
     schema_name: Name | None = None

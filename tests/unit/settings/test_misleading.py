@@ -71,6 +71,12 @@ def test_relative_paths_are_relative_to_the_file(
     assert source.source.ca_file == project / "certs/ca.pem"  # type: ignore[attr-defined]
     assert source.source.cert_file == Path("/etc/cert.pem")  # type: ignore[attr-defined]
     assert source.takeover.root == project / "old"
+    rows = {"kind": "sql", "url": "sqlite:///rows.sqlite?timeout=5", "table": "t"}
+    with_rows = one(project, source={**rows, "cursor": "id"}, sinks={"rows": rows})
+    place = f"sqlite:///{project}/rows.sqlite"
+    assert with_rows.source.describe().endswith(place)
+    assert with_rows.sinks["rows"].describe().endswith(place)
+    assert with_rows.sinks["rows"].url.get_secret_value() == f"{place}?timeout=5"  # type: ignore[attr-defined]
 
 
 def test_from_its_own_folder_paths_stay_as_they_are_written(
