@@ -32,7 +32,7 @@ TASK_TESTS := $(sort $(wildcard \
 	tests/faults/test_fetch_*.py tests/faults/test_hostile_functions.py tests/faults/test_lost_*.py \
 	tests/faults/test_notice_*.py \
 	tests/faults/test_processing_*.py tests/faults/test_redo_*.py tests/faults/test_seal_each_*.py \
-	tests/integration/test_cli_process.py tests/integration/test_compose.py \
+	tests/integration/test_cli_process.py tests/integration/test_compose.py tests/integration/test_dg.py \
 	tests/integration/test_examples.py tests/integration/test_fetch_*.py tests/integration/test_image.py \
 	tests/integration/test_metrics.py \
 	tests/integration/test_notices_*.py tests/integration/test_pause*.py \

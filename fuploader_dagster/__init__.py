@@ -15,6 +15,7 @@ from fuploader_dagster._moved import find_moved_modules
 if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the two
     from fuploader_dagster.archives.ranges import StoredArchive as StoredArchive
     from fuploader_dagster.archives.reader import Archive as Archive
+    from fuploader_dagster.assets.archive_reader import ArchiveReader as ArchiveReader
     from fuploader_dagster.assets.dead_letter_jobs import build_discard_job as build_discard_job
     from fuploader_dagster.assets.dead_letter_jobs import (
         build_export_letters_job as build_export_letters_job,
@@ -153,6 +154,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
 _NAMES = {
     "archives.ranges": ("StoredArchive",),
     "archives.reader": ("Archive",),
+    "assets.archive_reader": ("ArchiveReader",),
     "assets.dead_letter_jobs": (
         "build_discard_job",
         "build_export_letters_job",

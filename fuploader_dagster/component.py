@@ -57,7 +57,7 @@ class QueueToObjectStore(dg.Component):
 
     Builds the assets queue, sealed_slot, packed_archive and uploaded_archive (with a processor also
     processed_slot, with sinks also sink_NAME) with their partitions, jobs, sensors, schedules and
-    store resource, all named for the pipeline. The attributes are the settings of a pipeline.
+    resources, all named for the pipeline. The attributes are the settings of a pipeline.
     """
 
     def __init__(self, pipeline: Pipeline, *, running: bool = True) -> None:

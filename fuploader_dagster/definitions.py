@@ -15,6 +15,7 @@ import dagster as dg
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 import fuploader_dagster
+from fuploader_dagster.assets.archive_reader import build_archive_reader
 from fuploader_dagster.assets.checks import build_check, build_judged_checks, build_reachable_check
 from fuploader_dagster.assets.dead_letter_jobs import (
     build_discard_job,
@@ -23,6 +24,7 @@ from fuploader_dagster.assets.dead_letter_jobs import (
 )
 from fuploader_dagster.assets.dead_letters import build_dead_letter_asset, build_dead_letter_check
 from fuploader_dagster.assets.find_job import build_find_job
+from fuploader_dagster.assets.overrides import build_backend_resource
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.pause_jobs import build_pause_job, build_resume_job
 from fuploader_dagster.assets.pipeline_assets import build_archive_assets
@@ -158,9 +160,16 @@ def build_schedules(pipeline: Pipeline, *, running: bool = True) -> list[dg.Sche
 
 
 def build_resources(pipeline: Pipeline) -> dict[str, Any]:
-    """The object store, under the key that the assets ask for: `documents_store`."""
+    """`documents_store`, `documents_archives` (reader and IO manager of the archives),
+    `documents_queue` and `documents_state`: assets, jobs, sensors and schedules ask for them."""
     _note(pipeline)
-    return {Names.of(pipeline).store: as_resource(pipeline.store)}
+    names = Names.of(pipeline)
+    return {
+        names.store: as_resource(pipeline.store),
+        names.archives_resource: build_archive_reader(pipeline),
+        names.queue_resource: build_backend_resource(pipeline.source),
+        names.state_resource: build_backend_resource(pipeline.state),
+    }
 
 
 def _note(pipeline: Pipeline) -> None:

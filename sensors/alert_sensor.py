@@ -21,6 +21,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 from dagster_shared.error import SerializableErrorInfo
 
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import FuploaderError, SlotInUse
@@ -59,15 +60,17 @@ def build_alert_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         job_name=Names.of(pipeline).ship_job,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=sensor_status(running=running),
+        required_resource_keys=queue_and_state(pipeline),
         description="Posts trouble that a person should know of to alert_webhook, and its end.",
     )
-    def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def alert(context: dg.SensorEvaluationContext, **_: Any) -> dg.SkipReason:
         now, instance = time.time(), context.instance
+        used = with_resources(pipeline, context)
         if is_dry_run(context):
-            memory = _looked(pipeline, instance, running, now)
+            memory = _looked(used, instance, running, now)
             texts = [_message(one, pipeline)["text"] for one in due(memory, now)]
             return dg.SkipReason(f"{SAID}; a tick would post: {'; '.join(texts) or 'nothing'}")
-        return dg.SkipReason(tell(pipeline, instance, running=running, now=now))
+        return dg.SkipReason(tell(used, instance, running=running, now=now))
 
     return alert
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import msgspec
@@ -27,6 +28,7 @@ import msgspec
 from fuploader_dagster.assets.checks import reachable
 from fuploader_dagster.assets.dead_letters import Reported, report
 from fuploader_dagster.assets.outcomes import moment
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import (
     UNFINISHED_RUNS,
     Names,
@@ -102,15 +104,17 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         job_name=names.ship_job,
         minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
         default_status=sensor_status(running=running),
+        required_resource_keys=queue_and_state(pipeline),
         description="Keeps the drain workers running, registers sealed slots and asks for runs. "
         "It ticks every 5 seconds, as often as Dagster's daemon looks at sensors.",
     )
-    def drain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def drain(context: dg.SensorEvaluationContext, **_: Any) -> dg.SensorResult:
         dry = is_dry_run(context)
-        problems = _problems(pipeline, dry=dry)
+        used = with_resources(pipeline, context)
+        problems = _problems(used, dry=dry)
         layout, root = pipeline.layout, pipeline.layout.root
         try:
-            new, elsewhere, snapshot, wishes = _look(pipeline, context.instance, names, dry=dry)
+            new, elsewhere, snapshot, wishes = _look(used, context.instance, names, dry=dry)
         except FuploaderError as error:
             others = [problem for problem in problems if str(error) not in problem]
             return _in_trouble("; ".join([*others, str(error)]), root, dry=dry)

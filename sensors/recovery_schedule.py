@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from itertools import chain
+from typing import Any
 
 import dagster as dg
 
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import (
     Names,
     contiguous_ranges,
@@ -58,12 +60,13 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=schedule_status(running=running),
+        required_resource_keys=queue_and_state(pipeline),
         description="Asks for runs of slots without a verified object, and of rows that are owed.",
     )
     def recover(
-        context: dg.ScheduleEvaluationContext,
+        context: dg.ScheduleEvaluationContext, **_: Any
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        dry = is_dry_run(context)
+        dry, used = is_dry_run(context), with_resources(pipeline, context)
         registered = context.instance.get_dynamic_partitions(names.partition_set)
         dead = [] if dry else end_dead_runs(context.instance, names)
         every = unfinished_runs(context.instance, names, pipeline.layout, registered)
@@ -98,11 +101,11 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             for name, owed in _rows_to_store(plan, found, names, every).items()
             for keys in contiguous_ranges(owed, registered, pipeline.sinks[name].partitions_per_run)
         ]
-        shipping = current(pipeline, changing=not dry).shipping
+        shipping = current(used, changing=not dry).shipping
         if shipping.paused:
             requests = []
         if not dry:
-            _do_what_needs_no_run(plan, requests, registered, pipeline, context)
+            _do_what_needs_no_run(plan, requests, registered, used, context)
         if not requests:
             summary = (
                 f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "

@@ -16,6 +16,7 @@ import dagster as dg
 from fuploader_dagster.assets.checks import check_keys, evaluation
 from fuploader_dagster.assets.dead_letters import letters_metadata
 from fuploader_dagster.assets.outcomes import moment
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.dead_letters.counts import read_counts
 from fuploader_dagster.delivery.store_trouble import find_trouble, look_again
@@ -54,18 +55,19 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
         cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=schedule_status(running=running),
+        required_resource_keys=queue_and_state(pipeline),
         description="Reports depth, rates, space and what is wrong, at the asset queue and its "
         "checks.",
     )
-    def watch(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
-        dry = is_dry_run(context)
+    def watch(context: dg.ScheduleEvaluationContext, **_: Any) -> dg.SkipReason:
+        dry, used = is_dry_run(context), with_resources(pipeline, context)
         try:
             if not dry and find_trouble(pipeline.layout) is not None:
                 look_again(pipeline.layout, pipeline.store.open())
-            seen = look(pipeline)
+            seen = look(used)
         except (FuploaderError, OSError) as error:
             raise LookFailed(in_a_line(f"cannot look at {pipeline.name}: {error}")) from None
-        judgements = judge(pipeline, seen)
+        judgements = judge(used, seen)
         if dry:
             return dg.SkipReason(f"{SAID}; a tick would report: {in_a_sentence(judgements, seen)}")
         report(context.instance, pipeline, seen, judgements)

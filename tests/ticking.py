@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.sensors.drain_sensor import (
     IN_TROUBLE,
     DrainTrouble,
@@ -26,7 +27,9 @@ class Ticking:
         self.cursor: str | None = None
 
     def tick(self) -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources=build_resources(self.settings)
+        )
         result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
         said = result.skip_reason.skip_message if result.skip_reason else None

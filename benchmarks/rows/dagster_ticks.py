@@ -19,6 +19,7 @@ from benchmarks.documents import documents_of, name_of
 from benchmarks.ground import Ground, Runs, note
 from benchmarks.results import Row, Spread
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -67,16 +68,16 @@ def _ticks(ground: Ground, partitions: int) -> Runs[float]:
             _register(instance, pipeline, _keys(partitions))
             sensor = build_drain_sensor(pipeline, running=False)
             for _ in range(_WARM_UP_TICKS):
-                _tick(sensor, instance)
+                _tick(sensor, instance, pipeline)
             return ground.repeat(
                 f"a tick with {partitions:,} partitions",
-                lambda: _tick(sensor, instance),
+                lambda: _tick(sensor, instance, pipeline),
                 ground.sizes.times(30, 10),
             )
 
 
-def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> float:
-    context = dg.build_sensor_context(instance=instance)
+def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance, pipeline: Pipeline) -> float:
+    context = dg.build_sensor_context(instance=instance, resources=build_resources(pipeline))
     started = time.monotonic()
     result = sensor(context)
     milliseconds = (time.monotonic() - started) * 1000

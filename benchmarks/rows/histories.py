@@ -28,7 +28,7 @@ from benchmarks.documents import documents_of, name_of
 from benchmarks.ground import Ground, Runs, note, row_of_rounds
 from benchmarks.results import Row
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
-from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.definitions import build_definitions, build_resources
 from fuploader_dagster.disk.layout import PartitionKey
 from fuploader_dagster.sensors.drain_sensor import build_drain_sensor
 from fuploader_dagster.sensors.retention_schedule import (
@@ -171,7 +171,9 @@ class Side:
         """With an instance of its own, as a code server makes one for each."""
         started = time.monotonic()
         with dg.DagsterInstance.from_ref(self.instance.get_ref()) as instance:
-            result = sensor(dg.build_sensor_context(instance=instance))
+            result = sensor(
+                dg.build_sensor_context(instance=instance, resources=build_resources(self.pipeline))
+            )
         milliseconds = (time.monotonic() - started) * 1000
         assert isinstance(result, dg.SensorResult)
         assert result.dynamic_partitions_requests, "the tick found no sealed slot"

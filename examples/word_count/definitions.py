@@ -2,13 +2,14 @@
 
     cd examples/word_count && dagster dev -f definitions.py
 
-Each partition of `documents/word_counts` reads the archive of the same partition from the store.
+Each partition of `documents/word_counts` has the archive of the same partition as its input, whose
+annotation asks for rows: the object of JSON in each file.
 Dagster's automation conditions drive both: a sealed slot requests its archive, a stored archive
 requests its count. Publish something to count with `fuploader publish`, or see the test.
 """
 
-import json
 from collections import Counter
+from typing import Any
 
 import dagster as dg
 
@@ -19,7 +20,6 @@ from fuploader_dagster import (
     Pipeline,
     SqliteState,
     build_definitions,
-    open_partition,
 )
 
 documents = Pipeline(
@@ -35,17 +35,16 @@ names = Names.of(documents)
 
 @dg.asset(
     key=names.asset("word_counts"),
-    deps=[names.uploaded_archive],
+    ins={"rows": dg.AssetIn(names.uploaded_archive)},
     partitions_def=names.partitions(),
     group_name=names.scope,
     automation_condition=dg.AutomationCondition.on_missing(),
 )
-def word_counts(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+def word_counts(rows: list[dict[str, Any]]) -> dg.MaterializeResult:
     """How often each word is in the documents of a partition's archive."""
     words: Counter[str] = Counter()
-    with open_partition(documents, context.partition_key) as archive:
-        for _, content in archive.payloads(lambda name: name.endswith(".json")):
-            words.update(json.loads(content)["text"].split())
+    for row in rows:
+        words.update(row["text"].split())
     return dg.MaterializeResult(
         metadata={"words": words.total(), "most_common": dict(words.most_common(10))}
     )

@@ -15,6 +15,7 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
 from fuploader_dagster.delivery.send_letters import (
     Sent,
@@ -60,14 +61,15 @@ def build_requeue_job(pipeline: Pipeline) -> dg.JobDefinition:
     """A job that sends dead letters back."""
     name = Names.of(pipeline).requeue_job
 
-    @dg.op(name=f"{name}_op")
+    @dg.op(name=f"{name}_op", required_resource_keys=queue_and_state(pipeline))
     def send(context: dg.OpExecutionContext, config: RequeueConfig) -> None:
         with _refusals():
             ids = _ids(config)
-            done = send_back(pipeline, ids, stage=config.to == "stage")
-            _hand_over(pipeline, done)
+            used = with_resources(pipeline, context)
+            done = send_back(used, ids, stage=config.to == "stage")
+            _hand_over(used, done)
         context.log.info(
-            f"sent {done.messages:,} messages to {pipeline.source.describe()}; "
+            f"sent {done.messages:,} messages to {used.source.describe()}; "
             f"{len(done.slots):,} slots are processed again; stored {done.rows:,} rows; "
             f"{len(done.settled):,} letters are settled already"
         )

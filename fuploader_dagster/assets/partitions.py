@@ -67,7 +67,7 @@ class Names:
     """What a pipeline's objects are called in Dagster. The names include the node if one is set."""
 
     pipeline: str
-    node: str | None
+    node: str | None = None
 
     @classmethod
     def of(cls, pipeline: Intake) -> Names:
@@ -116,6 +116,10 @@ class Names:
     partition_set = _Scoped("slots")
     store = _Scoped("store")
     """The resource key of the object store."""
+    archives_resource = _Scoped("archives")
+    """Of the `ArchiveReader`, the IO manager of the archives."""
+    queue_resource = _Scoped("queue")
+    state_resource = _Scoped("state")
     drain_sensor = _Scoped("drain")
     alert_sensor = _Scoped("alerts")
     watch_schedule = _Scoped("watch")

@@ -8,6 +8,7 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
 from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.control.wishes import PARTS, wish
@@ -48,12 +49,14 @@ def build_resume_job(pipeline: Pipeline) -> dg.JobDefinition:
 def _job(pipeline: Pipeline, name: str, *, paused: bool, description: str) -> dg.JobDefinition:
     op_name = f"{name}_op"
 
-    @dg.op(name=op_name)
+    @dg.op(name=op_name, required_resource_keys=queue_and_state(pipeline))
     def say(context: dg.OpExecutionContext, config: PauseConfig) -> None:
         note_machine(context)
         parts = PARTS if config.what == "both" else (config.what,)
         by = config.by or f"run {context.run_id[:8]}"
-        done = wish(pipeline, parts, paused=paused, by=by, reason=config.reason)
+        done = wish(
+            with_resources(pipeline, context), parts, paused=paused, by=by, reason=config.reason
+        )
         before = str(done.before) or "nothing was paused"
         context.log.info(f"before: {before}; now: {str(done.now) or 'nothing is paused'}")
         if done.trouble:

@@ -21,6 +21,7 @@ from typing import Any
 import dagster as dg
 
 from fuploader_dagster.assets import outcomes
+from fuploader_dagster.assets.overrides import object_store_of
 from fuploader_dagster.assets.partitions import Names, slots_per_run
 from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery import notices
@@ -165,7 +166,7 @@ def _redone(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[A
         tried = redo_partitions(
             context.partition_keys,
             pipeline,
-            getattr(context.resources, names.store).open(),
+            object_store_of(context.resources, pipeline).open(),
             ArchiveFinder({pipeline.name: pipeline}).open,
             outcomes.log_progress(context.log),
             items=outcomes.log_items(context.log),
@@ -245,7 +246,7 @@ def _upload(
     return upload_partitions(
         partitions,
         pipeline,
-        getattr(context.resources, Names.of(pipeline).store).open(),
+        object_store_of(context.resources, pipeline).open(),
         outcomes.log_progress(context.log),
         tell=context.log.warning,
     )
@@ -281,6 +282,7 @@ def made(
         backfill_policy=dg.BackfillPolicy.multi_run(slots or slots_per_run(pipeline)),
         pool=pool,
         check_specs=check_specs,
+        io_manager_key=names.archives_resource if key in names.archives else None,
         retry_policy=outcomes.retry_policy(pipeline),
         automation_condition=dg.AutomationCondition.on_missing() if automation else None,
         output_required=False,

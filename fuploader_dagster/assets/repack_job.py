@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from fuploader_dagster.assets import outcomes
+from fuploader_dagster.assets.overrides import object_store_of
 from fuploader_dagster.assets.partitions import SHIP_TAG, Names, partitions_of_run
 from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
@@ -48,7 +49,7 @@ def build_repack_job(pipeline: Pipeline) -> dg.JobDefinition:
             tried = repack_partitions(
                 partitions,
                 pipeline,
-                getattr(context.resources, names.store).open(),
+                object_store_of(context.resources, pipeline).open(),
                 ArchiveFinder({pipeline.name: pipeline}).open,
                 outcomes.log_progress(context.log),
                 tell=context.log.warning,

@@ -17,6 +17,7 @@ import dagster as dg
 from pydantic import Field
 
 from fuploader_dagster.assets.outcomes import at_intervals
+from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names, partitions_of_run
 from fuploader_dagster.assets.run_machine import note_machine
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
@@ -54,13 +55,14 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
     names = Names.of(pipeline)
     op_name = f"{names.replay_job}_op"
 
-    @dg.op(name=op_name)
+    @dg.op(name=op_name, required_resource_keys=queue_and_state(pipeline))
     def publish_again(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
         note_machine(context)
-        source = another_queue(pipeline.source, config.queue) if config.queue else pipeline.source
+        own = with_resources(pipeline, context).source
+        source = another_queue(own, config.queue) if config.queue else own
         chosen = _selected(pipeline, partitions_of_run(context) or config.partitions, config)
         selection = Selection(chosen, config.name or None, source.describe())
-        plan = _plan(pipeline, selection, own=source is pipeline.source)
+        plan = _plan(pipeline, selection, own=source is own)
         if config.dry_run:
             context.log.info(f"dry run: {plan}; nothing was published")
             return

@@ -26,7 +26,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from pydantic import ValidationError
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG, Names
-from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.definitions import build_definitions, build_resources
 from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
 from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.errors import SourceUnavailable
@@ -194,11 +194,11 @@ def test_neither_the_address_nor_the_answer_is_shown_and_no_redirect_is_followed
     caplog.set_level(logging.DEBUG)
     if status is None:
         hook._server.server_close()
-        said += _tick(sensor, instance)
+        said += _tick(sensor, instance, settings)
     else:
         hook.status = status
         with hook:
-            said += _tick(sensor, instance)
+            said += _tick(sensor, instance, settings)
     said += caplog.text
     assert hook.followed == 0
     assert hook.secret not in said
@@ -206,9 +206,9 @@ def test_neither_the_address_nor_the_answer_is_shown_and_no_redirect_is_followed
     assert ("127.0.0.1" in said) == (status != 204)
 
 
-def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> str:
+def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance, settings: Pipeline) -> str:
     """A tick as the UI would show it: what it said, or its error with all that caused it."""
-    with dg.build_sensor_context(instance=instance) as context:
+    with dg.build_sensor_context(instance=instance, resources=build_resources(settings)) as context:
         try:
             return str(sensor(context))
         except AlertNotSent as error:
@@ -347,7 +347,7 @@ def test_who_tries_the_sensor_by_hand_hears_what_would_be_posted_and_nothing_is(
     sensor = build_alert_sensor(pressed, running=False)
     assert sensor
     monkeypatch.setattr(alert_sensor, "is_dry_run", lambda _: True)
-    said = _tick(sensor, instance)
+    said = _tick(sensor, instance, settings)
     assert "a tick would post: docs on local" in said
     assert webhook.asked == 0
     assert read_memory(settings.layout) is None

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from fuploader_dagster import Names, build_definitions
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.delivery.recovery import AUTOMATION_PATIENCE
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -35,7 +36,7 @@ def tick(
 ) -> dg.SensorResult:
     """A tick of the drain sensor, with what the daemon makes of its answer."""
     sensor = definitions.resolve_sensor_def(f"{Names.of(settings).scope}_drain")
-    with dg.build_sensor_context(instance=instance) as context:
+    with dg.build_sensor_context(instance=instance, resources=build_resources(settings)) as context:
         result = sensor(context)
     assert isinstance(result, dg.SensorResult)
     for request in result.dynamic_partitions_requests or ():

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.delivery.upload import PartitionLock
 from tests.code_location.test_recovery_schedule import NOON, Recovering
 
@@ -18,7 +19,9 @@ NO_PROCESS = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
 def said(recovering: Recovering) -> str:
     """Why the tick asks for nothing."""
     with dg.build_schedule_context(
-        instance=recovering.instance, scheduled_execution_time=NOON + timedelta(minutes=1)
+        instance=recovering.instance,
+        scheduled_execution_time=NOON + timedelta(minutes=1),
+        resources=build_resources(recovering.settings),
     ) as context:
         answer = recovering.schedule(context)
     assert isinstance(answer, dg.SkipReason)

@@ -12,6 +12,7 @@ import pytest
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.contracts.state import Commit
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.delivery.processor_trouble import (
     end_processor_trouble,
     note_processor_trouble,
@@ -448,7 +449,9 @@ def test_a_trouble_that_lasts_fails_a_tick_now_and_then_and_is_a_line_of_log_bet
         worker.write(now=True)
 
     def tick() -> str:
-        context = dg.build_sensor_context(instance=one.instance)
+        context = dg.build_sensor_context(
+            instance=one.instance, resources=build_resources(one.settings)
+        )
         try:
             result = one.sensor(context)
         except DrainTrouble as error:

@@ -14,6 +14,7 @@ import pytest
 from fuploader_dagster import build_definitions
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.control.wishes import PARTS, Part, current, wish
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.health.alert_look import Draining, look
 from fuploader_dagster.health.doctor import pauses
 from fuploader_dagster.health.status import status_of
@@ -114,7 +115,9 @@ def test_recovery_asks_for_nothing_while_the_shipping_is_paused(
 
     def tick() -> Any:
         noon = datetime(2026, 11, 21, 12, 1, tzinfo=timezone.utc)
-        with dg.build_schedule_context(instance, scheduled_execution_time=noon) as context:
+        with dg.build_schedule_context(
+            instance, scheduled_execution_time=noon, resources=build_resources(settings)
+        ) as context:
             return schedule(context)
 
     say(settings, True)

@@ -24,6 +24,7 @@ from fuploader_dagster.assets.partitions import (
     Names,
     keys_of_run,
 )
+from fuploader_dagster.definitions import build_resources
 from fuploader_dagster.delivery import store_trouble
 from fuploader_dagster.delivery.failures import clear_failure, note_failure
 from fuploader_dagster.delivery.recovery import seal_on_request
@@ -70,7 +71,9 @@ class Recovering:
     def tick(self, minute: int = 0) -> list[list[str]]:
         """The keys of each run that it asks for; empty if it skips."""
         with dg.build_schedule_context(
-            instance=self.instance, scheduled_execution_time=NOON + timedelta(minutes=minute)
+            instance=self.instance,
+            scheduled_execution_time=NOON + timedelta(minutes=minute),
+            resources=build_resources(self.settings),
         ) as context:  # left open, its instance would be the one of all later tests
             answer = self.schedule(context)
         self.requests = [] if isinstance(answer, dg.SkipReason) else list(answer)  # type: ignore[arg-type]

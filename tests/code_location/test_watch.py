@@ -15,7 +15,7 @@ from dagster._core.loader import LoadingContextForTest
 
 from fuploader_dagster.assets.checks import JUDGED, check_keys
 from fuploader_dagster.assets.partitions import Names
-from fuploader_dagster.definitions import build_definitions
+from fuploader_dagster.definitions import build_definitions, build_resources
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.store_trouble import FAILING_SECONDS, find_trouble, note_trouble
 from fuploader_dagster.disk.locks import FileLock
@@ -49,7 +49,9 @@ class Watching:
         self.schedule = build_watch_schedule(self.settings, running=True)
 
     def tick(self) -> str:
-        with dg.build_schedule_context(instance=self.instance) as context:
+        with dg.build_schedule_context(
+            instance=self.instance, resources=build_resources(self.settings)
+        ) as context:
             answer = self.schedule(context)
         assert isinstance(answer, dg.SkipReason)
         assert answer.skip_message is not None
