@@ -8,6 +8,9 @@ What must always hold:
 - A request that the queue refuses, or that cannot be sent, takes no other one with it.
 - The event loop never waits for the queue: it looks at what this thread has found out.
 
+Requests wait in a deque. The thread takes from it whatever is there. Only if it sleeps it is woken,
+once for all requests that the event loop finds together, so that these are one group.
+
 How much waits is asked by the same thread and connection, between two groups, at most once a
 second; what was published since then counts.
 """
@@ -19,6 +22,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -74,7 +78,12 @@ class Publishing:
             if serve.remember_ids
             else None
         )
-        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._requests: deque[Request] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Wakes the thread, spuriously at times."""
+        self._sleeps = False
+        self._to_be_woken = False
+        self._ending = False
         self._waiting_bytes = 0
         self._backlog = 0
         self._asked = 0.0
@@ -93,7 +102,8 @@ class Publishing:
 
     def close(self) -> None:
         """Publish what waits, then disconnect."""
-        self._requests.put(None)
+        self._ending = True
+        self._bell.put(None)
         if self._thread.ident is not None:
             self._thread.join(ENDING_SECONDS)
             if self._thread.is_alive():  # a queue that hangs; every request is answered by now
@@ -127,7 +137,10 @@ class Publishing:
         future = loop.create_future()
         size_bytes = sum(len(one.body) for one in items)
         self._waiting_bytes += size_bytes
-        self._requests.put(Request(items, size_bytes, future, key, content))
+        self._requests.append(Request(items, size_bytes, future, key, content))
+        if self._sleeps and not self._to_be_woken:
+            self._to_be_woken = True
+            loop.call_soon(self._wake)
         late = loop.call_later(self._serve.answer_seconds, self._too_late, future)
         try:
             await future
@@ -143,42 +156,44 @@ class Publishing:
                 )
             )
 
+    def _wake(self) -> None:
+        self._to_be_woken = False
+        self._bell.put(None)
+
     # What follows runs in the thread.
 
     def _work(self) -> None:
         ask = bool(self._serve.max_backlog)
         while True:
-            first = self._next(ASK_SECONDS if ask else None)
-            if first is _END:
-                return
-            ending = False
-            if isinstance(first, Request):
-                group, size, number = [first], first.size_bytes, len(first.items)
-                while size < GROUP_BYTES and number < GROUP_MESSAGES:
-                    more = self._next(0)
-                    if more is None:
-                        break
-                    if more is _END:
-                        ending = True
-                        break
-                    group.append(more)
-                    size, number = size + more.size_bytes, number + len(more.items)
+            if group := self._next_group():
                 self._finish(group, self._outcomes(group))
-            if ending:
+            elif self._ending:
                 return
-            if ask and time.monotonic() - self._asked >= ASK_SECONDS:
+            else:
+                self._sleep(ASK_SECONDS if ask else None)
+            if ask and not self._ending and time.monotonic() - self._asked >= ASK_SECONDS:
                 self._ask()
 
-    def _next(self, timeout_seconds: float | None) -> Any:
-        """The next request; None if there is none in time, `_END` at the end."""
+    def _next_group(self) -> list[Request]:
+        """What waits, up to the limits of a group."""
+        group: list[Request] = []
+        size = number = 0
+        while self._requests and size < GROUP_BYTES and number < GROUP_MESSAGES:
+            request = self._requests.popleft()
+            group.append(request)
+            size, number = size + request.size_bytes, number + len(request.items)
+        return group
+
+    def _sleep(self, most_seconds: float | None) -> None:
+        """Until the bell rings. A request that comes after `_sleeps` is set rings it."""
+        self._sleeps = True
         try:
-            if timeout_seconds == 0:
-                found = self._requests.get_nowait()
-            else:
-                found = self._requests.get(timeout=timeout_seconds)
+            if not self._requests and not self._ending:
+                self._bell.get(timeout=most_seconds)
         except queue.Empty:
-            return None
-        return _END if found is None else found
+            return
+        finally:
+            self._sleeps = False
 
     def _ask(self) -> None:
         try:
@@ -228,6 +243,3 @@ class Publishing:
         self._trouble = None
         self._published_since += len(items) - len(refused)
         return refused
-
-
-_END = object()
