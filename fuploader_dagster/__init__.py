@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what `_NAMES` says, for type checkers; a test compares the 
     from fuploader_dagster.contracts.object_store import Retry as Retry
     from fuploader_dagster.contracts.object_store import StoredObject as StoredObject
     from fuploader_dagster.contracts.object_store import UnfinishedUpload as UnfinishedUpload
+    from fuploader_dagster.contracts.object_store import note_request as note_request
     from fuploader_dagster.contracts.processor import Failure as Failure
     from fuploader_dagster.contracts.processor import FileResult as FileResult
     from fuploader_dagster.contracts.processor import Item as Item
@@ -178,6 +179,7 @@ _NAMES = {
         "Retry",
         "StoredObject",
         "UnfinishedUpload",
+        "note_request",
     ),
     "contracts.processor": (
         "Failure",

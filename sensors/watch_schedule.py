@@ -173,6 +173,7 @@ def metadata_of(pipeline: Pipeline, seen: Look) -> dict[str, Any]:
         "stored_messages": figures.stored.messages,
         "stored_archives": figures.stored.archives,
         "stored_bytes": figures.stored.archive_bytes,
+        "store_requests": figures.stored.requests,
     }
     found: dict[str, Any] = {
         name: float(one) if name in _LARGE else one

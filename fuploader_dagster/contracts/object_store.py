@@ -20,9 +20,12 @@ from __future__ import annotations
 import builtins
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Protocol, runtime_checkable
 
 Progress = Callable[[int, int], None]
@@ -39,6 +42,39 @@ class ArchiveFile:
     """Lower-case hex digest of the whole file."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Small ASCII values that travel with the object (keys: lower case, digits, hyphens)."""
+
+
+class Requests:
+    """Number of requests that a block of code made of services, in all its threads."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._lock = Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self.number += 1
+
+
+_requests: ContextVar[Requests | None] = ContextVar("requests that are counted", default=None)
+
+
+@contextmanager
+def counted_requests() -> Iterator[Requests]:
+    """Count what stores ask their services for, because most services bill each request. Threads
+    that a store starts count if they run in a copy of the context (`contextvars.copy_context`)."""
+    requests = Requests()
+    before = _requests.set(requests)
+    try:
+        yield requests
+    finally:
+        _requests.reset(before)
+
+
+def note_request() -> None:
+    """For stores: a request is made of the service."""
+    if (requests := _requests.get()) is not None:
+        requests.add()
 
 
 @dataclass(frozen=True)

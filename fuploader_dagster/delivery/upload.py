@@ -17,7 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.catalog.rebuild import note_in_catalog
-from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, Progress
+from fuploader_dagster.contracts.object_store import (
+    ArchiveFile,
+    ObjectStore,
+    Progress,
+    counted_requests,
+)
 from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.archive_members import names_in
 from fuploader_dagster.delivery.failures import clear_failure
@@ -88,7 +93,8 @@ def store_archive(
 
     `file`: the archive, if it is not where the pipeline's archives are.
     """
-    stored = store.put(key, file or packed.file(pipeline.layout), progress)
+    with counted_requests() as requests:
+        stored = store.put(key, file or packed.file(pipeline.layout), progress)
     reached(CrashPoint.OBJECT_STORED)
     receipt = Receipt(
         partition=packed.partition,
@@ -102,6 +108,7 @@ def store_archive(
         originals=packed.originals,
         processing=packed.processing,
         stored_at=utc(time.time()).isoformat(timespec="milliseconds"),
+        requests=requests.number,
         split=dict(split),
     )
     if names is not None:

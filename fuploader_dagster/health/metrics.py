@@ -80,6 +80,9 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "fuploader_archives_stored_total": Meaning("counter", "Archives that the store has confirmed."),
     "fuploader_archives_stored_bytes_total": Meaning("counter", "Bytes of these archives."),
+    "fuploader_store_requests_total": Meaning(
+        "counter", "Requests to the object store's service for these archives, with retries."
+    ),
     "fuploader_queue_messages": Meaning(
         "gauge",
         "Messages in the queue: waiting, or in_hand (with consumers, not settled).",
@@ -179,6 +182,7 @@ def _totals(figures: Figures) -> Iterator[Sample]:
     yield "fuploader_payload_stored_bytes_total", (), stored.payload_bytes
     yield "fuploader_archives_stored_total", (), stored.archives
     yield "fuploader_archives_stored_bytes_total", (), stored.archive_bytes
+    yield "fuploader_store_requests_total", (), stored.requests
     if stored.last_stored_at:
         last = datetime.fromisoformat(stored.last_stored_at).timestamp()
         yield "fuploader_last_upload_timestamp_seconds", (), last

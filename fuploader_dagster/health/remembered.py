@@ -32,6 +32,7 @@ class Stored(msgspec.Struct, frozen=True):
     messages: int = 0
     payload_bytes: int = 0
     archive_bytes: int = 0
+    requests: int = 0
     last_stored_at: str = ""
     """UTC, ISO 8601; empty if nothing is stored."""
 
@@ -84,6 +85,7 @@ def stored_so_far(layout: Layout) -> Stored:
         sum(one.messages for one in parts),
         sum(one.payload_bytes for one in parts),
         sum(one.archive_bytes for one in parts),
+        sum(one.requests for one in parts),
         max((one.last_stored_at for one in parts), default=""),
     )
 
@@ -156,6 +158,7 @@ def _sum_of(receipts: list[Receipt]) -> Stored:
         sum(one.messages for one in receipts),
         sum(one.payload_bytes for one in receipts),
         sum(one.size_bytes for one in receipts),
+        sum(one.requests for one in receipts),
         max((one.stored_at for one in receipts), default=""),
     )
 

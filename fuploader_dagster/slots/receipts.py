@@ -58,6 +58,8 @@ class Receipt(Content, frozen=True, kw_only=True):
     sha256: str
     stored_at: str
     """UTC, ISO 8601."""
+    requests: int = 0
+    """That the upload made of the store's service, with its retries. 0: unknown, or a folder."""
     split: dict[str, str] = {}
     """As in the seal of the slot."""
 

@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -159,7 +160,8 @@ class MirroredObjectStore(ObjectStore):
         """Do it with all stores at once. Wait for all; then raise the first error."""
         with ThreadPoolExecutor(len(self._stores), "mirror") as pool:
             futures = [
-                pool.submit(action, number, store) for number, store in enumerate(self._stores)
+                pool.submit(copy_context().run, action, number, store)
+                for number, store in enumerate(self._stores)
             ]
         failed = [future.exception() for future in futures if future.exception() is not None]
         for error in failed[1:]:

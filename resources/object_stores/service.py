@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fuploader_dagster.contracts.object_store import UnfinishedUpload
+from fuploader_dagster.contracts.object_store import UnfinishedUpload, note_request
 from fuploader_dagster.errors import FuploaderError, StoreRefused
 from fuploader_dagster.resources.object_stores import answers
 from fuploader_dagster.resources.object_stores.archive_bytes import Algorithm, Part, View
@@ -119,10 +119,11 @@ class Service(ABC):
 
         Whatever the service answers, however odd, and whatever the client library makes of it, the
         caller gets one of the exceptions of `answers`, or an error of ours that names the request
-        and the address. The answer is limited in time.
+        and the address. The answer is limited in time. It is counted (`counted_requests`).
         """
         tried = f"{doing} {self.address(key)}"
         handled = sys.exc_info()[1]  # the caller is handling it: not an error of this request
+        note_request()
         with answer_within(2 * self._silence_seconds, body_seconds) as due:
             try:
                 yield

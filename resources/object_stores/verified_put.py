@@ -26,6 +26,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from contextvars import copy_context
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import ArchiveFile, Progress, StoredObject
@@ -254,7 +255,10 @@ class VerifiedPut:
         missing = [part for part in (last, *first) if part.number not in confirmed]
         sender = ThreadPoolExecutor(self._concurrency, "send-part")
         try:
-            sending = [sender.submit(self._send_part, upload_id, part) for part in missing]
+            sending = [
+                sender.submit(copy_context().run, self._send_part, upload_id, part)
+                for part in missing
+            ]
             for future in as_completed(sending):
                 part = future.result()
                 confirmed[part.number] = part

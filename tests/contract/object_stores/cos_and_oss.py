@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from fuploader_dagster.contracts.object_store import counted_requests
 from fuploader_dagster.errors import DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.testing.object_store_contract import (
     MIB,
@@ -67,6 +68,15 @@ class CosAndOss:
         with pytest.raises(StoreRefused, match=code) as caught:  # its first request is a HEAD
             store.put("k", make_archive(tmp_path, 10))
         assert fake.secret not in str(caught.value)
+
+    @pytest.mark.parametrize("size", [1_000, 3 * MIB])
+    def test_each_request_of_an_upload_counts(
+        self, open_store: OpenStore, fake: FakeBucket, tmp_path: Path, size: int
+    ) -> None:
+        store = open_store()
+        with counted_requests() as requests:
+            store.put("k", make_archive(tmp_path, size))
+        assert requests.number == fake.counts.total() > 1
 
     def test_temporary_credentials_send_their_token(
         self,

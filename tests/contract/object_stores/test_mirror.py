@@ -9,7 +9,11 @@ import dagster as dg
 import pydantic
 import pytest
 
-from fuploader_dagster.contracts.object_store import ObjectStore, OpensObjectStore
+from fuploader_dagster.contracts.object_store import (
+    ObjectStore,
+    OpensObjectStore,
+    counted_requests,
+)
 from fuploader_dagster.errors import ConfigError, DigestMismatch, ObjectConflict, StoreUnavailable
 from fuploader_dagster.resources.object_stores import COS, Local, Mirror
 from fuploader_dagster.testing.object_store_contract import (
@@ -82,7 +86,10 @@ def test_the_next_attempt_sends_to_the_store_that_lacks_it_alone(
     settings.first.open().put("k", archive)
     assert store.head("k") is None
     assert list(store.list()) == []
-    receipt = store.put("k", archive)
+    before = fake_cos.counts.total()
+    with counted_requests() as requests:
+        receipt = store.put("k", archive)
+    assert requests.number == fake_cos.counts.total() - before > 0
     assert not receipt.already_there
     assert fake_cos.counts["put"] == 1
     assert receipt.address == f"cos://{fake_cos.bucket}/k and {(tmp_path / 'store/k').as_uri()}"

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore
+from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, counted_requests
 from fuploader_dagster.errors import DigestMismatch, StoreRefused, StoreUnavailable
 from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.testing.object_store_contract import (
@@ -19,7 +19,7 @@ from fuploader_dagster.testing.object_store_contract import (
     PartsContract,
     make_archive,
 )
-from tests.servers.faulty_proxy import FaultyProxy
+from tests.servers.faulty_proxy import Fault, FaultyProxy
 from tests.servers.swift import SwiftServer
 
 
@@ -187,3 +187,16 @@ def test_a_wrong_region_is_named_with_the_right_one(open_store: OpenStore, tmp_p
     with pytest.raises(StoreRefused, match=r"AuthorizationHeaderMalformed.*us-east-1") as caught:
         store.put("k", make_archive(tmp_path, 10))
     assert "check the region" in caught.value.hint
+
+
+@pytest.mark.parametrize(("size", "operation"), [(1_000, "put"), (12 * MIB, "part")])
+def test_each_request_of_an_upload_counts_also_one_that_failed(
+    settings: dict[str, Any], swift_proxy: FaultyProxy, tmp_path: Path, size: int, operation: str
+) -> None:
+    values = {"endpoint_url": swift_proxy.endpoint, "retry_budget_seconds": 60}
+    store = S3(**{**settings, **values}).open()
+    swift_proxy.play(Fault("503", operation))
+    with counted_requests() as requests:
+        store.put("k", make_archive(tmp_path, size))
+    assert swift_proxy.hits["503", operation] == 1
+    assert requests.number == swift_proxy.counts.total()
