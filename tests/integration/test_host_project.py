@@ -92,7 +92,9 @@ HOST = {
         asked = False
         while (result is None or not result.run_requests) and time.monotonic() < deadline:
             started = time.perf_counter()
-            context = dg.build_sensor_context(instance=instance, repository_def=repository)
+            context = dg.build_sensor_context(
+                instance=instance, resources=fuploader_dagster.build_resources(documents)
+            )
             result = sensor(context)
             slowest = max(slowest, time.perf_counter() - started)
             if publisher.backlog() == 0 and not asked:
