@@ -23,6 +23,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.errors import FuploaderError, SlotInUse
 from fuploader_dagster.health.alert_look import Draining, FailedRun, look
@@ -106,7 +107,7 @@ def _tell(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: 
     if problem:
         raise AlertNotSent(problem)
     lasting = sorted({one.kind for one in memory.episodes.values() if not one.over_since})
-    return f"{posted} alerts posted; current trouble: {', '.join(lasting) or 'none'}"
+    return f"{counted(posted, 'alert')} posted; current trouble: {', '.join(lasting) or 'none'}"
 
 
 def _looked(pipeline: Pipeline, instance: dg.DagsterInstance, running: bool, now: float) -> Memory:

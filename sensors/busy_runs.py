@@ -21,6 +21,7 @@ from datetime import timezone
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import PIPELINE_TAG, UNFINISHED_RUNS, Names, keys_of_run
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.temporaries import is_held
 
@@ -90,7 +91,9 @@ def what_blocks(keys: Collection[str], runs: Sequence[UnfinishedRun]) -> str:
         for run, held in waiting
         if held
     ]
-    more = f", and {len(told) - LISTED_RUNS:,} more runs" if len(told) > LISTED_RUNS else ""
+    more = (
+        f", and {counted(len(told) - LISTED_RUNS, 'more run')}" if len(told) > LISTED_RUNS else ""
+    )
     return f"waiting: {', '.join(told[:LISTED_RUNS])}{more}" if told else ""
 
 

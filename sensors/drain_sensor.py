@@ -36,6 +36,7 @@ from fuploader_dagster.assets.partitions import (
     run_request,
     slots_per_run,
 )
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import PARTS, Wishes, known
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
@@ -154,7 +155,12 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         )
         cursor = msgspec.json.encode(following).decode()
         if waiting or not new:
-            held = f"{len(new)} sealed slots wait for the end of {waits_for}; " if new else ""
+            held = (
+                f"{counted(len(new), 'sealed slot waits', 'sealed slots wait')} for the end "
+                f"of {waits_for}; "
+                if new
+                else ""
+            )
             down = "".join(f"{one}; " for one in (trouble, idle) if one)
             return dg.SensorResult(
                 skip_reason=down + held + summary, asset_events=events, cursor=cursor
@@ -228,7 +234,7 @@ def _told_by_workers(pipeline: Pipeline) -> list[str]:
 def _duty(pipeline: Pipeline) -> str:
     if pipeline.drain_by != "sensor":
         return "start no workers (drain_by: command)"
-    return f"keep {pipeline.process_count} workers running"
+    return f"keep {counted(pipeline.process_count, 'worker')} running"
 
 
 def _look(
@@ -275,8 +281,9 @@ def _elsewhere(slots: int, pipeline: Pipeline) -> str:
     if not slots:
         return ""
     return (
-        f"{slots:,} sealed slots of node {pipeline.node} are not on the disk of this machine, "
-        f"{machine()}, and are left to the one that has them: if that is another machine, give "
+        f"{counted(slots, 'sealed slot is', 'sealed slots are')} of node {pipeline.node}, but "
+        f"not on the disk of this machine, "
+        f"{machine()}: left to the one that has them. If that is another machine, give "
         f"each a node_id of its own"
     )
 
@@ -294,15 +301,16 @@ def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> s
     rate = handled / (now - last.at) if last.at and now > last.at else 0.0
     growing = sum(slot.messages for slot in snapshot.slots)
     summary = (
-        f"{rate:,.0f} messages/s; {growing:,} in {len(snapshot.slots)} active slots; "
-        f"{snapshot.stored_messages:,} stored, {snapshot.duplicates:,} duplicates, "
-        f"{snapshot.dead_letters:,} dead letters in total"
+        f"{rate:,.0f} messages/s; {growing:,} in {counted(len(snapshot.slots), 'active slot')}; "
+        f"{snapshot.stored_messages:,} stored, {counted(snapshot.duplicates, 'duplicate')}, "
+        f"{counted(snapshot.dead_letters, 'dead letter')} in total"
     )
     new_dead = snapshot.dead_letters - last.dead_letters
     if new_dead > 0 and last.at:
         reasons = [s.last_dead_reason for s in read_statuses(layout) if s.last_dead_reason]
         because = f", the last one because {in_a_line(reasons[-1])}" if reasons else ""
-        return f"{new_dead:,} messages became dead letters since the last tick{because}; {summary}"
+        became = counted(new_dead, "message became a dead letter", "messages became dead letters")
+        return f"{became} since the last tick{because}; {summary}"
     return summary
 
 

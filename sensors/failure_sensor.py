@@ -9,6 +9,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names, keys_of_run
 from fuploader_dagster.assets.unreported import report_unreported
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.mended import all_mended
 from fuploader_dagster.delivery.sink_notes import all_sinks
@@ -58,9 +59,10 @@ def failure_text(pipeline: Pipeline, run_id: str, reason: str) -> str:
     lost = "".join(f" {one.sentence(pipeline.layout)}." for one in damaged[:LISTED_FAILURES])
     owed = [(notes.sink, len(notes.owed())) for notes in all_sinks(pipeline)]
     rows = "".join(
-        f" Sink {sink} is owed rows of {count:,} slots." for sink, count in owed if count
+        f" Sink {sink} is owed rows of {counted(count, 'slot')}." for sink, count in owed if count
     )
     return in_a_line(
-        f"{pipeline.name}: run {run_id} failed: {reason} {len(failures)} slots wait for their "
+        f"{pipeline.name}: run {run_id} failed: {reason} "
+        f"{counted(len(failures), 'slot waits', 'slots wait')} for the "
         f"next attempt; {WHAT_TO_DO}.{rows}{lost}"
     )

@@ -26,6 +26,7 @@ from fuploader_dagster.assets.partitions import (
     run_request,
     slots_per_run,
 )
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.control.wishes import current
 from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
@@ -108,14 +109,14 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
             _do_what_needs_no_run(plan, requests, registered, used, context)
         if not requests:
             summary = (
-                f"{len(found.sealed):,} slots on disk, {len(busy):,} in runs, "
+                f"{counted(len(found.sealed), 'slot')} on disk, {len(busy):,} in runs, "
                 f"{len(found.failures):,} failed and waiting for their next attempt"
             )
             paused = f"shipping is paused {shipping}" if shipping.paused else ""
             said = SAID if dry else ""
             told = [said, paused, str(trouble or ""), idle, summary, what_blocks(due, runs)]
             told += [
-                f"sink {name}: {len(rows.owed):,} slots are owed"
+                f"sink {name}: {counted(len(rows.owed), 'slot is', 'slots are')} owed"
                 + (f", {rows.trouble}" if rows.trouble else "")
                 for name, rows in found.rows.items()
                 if rows.owed
@@ -160,7 +161,9 @@ def _do_what_needs_no_run(
     except FuploaderError as error:
         if not requests:
             raise
-        context.log.error(f"{len(forgotten):,} slots could not be queued for registration: {error}")
+        context.log.error(
+            f"{counted(len(forgotten), 'slot')} could not be queued for registration: {error}"
+        )
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
         _keep_house(pipeline)
 

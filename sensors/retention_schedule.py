@@ -19,6 +19,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.unreported import report_unreported
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.mended import find_mended
 from fuploader_dagster.delivery.sink_notes import all_sinks, kept_for_sinks
 from fuploader_dagster.disk.layout import PartitionKey, utc
@@ -65,8 +66,9 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         added = unknown(registered, pipeline, now=time.time())[:ADDED_PER_EVALUATION]
         if is_dry_run(context):
             return dg.SkipReason(
-                f"{SAID}; a tick would fold away {len(stored):,} of {len(registered):,} "
-                f"partitions, and add {len(added):,} that were stored without Dagster"
+                f"{SAID}; a tick would fold away {len(stored):,} of "
+                f"{counted(len(registered), 'partition')}, and add {len(added):,} "
+                f"that were stored without Dagster"
             )
         if added:
             context.instance.add_dynamic_partitions(names.partition_set, added)
@@ -78,9 +80,11 @@ def build_retention_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.
         repository = log_key[0] if log_key else None
         logs = remove_old_ticks(context.instance, pipeline, repository, now=now)
         return dg.SkipReason(
-            f"folded away {len(stored):,} of {len(registered):,} partitions; added {len(added):,} "
-            f"that were stored without Dagster; removed {runs:,} runs and {events:,} events of "
-            f"sensors older than run_history_days, and {logs:,} logs of ticks older than "
+            f"folded away {len(stored):,} of {counted(len(registered), 'partition')}; added "
+            f"{len(added):,} "
+            f"that were stored without Dagster; removed {counted(runs, 'run')} and "
+            f"{counted(events, 'event')} of "
+            f"sensors older than run_history_days, and {counted(logs, 'log')} of ticks older than "
             f"tick_history_days"
         )
 

@@ -13,6 +13,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.assets.run_machine import note_machine
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
 from fuploader_dagster.sensors.default_status import schedule_status
@@ -65,15 +66,17 @@ def build_scrub_job(pipeline: Pipeline) -> dg.JobDefinition:
             findings.append(found)
         bad = [one for one in findings if one.problems]
         context.log.info(
-            f"checked {len(findings):,} of {len(stored):,} archives: "
-            f"{sum(one.members_read for one in findings):,} members, "
+            f"checked {len(findings):,} of {counted(len(stored), 'archive')}: "
+            f"{counted(sum(one.members_read for one in findings), 'member')}, "
             f"{sum(one.bytes_read for one in findings):,} bytes in "
             f"{sum(one.requests for one in findings):,} requests; {len(bad)} are damaged"
         )
         if bad:
             listed = "; ".join(f"{one.address}: {one.problems[0]}" for one in bad[:LISTED_PROBLEMS])
             raise dg.Failure(
-                f"{len(bad)} stored archives are damaged: {listed}", allow_retries=False
+                f"{counted(len(bad), 'stored archive is', 'stored archives are')} damaged: "
+                f"{listed}",
+                allow_retries=False,
             )
 
     @dg.job(

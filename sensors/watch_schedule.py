@@ -18,6 +18,7 @@ from fuploader_dagster.assets.dead_letters import letters_metadata
 from fuploader_dagster.assets.outcomes import moment
 from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.dead_letters.counts import read_counts
 from fuploader_dagster.delivery.store_trouble import find_trouble, look_again
 from fuploader_dagster.errors import FuploaderError
@@ -146,10 +147,16 @@ def _gist(sentence: str | None) -> str:
 def in_a_sentence(judgements: Sequence[Judgement], seen: Look) -> str:
     """What the tick shows, in one line."""
     waiting = seen.figures.queue.waiting
-    known = "an unknown number of" if waiting is None else f"{waiting:,}"
+    wait = (
+        "an unknown number of messages wait"
+        if waiting is None
+        else counted(waiting, "message waits", "messages wait")
+    )
     wrong = [f"{one.check}: {one.found}" for one in failing(judgements)]
     said = "; ".join(wrong) or "all is well"
-    return in_a_line(f"{known} messages wait, {seen.figures.consumers} workers take them; {said}")
+    return in_a_line(
+        f"{wait}, {counted(seen.figures.consumers, 'worker takes', 'workers take')} them; {said}"
+    )
 
 
 def metadata_of(pipeline: Pipeline, seen: Look) -> dict[str, Any]:

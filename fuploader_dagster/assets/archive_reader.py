@@ -30,6 +30,7 @@ import msgspec
 from fuploader_dagster.archives.reader import Archive
 from fuploader_dagster.assets.overrides import object_store_of
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.object_store import OpensObjectStore
 from fuploader_dagster.delivery.find_archive import ArchiveFinder, FoundArchive
 from fuploader_dagster.disk.layout import PartitionKey
@@ -120,7 +121,8 @@ class ArchiveReader(dg.IOManager):
 
     def _only_one(self, keys: Sequence[str], context: dg.InputContext) -> str:
         """The partition of the run. Raises `ConfigError` if there is not one."""
-        asset, given = context.op_def.name, f"{len(keys):,} archives of {self._pipeline.name}"
+        asset = context.op_def.name
+        given = f"{counted(len(keys), 'archive')} of {self._pipeline.name}"
         several = "annotate the input dict[str, Archive]"
         if not context.step_context.has_partitions:
             raise ConfigError(

@@ -20,6 +20,7 @@ from typing import Any
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
 from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble, look_again
@@ -167,7 +168,8 @@ def _result(receipts: list[Receipt], findings: list[Finding]) -> dg.AssetCheckRe
     return dg.AssetCheckResult(
         passed=not bad,
         description=(
-            "; ".join(bad[:LISTED_PROBLEMS]) or f"{len(receipts):,} archives match what was sealed"
+            "; ".join(bad[:LISTED_PROBLEMS])
+            or f"{counted(len(receipts), 'archive matches', 'archives match')} what was sealed"
         ),
         metadata={
             "archives": len(receipts),

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.send_letters import (
     Sent,
     discard,
@@ -69,9 +70,10 @@ def build_requeue_job(pipeline: Pipeline) -> dg.JobDefinition:
             done = send_back(used, ids, stage=config.to == "stage")
             _hand_over(used, done)
         context.log.info(
-            f"sent {done.messages:,} messages to {used.source.describe()}; "
-            f"{len(done.slots):,} slots are processed again; stored {done.rows:,} rows; "
-            f"{len(done.settled):,} letters are settled already"
+            f"sent {counted(done.messages, 'message')} to {used.source.describe()}; "
+            f"{counted(len(done.slots), 'slot is', 'slots are')} processed again; stored "
+            f"{counted(done.rows, 'row')}; "
+            f"{counted(len(done.settled), 'letter is', 'letters are')} settled already"
         )
         context.add_output_metadata(
             {"messages": done.messages, "slots": len(done.slots), "rows": done.rows}
@@ -79,7 +81,8 @@ def build_requeue_job(pipeline: Pipeline) -> dg.JobDefinition:
         if done.refused:
             listed = [f"{key}: {why}" for key, why in list(done.refused.items())[:LISTED]]
             raise dg.Failure(
-                f"{len(done.refused):,} letters stay here: {'; '.join(listed)}",
+                f"{counted(len(done.refused), 'letter stays', 'letters stay')} here: "
+                f"{'; '.join(listed)}",
                 allow_retries=False,
             )
 
@@ -104,7 +107,7 @@ def build_export_letters_job(pipeline: Pipeline) -> dg.JobDefinition:
                 raise ConfigError("no folder was given", hint="say `folder` in the config")
             letters = waiting_letters(pipeline.layout, ids)
             written, refused = export(letters, Path(config.folder))
-        context.log.info(f"wrote {written:,} bodies into {config.folder}")
+        context.log.info(f"wrote {counted(written, 'body', 'bodies')} into {config.folder}")
         context.add_output_metadata(
             {"written": written, "folder": dg.MetadataValue.path(config.folder)}
         )
@@ -129,7 +132,8 @@ def build_discard_job(pipeline: Pipeline) -> dg.JobDefinition:
         with _refusals():
             count = discard(pipeline.layout, _ids(config))
         context.log.info(
-            f"{count:,} dead letters are discarded: they wait no more. Nothing was removed; "
+            f"{counted(count, 'dead letter is', 'dead letters are')} discarded. Nothing "
+            "was removed; "
             f"`fuploader dead-letters list --all` shows them"
         )
         context.add_output_metadata({"discarded": count})

@@ -13,6 +13,7 @@ import dagster as dg
 import msgspec
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.safe_text import in_a_line
@@ -94,7 +95,8 @@ def _judged(pipeline: Pipeline, counts: DeadLetterCounts, now: float) -> dict[st
     return {
         "passed": recent <= most,
         "severity": dg.AssetCheckSeverity.WARN,
-        "description": f"{recent:,} dead letters within the last hour; the limit is {most:,}",
+        "description": f"{counted(recent, 'dead letter')} within the last hour; "
+        f"the limit is {most:,}",
         "metadata": {"last_hour": recent, "dead_letters": counts.total},
     }
 

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 import dagster as dg
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.attempts import Done, Failed, Outcome
 from fuploader_dagster.delivery.pack import Packed
 from fuploader_dagster.delivery.process_step import ItemsDone
@@ -68,7 +69,7 @@ def failure(failed: Sequence[Failed], *, final: bool) -> dg.Failure:
     more = len(failed) - MAX_LISTED_FAILURES
     tail = f"; and {more} more" if more > 0 else ""
     return dg.Failure(
-        f"{len(failed)} partitions failed, their data is kept: {listed}{tail}",
+        f"{counted(len(failed), 'partition')} failed, with all data kept: {listed}{tail}",
         metadata={"failed": len(failed)},
         allow_retries=not final,
     )
@@ -189,7 +190,8 @@ def log_items(log: logging.Logger) -> ItemsDone:
     """Progress of processing, a line every few seconds."""
     return at_intervals(
         lambda partition, done, items, failed: log.info(
-            f"{partition}: {done:,} of {items:,} items are processed, {failed:,} of them failed"
+            f"{partition}: {done:,} of {counted(items, 'item')} processed, {failed:,} of "
+            "them failed"
         )
     )
 

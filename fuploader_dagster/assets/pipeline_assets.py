@@ -24,6 +24,7 @@ from fuploader_dagster.assets import outcomes
 from fuploader_dagster.assets.overrides import object_store_of
 from fuploader_dagster.assets.partitions import Names, slots_per_run
 from fuploader_dagster.assets.run_machine import note_machine
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery import notices
 from fuploader_dagster.delivery.attempts import Outcome
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
@@ -212,9 +213,10 @@ class Step:
         items, letters = sum(one.inputs for one in processed), sum(one.failed for one in processed)
         results = sum(one.results for one in processed)
         partial = sum(one.partial for one in processed)
-        said = f"{items:,} items, {letters:,} of them dead letters"
+        said = f"{counted(items, 'item')}, {letters:,} of them dead letters"
         if partial:
-            said += f"; {partial:,} have results, and a dead letter for what they lack"
+            some = counted(partial, "item has", "items have")
+            said += f"; {some} some of their results, and a dead letter for the others"
         yield dg.AssetCheckResult(
             check_name=ACCOUNT_CHECK,
             asset_key=asset,
@@ -235,7 +237,7 @@ class Step:
             tried = _upload(self._context, self._pipeline, [one.partition for one in done])
             uploaded, _ = outcomes.sorted_outcomes(log, tried)
         except FuploaderError as error:
-            log.error(f"{len(done)} slots wait for their upload: {error}")
+            log.error(f"{counted(len(done), 'slot waits', 'slots wait')} for upload: {error}")
             return
         yield from outcomes.materialized(assets, uploaded, self._names)
 

@@ -20,6 +20,7 @@ from fuploader_dagster.assets.outcomes import at_intervals
 from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names, partitions_of_run
 from fuploader_dagster.assets.run_machine import note_machine
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.replay import ReplayReport, Selection, another_queue, replay, select
 from fuploader_dagster.errors import ConfigError
@@ -75,7 +76,7 @@ def build_replay_job(pipeline: Pipeline) -> dg.JobDefinition:
                 ArchiveFinder({pipeline.name: pipeline}).open,
                 progress=at_intervals(
                     lambda confirmed: context.log.info(
-                        f"the queue has confirmed {confirmed:,} messages"
+                        f"the queue has confirmed {counted(confirmed, 'message')}"
                     )
                 ),
             )
@@ -113,27 +114,32 @@ def _plan(pipeline: Pipeline, selection: Selection, *, own: bool) -> str:
     """How many messages go where, in a sentence."""
     receipts = find_receipts(pipeline.layout, selection.partitions).values()
     messages = sum(one.messages * one.originals for one in receipts)
-    many = f"at most {messages:,} messages" if selection.pattern else f"{messages:,} messages"
+    many = ("at most " if selection.pattern else "") + counted(messages, "message")
     unknown = len(selection.partitions) - len(receipts)
     more = f" and those of {unknown:,} without a receipt" if unknown else ""
     again = ", the pipeline's own queue, which will store them again as new files" if own else ""
-    return f"{many} of {len(selection.partitions):,} archives{more} go to {selection.target}{again}"
+    return (
+        f"{many} of {counted(len(selection.partitions), 'archive')}{more} go to "
+        f"{selection.target}{again}"
+    )
 
 
 def _conclude(context: dg.OpExecutionContext, done: ReplayReport, selection: Selection) -> None:
     context.log.info(
-        f"{selection.target} confirmed {done.published:,} messages of "
-        f"{len(selection.partitions):,} archives, after {done.before:,} in an earlier attempt"
+        f"{selection.target} confirmed {counted(done.published, 'message')} of "
+        f"{counted(len(selection.partitions), 'archive')}, after {done.before:,} in an "
+        "earlier attempt"
     )
     if done.refused:
         raise dg.Failure(
-            f"{len(done.refused)} files could not be published, all others were: "
+            f"{counted(len(done.refused), 'file')} could not be published, all others were: "
             + "; ".join(done.refused[:10]),
             allow_retries=False,
         )
     if done.only_results:
         raise dg.Failure(
-            f"{len(done.only_results)} archives hold only results and no messages, so nothing of "
+            f"{counted(len(done.only_results), 'archive holds', 'archives hold')} only "
+            "results and no messages, so nothing of "
             f"them was published: {', '.join(done.only_results[:10])}",
             allow_retries=False,
         )

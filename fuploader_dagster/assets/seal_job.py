@@ -6,6 +6,7 @@ import dagster as dg
 
 from fuploader_dagster.assets.partitions import PRIORITY_TAGS, Names
 from fuploader_dagster.assets.run_machine import note_machine
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.recovery import seal_on_request
 from fuploader_dagster.settings.pipeline import Pipeline
 
@@ -19,7 +20,8 @@ def build_seal_job(pipeline: Pipeline) -> dg.JobDefinition:
         note_machine(context)
         sealed = seal_on_request(pipeline)
         context.log.info(
-            f"sealed {len(sealed)} slots that no worker writes. Running workers seal theirs within "
+            f"sealed {counted(len(sealed), 'slot')} that no worker writes. Running workers "
+            "seal theirs within "
             f"a second, and the drain sensor registers all of them at its next tick"
         )
 

@@ -86,7 +86,8 @@ def ls(
             )
             if opened.manifest is not None and opened.manifest.failure_count:
                 console.complain(
-                    f"{opened.manifest.failure_count:,} parts of items have no result; `--json` "
+                    f"{counted(opened.manifest.failure_count, 'part')} of items without a "
+                    "result; `--json` "
                     f"lists them"
                 )
     report_and_exit(listing.damages, ())

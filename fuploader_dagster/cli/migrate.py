@@ -144,7 +144,9 @@ def _show(plan: Plan, pipeline: Pipeline) -> None:
     lines = [f"finish {path}" for path in plan.finish]
     for step in plan.adopt:
         drops = f", except {len(step.drop):,}" if step.drop else ""
-        lines.append(f"adopt {step.directory.path}: {len(step.directory.files):,} files{drops}")
+        lines.append(
+            f"adopt {step.directory.path}: {counted(len(step.directory.files), 'file')}{drops}"
+        )
         reasons = sorted(set(step.drop.values()))
         lines += [f"      because {reason}" for reason in reasons[:3]]
     for taken in plan.archives:

@@ -89,7 +89,7 @@ def _write(results: Sequence[_Named], output: Path | None) -> None:
     elif output is None:
         for result in results:
             console.say(f"{result.name}: {size(result.size_bytes)}{result.kind}")
-        console.say(f"{len(results)} results; --output FOLDER writes them")
+        console.say(f"{counted(len(results), 'result')}; --output FOLDER writes them")
     else:
         with RestoreFolder(output) as folder:
             for result in results:

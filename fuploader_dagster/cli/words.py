@@ -3,13 +3,12 @@ exactly, in bytes and seconds."""
 
 from __future__ import annotations
 
+from fuploader_dagster.contracts.counts import counted
+
+__all__ = ["age", "counted", "size"]
+
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"))
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 message`, `2,000 messages`; `many` where an `s` does not do: `1 entry`, `2 entries`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def size(size_bytes: int) -> str:

@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.disk.header_text import folded
@@ -249,4 +250,8 @@ class SourceSettings(Settings):
         """
         with closing(self.publisher()) as publisher:
             waiting = publisher.backlog()
-        yield Diagnosis("queue", "good", f"{self.describe()}: {waiting:,} messages wait")
+        yield Diagnosis(
+            "queue",
+            "good",
+            f"{self.describe()}: {counted(waiting, 'message waits', 'messages wait')}",
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.disk.durable import write_durably
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.setting_aside import directories_aside
@@ -46,7 +47,8 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True):
     def sentence(self, layout: Layout) -> str:
         """What a person has to know about it."""
         aside = layout.root / self.set_aside
-        again = f"{self.stored} messages of it were proven and stored again"
+        proven = counted(self.stored, "message of it was", "messages of it were")
+        again = f"{proven} proven and stored again"
         again += f" as {self.stored_as}" if self.stored_as else ""
         where = f"the damaged directory was moved to {aside}"
         if self.stored == self.sealed_messages:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.processor import (
     Answer,
     Failure,
@@ -144,7 +145,7 @@ def _reasons(missed: Sequence[Missed]) -> str:
         for reason, count in counts.most_common(_NAMED_REASONS)
     ]
     more = len(counts) - len(named)
-    return "; ".join(named) + (f"; and {more} more reasons" if more > 0 else "")
+    return "; ".join(named) + (f"; and {counted(more, 'more reason')}" if more > 0 else "")
 
 
 def _failure(missed: Missed) -> Failure:

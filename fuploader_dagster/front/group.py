@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.errors import DamagedData, FuploaderError
 from fuploader_dagster.front.accepted import Accepted, State
 from fuploader_dagster.front.answers import Refusal
@@ -166,7 +167,8 @@ def _refused(request: Request, wrong: Mapping[str, FuploaderError]) -> Refusal:
     first = next(iter(wrong.values()))
     return Refusal(
         422,
-        f"the queue refuses {len(wrong)} of {len(request.items)} messages: {first.message}",
+        f"the queue refuses {len(wrong)} of {counted(len(request.items), 'message')}: "
+        f"{first.message}",
         hint=first.hint or "the others are accepted: send only these again, changed",
         more={
             "accepted": [one.id for one in request.items if one.id not in wrong],

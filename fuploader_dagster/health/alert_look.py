@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import read_here
 from fuploader_dagster.dead_letters.counts import grouped, read_counts
@@ -149,7 +150,10 @@ def _hindered(workers: Sequence[WorkerStatus], now: float) -> tuple[str, float] 
         one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
     ]
     if silent:
-        said = f"{len(silent)} workers have not reported for {SILENT_SECONDS:.0f} s or longer"
+        said = (
+            f"{counted(len(silent), 'worker has', 'workers have')} not reported for "
+            f"{SILENT_SECONDS:.0f} s or longer"
+        )
         return said, min(one.updated_at for one in silent)
     return None
 
@@ -206,11 +210,15 @@ def notice_trouble(pipeline: Pipeline, now: float) -> Trouble | None:
         if trouble is not None:
             waiting = len(files.ends())
             error = trouble.error[:LISTED_CHARACTERS]
-            told[files.key] = f"{settings.describe()}: {error} ({waiting} tasks wait to be told)"
+            told[files.key] = (
+                f"{settings.describe()}: {error} "
+                f"({counted(waiting, 'task waits', 'tasks wait')} to be told)"
+            )
             since.append(trouble.since)
         elif 0 <= now - given_up.at < GIVEN_UP_SECONDS:
             told[files.key] = (
-                f"{settings.describe()}: {given_up.tasks} tasks were given up so far, the last "
+                f"{settings.describe()}: {counted(given_up.tasks, 'task was', 'tasks were')} "
+                f"given up so far, the last "
                 f"one because {given_up.reason[:LISTED_CHARACTERS]}"
             )
             since.append(given_up.at)
@@ -248,9 +256,10 @@ def letter_trouble(pipeline: Pipeline, now: float) -> Trouble | None:
     if (recent := counts.last_hour(now)) <= most:
         return None
     reasons = dict(list(counts.reasons.items())[:LISTED])
+    became = counted(recent, "message became a dead letter", "messages became dead letters")
     text = (
-        f"{recent:,} messages became dead letters within an hour; max_dead_letters_per_hour is "
-        f"{most:,}. Most frequent reason so far: {next(iter(reasons), 'unknown')}. "
+        f"{became} within an hour; max_dead_letters_per_hour is {most:,}. "
+        f"Most frequent reason so far: {next(iter(reasons), 'unknown')}. "
         f"`fuploader dead-letters list` shows them"
     )
     return Trouble("dead_letters", text, now, details={"last_hour": recent, "reasons": reasons})
@@ -273,7 +282,8 @@ def slot_trouble(
     causes = dict.fromkeys(grouped(one.error) for one in given_up)
     run = f"{_failed(runs[-1])}. " if runs else ""
     text = (
-        f"{run}{len(failures):,} slots failed after all retries and wait for their next attempt; "
+        f"{run}{counted(len(failures), 'slot has', 'slots have')} failed after all retries, with "
+        "another attempt to come; "
         f"{WHAT_TO_DO}. First error: {failures[0].error[:LISTED_CHARACTERS]}"
     )
     details: dict[str, Any] = {
@@ -331,7 +341,8 @@ def damage(layout: Layout, now: float) -> Trouble | None:
     if others:
         names = ", ".join(path.name for path in others[:LISTED])
         said.append(
-            f"{len(others):,} damaged directories are in {layout.set_aside} ({names}). The log "
+            f"{counted(len(others), 'damaged directory is', 'damaged directories are')} in "
+            f"{layout.set_aside} ({names}). The log "
             "says which of their messages are stored; any other exists only there"
         )
     details: list[dict[str, Any]] = [

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.state import SlotCount, Snapshot
 from fuploader_dagster.delivery.mended import find_mended
 from fuploader_dagster.disk.layout import MAX_NUMBER_DIGITS, Layout, PartitionKey, utc
@@ -80,9 +81,12 @@ class Balance:
 def lost_in_words(lost: Sequence[Lost]) -> str:
     """What is missing, in a sentence."""
     messages = sum(one.messages for one in lost)
-    listed = ", ".join(f"{one.what} ({one.messages:,} messages)" for one in lost[:LISTED])
+    listed = ", ".join(f"{one.what} ({counted(one.messages, 'message')})" for one in lost[:LISTED])
     more = f" and {len(lost) - LISTED:,} more" if len(lost) > LISTED else ""
-    return f"{messages:,} acknowledged messages are neither on the disk nor stored: {listed}{more}"
+    return (
+        f"{counted(messages, 'acknowledged message is', 'acknowledged messages are')} neither "
+        f"on the disk nor stored: {listed}{more}"
+    )
 
 
 def what_to_do(lost: Sequence[Lost]) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.contracts.functions import name_of, reference_to
 from fuploader_dagster.contracts.object_store import ArchiveFile, ObjectStore, OpensObjectStore
@@ -279,7 +280,12 @@ def _listing(store: ObjectStore) -> Diagnosis:
         hint = "allow listing of objects and of unfinished uploads: without it, unfinished uploads "
         hint += "stay and cost money, and the catalog cannot be rebuilt"
         return Diagnosis("listing", "warning", f"cannot list: {error.message}", hint)
-    found = f"works; {len(unfinished)} unfinished uploads of the doctor's are left"
+    left = counted(
+        len(unfinished),
+        "unfinished upload of the doctor's is",
+        "unfinished uploads of the doctor's are",
+    )
+    found = f"works; {left} left"
     return Diagnosis("listing", "good", found)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
 from fuploader_dagster.health.alert_look import disk_trouble, store_trouble, why_nobody_drains
@@ -120,21 +121,30 @@ def being_drained(pipeline: Pipeline, figures: Figures) -> Judgement:
         found = f"nobody can say what waits: {figures.queue.trouble}"
         return Judgement(name, found, "see what `fuploader doctor` says of the queue")
     if figures.consumers:
-        found = f"{figures.consumers:,} workers take messages; {waiting:,} wait"
+        found = (
+            f"{counted(figures.consumers, 'worker takes', 'workers take')} messages; "
+            f"{waiting:,} wait"
+        )
         return Judgement(name, found, numbers=numbers)
     if waiting == 0:
         paused = f"; intake is paused {intake}" if intake.paused else ""
         return Judgement(name, f"nothing waits{paused}", numbers=numbers)
     depth = figures.queue.depth
     if pipeline.node_id and depth and depth.in_hand:
-        found = f"{waiting:,} messages wait, and other nodes have {depth.in_hand:,} in hand"
+        found = (
+            f"{counted(waiting, 'message waits', 'messages wait')}, and other nodes have "
+            f"{depth.in_hand:,} in hand"
+        )
         return Judgement(name, found, numbers=numbers)
     if intake.paused:
-        found = f"{waiting:,} messages wait: intake is paused {intake}"
+        found = f"{counted(waiting, 'message waits', 'messages wait')}: intake is paused {intake}"
         hint = f"`fuploader resume {pipeline.name}` ends the pause"
         return Judgement(name, found, hint, serious=False, numbers=numbers)
     why = why_nobody_drains(pipeline, figures.workers, figures.at)
-    found = f"{waiting:,} messages wait in {pipeline.source.describe()} and nobody drains it: {why}"
+    found = (
+        f"{counted(waiting, 'message waits', 'messages wait')} in {pipeline.source.describe()} "
+        f"and nobody drains it: {why}"
+    )
     if pipeline.drain_by == "command":
         hint = "start `fuploader drain` on this machine"
     else:
@@ -195,7 +205,8 @@ def _growth(pipeline: Pipeline, seen: Look) -> str:
         return ""
     takes = f"{waiting / rate:,.0f} s" if rate else "for ever"
     return (
-        f"{waiting:,} messages wait, {waiting - before.waiting:,} more than {trend.seconds:,.0f} s "
+        f"{counted(waiting, 'message waits', 'messages wait')}, "
+        f"{waiting - before.waiting:,} more than {trend.seconds:,.0f} s "
         f"ago; at {rate:,.1f} messages/s it takes {takes} to drain them"
     )
 
@@ -229,7 +240,8 @@ def nothing_lost(seen: Look) -> Judgement:
     slots = sum(day.slots for day in sums.days.values())
     since = f" since {min(sums.days)}" if sums.days else ""
     found = (
-        f"{sums.sealed_messages:,} messages were sealed in {slots:,} slots{since}: "
+        f"{counted(sums.sealed_messages, 'message was', 'messages were')} sealed in "
+        f"{counted(slots, 'slot')}{since}: "
         f"{said or 'none to look for'}; {sums.active_messages:,} are in active slots"
     )
     if seen.figures.snapshot is None:
@@ -252,7 +264,7 @@ def dead_letters_below_limit(pipeline: Pipeline, seen: Look) -> Judgement:
     """Whether there are at most `max_dead_letters_per_hour`."""
     recent, most = seen.letters.last_hour(seen.figures.at), pipeline.max_dead_letters_per_hour
     waiting = seen.figures.dead_letters_waiting
-    found = f"{recent:,} dead letters within the last hour; the limit is {most:,}"
+    found = f"{counted(recent, 'dead letter')} within the last hour; the limit is {most:,}"
     numbers = {"last_hour": recent, "waiting": waiting}
     hint = "`fuploader dead-letters list` shows them" if recent > most else ""
     name = "dead_letters_below_limit"

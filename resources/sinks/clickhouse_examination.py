@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.errors import FuploaderError, SinkUnavailable
 from fuploader_dagster.resources.sinks.clickhouse_errors import ALLOW
@@ -25,7 +26,7 @@ def examine(
     version = server.query("SELECT version()", "could not ask for the version")[0][0]
     yield Diagnosis("server", "good", f"ClickHouse {version} at {server.where}")
     table = look()
-    found = f"{table.name}: {len(table.columns)} columns, engine {table.engine}"
+    found = f"{table.name}: {counted(len(table.columns), 'column')}, engine {table.engine}"
     yield Diagnosis("table", "good", found)
     odd = [name for name in columns if table.columns[name].kind is None]
     for name in odd:

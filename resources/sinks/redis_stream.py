@@ -43,6 +43,7 @@ from urllib.parse import quote
 import redis
 from pydantic import Field, field_validator
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Count
 from fuploader_dagster.contracts.sink import (
@@ -161,12 +162,15 @@ class RedisStreamTarget(Sink):
         attempt = _Attempt(settings, self._client, self._encode, probe)
         noted = attempt.look()
         attempt.run(scripts.PROVE)
-        yield Diagnosis("stream", "good", f"{settings.describe()}: {noted.length:,} entries")
+        yield Diagnosis(
+            "stream", "good", f"{settings.describe()}: {counted(noted.length, 'entry', 'entries')}"
+        )
         if settings.max_length is not None and noted.length >= settings.max_length:
             yield Diagnosis(
                 "length",
                 "warning",
-                f"the stream has {noted.length:,} entries, max_length {settings.max_length:,}",
+                f"the stream has {counted(noted.length, 'entry', 'entries')}, max_length "
+                f"{settings.max_length:,}",
                 "find out why nobody deletes entries that were read, or raise max_length",
             )
         info = self._asked(self._client.info)
@@ -310,7 +314,9 @@ class _Attempt:
         partition = self._delivery.partition
         if what == "full":
             added = self.look().added
-            self._full(number, f"{added:,} of {noted.rows:,} rows of {partition} were added")
+            self._full(
+                number, f"{added:,} of {counted(noted.rows, 'row')} of {partition} were added"
+            )
         if what == "lost":
             log.warning(
                 "rows of %s that were staged at %s are gone: %d were added before. All of them are "
@@ -327,7 +333,7 @@ class _Attempt:
 
     def _full(self, length: int, added: str = "nothing was added") -> NoReturn:
         raise SinkUnavailable(
-            f"{self._settings.describe()} has {length:,} entries, max_length "
+            f"{self._settings.describe()} has {counted(length, 'entry', 'entries')}, max_length "
             f"{self._most:,}: {added}",
             hint="rows wait until others have deleted entries that they have read",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.sinks.sql_ledger import Ledger
 from fuploader_dagster.resources.sinks.sql_table import TargetTable
@@ -37,7 +38,7 @@ def examine(what: Examined) -> Iterator[Diagnosis]:
     with what.database.transaction() as transaction:
         table = what.described(transaction)
         lacking = transaction.findings(table.clause)
-    found = f"{table.description.name}: {len(table.description.conversions)} columns"
+    found = f"{table.description.name}: {counted(len(table.description.conversions), 'column')}"
     yield Diagnosis("table", "good", found)
     yield from _columns(what, table)
     yield tried(what.database, "rows", "rows can be inserted", _insertion(what, table))

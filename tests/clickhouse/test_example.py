@@ -38,7 +38,7 @@ def test_stream_to_clickhouse(
         monkeypatch.setenv("CLICKHOUSE_URL", clickhouse.url())
         try:
             run(doctor, project)
-            assert "1000 entries" in run(send, project)
+            assert "1000 more" in run(send, project)
             client = redis.client()
             with running(serve, project):
                 served(project, port)

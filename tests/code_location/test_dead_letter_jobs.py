@@ -61,7 +61,7 @@ def test_chosen_letters_go_back_to_the_queue_and_the_others_wait(tmp_path: Path)
     settings, ids = with_letters(tmp_path)
     success, said = launched(settings, "requeue_job", {"ids": ids[:1]})
     assert success
-    assert "sent 1 messages to embedded queue" in said
+    assert "sent 1 message to embedded queue" in said
     assert (in_the_queue(settings), waiting(settings)) == (1, ids[1:])
     success, _ = launched(settings, "requeue_job", {"everything": True})
     assert success
@@ -97,7 +97,7 @@ def test_discarded_letters_wait_no_more_and_stay_on_the_disk(tmp_path: Path) -> 
     assert letters_waiting(settings.layout) == {"drain": 3}
     success, said = launched(settings, "discard_job", {"ids": ids[1:2]})
     assert success
-    assert "1 dead letters are discarded" in said
+    assert "1 dead letter is discarded" in said
     assert waiting(settings) == [ids[0], ids[2]]
     assert letters_waiting(settings.layout) == {"drain": 2}
     assert [key for key, _ in numbered_dead_letters(settings.layout)] == ids

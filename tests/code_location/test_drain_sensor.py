@@ -185,7 +185,7 @@ def test_a_tick_leaves_slots_that_are_not_on_this_disk_to_the_machine_that_has_t
     one.accept(result)
     after = one.tick()
     assert not after.run_requests
-    assert "2 sealed slots of node local are not on the disk of this machine" in str(
+    assert "2 sealed slots are of node local, but not on the disk of this machine" in str(
         after.skip_reason
     )
     assert "a node_id of its own" in str(after.skip_reason)

@@ -93,7 +93,7 @@ def test_results_that_are_files_are_written_and_what_is_missing_is_named(project
     (archive,) = archives_in(project / "objects")
     listed = fuploader(project, "ls", str(archive))
     assert "results/copy.txt" in listed.stdout
-    assert "1 parts of items have no result" in listed.stderr
+    assert "1 part of items without a result" in listed.stderr
     (failure,) = json.loads(fuploader(project, "ls", "--json", str(archive)).stdout)["failures"]
     assert failure == {"item": "task", "name": "other", "reason": "404 Not Found", "detail": {}}
     again = fuploader(project, "dead-letters", "requeue", "--all", "--stage")

@@ -79,7 +79,7 @@ def test_everything_in_order_is_found_good_and_nothing_is_changed(
     looked_at = ["broker", "queue", "queue type", "object store", "removal", "listing", "clock"]
     looked_at += ["state", "state server", "eviction", "persistence", "former store"]
     assert {check: found[check].verdict for check in looked_at} == dict.fromkeys(looked_at, "good")
-    assert "1 messages wait" in found["queue"].found
+    assert "1 message waits" in found["queue"].found
     assert "quorum" in found["queue type"].found
     assert "append-only" in found["persistence"].found
     assert redis_server.client().keys(f"{queue}*") == []

@@ -87,8 +87,8 @@ def test_handlers(tmp_path: Path) -> None:
     process, first, second, ship, ls, *over_http = commands(project)
     assert ship == SHIP
     assert len(json.loads(run(process, project))) == 3
-    assert "3 messages are confirmed" in run(first, project)
-    assert "1 messages are confirmed" in run(second, project)
+    assert "has confirmed app.py, send.py, README.md" in run(first, project)
+    assert "has confirmed README.md" in run(second, project)
     store = project / "data/object-store"
     ship_until(lambda: len(archived_files(store)) >= 8, project)
     files = {name: content for name, (content,) in archived_files(store).items()}
@@ -192,7 +192,7 @@ def test_downloads(tmp_path: Path) -> None:
         assert one.returncode == 4, one.stderr
         assert "missing.txt" in one.stdout + one.stderr
         assert (project / "fetched/sender.py").read_bytes() == (project / "send.py").read_bytes()
-        assert "5 tasks are confirmed" in run(send, project)
+        assert "has confirmed tasks: 5" in run(send, project)
         ship_until(lambda: sum(one["event"] == "end" for one in told()) == 5, project)
     for number in range(5):
         events = [one["event"] for one in told() if one["task"]["task_id"] == f"task-{number}"]

@@ -306,7 +306,7 @@ def test_the_job_says_what_goes_where_before_it_publishes_and_only_that_in_a_dry
     success, said = launched(settings, other)
     assert success
     (line,) = [one for one in said if " go to " in one]
-    assert line.startswith("at most 2 messages of 1 archives go to")
+    assert line.startswith("at most 2 messages of 1 archive go to")
     assert "the pipeline's own queue" not in line
 
 

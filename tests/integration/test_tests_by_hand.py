@@ -53,7 +53,7 @@ def test_a_sensor_or_schedule_that_is_off_does_nothing_when_somebody_tests_it(
     sensor = {**PLACE, "sensorName": names.drain_sensor}
     with QuickDaemon(tmp_path, settings) as daemon:
         told = tried(daemon, SENSOR, selector=sensor)
-        assert "changes nothing; a tick would keep 1 workers running" in told["skipReason"]
+        assert "changes nothing; a tick would keep 1 worker running" in told["skipReason"]
         assert processes_of(str(tmp_path), "fuploader_dagster.intake.worker") == []
         for name in ("docs_recovery", "docs_retention"):
             schedule = {**PLACE, "scheduleName": name}

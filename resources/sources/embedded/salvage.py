@@ -21,6 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.disk import sqlite_files
 from fuploader_dagster.disk.durable import rename_durably
 from fuploader_dagster.disk.locks import FileLock
@@ -145,7 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 3 if isinstance(error, SlotInUse) else 4
     sys.stdout.write(
-        f"{done.saved:,} messages are in the new queue; {done.unreadable:,} rows could not be "
+        f"{counted(done.saved, 'message is', 'messages are')} in the new queue; "
+        f"{counted(done.unreadable, 'row')} could not be "
         f"read. The damaged file is now {done.damaged}\n"
     )
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.resources.sources.kafka.cluster import Cluster, Place, Topic, lag_of, text_of
@@ -45,7 +46,10 @@ def examine(settings: Kafka) -> Iterator[Diagnosis]:
 
 def _queue(settings: Kafka, topics: Mapping[str, Topic], waiting: int) -> Diagnosis:
     partitions = sum(len(topic.replicas) for topic in topics.values())
-    found = f"{settings.describe()}: {waiting:,} messages wait in {partitions} partitions"
+    found = (
+        f"{settings.describe()}: {counted(waiting, 'message waits', 'messages wait')} in "
+        f"{counted(partitions, 'partition')}"
+    )
     missing = [name for name in settings.names if name not in topics]
     if missing and not settings.declare:
         return Diagnosis(
@@ -94,7 +98,8 @@ def _offsets(
         yield Diagnosis(
             "retention",
             "wrong",
-            f"Kafka removed up to {sum(removed.values()):,} messages before they were read, of "
+            f"Kafka removed up to {counted(sum(removed.values()), 'message')} that nobody "
+            "had read, of "
             f"{_some([text_of(place) for place in removed])}",
             "raise retention.ms or retention.bytes of the topic, and find out why the drain was "
             "behind",
@@ -132,7 +137,8 @@ def _members(settings: Kafka, cluster: Cluster, partitions: int) -> Iterator[Dia
         yield Diagnosis(
             "partitions",
             "warning",
-            f"{len(members)} workers share {partitions} partitions: "
+            f"{counted(len(members), 'worker shares', 'workers share')} "
+            f"{counted(partitions, 'partition')}: "
             f"{len(members) - partitions} have nothing to do",
             "give the topic more partitions, or set process_count lower",
         )

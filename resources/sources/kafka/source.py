@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.source import (
     CommittedBatch,
     Message,
@@ -437,7 +438,8 @@ class KafkaSource(MessageSource):
             "%s %s%s",
             ", ".join(map(str, gone)),
             what_happened,
-            f"; {unsettled} messages of them are in hand here and come again there, marked"
+            f"; {counted(unsettled, 'message of them is', 'messages of them are')} in hand here, "
+            "and will come again there, marked"
             if unsettled
             else "",
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika.exceptions import ChannelClosedByBroker
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.sources.rabbitmq import connection
 from fuploader_dagster.resources.sources.rabbitmq.pika_internals import server_version
@@ -56,7 +57,8 @@ def examine(settings: RabbitMQ) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "queue",
             "good",
-            f"{settings.queue!r} exists: {waiting:,} messages wait, {consumers} consumers",
+            f"{settings.queue!r} exists: {counted(waiting, 'message waits', 'messages wait')}, "
+            f"{counted(consumers, 'consumer')}",
         )
         yield judge(_arguments(settings, opened))
     except connection.PIKA_ERRORS as error:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.source import MessagePublisher
 from fuploader_dagster.errors import BadMessage, MessageRefused, SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.rabbitmq import connection, pika_internals
@@ -246,12 +247,13 @@ class RabbitMQPublisher(connection.Explaining, MessagePublisher):
             raise pika_internals.closing_reason(channel)
         if self._unroutable:
             raise SourceRefused(
-                f"{self._unroutable} messages came back: there is no {self._settings.describe()}",
+                f"{counted(self._unroutable, 'message')} came back: there is no "
+                f"{self._settings.describe()}",
                 hint="the queue was deleted while we were publishing",
             )
         if self._refused:
             raise SourceUnavailable(
-                f"{self._settings.describe()} refused {self._refused} messages",
+                f"{self._settings.describe()} refused {counted(self._refused, 'message')}",
                 hint="is it at its length limit (x-overflow: reject-publish), or a quorum queue "
                 "without a leader?",
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.sources.redis_clients import command, connected_names
 from fuploader_dagster.resources.sources.redis_list.lists import explaining
@@ -39,14 +40,16 @@ def examine(settings: RedisList) -> Iterator[Diagnosis]:
     yield Diagnosis(
         "queue",
         "good",
-        f"{settings.describe()}: {depth.waiting:,} messages wait, taken from the "
+        f"{settings.describe()}: "
+        f"{counted(depth.waiting, 'message waits', 'messages wait')}, taken from the "
         f"{settings.end} end",
     )
     if settings.max_length is not None and length >= settings.max_length:
         yield Diagnosis(
             "length",
             "warning",
-            f"the list has {length:,} messages, max_length {settings.max_length:,}: nothing can be "
+            f"the list has {counted(length, 'message')}, max_length "
+            f"{settings.max_length:,}: nothing can be "
             "published",
             "find out why it is not drained, or raise max_length",
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import redis
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.source import Depth, MessagePublisher
 from fuploader_dagster.errors import MessageRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.redis_list.lists import explaining
@@ -43,8 +44,9 @@ class RedisListPublisher(MessagePublisher):
                 length = settings.lists.add(self._client, self._most, batch)
             if length >= 0:
                 raise SourceUnavailable(
-                    f"{settings.describe()} has {length:,} messages, max_length {self._most:,}: "
-                    f"{published:,} messages were added, and no more",
+                    f"{settings.describe()} has {counted(length, 'message')}, max_length "
+                    f"{self._most:,}: "
+                    f"{counted(published, 'message was', 'messages were')} added, and no more",
                     hint="try again when its reader has caught up",
                 )
             published += len(batch)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar
 import redis
 from pydantic import Field, field_validator
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.contracts.settings import Count
 from fuploader_dagster.contracts.source import CommittedBatch, Message, SourceSettings
@@ -194,7 +195,8 @@ class RedisListSource(RedisConsumer):
 
     def _disowned(self, there: int) -> SourceUnavailable:
         return SourceUnavailable(
-            f"{self._settings.describe()}: this worker has {self._in_hand:,} messages in hand, and "
+            f"{self._settings.describe()}: this worker has "
+            f"{counted(self._in_hand, 'message')} in hand, and "
             f"its list at the server {there:,}: another worker took it for dead, or the server "
             "lost data",
             hint="nothing that the server has is lost: it will be delivered again. Let the user "

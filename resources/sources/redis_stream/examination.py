@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.resources.sources.redis_clients import command, connected_names
 from fuploader_dagster.resources.sources.redis_stream.connection import explaining
@@ -54,7 +55,8 @@ def examine(settings: RedisStream) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "length",
             "warning",
-            f"the stream has {length:,} entries, max_length {settings.max_length:,}: nothing can "
+            f"the stream has {counted(length, 'entry', 'entries')}, max_length "
+            f"{settings.max_length:,}: nothing can "
             "be published",
             "find out why it is not drained, or raise max_length",
         )
@@ -70,7 +72,7 @@ def examine(settings: RedisStream) -> Iterator[Diagnosis]:
 
 
 def _group(settings: RedisStream, names: list[str], waiting: int) -> Diagnosis:
-    found = f"{settings.describe()}: {waiting:,} messages wait"
+    found = f"{settings.describe()}: {counted(waiting, 'message waits', 'messages wait')}"
     if settings.group in names:
         return Diagnosis("queue", "good", found)
     if settings.declare:

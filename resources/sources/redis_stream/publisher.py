@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.source import Depth, MessagePublisher
 from fuploader_dagster.errors import MessageRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.redis_stream.connection import consumers, explaining
@@ -65,8 +66,9 @@ class RedisStreamPublisher(MessagePublisher):
                 )
             if length >= 0:
                 raise SourceUnavailable(
-                    f"{settings.describe()} has {length:,} entries, max_length {self._most:,}: "
-                    f"{published:,} messages were added, and no more",
+                    f"{settings.describe()} has {counted(length, 'entry', 'entries')}, "
+                    f"max_length {self._most:,}: "
+                    f"{counted(published, 'message was', 'messages were')} added, and no more",
                     hint="try again when its reader has caught up",
                 )
             published += len(batch)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis, trouble
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.resources.sources.sql.backlog import backlog
@@ -37,7 +38,7 @@ def _examined(settings: SqlTable, database: Database) -> Iterator[Diagnosis]:
             describe(transaction, skip_done.table, skip_done.schema_name) if skip_done else None
         )
     key = settings.key_of(described)
-    found = f"{described.name}: {len(described.types)} columns, read by {', '.join(key)}"
+    found = f"{described.name}: {counted(len(described.types), 'column')}, read by {', '.join(key)}"
     yield Diagnosis("table", "good", found)
     yield from _key(described, key, database)
     if settings.status is None:
@@ -63,7 +64,9 @@ def _queue(settings: SqlTable, database: Database) -> Diagnosis:
         waiting = backlog(settings, database)
     except FuploaderError as error:
         return trouble("queue", error)
-    return Diagnosis("queue", "good", f"{settings.describe()}: {waiting:,} rows wait")
+    return Diagnosis(
+        "queue", "good", f"{settings.describe()}: {counted(waiting, 'row waits', 'rows wait')}"
+    )
 
 
 def _key(described: Described, key: Sequence[str], database: Database) -> Iterator[Diagnosis]:

@@ -200,7 +200,7 @@ FAILING = Draining(wanted=True, problem="Redis is away", since=NOW - 100)
         (ON, [TROUBLED, status("starting", 1)], "no broker", NOW - 90),
         (ON, [TROUBLED, status("draining", 0)], "", 0),  # of one place, the newer drains
         (ON, [], "no worker is running", NOW),
-        (ON, [status("draining", age=200)], "have not reported", NOW - 200),
+        (ON, [status("draining", age=200)], "has not reported", NOW - 200),
         (ON, [PAUSED], "", 0),  # the disk's, and told as such
         (FAILING, [PAUSED], "", 0),
         (FAILING, [], "Redis is away", NOW - 100),

@@ -22,7 +22,7 @@ def tasks(count: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
 def main(count: str) -> None:
     queue = load_pipelines()["batches"].source
     with closing(queue.publisher()) as publisher:
-        print(f"{publisher.publish(tasks(int(count)))} tasks are confirmed by {queue.describe()}")
+        print(f"{queue.describe()} has confirmed tasks: {publisher.publish(tasks(int(count)))}")
 
 
 if __name__ == "__main__":

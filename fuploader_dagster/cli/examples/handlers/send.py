@@ -12,8 +12,8 @@ from fuploader_dagster import load_pipelines
 def main(cmd: str, *files: str) -> None:
     queue = load_pipelines()["files"].source
     with closing(queue.publisher()) as publisher:
-        sent = publisher.publish((Path(file).read_bytes(), {"cmd": cmd}) for file in files)
-    print(f"{sent} messages are confirmed by {queue.describe()}")
+        publisher.publish((Path(file).read_bytes(), {"cmd": cmd}) for file in files)
+    print(f"{queue.describe()} has confirmed {', '.join(files)}")
 
 
 if __name__ == "__main__":

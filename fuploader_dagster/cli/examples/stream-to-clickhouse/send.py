@@ -18,7 +18,7 @@ def main(count: str) -> None:
                 "data": f"number {number}",
             }
             client.xadd("BUFF:flow:in", entry)
-    print(f"{count} entries are in the stream BUFF:flow:in")
+    print(f"{count} more in the stream BUFF:flow:in")
 
 
 if __name__ == "__main__":
