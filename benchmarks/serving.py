@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tests.servers.queue_fixtures import channel, new_queue
 
 CONNECTIONS = 64
 SECONDS = 5
+_BODY_BYTES = 925
+"""About what `_POSTS` sends."""
 _TOKEN = "a-token-of-the-benchmark"  # noqa: S105
 _POSTS = """
 local start = '{"text": "' .. string.rep("x", 900) .. '", "rec": '
@@ -71,6 +74,29 @@ def taken(ground: Ground, how: Literal["ours", "echo"], queue: Queue) -> Taken:
         raise RuntimeError(f"not all requests were taken:\n{said}")
     (rate,) = re.findall(r"Requests/sec:\s+([\d.]+)", said)
     return Taken(float(rate))
+
+
+def broker_alone(ground: Ground) -> Taken:
+    """What RabbitMQ confirms, with as many messages unconfirmed as there are connections."""
+    name = new_queue(ground.rabbitmq)
+    settings = {
+        "url": ground.rabbitmq.url,
+        "queue": name,
+        "unconfirmed": CONNECTIONS,
+        "seconds": SECONDS,
+        "body_bytes": _BODY_BYTES,
+    }
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks.programs.bare_publisher"],
+        cwd=REPOSITORY,
+        env={**os.environ, "BENCH_SETTINGS": json.dumps(settings)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    with channel(ground.rabbitmq) as open_channel:
+        open_channel.queue_delete(name)
+    return Taken(json.loads(said)["per_second"])
 
 
 def paced(ground: Ground, rate: int, status: int, *, max_backlog: int = 0) -> Paced:
