@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import requests
 import yaml
 
+from fuploader_dagster.contracts.source import Message, SourceSettings
 from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.pipeline import Pipeline
 from tests.servers.ports import LOOPBACK, answers, free_port, wait_until
@@ -21,6 +22,11 @@ from tests.settings import embedded_parts
 
 TOKEN = "a-token-for-everything"
 COMMAND = [sys.executable, "-m", "fuploader_dagster.cli.app"]
+
+FLAT = [
+    {"rec_id": number, "task_for": "tom", "function_type": "f", "data": f"text {number}"}
+    for number in range(1, 4)
+]
 
 
 class Server:
@@ -111,3 +117,23 @@ def _ready(server: Server) -> bool:
     if server.url.startswith("https"):
         return True
     return server.ask("GET", "/health/live", token=None).status_code == 200
+
+
+def taken(source: SourceSettings) -> list[Message]:
+    """All messages of a queue; they go back to it."""
+    found: list[Message] = []
+    with closing(source.source(prefetch=50_000)) as queue:
+        queue.open()
+        while batch := queue.receive(10_000, 1.0):
+            found += batch
+    return found
+
+
+def bodies(source: SourceSettings) -> list[bytes]:
+    return [one.body for one in taken(source)]
+
+
+def assert_in_words(body: bytes) -> None:
+    said = json.loads(body)
+    assert said["error"] and "hint" in said
+    assert "Traceback" not in said["error"] and "\n" not in said["error"] + said["hint"]

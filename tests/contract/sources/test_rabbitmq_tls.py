@@ -103,6 +103,22 @@ def test_with_a_certificate_of_ours_messages_flow(
         publisher.close()
 
 
+def test_more_than_the_connection_takes_at_once_arrives_whole_and_in_order(
+    broker: RabbitMQServer, authority: Authority, settings: Callable[..., RabbitMQ]
+) -> None:
+    """TLS takes the same piece again when it could not send all of it."""
+    certificate, key = authority.client("publish")
+    ours = settings(queue=new_queue(broker), cert_file=certificate, key_file=key)
+    sizes = [*[50_000] * 100, 3_000_000, *[100] * 300, 5_000_000]
+    sent = [b"%d," % number + b"x" * size for number, size in enumerate(sizes)]
+    publisher, source = ours.publisher(), ours.source(prefetch=len(sent))
+    assert publisher.publish((body, {}) for body in sent) == len(sent)
+    source.open()
+    assert [message.body for message in collect(source, len(sent))] == sent
+    source.close()
+    publisher.close()
+
+
 def test_without_a_certificate_the_error_says_which_settings_are_missing(
     settings: Callable[..., RabbitMQ],
 ) -> None:
