@@ -21,6 +21,7 @@ from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.settings.secret import without_logins
 
 _TYPES: dict[type, Any] = {bool: bool, int: int, float: float, str: str}
 
@@ -128,4 +129,5 @@ def _shown(settings: Settings) -> dict[str, Any]:
 def _plain(settings: Settings, name: str, value: Any) -> Any:
     if isinstance(value, SecretStr):
         return str(value)
-    return settings.model_dump(mode="json", include={name})[name]
+    plain = settings.model_dump(mode="json", include={name}).get(name)
+    return without_logins(plain) if isinstance(plain, str) else plain

@@ -10,10 +10,12 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
+from pydantic import Field
 
 from fuploader_dagster.assets.overrides import build_backend_resource, with_resources
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.settings import Settings
+from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.definitions import build_definitions, build_resources
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
@@ -109,6 +111,24 @@ def test_the_config_of_a_run_changes_a_setting_and_keeps_the_secrets() -> None:
         ConfigError, match=r"queue must be a name of 1 to 255 bytes.*\(the resource"
     ):
         resource(wrong)
+
+
+class OwnQueue(SourceSettings):
+    """Somebody's own, whose address is no `Secret`, and with a field that is never dumped."""
+
+    address: str
+    cache: str = Field("", exclude=True)
+
+    def describe(self) -> str:
+        return "an own queue"
+
+
+def test_a_login_in_an_address_of_ones_own_queue_is_not_shown() -> None:
+    settings = OwnQueue(address="own://somebody:a-secret@host/q", cache="x")
+    resource = build_backend_resource(settings)
+    default = json.loads(resource.config_schema.default_value_as_json_str)
+    assert default == {"address": "own://***@host/q", "cache": None}
+    assert resource(dg.build_init_resource_context(config=default)) is settings
 
 
 def test_a_secret_that_is_not_set_yet_shows_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
