@@ -71,8 +71,8 @@ def test_a_doctor_finds_nothing_wrong_and_changes_nothing(table: SourceTable) ->
         settings = table.settings(**way, position_table=f"{table.name}_{number}")
         before = findings(settings)
         assert {one.verdict for one in before.values()} == {"good"}
-        waiting = "1 row waits" if "status" in way else "2 rows wait"
-        assert before["queue"].found.endswith(f": {waiting}")
+        waiting, said = (1, "1 row waits") if "status" in way else (2, "2 rows wait")
+        assert before["queue"].found.endswith(f": {said}")
         own = "claims" if "status" in way else "position"
         assert "will be created" in before[own].found
         source = opened(settings)
