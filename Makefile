@@ -18,6 +18,7 @@ SEED ?=
 SOURCE ?=
 VERSION ?=
 INPUTS ?= 100000
+PICTURES ?=
 PYTEST_IN_ORDER = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	--durations 20 --randomly-seed $(or $(SEED),$$(date +%s))
 DATABASE_TESTS := $(sort $(wildcard tests/code_location/test_postgres_*.py \
@@ -40,7 +41,7 @@ TASK_TESTS := $(sort $(wildcard \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-databases test-tasks test-clickhouse check docs bench soak fuzz lock clean
+.PHONY: help run test test-databases test-tasks test-clickhouse test-browser check docs bench soak fuzz lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -62,6 +63,10 @@ test-tasks: $(VENV)/.dev ## Tests of processing, downloads, notices, pauses, HTT
 
 test-clickhouse: $(VENV)/.dev $(VENV)/clickhouse/.ready ## Tests of the ClickHouse sink, on its engine (600 MB to install)
 	$(PYTEST_IN_ORDER) tests/clickhouse $(PYTEST)
+
+test-browser: $(VENV)/.browser ## Tests of the UI in a real browser; PICTURES=1 writes those of the docs
+	@tools/install_test_servers.sh chromium:chromium
+	PICTURES=$(PICTURES) $(BIN)/python -m pytest -p no:randomly --durations 9 tests/browser $(PYTEST)
 
 check: $(VENV)/.dev ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check .
@@ -125,4 +130,8 @@ $(VENV)/redis-servers/.ready: requirements/redis-servers.txt $(VENV)/.build
 	@rm -rf $(VENV)/redis-servers
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
 		--target $(VENV)/redis-servers --require-hashes -r requirements/redis-servers.txt
+	@touch $@
+
+$(VENV)/.browser: requirements/browser.txt $(VENV)/.dev
+	@$(PIP_INSTALL) --require-hashes -r requirements/browser.txt
 	@touch $@

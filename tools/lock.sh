@@ -20,3 +20,4 @@ compile "$@" pyproject.toml --all-extras --group test --group check --group benc
 compile "$@" requirements/docs.in --output-file requirements/docs.txt
 compile "$@" --no-deps requirements/clickhouse.in --output-file requirements/clickhouse.txt
 compile "$@" --no-deps requirements/redis-servers.in --output-file requirements/redis-servers.txt
+compile "$@" --no-deps requirements/browser.in --output-file requirements/browser.txt
