@@ -12,11 +12,11 @@ import pytest
 
 from fuploader_dagster.assets.partitions import RANGE_END_TAG, RANGE_START_TAG
 from fuploader_dagster.assets.unreported import report_unreported
+from fuploader_dagster.delivery import store_trouble
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.sink_notes import SinkNotes
 from fuploader_dagster.delivery.store_trouble import note_trouble
 from fuploader_dagster.disk.durable import write_durably
-from fuploader_dagster.sensors import recovery_schedule
 from fuploader_dagster.sensors.retention_schedule import build_retention_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
@@ -260,13 +260,13 @@ def test_rows_are_stored_while_the_object_store_does_not_answer(
     (tmp_path / "on").touch()
     keys = slots_of(recovering.settings, 3, seconds_ago=20 * PATIENCE_SECONDS)
     recovering.instance.add_dynamic_partitions(recovering.names.partition_set, keys)
-    monkeypatch.setattr(recovery_schedule, "look", lambda _: "connection refused")
+    monkeypatch.setattr(store_trouble, "look", lambda _: "connection refused")
     note_trouble(recovering.settings.layout, "no answer")
     assert recovering.asked_rows() == [keys[:2], keys[2:]]
     assert run_of(recovering.location, keys, "sink_rows").success
     assert recovering.asked_rows(1) == []
     assert rows(tmp_path, "rows") == 9
-    monkeypatch.setattr(recovery_schedule, "look", lambda _: "")
+    monkeypatch.setattr(store_trouble, "look", lambda _: "")
     assert recovering.tick(2) == [keys]
     assert recovering.requests[0].asset_selection is None
     assert recovering.location.ship(keys).success
