@@ -91,6 +91,26 @@ def test_bad_messages_are_told_with_their_reason_and_sent_back_by_a_job(
     person.sees("10 dead letters are discarded")
 
 
+def test_that_nothing_is_lost_and_all_keeps_up_is_one_look_each(
+    person: Person, project: Project
+) -> None:
+    project.documents("kept", 300)
+    project.dev.wait_for(lambda: project.has_stored("kept", 300), "the archives")
+    with person.asks("is anything lost?"):
+        person.click("Lineage")
+        person.looks_at("documents", "sealed_slot")
+        person.click("View all check details")
+        person.check_says("nothing_lost", "Succeeded")
+        person.sees("nothing has been wrong since then")
+    with person.asks("is it keeping up?"):
+        person.click("Lineage")
+        person.looks_at("documents", "queue")
+        person.click("View all check details")
+        person.check_says("keeping_up", "Succeeded")
+        person.click("keeping_up")
+        person.sees("nothing has been wrong since then")
+
+
 def test_a_message_is_found_and_replayed(person: Person, project: Project) -> None:
     project.documents("invoice", 300)
     project.dev.wait_for(lambda: project.has_stored("invoice", 300), "the archives")
