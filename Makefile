@@ -34,6 +34,7 @@ TASK_TESTS := $(sort $(wildcard \
 	tests/faults/test_notice_*.py \
 	tests/faults/test_processing_*.py tests/faults/test_redo_*.py tests/faults/test_seal_each_*.py \
 	tests/integration/test_cli_process.py tests/integration/test_compose.py tests/integration/test_dg.py \
+	tests/integration/test_dead_store.py \
 	tests/integration/test_examples.py tests/integration/test_fetch_*.py tests/integration/test_image.py \
 	tests/integration/test_metrics.py \
 	tests/integration/test_notices_*.py tests/integration/test_pause*.py \
@@ -57,7 +58,7 @@ test-databases: $(VENV)/.dev $(VENV)/redis-servers/.ready ## Tests of rows in an
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(DATABASE_TESTS) $(PYTEST)
 
-test-tasks: $(VENV)/.dev ## Tests of processing, downloads, notices, pauses, HTTP, examples, deployment
+test-tasks: $(VENV)/.dev ## Tests of processing, downloads, notices, pauses, HTTP, examples, deployment, a store that hangs
 	@tools/install_test_servers.sh
 	$(PYTEST_IN_ORDER) $(TASK_TESTS) $(PYTEST)
 
