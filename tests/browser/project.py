@@ -150,7 +150,8 @@ class Project:
             database.execute("CREATE TABLE documents (name TEXT PRIMARY KEY, title TEXT NOT NULL)")
         path = self.folder / "fuploader.yaml"
         written = yaml.safe_load(path.read_text())
-        rows = {"kind": "sql", "url": "sqlite:///rows.sqlite", "table": "documents"}
+        rows: dict[str, Any] = {"kind": "sql", "url": "sqlite:///rows.sqlite", "table": "documents"}
+        rows["key"] = ["name"]  # those that were replayed come a second time
         written["pipelines"]["documents"]["sinks"] = {"rows": rows}
         path.write_text(yaml.safe_dump(written))
 
