@@ -31,7 +31,7 @@ from fuploader_dagster.control.wishes import current
 from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
-from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble, look_again
+from fuploader_dagster.delivery.store_trouble import find_trouble, still_in_trouble
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.sensors.busy_runs import (
     UnfinishedRun,
@@ -75,7 +75,7 @@ def build_recovery_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.S
         # Dead runs still count this time: Dagster may be about to start them again.
         of_dead = {key for run in dead for key in keys_of_run(run.tags, registered)}
         busy = busy_keys(runs) | of_dead
-        trouble = _store_trouble(pipeline, dry=dry)
+        trouble = find_trouble(pipeline.layout) if dry else still_in_trouble(pipeline)
         found, now = recovery.look(pipeline), time.time()
         busy_rows = {
             name: busy_keys([run for run in every if run.stores_rows(names.sink(name))]) | of_dead
@@ -166,14 +166,6 @@ def _do_what_needs_no_run(
         )
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
         _keep_house(pipeline)
-
-
-def _store_trouble(pipeline: Pipeline, *, dry: bool) -> StoreTrouble | None:
-    """The object store does not answer, so nothing is asked for; None if it does."""
-    trouble = find_trouble(pipeline.layout)
-    if trouble is None or dry:
-        return trouble
-    return look_again(pipeline.layout, pipeline.store.open())
 
 
 def _keep_house(pipeline: Pipeline) -> None:

@@ -20,7 +20,7 @@ from fuploader_dagster.assets.overrides import queue_and_state, with_resources
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.dead_letters.counts import read_counts
-from fuploader_dagster.delivery.store_trouble import find_trouble, look_again
+from fuploader_dagster.delivery.store_trouble import still_in_trouble
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.balance import tidy
 from fuploader_dagster.health.figures import reading_of, sealed_now
@@ -63,8 +63,8 @@ def build_watch_schedule(pipeline: Pipeline, *, running: bool = True) -> dg.Sche
     def watch(context: dg.ScheduleEvaluationContext, **_: Any) -> dg.SkipReason:
         dry, used = is_dry_run(context), with_resources(pipeline, context)
         try:
-            if not dry and find_trouble(pipeline.layout) is not None:
-                look_again(pipeline.layout, pipeline.store.open())
+            if not dry:
+                still_in_trouble(pipeline)
             seen = look(used)
         except (FuploaderError, OSError) as error:
             raise LookFailed(in_a_line(f"cannot look at {pipeline.name}: {error}")) from None
@@ -102,11 +102,12 @@ def report(
     for one in judgements:
         new = _reported(evaluation(pipeline, one))
         last = before.get(keys[one.check])
-        if last is None or last.evaluation is None or _differs(last.evaluation, new):
-            news = True
-        else:
-            news = _is_hidden(last.run_id, last.create_timestamp, new.asset_key, instance)
-        if news:
+        if (
+            last is None
+            or last.evaluation is None
+            or _differs(last.evaluation, new)
+            or _is_hidden(last.run_id, last.create_timestamp, new.asset_key, instance)
+        ):
             instance.report_runless_asset_event(new)
 
 

@@ -109,7 +109,7 @@ def _python() -> str:
     ]
     modules |= {f"{PACKAGE}.errors": [], f"{PACKAGE}.testing": []}
     for module, names in sorted(modules.items()):
-        text += ["", f"## {module.removeprefix('fuploader_dagster.')}", "", f"::: {module}"]
+        text += ["", f"## {module.removeprefix(f'{PACKAGE}.')}", "", f"::: {module}"]
         text += ["    options:", "      show_root_heading: false"]
         text += [f"      members: {json.dumps(names)}"] if names else []
     return "\n".join(text) + "\n"

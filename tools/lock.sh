@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 compile() {
     "${UV:-.venv/bin/uv}" pip compile --universal --python-version 3.10 \
-        --generate-hashes --no-annotate --no-emit-index-url \
+        --generate-hashes --no-annotate \
         --custom-compile-command "make lock" --quiet "$@" >/dev/null
 }
 compile "$@" --group build --output-file requirements/build.txt

@@ -20,6 +20,7 @@ from fuploader_dagster.contracts.settings import Settings
 from fuploader_dagster.contracts.source import SourceSettings
 from fuploader_dagster.contracts.state import StateSettings
 from fuploader_dagster.errors import ConfigError
+from fuploader_dagster.settings.loading import config_error
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.secret import without_logins
 
@@ -110,12 +111,10 @@ def _changed(settings: Settings, changed: Mapping[str, Any]) -> Settings:
     try:
         return type(settings)(**{**given, **changed})
     except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise ConfigError(
-            f"the config of the resource cannot be used: {said}",
+        raise config_error(
+            error,
+            "the config of the resource cannot be used",
+            type(settings),
             hint="the resource's page in the UI shows what is set without it",
         ) from None
 

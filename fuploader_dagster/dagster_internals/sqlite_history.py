@@ -164,7 +164,7 @@ class _Schedules(_OfOneDatabase, SqliteScheduleStorage):
 class _Events(SqliteEventLogStorage):
     _known: ClassVar[set[str]] = set()
     """Tables and columns that exist: Dagster asks for each event."""
-    _observer: Any = None
+    _obs: Any = None
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
@@ -217,12 +217,11 @@ class _Events(SqliteEventLogStorage):
         return None
 
     def watch(self, run_id: str, cursor: str | None, callback: Callable[..., Any]) -> None:
-        if self._observer is None:
-            self._observer = Observer()
-            self._observer.start()
-            self._obs = self._observer
+        if self._obs is None:
+            self._obs = Observer()
+            self._obs.start()
         watchdog = _Watchdog(self, run_id, callback, cursor)
-        schedule = self._observer.schedule(watchdog, self._base_dir, recursive=True)
+        schedule = self._obs.schedule(watchdog, self._base_dir, recursive=True)
         self._watchers[run_id][callback] = watchdog, schedule
 
     def wipe(self) -> None:

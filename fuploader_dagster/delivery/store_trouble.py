@@ -26,6 +26,7 @@ from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
 from fuploader_dagster.disk.temporaries import is_held
+from fuploader_dagster.settings.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,13 @@ def look_again(layout: Layout, store: ObjectStore) -> StoreTrouble | None:
         return trouble
     end_trouble(layout)
     return None
+
+
+def still_in_trouble(pipeline: Pipeline) -> StoreTrouble | None:
+    """The object store does not answer; None if it does. Looks at it only if it was in trouble."""
+    if find_trouble(pipeline.layout) is None:
+        return None
+    return look_again(pipeline.layout, pipeline.store.open())
 
 
 class Patience:

@@ -82,6 +82,7 @@ class FetchProcessor(Processor):
             error.answered = False
             return [error]
         async with self._room.taken(number):
+            # Read again, so that tasks that wait for room hold no addresses.
             return [await self._fetched(item, self._addresses(item))]
 
     def _addresses(self, item: Item) -> list[Address]:

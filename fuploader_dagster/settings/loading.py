@@ -151,7 +151,7 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
     try:
         values_of, beside = _overridden(raw)
     except ValidationError as error:
-        raise _config_error(error, str(path)) from None
+        raise config_error(error, str(path)) from None
     shared = {**beside, **of_fuploader}
     if not values_of:
         raise ConfigError(
@@ -233,7 +233,7 @@ def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
     try:
         return Pipeline(**{**values, **backends})
     except ValidationError as error:
-        raise _config_error(error, where, Pipeline) from None
+        raise config_error(error, where, Pipeline) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
@@ -271,7 +271,7 @@ def load_backend(role: str, values: Any, where: str) -> Any:
     try:
         return backend(**{name: value for name, value in values.items() if name != "kind"})
     except ValidationError as error:
-        raise _config_error(error, where, backend) from None
+        raise config_error(error, where, backend) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
 
@@ -298,7 +298,7 @@ def load_intake(line: bytes) -> Intake:
     try:
         return Intake(**values)
     except ValidationError as error:
-        raise _config_error(error, f"pipeline {values.get('name')}") from None
+        raise config_error(error, f"pipeline {values.get('name')}") from None
 
 
 def _dump_backend(backend: BaseModel) -> dict[str, Any]:
@@ -322,7 +322,9 @@ def _model_in(annotation: Any) -> Any:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
-def _config_error(error: ValidationError, where: str, model: Any = None) -> ConfigError:
+def config_error(
+    error: ValidationError, where: str, model: Any = None, *, hint: str = ""
+) -> ConfigError:
     """All complaints, one sentence each, without the values (they may be secrets)."""
     complaints = []
     for detail in error.errors(include_input=False, include_url=False, include_context=False):
@@ -335,7 +337,7 @@ def _config_error(error: ValidationError, where: str, model: Any = None) -> Conf
         if variables := _set_by(place):
             place = f"{place} (from {variables} in the environment)"
         complaints.append(f"{place}: {said}" if place else said)
-    return ConfigError(f"{where}: " + "; ".join(complaints))
+    return ConfigError(f"{where}: " + "; ".join(complaints), hint=hint)
 
 
 def _set_by(setting: str) -> str:

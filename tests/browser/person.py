@@ -75,6 +75,12 @@ class Person:
         self.click(self._listed(pipeline).get_by_role("img").first)
         self.click(self._listed(asset))
 
+    def looks_at_checks(self, pipeline: str, asset: str) -> None:
+        """From any page to the list of an asset's checks."""
+        self.click("Lineage")
+        self.looks_at(pipeline, asset)
+        self.click("View all check details")
+
     def _listed(self, name: str) -> Locator:
         return (
             self.page.locator("[class*=AssetSidebarNode_itemContainer]").filter(has_text=name).first

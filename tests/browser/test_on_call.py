@@ -26,9 +26,7 @@ def test_a_drain_that_is_off_while_messages_wait_is_red_until_it_is_on(
     person.check_says("being_drained", "Failed")
     person.takes_a_picture("check-being-drained", height=620)
     with person.asks("what fails? (the drain is off)"):
-        person.click("Lineage")
-        person.looks_at("documents", "queue")
-        person.click("View all check details")
+        person.looks_at_checks("documents", "queue")
         person.sees("nobody drains it")
     person.open("/locations/fuploader/asset-groups/documents/lineage")
     person.sees("uploaded_archive")
@@ -51,9 +49,7 @@ def test_a_store_that_is_down_is_red_until_it_is_back(person: Person, project: P
         assert "no answer from" in said
         person.check_says("store_reachable", "Failed")
         with person.asks("what fails? (the store is down)"):
-            person.click("Lineage")
-            person.looks_at("documents", "uploaded_archive")
-            person.click("View all check details")
+            person.looks_at_checks("documents", "uploaded_archive")
             person.click("store_reachable")
             person.sees("the object store has not answered since")
         person.takes_a_picture("check-store-reachable", height=620)
@@ -74,9 +70,7 @@ def test_bad_messages_are_told_with_their_reason_and_sent_back_by_a_job(
     person.open("/assets/documents/dead_letters")
     person.sees("the message is not an envelope")
     with person.asks("what fails? (bad messages)"):
-        person.click("Lineage")
-        person.looks_at("documents", "dead_letters")
-        person.click("View all check details")
+        person.looks_at_checks("documents", "dead_letters")
         person.sees("dead letters within the last hour; the limit is 5")
     person.check_says("dead_letters_below_limit", "Failed")
     person.open("/")
@@ -97,15 +91,11 @@ def test_that_nothing_is_lost_and_all_keeps_up_is_one_look_each(
     project.documents("kept", 300)
     project.dev.wait_for(lambda: project.has_stored("kept", 300), "the archives")
     with person.asks("is anything lost?"):
-        person.click("Lineage")
-        person.looks_at("documents", "sealed_slot")
-        person.click("View all check details")
+        person.looks_at_checks("documents", "sealed_slot")
         person.check_says("nothing_lost", "Succeeded")
         person.sees("nothing has been wrong since then")
     with person.asks("is it keeping up?"):
-        person.click("Lineage")
-        person.looks_at("documents", "queue")
-        person.click("View all check details")
+        person.looks_at_checks("documents", "queue")
         person.check_says("keeping_up", "Succeeded")
         person.click("keeping_up")
         person.sees("nothing has been wrong since then")
