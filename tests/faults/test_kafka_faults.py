@@ -10,8 +10,9 @@ the same of both brokers:
 - noida-db 0.2.3: a static member that leads the group and is started again hands out the partitions
   anew, in the same generation, without telling the others. Two members then own one partition, and
   both may commit. So here a member leads that is never killed, and has a topic of its own
-  (`leading`). It also never takes a partition from a member that was killed for good, and sometimes
-  never ends a rebalance.
+  (`leading`). It also never takes a partition from a member that was killed for good, and never
+  ends a rebalance in which a member that gives up partitions joins again before a new one has its
+  first answer.
 - Tansu 0.6.0 goes on naming a killed member as leader: nobody hands out partitions any more. What
   `leading` needs takes it half a minute a kill.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from tests.servers.kafka import KafkaServer, admin, create, kafka_settings, new_
 from tests.servers.ports import wait_until
 
 Opened = Callable[..., MessageSource]
-"""Of settings, a worker's name and a prefetch."""
+"""Of settings, a worker's name, a prefetch, and whether to wait until the group has let it in."""
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
 """Value, key, headers, partition."""
 
@@ -97,34 +96,9 @@ class _Closing:
         self._consumer.close()
 
 
-class Stuck(AssertionError):
-    """A rebalance did not end."""
-
-
 def ends(ready: Callable[[], bool], diagnose: Callable[[], str]) -> None:
     """Wait for the end of a rebalance."""
-    try:
-        wait_until(ready, seconds=30, what="the rebalance", diagnose=diagnose)
-    except AssertionError as error:
-        raise Stuck(str(error)) from error
-
-
-def despite_stuck_rebalances(test: Callable[..., None]) -> Callable[..., None]:
-    """Three attempts: noida-db 0.2.3 sometimes never ends a rebalance. Two bare clients of the
-    library show that too."""
-
-    @functools.wraps(test)
-    def attempts(four: Topic, **others: Any) -> None:
-        for left in (2, 1, 0):
-            try:
-                return test(four=four, **others)
-            except Stuck:
-                if not left:
-                    raise
-                four.name = new_topic(four.server, four.partitions)
-        return None
-
-    return attempts
+    wait_until(ready, seconds=60, what="the rebalance", diagnose=diagnose)
 
 
 def places_of(messages: list[Message]) -> set[int]:

@@ -20,7 +20,6 @@ from fuploader_dagster.testing.source_steps import bodies_of, collect, settle
 from tests.contract.sources.kafka_topics import (
     Opened,
     Topic,
-    despite_stuck_rebalances,
     ends,
     places_of,
 )
@@ -62,7 +61,6 @@ def test_a_first_offset_is_committed_so_that_latest_means_the_first_start(
     assert bodies_of(messages) == [b"0-0", b"0-1"]
 
 
-@despite_stuck_rebalances
 def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_marked(
     four: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,7 +72,7 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
     settle(one, in_hand[:8])
     settled = sum(four.committed())
     assert settled == 8
-    two = kafka_opened(four.settings())
+    two = kafka_opened(four.settings(), let_in=True)
     others: list[Message] = []
 
     def rebalanced() -> bool:
@@ -100,14 +98,13 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
     assert stored == set(bodies)
 
 
-@despite_stuck_rebalances
 def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before(
     four: Topic, kafka_opened: Opened
 ) -> None:
     four.fill(20)
     one = kafka_opened(four.settings())
     in_hand = collect(one, 80)
-    two = kafka_opened(four.settings())
+    two = kafka_opened(four.settings(), let_in=True)
     others: list[Message] = []
 
     def done(both: bool) -> bool:
@@ -135,7 +132,6 @@ def test_a_partition_that_comes_back_is_not_set_back_by_what_was_received_before
     assert [four.committed()[place] for place in places_of(others)] == [21, 21]
 
 
-@despite_stuck_rebalances
 def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_notices(
     four: Topic, kafka_opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,7 +142,7 @@ def test_a_worker_that_is_started_again_gets_its_partitions_and_nobody_else_noti
         lambda: not sources["a"].receive(0, 0.1) and len(four.members().get("a", ())) == 4,
         lambda: str(four.members()),
     )
-    sources["b"] = kafka_opened(settings, "b")
+    sources["b"] = kafka_opened(settings, "b", let_in=True)
 
     def shared() -> bool:
         for source in sources.values():

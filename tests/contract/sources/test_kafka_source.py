@@ -21,7 +21,6 @@ from fuploader_dagster.testing.source_steps import bodies_of, collect, publish, 
 from tests.contract.sources.kafka_topics import (
     Opened,
     Topic,
-    despite_stuck_rebalances,
     ends,
 )
 from tests.servers.kafka import (
@@ -246,7 +245,6 @@ def test_tls_trusts_the_authority_that_is_named_and_no_other(tmp_path: Path) -> 
                 missing.source(prefetch=10).open()
 
 
-@despite_stuck_rebalances
 def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, kafka_opened: Opened) -> None:
     four.fill(5)
     found = {one.check: one for one in four.settings().examine()}
