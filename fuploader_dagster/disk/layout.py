@@ -23,6 +23,7 @@
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
       accepted.sqlite                ids of messages that came over HTTP, to know them again
+      published                      ids of messages that went from HTTP into the queue
       pause.json                     whether people want intake and shipping to be paused
       seal-request                   touched to have all active slots sealed now
       processor-trouble.json         since when the processor works for no item
@@ -135,6 +136,7 @@ class Layout:
     seal_request = _Below("seal-request")
     """Touched to ask for all active slots to be sealed now."""
     accepted = _Below("accepted.sqlite")
+    published = _Below("published")
     pause = _Below("pause.json")
     store_trouble = _Below("store-trouble.json")
     processor_trouble = _Below("processor-trouble.json")

@@ -22,6 +22,7 @@ from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.errors import ColdObject, StoreRefused
 from fuploader_dagster.front.answers import Refusal
 from fuploader_dagster.front.file_answers import FileAnswer, headers_of_file
+from fuploader_dagster.front.published import Published
 from fuploader_dagster.front.route import Call, Route, Served
 from fuploader_dagster.lookup.files import NoSuchFile, OpenFile, open_file
 from fuploader_dagster.lookup.found import STATES, Copy, Letter, as_builtins
@@ -33,6 +34,7 @@ MOST_BYTES = 256 * 1024 * 1024
 MOST_COPIES = 1000
 AT_ONCE = 4
 """Requests of a pipeline that look at the same time; the others wait."""
+_WAITING, _UNKNOWN = "waiting", "unknown"
 
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -52,6 +54,7 @@ class Lookups:
     def __init__(self, served: Served) -> None:
         self.pipeline = served.pipeline
         self.finder = ArchiveFinder({served.pipeline.name: served.pipeline})
+        self.published = Published(served.pipeline.layout.published, served.serve.remember_ids)
         self.turn = asyncio.Semaphore(AT_ONCE)
 
 
@@ -60,12 +63,13 @@ async def _where(call: Call) -> Response:
     wanted: str = call.request.path_params["id"]
     async with lookups.turn:
         answer = await asyncio.to_thread(_look, lookups, wanted)
-    if not (answer["copies"] or answer["dead_letters"]):
+    if answer["state"] == _UNKNOWN:
         raise Refusal(
             404,
             f"nothing is known here of a message {wanted[:300]!r}",
-            hint="it may wait in the queue, be on another node, or never have been published",
-            more={"id": wanted, "state": "unknown", "incomplete": answer["incomplete"]},
+            hint="it may be on another node, wait in the queue if it did not come over HTTP, or "
+            "never have been published",
+            more={"id": wanted, "state": _UNKNOWN, "incomplete": answer["incomplete"]},
         )
     # Names may be no UTF-8; then JSON has them as escapes, as the command line does.
     headers = {"x-content-type-options": "nosniff"}
@@ -83,7 +87,7 @@ def _look(lookups: Lookups, wanted: str) -> dict[str, Any]:
     return {
         "id": wanted,
         "pipeline": lookups.pipeline.name,
-        "state": _state(wanted, copies, letters),
+        "state": _state(wanted, copies, letters) or _unseen(wanted, lookups.published),
         "copies": [as_builtins(one) for one in copies],
         "dead_letters": [as_builtins(one) for one in letters],
         "incomplete": incomplete,
@@ -92,12 +96,18 @@ def _look(lookups: Lookups, wanted: str) -> dict[str, Any]:
 
 def _state(wanted: str, copies: Sequence[Copy], letters: Sequence[Letter]) -> str:
     """How far the message is; of several of its name, the furthest. `dead letter` only if it is
-    nowhere else."""
+    nowhere else. Empty: nothing is known of it."""
     own = [one for one in copies if one.name == wanted] or copies
     if own:
         return STATES[max(STATES.index(one.state) for one in own)]
-    waits = any(one.waits for one in letters)
-    return "dead letter" if waits or not letters else "sent back"
+    if any(one.waits for one in letters):
+        return "dead letter"
+    return "sent back" if letters else ""
+
+
+def _unseen(wanted: str, published: Published) -> str:
+    """The state of a message of which this node has nothing."""
+    return _WAITING if wanted in published else _UNKNOWN
 
 
 async def _file(call: Call) -> Response:
@@ -144,7 +154,7 @@ _SPEC_OF_MESSAGE: dict[str, Any] = {
                         "properties": {
                             "id": {"type": "string"},
                             "pipeline": {"type": "string"},
-                            "state": {"enum": [*STATES, "dead letter", "sent back"]},
+                            "state": {"enum": [_WAITING, *STATES, "dead letter", "sent back"]},
                             "copies": {"type": "array", "items": {"type": "object"}},
                             "dead_letters": {"type": "array", "items": {"type": "object"}},
                             "incomplete": {"type": "array", "items": {"type": "string"}},

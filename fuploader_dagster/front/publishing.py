@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,6 +39,7 @@ from fuploader_dagster.front.accepted import Accepted
 from fuploader_dagster.front.answers import Refusal, try_later
 from fuploader_dagster.front.group import Group, Request
 from fuploader_dagster.front.items import Item
+from fuploader_dagster.front.published import Published
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.serve import Serve
 
@@ -77,6 +78,9 @@ class Publishing:
             )
             if serve.remember_ids
             else None
+        )
+        self._published = (
+            Published(pipeline.layout.published, serve.remember_ids) if serve.remember_ids else None
         )
         self._requests: deque[Request] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -242,4 +246,13 @@ class Publishing:
             raise
         self._trouble = None
         self._published_since += len(items) - len(refused)
+        self._note(one.id for at, one in enumerate(items) if at not in refused)
         return refused
+
+    def _note(self, ids: Iterable[str]) -> None:
+        if self._published is None:
+            return
+        try:
+            self._published.note(ids)
+        except FuploaderError as error:  # until they are drained, nobody can be told where they are
+            log.warning("%s: %s", self._pipeline.name, error)

@@ -77,7 +77,8 @@ class Serve(Settings):
     messages. Otherwise it needs the right to read."""
     remember_ids: Annotated[int, Field(ge=0)] = 1_000_000
     """Number of recent idempotency keys and item ids that this node remembers, so that what is sent
-    again is not published again. About 100 bytes of disk each."""
+    again is not published again, and of messages that it gave to the queue, so that one of which it
+    has seen nothing since is known to wait. About 130 bytes of disk each."""
 
     def variable_of(self, right: Right) -> str | None:
         """The environment variable with the token for a right, if there is one."""

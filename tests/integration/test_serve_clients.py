@@ -129,7 +129,7 @@ def test_a_client_of_a_message_hub_sends_flat_dicts_and_hears_when_it_is_full(
             flow = hub(address)
             assert flow.send(entries)["data"] == [one["rec_id"] for one in entries]
             full = sent_until_full(flow, project)
-            assert (int(full["wait"]) > 0, flow.state("r-7")) == (True, "unknown")
+            assert (int(full["wait"]) > 0, flow.state("r-7")) == (True, "waiting")
             ship_until(lambda: len(arrived(client)) == 150, project)
             assert flow.state("r-7") == "stored"
             paused = requests.post(f"{address}/flow/pause?reason=x", headers=HEADERS, timeout=60)

@@ -23,12 +23,12 @@ LIMIT_SECONDS = 120
 
 
 @contextmanager
-def publishing(folder: Path, max_backlog: int = 0) -> Iterator[Publishing]:
+def publishing(folder: Path, max_backlog: int = 0, remember_ids: int = 0) -> Iterator[Publishing]:
     """Called in an event loop."""
     settings = pipeline(
         folder,
         source=EmbeddedQueue(path=folder / "queue"),
-        serve=Serve(remember_ids=0, max_backlog=max_backlog),
+        serve=Serve(remember_ids=remember_ids, max_backlog=max_backlog),
     )
     one = Publishing(settings)
     one.start()
@@ -136,3 +136,17 @@ def test_the_end_publishes_what_waits(tmp_path: Path) -> None:
 
     asyncio.run(send_all())
     assert len(in_queue(tmp_path)) == 100
+
+
+def test_what_cannot_be_remembered_is_published_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send() -> None:
+        with publishing(tmp_path, remember_ids=10) as one:
+            await asyncio.wait_for(one.publish([item(1)], None, b""), LIMIT_SECONDS)
+
+    where = pipeline(tmp_path).layout.published
+    where.mkdir(parents=True)
+    asyncio.run(send())
+    assert in_queue(tmp_path) == [b"1"]
+    assert f"{where} should be a file, but is a folder" in caplog.text
