@@ -42,6 +42,8 @@ a sink store their rows again."""
 ACCOUNT_CHECK = "items_accounted_for"
 UNWATCHED_AFTER = timedelta(minutes=15)
 """Without a report for this long, nobody looks after the pipeline."""
+WARNED_BEFORE = 0.9
+"""The part of `archives_within_hours` after which Dagster warns."""
 UNFINISHED = "what it did not finish is kept and will be asked for again"
 
 
@@ -110,6 +112,7 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
         made_of=packed_archive,
         kind=type(pipeline.store).__name__.removesuffix("Settings").lower(),
         description=f"Archives that the store has confirmed: {pipeline.store.describe()}",
+        freshness_policy=_freshness(pipeline),
     )
     def uploaded_archive(context: dg.AssetExecutionContext) -> Iterator[Any]:
         note_machine(context)
@@ -120,6 +123,14 @@ def _build_assets(pipeline: Pipeline) -> Sequence[dg.AssetSpec | dg.AssetsDefini
 
     processed = [processed_slot] if processed_slot else []
     return [queue, sealed_slot, *processed, packed_archive, uploaded_archive]
+
+
+def _freshness(pipeline: Pipeline) -> dg.FreshnessPolicy | None:
+    """How often an archive is expected; None if the queue may be quiet."""
+    if pipeline.archives_within_hours is None:
+        return None
+    window = timedelta(hours=pipeline.archives_within_hours)
+    return dg.FreshnessPolicy.time_window(fail_window=window, warn_window=window * WARNED_BEFORE)
 
 
 def _processed_slot(pipeline: Pipeline, sealed_slot: dg.AssetSpec) -> dg.AssetsDefinition:
@@ -264,6 +275,7 @@ def made(
     pool: str | None = None,
     slots: int | None = None,
     check_specs: Sequence[dg.AssetCheckSpec] = (),
+    freshness_policy: dg.FreshnessPolicy | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """The decorator of an asset that a run makes, a partition for each slot.
 
@@ -284,6 +296,7 @@ def made(
         backfill_policy=dg.BackfillPolicy.multi_run(slots or slots_per_run(pipeline)),
         pool=pool,
         check_specs=check_specs,
+        freshness_policy=freshness_policy,
         io_manager_key=names.archives_resource if key in names.archives else None,
         retry_policy=outcomes.retry_policy(pipeline),
         automation_condition=dg.AutomationCondition.on_missing() if automation else None,

@@ -58,6 +58,10 @@ MIB = 1024 * 1024
 DEFAULT_KEY = "{pipeline}/{sealed_at:%Y%m%d}/{archive}"
 
 FIELDS_OF_ENVELOPE = {"payload", "compression", "content_type"}
+SHORTEST_FRESH_HOURS = 0.05
+"""Dagster looks twice a minute, and takes no window below a minute."""
+LONGEST_FRESH_HOURS = 8_784.0
+"""A year. Dagster's UI cannot count the seconds of 68."""
 LONGEST_FLUSH_SECONDS = 10.0
 """Between two batches a worker renews its claims (they last 30 s) and reports what it is doing."""
 
@@ -362,6 +366,12 @@ class Pipeline(Intake):
     """With messages that are not in the object store this long after their slot should have been
     sealed (`seal_age_seconds`), or a queue that grows and needs longer than this to be drained, the
     asset check `keeping_up` fails. Processing that takes long needs more."""
+    archives_within_hours: (
+        Annotated[float, Field(ge=SHORTEST_FRESH_HOURS, le=LONGEST_FRESH_HOURS)] | None
+    ) = None
+    """An archive should be stored at least this often. Dagster's freshness of `uploaded_archive`
+    warns when nine tenths of it are over without one, and fails when all of it is. For a queue that
+    always gets messages: one that may be quiet makes no archives, and nothing is wrong then."""
     max_dead_letters_per_hour: Annotated[int, Field(ge=0)] = 100
     """With more dead letters than this within an hour, the asset check of `dead_letters` warns. A
     few are somebody's mistakes; a hundred mean that a producer or the parser has changed."""

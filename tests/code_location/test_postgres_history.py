@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from fuploader_dagster.dagster_internals import postgres_history
 from fuploader_dagster.dagster_internals.postgres_history import PostgresHistory, with_driver
+from tests.code_location.test_freshness import assert_archives_go_stale_and_are_fresh_again
 from tests.code_location.test_sqlite_history import (
     BATCH_VARIABLE,
     found,
@@ -73,6 +74,14 @@ def test_what_one_storage_wrote_the_other_reads(tmp_path: Path, history_database
         assert found(ours) == (3, 5)
     with opened(tmp_path, history_database, ours=False) as after:
         assert found(after) == (3, 5)
+
+
+def test_archives_go_stale_and_are_fresh_again(
+    tmp_path: Path, history_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with opened(tmp_path, history_database) as one:
+        assert_archives_go_stale_and_are_fresh_again(tmp_path, one)
 
 
 def test_a_run_leaves_the_same_history_as_with_dagsters_own(
