@@ -146,9 +146,7 @@ def _hindered(workers: Sequence[WorkerStatus], now: float) -> tuple[str, float] 
     if troubled:
         said = "; ".join(f"worker {one.worker}: {one.problem}" for one in troubled[:LISTED])
         return said, min(one.problem_since or now for one in troubled)
-    silent = [
-        one for one in workers if one.doing == "draining" and now - one.updated_at > SILENT_SECONDS
-    ]
+    silent = [one for one in workers if one.doing == "draining" and not one.drains(now)]
     if silent:
         said = (
             f"{counted(len(silent), 'worker has', 'workers have')} not reported for "

@@ -83,8 +83,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumers(self) -> int:
-        """This node's workers that take messages."""
-        return sum(one.doing == "draining" for one in self.workers)
+        """This node's workers that take messages; one that may hang is none of them."""
+        return sum(one.drains(self.at) for one in self.workers)
 
     @property
     def oldest_unshipped_seconds(self) -> float:

@@ -1,8 +1,8 @@
 """Judges how a pipeline is doing: in the UI, `fuploader status` and `fuploader doctor` alike.
 
 Each judgement is the result of an asset check of its name. What must always hold: judging is a
-function of what was read (`Look`); a look changes nothing. Where trouble has an alert too, its
-words are those of the alert (`alert_look`).
+function of what was read (`Look`); a look changes nothing; what cannot be told does not pass, it is
+a warning. Where trouble has an alert too, its words are those of the alert (`alert_look`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fuploader_dagster.health.figures import (
 from fuploader_dagster.health.remembered import Reading, readings
 from fuploader_dagster.settings.pipeline import Pipeline
 
+OF_THE_STATE_STORE = "see what `fuploader doctor` says of the state store"
 TREND_SECONDS = 600.0
 """A queue that grows, or a disk that fills, for less than this may only have met a burst."""
 
@@ -159,6 +160,9 @@ def keeping_up(pipeline: Pipeline, seen: Look) -> Judgement:
     seconds = round(seen.figures.oldest_unshipped_seconds, 1)
     numbers: dict[str, int | float] = {"oldest_unshipped_seconds": seconds}
     if not late and not growth:
+        if unknown := _unknown(pipeline, seen.figures):
+            found = f"whether messages are stored in time cannot be told: {unknown.found}"
+            return Judgement("keeping_up", found, unknown.hint, serious=False, numbers=numbers)
         found = f"the oldest message that is not in the object store waits {seconds:,.0f} s"
         return Judgement("keeping_up", found, numbers=numbers)
     meant = shipping.paused and not growth
@@ -190,6 +194,18 @@ def _late(pipeline: Pipeline, figures: Figures) -> str:
         f"messages wait for the object store since {begun:%Y-%m-%d %H:%M:%S} UTC, longer than "
         f"seal_age_seconds and late_after_seconds together ({most:,.0f} s)"
     )
+
+
+def _unknown(pipeline: Pipeline, figures: Figures) -> Judgement | None:
+    """Why nobody can tell when the messages that wait will be stored; None if they are taken, or
+    if none waits."""
+    drained = being_drained(pipeline, figures)
+    if not drained.passed:
+        return drained
+    if figures.queue.waiting and figures.snapshot is None:
+        found = f"the state store does not say how fast messages are taken: {figures.state_trouble}"
+        return Judgement("keeping_up", found, OF_THE_STATE_STORE)
+    return None
 
 
 def _growth(pipeline: Pipeline, seen: Look) -> str:
@@ -244,10 +260,12 @@ def nothing_lost(seen: Look) -> Judgement:
         f"{counted(slots, 'slot')}{since}: "
         f"{said or 'none to look for'}; {sums.active_messages:,} are in active slots"
     )
-    if seen.figures.snapshot is None:
+    unknown = seen.figures.snapshot is None
+    if unknown:
         found += "; the state store does not answer, so active slots are not compared"
     if not sums.lost:
-        return Judgement("nothing_lost", found, numbers=numbers)
+        hint = OF_THE_STATE_STORE if unknown else ""
+        return Judgement("nothing_lost", found, hint, serious=not unknown, numbers=numbers)
     missing = f"{lost_in_words(sums.lost)}. {found}"
     return Judgement("nothing_lost", missing, what_to_do(sums.lost), numbers=numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
@@ -90,7 +91,8 @@ def part_status(
 
 def _drains(workers: Sequence[WorkerStatus]) -> bool:
     """Whether a worker takes messages."""
-    return any(one.doing == "draining" for one in workers)
+    now = time.time()
+    return any(one.drains(now) for one in workers)
 
 
 def ships(layout: Layout) -> bool:

@@ -59,6 +59,10 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     sealed: int = 0
     messages_per_second: float = 0.0
 
+    def drains(self, at: float) -> bool:
+        """Whether it takes messages at this time: one that is silent may hang."""
+        return self.doing == "draining" and at - self.updated_at <= SILENT_SECONDS
+
     def silent_seconds(self) -> float:
         """How long ago it wrote this; only valid on the same machine."""
         return time.monotonic() - self.updated_monotonic

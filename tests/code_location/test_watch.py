@@ -122,7 +122,10 @@ def test_a_drain_that_is_off_while_messages_wait_is_red_until_somebody_drains(
     said = watching.tick()
     assert said.startswith("5 messages wait, 0 workers take them; being_drained: 5 messages wait")
     assert "\n" not in said
-    assert watching.red() == ["being_drained"]
+    assert watching.red() == ["being_drained", "keeping_up"]
+    cannot_tell = watching.evaluations("keeping_up")[0]
+    assert cannot_tell.severity is dg.AssetCheckSeverity.WARN
+    assert "cannot be told: 5 messages wait" in str(cannot_tell.description)
     failed = watching.evaluations("being_drained")[0]
     assert failed.severity is dg.AssetCheckSeverity.ERROR
     assert "What to do: switch on the pipeline's drain sensor" in str(failed.description)
@@ -138,7 +141,7 @@ def test_a_drain_that_is_off_while_messages_wait_is_red_until_somebody_drains(
     assert not any("workers" in one for one in watching.reports())
     report.doing("trouble", SourceUnavailable("no broker"))
     watching.tick()
-    assert watching.red() == ["being_drained"]
+    assert watching.red() == ["being_drained", "keeping_up"]
     row = watching.reports()[0]["workers"].records[0].data
     assert (row["doing"], row["problem"]) == ("trouble", "no broker")
     report.remove()
@@ -289,7 +292,7 @@ def test_a_queue_that_does_not_answer_is_said_and_hides_nothing_else(tmp_path: P
     watching.settings, watching.schedule = settings, build_watch_schedule(settings, running=True)
     said = watching.tick()
     assert said.startswith("an unknown number of messages wait")
-    assert watching.red() == ["being_drained"]
+    assert watching.red() == ["being_drained", "keeping_up"]
     found = watching.reports()[0]
     assert "never-opened" in found["trouble"]
     assert "depth" not in found
