@@ -40,7 +40,7 @@ from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.state import Snapshot
 from fuploader_dagster.control.wishes import PARTS, Wishes, known
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
-from fuploader_dagster.delivery.store_trouble import find_trouble
+from fuploader_dagster.delivery.store_trouble import find_refusal, find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.place import machine
 from fuploader_dagster.errors import FuploaderError
@@ -128,10 +128,10 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
         now, last = time.time(), _read_cursor(context.cursor)
         letters, reported = report(pipeline, last.reported, now)
         events: list[_Event] = [*letters]
-        trouble = find_trouble(pipeline.layout)
-        idle = processor_trouble_of(pipeline)
-        if last.store_down is not (trouble is not None):
-            events.append(reachable(pipeline, trouble))
+        trouble, refusal = find_trouble(layout), find_refusal(layout)
+        idle, store_down = processor_trouble_of(pipeline), bool(trouble or refusal)
+        if last.store_down is not store_down:
+            events.append(reachable(pipeline, trouble or refusal))
         if str(wishes) != last.paused:
             events.append(_wanted(names, wishes))
         of_others = _elsewhere(elsewhere, pipeline)
@@ -150,7 +150,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
             snapshot.dead_letters,
             asked_at,
             reported,
-            trouble is not None,
+            store_down,
             str(wishes),
         )
         cursor = msgspec.json.encode(following).decode()
@@ -161,7 +161,7 @@ def build_drain_sensor(pipeline: Pipeline, *, running: bool = True) -> dg.Sensor
                 if new
                 else ""
             )
-            down = "".join(f"{one}; " for one in (trouble, idle) if one)
+            down = "".join(f"{one}; " for one in (trouble or refusal, idle) if one)
             return dg.SensorResult(
                 skip_reason=down + held + summary, asset_events=events, cursor=cursor
             )

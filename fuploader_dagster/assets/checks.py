@@ -23,7 +23,8 @@ from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.delivery.find_archive import ArchiveFinder
 from fuploader_dagster.delivery.scrub import Finding, examine
-from fuploader_dagster.delivery.store_trouble import StoreTrouble, find_trouble, look_again
+from fuploader_dagster.delivery.store_trouble import known_trouble, look_again
+from fuploader_dagster.delivery.trouble_note import TroubleNote
 from fuploader_dagster.errors import TemporaryError
 from fuploader_dagster.health import judging
 from fuploader_dagster.health.judging import Judgement, judge
@@ -70,7 +71,8 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
                 severity=dg.AssetCheckSeverity.WARN,
                 description=f"The archives could not be checked: {error}",
             )
-        if receipts and find_trouble(pipeline.layout) is None:
+        served = any(not one.problems for one in findings)
+        if served and known_trouble(pipeline.layout) is None:
             answers: Any = reachable(pipeline, None)  # log_event takes it; its annotation does not
             context.op_execution_context.log_event(answers)
         return _result(receipts, findings)
@@ -79,15 +81,16 @@ def build_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 
 
 def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
-    """The check that the store answers."""
+    """The check that the store answers, and does not refuse us."""
 
     @dg.asset_check(
         asset=Names.of(pipeline).uploaded_archive,
         name=Names.of(pipeline).reachable_check.name,
-        description="The object store answers.",
+        description="The object store answers, and does not refuse us.",
     )
     def store_reachable() -> dg.AssetCheckResult:
-        trouble = look_again(pipeline.layout, pipeline.store.open())
+        look_again(pipeline.layout, pipeline.store.open())
+        trouble = known_trouble(pipeline.layout)
         return dg.AssetCheckResult(
             passed=trouble is None, description=str(trouble or "the object store answers")
         )
@@ -95,7 +98,7 @@ def build_reachable_check(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     return store_reachable
 
 
-def reachable(pipeline: Pipeline, trouble: StoreTrouble | None) -> dg.AssetCheckEvaluation:
+def reachable(pipeline: Pipeline, trouble: TroubleNote | None) -> dg.AssetCheckEvaluation:
     """The result of `store_reachable`, reported without a run of that check."""
     return dg.AssetCheckEvaluation(
         asset_key=Names.of(pipeline).uploaded_archive,

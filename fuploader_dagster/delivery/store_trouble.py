@@ -1,6 +1,7 @@
 """Trouble with the object store: noted on disk, so that runs, ticks and commands agree about it.
 
     {root}/store-trouble.json       since when the store does not answer, the last error, its time
+    {root}/store-refusal.json       since when it answers, but refuses us, the last error, its time
     {root}/locks/store-wait.lock    held by the one process that goes on trying meanwhile
 
 What must always hold:
@@ -10,6 +11,8 @@ What must always hold:
 - A note that nobody renews expires after `STALE_SECONDS`, so it never stops a pipeline whose store
   is well. The process that waits renews it at each attempt, recovery and watch at each look.
 - When the store answers again, slots that failed meanwhile are due within a minute.
+- A refusal holds nothing up: a person has to act, and each slot is tried again after its pauses. It
+  ends with an upload that gets through; if only looks met it, with a look that is not refused.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from contextlib import contextmanager
 
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
+from fuploader_dagster.delivery.failures import all_failures
 from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
@@ -52,6 +56,39 @@ class StoreTrouble(TroubleNote, frozen=True, kw_only=True):
     what = "the object store has not answered since"
 
 
+class StoreRefusal(TroubleNote, frozen=True, kw_only=True):
+    """A store that answers, and refuses us."""
+
+    what = "the object store answers, but has refused us since"
+    by_upload: bool
+    """An upload met it. A look may miss that: its rights may be others."""
+
+
+def find_refusal(layout: Layout) -> StoreRefusal | None:
+    """The refusal that is known; None if there is none."""
+    return read_note(layout.store_refusal, StoreRefusal)
+
+
+def note_refusal(layout: Layout, error: str, *, by_upload: bool) -> None:
+    """Note that the store refuses us; a refusal that was noted before goes on."""
+    now, before = time.time(), find_refusal(layout)
+    met = by_upload or (before is not None and before.by_upload)
+    refusal = StoreRefusal(
+        since=before.since if before else now, seen_at=now, error=error, by_upload=met
+    )
+    keep_note(layout.store_refusal, refusal)
+
+
+def end_refusal(layout: Layout) -> None:
+    """The store takes what is sent. May be repeated."""
+    layout.store_refusal.unlink(missing_ok=True)
+
+
+def known_trouble(layout: Layout) -> TroubleNote | None:
+    """What is known to be wrong with the store: it does not answer, or it refuses us."""
+    return find_trouble(layout) or find_refusal(layout)
+
+
 def find_trouble(layout: Layout) -> StoreTrouble | None:
     """The trouble that is known; None if there is none, or if no process has seen it lately."""
     found = read_note(layout.store_trouble, StoreTrouble)
@@ -74,9 +111,10 @@ def end_trouble(layout: Layout) -> None:
 def look(store: ObjectStore) -> str:
     """Whether a store answers within `LOOK_SECONDS`: empty, or what is wrong.
 
-    A store that refuses access does answer; the runs report what it says.
+    Raises what it said if it answers, but refuses us.
     """
     answered: list[str] = []
+    refused: list[errors.FuploaderError] = []
 
     def ask() -> None:
         try:
@@ -84,24 +122,31 @@ def look(store: ObjectStore) -> str:
             answered.append("")
         except errors.TemporaryError as error:
             answered.append(str(error))
-        except errors.FuploaderError:
-            answered.append("")
+        except errors.FuploaderError as error:
+            refused.append(error)
 
     thread = threading.Thread(target=ask, daemon=True, name="look at the store")
     thread.start()
     thread.join(LOOK_SECONDS)
+    if refused:
+        raise refused[0]
     return answered[0] if answered else f"no answer within {LOOK_SECONDS:g} s"
 
 
 def look_again(layout: Layout, store: ObjectStore) -> StoreTrouble | None:
-    """Look at the store, and note what it says. None if it answers.
+    """Look at the store, and note what it says. None if it answers, be it that it refuses us.
 
     While a run waits for the store, its attempts count for more than this look: trouble ends here
     only after `FAILING_SECONDS` without one that failed (the run may be sending an archive).
     """
-    if error := look(store):
-        note_trouble(layout, error)
-        return find_trouble(layout)
+    try:
+        if error := look(store):
+            note_trouble(layout, error)
+            return find_trouble(layout)
+    except errors.FuploaderError as refused:
+        note_refusal(layout, str(refused), by_upload=False)
+    else:
+        _end_refusal_of_looks(layout)
     trouble = find_trouble(layout)
     just_met = trouble is not None and time.time() - trouble.seen_at < FAILING_SECONDS
     if just_met and is_held(layout.store_wait_lock):
@@ -110,9 +155,18 @@ def look_again(layout: Layout, store: ObjectStore) -> StoreTrouble | None:
     return None
 
 
+def _end_refusal_of_looks(layout: Layout) -> None:
+    """A look was not refused. What an upload met goes on for as long as one waits."""
+    refusal = find_refusal(layout)
+    waits = any(failure.stage == "upload" for failure in all_failures(layout))
+    if refusal is not None and not (refusal.by_upload and waits):
+        end_refusal(layout)
+
+
 def still_in_trouble(pipeline: Pipeline) -> StoreTrouble | None:
-    """The object store does not answer; None if it does. Looks at it only if it was in trouble."""
-    if find_trouble(pipeline.layout) is None:
+    """The object store does not answer; None if it does. Looks at it only if something was wrong
+    with it."""
+    if known_trouble(pipeline.layout) is None:
         return None
     return look_again(pipeline.layout, pipeline.store.open())
 
@@ -162,7 +216,7 @@ class Patience:
         """Around the upload of a partition's archive, which the store has confirmed at the end.
 
         Gives the callback for the upload: each call counts as a sign of the store. Raises as
-        `begin` does.
+        `begin` does. That the store refuses it is noted.
         """
         self.begin()
         report = progress(partition) if progress else None
@@ -172,8 +226,14 @@ class Patience:
             if report is not None:
                 report(sent, total)
 
-        yield progressed
+        try:
+            yield progressed
+        except errors.StoreRefused as refused:
+            self._note(str(refused), refused=True)
+            raise
         self._last_sign = time.monotonic()
+        if self._layout.store_refusal.exists():
+            end_refusal(self._layout)
         if self._layout.store_trouble.exists():
             end_trouble(self._layout)
 
@@ -194,13 +254,19 @@ class Patience:
         while not self._over.wait(QUIET_SECONDS):
             if time.monotonic() - self._last_sign < QUIET_SECONDS:
                 continue
-            error = look(self._store)
+            try:
+                error = look(self._store)
+            except errors.FuploaderError:  # it answers, and the upload says what it refuses
+                continue
             if error and not self._over.is_set():
                 self._tell(f"the object store does not answer: {error}")
                 self._note(error)
 
-    def _note(self, error: str) -> None:
+    def _note(self, error: str, *, refused: bool = False) -> None:
         try:
-            note_trouble(self._layout, error)
+            if refused:
+                note_refusal(self._layout, error, by_upload=True)
+            else:
+                note_trouble(self._layout, error)
         except (errors.FuploaderError, OSError) as trouble:
             log.warning("could not note the trouble with the object store: %s", trouble)

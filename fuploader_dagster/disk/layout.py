@@ -22,6 +22,7 @@
       mended/                        what became of damaged sealed slots
       set-aside/                     what was damaged or not recognised; never deleted
       store-trouble.json             since when the object store has not answered
+      store-refusal.json             since when it has answered, and refused us
       accepted.sqlite                ids of messages that came over HTTP, to know them again
       published                      ids of messages that went from HTTP into the queue
       pause.json                     whether people want intake and shipping to be paused
@@ -139,6 +140,7 @@ class Layout:
     published = _Below("published")
     pause = _Below("pause.json")
     store_trouble = _Below("store-trouble.json")
+    store_refusal = _Below("store-refusal.json")
     processor_trouble = _Below("processor-trouble.json")
     processor_answered = _Below("processor-answered")
     redo = _Below("redo")

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.responses import Response
 
 from fuploader_dagster.control.wishes import PARTS
+from fuploader_dagster.delivery.store_trouble import find_refusal
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.front.answers import json_answer
 from fuploader_dagster.front.route import Call, Route, Served
@@ -140,7 +141,7 @@ class _Look:
             except FuploaderError as error:
                 self._store_trouble = str(error)
             self._store_at = now
-        return self._store_trouble
+        return self._store_trouble or str(find_refusal(pipeline.layout) or "")
 
 
 def _report(pipeline: str, troubles: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fuploader_dagster.delivery.mended import damaged_aside
 from fuploader_dagster.delivery.notice_files import all_notice_files
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.sink_notes import all_sinks
-from fuploader_dagster.delivery.store_trouble import find_trouble
+from fuploader_dagster.delivery.store_trouble import find_refusal, find_trouble
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.alerts import Findings, Kind, Trouble
@@ -169,6 +169,16 @@ def store_trouble(pipeline: Pipeline) -> Trouble | None:
         return None
     text = f"the object store {pipeline.store.describe()} does not answer: {found.error}"
     return Trouble("store", f"{text}; sealed slots wait on the disk", found.since)
+
+
+def store_refusal(pipeline: Pipeline) -> Trouble | None:
+    """Whether the object store answers, but refuses us. No alert of its own: the slots that fail of
+    it are one."""
+    found = find_refusal(pipeline.layout)
+    if found is None:
+        return None
+    text = f"the object store {pipeline.store.describe()} was reached, but refuses us: "
+    return Trouble("store", f"{text}{found.error}; sealed slots wait on the disk", found.since)
 
 
 def processor_trouble(pipeline: Pipeline) -> Trouble | None:

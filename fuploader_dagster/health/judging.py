@@ -14,7 +14,12 @@ from datetime import datetime, timezone
 from fuploader_dagster.contracts.counts import counted
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.dead_letters.counts import DeadLetterCounts, read_counts
-from fuploader_dagster.health.alert_look import disk_trouble, store_trouble, why_nobody_drains
+from fuploader_dagster.health.alert_look import (
+    disk_trouble,
+    store_refusal,
+    store_trouble,
+    why_nobody_drains,
+)
 from fuploader_dagster.health.balance import Balance, balance, lost_in_words, what_to_do
 from fuploader_dagster.health.figures import (
     Figures,
@@ -90,7 +95,8 @@ def look(pipeline: Pipeline, queue: Queue | None = None) -> Look:
     """Read everything that is judged. `queue`: what it answered already; else it is asked."""
     figures, known = figures_of(pipeline, queue), readings(pipeline.layout)
     known = [one for one in known if one.at < figures.at]
-    store, disk = store_trouble(pipeline), disk_trouble(pipeline, figures.at, paused=False)
+    store = store_trouble(pipeline) or store_refusal(pipeline)
+    disk = disk_trouble(pipeline, figures.at, paused=False)
     return Look(
         figures,
         balance(pipeline.layout, figures.snapshot),
@@ -271,7 +277,7 @@ def nothing_lost(seen: Look) -> Judgement:
 
 
 def store_reachable(seen: Look) -> Judgement:
-    """Whether uploads wait for an object store that does not answer."""
+    """Whether uploads wait for an object store that does not answer, or refuses us."""
     if not seen.store_trouble:
         return Judgement("store_reachable", "no upload is waiting for the store")
     hint = "see what `fuploader doctor` says of the object store"

@@ -30,7 +30,7 @@ from fuploader_dagster.control.wishes import PARTS
 from fuploader_dagster.delivery.failures import FailureNotes, all_failures
 from fuploader_dagster.delivery.processor_trouble import processor_trouble_of
 from fuploader_dagster.delivery.sink_notes import all_sinks
-from fuploader_dagster.delivery.store_trouble import find_trouble
+from fuploader_dagster.delivery.store_trouble import known_trouble
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.health.figures import Figures, ask_queue, figures_of
 from fuploader_dagster.health.status import ships
@@ -59,7 +59,8 @@ METRICS: Mapping[str, Meaning] = {
     "fuploader_up": Meaning("gauge", "Whether the figures of the pipeline could be read."),
     "fuploader_available": Meaning(
         "gauge",
-        "Whether a part answers: queue, state, store, processor, or sink:NAME.",
+        "Whether a part answers and does not refuse us: queue, state, store, processor, or "
+        "sink:NAME.",
         ("part",),
     ),
     "fuploader_messages_acknowledged_total": Meaning(
@@ -163,7 +164,7 @@ def _availability(pipeline: Pipeline, figures: Figures) -> Iterator[Sample]:
     parts = {
         "queue": figures.queue.depth is not None,
         "state": figures.snapshot is not None,
-        "store": find_trouble(pipeline.layout) is None,
+        "store": known_trouble(pipeline.layout) is None,
     }
     if pipeline.process is not None:
         parts["processor"] = processor_trouble_of(pipeline) is None

@@ -18,7 +18,7 @@ from fuploader_dagster.delivery.processor_trouble import (
     note_processor_trouble,
 )
 from fuploader_dagster.delivery.ship import upload_partitions
-from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.delivery.store_trouble import end_trouble, note_refusal, note_trouble
 from fuploader_dagster.errors import SourceUnavailable
 from fuploader_dagster.intake.supervisor import supervisor_for
 from fuploader_dagster.intake.worker_status import StatusReport
@@ -435,6 +435,21 @@ def test_while_the_store_is_known_to_be_down_no_run_is_asked_for_and_the_check_i
     assert checks(back) == [True]
     assert new_keys(back) == later
     assert len(back.run_requests or []) == 1
+
+
+def test_while_the_store_refuses_us_the_check_is_red_and_runs_are_asked_for(ticking: Any) -> None:
+    one: Ticking = ticking(drain_by="command")
+    one.tick()
+    note_refusal(one.settings.layout, "403 AccessDenied", by_upload=True)
+    queued(one, 1)
+    asked = one.tick()
+    assert len(asked.run_requests or []) == 1
+    (red,) = (one for one in asked.asset_events if isinstance(one, dg.AssetCheckEvaluation))
+    assert (red.check_name, red.passed) == ("store_reachable", False)
+    assert "403 AccessDenied" in str(red.description)
+    one.accept(asked)
+    said = one.tick()
+    assert "has refused us since" in str(said.skip_reason)
 
 
 def test_a_trouble_that_lasts_fails_a_tick_now_and_then_and_is_a_line_of_log_between(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import time
 from contextlib import closing
@@ -13,22 +14,29 @@ import dagster as dg
 import pytest
 from dagster._core.loader import LoadingContextForTest
 
-from fuploader_dagster.assets.checks import JUDGED, check_keys
+from fuploader_dagster.assets.checks import CHECK_NAME, JUDGED, check_keys
 from fuploader_dagster.assets.partitions import Names
 from fuploader_dagster.definitions import build_definitions, build_resources
+from fuploader_dagster.delivery.attempts import Done, Failed
 from fuploader_dagster.delivery.ship import ship
 from fuploader_dagster.delivery.store_trouble import FAILING_SECONDS, find_trouble, note_trouble
 from fuploader_dagster.disk.locks import FileLock
-from fuploader_dagster.errors import SourceUnavailable, StoreUnavailable
+from fuploader_dagster.errors import SourceUnavailable, StoreRefused, StoreUnavailable
+from fuploader_dagster.front.health import _Look
+from fuploader_dagster.front.route import Served
 from fuploader_dagster.health import remembered
+from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.processing.envelope import encode
+from fuploader_dagster.resources.object_stores import S3
 from fuploader_dagster.resources.object_stores.local import LocalObjectStore
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.sensors.watch_schedule import LookFailed, build_watch_schedule
 from fuploader_dagster.settings.pipeline import Pipeline
+from tests.code_location.test_assets import Location
 from tests.servers.ports import wait_until
+from tests.servers.swift import SwiftServer
 from tests.settings import pipeline, sealed
 
 DAY = 86_400.0
@@ -226,6 +234,75 @@ def test_a_store_that_a_person_finds_down_stays_red_until_it_is_back(
     assert watching.by_hand("store_reachable").passed
     watching.tick()
     assert watching.red() == []
+
+
+def test_a_store_that_refuses_us_is_red_everywhere_until_an_upload_gets_through(
+    tmp_path: Path, swift: SwiftServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_SECRET", swift.secret_key)
+    bucket = f"later-{secrets.token_hex(6)}"
+    values = {**swift.settings(bucket=bucket), "secret_access_key": dg.EnvVar("TEST_SECRET")}
+    watching = Watching(tmp_path, store=S3(**values))
+    settings = watching.settings
+
+    def troubles() -> list[str]:
+        return list(asyncio.run(_Look(Served(settings)).found())["troubles"])
+
+    watching.tick()
+    assert not watching.by_hand("store_reachable").passed
+    watching.tick()
+    assert watching.red() == ["store_reachable"]
+    swift.client().create_bucket(Bucket=bucket)
+    watching.tick()
+    assert watching.red() == []
+    assert watching.by_hand("store_reachable").passed
+    assert troubles() == []
+    swift.client().delete_bucket(Bucket=bucket)
+
+    sealed(settings, FILES)
+    (failed,) = ship(settings, settings.store.open())
+    assert isinstance(failed, Failed)
+    watching.tick()
+    assert watching.red() == ["store_reachable"]
+    for said in (
+        str(watching.evaluations("store_reachable")[0].description),
+        str(watching.by_hand("store_reachable").description),
+        *[one["found"] for one in status_of(settings)["judgements"] if not one["passed"]],
+    ):
+        assert "NoSuchBucket" in said
+        assert bucket in said
+    (trouble,) = troubles()
+    assert trouble.startswith("object store: ")
+    assert "NoSuchBucket" in trouble
+    swift.client().create_bucket(Bucket=bucket)
+    watching.tick()
+    assert watching.red() == ["store_reachable"], "nothing was stored yet"
+    assert len(troubles()) == 1
+    (done,) = ship(settings, settings.store.open())
+    assert isinstance(done, Done)
+    watching.tick()
+    assert watching.red() == []
+    assert troubles() == []
+
+
+def test_reading_that_is_refused_does_not_say_that_the_store_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`archive_matches_seal` reports both checks."""
+    location = Location(pipeline(tmp_path))
+    assert location.ship([sealed(location.settings, FILES).seal.partition]).success
+
+    def refused(*_: object) -> None:
+        raise StoreRefused("403 AccessDenied")
+
+    monkeypatch.setattr(LocalObjectStore, "head", refused)
+    monkeypatch.setattr(LocalObjectStore, "get_range", refused)
+    key = dg.AssetCheckKey(location.names.uploaded_archive, CHECK_NAME)
+    job = location.definitions.get_implicit_global_asset_job_def().get_subset(
+        asset_selection=set(), asset_check_selection={key}
+    )
+    run = job.execute_in_process(instance=location.instance)
+    assert [one.passed for one in run.get_asset_check_evaluations()] == [False]
 
 
 @pytest.mark.parametrize("check", ["being_drained", "nothing_lost"])

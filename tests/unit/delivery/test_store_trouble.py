@@ -19,14 +19,24 @@ from fuploader_dagster.contracts.object_store import (
 )
 from fuploader_dagster.delivery import store_trouble
 from fuploader_dagster.delivery.attempts import Done, Failed
-from fuploader_dagster.delivery.failures import all_failures, find_failure, note_failure
+from fuploader_dagster.delivery.failures import (
+    all_failures,
+    clear_failure,
+    find_failure,
+    note_failure,
+)
 from fuploader_dagster.delivery.ship import upload_partitions
 from fuploader_dagster.delivery.store_trouble import (
     Patience,
     StoreTrouble,
+    end_refusal,
     end_trouble,
+    find_refusal,
     find_trouble,
+    known_trouble,
     look,
+    look_again,
+    note_refusal,
     note_trouble,
 )
 from fuploader_dagster.disk.layout import Layout
@@ -188,6 +198,82 @@ def test_a_note_that_nobody_renews_stops_nothing(layout: Layout) -> None:
         assert find_trouble(layout) is None
 
 
+class Refusing(Switched):
+    """A store that refuses uploads, looks, or both."""
+
+    def __init__(self, folder_store: ObjectStore, *, uploads: bool, looks: bool) -> None:
+        super().__init__(folder_store)
+        self.up.set()
+        self.uploads, self.looks = uploads, looks
+
+    def put(self, key: str, archive: ArchiveFile, progress: Progress | None = None) -> StoredObject:
+        if self.uploads:
+            raise StoreRefused("403 AccessDenied for putting")
+        return super().put(key, archive, progress)
+
+    def check(self) -> None:
+        if self.looks:
+            raise StoreRefused("403 AccessDenied for looking")
+
+
+def test_a_refusal_that_an_upload_met_ends_with_an_upload_and_not_with_a_look(
+    tmp_path: Path,
+) -> None:
+    """A login may see the bucket and have no right to write."""
+    settings = pipeline(tmp_path)
+    layout = settings.layout
+    key = sealed(settings, {"a": b"x"}).seal.partition
+    store = Refusing(settings.store.open(), uploads=True, looks=False)
+    (failed,) = upload_partitions([key], settings, store)
+    assert isinstance(failed, Failed)
+    assert find_trouble(layout) is None, "no other process has to wait"
+    assert look_again(layout, store) is None
+    refusal = find_refusal(layout)
+    assert refusal is not None
+    assert "refused us since" in str(refusal)
+    assert str(refusal).endswith("403 AccessDenied for putting")
+    store.uploads = False
+    (done,) = upload_partitions([key], settings, store)
+    assert isinstance(done, Done)
+    assert find_refusal(layout) is None
+
+
+def test_a_refusal_that_looks_met_ends_with_a_look_and_so_does_one_of_a_slot_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    layout = pipeline(tmp_path).layout
+    store = Refusing(pipeline(tmp_path).store.open(), uploads=False, looks=True)
+    assert look_again(layout, store) is None
+    first = find_refusal(layout)
+    assert first is not None
+    assert first.error == "403 AccessDenied for looking"
+    assert look_again(layout, store) is None
+    later = find_refusal(layout)
+    assert later is not None
+    assert later.since == first.since
+    store.looks = False
+    look_again(layout, store)
+    assert find_refusal(layout) is None
+    note_refusal(layout, "403", by_upload=True)
+    note_failure(layout, "p", stage="upload", error="403", now=time.time())
+    look_again(layout, store)
+    assert find_refusal(layout) is not None
+    clear_failure(layout, "p")
+    look_again(layout, store)
+    assert find_refusal(layout) is None
+
+
+def test_while_the_store_does_not_answer_what_it_refused_is_not_forgotten(layout: Layout) -> None:
+    note_refusal(layout, "403", by_upload=False)
+    note_trouble(layout, "away")
+    assert known_trouble(layout) == find_trouble(layout)
+    end_trouble(layout)
+    assert known_trouble(layout) == find_refusal(layout)
+    end_refusal(layout)
+    end_refusal(layout)
+    assert known_trouble(layout) is None
+
+
 def test_since_when_stays_while_the_error_changes(layout: Layout) -> None:
     note_trouble(layout, "refused")
     first = find_trouble(layout)
@@ -213,7 +299,7 @@ def test_what_failed_while_the_store_was_away_is_due_soon_when_it_is_back(layout
     assert attempts == {before: 9, during: 1, packing: 9}
 
 
-def test_a_store_that_refuses_us_answers(tmp_path: Path) -> None:
+def test_a_look_at_a_store_that_refuses_us_raises_what_it_said(tmp_path: Path) -> None:
     store = Switched(pipeline(tmp_path).store.open())
     assert look(store) == "connection refused"
     store.up.set()
@@ -223,7 +309,8 @@ def test_a_store_that_refuses_us_answers(tmp_path: Path) -> None:
         raise StoreRefused("check the key's rights")
 
     store._ask = refuse  # type: ignore[method-assign]
-    assert look(store) == ""
+    with pytest.raises(StoreRefused, match="rights"):
+        look(store)
 
 
 def test_who_waited_gives_the_place_back_whatever_happened(layout: Layout, tmp_path: Path) -> None:

@@ -16,7 +16,12 @@ from fuploader_dagster.cli.status import _print_status
 from fuploader_dagster.contracts.source import Depth
 from fuploader_dagster.control.wishes import wish
 from fuploader_dagster.dead_letters.letters import DeadLetterBox
-from fuploader_dagster.delivery.store_trouble import end_trouble, note_trouble
+from fuploader_dagster.delivery.store_trouble import (
+    end_refusal,
+    end_trouble,
+    note_refusal,
+    note_trouble,
+)
 from fuploader_dagster.health import doctor
 from fuploader_dagster.health.figures import Queue
 from fuploader_dagster.health.judging import Judgement, Look, judge, look
@@ -259,6 +264,19 @@ def test_a_store_that_does_not_answer_fails(tmp_path: Path) -> None:
     assert not found.passed
     assert "connection refused" in found.found
     end_trouble(settings.layout)
+    assert judged(settings, "store_reachable").passed
+
+
+def test_a_store_that_was_reached_and_refuses_us_fails_with_what_it_said(tmp_path: Path) -> None:
+    settings = embedded(tmp_path)
+    note_refusal(settings.layout, "403 AccessDenied (check the key)", by_upload=True)
+    found = judged(settings, "store_reachable")
+    assert (found.passed, found.serious) == (False, True)
+    assert "was reached, but refuses us: 403 AccessDenied (check the key)" in found.found
+    note_trouble(settings.layout, "connection refused")
+    assert "does not answer: connection refused" in judged(settings, "store_reachable").found
+    end_trouble(settings.layout)
+    end_refusal(settings.layout)
     assert judged(settings, "store_reachable").passed
 
 

@@ -20,6 +20,7 @@ from fuploader_dagster.dead_letters.letters import DeadLetterBox
 from fuploader_dagster.delivery.failures import note_failure
 from fuploader_dagster.delivery.process import process_partitions
 from fuploader_dagster.delivery.ship import ship
+from fuploader_dagster.delivery.store_trouble import note_refusal
 from fuploader_dagster.errors import BadMessage
 from fuploader_dagster.health.metrics import FRESH_SECONDS, METRICS, PipelineMetrics
 from fuploader_dagster.health.metrics_port import offer_metrics
@@ -104,6 +105,8 @@ def test_metrics_say_what_waits_is_stored_failed_and_is_paused(tmp_path: Path) -
     assert after["fuploader_last_upload_timestamp_seconds", ""] > 1.7e9
     for part in ("queue", "state", "store", "processor"):
         assert after["fuploader_available", part] == 1
+    note_refusal(settings.layout, "403", by_upload=True)
+    assert values(settings)["fuploader_available", "store"] == 0
     assert after["fuploader_disk_min_free_bytes", ""] == settings.min_free_bytes
 
 
