@@ -38,7 +38,7 @@ from fuploader_dagster.delivery.owed_rows import stored_here
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable, replacements, upload_partitions
 from fuploader_dagster.delivery.sink_notes import kept_for_sinks
-from fuploader_dagster.errors import Paused, SourceUnavailable
+from fuploader_dagster.errors import Paused, SourceUnavailable, StateRefused, StateUnavailable
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import Supervisor
 from fuploader_dagster.settings.pipeline import Pipeline
@@ -91,7 +91,7 @@ def run_pipeline(
         while True:
             shipped += _drain_and_ship(ships, told_to_stop, until_empty, thread)
             if until_empty or pipeline.residue_file_upload:
-                recovery.seal_on_request(pipeline.intake())
+                _seal_all(pipeline, told_to_stop)
             shipped += ships.due()
             while until_empty and ships.paused and not told_to_stop.wait(RENEW_SECONDS):
                 shipped += ships.due()
@@ -159,8 +159,26 @@ def recover_pipeline(pipeline: Pipeline, *, despite_pause: bool = False) -> Ship
     found = recovery.look(pipeline)
     recovery.apply(recovery.plan(found, pipeline, busy=(), now=time.time()), pipeline)
     mend_unreadable(pipeline)
-    recovery.seal_unowned(pipeline.intake(), pipeline.layout.active_slots())
+    try:
+        recovery.seal_unowned(pipeline.intake(), pipeline.layout.active_slots())
+    except (StateUnavailable, StateRefused) as error:
+        log.warning("%s: active slots stay as they are: %s", pipeline.name, error)
     return _shipped_and_told(pipeline)
+
+
+def _seal_all(pipeline: Pipeline, stop: threading.Event) -> None:
+    """Seal the active slots, as soon as the state store answers; if it should stop, only now."""
+    said = _Said()
+    while True:
+        try:
+            recovery.seal_on_request(pipeline.intake())
+        except StateUnavailable as error:
+            if said.is_news(str(error)):
+                log.warning("%s: active slots stay as they are for now: %s", pipeline.name, error)
+        else:
+            return
+        if stop.wait(RENEW_SECONDS):
+            return
 
 
 def _shipped_and_told(pipeline: Pipeline) -> Shipped:

@@ -32,7 +32,12 @@ from fuploader_dagster.delivery import notices, recovery
 from fuploader_dagster.delivery.processor_trouble import held_back
 from fuploader_dagster.delivery.ship import mend_unreadable
 from fuploader_dagster.delivery.store_trouble import find_trouble, still_in_trouble
-from fuploader_dagster.errors import FuploaderError
+from fuploader_dagster.errors import (
+    FuploaderError,
+    OutdatedCopy,
+    StateRefused,
+    StateUnavailable,
+)
 from fuploader_dagster.sensors.busy_runs import (
     UnfinishedRun,
     busy_keys,
@@ -153,8 +158,7 @@ def _do_what_needs_no_run(
     """Remove, seal, mend, register. Trouble with the state store holds up no run."""
     recovery.apply(plan, pipeline)
     notices.wake(pipeline)
-    forgotten = [slot.seal.partition for slot in recovery.seal_abandoned(pipeline)]
-    forgotten += mend_unreadable(pipeline)
+    forgotten = [*_seal_abandoned(pipeline, context), *mend_unreadable(pipeline)]
     forgotten += sorted({*plan.ask, *chain(*plan.rows.values())} - set(registered))
     try:
         _hand_to_sensor(pipeline, forgotten)
@@ -166,6 +170,17 @@ def _do_what_needs_no_run(
         )
     if context.scheduled_execution_time.minute == HOUSEKEEPING_MINUTE:
         _keep_house(pipeline)
+
+
+def _seal_abandoned(pipeline: Pipeline, context: dg.ScheduleEvaluationContext) -> list[str]:
+    """Keys of the slots that are sealed. Without the state store a later tick does it; an outdated
+    copy of the storage root stays as it is."""
+    hurried = pipeline.model_copy(update={"state": pipeline.state.in_a_hurry()})
+    try:
+        return [slot.seal.partition for slot in recovery.seal_abandoned(hurried)]
+    except (OutdatedCopy, StateUnavailable, StateRefused) as error:
+        context.log.error(f"slots that no worker owns stay open: {error}")
+        return []
 
 
 def _keep_house(pipeline: Pipeline) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,12 +27,18 @@ from fuploader_dagster.disk.durable import make_dirs
 from fuploader_dagster.disk.layout import REDO_MARK, Layout, PartitionKey
 from fuploader_dagster.disk.own_files import file_mode
 from fuploader_dagster.disk.temporaries import is_held, is_temporary, remove_unless_held
-from fuploader_dagster.errors import DiskFailed, ForeignFile, FuploaderError, SlotInUse
+from fuploader_dagster.errors import (
+    DiskFailed,
+    ForeignFile,
+    FuploaderError,
+    OutdatedCopy,
+    SlotInUse,
+)
 from fuploader_dagster.settings.archive_formats import without_suffix
 from fuploader_dagster.settings.pipeline import Intake, Pipeline
+from fuploader_dagster.slots.owned_slots import owned_for_a_while
 from fuploader_dagster.slots.receipts import Receipt, find_receipts
 from fuploader_dagster.slots.sealing import SealedSlot, sealed_partitions
-from fuploader_dagster.slots.slot import SlotOwner
 
 log = logging.getLogger(__name__)
 
@@ -209,21 +216,27 @@ def seal_on_request(pipeline: Intake) -> list[SealedSlot]:
 
 
 def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
-    """Seal the slots that no live process writes; those of live processes are left alone.
+    """Seal the slots that no live process writes, here or with another copy of the storage root;
+    those of live processes are left alone.
 
-    Trouble with one slot is raised after the others were sealed.
+    Trouble with one slot is raised after the others were sealed. If there are any slots, raises
+    `StateUnavailable` or `StateRefused` without the state store: who else has them is not known.
     """
     sealed: list[SealedSlot] = []
+    if not slots:
+        return sealed
     wrong: list[FuploaderError] = []
-    for number in slots:
-        try:
-            with SlotOwner(pipeline, number) as slot:
-                sealed += slot.found_sealed
-                sealed += slot.seal_divided("adopted")
-        except SlotInUse as error:
-            log.debug("left alone: %s", error)
-        except (DiskFailed, ForeignFile) as error:
-            wrong.append(error)
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        for number in slots:
+            try:
+                with owned_for_a_while(pipeline, number, state) as slot:
+                    sealed += slot.found_sealed
+                    sealed += slot.seal_divided("adopted")
+            except SlotInUse as error:
+                log.debug("left alone: %s", error)
+            except (DiskFailed, ForeignFile, OutdatedCopy) as error:
+                wrong.append(error)
     if wrong:
         raise wrong[0]
     return sealed

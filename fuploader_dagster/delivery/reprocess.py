@@ -7,11 +7,13 @@ back. After a crash in between they are sent twice; none is ever skipped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 from fuploader_dagster.dead_letters.letters import DeadLetter, note_requeued
 from fuploader_dagster.disk.header_text import to_text
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.settings.pipeline import Pipeline
+from fuploader_dagster.slots.owned_slots import owned_for_a_while
 from fuploader_dagster.slots.sealing import SealedSlot
 from fuploader_dagster.slots.slot import SlotOwner
 
@@ -26,22 +28,30 @@ def process_again(
     next batch is asked for, those of the last one count as sent back.
 
     Raises `ConfigError` if the pipeline has no processor, or a letter is not about an item, and
-    `SlotInUse` while another process does the same.
+    `SlotInUse` while another process does the same, here or with a copy of the storage root, and
+    `StateUnavailable` or `StateRefused` without the state store.
     """
     if pipeline.process is None:
         raise ConfigError(
             f"pipeline {pipeline.name} has no processor (setting `process`)",
             hint="leave --stage away to send messages back to the queue",
         )
-    with SlotOwner(pipeline, REQUEUED_SLOT, keeps_headers=True) as slot:
-        for letters in batches:
-            for letter_id, letter in letters:
-                if letter.item is None:
-                    raise ConfigError(
-                        f"dead letter {letter_id} never became a file, so it cannot be processed",
-                        hint="leave --stage away to send it back to the queue",
-                    )
-                slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
-            slot.commit()
-            note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])
-        return slot.seal_divided("requeued")
+    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
+        state.open()
+        with owned_for_a_while(pipeline, REQUEUED_SLOT, state, keeps_headers=True) as slot:
+            for letters in batches:
+                _add(letters, slot, pipeline)
+            return slot.seal_divided("requeued")
+
+
+def _add(letters: Sequence[tuple[str, DeadLetter]], slot: SlotOwner, pipeline: Pipeline) -> None:
+    """Take their items into the slot, durably; then they count as sent back."""
+    for letter_id, letter in letters:
+        if letter.item is None:
+            raise ConfigError(
+                f"dead letter {letter_id} never became a file, so it cannot be processed",
+                hint="leave --stage away to send it back to the queue",
+            )
+        slot.add(letter.item.name, letter.body, to_text(letter.item.headers))
+    slot.commit()
+    note_requeued(pipeline.layout, [letter_id for letter_id, _ in letters])

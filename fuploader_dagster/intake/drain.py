@@ -52,7 +52,6 @@ from fuploader_dagster.intake.in_hand import DECODE_SECONDS, InHand
 from fuploader_dagster.intake.kept_headers import KeptHeaders
 from fuploader_dagster.intake.lease import Lease
 from fuploader_dagster.intake.meanwhile import Meanwhile
-from fuploader_dagster.intake.owned_slots import OwnedSlots
 from fuploader_dagster.intake.pauses import pause_after
 from fuploader_dagster.intake.redeliveries import Redeliveries
 from fuploader_dagster.intake.worker_status import StatusReport
@@ -60,6 +59,7 @@ from fuploader_dagster.processing.decoder import Decoder, File
 from fuploader_dagster.processing.poison import Attempt, Suspects
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.commit_turns import Look
+from fuploader_dagster.slots.owned_slots import OwnedSlots
 from fuploader_dagster.slots.sealing import Reason, sealed_partitions
 from fuploader_dagster.slots.slot import SlotOwner
 
@@ -96,7 +96,7 @@ class Drain:
         self.lease = lease
         self.report = StatusReport(self.layout, worker)
         self.status = self.report.status
-        self._slots = OwnedSlots(pipeline, worker)
+        self._slots = OwnedSlots(pipeline, pipeline.slots_of(worker))
         self._in_hand = InHand(source, pipeline, lease)
         self._decoder = Decoder(pipeline, alarm=_alarm)
         self._kept_headers = KeptHeaders(source, pipeline.headers) if pipeline.headers else None

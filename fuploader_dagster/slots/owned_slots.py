@@ -1,4 +1,5 @@
-"""The slots of one worker, from locking and claiming them until letting them go.
+"""Slots of one owner, a worker or whoever seals them, from locking and claiming them until letting
+them go.
 
 What must always hold: batches go to the slots in turn, each slot getting as many messages as one
 full commit, however small the batches are; so a slow queue fills one slot, not all of them.
@@ -7,23 +8,31 @@ A slot is changed only under its claim: each is locked, then taken over, then re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from fuploader_dagster.contracts.state import Claim, Commit, StateStore
+from fuploader_dagster.contracts.state import LONGEST_CLAIM_SECONDS, Claim, Commit, StateStore
+from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.settings.pipeline import Intake
 from fuploader_dagster.slots.slot import SlotOwner
 from fuploader_dagster.slots.take_over import TakeOver
+
+log = logging.getLogger(__name__)
 
 
 class OwnedSlots:
     """Iterate over it for the slots; there are none outside `opened`."""
 
-    def __init__(self, pipeline: Intake, worker: int) -> None:
-        self.numbers = pipeline.slots_of(worker)
+    def __init__(
+        self, pipeline: Intake, numbers: Sequence[int], *, keeps_headers: bool = False
+    ) -> None:
+        """`keeps_headers`: as for `SlotOwner`."""
+        self.numbers = numbers
         self._pipeline = pipeline
+        self._keeps_headers = keeps_headers
         self._slots: list[SlotOwner] = []
         self._claims: dict[int, Claim] = {}
         self._turn = self._given = 0
@@ -47,7 +56,12 @@ class OwnedSlots:
         with ExitStack() as stack:
             stack.callback(self._slots.clear)
             for number in self.numbers:
-                slot = SlotOwner(self._pipeline, number, admission=partial(admitted, number))
+                slot = SlotOwner(
+                    self._pipeline,
+                    number,
+                    admission=partial(admitted, number),
+                    keeps_headers=self._keeps_headers,
+                )
                 self._slots.append(stack.enter_context(slot))
             yield
 
@@ -76,3 +90,28 @@ class OwnedSlots:
     def counts(self) -> Commit:
         """What each slot holds, for the state store; recording it renews the claims too."""
         return Commit(slots=[slot.count for slot in self._slots])
+
+
+@contextmanager
+def owned_for_a_while(
+    pipeline: Intake, number: int, state: StateStore, *, keeps_headers: bool = False
+) -> Iterator[SlotOwner]:
+    """One slot, for at most `LONGEST_CLAIM_SECONDS`: nobody renews its claim.
+
+    Raises what opening a `SlotOwner`, and taking it over, raise.
+    """
+    slots = OwnedSlots(pipeline, [number], keeps_headers=keeps_headers)
+    with slots.opened(state, LONGEST_CLAIM_SECONDS):
+        try:
+            yield from slots
+        finally:
+            try:
+                slots.give_back(state)
+            except FuploaderError as error:
+                log.warning(
+                    "the claim on slot %d of %s is held for up to %.0f s more: %s",
+                    number,
+                    pipeline.name,
+                    LONGEST_CLAIM_SECONDS,
+                    error,
+                )
