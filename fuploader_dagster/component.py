@@ -89,33 +89,48 @@ class QueueToObjectStore(dg.Component):
             return cls(load_pipeline(values, where=str(context.path)), running=running)
 
 
-def pipelines_of(documents: Sequence[dict[str, Any]], *, where: str) -> dict[str, Pipeline]:
-    """By name, the pipelines of a component's file, for commands. Raises `ConfigError`."""
+def read_components(
+    documents: Sequence[dict[str, Any]], *, where: str
+) -> tuple[dict[str, Pipeline], dict[str, ConfigError]]:
+    """The pipelines of a component's file that can be used, and what is wrong with the others, by
+    name, for commands. Raises `ConfigError` if there are none."""
     found: dict[str, Pipeline] = {}
-    for document in documents:
+    wrong: dict[str, ConfigError] = {}
+    for number, document in enumerate(documents, 1):
         if not _is_ours(document.get("type")):
             continue
         attributes = document.get("attributes") or {}
-        if not isinstance(attributes, dict):
-            raise ConfigError(f"{where}: attributes must be a mapping")
+        name = attributes.get("name") if isinstance(attributes, dict) else None
+        name = name if isinstance(name, str) else f"component {number}"
         try:
-            values = _filled_in(attributes, dg.ResolutionContext.default(), where=where)
-        except ConfigError:
-            raise
-        except USER_ERRORS as error:
-            raise ConfigError(f"{where}: a template cannot be filled in: {error}") from None
-        values.pop("running", None)
-        with relative_to(_project_of(Path(where))):
-            pipeline = load_pipeline(values, where=where)
+            pipeline = _pipeline_of(attributes, where)
+        except ConfigError as error:
+            wrong[name] = error
+            continue
         if pipeline.name in found:
-            raise ConfigError(f"{where}: two components have the same name, {pipeline.name}")
+            said = f"{where}: two components have the same name, {pipeline.name}"
+            wrong[pipeline.name] = ConfigError(said)
         found[pipeline.name] = pipeline
-    if not found:
+    if not found and not wrong:
         raise ConfigError(
             f"{where} has no component of type fuploader_dagster.QueueToObjectStore",
             hint="`dg scaffold defs fuploader_dagster.QueueToObjectStore NAME` writes one",
         )
-    return found
+    return found, wrong
+
+
+def _pipeline_of(attributes: Any, where: str) -> Pipeline:
+    if not isinstance(attributes, dict):
+        raise ConfigError(f"{where}: attributes must be a mapping")
+    try:
+        values = _filled_in(attributes, dg.ResolutionContext.default(), where=where)
+    except ConfigError:
+        raise
+    except USER_ERRORS as error:
+        raise ConfigError(f"{where}: a template cannot be filled in: {error}") from None
+    values.pop("running", None)
+    with relative_to(_project_of(Path(where))):
+        return load_pipeline(values, where=where)
 
 
 def _filled_in(
@@ -124,14 +139,18 @@ def _filled_in(
     """The attributes with Dagster's templates filled in. One that gives nothing is refused: Dagster
     would leave the setting out, and its default might mean another server."""
     refuse_shell_variables(given, where, templates=True)
+    empty = []
     for place, text in texts_in(given):
         for template in _TEMPLATE.findall(text):
             if context.resolve_value(template) in (None, ""):
-                raise ConfigError(
-                    f"{where}: {'.'.join(map(str, place))}: the template {template} gives nothing",
-                    hint="set its variable, or write {{ env('NAME', 'a default') }}; for a secret "
-                    "{env: NAME} instead, which is needed only where the secret is used",
+                said = (
+                    f"{where}: {'.'.join(map(str, place))}: the template {template} gives nothing"
                 )
+                hint = "set its variable, or write {{ env('NAME', 'a default') }}; for a secret "
+                hint += "{env: NAME} instead, which is needed only where the secret is used"
+                empty.append(ConfigError(said, hint=hint))
+    if empty:
+        raise ConfigError.of(empty)
     return dict(context.resolve_value(given))
 
 

@@ -45,6 +45,10 @@ nothing tells it when the person has changed what had to be changed.
 Every error says what was tried, on what, and what happened; `hint` says what to do next.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 UNREADABLE_JSON = (ValueError, RecursionError)
 """What msgspec raises on bytes that it cannot decode, JSON or not: its `DecodeError`,
 `UnicodeDecodeError` on text that is not UTF-8, and `RecursionError` on endless brackets."""
@@ -151,7 +155,20 @@ class PermanentError(FuploaderError):
 
 
 class ConfigError(PermanentError):
-    """A setting is unknown, missing or impossible. The message names it."""
+    """A setting is unknown, missing or impossible. The message names it.
+
+    `each`: the errors that this one is made of, if it is made of several.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", each: Sequence[ConfigError] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.each = each or (self,)
+
+    @classmethod
+    def of(cls, errors: Iterable[ConfigError]) -> ConfigError:
+        """One error that says all that these say: at least one."""
+        each = tuple(part for error in errors for part in error.each)
+        return each[0] if len(each) == 1 else cls("; ".join(map(str, each)), each=each)
 
 
 class MigrationNeeded(PermanentError):

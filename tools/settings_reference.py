@@ -63,9 +63,10 @@ all pipelines. In Python they are the arguments of `Pipeline(...)`, with objects
 `EnvVar("NAME")`; an object store takes them in no other way. A variable that is not set is an error
 where the secret is used, not when the file is loaded: so the file can be checked without secrets.
 
-`fuploader lint` checks a file alone, and ends with 2 if something is wrong. For an editor that
-completes and checks YAML, run `fuploader schema > fuploader.schema.json` beside the file, and make
-its first line `# yaml-language-server: $schema=fuploader.schema.json`.
+`fuploader lint` checks a file alone, says what is wrong with each pipeline in it, and ends with 2
+if anything is. For an editor that completes and checks YAML, run
+`fuploader schema > fuploader.schema.json` beside the file, and make its first line
+`# yaml-language-server: $schema=fuploader.schema.json`.
 
 Relative paths are relative to the file; in a component's file, to the folder of its project (with
 `pyproject.toml`); in Python, to the working folder. YAML fills in no `${NAME}`, and takes the last

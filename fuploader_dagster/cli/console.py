@@ -108,6 +108,18 @@ def configured(config: Path | None) -> dict[str, Pipeline]:
     return load_pipelines(configuration_file(config))
 
 
+def read_configured(
+    config: Path | None,
+) -> tuple[dict[str, Pipeline], dict[str, ConfigError]]:
+    """The pipelines that can be used, and what is wrong with the others, by name. Raises
+    `ConfigError` for what concerns all of them."""
+    if chosen_module(config):
+        return configured(config), {}
+    from fuploader_dagster.settings.loading import read_pipelines  # noqa: PLC0415
+
+    return read_pipelines(configuration_file(config))
+
+
 def is_configured(config: Path | None) -> bool:
     """Whether there is anything that names pipelines."""
     named = configuration_file(config) or chosen_module(config) or CONFIG_VARIABLE in os.environ

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import typer
@@ -13,7 +13,7 @@ from fuploader_dagster.cli.exit_codes import WRONG_USAGE
 from fuploader_dagster.contracts.diagnosis import Diagnosis
 from fuploader_dagster.errors import ConfigError
 from fuploader_dagster.health.doctor import prefetch_against_batch, strategies
-from fuploader_dagster.settings.apart import overlaps
+from fuploader_dagster.settings.apart import overlaps, refuse_shared_folders
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.settings.secret import unset_variables
 
@@ -21,14 +21,18 @@ from fuploader_dagster.settings.secret import unset_variables
 def lint(config: console.ConfigOption = None, as_json: console.JsonOption = False) -> None:
     """Check the configuration alone: no network, no secrets, nothing written.
 
-    For CI: exit code 2 if something is wrong, 0 also with warnings. `fuploader doctor` checks the
-    rest: what answers, rights, disk and clock.
+    Says what is wrong with each pipeline. For CI: exit code 2 if anything is, 0 also with warnings.
+    `fuploader doctor` checks the rest: what answers, rights, disk and clock.
     """
+    found: list[tuple[str, Diagnosis]] = []
     try:
-        pipelines = list(console.configured(config).values())
-        found = [*_of_each(pipelines), *_of_all(pipelines)]
+        pipelines, wrong = console.read_configured(config)
+        for name, error in wrong.items():
+            found += _wrong(name, error)
+        found += [*_of_each(pipelines.values()), *_of_all(pipelines.values())]
+        refuse_shared_folders(pipelines.values())
     except ConfigError as error:
-        found = [("", Diagnosis("settings", "wrong", error.message, error.hint))]
+        found += _wrong("", error)
     if as_json:
         console.print_json([{"pipeline": name, **vars(one)} for name, one in found])
     else:
@@ -39,7 +43,12 @@ def lint(config: console.ConfigOption = None, as_json: console.JsonOption = Fals
         raise typer.Exit(WRONG_USAGE)
 
 
-def _of_each(pipelines: Sequence[Pipeline]) -> Iterator[tuple[str, Diagnosis]]:
+def _wrong(name: str, error: ConfigError) -> Iterator[tuple[str, Diagnosis]]:
+    for one in error.each:
+        yield name, Diagnosis("settings", "wrong", one.message, one.hint)
+
+
+def _of_each(pipelines: Iterable[Pipeline]) -> Iterator[tuple[str, Diagnosis]]:
     for pipeline in pipelines:
         yield pipeline.name, Diagnosis("settings", "good", "every setting can be used")
         for one in [prefetch_against_batch(pipeline), *strategies(pipeline)]:
@@ -50,6 +59,6 @@ def _of_each(pipelines: Sequence[Pipeline]) -> Iterator[tuple[str, Diagnosis]]:
             yield pipeline.name, Diagnosis("secrets", "good", said)
 
 
-def _of_all(pipelines: Sequence[Pipeline]) -> Iterator[tuple[str, Diagnosis]]:
+def _of_all(pipelines: Iterable[Pipeline]) -> Iterator[tuple[str, Diagnosis]]:
     for sentence in overlaps(pipelines):
         yield "", Diagnosis("overlaps", "warning", sentence)

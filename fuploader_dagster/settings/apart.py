@@ -12,16 +12,18 @@ from fuploader_dagster.settings.pipeline import Pipeline
 
 
 def refuse_shared_folders(pipelines: Iterable[Pipeline]) -> None:
-    """Raise `ConfigError` if two pipelines would write into one folder."""
+    """Raise `ConfigError`, which names all, if two pipelines would write into one folder."""
+    found = []
     owners: dict[Path, Pipeline] = {}
     for pipeline in pipelines:
         folder = pipeline.layout.root
         owner = owners.setdefault(real_path(folder), pipeline)
         if owner is not pipeline:
-            raise ConfigError(
-                f"pipelines {owner.name} and {pipeline.name} have the same folder, {folder}",
-                hint="give each pipeline a name of its own, or a storage_root of its own",
-            )
+            said = f"pipelines {owner.name} and {pipeline.name} have the same folder, {folder}"
+            hint = "give each pipeline a name of its own, or a storage_root of its own"
+            found.append(ConfigError(said, hint=hint))
+    if found:
+        raise ConfigError.of(found)
 
 
 def overlaps(pipelines: Iterable[Pipeline]) -> list[str]:

@@ -28,8 +28,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,7 +54,7 @@ from fuploader_dagster.settings.yaml_file import check_names, read_documents, re
 
 log = logging.getLogger(__name__)
 
-_OF_COMPONENTS = "fuploader_dagster.component:pipelines_of"
+_OF_COMPONENTS = "fuploader_dagster.component:read_components"
 """Reads a component's file. Named, not imported, because it loads Dagster."""
 
 KINDS: dict[str, dict[str, str]] = {
@@ -131,22 +132,39 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
     A Dagster component's file (`defs.yaml`) is read as Dagster reads it. Its process loads Dagster.
     Raises `ConfigError`, which names every wrong setting and never contains a secret.
     """
-    path = Path(path or os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
+    found, wrong = read_pipelines(path)
+    if wrong:
+        raise ConfigError.of(wrong.values())
+    refuse_shared_folders(found.values())
+    for sentence in overlaps(found.values()):
+        log.warning("%s: %s", _configuration(path), sentence)
+    return found
+
+
+def read_pipelines(
+    path: Path | str | None = None,
+) -> tuple[dict[str, Pipeline], dict[str, ConfigError]]:
+    """The pipelines of a file that can be used, and what is wrong with the others, by name.
+
+    Each is looked at alone. Raises `ConfigError` for what concerns all of them.
+    """
+    path = _configuration(path)
     raw, *more = read_documents(path)
     _make_importable(path.absolute().parent)
     if "type" in raw and "pipelines" not in raw:
         of_components = load_reference(_OF_COMPONENTS)  # loads Dagster, which fills in templates
-        pipelines: dict[str, Pipeline] = of_components([raw, *more], where=str(path))
-        refuse_shared_folders(pipelines.values())
-        return pipelines
+        of_file: tuple[dict[str, Pipeline], dict[str, ConfigError]]
+        of_file = of_components([raw, *more], where=str(path))
+        return of_file
     if more:
         raise ConfigError(f"{path} has several documents of YAML, of which only one can be read")
-    refuse_shell_variables(raw, str(path))
+    unchanged = raw.get("pipelines")
+    refuse_shell_variables({k: v for k, v in raw.items() if k != "pipelines"}, str(path))
     of_fuploader = _fuploader_environment(os.environ)
-    if isinstance(raw.get("pipelines"), dict):  # the pipeline's own variables win over these
+    if isinstance(unchanged, dict):  # the pipeline's own variables win over these
         raw["pipelines"] = {
             name: {**values, **of_fuploader} if isinstance(values, dict) else values
-            for name, values in raw["pipelines"].items()
+            for name, values in unchanged.items()
         }
     try:
         values_of, beside = _overridden(raw)
@@ -158,19 +176,32 @@ def load_pipelines(path: Path | str | None = None) -> dict[str, Pipeline]:
             f"{path} defines no pipeline",
             hint="add one below `pipelines:`, or write an example with `fuploader init`",
         )
+    found: dict[str, Pipeline] = {}
+    wrong: dict[str, ConfigError] = {}
     with relative_to(path.parent):
-        pipelines = {
-            name: load_pipeline(
-                {**shared, **values, "name": name}, where=f"{path}: pipelines.{name}"
-            )
-            for name, values in values_of.items()
-        }
-        for pipeline in pipelines.values():
-            _refuse_former_folder(pipeline, path.parent.resolve())
-    refuse_shared_folders(pipelines.values())
-    for sentence in overlaps(pipelines.values()):
-        log.warning("%s: %s", path, sentence)
-    return pipelines
+        for name, values in values_of.items():
+            said: list[ConfigError] = []
+            given = unchanged.get(name) if isinstance(unchanged, dict) else None
+            try:
+                refuse_shell_variables({"pipelines": {name: given}}, str(path))
+            except ConfigError as error:
+                said.append(error)
+            try:
+                pipeline = load_pipeline(
+                    {**shared, **values, "name": name}, where=f"{path}: pipelines.{name}"
+                )
+                _refuse_former_folder(pipeline, path.parent.resolve())
+            except ConfigError as error:
+                said.append(error)
+            if said:
+                wrong[name] = ConfigError.of(said)
+            else:
+                found[name] = pipeline
+    return found, wrong
+
+
+def _configuration(path: Path | str | None) -> Path:
+    return Path(path or os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
 
 
 def _refuse_former_folder(pipeline: Pipeline, folder: Path) -> None:
@@ -208,34 +239,50 @@ def _make_importable(folder: Path) -> None:
 
 
 def load_pipeline(values: Mapping[str, Any], *, where: str) -> Pipeline:
-    """One pipeline from plain values. Raises `ConfigError`; `where` says whose they are."""
+    """One pipeline from plain values. Raises `ConfigError`, which names every wrong setting;
+    `where` says whose they are."""
     check_names(values, where)
-    backends = {
-        role: load_backend(role, values.get(role), f"{where}.{role}")
-        for role in ("source", "state", "store", "process")
-        if role != "process" or values.get(role) is not None
-    }
-    sinks = values.get("sinks") or {}
-    if not isinstance(sinks, Mapping):
-        raise ConfigError(f"{where}.sinks must be a mapping: a name for each sink")
-    check_names(sinks, f"{where}.sinks")
-    backends["sinks"] = {
-        name: load_backend("sink", one, f"{where}.sinks.{name}") for name, one in sinks.items()
-    }
-    backends["notify"] = _notifiers(values.get("notify"), f"{where}.notify")
-    former = values.get("former_stores", [])
-    if not isinstance(former, list):
-        raise ConfigError(f"{where}.former_stores must be a list of stores")
-    backends["former_stores"] = tuple(
-        load_backend("store", one, f"{where}.former_stores.{number}")
-        for number, one in enumerate(former)
-    )
+    backends: dict[str, Any] = {}
+    wrong: dict[str, ConfigError] = {}
+
+    def read(setting: str, how: Callable[[Any, str], Any]) -> None:
+        try:
+            backends[setting] = how(values.get(setting), f"{where}.{setting}")
+        except ConfigError as error:
+            wrong[setting] = error
+
+    for role in ("source", "state", "store", "process"):
+        if role != "process" or values.get(role) is not None:
+            read(role, partial(load_backend, role))
+    for setting, how in _SEVERAL.items():
+        if setting in values:
+            read(setting, how)
+    # What could not be read stands there as nothing that the model takes, and is said already.
+    unread = dict.fromkeys(wrong, object())
     try:
-        return Pipeline(**{**values, **backends})
+        return Pipeline(**{**values, **backends, **unread})
     except ValidationError as error:
-        raise config_error(error, where, Pipeline) from None
+        said = _complaints(error, Pipeline, without=wrong)
+        others = [ConfigError(f"{where}: {'; '.join(said)}")] if said else []
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+        others = [ConfigError(f"{where}: {error.message}", hint=error.hint)]
+    raise ConfigError.of([*wrong.values(), *others])
+
+
+def _sinks(values: Any, where: str) -> dict[str, Any]:
+    sinks = values or {}
+    if not isinstance(sinks, Mapping):
+        raise ConfigError(f"{where} must be a mapping: a name for each sink")
+    check_names(sinks, where)
+    return {name: load_backend("sink", one, f"{where}.{name}") for name, one in sinks.items()}
+
+
+def _former_stores(values: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(values, list):
+        raise ConfigError(f"{where} must be a list of stores")
+    return tuple(
+        load_backend("store", one, f"{where}.{number}") for number, one in enumerate(values)
+    )
 
 
 def _notifiers(values: Any, where: str) -> tuple[Any, ...]:
@@ -247,6 +294,14 @@ def _notifiers(values: Any, where: str) -> tuple[Any, ...]:
             load_backend("notify", one, f"{where}.{number}") for number, one in enumerate(values)
         )
     return (load_backend("notify", values, where),)
+
+
+_SEVERAL: Mapping[str, Callable[[Any, str], Any]] = {
+    "sinks": _sinks,
+    "notify": _notifiers,
+    "former_stores": _former_stores,
+}
+"""How settings are read that have several backends."""
 
 
 def load_backend(role: str, values: Any, where: str) -> Any:
@@ -326,8 +381,15 @@ def config_error(
     error: ValidationError, where: str, model: Any = None, *, hint: str = ""
 ) -> ConfigError:
     """All complaints, one sentence each, without the values (they may be secrets)."""
+    return ConfigError(f"{where}: " + "; ".join(_complaints(error, model)), hint=hint)
+
+
+def _complaints(error: ValidationError, model: Any, without: Container[str] = ()) -> list[str]:
+    """All complaints, but of these settings."""
     complaints = []
     for detail in error.errors(include_input=False, include_url=False, include_context=False):
+        if detail["loc"] and detail["loc"][0] in without:
+            continue
         place = ".".join(str(part) for part in detail["loc"])
         said = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
@@ -337,7 +399,7 @@ def config_error(
         if variables := _set_by(place):
             place = f"{place} (from {variables} in the environment)"
         complaints.append(f"{place}: {said}" if place else said)
-    return ConfigError(f"{where}: " + "; ".join(complaints), hint=hint)
+    return complaints
 
 
 def _set_by(setting: str) -> str:

@@ -80,8 +80,9 @@ def check_names(values: Mapping[Any, Any], where: str) -> None:
 
 
 def refuse_shell_variables(raw: Mapping[str, Any], where: str, *, templates: bool = False) -> None:
-    """Raise `ConfigError` if a text has `${NAME}`, or is `$NAME`. `templates`: whether Dagster
-    fills in its own."""
+    """Raise `ConfigError`, which names all, if a text has `${NAME}`, or is `$NAME`. `templates`:
+    whether Dagster fills in its own."""
+    found = []
     for place, text in texts_in(raw):
         if not (match := _OF_A_SHELL.search(text)):
             continue
@@ -92,10 +93,10 @@ def refuse_shell_variables(raw: Mapping[str, Any], where: str, *, templates: boo
         elif place[0] == "pipelines":
             variable = "__".join(str(part).upper() for part in place)
             hint += f"; any other setting is taken from the variable FUPLOADER_{variable}"
-        raise ConfigError(
-            f"{where}: {'.'.join(map(str, place))} has ${{{name}}}, which nothing fills in",
-            hint=hint,
-        )
+        said = f"{where}: {'.'.join(map(str, place))} has ${{{name}}}, which nothing fills in"
+        found.append(ConfigError(said, hint=hint))
+    if found:
+        raise ConfigError.of(found)
 
 
 def texts_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:

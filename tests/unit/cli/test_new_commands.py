@@ -197,6 +197,74 @@ def test_lint_ends_with_2_where_something_is_wrong(run: Run, tmp_path: Path) -> 
     assert "did you mean seal_messages" in found["found"]
 
 
+def wrong(*, of: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+    """The settings of a pipeline, changed."""
+    return {**embedded_parts(), **(of or {}), **values}
+
+
+def test_lint_says_what_is_wrong_with_each_pipeline_and_with_each_setting(
+    run: Run, tmp_path: Path
+) -> None:
+    pipelines = {
+        "typo": wrong(seal_mesages=1, max_retries=-1),
+        "good": embedded_parts(),
+        "parts": wrong(
+            of={"source": {"kind": "kafak"}, "store": {"kind": "local"}},
+            sinks={"rows": {"kind": "sql"}},
+            seal_bytes=0,
+        ),
+        "shell": wrong(
+            of={"source": {"kind": "embedded", "path": "${A}"}}, storage_root="${B}", seal_byte=1
+        ),
+    }
+    (tmp_path / "fuploader.yaml").write_text(yaml.safe_dump({"pipelines": pipelines}))
+    result = run("lint", "--json")
+    assert result.exit_code == WRONG_USAGE
+    said: dict[str, str] = {}
+    for one in json.loads(result.stdout):
+        assert one.keys() >= KEYS["lint"]
+        if one["verdict"] == "wrong":
+            said[one["pipeline"]] = said.get(one["pipeline"], "") + one["found"] + "\n"
+    assert said.keys() == {"typo", "parts", "shell"}
+    assert "did you mean seal_messages" in said["typo"]
+    assert "max_retries" in said["typo"]
+    for setting in ("source.kind", "store: path", "sinks.rows", "seal_bytes"):
+        assert setting in said["parts"]
+    assert "InstanceOf" not in said["parts"] and "instance of" not in said["parts"]
+    for what in ("${A}", "${B}", "did you mean seal_bytes"):
+        assert what in said["shell"]
+    assert "good" in run("lint").stdout
+    with pytest.raises(FuploaderError) as caught:  # all other commands say it too, and do nothing
+        run("status")
+    for setting in ("seal_messages", "source.kind", "seal_bytes", "${B}"):
+        assert setting in str(caught.value)
+
+
+def test_lint_names_each_two_pipelines_with_one_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").mkdir()
+    for other in "yz":
+        (tmp_path / "a" / other).symlink_to("x")
+    pipelines = {name: wrong(storage_root="a") for name in "xyz"}
+    (tmp_path / "fuploader.yaml").write_text(yaml.safe_dump({"pipelines": pipelines}))
+    result = run("lint", "--json")
+    assert result.exit_code == WRONG_USAGE
+    found = [one["found"] for one in json.loads(result.stdout) if one["verdict"] == "wrong"]
+    assert [one.split(" have ")[0] for one in found] == ["pipelines x and y", "pipelines x and z"]
+
+
+def test_lint_says_what_is_wrong_with_each_component(run: Run, tmp_path: Path) -> None:
+    attributes = [wrong(name="a", seal_mesages=1), wrong(name="b"), wrong(name="c", max_retries=-1)]
+    documents = [
+        {"type": "fuploader_dagster.QueueToObjectStore", "attributes": one} for one in attributes
+    ]
+    (tmp_path / "defs.yaml").write_text(yaml.safe_dump_all(documents))
+    result = run("lint", "--json", "--config", "defs.yaml")
+    assert result.exit_code == WRONG_USAGE
+    verdicts = {one["pipeline"]: one["verdict"] for one in json.loads(result.stdout)}
+    assert {name: verdicts[name] for name in "abc"} == {"a": "wrong", "b": "good", "c": "wrong"}
+
+
 def test_lint_and_doctor_warn_of_pipelines_that_take_from_each_other(
     run: Run, tmp_path: Path
 ) -> None:
