@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,32 @@ from tests.settings import archived_files
 PAGE = (Path(__file__).parents[2] / "docs" / "first-ten-minutes.md").read_text("utf-8")
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+
+
 def block(language: str) -> str:
-    (only,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-    return str(only)
+    (only,) = blocks(language)
+    return only
 
 
 def test_the_pages_parser_runs_and_what_it_could_not_read_comes_again(tmp_path: Path) -> None:
     project = tmp_path / "orders"
     write_project(project)
-    (project / "strategies.py").write_text(block("python"))
+    strategies, tests = blocks("python")
+    (project / "strategies.py").write_text(strategies)
+    (project / "tests" / "test_strategies.py").write_text(tests)
     (project / "fuploader.yaml").write_text(block("yaml"))
     (project / "orders.jsonl").write_text(block("json"))
-    for command in ("doctor", "publish orders.jsonl"):
+    tested = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly"]
+    answer = subprocess.run(tested, cwd=project, capture_output=True, text=True, check=False)
+    assert "1 passed" in answer.stdout, answer.stdout
+    for command in ("lint", "doctor", "publish orders.jsonl"):
         answer = fuploader(project, *command.split())
         assert answer.returncode == 0, answer.stderr
     drain_until(project, lambda found: found["stored_messages"] + found["dead_letters"] == 3)
     assert "KeyError: 'id'" in fuploader(project, "dead-letters", "list").stdout
-    mended = block("python").replace('order["id"]', 'order.get("id") or order["number"]', 1)
+    mended = strategies.replace('order["id"]', 'order.get("id") or order["number"]', 1)
     mended = mended.replace('order["lines"]', 'order.get("lines", [])')
     (project / "strategies.py").write_text(mended)
     assert fuploader(project, "dead-letters", "requeue", "--all").returncode == 0
