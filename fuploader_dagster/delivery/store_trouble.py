@@ -11,8 +11,9 @@ What must always hold:
 - A note that nobody renews expires after `STALE_SECONDS`, so it never stops a pipeline whose store
   is well. The process that waits renews it at each attempt, recovery and watch at each look.
 - When the store answers again, slots that failed meanwhile are due within a minute.
-- A refusal holds nothing up: a person has to act, and each slot is tried again after its pauses. It
-  ends with an upload that gets through; if only looks met it, with a look that is not refused.
+- A refusal holds nothing up: a person has to act, and each slot is tried again after its pauses, or
+  within a minute of the first look that is not refused any more. It ends with an upload that gets
+  through; if only looks met it, with a look.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from fuploader_dagster import errors
 from fuploader_dagster.contracts.object_store import ObjectStore, Progress, Retry
-from fuploader_dagster.delivery.failures import all_failures
+from fuploader_dagster.delivery.failures import FailureNotes, all_failures
 from fuploader_dagster.delivery.trouble_note import TroubleNote, end_note, keep_note, read_note
 from fuploader_dagster.disk.layout import Layout
 from fuploader_dagster.disk.locks import FileLock
@@ -62,6 +65,8 @@ class StoreRefusal(TroubleNote, frozen=True, kw_only=True):
     what = "the object store answers, but has refused us since"
     by_upload: bool
     """An upload met it. A look may miss that: its rights may be others."""
+    by_look: bool
+    """The last look met it."""
 
 
 def find_refusal(layout: Layout) -> StoreRefusal | None:
@@ -72,9 +77,12 @@ def find_refusal(layout: Layout) -> StoreRefusal | None:
 def note_refusal(layout: Layout, error: str, *, by_upload: bool) -> None:
     """Note that the store refuses us; a refusal that was noted before goes on."""
     now, before = time.time(), find_refusal(layout)
-    met = by_upload or (before is not None and before.by_upload)
     refusal = StoreRefusal(
-        since=before.since if before else now, seen_at=now, error=error, by_upload=met
+        since=before.since if before else now,
+        seen_at=now,
+        error=error,
+        by_upload=by_upload or (before is not None and before.by_upload),
+        by_look=not by_upload or (before is not None and before.by_look),
     )
     keep_note(layout.store_refusal, refusal)
 
@@ -156,11 +164,17 @@ def look_again(layout: Layout, store: ObjectStore) -> StoreTrouble | None:
 
 
 def _end_refusal_of_looks(layout: Layout) -> None:
-    """A look was not refused. What an upload met goes on for as long as one waits."""
+    """A look was not refused. If the last one was, somebody has mended it, and slots that failed
+    meanwhile are due. What an upload met goes on until one gets through, or none waits."""
     refusal = find_refusal(layout)
-    waits = any(failure.stage == "upload" for failure in all_failures(layout))
-    if refusal is not None and not (refusal.by_upload and waits):
+    if refusal is None:
+        return
+    if refusal.by_look:
+        FailureNotes(layout.archives).forgive_since("upload", refusal.since)
+    if not (refusal.by_upload and any(one.stage == "upload" for one in all_failures(layout))):
         end_refusal(layout)
+    elif refusal.by_look:
+        keep_note(layout.store_refusal, msgspec.structs.replace(refusal, by_look=False))
 
 
 def still_in_trouble(pipeline: Pipeline) -> StoreTrouble | None:

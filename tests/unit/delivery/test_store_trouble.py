@@ -263,6 +263,25 @@ def test_a_refusal_that_looks_met_ends_with_a_look_and_so_does_one_of_a_slot_tha
     assert find_refusal(layout) is None
 
 
+def test_when_a_look_is_not_refused_any_more_the_slots_that_were_are_due(layout: Layout) -> None:
+    """A key that is mended, or a bucket that is made: nobody waits an hour for the next attempt."""
+    store = Refusing(pipeline(layout.root).store.open(), uploads=True, looks=True)
+    note_refusal(layout, "403", by_upload=True)
+    look_again(layout, store)
+    for _ in range(9):
+        note_failure(layout, "p", stage="upload", error="403", now=time.time())
+    look_again(layout, store)
+    assert find_failure(layout, "p").attempts == 9  # type: ignore[union-attr]
+    store.looks = False
+    look_again(layout, store)
+    assert find_failure(layout, "p").attempts == 1  # type: ignore[union-attr]
+    assert find_refusal(layout) is not None, "no upload got through"
+    note_failure(layout, "p", stage="upload", error="403", now=time.time())
+    note_refusal(layout, "403", by_upload=True)
+    look_again(layout, store)
+    assert find_failure(layout, "p").attempts == 2, "looks are fine all the time"  # type: ignore[union-attr]
+
+
 def test_while_the_store_does_not_answer_what_it_refused_is_not_forgotten(layout: Layout) -> None:
     note_refusal(layout, "403", by_upload=False)
     note_trouble(layout, "away")
