@@ -3,11 +3,11 @@
 Uses private names of Dagster, as they are in 1.13 (pyproject.toml allows no other). Dagster has no
 call that removes single events.
 
-These are sealed slots, dead letters and checks, with their tags and the rows of past checks, which
-go as late as runs; and what the watch says of the queue each minute, which goes after
-`tick_history_days`. What must always hold: an asset keeps its newest event of each kind, and a
-check its newest result, whatever their age; partitions that are still in the pipeline's set keep
-all; events of other assets stay. Events of runs go with their runs (`old_history`).
+These are sealed slots, dead letters, changes of freshness and checks, with their tags and the rows
+of past checks, which go as late as runs; and what the watch says of the queue each minute, which
+goes after `tick_history_days`. What must always hold: an asset keeps its newest event of each kind,
+and a check its newest result, whatever their age; partitions that are still in the pipeline's set
+keep all; events of other assets stay. Events of runs go with their runs (`old_history`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from fuploader_dagster.settings.pipeline import Pipeline
 EVENTS_TOGETHER = 500
 SECONDS_PER_EVALUATION = 10.0
 _DAY_SECONDS = 86_400.0
+_KINDS = (
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+    dg.DagsterEventType.FRESHNESS_STATE_CHANGE,
+)
 _events, _checks = SqlEventLogStorageTable.c, AssetCheckExecutionsTable.c
 
 
@@ -77,7 +82,7 @@ def _old(
     registered = sa.select(DynamicPartitionsTable.c.partition).where(
         DynamicPartitionsTable.c.partitions_def_name == partition_set
     )
-    for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_OBSERVATION):
+    for kind in _KINDS:
         of_kind = sa.and_(_events.asset_key == asset, _events.dagster_event_type == kind.value)
         newest = sa.select(sa.func.max(_events.id)).where(of_kind).scalar_subquery()
         query = (

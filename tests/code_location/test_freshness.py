@@ -15,6 +15,7 @@ from dagster._core.definitions.asset_health.asset_freshness_health import (
     get_freshness_status_and_metadata,
 )
 from dagster._core.definitions.asset_health.asset_health import AssetHealthStatus
+from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 from dagster._core.test_utils import create_test_daemon_workspace_context, freeze_time
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
@@ -23,6 +24,7 @@ from dagster_graphql.schema.freshness import GrapheneInternalFreshnessPolicy
 from pydantic import ValidationError
 
 from fuploader_dagster.assets.partitions import Names
+from fuploader_dagster.sensors.old_events import remove_old_events
 from fuploader_dagster.settings.loading import load_pipelines
 from fuploader_dagster.settings.pipeline import (
     LONGEST_FRESH_HOURS,
@@ -98,6 +100,26 @@ def test_archives_go_stale_after_the_hours_of_the_settings_and_are_fresh_with_th
     monkeypatch.chdir(tmp_path)
     with instance(tmp_path, OURS) as one:
         assert_archives_go_stale_and_are_fresh_again(tmp_path, one)
+
+
+def test_old_changes_of_freshness_go_and_the_state_stays(tmp_path: Path) -> None:
+    settings = pipeline(tmp_path, archives_within_hours=10)
+    asset = Names.of(settings).uploaded_archive
+    with instance(tmp_path, OURS) as one:
+        one.report_runless_asset_event(dg.AssetMaterialization(asset, partition="the newest"))
+        for state in (FreshnessState.PASS, FreshnessState.FAIL, FreshnessState.PASS):
+            one._report_runless_asset_event(
+                FreshnessStateChange(
+                    key=asset,
+                    previous_state=FreshnessState.UNKNOWN,
+                    new_state=state,
+                    state_change_timestamp=time.time(),
+                )
+            )
+        assert remove_old_events(one, settings, now=time.time()) == 0
+        assert remove_old_events(one, settings, now=time.time() + 400 * 24 * HOUR) == 2
+        record = one.get_freshness_state_records([asset])[asset]
+        assert record.freshness_state is FreshnessState.PASS
 
 
 def test_only_the_archives_of_a_pipeline_that_says_so_have_to_be_fresh(tmp_path: Path) -> None:
