@@ -82,7 +82,7 @@ def test_a_published_message_is_found_in_every_state_up_to_the_bucket_and_the_si
     with front_door(settings) as door:
         answer = door.ask("POST", "/docs/messages", body, {"content-type": "application/json"})
         assert (answer.status, answer.json()) == (202, {"ids": ["a-1"]})
-        assert asked(door, "a-1")["state"] == "unknown"  # it waits in the queue
+        assert asked(door, "a-1")["state"] == "waiting"
         publish_bodies(settings, [b"no JSON"], message_id="bad 1")
         with draining(settings.intake()):
             active = until("the drain", door, "a-1", lambda one: one["state"] == "active")
