@@ -80,6 +80,8 @@ class SlotInWork:
         )
         self._waiting: deque[asyncio.Task[list[Finished]]] = deque()
         """Of each batch that was begun and not taken yet, in the order of the inputs."""
+        self._unused_places = 0
+        """Of the step's places, those that were taken for items which have not begun to run."""
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._commits = ItemCommits(step.pipeline, slot, layout, self._writer)
@@ -111,6 +113,8 @@ class SlotInWork:
             finally:
                 await cancel(self._waiting)
                 self._hold(-self._bytes_in_hand)
+                for _ in range(self._unused_places):  # of items that were cancelled before they ran
+                    self._step.places.release()
             processed = writer.seal()
             if math.isfinite(self._failed_before):  # perhaps nobody had to be asked this time
                 self._step.answers.note_end()
@@ -136,7 +140,8 @@ class SlotInWork:
                     self._begin(items, partial(self._left_out, items[0], position))
                 else:
                     await self._step.places.acquire()
-                    self._begin(items, partial(self._finish, items))
+                    self._unused_places += 1
+                    self._begin(items, partial(self._in_its_place, items))
                 await self._take()
         while self._waiting:
             await self._change()
@@ -247,6 +252,10 @@ class SlotInWork:
 
     async def _left_out(self, item: Item, position: int) -> list[Finished]:
         return [self._commits.sent_back(item, position)]
+
+    async def _in_its_place(self, items: Sequence[Item]) -> list[Finished]:
+        self._unused_places -= 1  # from here on the attempt gives it back
+        return await self._finish(items)
 
     async def _finish(self, items: Sequence[Item], *, has_place: bool = True) -> list[Finished]:
         """Process a batch until each item has its results or a reason.

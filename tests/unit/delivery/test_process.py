@@ -282,3 +282,22 @@ def test_trouble_ends_with_the_slot_that_had_it_though_nobody_is_asked_any_more(
     stricter = made(tmp_path, process=Script(switch=switch, max_retries=0, refuses=True))
     assert processed(stricter, slot).seal.failed == 1
     assert find_processor_trouble(settings.layout) is None
+
+
+@pytest.mark.timeout(120)  # without its place the second waits for ever
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("damaged", [0, 1, 7, 19])
+def test_a_slot_that_ends_with_an_error_leaves_its_places_to_the_next_one(
+    tmp_path: Path, damaged: int, concurrency: int
+) -> None:
+    """Also those of items that were begun just before, and have not run yet."""
+    settings = made(tmp_path, process=Script(concurrency=concurrency), commit_messages=3)
+    files = {f"f{n:02d}": script() for n in range(20)}
+    first, second = (sealed(settings, files, slot=number) for number in range(2))
+    content = first.segment.read_bytes()
+    at = list(first.entries())[damaged].offset
+    first.segment.write_bytes(content[:at] + b"?" + content[at + 1 :])
+    failed, done = process_partitions([first.seal.partition, second.seal.partition], settings)
+    assert isinstance(failed, Failed)
+    assert "is not what was sealed" in failed.error
+    assert isinstance(done, Done), done
