@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import GetCurrentRunsResult
+from dagster._serdes import deserialize_value
 
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from tests.drains import files, publish
@@ -31,9 +34,11 @@ class Fleet:
 
     def __init__(self, folder: Path, server: PostgresqlServer) -> None:
         self.folder = folder
-        code_port, self.web_port = free_port(), free_port()
+        self.code_port, self.web_port = free_port(), free_port()
         shutil.copy(REPOSITORY / "dagster.fleet.yaml", folder / "dagster.yaml")
-        location = {"grpc_server": {"host": LOOPBACK, "port": code_port, "location_name": "node"}}
+        location = {
+            "grpc_server": {"host": LOOPBACK, "port": self.code_port, "location_name": "node"}
+        }
         content = failing.configuration(folder, docs=failing.pipeline(folder, "docs"))
         for name, values in {
             "workspace.yaml": {"load_from": [location]},
@@ -53,7 +58,7 @@ class Fleet:
         web = ["dagster_webserver", "-h", LOOPBACK, "-p", str(self.web_port)]
         self.parts = {
             "node": DagsterPart(
-                "node", [*code, "-h", LOOPBACK, "-p", str(code_port)], folder, code_port
+                "node", [*code, "-h", LOOPBACK, "-p", str(self.code_port)], folder, self.code_port
             ),
             "daemon": DagsterPart("daemon", ["dagster._daemon", "run"], folder, None),
             "webserver": DagsterPart("webserver", web, folder, self.web_port),
@@ -93,6 +98,12 @@ class Fleet:
         runs = (told.get("data") or {}).get("runsOrError") or {}
         return [one["status"] for one in runs.get("results", [])]
 
+    def runs_in_work(self) -> Sequence[str]:
+        """Those whose processes the code server watches."""
+        client = DagsterGrpcClient(host=LOOPBACK, port=self.code_port)
+        found = deserialize_value(client.get_current_runs(), GetCurrentRunsResult)
+        return list(found.current_runs)
+
     def logs(self) -> str:
         tails = [
             f"--- {name}\n{part.process.log.read_text(errors='replace')[-4000:]}"
@@ -129,6 +140,10 @@ def test_all_parts_go_on_by_themselves_after_an_outage(
     pids = fleet.pids()
     assert pids.keys() == fleet.parts.keys()
 
+    # A code server that is asked for a run's end meanwhile ends itself, and nobody starts it here.
+    wait_until(
+        lambda: not fleet.runs_in_work(), seconds=120, what="the last run", diagnose=fleet.logs
+    )
     postgresql.stop()
     during = fleet.publish("during")
     time.sleep(OUTAGE_SECONDS)

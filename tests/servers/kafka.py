@@ -26,7 +26,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from fuploader_dagster.resources.sources.kafka.settings import Kafka
 from tests.servers.ports import LOOPBACK, free_port, wait_until
-from tests.servers.process import ServerProcess, binary
+from tests.servers.process import ServerProcess, binary, thread_states
 
 APACHE = os.environ.get("KAFKA_BOOTSTRAP", "")
 LARGE_BYTES = 16 << 20
@@ -78,8 +78,7 @@ class KafkaServer:
         self._process.resume()
 
     def _stands_still(self) -> bool:
-        tasks = Path(f"/proc/{self._process.pid}/task").glob("*/stat")
-        return {task.read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
+        return thread_states(self._process.pid) == {"T"}
 
 
 def answers(bootstrap: str) -> bool:

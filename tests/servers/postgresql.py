@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from tests.servers.ports import LOOPBACK, free_port
-from tests.servers.process import ServerProcess, binary
+from tests.servers.process import ServerProcess, binary, children_of
 
 _USER, _DATABASE = "shop", "shop"
 _SETTINGS = {
@@ -149,11 +149,8 @@ class PostgresqlServer:
             return False
         return True
 
-    def _children(self) -> Sequence[int]:
-        if not self.running:
-            return []
-        pid = self._process.pid
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    def _children(self) -> Collection[int]:
+        return children_of(self._process.pid) if self.running else ()
 
 
 def _program(name: str) -> str:

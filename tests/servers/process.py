@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from tests.servers.ports import wait_until
 
@@ -106,3 +108,21 @@ class ServerProcess:
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else "no log"
+
+
+def children_of(pid: int | Literal["self"]) -> set[int]:
+    """Processes that a live one has started and that nobody has waited for yet."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread ended in this moment
+            found.update(map(int, children.read_text().split()))
+    return found
+
+
+def thread_states(pid: int) -> set[str]:
+    """The states of its threads, as letters of /proc/PID/stat."""
+    found: set[str] = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread ended in this moment
+            found.add(stat.read_text().rpartition(")")[2].split()[0])
+    return found

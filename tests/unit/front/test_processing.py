@@ -22,6 +22,7 @@ from tests.processors_for_tests import Script, ScriptWithFolders, script
 from tests.servers.front_door import TOKEN, Answered, FrontDoor, front_door
 from tests.servers.odd_server import OddRequest, OddServer
 from tests.servers.ports import LOOPBACK
+from tests.servers.process import children_of
 from tests.settings import pipeline
 
 
@@ -122,10 +123,10 @@ def test_results_that_are_files_are_sent_and_what_is_missing_is_named(tmp_path: 
 
 def test_functions_in_child_processes_stay_open_and_routes_are_chosen(tmp_path: Path) -> None:
     functions = Functions(module="tests.functions_for_tests", workers=1)
-    others = _children()  # servers of other tests
+    others = children_of("self")  # servers of other tests
     with front_door(made(tmp_path, functions)) as door:
         assert door.ask("POST", "/docs/process", b"echo").body == b"echo"
-        children = _children() - others
+        children = children_of("self") - others
         assert children
         for command in ("", "?cmd=async"):
             assert door.ask("POST", f"/docs/process{command}", b"echo 2").body == b"echo 2"
@@ -136,7 +137,7 @@ def test_functions_in_child_processes_stay_open_and_routes_are_chosen(tmp_path: 
                 {"content-type": "text/x-own"},
             )
             assert b"text/x-own" in kind.body
-        assert _children() - others == children
+        assert children_of("self") - others == children
         assert door.ask("POST", "/docs/process", b"retry").headers["retry-after"] == "3"
         keys = {door.ask("POST", "/docs/process", b"key").body for _ in range(2)}
         assert len(keys) == 2
@@ -148,13 +149,7 @@ def test_functions_in_child_processes_stay_open_and_routes_are_chosen(tmp_path: 
             one.start()
         for one in threads:
             one.join()
-    assert not _children() & children
-
-
-def _children() -> set[str]:
-    """The processes that this one started and that are alive."""
-    tasks = Path("/proc/self/task").iterdir()
-    return {pid for task in tasks for pid in (task / "children").read_text().split()}
+    assert not children_of("self") & children
 
 
 def _serve(request: OddRequest) -> None:
