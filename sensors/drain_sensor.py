@@ -18,7 +18,6 @@ their own. They wait at most `LONGEST_WAIT_SECONDS`, so a run that hangs holds n
 import re
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +242,7 @@ def _look(
     """Sealed slots to be registered, the number of those on another disk, what the state store
     knows, and what is paused."""
     settings = pipeline.state.in_a_hurry()
-    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with settings.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         waiting = WaitingList(state, pipeline, changing=not dry)
         new = waiting.unregistered(instance, names, KEYS_PER_TICK)
         return (

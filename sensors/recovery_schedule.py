@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -203,6 +202,5 @@ def _hand_to_sensor(pipeline: Pipeline, keys: list[str]) -> None:
     if not keys:
         return
     settings = pipeline.state.in_a_hurry()
-    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with settings.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         state.add_sealed(keys)

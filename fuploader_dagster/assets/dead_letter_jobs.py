@@ -8,7 +8,7 @@ None of them does anything before a person has chosen letters in the launchpad: 
 # `config`.
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -169,8 +169,7 @@ def _hand_over(pipeline: Pipeline, done: Sent) -> None:
     """List new slots where the drain sensor looks for them."""
     if done.slots:
         settings = pipeline.state
-        with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-            state.open()
+        with settings.opened(pipeline=pipeline.name, node=pipeline.node) as state:
             state.add_sealed([slot.seal.partition for slot in done.slots])
 
 

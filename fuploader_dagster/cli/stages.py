@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -95,8 +94,7 @@ def seal(config: console.ConfigOption = None, pipeline_name: console.PipelineOpt
 
 def hand_over(pipeline: Pipeline, sealed: Sequence[SealedSlot]) -> None:
     """List slots in the state store, where the drain sensor looks for them."""
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         state.add_sealed([slot.seal.partition for slot in sealed])
 
 

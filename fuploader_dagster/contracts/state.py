@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -269,6 +269,13 @@ class StateSettings(Settings):
         file that is missing): who only looks, leaves it alone then."""
         return True
 
+    @contextmanager
+    def opened(self, *, pipeline: str, node: str) -> Iterator[StateStore]:
+        """A store that is open for the block. Raises what `StateStore.open` raises."""
+        with closing(self.store(pipeline=pipeline, node=node)) as store:
+            store.open()
+            yield store
+
     def in_a_hurry(self) -> StateSettings:
         """The same store, but giving up after `HURRIED_SECONDS`: for sensors, whose ticks hold up
         all other sensors. By default there is no difference.
@@ -284,8 +291,7 @@ class StateSettings(Settings):
 
         Raises an error of this package if the check cannot go on. Backends add checks of their own.
         """
-        with closing(self.store(pipeline=OF_NO_PIPELINE, node="doctor")) as store:
-            store.open()
+        with self.opened(pipeline=OF_NO_PIPELINE, node="doctor") as store:
             store.add_sealed(["probe"])
             store.forget_sealed(["probe"])
             store.snapshot()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -226,8 +225,7 @@ def seal_unowned(pipeline: Intake, slots: Sequence[int]) -> list[SealedSlot]:
     if not slots:
         return sealed
     wrong: list[FuploaderError] = []
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         for number in slots:
             try:
                 with owned_for_a_while(pipeline, number, state) as slot:

@@ -7,7 +7,6 @@ back. After a crash in between they are sent twice; none is ever skipped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 
 from fuploader_dagster.dead_letters.letters import DeadLetter, note_requeued
 from fuploader_dagster.disk.header_text import to_text
@@ -36,12 +35,13 @@ def process_again(
             f"pipeline {pipeline.name} has no processor (setting `process`)",
             hint="leave --stage away to send messages back to the queue",
         )
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
-        with owned_for_a_while(pipeline, REQUEUED_SLOT, state, keeps_headers=True) as slot:
-            for letters in batches:
-                _add(letters, slot, pipeline)
-            return slot.seal_divided("requeued")
+    with (
+        pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state,
+        owned_for_a_while(pipeline, REQUEUED_SLOT, state, keeps_headers=True) as slot,
+    ):
+        for letters in batches:
+            _add(letters, slot, pipeline)
+        return slot.seal_divided("requeued")
 
 
 def _add(letters: Sequence[tuple[str, DeadLetter]], slot: SlotOwner, pipeline: Pipeline) -> None:

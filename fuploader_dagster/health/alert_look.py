@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -335,8 +334,7 @@ def _snapshot(pipeline: Pipeline) -> Snapshot:
     settings = pipeline.state.in_a_hurry()
     if not settings.exists():
         return Snapshot()
-    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with settings.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         return state.snapshot()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -68,8 +67,7 @@ def _state_of(pipeline: Pipeline) -> tuple[Snapshot, Wishes]:
     """What the state store knows; one that does not exist yet is not made."""
     if not pipeline.state.exists():
         return Snapshot(), read_here(pipeline.layout)
-    with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        state.open()
+    with pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state:
         return state.snapshot(), known(pipeline.layout, state, changing=False)
 
 

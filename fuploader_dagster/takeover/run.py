@@ -60,8 +60,7 @@ def _redis(pipeline: Pipeline) -> AbstractContextManager[FormerRedis | None]:
 def _register(pipeline: Pipeline, sealed: list[SealedSlot]) -> None:
     """Have the new slots become partitions soon; recovery finds them by itself a little later."""
     try:
-        with closing(pipeline.state.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-            state.open()
+        with pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state:
             state.add_sealed([slot.seal.partition for slot in sealed])
     except FuploaderError as error:
         log.warning("%d adopted slots wait for recovery to register them: %s", len(sealed), error)

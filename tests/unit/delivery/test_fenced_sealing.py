@@ -6,7 +6,7 @@ Two copies of a storage root have the same messages: of each slot, one copy may 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -49,11 +49,8 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-@contextmanager
-def state_of(settings: Pipeline) -> Iterator[StateStore]:
-    with closing(settings.state.store(pipeline=settings.name, node=settings.node)) as state:
-        state.open()
-        yield state
+def state_of(settings: Pipeline) -> AbstractContextManager[StateStore]:
+    return settings.state.opened(pipeline=settings.name, node=settings.node)
 
 
 @contextmanager
