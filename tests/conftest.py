@@ -7,12 +7,18 @@ pytest-randomly shuffles the other files, and the tests within each file. It pri
 hypothesis takes as well, so `make test SEED=n` repeats a run: its order and its examples. How quick
 a machine is decides nothing: no example has a deadline, and what waits, waits for a condition
 (`tests.servers.ports.wait_until`).
+
+A test that its timeout cannot end, because it stands still outside Python, ends its process, which
+prints where each thread is. pytest-xdist says which test that was and goes on with the others.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import random
 import signal
+from collections.abc import Generator
 
 import hypothesis
 import pytest
@@ -53,9 +59,13 @@ _LONG_FIRST = (
 )
 
 
+_STDERR = pytest.StashKey[int]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for the order and the examples, before either plugin makes its own."""
+    config.stash[_STDERR] = os.dup(2)  # during a test, what is written there is captured
     if not config.pluginmanager.hasplugin("randomly"):
         return
     if config.option.randomly_seed == "default":
@@ -64,6 +74,28 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = getattr(config, "workerinput", vars(config.option))["randomly_seed"]
     if seed != "last" and getattr(config.option, "hypothesis_seed", seed) is None:
         config.option.hypothesis_seed = str(seed)
+
+
+def watch(item: pytest.Item) -> None:
+    """From a thread that needs no lock of Python's."""
+    mark = item.get_closest_marker("timeout")
+    seconds = float(mark.args[0] if mark else item.config.getini("timeout"))
+    stderr = item.config.stash[_STDERR]
+    faulthandler.dump_traceback_later(1.2 * seconds, exit=True, file=stderr)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    watch(item)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    watch(item)  # pytest ends it when a test fails
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

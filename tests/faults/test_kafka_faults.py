@@ -140,7 +140,6 @@ def leading(settings: Kafka) -> Iterator[None]:
     def take_part() -> None:
         while not over.is_set():
             member.poll(0.1)
-        member.close()
 
     thread = threading.Thread(target=take_part)
     thread.start()

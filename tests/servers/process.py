@@ -121,8 +121,16 @@ def children_of(pid: int | Literal["self"]) -> set[int]:
 
 def thread_states(pid: int) -> set[str]:
     """The states of its threads, as letters of /proc/PID/stat."""
-    found: set[str] = set()
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+    return {stat.rpartition(")")[2].split()[0] for stat in _of_threads(pid, "stat")}
+
+
+def thread_names(pid: int) -> list[str]:
+    return [name.rstrip("\n") for name in _of_threads(pid, "comm")]
+
+
+def _of_threads(pid: int, name: str) -> list[str]:
+    found: list[str] = []
+    for file in Path(f"/proc/{pid}/task").glob(f"*/{name}"):
         with suppress(FileNotFoundError, ProcessLookupError):  # that thread ended in this moment
-            found.add(stat.read_text().rpartition(")")[2].split()[0])
+            found.append(file.read_text())
     return found

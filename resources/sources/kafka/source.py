@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ _FIRST_COUNT = 32
 _FETCHED_AHEAD_KIB = 8 << 10
 _FETCH_BYTES = 4 << 20
 _GOODBYE_SECONDS = 1.0
+_GOODBYE_MESSAGES, _GOODBYE_POLL_SECONDS = 10_000, 0.02
 _MOST_SURPLUS = 32
 """Before partitions are paused: what was fetched ahead is fetched again after a pause."""
 _REBALANCE_POLL_SECONDS = 0.1
@@ -78,6 +79,8 @@ class KafkaSource(MessageSource):
         self._prefetch = self._most_in_hand = prefetch
         self._member = ""
         self._consumer: Any = None
+        self._let_in = threading.Event()
+        """The group has given this member its partitions, or none, for the first time."""
         self._troubles = Troubles(settings)
         self._topics: dict[str, Topic] = {}
         self._held: dict[Place, Held] = {}
@@ -103,10 +106,15 @@ class KafkaSource(MessageSource):
             cluster.close()
             self._troubles = Troubles(settings)
             consumer = library().Consumer(self._configuration())
-            self._consumer = consumer
+            self._consumer, self._let_in = consumer, (let_in := threading.Event())
+
+            def on_assign(consumer: Any, partitions: list[Any]) -> None:
+                let_in.set()
+                self._on_assign(consumer, partitions)
+
             consumer.subscribe(
                 list(settings.topic),
-                on_assign=self._on_assign,
+                on_assign=on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
             )
@@ -163,8 +171,12 @@ class KafkaSource(MessageSource):
         if consumer is None:
             return
         leaving = threading.Thread(
-            target=self._leave, args=(consumer, settled), name="leaving Kafka", daemon=True
+            target=self._leave,
+            args=(consumer, settled, self._let_in),
+            name="leaving Kafka",
+            daemon=True,
         )
+        del consumer  # the thread has the last reference
         leaving.start()
         leaving.join(_GOODBYE_SECONDS)
 
@@ -203,9 +215,13 @@ class KafkaSource(MessageSource):
             fetch_queue_backoff_ms=50,  # also how long a resumed partition may wait
         )
         chosen["error_cb"] = self._troubles
-        if settings.static_members and self._member:
+        if self._is_static:
             chosen["group.instance.id"] = self._member
         return chosen
+
+    @property
+    def _is_static(self) -> bool:
+        return self._settings.static_members and bool(self._member)
 
     def _opened(self) -> Any:
         if self._consumer is None:
@@ -470,8 +486,15 @@ class KafkaSource(MessageSource):
         if self._paused:
             consumer.pause(again_there)
 
-    def _leave(self, consumer: Any, settled: Mapping[Held, int]) -> None:
-        """In a thread of its own: brokers that hang must not hold up a worker that leaves."""
+    def _leave(self, consumer: Any, settled: Mapping[Held, int], let_in: threading.Event) -> None:
+        """In a thread of its own: brokers that hang must not hold up a worker that leaves.
+
+        The library's `close` is not called. It serves rebalances that were not polled for, and may
+        wait for ever within one, with Python's lock in its hand: the process stands still
+        (librdkafka's issue 4041). Here they are served before; then the client ends, because its
+        last reference goes with this thread. That says no goodbye, so it is said before, but by
+        members that are static: they keep their partitions until they are back.
+        """
         kafka = library()
         with suppress(kafka.KafkaException, RuntimeError):
             if settled:
@@ -480,8 +503,18 @@ class KafkaSource(MessageSource):
                     for held, offset in settled.items()
                 ]
                 consumer.commit(offsets=offsets, asynchronous=False)
+        stays, deadline = self._is_static, time.monotonic() + _GOODBYE_SECONDS
+
+        def serve_while(more: Callable[[], Any]) -> None:
+            while consumer.consume(_GOODBYE_MESSAGES, _GOODBYE_POLL_SECONDS) or more():
+                if time.monotonic() > deadline:
+                    break
+
         with suppress(kafka.KafkaException, RuntimeError):
-            consumer.close()
+            serve_while(lambda: not (stays or let_in.is_set()))  # who is just joining cannot leave
+            if not stays:
+                consumer.unsubscribe()
+                serve_while(consumer.assignment)
 
     @contextmanager
     def _giving_up(self, tried: str) -> Iterator[None]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from fuploader_dagster.contracts.source import MessageSource
 from fuploader_dagster.resources.sources.kafka.settings import Kafka
-from fuploader_dagster.resources.sources.kafka.source import KafkaSource
 from tests.contract.sources.kafka_topics import Opened, Topic
 from tests.servers.kafka import KafkaServer
 from tests.servers.ports import wait_until
@@ -23,19 +21,6 @@ def topic(noida_server: KafkaServer) -> Topic:
 @pytest.fixture
 def four(noida_server: KafkaServer) -> Topic:
     return Topic(noida_server, partitions=4)
-
-
-def noted_answers(source: KafkaSource) -> list[list[Any]]:
-    """Fills with the partitions of each assignment; before it is opened."""
-    answers: list[list[Any]] = []
-    assign = source._on_assign
-
-    def on_assign(consumer: Any, partitions: list[Any]) -> None:
-        assign(consumer, partitions)
-        answers.append(partitions)
-
-    source._on_assign = on_assign  # type: ignore[method-assign]
-    return answers
 
 
 @pytest.fixture
@@ -53,13 +38,12 @@ def kafka_opened() -> Iterator[Opened]:
         """
         source = settings.source(prefetch=prefetch)
         made.append(source)
-        answers = noted_answers(source)
         if name:
             source.named(name)
         source.open()
         if let_in:
             wait_until(
-                lambda: not source.receive(0, 0.1) and bool(answers),
+                lambda: not source.receive(0, 0.1) and source._let_in.is_set(),
                 seconds=60,
                 what="a new member of the group",
                 diagnose=lambda: "it has no answer",

@@ -270,7 +270,6 @@ def test_doctor_says_what_waits_and_what_is_not_safe(four: Topic, kafka_opened: 
         return "other members" in checks and "of-somebody-else" in checks["other members"].found
 
     ends(is_seen, lambda: "")
-    foreign.close()
 
 
 @pytest.mark.parametrize(
