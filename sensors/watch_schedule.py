@@ -190,7 +190,8 @@ def metadata_of(pipeline: Pipeline, seen: Look) -> dict[str, Any]:
     }
     if last:
         found["last_upload"] = moment(last)
-    trouble = "; ".join(filter(None, (figures.queue.trouble, figures.state_trouble)))
+    troubles = (figures.queue.trouble, str(figures.state_trouble or ""))
+    trouble = "; ".join(filter(None, troubles))
     if trouble:
         found["trouble"] = in_a_line(trouble)
     if any(one.problem for one in figures.workers):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 from fuploader_dagster.cli import console
+from fuploader_dagster.cli.exit_codes import exit_code_of
 from fuploader_dagster.cli.words import counted, size
 from fuploader_dagster.contracts.source import Depth
+from fuploader_dagster.health.judging import look as look_at
 from fuploader_dagster.health.status import status_of
 from fuploader_dagster.intake.disk_space import DiskSpace
 
@@ -20,12 +24,16 @@ def status(
     as_json: console.JsonOption = False,
 ) -> None:
     """Show what the pipelines are doing, and what waits or failed."""
-    found = [status_of(pipeline) for pipeline in console.chosen_pipelines(config, pipeline_name)]
+    seen = [(one, look_at(one)) for one in console.chosen_pipelines(config, pipeline_name)]
+    found = [status_of(*one) for one in seen]
     if as_json:
         console.print_json(found)
-        return
-    for one in found:
-        _print_status(one)
+    else:
+        for one in found:
+            _print_status(one)
+    troubles = [trouble for _, look in seen if (trouble := look.figures.state_trouble)]
+    if troubles:
+        raise typer.Exit(exit_code_of(troubles[0]))
 
 
 def _print_queue(found: dict[str, Any]) -> None:
@@ -56,13 +64,25 @@ def _print_judgements(judgements: Sequence[dict[str, Any]]) -> None:
             console.say(f"{one['check']}: {one['found']}. What to do: {one['hint']}")
 
 
-def _print_status(found: dict[str, Any]) -> None:
+def _print_counts(found: dict[str, Any]) -> None:
+    trouble = found["state"]["trouble"]
+    counts = (
+        "nobody can say how many messages were stored"
+        if trouble
+        else f"{counted(found['stored_messages'], 'message')} stored, "
+        f"{counted(found['duplicates'], 'duplicate')}, "
+        f"{counted(found['dead_letters'], 'dead letter')}"
+    )
     console.say(
-        f"{found['pipeline']} on {found['node']}: {counted(found['stored_messages'], 'message')} "
-        f"stored, {counted(found['duplicates'], 'duplicate')}, "
-        f"{counted(found['dead_letters'], 'dead letter')}, {counted(found['sealed'], 'slot')} "
+        f"{found['pipeline']} on {found['node']}: {counts}, {counted(found['sealed'], 'slot')} "
         f"sealed and not yet in the object store"
     )
+    if trouble:
+        console.say(f"the state store cannot be asked: {trouble}")
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    _print_counts(found)
     _print_judgements(found["judgements"])
     for part in found["parts"].values():
         if part["sentence"]:

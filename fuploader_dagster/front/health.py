@@ -126,7 +126,7 @@ class _Look:
     def _troubles(self, figures: Figures) -> list[str]:
         found = {
             "queue": figures.queue.trouble,
-            "state store": figures.state_trouble,
+            "state store": str(figures.state_trouble or ""),
             "disk": shortage(figures.space, self._pipeline, paused=False),
             "object store": self._ask_store(self._pipeline),
         }

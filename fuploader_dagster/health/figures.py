@@ -66,7 +66,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     snapshot: Snapshot | None
     """What the state store knows: totals since it was empty, and what is in active slots."""
-    state_trouble: str
+    state_trouble: FuploaderError | None
 
     sealed_slots: int
     """On the disk, without a confirmed archive."""
@@ -210,16 +210,16 @@ def disk_days_left(before: Reading, now: Reading, reserved_bytes: int) -> float 
     return max(0, now.free_bytes - reserved_bytes) * seconds / filled / _DAY_SECONDS
 
 
-def _ask_state(pipeline: Pipeline) -> tuple[Snapshot | None, str, Wishes]:
+def _ask_state(pipeline: Pipeline) -> tuple[Snapshot | None, FuploaderError | None, Wishes]:
     settings = pipeline.state.in_a_hurry()
     if not settings.exists():
-        return Snapshot(), "", read_here(pipeline.layout)
+        return Snapshot(), None, read_here(pipeline.layout)
     with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
         try:
             state.open()
-            return state.snapshot(), "", known(pipeline.layout, state, changing=False)
+            return state.snapshot(), None, known(pipeline.layout, state, changing=False)
         except FuploaderError as error:
-            return None, str(error), read_here(pipeline.layout)
+            return None, error, read_here(pipeline.layout)
 
 
 _backlogs: dict[Path, Unshipped] = {}

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from fuploader_dagster.contracts.notifier import NotifierSettings
-from fuploader_dagster.contracts.state import Snapshot
-from fuploader_dagster.control.wishes import PARTS, Part, Wishes, known, read_here
+from fuploader_dagster.control.wishes import PARTS, Part, Wishes
 from fuploader_dagster.dead_letters.counts import counts_path, read_worker_counts
 from fuploader_dagster.dead_letters.letters import PROCESSING_WRITER
 from fuploader_dagster.delivery.failures import all_failures
@@ -22,35 +21,41 @@ from fuploader_dagster.delivery.sink_notes import SinkNotes, all_sinks
 from fuploader_dagster.disk.layout import Layout, PartitionKey
 from fuploader_dagster.disk.temporaries import is_held
 from fuploader_dagster.health.figures import Queue
-from fuploader_dagster.health.judging import Judgement, judge, look
-from fuploader_dagster.intake.disk_space import Unshipped, existing_part, space_of
-from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
+from fuploader_dagster.health.judging import Judgement, Look, judge, look
+from fuploader_dagster.intake.worker_status import WorkerStatus
 from fuploader_dagster.settings.pipeline import Pipeline
 from fuploader_dagster.slots.sealing import sealed_partitions
 
 
-def status_of(pipeline: Pipeline) -> dict[str, Any]:
-    """What `fuploader status --json` prints of a pipeline; msgspec encodes it. Makes no file."""
+def status_of(pipeline: Pipeline, seen: Look | None = None) -> dict[str, Any]:
+    """What `fuploader status --json` prints of a pipeline; msgspec encodes it. Makes no file.
+
+    A queue or state store that does not answer is named, and hides nothing else.
+    """
     layout = pipeline.layout
-    snapshot, wishes = _state_of(pipeline)
+    seen = seen or look(pipeline)
     mended, others = damaged_aside(layout)
-    workers = read_statuses(layout)
-    seen = look(pipeline)
+    figures, snapshot = seen.figures, seen.figures.snapshot
+    wishes, workers = figures.wishes, figures.workers
     return {
         "pipeline": pipeline.name,
         "node": pipeline.node,
         "workers": workers,
         "parts": {part: part_status(part, wishes, workers, layout) for part in PARTS},
         "judgements": [_judgement(one) for one in judge(pipeline, seen)],
-        "queue": _queue_status(pipeline, seen.figures.queue),
-        "slots": list(snapshot.slots),
+        "queue": _queue_status(pipeline, figures.queue),
+        "state": {
+            "state": pipeline.state.describe(),
+            "trouble": str(figures.state_trouble or ""),
+        },
+        "slots": list(snapshot.slots) if snapshot else None,
         "sealed": len(sealed_partitions(layout)),
         "processed": len(layout.processed_numbers()),
         "redos": layout.redos(),
-        "room": space_of(existing_part(layout.root), Unshipped(layout).bytes()),
-        "stored_messages": snapshot.stored_messages,
-        "duplicates": snapshot.duplicates,
-        "dead_letters": snapshot.dead_letters,
+        "room": figures.space,
+        "stored_messages": snapshot and snapshot.stored_messages,
+        "duplicates": snapshot and snapshot.duplicates,
+        "dead_letters": snapshot and snapshot.dead_letters,
         "failed_items": read_worker_counts(counts_path(layout, PROCESSING_WRITER)).total,
         "processor_trouble": str(processor_trouble_of(pipeline) or ""),
         "sinks": [_sink_status(notes, pipeline) for notes in all_sinks(pipeline)],
@@ -61,14 +66,6 @@ def status_of(pipeline: Pipeline) -> dict[str, Any]:
         ],
         "set_aside": [str(path) for path in others],
     }
-
-
-def _state_of(pipeline: Pipeline) -> tuple[Snapshot, Wishes]:
-    """What the state store knows; one that does not exist yet is not made."""
-    if not pipeline.state.exists():
-        return Snapshot(), read_here(pipeline.layout)
-    with pipeline.state.opened(pipeline=pipeline.name, node=pipeline.node) as state:
-        return state.snapshot(), known(pipeline.layout, state, changing=False)
 
 
 def part_status(
@@ -113,7 +110,7 @@ def _notices_status(settings: NotifierSettings, files: NoticeFiles) -> dict[str,
 
 
 def _queue_status(pipeline: Pipeline, queue: Queue) -> dict[str, Any]:
-    """What waits in the queue. A queue that does not answer is named, and the rest still shown."""
+    """What waits in the queue."""
     return {
         "queue": pipeline.source.describe(),
         "depth": queue.depth,

@@ -22,7 +22,7 @@ from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from fuploader_dagster.resources.sources.rabbitmq.source import RabbitMQ
 from tests.servers.queue_fixtures import waiting
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.settings import archived_files, archives_in, embedded_parts
+from tests.settings import archived_files, archives_in, embedded_parts, pipeline, sealed
 
 FUPLOADER = Path(sys.executable).with_name("fuploader")
 
@@ -185,6 +185,23 @@ def test_a_queue_that_does_not_answer_is_exit_code_3_without_the_password(tmp_pa
     assert answer.returncode == 3
     assert "127.0.0.1:1" in answer.stderr
     assert "hidden" not in answer.stderr
+
+
+def test_a_state_store_that_does_not_answer_hides_nothing_else_in_status(tmp_path: Path) -> None:
+    """Nor its password; what it alone knows is null."""
+    configure(tmp_path, state={"kind": "redis", "url": "redis://:hidden@127.0.0.1:1/0"})
+    sealed(pipeline(tmp_path), {"a": b"1", "b": b"2"})
+    answer = fuploader(tmp_path, "status")
+    assert answer.returncode == 3, answer.stderr
+    assert "nobody can say how many messages were stored, 1 slot sealed" in answer.stdout
+    assert "the state store cannot be asked: " in answer.stdout
+    assert "no worker runs on this node" in answer.stdout
+    as_json = fuploader(tmp_path, "status", "--json")
+    assert as_json.returncode == 3
+    (found,) = json.loads(as_json.stdout)
+    assert (found["stored_messages"], found["slots"], found["sealed"]) == (None, None, 1)
+    assert "127.0.0.1:1" in found["state"]["trouble"]
+    assert "hidden" not in answer.stdout + answer.stderr + as_json.stdout
 
 
 def test_dead_letters_are_listed_shown_exported_and_sent_back(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fuploader_dagster.delivery.store_trouble import (
     note_refusal,
     note_trouble,
 )
+from fuploader_dagster.errors import StateUnavailable
 from fuploader_dagster.health import doctor
 from fuploader_dagster.health.figures import Queue
 from fuploader_dagster.health.judging import Judgement, Look, judge, look
@@ -206,7 +207,7 @@ def test_what_only_the_state_store_knows_does_not_pass_while_it_does_not_answer(
     settings = embedded(tmp_path)
     seen = with_workers(look(settings, Queue(Depth(7))), [draining(2.0**40)])
     unknown = msgspec.structs.replace(
-        seen.figures, snapshot=None, state_trouble="connection to redis refused"
+        seen.figures, snapshot=None, state_trouble=StateUnavailable("no redis")
     )
     for checked in ("keeping_up", "nothing_lost"):
         assert of(settings, seen, checked).passed
