@@ -17,7 +17,7 @@ their own. They wait at most `LONGEST_WAIT_SECONDS`, so a run that hangs holds n
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from fuploader_dagster.disk.place import machine
 from fuploader_dagster.errors import FuploaderError
 from fuploader_dagster.intake.leftovers import refuse_leftovers
 from fuploader_dagster.intake.supervisor import supervisor_for
-from fuploader_dagster.intake.worker_status import read_statuses
+from fuploader_dagster.intake.worker_status import WorkerStatus, read_statuses
 from fuploader_dagster.sensors.busy_runs import named
 from fuploader_dagster.sensors.default_status import sensor_status
 from fuploader_dagster.sensors.dry_runs import SAID, is_dry_run
@@ -68,6 +68,7 @@ IN_TROUBLE = "in trouble: "
 _FIGURES = re.compile(r"[0-9][0-9.,:]*")
 _failed_last: dict[Path, tuple[str, float]] = {}
 """By pipeline: what a tick of this process last failed with, and when."""
+_MOST_SHARES = 8
 _SENSOR_TAG = "dagster/sensor_name"
 _Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -303,13 +304,23 @@ def _summary(last: _Cursor, snapshot: Snapshot, layout: Layout, now: float) -> s
         f"{snapshot.stored_messages:,} stored, {counted(snapshot.duplicates, 'duplicate')}, "
         f"{counted(snapshot.dead_letters, 'dead letter')} in total"
     )
+    workers = read_statuses(layout)
+    summary += _shares(workers)
     new_dead = snapshot.dead_letters - last.dead_letters
     if new_dead > 0 and last.at:
-        reasons = [s.last_dead_reason for s in read_statuses(layout) if s.last_dead_reason]
+        reasons = [one.last_dead_reason for one in workers if one.last_dead_reason]
         because = f", the last one because {in_a_line(reasons[-1])}" if reasons else ""
         became = counted(new_dead, "message became a dead letter", "messages became dead letters")
         return f"{became} since the last tick{because}; {summary}"
     return summary
+
+
+def _shares(workers: Sequence[WorkerStatus]) -> str:
+    """Who reads what, where the queue gives each worker a part of it."""
+    told = [f"worker {one.worker} reads {in_a_line(one.reads)}" for one in workers if one.reads]
+    if len(told) > _MOST_SHARES:
+        told = [*told[:_MOST_SHARES], f"and {len(told) - _MOST_SHARES:,} more"]
+    return "".join(f"; {one}" for one in told)
 
 
 def _sealed_event(names: Names, layout: Layout, key: str) -> dg.AssetMaterialization:

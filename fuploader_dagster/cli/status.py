@@ -109,13 +109,19 @@ def _print_status(found: dict[str, Any]) -> None:
         f"{size(space.unshipped_bytes)} are not in the object store yet; the disk has "
         f"{size(space.free_bytes)}{inodes} free"
     )
+    shared = any(one.reads for one in found["workers"])
     console.show_table(
-        ("worker", "pid", "doing", "messages/s", "messages", "problem"),
+        (
+            *("worker", "pid", "doing"),
+            *(["reads"] if shared else []),
+            *("messages/s", "messages", "problem"),
+        ),
         (
             (
                 f"{one.worker}",
                 f"{one.pid}",
                 one.doing,
+                *([one.reads] if shared else []),
                 f"{one.messages_per_second:,.0f}",
                 f"{one.messages:,}",
                 one.problem,

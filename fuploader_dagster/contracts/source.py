@@ -143,6 +143,11 @@ class MessageSource(ABC):
         `{"base64": ...}`.
         """
 
+    def reads(self) -> str:
+        """What of the queue this worker reads, where the queue gives each worker a part of it:
+        `orders[0-2], orders[5]`. Empty, the default: whatever the queue hands out."""
+        return ""
+
     def position_of(self, message: Message) -> Position | None:
         """Where a message is that is not settled yet. None, the default: the queue has no numbers
         that stay with a message, or nobody knows this one's.

@@ -368,6 +368,7 @@ class Drain:
         if now - self._housekeeping_at < HOUSEKEEPING_SECONDS:
             return
         self._housekeeping_at = now
+        self.status.reads = self._in_hand.source.reads()
         self.report.write()
         self._log_dead_letters(now)
         requested_at = self._seal_request()

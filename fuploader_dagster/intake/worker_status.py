@@ -49,6 +49,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     updated_monotonic: float = 0.0
     """The same moment in `time.monotonic`, which all processes of a machine share and which never
     goes back."""
+    reads: str = ""
+    """What of the queue it reads, where the queue gives each worker a part of it."""
     problem: str = ""
     problem_since: float = 0.0
     messages: int = 0

@@ -294,6 +294,27 @@ def test_a_tick_says_what_goes_on(ticking: Any) -> None:
     assert not str(said.skip_message).startswith("0 messages/s")
 
 
+def test_a_tick_says_which_worker_reads_what_where_the_queue_gives_each_a_part(
+    ticking: Any,
+) -> None:
+    one: Ticking = ticking(drain_by="command")
+    workers = [StatusReport(one.settings.layout, number) for number in range(10)]
+    workers[0].status.reads = "orders[0-2]"
+    for worker in workers:
+        worker.write(now=True)
+    said = str(one.tick().skip_reason)
+    assert "in total; worker 0 reads orders[0-2]" in said
+    assert "worker 1" not in said  # of which nothing is known
+    for worker in workers:  # a rebalance
+        worker.status.reads = f"orders[{worker.status.worker}]"
+        worker.write(now=True)
+    said = str(one.tick().skip_reason)
+    assert "in total; worker 0 reads orders[0]; worker 1 reads orders[1]; " in said
+    assert "worker 7 reads orders[7]; and 2 more" in said
+    for worker in workers:
+        worker.remove()
+
+
 def test_a_tick_says_that_messages_became_dead_letters_and_why(ticking: Any) -> None:
     one: Ticking = ticking()
     one.tick()

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from fuploader_dagster.contracts.source import Position
@@ -99,6 +100,20 @@ def read_note(metadata: str | None) -> Note:
     if len(parts) != 4 or parts[0] not in (_FORMAT, _FORMER_FORMAT) or not parts[2].isdecimal():
         return Note()
     return Note("" if parts[1] == "-" else parts[1], int(parts[2]), parts[3])
+
+
+def in_ranges(places: Iterable[tuple[str, int]]) -> str:
+    """Partitions in words, those that follow one another as one: `a[0-2], a[5], b[1]`."""
+    ranges: list[tuple[str, int, int]] = []
+    for topic, number in sorted(places):
+        if ranges and ranges[-1][0] == topic and ranges[-1][2] == number - 1:
+            ranges[-1] = (topic, ranges[-1][1], number)
+        else:
+            ranges.append((topic, number, number))
+    return ", ".join(
+        f"{topic}[{first}]" if first == last else f"{topic}[{first}-{last}]"
+        for topic, first, last in ranges
+    )
 
 
 def doubtful_after(note: Note, prefetch: int) -> int:

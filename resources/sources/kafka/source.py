@@ -37,6 +37,7 @@ from fuploader_dagster.resources.sources.kafka.assignment import (
     InHand,
     Note,
     doubtful_after,
+    in_ranges,
     read_note,
     say_created_again,
     say_out_of_range,
@@ -179,6 +180,9 @@ class KafkaSource(MessageSource):
         del consumer  # the thread has the last reference
         leaving.start()
         leaving.join(_GOODBYE_SECONDS)
+
+    def reads(self) -> str:
+        return in_ranges(self._held)
 
     def describe(self, message: Message) -> dict[str, Any]:
         return described(message)

@@ -13,6 +13,7 @@ from fuploader_dagster.contracts.source import Message, MessageSource, Position
 from fuploader_dagster.errors import SourceRefused, SourceUnavailable
 from fuploader_dagster.resources.sources.kafka.assignment import (
     Note,
+    in_ranges,
     read_note,
     was_created_again,
 )
@@ -25,6 +26,12 @@ from tests.contract.sources.kafka_topics import (
 )
 from tests.servers.kafka import admin
 from tests.servers.ports import wait_until
+
+
+def test_partitions_are_named_in_ranges() -> None:
+    places = [("b", 1), ("a", 5), ("a", 2), ("a", 0), ("a", 1), ("b", 0)]
+    assert in_ranges(places) == "a[0-2], a[5], b[0-1]"
+    assert in_ranges([]) == ""
 
 
 def test_tombstones_that_are_passed_over_are_settled_too(
@@ -69,6 +76,7 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
     bodies = four.fill(20)
     one = kafka_opened(four.settings())
     in_hand = collect(one, 80)
+    assert one.reads() == f"{four.name}[0-3]"
     settle(one, in_hand[:8])
     settled = sum(four.committed())
     assert settled == 8
@@ -82,6 +90,8 @@ def test_partitions_that_go_to_another_worker_are_not_settled_and_come_again_mar
 
     ends(rebalanced, lambda: caplog.text)
     assert "come again there, marked" in caplog.text
+    assert two.reads() == in_ranges((four.name, place) for place in places_of(others))
+    assert one.reads() == in_ranges({(four.name, place) for place in range(4)} - set(two._held))
     others += collect(
         two, sum(20 - four.committed()[place] for place in places_of(others)) - len(others)
     )

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from fuploader_dagster import Depth, MessagePublisher, PartDepth, SourceSettings
-from fuploader_dagster.cli.status import _print_queue
+from fuploader_dagster.cli.status import _print_queue, _print_status
 from fuploader_dagster.health.status import status_of
+from fuploader_dagster.intake.worker_status import StatusReport
 from fuploader_dagster.resources.sources.embedded.source import EmbeddedQueue
 from tests.settings import pipeline
 
@@ -65,3 +66,20 @@ def test_parts_of_a_queue_are_shown_with_their_lag(
     assert "topic orders: 1,207 messages wait, 40 in hand" in printed
     (line,) = (line for line in printed.splitlines() if "orders/0" in line)
     assert [word for word in line.split() if word[0].isdigit()] == ["1,200", "5,000", "6,200"]
+
+
+def test_what_each_worker_reads_is_a_column_where_the_queue_gives_them_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = pipeline(tmp_path)
+    worker = StatusReport(settings.layout, 0)
+    worker.write(now=True)
+    _print_status(status_of(settings))
+    assert "reads" not in capsys.readouterr().out
+    worker.status.reads = "orders[0-2]"
+    worker.write(now=True)
+    _print_status(status_of(settings))
+    printed = capsys.readouterr().out
+    assert "reads" in printed
+    assert "orders[0-2]" in printed
+    worker.remove()
