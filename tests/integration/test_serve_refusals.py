@@ -11,6 +11,7 @@ import pytest
 from tests.servers.ports import wait_until
 from tests.servers.queue_fixtures import channel
 from tests.servers.rabbitmq import RabbitMQServer
+from tests.servers.redis import RedisServer
 from tests.serving import Server, serving
 
 SLOW = """
@@ -48,6 +49,22 @@ def test_a_queue_that_refuses_us_is_503_with_what_to_do_until_somebody_did_it(
             what="the queue",
             diagnose=server.log.read_text,
         )
+
+
+def test_a_state_store_that_refuses_us_is_said_and_holds_up_neither_messages_nor_a_pause(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    state = {"kind": "redis", "url": redis_server.url_of("default", "wrong-and-secret")}
+    with serving(tmp_path, state=state) as server:
+        assert server.publish_json({"rec_id": "a"}).status_code == 202
+        ready = server.ask("GET", "/health/ready")
+        assert ready.status_code == 503
+        (found,) = ready.json()["pipelines"]
+        assert any(one.startswith("state store: ") for one in found["troubles"])
+        paused = server.ask("POST", "/docs/pause?reason=x")  # obeyed on this node
+        assert paused.json()["now"]["intake"]["paused"], paused.text
+        assert "check user and password" in paused.json()["trouble"]
+        assert "secret" not in paused.text + ready.text + server.log.read_text()
 
 
 def test_server_processes_that_start_slowly_are_waited_for(tmp_path: Path) -> None:
