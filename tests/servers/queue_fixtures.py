@@ -15,7 +15,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.servers.redis import RedisServer
+from tests.servers.redis import DURABLE, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServe
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A running Redis of this test session."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"), *DURABLE)
     try:
         server.start()
         yield server

@@ -33,7 +33,7 @@ from tests.contract.sinks.broken_attempts import (
 )
 from tests.contract.sinks.cutting_proxy import CuttingProxy, Kind
 from tests.servers.ports import LOOPBACK
-from tests.servers.redis import RedisServer, redis_configured
+from tests.servers.redis import DURABLE, RedisServer, redis_configured
 
 FAULTS = int(os.environ.get("FAULTS", "60"))
 KINDS: Sequence[Kind] = ("request lost", "answer lost", "server killed")
@@ -47,7 +47,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_configured(tmp_path / "redis") as running:
+    with redis_configured(tmp_path / "redis", *DURABLE) as running:
         yield running
 
 
