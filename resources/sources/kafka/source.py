@@ -493,11 +493,11 @@ class KafkaSource(MessageSource):
     def _leave(self, consumer: Any, settled: Mapping[Held, int], let_in: threading.Event) -> None:
         """In a thread of its own: brokers that hang must not hold up a worker that leaves.
 
-        The library's `close` is not called. It serves rebalances that were not polled for, and may
-        wait for ever within one, with Python's lock in its hand: the process stands still
-        (librdkafka's issue 4041). Here they are served before; then the client ends, because its
-        last reference goes with this thread. That says no goodbye, so it is said before, but by
-        members that are static: they keep their partitions until they are back.
+        The library's `close` is not called: it serves rebalances that were not polled for, and may
+        wait for ever within one, with Python's lock in its hand, so that the process stands still
+        (docs/decisions/0024). Here they are served before; then the client ends, because its last
+        reference goes with this thread. That says no goodbye, so it is said before, but by members
+        that are static: they keep their partitions until they are back.
         """
         kafka = library()
         with suppress(kafka.KafkaException, RuntimeError):
