@@ -62,10 +62,11 @@ def _watch() -> None:
 
 
 def _cleanup_thread() -> threading.Thread:
-    """The thread, which the server starts after it has loaded the code."""
+    """The thread, which the server starts after it has loaded the code. One that is just being
+    started is listed already, but not alive: it cannot be joined yet."""
     while True:
         for thread in threading.enumerate():
-            if thread.name == THREAD:
+            if thread.name == THREAD and thread.is_alive():
                 return thread
         time.sleep(_LOOK_SECONDS)
 

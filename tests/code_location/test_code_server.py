@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import yaml
 
+from fuploader_dagster.dagster_internals import code_server as watching
 from fuploader_dagster.dagster_internals.code_server import EXIT_CODE, THREAD
 from tests.servers.ports import answers, free_port, wait_until
 from tests.settings import embedded_parts
@@ -108,3 +114,36 @@ def test_one_that_nobody_would_start_again_gets_a_new_thread_and_still_ends_in_o
         )
         server.terminate()
         assert server.wait(SECONDS) == 0
+
+
+def test_a_thread_that_is_just_being_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_start_joinable_thread"  # since Python 3.13
+    name = name if hasattr(threading, name) else "_start_new_thread"
+    start, starting, go_on, over = getattr(threading, name), *(threading.Event() for _ in range(3))
+
+    def start_late(bootstrap: Any, *more: Any, **options: Any) -> Any:
+        if bootstrap.__self__.name == THREAD:
+            starting.set()
+            go_on.wait(SECONDS)
+        return start(bootstrap, *more, **options)
+
+    def sleep(seconds: float) -> None:
+        """What is looked for is not there yet."""
+        go_on.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(threading, name, start_late)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=sleep))
+    thread = threading.Thread(target=over.wait, name=THREAD)
+    starter = threading.Thread(target=thread.start)
+    starter.start()
+    try:
+        assert starting.wait(SECONDS)
+        found = watching._cleanup_thread()
+        assert found is thread
+        assert found.is_alive()
+    finally:
+        go_on.set()
+        starter.join()
+        over.set()
+        thread.join()
