@@ -214,12 +214,11 @@ def _ask_state(pipeline: Pipeline) -> tuple[Snapshot | None, FuploaderError | No
     settings = pipeline.state.in_a_hurry()
     if not settings.exists():
         return Snapshot(), None, read_here(pipeline.layout)
-    with closing(settings.store(pipeline=pipeline.name, node=pipeline.node)) as state:
-        try:
-            state.open()
+    try:
+        with settings.opened(pipeline=pipeline.name, node=pipeline.node) as state:
             return state.snapshot(), None, known(pipeline.layout, state, changing=False)
-        except FuploaderError as error:
-            return None, error, read_here(pipeline.layout)
+    except FuploaderError as error:
+        return None, error, read_here(pipeline.layout)
 
 
 _backlogs: dict[Path, Unshipped] = {}

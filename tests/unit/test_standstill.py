@@ -9,7 +9,6 @@ from pathlib import Path
 
 TESTS = """
 import ctypes
-import threading
 import pytest
 
 @pytest.mark.timeout(5)
@@ -22,17 +21,7 @@ def test_that_stands_still():
 def test_that_does_not():
     pass
 """
-PYTEST = (
-    "-m",
-    "pytest",
-    "-v",
-    "-p",
-    "tests.conftest",
-    "-p",
-    "no:randomly",
-    "-p",
-    "no:cacheprovider",
-)
+PYTEST = ("-m", "pytest", "-v", "-n1", "-ptests.conftest", "-pno:randomly", "-pno:cacheprovider")
 
 
 def test_a_test_that_no_signal_reaches_ends_its_process_and_the_others_go_on(
@@ -43,7 +32,7 @@ def test_a_test_that_no_signal_reaches_ends_its_process_and_the_others_go_on(
     file.write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 300\n")
     done = subprocess.run(
-        [sys.executable, *PYTEST, "-n", "1", f"--rootdir={tmp_path}", str(file)],
+        [sys.executable, *PYTEST, f"--rootdir={tmp_path}", str(file)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(repository)},
         capture_output=True,
@@ -55,4 +44,4 @@ def test_a_test_that_no_signal_reaches_ends_its_process_and_the_others_go_on(
     assert done.returncode == 1, said
     assert "crashed while running 'test_two.py::test_that_stands_still'" in said
     assert "PASSED test_two.py::test_that_does_not" in said
-    assert 'test_two.py", line 11 in test_that_stands_still' in said
+    assert 'test_two.py", line 10 in test_that_stands_still' in said

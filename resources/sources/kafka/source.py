@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ from fuploader_dagster.resources.sources.kafka.connection import (
     explained,
     library,
 )
+from fuploader_dagster.resources.sources.kafka.goodbye import GOODBYE_SECONDS, leave
 from fuploader_dagster.resources.sources.kafka.records import described, message_id_of
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ _BATCH_BYTES = 4 << 20
 _FIRST_COUNT = 32
 _FETCHED_AHEAD_KIB = 8 << 10
 _FETCH_BYTES = 4 << 20
-_GOODBYE_SECONDS = 1.0
-_GOODBYE_MESSAGES, _GOODBYE_POLL_SECONDS = 10_000, 0.02
 _MOST_SURPLUS = 32
 """Before partitions are paused: what was fetched ahead is fetched again after a pause."""
 _REBALANCE_POLL_SECONDS = 0.1
@@ -163,7 +162,7 @@ class KafkaSource(MessageSource):
 
     def close(self) -> None:
         consumer, self._consumer = self._consumer, None
-        settled = {held: offset for held, offset in self._to_commit.items() if held.last}
+        settled = [self._mark(*one) for one in self._to_commit.items() if one[0].last]
         self._in_hand.clear()
         self._surplus.clear()
         self._held.clear()
@@ -172,14 +171,15 @@ class KafkaSource(MessageSource):
         if consumer is None:
             return
         leaving = threading.Thread(
-            target=self._leave,
+            target=leave,
             args=(consumer, settled, self._let_in),
+            kwargs={"stays": self._is_static},
             name="leaving Kafka",
             daemon=True,
         )
         del consumer  # the thread has the last reference
         leaving.start()
-        leaving.join(_GOODBYE_SECONDS)
+        leaving.join(GOODBYE_SECONDS)
 
     def reads(self) -> str:
         return in_ranges(self._held)
@@ -367,12 +367,15 @@ class KafkaSource(MessageSource):
                 raise kafka.KafkaException(one.error)
 
     def _current(self, offsets: Mapping[Held, int]) -> list[Any]:
-        kafka = library()
         return [
-            kafka.TopicPartition(held.topic, held.number, offset, self._note(held))
+            self._mark(held, offset)
             for held, offset in offsets.items()
             if self._held.get(held.place) is held and offset > held.committed
         ]
+
+    def _mark(self, held: Held, offset: int) -> Any:
+        """An offset to commit, for the library."""
+        return library().TopicPartition(held.topic, held.number, offset, self._note(held))
 
     def _note(self, held: Held) -> str:
         known = self._topics.get(held.topic)
@@ -489,36 +492,6 @@ class KafkaSource(MessageSource):
         consumer.incremental_assign(again_there)
         if self._paused:
             consumer.pause(again_there)
-
-    def _leave(self, consumer: Any, settled: Mapping[Held, int], let_in: threading.Event) -> None:
-        """In a thread of its own: brokers that hang must not hold up a worker that leaves.
-
-        The library's `close` is not called: it serves rebalances that were not polled for, and may
-        wait for ever within one, with Python's lock in its hand, so that the process stands still
-        (docs/decisions/0024). Here they are served before; then the client ends, because its last
-        reference goes with this thread. That says no goodbye, so it is said before, but by members
-        that are static: they keep their partitions until they are back.
-        """
-        kafka = library()
-        with suppress(kafka.KafkaException, RuntimeError):
-            if settled:
-                offsets = [
-                    kafka.TopicPartition(held.topic, held.number, offset, self._note(held))
-                    for held, offset in settled.items()
-                ]
-                consumer.commit(offsets=offsets, asynchronous=False)
-        stays, deadline = self._is_static, time.monotonic() + _GOODBYE_SECONDS
-
-        def serve_while(more: Callable[[], Any]) -> None:
-            while consumer.consume(_GOODBYE_MESSAGES, _GOODBYE_POLL_SECONDS) or more():
-                if time.monotonic() > deadline:
-                    break
-
-        with suppress(kafka.KafkaException, RuntimeError):
-            serve_while(lambda: not (stays or let_in.is_set()))  # who is just joining cannot leave
-            if not stays:
-                consumer.unsubscribe()
-                serve_while(consumer.assignment)
 
     @contextmanager
     def _giving_up(self, tried: str) -> Iterator[None]:
